@@ -1,0 +1,52 @@
+"""``rmtools``: prompts, rollout, audit, sample, verify, report. Heavy imports wait until a verb runs."""
+
+import sys
+
+import typer
+from typer.exceptions import Abort, TyperException
+
+from rmtools import __version__
+from rmtools.cli import audit, prompts, report, rollout, sample, verify
+from rmtools.cli.errors import exit_on_user_error
+from rmtools.errors import UserError
+
+SUMMARY = "Train, audit and sample with process reward models that are consistent in the sense of Bellman."
+
+app = typer.Typer(name="rmtools", add_completion=False, pretty_exceptions_enable=False, help=SUMMARY)
+app.command("prompts")(prompts.command)
+app.command("rollout")(rollout.command)
+app.command("audit")(audit.command)
+app.command("sample")(sample.command)
+app.add_typer(verify.app, name="verify")
+app.command("report")(report.command)
+
+
+@app.callback(invoke_without_command=True, help=SUMMARY)
+def start(context: typer.Context, version: bool = typer.Option(False, help="Print the version and exit.")) -> None:
+    """Print the version or, without a verb, the help."""
+    if version:
+        print(__version__)
+    elif context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+def run() -> None:
+    """Run the command line; every error a user can cause is one line and exit code 2."""
+    with exit_on_user_error():
+        try:
+            code = app(standalone_mode=False)
+        except TyperException as error:
+            raise UserError(error.format_message().rstrip("."), f"see `{usage(error)} --help`") from None
+        except Abort:
+            raise KeyboardInterrupt from None
+    sys.exit(code or 0)
+
+
+def usage(error: TyperException) -> str:
+    """Return the verb in which the wrong usage was found."""
+    context = getattr(error, "ctx", None)
+    return context.command_path if context is not None else "rmtools"
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,27 @@
+"""``rmtools prompts``: draw solvable prompts of a task into a JSONL file."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rmtools.cli.options import Horizon, Seed, at_least_one
+
+
+def command(
+    n: Annotated[int, typer.Option("-n", "--count", help="How many prompts.")],
+    out: Annotated[Path, typer.Option(help="JSONL file to write.")],
+    task: Annotated[str, typer.Option(help="Task: crossing.")] = "crossing",
+    horizon: Horizon = None,
+    seed: Seed = 0,
+) -> None:
+    """Draw solvable prompts of a task; says how many drawn ones were unsolvable and left out."""
+    import numpy as np
+
+    from rmtools.data.prompts import write_prompts
+    from rmtools.data.tasks import load_task
+
+    at_least_one(count=n)
+    found, removed = load_task(task, horizon).prompts(n, np.random.default_rng(seed))
+    write_prompts(out, found)
+    print(f"{len(found)} prompts in {out}; {removed} without a solution were drawn and left out")

@@ -1,0 +1,54 @@
+"""``rmtools verify``: the theory's predictions beside measurements."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rmtools.cli.options import Horizon, Model, Out, Seed, TaskName, at_least_one
+
+app = typer.Typer(help="Compare what the theory predicts with what the sampler does.", no_args_is_help=False)
+
+
+@app.callback(invoke_without_command=True)
+def start(context: typer.Context) -> None:
+    """Compare what the theory predicts with what the sampler does."""
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+@app.command("lm")
+def lm(
+    model: Model,
+    policy: Annotated[str | None, typer.Option(help="Policy; default: the one the checkpoint was trained for.")] = None,
+    task: TaskName = None,
+    horizon: Horizon = None,
+    prompts: Annotated[str, typer.Option(help="JSONL file, or how many to draw from the task.")] = "64",
+    n_prompts: Annotated[int, typer.Option(help="Prompts to measure.")] = 8,
+    runs: Annotated[int, typer.Option(help="Independent runs a prompt.")] = 400,
+    max_particles: Annotated[int, typer.Option(help="Pass over prompts that need more.")] = 2048,
+    out: Out = Path("verify"),
+    seed: Seed = 0,
+) -> None:
+    """Measure N Var(Z-hat) / Z^2 over repeated runs and compare it with the sigma^2 predicted."""
+    import numpy as np
+
+    from rmtools.cli.progress import progress
+    from rmtools.data.prompts import prompts_from
+    from rmtools.data.tasks import load_task
+    from rmtools.files import claim_folder, write_json
+    from rmtools.lm.checkpoint import load_value_model
+    from rmtools.lm.policy import load_policy
+    from rmtools.verify.scaling import verify_lm
+
+    at_least_one(n_prompts=n_prompts, runs=runs, max_particles=max_particles)
+    value, checkpoint = load_value_model(model)
+    source = load_policy(policy or checkpoint.policy, checkpoint.steps, checkpoint.temperature)
+    chosen = load_task(task or checkpoint.task, horizon or checkpoint.horizon)
+    rng = np.random.default_rng(seed)
+    found, _ = prompts_from(prompts, chosen, rng)
+    claim_folder(out, "verify.json")
+    with progress(f"verifying {n_prompts} prompts, {runs} runs each", n_prompts) as tick:
+        result = verify_lm(source, value, chosen, found, n_prompts, runs, rng, max_particles, tick)
+    write_json(out / "verify.json", result.to_dict())
+    print(result)

@@ -1,0 +1,340 @@
+"""Intervals that resample clusters, and how a result with intervals becomes JSON.
+
+Prefixes of one prompt are dependent, so an interval of a population figure resamples prompts, never prefixes
+(docs/equations.md section 6). The interval is the studentised cluster bootstrap: with 30 to 200 skewed
+clusters a nominal 95% interval covered .92 to .95 where percentile and BCa intervals covered .86 to .94.
+
+>>> import numpy as np
+>>> rng = np.random.default_rng(1)
+>>> error, prompt = rng.exponential(size=400), np.repeat(np.arange(100), 4)
+>>> sums = cluster_sums(np.stack([error, np.ones(400)], axis=1), prompt)
+>>> mean = cluster_bootstrap(sums, lambda m: m[:, 0] / m[:, 1], rng)
+>>> mean.low < 1 < mean.high, 0.05 < mean.half_width < 0.2
+(True, True)
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Self
+
+import numpy as np
+
+from rmtools.errors import UserError
+
+Statistic = Callable[[np.ndarray], np.ndarray]
+
+# A resample that repeats one cluster has a standard error near zero and would make the interval endless.
+# Bounding it from below at this share of the sample's own leaves the coverage of 30 skewed clusters at .92.
+SE_FLOOR = 0.35
+_CHUNK = 2_000_000
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate and its confidence interval.
+
+    Attributes
+    ----------
+    estimate : float
+        NaN where it does not exist (`to_dict` writes None).
+    low, high : float or None
+        None where that end is not available: fewer than two clusters, or a statistic undefined on the sample.
+    """
+
+    estimate: float
+    low: float | None
+    high: float | None
+
+    @property
+    def half_width(self) -> float | None:
+        """Half of high - low; None where an end is not available."""
+        return None if self.low is None or self.high is None else (self.high - self.low) / 2
+
+    def contains(self, value: float) -> bool:
+        """Whether `value` lies in the interval; an end that is not available excludes nothing."""
+        return (self.low is None or self.low <= value) and (self.high is None or value <= self.high)
+
+    def map(self, function: Callable[[float], float]) -> "Interval":
+        """Apply a nondecreasing function to the estimate and both ends."""
+        low, high = (None if end is None else float(function(end)) for end in (self.low, self.high))
+        return Interval(float(function(self.estimate)), low, high)
+
+    def to_dict(self) -> dict[str, float | None]:
+        """Return a dict fit for JSON: what is not finite becomes None."""
+        return {name: _plain(getattr(self, name)) for name in ("estimate", "low", "high")}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Read what `to_dict` wrote."""
+        estimate = values["estimate"]
+        return cls(math.nan if estimate is None else float(estimate), values["low"], values["high"])
+
+    def __str__(self) -> str:
+        ends = ("?" if end is None else f"{end:.3g}" for end in (self.low, self.high))
+        return f"{self.estimate:.3g} [{', '.join(ends)}]"
+
+
+def _plain(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else float(value)
+
+
+def root(interval: Interval) -> Interval:
+    """Square root of a mean square; a negative one has root 0, and the interval says how far it may be."""
+    return interval.map(lambda x: math.sqrt(x) if x > 0 else x if math.isnan(x) else 0.0)
+
+
+def refuse_nan(name: str, array: np.ndarray, used: np.ndarray | None = None) -> None:
+    """Raise UserError naming the first NaN of `array` among the entries `used`."""
+    bad = np.isnan(array) if used is None else np.isnan(array) & used
+    if bad.any():
+        place = ", ".join(str(i) for i in np.argwhere(bad)[0])
+        raise UserError(f"{name}[{place}] is NaN", fix="find out what produced it; absent entries are masked")
+
+
+def labels_of(clusters: np.ndarray, n: int, name: str = "prompt") -> tuple[np.ndarray, int]:
+    """Return labels 0..C-1 of `clusters` (n,) in order of value, and C; raise UserError on another length."""
+    clusters = np.asarray(clusters)
+    if clusters.shape != (n,):
+        raise UserError(f"`{name}` has shape {clusters.shape} for {n} rows", fix="pass one label per row")
+    values, index = np.unique(clusters, return_inverse=True)
+    return index, len(values)
+
+
+def cluster_sums(values: np.ndarray, clusters: np.ndarray) -> np.ndarray:
+    """Sum the rows of each cluster.
+
+    Parameters
+    ----------
+    values : np.ndarray
+        (P, D), or (P,) for one column.
+    clusters : np.ndarray
+        (P,) labels, any integers; clusters come out in order of their label.
+
+    Returns
+    -------
+    np.ndarray
+        (C, D).
+
+    Raises
+    ------
+    UserError
+        If a value is NaN or the lengths differ.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    refuse_nan("values", values)
+    columns = values.reshape(len(values), -1)
+    index, n_clusters = labels_of(clusters, len(values), "clusters")
+    sums = [np.bincount(index, weights=column, minlength=n_clusters) for column in columns.T]
+    return np.stack(sums, axis=1) if sums else np.zeros((n_clusters, 0))
+
+
+def cluster_bootstrap(
+    sums: np.ndarray,
+    statistic: Statistic,
+    rng: np.random.Generator,
+    n_resamples: int = 2000,
+    level: float = 0.95,
+    method: str = "studentised",
+) -> Interval:
+    """Interval of a statistic of cluster means, by resampling clusters.
+
+    Parameters
+    ----------
+    sums : np.ndarray
+        (C, D) sums of each cluster: numerators, denominators.
+    statistic : callable
+        (B, D) cluster means of B resamples -> (B,); smooth. In a ratio of columns the division by C cancels.
+    rng : np.random.Generator
+        Source of the resamples.
+    n_resamples : int
+        Number of resamples.
+    level : float
+        Nominal coverage in (0, 1).
+    method : str
+        "studentised" (bootstrap-t with the delta method's standard error) or "percentile".
+
+    Returns
+    -------
+    Interval
+        `low` and `high` are None with fewer than two clusters, or where the statistic is undefined on the
+        sample or on more than 1 - `level` of the resamples. Below 30 clusters it covers less than nominal.
+
+    Raises
+    ------
+    UserError
+        If a sum is NaN, or an argument is out of range.
+
+    Notes
+    -----
+    Source: docs/equations.md section 6; Efron & Tibshirani, An Introduction to the Bootstrap, chapter 12.
+    """
+    return bootstrap_all({"": (sums, statistic)}, rng, n_resamples, level, method)[""]
+
+
+def bootstrap_all(
+    problems: Mapping[str, tuple[np.ndarray, Statistic]],
+    rng: np.random.Generator,
+    n_resamples: int = 2000,
+    level: float = 0.95,
+    method: str = "studentised",
+) -> dict[str, Interval]:
+    """Intervals of several statistics on the same resampled clusters; arguments as `cluster_bootstrap`."""
+    _check(n_resamples, level, method)
+    arrays = {name: np.asarray(sums, dtype=np.float64) for name, (sums, _) in problems.items()}
+    for name, sums in arrays.items():
+        if sums.ndim != 2 or len(sums) != len(next(iter(arrays.values()))):
+            raise UserError(
+                f"`sums` {name} has shape {sums.shape}", fix="pass (C, D), the same C for every statistic"
+            )
+        refuse_nan("sums", sums)
+    if not arrays:
+        return {}
+    moments = [_moments(sums) for sums in arrays.values()]
+    resampled = _resample(np.concatenate(moments, axis=1), rng, n_resamples)
+    parts = np.split(resampled, np.cumsum([m.shape[1] for m in moments])[:-1], axis=1)
+    return {
+        name: _interval(arrays[name], part, problems[name][1], level, method)
+        for name, part in zip(arrays, parts, strict=True)
+    }
+
+
+def _check(n_resamples: int, level: float, method: str) -> None:
+    if n_resamples < 2:
+        raise UserError(f"`n_resamples` must be at least 2, got {n_resamples}", fix="2000 is usual")
+    if not 0 < level < 1:
+        raise UserError(f"`level` must be in (0, 1), got {level}: it is a probability", fix="0.95 is usual")
+    if method not in ("studentised", "percentile"):
+        raise UserError(f"unknown interval method {method!r}", fix="choose studentised or percentile")
+
+
+def _moments(sums: np.ndarray) -> np.ndarray:
+    """Centred columns and, behind them, their products: what a resample's mean and covariance are made of."""
+    if len(sums) == 0:
+        return np.zeros((0, sums.shape[1]))
+    centred = sums - sums.mean(axis=0)
+    first, second = np.triu_indices(sums.shape[1])
+    return np.concatenate([centred, centred[:, first] * centred[:, second]], axis=1)
+
+
+def _resample(columns: np.ndarray, rng: np.random.Generator, n_resamples: int) -> np.ndarray:
+    """Means of the columns over resampled rows, (B, M); in chunks, since the counts are (B, C)."""
+    n_clusters = len(columns)
+    if n_clusters < 2:
+        return np.zeros((0, columns.shape[1]))
+    means, size = [], max(1, _CHUNK // n_clusters)
+    for start in range(0, n_resamples, size):
+        n_rows = min(size, n_resamples - start)
+        drawn = rng.integers(n_clusters, size=(n_rows, n_clusters)) + n_clusters * np.arange(n_rows)[:, None]
+        counts = np.bincount(drawn.ravel(), minlength=n_rows * n_clusters).reshape(n_rows, n_clusters)
+        means.append(counts.astype(np.float64) @ columns / n_clusters)
+    return np.concatenate(means)
+
+
+def _interval(
+    sums: np.ndarray, moments: np.ndarray, statistic: Statistic, level: float, method: str
+) -> Interval:
+    if len(sums) == 0:
+        return Interval(math.nan, None, None)
+    centre, n_columns = sums.mean(axis=0), sums.shape[1]
+    with np.errstate(all="ignore"):
+        estimate = float(statistic(centre[None])[0])
+        if len(sums) < 2 or not math.isfinite(estimate):
+            return Interval(estimate, None, None)
+        resampled = statistic(centre + moments[:, :n_columns])
+        good = np.isfinite(resampled)
+        if np.mean(~good) > 1 - level:
+            return Interval(estimate, None, None)
+        resampled, moments = resampled[good], moments[good]
+        tails = np.array([(1 - level) / 2, (1 + level) / 2])
+        if method == "percentile":
+            low, high = np.quantile(resampled, tails)
+            return Interval(estimate, float(low), float(high))
+        scale = sums.std(axis=0)
+        own = _moments(sums).mean(axis=0)[None]
+        error = float(_standard_error(own, centre, scale, statistic, len(sums))[0])
+        errors = _standard_error(moments, centre, scale, statistic, len(sums))
+    if error == 0 or not math.isfinite(error):
+        return Interval(estimate, float(resampled.min()), float(resampled.max()))
+    floored = np.maximum(np.nan_to_num(errors, nan=error, posinf=error), SE_FLOOR * error)
+    low_t, high_t = np.quantile((resampled - estimate) / floored, tails)
+    return Interval(estimate, estimate - float(high_t) * error, estimate - float(low_t) * error)
+
+
+def _standard_error(
+    moments: np.ndarray, centre: np.ndarray, scale: np.ndarray, statistic: Statistic, n_clusters: int
+) -> np.ndarray:
+    """Delta-method standard error of the statistic on each resample, (B,); gradient by differences."""
+    n_columns = len(centre)
+    offset = moments[:, :n_columns]
+    gradient = np.zeros_like(offset)
+    for d in np.flatnonzero(scale > 0):
+        step = np.zeros(n_columns)
+        step[d] = 1e-4 * scale[d]
+        ends = [statistic(centre + offset + sign * step) for sign in (1, -1)]
+        gradient[:, d] = (ends[0] - ends[1]) / (2 * step[d])
+    variance = np.zeros(len(moments))
+    for k, (i, j) in enumerate(zip(*np.triu_indices(n_columns), strict=True)):
+        covariance = moments[:, n_columns + k] - offset[:, i] * offset[:, j]
+        variance += (1 if i == j else 2) * gradient[:, i] * gradient[:, j] * covariance
+    return np.sqrt(np.maximum(variance, 0) / (n_clusters - 1))
+
+
+def jackknife(estimate: float, left_out: np.ndarray, level: float = 0.95) -> Interval:
+    """Jackknifed estimate with Student's interval from the values without each of n observations.
+
+    Parameters
+    ----------
+    estimate : float
+        On all observations.
+    left_out : np.ndarray
+        (n,) without each.
+    level : float
+        Nominal coverage.
+
+    Returns
+    -------
+    Interval
+        First-order bias removed; ends None where a value is not finite or n < 3.
+    """
+    from scipy.stats import t as student
+
+    n = len(left_out)
+    if n < 3 or not (math.isfinite(estimate) and np.isfinite(left_out).all()):
+        return Interval(estimate, None, None)
+    corrected = n * estimate - (n - 1) * float(left_out.mean())
+    error = math.sqrt((n - 1) * float(left_out.var()))
+    margin = float(student.ppf((1 + level) / 2, n - 1)) * error
+    return Interval(corrected, corrected - margin, corrected + margin)
+
+
+def ratio_of_means(means: np.ndarray) -> np.ndarray:
+    """Return the statistic of a weighted mean: first column over second, (B, 2) -> (B,)."""
+    return means[:, 0] / means[:, 1]
+
+
+def as_dict(result: Any) -> dict[str, Any]:
+    """Return the fields of a result dataclass, fit for JSON: results as dicts, what is not finite as None."""
+    return {field.name: as_plain(getattr(result, field.name)) for field in fields(result)}
+
+
+def as_plain(value: Any) -> Any:
+    """Return `value` fit for JSON."""
+    if hasattr(value, "to_dict"):
+        return value.to_dict()
+    if isinstance(value, tuple | list | np.ndarray):
+        return [as_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {name: as_plain(item) for name, item in value.items()}
+    if isinstance(value, np.generic):
+        return as_plain(value.item())
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read_intervals(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields that `as_dict` wrote, dicts of intervals read back."""
+    return {name: _read(value) for name, value in values.items()}
+
+
+def _read(value: Any) -> Any:
+    return Interval.from_dict(value) if isinstance(value, Mapping) and "low" in value else value

@@ -1,0 +1,183 @@
+"""Resampling schemes: (log_weights (G, n), n_out, rng) -> ancestors (G, n_out), all groups at once.
+
+Every random scheme is unbiased: the expected number of offspring of particle i is n_out times its normalised
+weight. Ancestors come out in nondecreasing order within a group (`top_k`: best first), so neighbours stay
+neighbours, which is what systematic resampling profits from, and counting distinct parents is one comparison.
+
+>>> import numpy as np
+>>> log_weights = np.array([[np.log(0.5), np.log(0.25), np.log(0.25), -np.inf]])
+>>> systematic(log_weights, 4, np.random.default_rng(0)).tolist()
+[[0, 0, 1, 2]]
+>>> sorted(RESAMPLING)
+['multinomial', 'none', 'residual', 'stratified', 'systematic', 'top_k']
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from rmtools.errors import UserError
+
+Resampler = Callable[[np.ndarray, int, np.random.Generator], np.ndarray]
+
+
+def multinomial(log_weights: np.ndarray, n_out: int, rng: np.random.Generator) -> np.ndarray:
+    """Independent draws by weight: the scheme of arXiv 2602.01381 Algorithm 1 and of its theorems.
+
+    Parameters
+    ----------
+    log_weights : np.ndarray
+        (G, n) nats, not necessarily normalised; -inf is weight zero.
+    n_out : int
+        Number of ancestors per group.
+    rng : np.random.Generator
+        Source of the draws.
+
+    Returns
+    -------
+    np.ndarray
+        (G, n_out) int, nondecreasing in each row.
+
+    Raises
+    ------
+    UserError
+        If a weight is NaN or a group has no positive weight.
+    """
+    cumulative = np.cumsum(_weights(log_weights), axis=1)
+    # Sorted uniforms by exponential spacings: linear time, and a sorted search stays in cache.
+    spacings = np.cumsum(rng.standard_exponential((len(cumulative), n_out + 1)), axis=1)
+    points = spacings[:, :-1] / spacings[:, -1:]
+    return _search(cumulative, points)
+
+
+def stratified(log_weights: np.ndarray, n_out: int, rng: np.random.Generator) -> np.ndarray:
+    """One uniform in each of `n_out` equal strata; otherwise as `multinomial`."""
+    cumulative = np.cumsum(_weights(log_weights), axis=1)
+    points = (np.arange(n_out) + rng.random((len(cumulative), n_out))) / n_out
+    return _search(cumulative, points)
+
+
+def systematic(log_weights: np.ndarray, n_out: int, rng: np.random.Generator) -> np.ndarray:
+    """One uniform shared by all strata of a group; otherwise as `multinomial`."""
+    cumulative = np.cumsum(_weights(log_weights), axis=1)
+    total = cumulative[:, -1:]
+    # The number of comb teeth below each cumulative weight, without searching for any of them.
+    teeth = np.ceil(cumulative * (n_out / total) - rng.random((len(cumulative), 1)))
+    short = teeth[:, -1] != n_out
+    if short.any():  # rounding of the last product
+        teeth[short] = np.where(cumulative[short] >= total[short], n_out, np.minimum(teeth[short], n_out))
+    return _repeat(np.diff(teeth, axis=1, prepend=0.0), n_out)
+
+
+def residual(log_weights: np.ndarray, n_out: int, rng: np.random.Generator) -> np.ndarray:
+    """Whole parts of n_out * weight kept, the rest multinomial; otherwise as `multinomial`."""
+    weights = _weights(log_weights)
+    expected = weights * (n_out / weights.sum(axis=1, keepdims=True))
+    counts = np.floor(expected)
+    missing = n_out - counts.sum(axis=1).astype(np.intp)
+    short = np.flatnonzero(missing)
+    if len(short):
+        rows = np.repeat(np.arange(len(short)), missing[short])
+        drawn = _search_rows(np.cumsum((expected - counts)[short], axis=1), rows, rng.random(len(rows)))
+        extra = np.bincount(rows * weights.shape[1] + drawn, minlength=len(short) * weights.shape[1])
+        counts[short] += extra.reshape(len(short), -1)
+    return _repeat(counts, n_out)
+
+
+def top_k(log_weights: np.ndarray, n_out: int, rng: np.random.Generator) -> np.ndarray:
+    """Keep the `n_out` largest, best first, the earlier of equals first: beam search, not unbiased.
+
+    Parameters and result as `multinomial`; `rng` is not used. Groups without positive weight are ranked too.
+
+    Raises
+    ------
+    UserError
+        If a weight is NaN or fewer than `n_out` candidates exist.
+    """
+    if n_out > log_weights.shape[1]:
+        raise UserError(f"top_k cannot keep {n_out} of {log_weights.shape[1]} candidates", fix="lower n_out")
+    _refuse_nan(log_weights)
+    return np.argsort(-log_weights, axis=1, kind="stable")[:, :n_out]
+
+
+def none(log_weights: np.ndarray, n_out: int, rng: np.random.Generator) -> np.ndarray:
+    """Every particle continues itself: importance sampling. Parameters as `multinomial`; `rng` is not used.
+
+    Raises
+    ------
+    UserError
+        If `n_out` differs from the number of particles.
+    """
+    n_groups, n = log_weights.shape
+    if n_out != n:
+        raise UserError(
+            f"resampling 'none' keeps all {n} particles, got n_out={n_out}", fix="choose another scheme"
+        )
+    return np.tile(np.arange(n), (n_groups, 1))
+
+
+RESAMPLING: dict[str, Resampler] = {
+    "multinomial": multinomial,
+    "systematic": systematic,
+    "stratified": stratified,
+    "residual": residual,
+    "none": none,
+    "top_k": top_k,
+}
+
+
+def resolve(name: str) -> Resampler:
+    """Return the scheme called `name`.
+
+    Raises
+    ------
+    UserError
+        If there is none; the message lists the valid names.
+    """
+    if name not in RESAMPLING:
+        raise UserError(f"unknown resampling scheme {name!r}", fix=f"choose one of {', '.join(RESAMPLING)}")
+    return RESAMPLING[name]
+
+
+def _refuse_nan(log_weights: np.ndarray) -> None:
+    bad = np.isnan(log_weights)
+    if bad.any():
+        group, particle = np.argwhere(bad)[0]
+        raise UserError(
+            f"log weight of group {group}, particle {particle} is NaN", fix="check the values behind it"
+        )
+
+
+def _weights(log_weights: np.ndarray) -> np.ndarray:
+    top = log_weights.max(axis=1, keepdims=True)
+    if not np.isfinite(top).all():
+        _refuse_nan(log_weights)
+        group = int(np.flatnonzero(~np.isfinite(top[:, 0]))[0])
+        raise UserError(
+            f"group {group} cannot be resampled: its largest log weight is {top[group, 0]}",
+            fix="leave out groups whose particles all have weight zero, and infinite weights",
+        )
+    return np.exp(log_weights - top)
+
+
+def _repeat(counts: np.ndarray, n_out: int) -> np.ndarray:
+    n_groups, n = counts.shape
+    parents = np.broadcast_to(np.arange(n), counts.shape).ravel()
+    return np.repeat(parents, counts.ravel().astype(np.intp)).reshape(n_groups, n_out)
+
+
+def _search(cumulative: np.ndarray, points: np.ndarray) -> np.ndarray:
+    rows = np.repeat(np.arange(len(points)), points.shape[1])
+    return _search_rows(cumulative, rows, points.ravel()).reshape(points.shape)
+
+
+def _search_rows(cumulative: np.ndarray, rows: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """First particle of each row whose cumulative share exceeds the point; never one of weight zero."""
+    n_groups, n = cumulative.shape
+    # All groups in one search: group g occupies [g, g + 1). Its last share is exactly g + 1, so a point kept
+    # strictly below g + 1 cannot fall on the next group or on trailing particles of weight zero.
+    offset = np.arange(n_groups, dtype=np.float64)
+    shares = (cumulative / cumulative[:, -1:] + offset[:, None]).ravel()
+    below = np.nextafter(offset + 1.0, 0.0)
+    found = np.searchsorted(shares, np.minimum(points + offset[rows], below[rows]), side="right")
+    return found - rows * n

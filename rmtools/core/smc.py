@@ -1,0 +1,327 @@
+"""Sequential Monte Carlo with pools: one sampler whose settings are best-of-N, beam search, SP-gSMC and SMC.
+
+At each step every particle draws a pool of M candidates from the policy. The log of the pool's mean value
+over the particle's own value is its log increment; after resampling, each offspring takes one candidate of
+its parent's pool with probability proportional to the value. The estimate of Z is unbiased for every N, M,
+unbiased resampling scheme and ESS threshold (docs/equations.md section 4; arXiv 2602.01381 Algorithms 1 and
+2). All G groups run at once, in the log domain, in nats.
+
+>>> import numpy as np
+>>> from rmtools.core import product
+>>> model = product(horizon=8, ratio=3.0)
+>>> result = smc(model.particles(groups=2000), n_particles=20, pool_size=2, rng=np.random.default_rng(0))
+>>> bool(abs(np.exp(result.log_z - model.exact().log_z).mean() - 1) < 0.02)
+True
+"""
+
+from dataclasses import dataclass, replace
+from typing import Generic
+
+import numpy as np
+
+from rmtools.core.logspace import log_mean_columns, log_mean_exp, log_normalise, shift_of
+from rmtools.core.particles import P, SMCResult
+from rmtools.core.resampling import Resampler, none, resolve, top_k
+from rmtools.errors import UserError
+
+
+def smc(
+    root: P,
+    n_particles: int,
+    pool_size: int = 1,
+    resampling: str = "systematic",
+    ess_threshold: float = 0.5,
+    rng: np.random.Generator | None = None,
+) -> SMCResult[P]:
+    """Sample each group of `root` with `n_particles` particles.
+
+    Parameters
+    ----------
+    root : Particles
+        Shape (G, 1), replicated to N particles per group, or (G, N).
+    n_particles : int
+        N, particles per group.
+    pool_size : int
+        M, candidates per particle and step.
+    resampling : str
+        A name of `rmtools.core.resampling.RESAMPLING`. `none` never resamples. `top_k` keeps the N best of
+        the N * M candidates at every step (step-level beam search): deterministic, so no estimate of Z.
+    ess_threshold : float
+        Resample a group when its effective sample size is at most this fraction of N. 1 resamples at every
+        step, 0 never. Not used by `none` and `top_k`.
+    rng : np.random.Generator
+        Source of every draw; required.
+
+    Returns
+    -------
+    SMCResult
+        Groups stop on their own: a group is not resampled after its last step (the final particles stay
+        weighted), and once all its particles have ended, or all weights are zero, nothing in it changes any
+        more.
+
+    Raises
+    ------
+    UserError
+        For settings out of range, an unknown scheme (the valid ones are listed) or a missing `rng`.
+    ValueError
+        If a value is NaN or +inf; names the step, the group and the particle.
+    """
+    resampler = _check_settings(n_particles, pool_size, resampling, ess_threshold, rng)
+    assert rng is not None
+    settings = _Settings(
+        n_particles, pool_size, resampler, 0.0 if resampler is none else float(ess_threshold)
+    )
+    step = _beam_step if resampler is top_k else _step
+    state = _start(root, n_particles)
+    history = _History(state.log_value.shape)
+    while (live := _live_groups(state)).any():
+        state = step(state, settings, live, history, rng)
+    return _finish(state, settings, history)
+
+
+@dataclass(frozen=True)
+class _Settings:
+    n: int
+    pool: int
+    resampler: Resampler
+    threshold: float
+
+
+@dataclass(frozen=True)
+class _State(Generic[P]):
+    particles: P
+    log_value: np.ndarray  # (G, N)
+    log_weight: np.ndarray  # (G, N), relative to log_const
+    log_const: np.ndarray  # (G,)
+
+
+class _History:
+    """Per-step arrays written in place: copying a list of steps would double the memory traffic."""
+
+    def __init__(self, shape: tuple[int, int]) -> None:
+        self.n_steps = 0
+        capacity = max(1, min(64, 2**27 // max(1, shape[0] * shape[1])))
+        self.log_increments = np.empty((capacity, *shape))
+        self.ancestors = np.empty((capacity, *shape), dtype=np.int32)
+        self.ess: list[np.ndarray] = []
+        self.unique: list[np.ndarray] = []
+        self.resampled: list[np.ndarray] = []
+
+    def reserve(self) -> int:
+        """Index of a new row in `log_increments` and `ancestors`."""
+        if self.n_steps == len(self.ancestors):
+            self.log_increments = np.concatenate([self.log_increments, np.empty_like(self.log_increments)])
+            self.ancestors = np.concatenate([self.ancestors, np.empty_like(self.ancestors)])
+        self.n_steps += 1
+        return self.n_steps - 1
+
+    def small(self, ess: np.ndarray, unique: np.ndarray, resampled: np.ndarray) -> None:
+        """Append the per-group figures of the row reserved last."""
+        self.ess.append(ess)
+        self.unique.append(unique)
+        self.resampled.append(resampled)
+
+
+def _check_settings(
+    n_particles: int, pool_size: int, resampling: str, ess_threshold: float, rng: np.random.Generator | None
+) -> Resampler:
+    for name, value in (("n_particles", n_particles), ("pool_size", pool_size)):
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+            raise UserError(f"`{name}` must be an integer of at least 1, got {value!r}", fix=f"{name}=16")
+    if not 0 <= ess_threshold <= 1:
+        raise UserError(
+            f"`ess_threshold` must be in [0, 1], got {ess_threshold!r}: "
+            "it is a fraction of `n_particles`, not a count",
+            fix="0.5 resamples when half of the effective particles are lost, 1 at every step, 0 never",
+        )
+    if not isinstance(rng, np.random.Generator):
+        raise UserError(
+            f"`rng` must be a numpy Generator, got {type(rng).__name__}: every draw has an explicit source",
+            fix="rng=np.random.default_rng(seed)",
+        )
+    return resolve(resampling)
+
+
+def _start(root: P, n: int) -> _State[P]:
+    n_groups, n_root = root.shape
+    if n_root not in (1, n):
+        raise UserError(
+            f"`root` must have 1 or {n} prefixes per group, got {n_root}", fix="pass one root per group"
+        )
+    log_value = checked_values(root.log_value(), step=0)
+    if n_root != n:
+        root = root.select(np.zeros((n_groups, n), dtype=np.intp))
+        log_value = np.repeat(log_value, n, axis=1)
+    log_const = shift_of(log_value)
+    return _State(root, log_value, log_value - log_const, log_const[:, 0])
+
+
+def checked_values(log_value: np.ndarray, step: int) -> np.ndarray:
+    """Return `log_value`, (G, n) nats, or raise ValueError naming where a NaN or +inf is."""
+    if not log_value.max(initial=-np.inf) < np.inf:
+        group, particle = np.argwhere(~(log_value < np.inf))[0]
+        raise ValueError(
+            f"log value of step {step}, group {group}, particle {particle} is {log_value[group, particle]}: "
+            "a value must be finite, or -inf for zero"
+        )
+    return log_value
+
+
+def take(x: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """Entries (G, k) of x (G, n) at `index` (G, k), faster than take_along_axis."""
+    offset = np.arange(len(x))[:, None] * x.shape[1]
+    return x.ravel().take(index + offset)
+
+
+def _live_groups(state: _State) -> np.ndarray:
+    return (~state.particles.ended & (state.log_weight > -np.inf)).any(axis=1)
+
+
+def _step(
+    state: _State[P], settings: _Settings, live: np.ndarray, history: _History, rng: np.random.Generator
+) -> _State[P]:
+    parent_ended = state.particles.ended
+    children = state.particles.extend(settings.pool, rng)
+    pool = checked_values(children.log_value(), history.n_steps + 1)
+    row = history.reserve()
+    increment = _increment(pool, state, parent_ended | ~live[:, None], out=history.log_increments[row])
+    weighted = replace(state, log_weight=state.log_weight + increment)
+    ess, log_mean = _ess_and_mean(weighted.log_weight)
+    due = live & ~_finished(children.ended, pool, weighted.log_weight) & (log_mean > -np.inf)
+    due &= _ess_says_so(ess, settings)
+    ancestors = history.ancestors[row]
+    unique = _resample(weighted.log_weight, due, settings, rng, out=ancestors)
+    history.small(ess, unique, due)
+    weighted = _absorb(weighted, due, log_mean)
+    if settings.pool == 1:
+        if not due.any():
+            return replace(weighted, particles=children, log_value=pool)
+        index = ancestors.astype(np.intp)
+    else:
+        index = _draw_candidates(pool, ancestors, settings.pool, rng)
+    return replace(weighted, particles=children.select(index), log_value=take(pool, index))
+
+
+def _increment(pool: np.ndarray, state: _State, still: np.ndarray, out: np.ndarray) -> np.ndarray:
+    """Log increment of each parent; exactly 0 for ended, frozen and dead ones, whatever rounding says."""
+    n_groups, n = state.log_value.shape
+    log_mean = pool if pool.shape[1] == n else log_mean_columns(pool.reshape(n_groups, n, -1))
+    with np.errstate(invalid="ignore"):  # -inf - -inf, replaced below
+        np.subtract(log_mean, state.log_value, out=out)
+    still = still | (state.log_value == -np.inf)
+    if still.any():
+        out[still] = 0.0
+    return out
+
+
+def _ess_and_mean(log_weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Effective sample size (G,) and log of the mean weight (G,) in nats."""
+    shift = shift_of(log_weight)
+    weight = np.exp(log_weight - shift)
+    total = weight.sum(axis=1)
+    squares = np.einsum("gn,gn->g", weight, weight)
+    ess = np.divide(total**2, squares, out=np.zeros_like(total), where=squares > 0)
+    with np.errstate(divide="ignore"):
+        return ess, np.log(total / log_weight.shape[1]) + shift[:, 0]
+
+
+def _ess_says_so(ess: np.ndarray, settings: _Settings) -> np.ndarray:
+    # The two ends are exact promises, so they do not depend on how an ESS of N (or 0) rounds.
+    if settings.threshold in (0.0, 1.0):
+        return np.full(len(ess), settings.threshold == 1.0)
+    return ess <= settings.threshold * settings.n
+
+
+def _finished(child_ended: np.ndarray, pool: np.ndarray, log_weight: np.ndarray) -> np.ndarray:
+    """(G,) bool: no candidate of positive weight goes on, so this was the group's last step."""
+    if not child_ended.any():
+        return np.zeros(len(pool), dtype=bool)
+    n_groups, n = log_weight.shape
+    alive = (pool > -np.inf).reshape(n_groups, n, -1) & (log_weight > -np.inf)[:, :, None]
+    return ~np.any(~child_ended & alive.reshape(pool.shape), axis=1)
+
+
+def _resample(
+    log_weight: np.ndarray, due: np.ndarray, settings: _Settings, rng: np.random.Generator, out: np.ndarray
+) -> np.ndarray:
+    """Write the ancestors of all groups to `out`, return the number of distinct ones (G,)."""
+    n = settings.n
+    unique = np.full(len(due), n)
+    if due.all():
+        out[:] = settings.resampler(log_weight, n, rng)
+        return 1 + np.count_nonzero(out[:, 1:] != out[:, :-1], axis=1)
+    out[:] = np.arange(n)
+    if due.any():
+        drawn = settings.resampler(log_weight[due], n, rng)
+        out[due] = drawn
+        unique[due] = 1 + np.count_nonzero(drawn[:, 1:] != drawn[:, :-1], axis=1)
+    return unique
+
+
+def _absorb(state: _State[P], due: np.ndarray, log_mean: np.ndarray) -> _State[P]:
+    if not due.any():
+        return state
+    log_const = np.where(due, state.log_const + log_mean, state.log_const)
+    return replace(state, log_const=log_const, log_weight=np.where(due[:, None], 0.0, state.log_weight))
+
+
+def _draw_candidates(pool: np.ndarray, ancestors: np.ndarray, m: int, rng: np.random.Generator) -> np.ndarray:
+    """Child index (G, N): each offspring draws one of its parent's M candidates by value, on its own."""
+    n_groups, n = ancestors.shape
+    flat = (ancestors + np.arange(n_groups)[:, None] * (pool.shape[1] // m)).ravel()
+    log_value = pool.reshape(-1, m)[flat]
+    cumulative = np.cumsum(np.exp(log_value - shift_of(log_value)), axis=1)
+    total = cumulative[:, -1]
+    # Strictly below the total, so that the last candidates of value zero stay out; all zero picks the first.
+    point = np.minimum(rng.random(len(flat)) * total, np.nextafter(total, 0))
+    chosen = np.zeros(len(flat), dtype=np.intp)
+    for column in range(m - 1):
+        chosen += (cumulative[:, column] <= point) & (total > 0)
+    return ancestors * np.intp(m) + chosen.reshape(n_groups, n)
+
+
+def _beam_step(
+    state: _State[P], settings: _Settings, live: np.ndarray, history: _History, rng: np.random.Generator
+) -> _State[P]:
+    n, m = settings.n, settings.pool
+    parent_ended = np.repeat(state.particles.ended, m, axis=1)
+    children = state.particles.extend(m, rng)
+    pool = checked_values(children.log_value(), history.n_steps + 1)
+    # An ended beam has M identical candidates: only the first competes, or one answer would fill the beam.
+    lost = np.repeat(state.log_weight == -np.inf, m, axis=1)
+    spare = lost | (parent_ended & (np.arange(n * m) % m > 0))
+    index = top_k(np.where(spare, -np.inf, pool), n, rng)
+    index = np.where(live[:, None], index, np.arange(n) * m)
+    row = history.reserve()
+    ancestors = index // m
+    history.ancestors[row] = ancestors
+    log_value = take(pool, index)
+    with np.errstate(invalid="ignore"):
+        change = log_value - take(state.log_value, ancestors)
+    history.log_increments[row] = np.where(take(parent_ended, index) | np.isnan(change), 0.0, change)
+    log_weight = np.where(take(spare, index) & live[:, None], -np.inf, 0.0)
+    log_weight = np.where(log_value == -np.inf, -np.inf, log_weight)
+    sizes = np.sort(ancestors, axis=1)
+    unique = 1 + np.count_nonzero(sizes[:, 1:] != sizes[:, :-1], axis=1)
+    history.small(_ess_and_mean(log_value)[0], unique, live.copy())
+    return replace(state, particles=children.select(index), log_value=log_value, log_weight=log_weight)
+
+
+def _finish(state: _State[P], settings: _Settings, history: _History) -> SMCResult[P]:
+    n_groups = len(state.log_const)
+    beam = settings.resampler is top_k
+    steps = history.n_steps
+
+    def stack(rows: list[np.ndarray], dtype: type) -> np.ndarray:
+        return np.array(rows, dtype=dtype).reshape(steps, n_groups)
+
+    return SMCResult(
+        particles=state.particles,
+        log_weights=log_normalise(state.log_weight + state.log_value if beam else state.log_weight),
+        log_z=None if beam else state.log_const + log_mean_exp(state.log_weight),
+        ess=stack(history.ess, float),
+        log_increments=history.log_increments[:steps],
+        ancestors=history.ancestors[:steps],
+        unique_ancestors=stack(history.unique, int),
+        resampled=stack(history.resampled, bool),
+    )

@@ -1,0 +1,139 @@
+"""Rollouts with the values of a model at every prefix and child: what the audit and the training metrics read."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from rmtools.core.calibration import brier
+from rmtools.core.estimate import PrefixErrors, prefix_errors
+from rmtools.core.tilt import Tilt
+from rmtools.data.rollouts import Rollout
+from rmtools.errors import UserError
+from rmtools.lm.particles import Terminal
+from rmtools.lm.value import Scorer
+
+
+@dataclass(frozen=True)
+class ScoredRollouts:
+    """N trajectories and their P prefixes that have not ended, with log values in nats.
+
+    Attributes
+    ----------
+    prompt : np.ndarray
+        (N,) index of each trajectory's prompt.
+    log_value : list of np.ndarray
+        N arrays (T + 1,); the last is what ``terminal`` names.
+    own_log_value : list of np.ndarray
+        The same with the model's own value at the end.
+    reward : np.ndarray
+        (N,) in [0, 1].
+    prefix_trajectory, prefix_depth : np.ndarray
+        (P,) trajectory and depth t of each prefix.
+    prefix_log_value : np.ndarray
+        (P,).
+    child_log_value, child_present : np.ndarray
+        (P, K) one-step children, the trajectory's own first; which exist.
+    horizon : int
+        Largest number of steps.
+    """
+
+    prompt: np.ndarray
+    log_value: list[np.ndarray]
+    own_log_value: list[np.ndarray]
+    reward: np.ndarray
+    prefix_trajectory: np.ndarray
+    prefix_depth: np.ndarray
+    prefix_log_value: np.ndarray
+    child_log_value: np.ndarray
+    child_present: np.ndarray
+    horizon: int
+
+    @property
+    def prefix_prompt(self) -> np.ndarray:
+        """(P,) prompt of each prefix."""
+        return self.prompt[self.prefix_trajectory]
+
+    def errors(self) -> PrefixErrors:
+        """Return the Bellman error estimates at the prefixes."""
+        return prefix_errors(self.prefix_log_value, self.child_log_value, self.child_present)
+
+
+def score_rollouts(rows: Sequence[Rollout], scorer: Scorer, terminal: Terminal = "verifier",
+                   progress: Callable[[int], object] | None = None) -> ScoredRollouts:
+    """Score every prefix and child of ``rows``.
+
+    Parameters
+    ----------
+    rows : sequence of Rollout
+    scorer : Scorer
+    terminal : {"verifier", "model"}
+        What an ended prefix is worth: the potential of its reward, or the model's own value there.
+    progress : callable, optional
+        Told how many rows are done.
+    """
+    for row in rows[:64]:
+        scorer.steps.check(row.prompt, row.steps)
+    trees = [scorer.steps.encode(r.prompt, r.steps, [[c.text for c in at] for at in r.children]) for r in rows]
+    found = scorer.score(trees, progress=progress)
+    own = [v.log_value for v in found]
+    reward = np.asarray([r.reward for r in rows])
+    log_value = [v.copy() for v in own]
+    if terminal == "verifier":
+        for values, phi in zip(log_value, scorer.tilt.log_potential(reward), strict=True):
+            values[-1] = phi
+    children = [_children(row, values, v.children, scorer.tilt, terminal)
+                for row, values, v in zip(rows, log_value, found, strict=True)]
+    child, present = _table([c for at in children for c in at])
+    length = np.asarray([len(r.steps) for r in rows])
+    names = list(dict.fromkeys(r.prompt_id for r in rows))
+    index = {n: i for i, n in enumerate(names)}
+    return ScoredRollouts(
+        prompt=np.asarray([index[r.prompt_id] for r in rows]), log_value=log_value, own_log_value=own, reward=reward,
+        prefix_trajectory=np.repeat(np.arange(len(rows)), length),
+        prefix_depth=np.concatenate([np.arange(n) for n in length]),
+        prefix_log_value=np.concatenate([v[:-1] for v in log_value]),
+        child_log_value=child, child_present=present, horizon=int(length.max()))
+
+
+def _children(row: Rollout, values: np.ndarray, branches: list[np.ndarray], tilt: Tilt, terminal: Terminal
+              ) -> list[np.ndarray]:
+    """Return for each depth the log values of the own next step and of its alternatives."""
+    out = []
+    for t in range(len(row.steps)):
+        alternatives = branches[t].copy() if row.children else np.zeros(0)
+        if terminal == "verifier":
+            for k, child in enumerate(row.children[t] if row.children else ()):
+                if child.ended:
+                    alternatives[k] = tilt.log_potential(np.asarray(child.reward))
+        out.append(np.concatenate([values[t + 1:t + 2], alternatives]))
+    return out
+
+
+def _table(branches: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Return (P, K) values, zero where absent, and which are present."""
+    width = max(len(b) for b in branches)
+    values = np.zeros((len(branches), width))
+    present = np.zeros(values.shape, dtype=bool)
+    for i, b in enumerate(branches):
+        values[i, :len(b)] = b
+        present[i, :len(b)] = True
+    return values, present
+
+
+def training_metrics(rows: Sequence[Rollout], scorer: Scorer) -> dict[str, float]:
+    """Return the held-out metrics of training, terminal the verifier's.
+
+    ``mean_square_log_bellman`` is noise-corrected and may be negative, ``rms_log_bellman`` its root (0 where
+    negative); ``brier`` is over all prefixes, the last included.
+    """
+    if not rows or not any(r.children for r in rows):
+        raise UserError("the held-out rollouts have no children: the Bellman error cannot be estimated from one child",
+                        "make them with `rmtools rollout --children 8`")
+    scored = score_rollouts(rows, scorer)
+    errors = scored.errors()
+    mean_square = float(np.mean(errors.log_error_square[errors.resolved]))
+    p = np.concatenate([np.exp(scorer.tilt.log_probability(v)) for v in scored.own_log_value])
+    outcome = np.repeat(scored.reward, [len(v) for v in scored.own_log_value])
+    return {"rms_log_bellman": float(np.sqrt(max(mean_square, 0.0))), "mean_square_log_bellman": mean_square,
+            "brier": float(brier(p, outcome))}

@@ -1,0 +1,22 @@
+"""The one exception a user is meant to read: what is wrong, why it matters, and what to do.
+
+>>> raise UserError("n_particles must be at least 1, got 0", fix="pass -n 16")
+Traceback (most recent call last):
+...
+rmtools.errors.UserError: n_particles must be at least 1, got 0; fix: pass -n 16
+"""
+
+
+class UserError(ValueError):
+    """Wrong usage or bad input: the command line prints it on one line and exits with 2.
+
+    Parameters
+    ----------
+    fact : str
+        What is wrong, with the reason ("`ess_threshold` must be in [0, 1], got 32: it is a fraction").
+    fix : str
+        What the user can do about it; valid choices are listed here.
+    """
+
+    def __init__(self, fact: str, fix: str = "") -> None:
+        super().__init__(f"{fact}; fix: {fix}" if fix else fact)

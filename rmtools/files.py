@@ -1,0 +1,88 @@
+"""Writing without half-written results: a temporary file beside the target, then a rename.
+
+>>> import pathlib, tempfile
+>>> folder = pathlib.Path(tempfile.mkdtemp())
+>>> write_text(folder / "a.json", "{}")
+>>> (folder / "a.json").read_text()
+'{}'
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rmtools.errors import UserError
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path; on success it becomes ``path``, on failure ``path`` stays as it was.
+
+    The caller makes a file or a folder there; either replaces what stood at ``path``. Raises ``UserError`` where the disk is full
+    or the place cannot be written.
+    """
+    path = Path(path)
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent)) / path.name
+        yield temporary
+        if path.is_dir() and temporary.is_dir():
+            os.replace(path, temporary.parent / "old")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary.parent, ignore_errors=True)
+
+
+def unwritable(path: Path, error: OSError) -> UserError:
+    """Return the error to raise where ``path`` could not be written; what stood there before is kept."""
+    reason = error.strerror or str(error)
+    return UserError(f"cannot write {path}: {reason}; what stood there before is unchanged",
+                     "free space or choose another folder with --out")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write ``text`` to ``path`` as UTF-8 in one rename."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as indented JSON in one rename; NaN and infinities are refused (they are not JSON)."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path, what: str) -> Any:
+    """Read a JSON file; ``what`` names it in the error ("the checkpoint's settings")."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{what} cannot be read: {path}: {error.strerror}") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{what} is not valid JSON: {path}: {error}") from error
+
+
+def claim_folder(path: Path, ours: str) -> Path:
+    """Create ``path``, or accept it if it is empty or holds the file ``ours`` (a result of the same command).
+
+    Raises ``UserError`` where the folder holds something else: nothing of a user's is overwritten by accident.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_dir():
+        raise UserError(f"the output folder {path} is a file", "choose another folder with --out")
+    if path.is_dir() and any(path.iterdir()) and not (path / ours).exists():
+        raise UserError(f"the output folder {path} exists and holds something else (no {ours} in it)",
+                        "choose another folder with --out, or empty this one")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    return path

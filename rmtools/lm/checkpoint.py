@@ -1,0 +1,215 @@
+"""A value model on disk: weights, head, tokenizer, and ``rmtools.json`` with what it was trained for.
+
+The file remembers policy, task, step settings and tilt; a checkpoint that lacks its head or any of these is
+refused, not guessed.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+
+from rmtools.core.tilt import Tilt
+from rmtools.errors import UserError
+from rmtools.files import read_json, write_json
+from rmtools.lm.policy import best_device, load_tokenizer, not_a_model
+from rmtools.lm.steps import StepSettings, StepTokenizer
+from rmtools.lm.value import ValueModel
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+SETTINGS_FILE = "rmtools.json"
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class CheckpointSettings:
+    """What ``rmtools.json`` holds.
+
+    Attributes
+    ----------
+    policy : str
+        Folder (relative to the checkpoint) or hub name of the policy it was trained for.
+    policy_fingerprint : str
+        Of the policy's weights, to notice when another one is sampled.
+    task, horizon : str, int
+        The task it was trained on.
+    steps : StepSettings
+    floor : float
+        Of the tilt.
+    temperature : float
+        Of the policy's sampling.
+    seed : int
+        Of the head's initial weights: the untrained control is made again from it.
+    base_rate : float
+        Mean reward of the training rollouts: the constant control.
+    training : dict
+        Target, divergence, data fingerprint, versions: provenance only.
+    """
+
+    policy: str
+    policy_fingerprint: str
+    task: str
+    horizon: int
+    steps: StepSettings
+    floor: float
+    temperature: float
+    seed: int
+    base_rate: float
+    training: dict[str, Any] = field(default_factory=dict)
+
+    def save(self, folder: Path, seen_from: Path | None = None) -> None:
+        """Write ``rmtools.json`` into ``folder``; a local policy is named relative to where the checkpoint will be."""
+        policy = self.policy
+        if Path(policy).is_dir():
+            policy = os.path.relpath(Path(policy).resolve(), (seen_from or folder).resolve())
+        write_json(Path(folder) / SETTINGS_FILE, {"schema_version": SCHEMA_VERSION, **asdict(replace(self, policy=policy))})
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Self:
+        """Read the settings of the checkpoint ``folder``.
+
+        Raises
+        ------
+        UserError
+            If the folder is missing or empty, or a setting is missing, unknown, or of another schema version.
+        """
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise UserError(f"there is no checkpoint at {folder}: no such folder",
+                            "train one with recipes/train_prm.py, or name another with --model")
+        if not any(folder.iterdir()):
+            raise UserError(f"the checkpoint {folder} is empty", "train it again, or name another with --model")
+        if not (folder / SETTINGS_FILE).exists():
+            raise UserError(f"the checkpoint {folder} has no {SETTINGS_FILE}: its tilt and step settings are unknown, "
+                            "and guessed ones would give other values", "use a checkpoint written by recipes/train_prm.py")
+        values = read_json(folder / SETTINGS_FILE, "the checkpoint's settings")
+        return cls._parse(values, folder)
+
+    @classmethod
+    def _parse(cls, values: Any, folder: Path) -> Self:
+        names = [f for f in cls.__dataclass_fields__ if f != "training"]
+        if not isinstance(values, dict) or values.get("schema_version") != SCHEMA_VERSION:
+            version = values.get("schema_version") if isinstance(values, dict) else None
+            raise UserError(f"{folder / SETTINGS_FILE} has schema version {version!r}, this release reads {SCHEMA_VERSION}",
+                            "train the checkpoint again with this release")
+        missing = [n for n in names if n not in values]
+        if missing:
+            raise UserError(f"the checkpoint {folder} lacks {', '.join(missing)} in {SETTINGS_FILE}",
+                            "use a checkpoint written by recipes/train_prm.py")
+        unknown = sorted(set(values) - set(cls.__dataclass_fields__) - {"schema_version"})
+        if unknown:
+            raise UserError(f"{folder / SETTINGS_FILE} has unknown keys: {', '.join(unknown)}")
+        fields = {n: values[n] for n in names} | {"training": values.get("training", {})}
+        fields["steps"] = StepSettings.from_dict(fields["steps"])
+        Tilt(fields["floor"])
+        local = folder / fields["policy"]
+        if not Path(fields["policy"]).is_absolute() and local.is_dir():
+            fields["policy"] = os.path.relpath(local)
+        return cls(**fields)
+
+
+def load_value_model(folder: str | Path, *, untrained: bool = False, device: torch.device | None = None,
+                     ) -> tuple[ValueModel, CheckpointSettings]:
+    """Load a checkpoint written by rmtools: a LoRA adapter with its head, or a whole model.
+
+    Parameters
+    ----------
+    folder : path
+    untrained : bool
+        Return the model as it was before its first update, made again from the saved seed: the control.
+    device : torch.device, optional
+        Default: CUDA where there is one.
+
+    Raises
+    ------
+    UserError
+        See :meth:`CheckpointSettings.load`; also if the weights lack the head or cannot be read.
+    """
+    folder = Path(folder)
+    settings = CheckpointSettings.load(folder)
+    require_head(folder)
+    steps = StepTokenizer(load_tokenizer(folder), settings.steps)
+    if untrained:
+        model = new_token_classifier(settings.policy, settings.seed)
+    else:
+        model = _trained(folder, settings)
+    model = model.to(device or best_device())  # type: ignore[arg-type]
+    name = f"{folder} (untrained head)" if untrained else str(folder)
+    return ValueModel(model, steps, Tilt(settings.floor), name), settings
+
+
+def _trained(folder: Path, settings: CheckpointSettings) -> "PreTrainedModel":
+    if (folder / "adapter_config.json").exists():
+        from peft import PeftModel
+
+        base = new_token_classifier(settings.policy, settings.seed)
+        return PeftModel.from_pretrained(base, str(folder)).merge_and_unload()
+    from transformers import AutoModelForTokenClassification
+
+    try:
+        return AutoModelForTokenClassification.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise not_a_model(folder, error) from error
+
+
+def new_token_classifier(policy: str, seed: int) -> "PreTrainedModel":
+    """Return the policy's weights under a two-label head drawn with ``seed``, dropout off."""
+    from transformers import AutoModelForTokenClassification
+
+    with quiet_new_head(), torch.random.fork_rng():
+        torch.manual_seed(seed)
+        try:
+            return AutoModelForTokenClassification.from_pretrained(policy, num_labels=2)
+        except (OSError, ValueError) as error:
+            raise not_a_model(policy, error) from error
+
+
+@contextlib.contextmanager
+def quiet_new_head() -> Iterator[None]:
+    """Silence the notice that the head is newly initialised: here it is meant to be."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+
+
+def require_head(folder: Path) -> None:
+    """Raise ``UserError`` unless the checkpoint's weights hold the two-label head."""
+    from safetensors import SafetensorError, safe_open
+
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise UserError(f"the checkpoint {folder} has no weights (*.safetensors)", "train it again, or name another")
+    try:
+        names: list[str] = []
+        for file in files:
+            with safe_open(file, framework="pt") as weights:
+                names += list(weights.keys())
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"the weights of {folder} cannot be read: {error}", "copy or train the checkpoint again") from error
+    if not any(".score." in f".{n}" for n in names):
+        raise UserError(f"the checkpoint {folder} was saved without its head (no tensor named score): "
+                        "a new head would give random values", 'save it with modules_to_save=["score"]')
+
+
+def fingerprint(policy: str | Path) -> str:
+    """Return a short hash of a local model's weights, or "" for a hub name."""
+    import hashlib
+
+    digest = hashlib.sha256()
+    files = sorted(Path(policy).glob("*.safetensors")) if Path(policy).is_dir() else []
+    for file in files:
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()[:16] if files else ""

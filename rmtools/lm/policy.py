@@ -1,0 +1,256 @@
+"""A transformers language model as a policy: stepwise batched decoding with the KV cache kept.
+
+Prefixes that are equal are decoded once: a state holds the distinct ones, ``node`` says which of them each
+particle is at, and particles part when they draw different tokens. So resampled copies cost nothing until they
+differ. The law of the steps is that of one-shot sampling: a step is decoded token by token from the model's own
+softmax at ``temperature`` until the delimiter, the end-of-sequence token, or ``max_step_tokens``.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from rmtools.errors import UserError
+from rmtools.lm.cache import PrefixCache
+from rmtools.lm.steps import StepSettings, StepTokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class PolicyState:
+    """A batch of B prefixes in the middle of generation.
+
+    Attributes
+    ----------
+    cache : PrefixCache
+        All tokens but those pending.
+    pending : Tensor
+        (B,) last token of each prefix, fed at the start of the next step.
+    n_steps : Tensor
+        (B,) steps so far.
+    ended : Tensor
+        (B,) bool.
+    """
+
+    cache: PrefixCache
+    pending: Tensor
+    n_steps: Tensor
+    ended: Tensor
+
+    def select(self, rows: Tensor) -> "PolicyState":
+        """Return the prefixes ``rows`` (B',)."""
+        return PolicyState(self.cache.select(rows), self.pending[rows], self.n_steps[rows], self.ended[rows])
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """One decoded step of B particles.
+
+    Attributes
+    ----------
+    tokens : Tensor
+        (U', L) the step's token ids at each distinct prefix, -1 where it is shorter or had ended.
+    state : PolicyState
+        Of the U' distinct prefixes after the step.
+    parent : Tensor
+        (U',) the distinct prefix before the step.
+    node : Tensor
+        (B,) the distinct prefix each particle is at now.
+    """
+
+    tokens: Tensor
+    state: PolicyState
+    parent: Tensor
+    node: Tensor
+
+
+@dataclass(frozen=True)
+class Branches:
+    """A step in the making: U distinct beginnings, which particle is at which, and which are complete."""
+
+    parent: Tensor
+    node: Tensor
+    done: Tensor
+    columns: tuple[Tensor, ...] = ()
+
+    def grown(self, token: Tensor) -> tuple["Branches", Tensor, Tensor]:
+        """Append each particle's ``token`` (B,); return the new branches, and (U',) their origin and token."""
+        key, node = torch.unique(self.node * TOKEN_SPAN + (token + 1), return_inverse=True)
+        origin, token = key // TOKEN_SPAN, key % TOKEN_SPAN - 1
+        columns = (*(c[origin] for c in self.columns), token)
+        return Branches(self.parent[origin], node, self.done[origin], columns), origin, token
+
+
+# More than any vocabulary: a (prefix, token) pair is one integer.
+TOKEN_SPAN = 1 << 24
+
+
+class Policy:
+    """The base language model pi.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+        A causal language model.
+    steps : StepTokenizer
+        Its tokenizer and step settings.
+    temperature : float
+        Of the softmax; the sampled law is the policy everywhere in rmtools.
+    name : str
+        Where it was loaded from, for provenance.
+    """
+
+    def __init__(self, model: "PreTrainedModel", steps: StepTokenizer, temperature: float = 1.0, name: str = "") -> None:
+        if not temperature > 0:
+            raise UserError(f"temperature must be positive, got {temperature}: the sampler needs a policy with a law")
+        self.model = model.eval()
+        self.steps = steps
+        self.temperature = temperature
+        self.name = name
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the model's weights."""
+        return self.model.device
+
+    @property
+    def context(self) -> int | None:
+        """How many tokens the model can take, or None where its configuration does not say."""
+        return getattr(self.model.config, "max_position_embeddings", None)
+
+    @torch.inference_mode()
+    def start(self, prompts: list[list[int]]) -> PolicyState:
+        """Return the state of ``prompts`` (token ids), each prefilled once."""
+        self.check_length(prompts)
+        ids, present = left_padded([p[:-1] for p in prompts], self.steps.pad_id, self.device)
+        cache = PrefixCache.empty(len(prompts), self.device)
+        if ids.shape[1]:
+            _, cache = cache.forward(self.model, ids, None if bool(present.all()) else present)
+        n = torch.zeros(len(prompts), dtype=torch.long, device=self.device)
+        return PolicyState(cache, torch.tensor([p[-1] for p in prompts], device=self.device), n, n.bool())
+
+    def check_length(self, prompts: list[list[int]]) -> None:
+        """Raise ``UserError`` where a prompt leaves no room for a single token."""
+        for i, ids in enumerate(prompts):
+            if self.context is not None and len(ids) >= self.context:
+                raise UserError(f"prompt {i} has {len(ids)} tokens, the model takes {self.context}: "
+                                "no room is left for a step", "shorten the prompt or use a model with more context")
+
+    @torch.inference_mode()
+    def decode_step(self, state: PolicyState, node: Tensor, generator: torch.Generator) -> "Decoded":
+        """Draw one step for each of B particles, independently; a prefix that has ended gets none.
+
+        Parameters
+        ----------
+        state : PolicyState
+            U distinct prefixes.
+        node : Tensor
+            (B,) the prefix each particle is at.
+        generator : torch.Generator
+            On the policy's device.
+        """
+        branch = Branches(torch.arange(len(state.pending), device=self.device), node, state.ended)
+        cache, pending = state.cache, state.pending
+        eos = torch.zeros_like(state.ended)
+        for _ in range(self.steps.settings.max_step_tokens):
+            present = None if not bool(branch.done.any()) else ~branch.done[:, None]
+            logits, cache = cache.forward(self.model, pending[:, None], present)
+            token = torch.where(branch.done[branch.node], -1, self._sample(logits[:, -1], branch.node, generator))
+            branch, origin, token = branch.grown(token)
+            cache, eos = cache.select(origin), eos[origin] | (token == self.steps.eos_id)
+            pending = torch.where(token >= 0, token, pending[origin])
+            branch = replace(branch, done=branch.done | eos | self._closes(branch.columns) | self._out_of_context(cache))
+            if bool(branch.done.all()):
+                break
+        was_ended = state.ended[branch.parent]
+        n_steps = state.n_steps[branch.parent] + (~was_ended).long()
+        ended = was_ended | eos | (n_steps >= self.steps.settings.max_steps) | self._out_of_context(cache)
+        return Decoded(torch.stack(branch.columns, dim=1), PolicyState(cache, pending, n_steps, ended),
+                       branch.parent, branch.node)
+
+    def _sample(self, logits: Tensor, node: Tensor, generator: torch.Generator) -> Tensor:
+        """Draw one token a particle by the exponential race, in fp32; raises where a logit is NaN."""
+        p = torch.softmax(logits.float() / self.temperature, dim=-1)
+        if bool(torch.isnan(p).any()):
+            raise ValueError("the policy returned NaN logits: its weights or its precision are broken")
+        at = p[node]
+        return (at / torch.empty_like(at).exponential_(generator=generator)).argmax(-1)
+
+    def _closes(self, columns: tuple[Tensor, ...]) -> Tensor:
+        ids = self.steps.delimiter_ids
+        if len(columns) < len(ids):
+            return torch.zeros_like(columns[-1], dtype=torch.bool)
+        tail = torch.stack(columns[-len(ids):], dim=1)
+        return (tail == torch.tensor(ids, device=tail.device)).all(1)
+
+    def _out_of_context(self, cache: PrefixCache) -> Tensor:
+        if self.context is None:
+            return torch.zeros_like(cache.length, dtype=torch.bool)
+        return cache.length + 1 >= self.context
+
+
+def left_padded(rows: list[list[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return ids (B, L) with pads on the left, and which are real (B, L) bool."""
+    width = max((len(r) for r in rows), default=0)
+    ids = torch.tensor([[pad_id] * (width - len(r)) + list(r) for r in rows], dtype=torch.long, device=device)
+    present = torch.tensor([[False] * (width - len(r)) + [True] * len(r) for r in rows], dtype=torch.bool,
+                           device=device)
+    return ids.reshape(len(rows), width), present.reshape(len(rows), width)
+
+
+def distinct(node: Tensor) -> tuple[Tensor, Tensor]:
+    """Return which of the distinct prefixes are still in use (U',) and where each particle is among them (B,)."""
+    return torch.unique(node, return_inverse=True)
+
+
+def best_device() -> torch.device:
+    """Return the CUDA device where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def load_policy(path: str | Path, settings: StepSettings, temperature: float = 1.0,
+                device: torch.device | None = None) -> Policy:
+    """Load a causal language model and its tokenizer from a folder or a hub name.
+
+    Raises
+    ------
+    UserError
+        If there is no model, or its tokenizer has no end-of-sequence token or an unstable delimiter.
+    """
+    from transformers import AutoModelForCausalLM
+
+    tokenizer = load_tokenizer(path)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise not_a_model(path, error) from error
+    model = model.to(device or best_device())  # type: ignore[arg-type]
+    return Policy(model, StepTokenizer(tokenizer, settings), temperature, str(path))
+
+
+def load_tokenizer(path: str | Path):  # type: ignore[no-untyped-def]
+    """Load a tokenizer; raises ``UserError`` where there is none or it has no end-of-sequence token."""
+    from transformers import AutoTokenizer
+
+    if Path(path).is_dir() and not (Path(path) / "config.json").exists() and not (Path(path) / "tokenizer_config.json").exists():
+        raise not_a_model(path, FileNotFoundError("no config.json in it"))
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise not_a_model(path, error) from error
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"the tokenizer of {path} has no end-of-sequence token: the end of a solution is not visible",
+                        "set eos_token and save the tokenizer again")
+    return tokenizer
+
+
+def not_a_model(path: str | Path, error: Exception) -> UserError:
+    """Return the error for a path that holds no loadable model."""
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return UserError(f"no model can be loaded from {path}: {reason}",
+                     "name a folder written by save_pretrained (config.json, weights, tokenizer) or a hub model")

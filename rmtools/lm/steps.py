@@ -1,0 +1,204 @@
+r"""What a step is, and the one way from text to token ids that training, audit and sampling share.
+
+A step is text up to and including the delimiter (or the end-of-sequence token). Prompt and steps are tokenised
+apart and joined, and it is checked that tokenising the joined text gives the same ids, so that what is scored
+is what the policy emitted.
+
+>>> StepSettings(delimiter="\n", max_steps=8).max_step_tokens
+64
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from rmtools.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class StepSettings:
+    """Where a step and a solution end.
+
+    Parameters
+    ----------
+    delimiter : str
+        Text that closes a step.
+    max_steps : int
+        Horizon T: a prefix with this many steps has ended, whatever its last token.
+    max_step_tokens : int
+        A step without delimiter is closed after this many tokens.
+    """
+
+    delimiter: str
+    max_steps: int
+    max_step_tokens: int = 64
+
+    def __post_init__(self) -> None:
+        if not self.delimiter:
+            raise UserError("the step delimiter is empty", "name the text that closes a step, such as a newline")
+        for name in ("max_steps", "max_step_tokens"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise UserError(f"{name} must be an integer of at least 1, got {value!r}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as saved with a checkpoint."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Any) -> Self:
+        """Read the settings of a checkpoint; raises ``UserError`` where one is missing or unknown."""
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise UserError(f"step settings are incomplete or have unknown keys: {values!r}",
+                            "they are delimiter, max_steps, max_step_tokens") from error
+
+
+@dataclass(frozen=True)
+class EncodedTree:
+    """Token ids of a trajectory followed by its alternative next steps, for one forward pass.
+
+    Attributes
+    ----------
+    ids, positions : np.ndarray
+        (L,) token ids and their position ids; a child's positions go on from its fork.
+    segment, fork : np.ndarray
+        (L,) 0 for the trajectory itself, k >= 1 for the k-th child; how many trajectory tokens a token may
+        attend to (for the trajectory's own tokens: all up to itself).
+    reads : np.ndarray
+        (T + 1,) index of the last token of the prompt and of each step, where the value is read.
+    child_reads : list of np.ndarray
+        T arrays: the same index for the children at each depth.
+    """
+
+    ids: np.ndarray
+    positions: np.ndarray
+    segment: np.ndarray
+    fork: np.ndarray
+    reads: np.ndarray
+    child_reads: list[np.ndarray]
+
+
+class StepTokenizer:
+    """Tokenises prompts and steps apart, so that ids never depend on what stands beside them.
+
+    Parameters
+    ----------
+    tokenizer : transformers.PreTrainedTokenizerBase
+        The policy's tokenizer.
+    settings : StepSettings
+        The delimiter must be one stable token sequence in every context; checked here.
+
+    Raises
+    ------
+    UserError
+        If the tokenizer splits the delimiter differently in context.
+    """
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", settings: StepSettings) -> None:
+        self.tokenizer = tokenizer
+        self.settings = settings
+        self.delimiter_ids = self._ids(settings.delimiter)
+        self.eos_id: int = tokenizer.eos_token_id
+        self.pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.eos_id
+        self._cache: dict[str, list[int]] = {}
+        self._check_delimiter()
+
+    def _ids(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def _check_delimiter(self) -> None:
+        delimiter = self.settings.delimiter
+        for before, after in (("a", "b"), ("1 ", "2"), (".", "A"), (") ", "S")):
+            apart = self._ids(before) + self.delimiter_ids + self._ids(after)
+            if not self.delimiter_ids or self._ids(before + delimiter + after) != apart:
+                raise self._unstable(f"{before}{delimiter}{after}")
+
+    def _unstable(self, where: str) -> UserError:
+        return UserError(
+            f"the tokenizer splits the delimiter {self.settings.delimiter!r} differently in context "
+            f"(in {where!r}): values would be read at tokens the policy never emits",
+            "choose a delimiter that is one stable token sequence, such as a newline or an added special token")
+
+    def check(self, prompt: str, steps: Sequence[str]) -> None:
+        """Raise ``UserError`` unless tokenising the joined text gives the ids of the parts."""
+        text = prompt + "".join(steps)
+        apart = self.prompt_ids(prompt) + [i for s in steps for i in self.step_ids(s)]
+        if list(self.tokenizer(text)["input_ids"]) != apart:
+            raise self._unstable(text[:60])
+
+    def prompt_ids(self, prompt: str) -> list[int]:
+        """Return the token ids of a prompt, with the special tokens the tokenizer puts in front."""
+        ids = list(self.tokenizer(prompt)["input_ids"])
+        if not ids:
+            raise UserError("a prompt is empty: it has no token to read a value at", "give every prompt some text")
+        return ids
+
+    def step_ids(self, step: str) -> list[int]:
+        """Return the token ids of one step, delimiter included."""
+        found = self._cache.get(step)
+        if found is None:
+            found = self._ids(step)
+            if not found:
+                raise UserError("a step is empty: it has no token to read a value at",
+                                "drop empty steps when splitting solutions")
+            if len(self._cache) < 100_000:
+                self._cache[step] = found
+        return found
+
+    def step_text(self, ids: Sequence[int]) -> str:
+        """Return the text of one decoded step, without special tokens."""
+        return self.tokenizer.decode([i for i in ids if i != self.eos_id])
+
+    def encode(self, prompt: str, steps: Sequence[str], children: Sequence[Sequence[str]] = ()) -> EncodedTree:
+        """Encode a trajectory and, packed behind it, its alternative next steps.
+
+        Parameters
+        ----------
+        prompt : str
+        steps : sequence of str
+            The trajectory's T steps, delimiters included.
+        children : sequence of sequence of str
+            ``children[t]`` are the alternative steps at depth t (may be shorter than T).
+        """
+        trunk = self.prompt_ids(prompt)
+        reads = [len(trunk) - 1]
+        for step in steps:
+            trunk = trunk + self.step_ids(step)
+            reads.append(len(trunk) - 1)
+        ids = list(trunk)
+        n = len(trunk)
+        positions, segment, fork = list(range(n)), [0] * n, list(range(1, n + 1))
+        child_reads: list[np.ndarray] = []
+        count = 0
+        for t in range(len(steps)):
+            at: list[int] = []
+            for child in children[t] if t < len(children) else ():
+                new = self.step_ids(child)
+                count += 1
+                start = reads[t] + 1
+                ids += new
+                positions += range(start, start + len(new))
+                segment += [count] * len(new)
+                fork += [start] * len(new)
+                at.append(len(ids) - 1)
+            child_reads.append(np.asarray(at, dtype=np.int64))
+        return EncodedTree(np.asarray(ids), np.asarray(positions), np.asarray(segment), np.asarray(fork),
+                           np.asarray(reads), child_reads)
+
+
+def split_steps(text: str, delimiter: str) -> list[str]:
+    r"""Cut a solution into steps, each with its delimiter; a rest without one is the last step.
+
+    >>> split_steps("a\nb\nc", "\n")
+    ['a\n', 'b\n', 'c']
+    """
+    pieces = text.split(delimiter)
+    steps = [p + delimiter for p in pieces[:-1]]
+    return [*steps, pieces[-1]] if pieces[-1] else steps

@@ -1,0 +1,92 @@
+"""A language model written out as an exact finite model: its live prefixes, their probabilities and values.
+
+Every listed next step with probability above ``min_probability`` becomes a child; the rest of the mass (malformed
+steps) is stated, and the kept probabilities are scaled to one. On the result everything of rmtools.core is exact:
+V*, the target, sigma^2, the Bellman error.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from rmtools.core.finite import FiniteModel
+from rmtools.lm.enumerate import expand
+from rmtools.lm.particles import to_numpy
+from rmtools.lm.policy import Policy
+from rmtools.lm.value import Scorer
+
+
+@dataclass(frozen=True)
+class TabulatedModel:
+    """One prompt's language model as a table.
+
+    Attributes
+    ----------
+    prompt : str
+    model : FiniteModel
+        Its terminal potential is the verifier's.
+    uncovered : float
+        Probability that a trajectory of the policy leaves the table (by a step that is not in it).
+    paths : list of list of str
+        The steps of each state at depth T, in the model's order.
+    """
+
+    prompt: str
+    model: FiniteModel
+    uncovered: float
+    paths: list[list[str]]
+
+
+def tabulate(policy: Policy, value: Scorer, prompt: str, choices: Sequence[str],
+             reward: Callable[[str, Sequence[str]], float], min_probability: float = 1e-4) -> TabulatedModel:
+    """Enumerate the prefixes of ``prompt`` under ``policy`` and score them with ``value``.
+
+    Parameters
+    ----------
+    policy : Policy
+        Its step settings give the horizon.
+    value : ValueModel
+    prompt : str
+    choices : sequence of str
+        The well-formed steps.
+    reward : callable
+        The verifier.
+    min_probability : float
+        Steps less probable than this, given their prefix, are not in the table.
+    """
+    tokens = [policy.steps.step_ids(c) for c in choices]
+    ids = [policy.steps.prompt_ids(prompt)]
+    state = policy.start(ids)
+    root, scored = value.start(ids)
+    log_values, rules, links = [to_numpy(root)], [], []
+    paths: list[list[str]] = [[]]
+    covered = np.ones(1)
+    while not bool(state.ended.all()):
+        grown = expand(policy, state, tokens, min_probability)
+        parent = grown.parent.cpu().numpy()
+        p = np.exp(grown.log_probability.cpu().numpy())
+        rule, link, mass = _layer(parent, p, len(paths))
+        covered = covered[parent] * p
+        rules.append(rule)
+        links.append(link)
+        paths = [[*paths[i], choices[c]] for i, c in zip(parent, grown.choice.tolist(), strict=True)]
+        values, scored = value.advance(scored.select(grown.parent), grown.tokens)
+        log_values.append(to_numpy(values))
+        state = grown.state
+    rewards = np.asarray([reward(prompt, s) for s in paths], dtype=float)
+    log_values[-1] = value.tilt.log_potential(rewards)
+    return TabulatedModel(prompt, FiniteModel(rules, log_values, links), float(1 - covered.sum()), paths)
+
+
+def _layer(parent: np.ndarray, p: np.ndarray, n_parents: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return (S, B) probabilities scaled to one, (S, B) child indices, and the (S,) mass before scaling."""
+    slot = np.arange(len(parent)) - np.searchsorted(parent, parent)
+    rule = np.zeros((n_parents, slot.max() + 1))
+    link = np.zeros(rule.shape, dtype=np.int64)
+    rule[parent, slot] = p
+    link[parent, slot] = np.arange(len(parent))
+    mass = rule.sum(1)
+    if (mass == 0).any():
+        raise ValueError("a prefix has no listed step above min_probability: the policy is not on its format")
+    return rule / mass[:, None], link, mass

@@ -1,0 +1,25 @@
+r"""A word-level tokenizer that is lossless on its task's text: what is decoded is what was encoded.
+
+Words carry their trailing space ("u ", "r3 ", "\\n"), so text of a prompt and of its steps can be concatenated
+and cut anywhere between words without changing a token.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+def word_tokenizer(words: Sequence[str]) -> "PreTrainedTokenizerFast":
+    """Return a ``PreTrainedTokenizerFast`` over ``words`` and the four special tokens."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["<pad>", "<bos>", "<eos>", "<unk>"]
+    vocabulary = {w: i for i, w in enumerate([*special, *words])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[^ \n]+ |\n"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<bos>",
+                                   eos_token="<eos>", unk_token="<unk>", clean_up_tokenization_spaces=False)

@@ -1,0 +1,260 @@
+"""Value models: a two-label token classifier read at the end of the prompt and of every step.
+
+p = softmax(logits)[1] estimates P(solution will be correct given the prefix), in fp32 and log-sigmoid form; the
+tilt turns it into a positive value (docs/equations.md, section 2).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rmtools.core.tilt import Tilt
+from rmtools.lm.cache import PrefixCache
+from rmtools.lm.steps import EncodedTree, StepTokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+TOKENS_PER_BATCH = 16_384
+
+
+def log_value_from_logits(logits: Tensor, floor: float) -> Tensor:
+    """Return log V = logaddexp(log f, log1p(-f) + log p) of two-label logits (..., 2), in fp32 nats."""
+    log_p = torch.log_softmax(logits.float(), dim=-1)[..., 1]
+    f = torch.tensor(floor, dtype=torch.float32, device=log_p.device)
+    return torch.logaddexp(f.log().expand_as(log_p), torch.log1p(-f) + log_p)
+
+
+@dataclass(frozen=True)
+class TreeValues:
+    """Log values of one trajectory, nats.
+
+    Attributes
+    ----------
+    log_value : np.ndarray
+        (T + 1,) at the prompt and after each step, the model's own also at the end.
+    children : list of np.ndarray
+        T arrays: at the alternative next steps of each depth.
+    """
+
+    log_value: np.ndarray
+    children: list[np.ndarray]
+
+
+class ValueState(Protocol):
+    """A batch of prefixes that a value model has read."""
+
+    def select(self, rows: Tensor) -> "ValueState":
+        """Return the prefixes ``rows`` (B',)."""
+        ...
+
+
+class Scorer(Protocol):
+    """Anything that values prefixes: a trained model, or a control that has no weights."""
+
+    steps: StepTokenizer
+    tilt: Tilt
+    name: str
+
+    def score(self, trees: Sequence[EncodedTree], progress: Callable[[int], object] | None = None
+              ) -> list[TreeValues]:
+        """Score every prefix and child of every tree."""
+        ...
+
+    def start(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, ValueState]:
+        """Return the log values (B,) nats of prompts given as token ids, and the state."""
+        ...
+
+    def advance(self, state: ValueState, tokens: Tensor) -> tuple[Tensor, ValueState]:
+        """Return the log values (B,) nats after a new step ``tokens`` (B, L; -1 = none), and the state."""
+        ...
+
+
+@dataclass(frozen=True)
+class ReadCache:
+    """The :class:`ValueState` of a :class:`ValueModel`: the keys and values of what it has read."""
+
+    cache: PrefixCache
+
+    def select(self, rows: Tensor) -> "ReadCache":
+        """Return the prefixes ``rows`` (B',)."""
+        return ReadCache(self.cache.select(rows))
+
+
+@dataclass(frozen=True)
+class Nothing:
+    """The :class:`ValueState` of a constant: how many prefixes there are, and where they live."""
+
+    rows: Tensor
+
+    def select(self, rows: Tensor) -> "Nothing":
+        """Return the prefixes ``rows`` (B',)."""
+        return Nothing(self.rows[rows])
+
+
+class ConstantValue:
+    """The control without information: every prefix that has not ended has the same value.
+
+    Parameters
+    ----------
+    probability : float
+        The base rate p; the value is f + (1 - f) p.
+    steps : StepTokenizer
+    tilt : Tilt
+    """
+
+    def __init__(self, probability: float, steps: StepTokenizer, tilt: Tilt) -> None:
+        self.steps = steps
+        self.tilt = tilt
+        self.name = f"constant {probability:.4g}"
+        self.log_value = float(tilt.log_potential(np.asarray(probability)))
+
+    def score(self, trees: Sequence[EncodedTree], progress: Callable[[int], object] | None = None
+              ) -> list[TreeValues]:
+        """Return the constant at every prefix and child."""
+        if progress is not None:
+            progress(len(trees))
+        return [TreeValues(np.full(len(t.reads), self.log_value),
+                           [np.full(len(at), self.log_value) for at in t.child_reads]) for t in trees]
+
+    def start(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, ValueState]:
+        """Return the constant for each prompt."""
+        return self.advance(Nothing(torch.zeros(len(prompts))), torch.zeros(len(prompts), 1))
+
+    def advance(self, state: ValueState, tokens: Tensor) -> tuple[Tensor, ValueState]:
+        """Return the constant for each prefix."""
+        return torch.full((len(tokens),), self.log_value, dtype=torch.float64), state
+
+
+class ValueModel:
+    """A reward model over prefixes: scores whole trajectories in one pass, or new steps incrementally.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+        Returns logits (B, L, 2).
+    steps : StepTokenizer
+    tilt : Tilt
+    name : str
+        For provenance.
+    """
+
+    def __init__(self, model: "PreTrainedModel", steps: StepTokenizer, tilt: Tilt, name: str = "") -> None:
+        self.model = model.eval()
+        self.steps = steps
+        self.tilt = tilt
+        self.name = name
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the model's weights."""
+        return self.model.device
+
+    @torch.inference_mode()
+    def score(self, trees: Sequence[EncodedTree], progress: Callable[[int], object] | None = None
+              ) -> list[TreeValues]:
+        """Score every prefix and child of every tree, one forward pass a tree, batched by length.
+
+        Parameters
+        ----------
+        trees : sequence of EncodedTree
+        progress : callable, optional
+            Called with the number of trees done.
+
+        Raises
+        ------
+        ValueError
+            If the model returns NaN; the tree is named.
+        """
+        order = sorted(range(len(trees)), key=lambda i: len(trees[i].ids))
+        found: dict[int, TreeValues] = {}
+        for batch in batches_by_length(order, trees, TOKENS_PER_BATCH):
+            logits = self.model(**tree_batch([trees[i] for i in batch], self.steps.pad_id, self.device,
+                                             self.model.dtype)).logits
+            values = log_value_from_logits(logits, self.tilt.floor).cpu().numpy().astype(np.float64)
+            for row, i in zip(values, batch, strict=True):
+                found[i] = _read(row, trees[i], i)
+            if progress is not None:
+                progress(len(batch))
+        return [found[i] for i in range(len(trees))]
+
+    @torch.inference_mode()
+    def start(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, ValueState]:
+        """Read ``prompts`` (token ids); return log values at the root (B,) nats and the state."""
+        width = max(len(p) for p in prompts)
+        tokens = torch.full((len(prompts), width), -1, dtype=torch.long)
+        for row, ids in zip(tokens, prompts, strict=True):
+            row[: len(ids)] = torch.as_tensor(ids)
+        empty = ReadCache(PrefixCache.empty(len(prompts), self.device))
+        return self.advance(empty, tokens.to(self.device))
+
+    @torch.inference_mode()
+    def advance(self, state: ValueState, tokens: Tensor) -> tuple[Tensor, ValueState]:
+        """Read the new step ``tokens`` (B, L; -1 = none); return log values (B,) nats there and the state.
+
+        A row without a new token gets NaN: its value is the one it had.
+        """
+        present = tokens >= 0
+        ids = torch.where(present, tokens, self.steps.pad_id)
+        assert isinstance(state, ReadCache)
+        logits, cache = state.cache.forward(self.model, ids, None if bool(present.all()) else present)
+        last = (present * torch.arange(1, tokens.shape[1] + 1, device=tokens.device)).argmax(1)
+        at = logits[torch.arange(len(tokens), device=tokens.device), last]
+        if bool(torch.isnan(at).any()):
+            raise ValueError(f"the value model {self.name} returned NaN: its weights or its precision are broken")
+        value = log_value_from_logits(at, self.tilt.floor)
+        return torch.where(present.any(1), value, torch.nan), ReadCache(cache)
+
+
+def _read(values: np.ndarray, tree: EncodedTree, index: int) -> TreeValues:
+    result = TreeValues(values[tree.reads], [values[at] for at in tree.child_reads])
+    for t, v in enumerate(result.log_value):
+        if np.isnan(v) or (t < len(result.children) and np.isnan(result.children[t]).any()):
+            raise ValueError(f"the value model returned NaN at step {t} of trajectory {index}")
+    return result
+
+
+def batches_by_length(order: Sequence[int], trees: Sequence[EncodedTree], budget: int) -> list[list[int]]:
+    """Cut ``order`` (indices, ascending length) into batches of at most ``budget`` padded tokens."""
+    batches: list[list[int]] = []
+    for i in order:
+        if batches and (len(batches[-1]) + 1) * len(trees[i].ids) <= budget:
+            batches[-1].append(i)
+        else:
+            batches.append([i])
+    return batches
+
+
+def tree_batch(trees: Sequence[EncodedTree], pad_id: int, device: torch.device, dtype: torch.dtype
+               ) -> dict[str, Tensor]:
+    """Right-pad ``trees`` into model inputs; a 4-d attention mask is built only where there are children.
+
+    Pads stand behind everything that is read, so a causal mask alone keeps them out.
+    """
+    width = max(len(t.ids) for t in trees)
+
+    def padded(name: str, fill: int) -> Tensor:
+        out = np.full((len(trees), width), fill, dtype=np.int64)
+        for row, tree in zip(out, trees, strict=True):
+            row[: len(tree.ids)] = getattr(tree, name)
+        return torch.from_numpy(out).to(device)
+
+    inputs = {"input_ids": padded("ids", pad_id), "position_ids": padded("positions", 0)}
+    if any(len(at) for t in trees for at in t.child_reads):
+        visible = tree_mask(padded("segment", -1), padded("fork", 0))
+        zero = torch.zeros((), dtype=dtype, device=device)
+        inputs["attention_mask"] = torch.where(visible, zero, torch.finfo(dtype).min)[:, None]
+    return inputs
+
+
+def tree_mask(segment: Tensor, fork: Tensor) -> Tensor:
+    """Return which token attends to which, (B, L, L) bool: the trajectory up to the fork, and the own branch."""
+    index = torch.arange(segment.shape[1], device=segment.device)
+    trunk = (segment[:, None, :] == 0) & (index[None, None, :] < fork[:, :, None])
+    own = (segment[:, :, None] == segment[:, None, :]) & (index[None, :, None] >= index[None, None, :])
+    return trunk | own

@@ -1,0 +1,1 @@
+"""Training: targets and divergences whose minimiser is the true value, and the trainer that uses them."""

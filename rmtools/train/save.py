@@ -1,0 +1,49 @@
+"""Writing a trained value model: weights, head, tokenizer, settings and the training log, in one rename."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rmtools.data.rollouts import Rollout, RolloutMetadata
+from rmtools.files import replacing, write_json
+from rmtools.lm.checkpoint import CheckpointSettings, fingerprint
+from rmtools.train.config import PRMConfig
+from rmtools.train.trainer import PRMTrainer
+
+LOG_FILE = "training_log.json"
+
+
+def settings_for(policy: str, metadata: RolloutMetadata, rows: list[Rollout], config: PRMConfig, data: str
+                 ) -> CheckpointSettings:
+    """Return what the checkpoint must remember."""
+    import peft
+    import torch
+    import transformers
+
+    versions = {m.__name__: str(m.__version__) for m in (torch, transformers, peft)}
+    return CheckpointSettings(
+        policy=policy, policy_fingerprint=fingerprint(policy), task=metadata.task, horizon=metadata.horizon,
+        steps=metadata.steps, floor=config.floor, temperature=metadata.temperature, seed=config.seed,
+        base_rate=float(np.mean([r.reward for r in rows])),
+        training={"target": config.target, "divergence": config.divergence, "ema_decay": config.ema_decay,
+                  "global_steps": config.max_steps, "rollouts": data, "rollouts_seed": metadata.seed,
+                  "trajectories": len(rows), "versions": versions})
+
+
+def save_checkpoint(trainer: PRMTrainer, settings: CheckpointSettings, folder: Path) -> None:
+    """Write the checkpoint; what stood at ``folder`` before is replaced only when all of it is written."""
+    with replacing(folder) as temporary:
+        temporary.mkdir()
+        trainer.accelerator.unwrap_model(trainer.model).save_pretrained(str(temporary))
+        trainer.steps.tokenizer.save_pretrained(str(temporary))
+        write_json(temporary / LOG_FILE, log_rows(trainer.state.log_history))
+        settings.save(temporary, seen_from=folder)
+
+
+def log_rows(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the trainer's log as JSON values."""
+    return json.loads(json.dumps(history, default=float))
+
+

@@ -1,0 +1,1 @@
+"""Verification: what the theory predicts beside what the sampler does."""
