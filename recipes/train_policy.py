@@ -27,7 +27,9 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/quickstart/policy"))
     parser.add_argument("--horizon", type=int, default=8)
-    parser.add_argument("--care", type=float, default=0.65, help="chance that a demonstration avoids the next block")
+    parser.add_argument("--care", type=float, default=0.35, help="chance that a demonstration avoids the next block")
+    parser.add_argument("--early-care", type=float, default=0.95,
+                        help="the same in the first half of the demonstrations, which teaches to see the blocks")
     parser.add_argument("--iterations", type=int, default=600)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--learning-rate", type=float, default=6e-3)
@@ -38,14 +40,14 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def demonstrations(task: Crossing, tokenizer, care: float, n: int, seed: int):
+def demonstrations(task: Crossing, tokenizer, care: list[float], seed: int):
     """Token ids with the prompt masked out of the labels: trl then has nothing left to tokenise."""
     from datasets import Dataset
 
     rng = np.random.default_rng(seed)
-    prompts, _ = task.prompts(n, rng)
+    prompts, _ = task.prompts(len(care), rng)
     asked = tokenizer(prompts)["input_ids"]
-    answers = tokenizer(["".join(task.demonstration(p, care, rng)) for p in prompts])["input_ids"]
+    answers = tokenizer(["".join(task.demonstration(p, c, rng)) for p, c in zip(prompts, care, strict=True)])["input_ids"]
     end = [tokenizer.eos_token_id]
     return Dataset.from_dict({"input_ids": [p + a + end for p, a in zip(asked, answers, strict=True)],
                               "labels": [[-100] * len(p) + a + end for p, a in zip(asked, answers, strict=True)]})
@@ -68,8 +70,10 @@ def train(args: argparse.Namespace, task: Crossing, folder: Path) -> None:
         output_dir=str(folder), max_steps=args.iterations, per_device_train_batch_size=args.batch,
         learning_rate=args.learning_rate, warmup_steps=30, lr_scheduler_type="cosine", weight_decay=0.0,
         logging_steps=100, save_strategy="no", report_to="none", seed=args.seed, dataloader_pin_memory=False,
-        bf16=False, activation_checkpointing=False, disable_tqdm=False)
-    data = demonstrations(task, tokenizer, args.care, args.iterations * args.batch, args.seed)
+        bf16=False, train_sampling_strategy="sequential", activation_checkpointing=False, disable_tqdm=False)
+    half = args.iterations * args.batch // 2
+    care = [args.early_care] * half + [args.care] * (args.iterations * args.batch - half)
+    data = demonstrations(task, tokenizer, care, args.seed)
     trainer = SFTTrainer(model=model, args=config, train_dataset=data, processing_class=tokenizer)
     trainer.train()
     trainer.save_model(str(folder))

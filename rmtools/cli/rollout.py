@@ -1,10 +1,16 @@
 """``rmtools rollout``: branching rollouts of a policy, for training and for audits."""
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from rmtools.cli.options import Horizon, Out, Policy, Seed, TaskName
+
+if TYPE_CHECKING:
+    from rmtools.data.collect import Branching
+    from rmtools.data.tasks import Task
+    from rmtools.lm.policy import Policy as LoadedPolicy
 
 
 def command(
@@ -21,33 +27,40 @@ def command(
     seed: Seed = 0,
 ) -> None:
     """Sample branching rollouts: trajectories, alternatives to their steps, extra completions."""
-    import numpy as np
-
-    from rmtools.cli.progress import progress
-    from rmtools.data.collect import Branching, Collector
-    from rmtools.data.prompts import prompts_from
-    from rmtools.data.rollouts import META_FILE, RolloutMetadata, write_rollouts
+    from rmtools.data.collect import Branching
     from rmtools.data.tasks import load_task
-    from rmtools.files import claim_folder
-    from rmtools.lm.checkpoint import fingerprint
     from rmtools.lm.policy import load_policy
     from rmtools.lm.steps import StepSettings
 
     branching = Branching(trajectories, children, completions)
-    rng = np.random.default_rng(seed)
     chosen = load_task(task or "crossing", horizon)
-    found, removed = prompts_from(prompts, chosen, rng)
-    settings = StepSettings(chosen.delimiter, chosen.horizon, max_step_tokens)
-    model = load_policy(policy, settings, temperature)
+    source = load_policy(policy, StepSettings(chosen.delimiter, chosen.horizon, max_step_tokens), temperature)
+    make_rollouts(source, chosen, prompts, branching, out, seed)
+
+
+def make_rollouts(policy: "LoadedPolicy", task: "Task", prompts: str, branching: "Branching", out: Path, seed: int
+                  ) -> None:
+    """Collect rollouts with a progress bar, write them to ``out``, and print what they are."""
+    import numpy as np
+
+    from rmtools.cli.progress import progress
+    from rmtools.data.collect import Collector
+    from rmtools.data.prompts import prompts_from
+    from rmtools.data.rollouts import META_FILE, RolloutMetadata, write_rollouts
+    from rmtools.files import claim_folder
+    from rmtools.lm.checkpoint import fingerprint
+
+    rng = np.random.default_rng(seed)
+    found, removed = prompts_from(prompts, task, rng)
     claim_folder(out, META_FILE)
-    collector = Collector(model, chosen, branching, rng)
+    collector = Collector(policy, task, branching, rng)
     with progress(f"rollouts of {len(found)} prompts", len(found)) as tick:
         rows = collector.collect(found, progress=tick)
-    tally = collector.tally
+    tally, settings = collector.tally, policy.steps.settings
     write_rollouts(out, rows, RolloutMetadata(
-        policy=policy, policy_fingerprint=fingerprint(policy), task=chosen.name, horizon=chosen.horizon,
-        steps=settings, temperature=temperature, seed=seed, removed_prompts=removed,
+        policy=policy.name, policy_fingerprint=fingerprint(policy.name), task=task.name, horizon=task.horizon,
+        steps=settings, temperature=policy.temperature, seed=seed, removed_prompts=removed,
         generated_tokens=tally.tokens, truncated_steps=tally.truncated))
     print(f"{len(rows)} trajectories of {len(found)} prompts in {out}; {removed} prompts without a solution were left "
           f"out; mean reward {np.mean([r.reward for r in rows]):.4f}; {tally.tokens} tokens, "
-          f"{tally.truncated} steps cut at {max_step_tokens} tokens")
+          f"{tally.truncated} steps cut at {settings.max_step_tokens} tokens")

@@ -153,16 +153,16 @@ def _pair_product(a: np.ndarray, b: np.ndarray, ab: np.ndarray, n: int) -> np.nd
 def check_trajectories(
     log_value: np.ndarray, value_square: np.ndarray, potential: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return log V at 0..T-1 (n, T), V*^2 at 1..T (n, T) and phi (n,); raise UserError as `sigma2_parts`."""
+    """Return log V at 0..T-1 (n, T), V*^2 at 1..T (n, T) and phi (n,); raise as `sigma2_parts`."""
     log_v, square, phi = (np.asarray(a, dtype=np.float64) for a in (log_value, value_square, potential))
     if phi.ndim != 1 or log_v.ndim != 2 or log_v.shape != square.shape or len(log_v) != len(phi):
         raise UserError(
-            f"log_value, value_square and potential have shapes {log_v.shape}, {square.shape} and {phi.shape}",
+            f"log_value, value_square, potential have shapes {log_v.shape}, {square.shape}, {phi.shape}",
             fix="pass (n, T + 1), (n, T + 1) and (n,)",
         )
     if len(phi) < 2 or log_v.shape[1] < 2:
         raise UserError(
-            f"{len(phi)} trajectories of {log_v.shape[1] - 1} steps: sigma^2 is made of pairs of trajectories",
+            f"{len(phi)} trajectories of {log_v.shape[1] - 1} steps: sigma^2 is made of pairs of them",
             fix="sample at least two trajectories of a prompt, better 64",
         )
     refuse_nan("log_value", log_v)

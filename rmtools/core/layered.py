@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import gammaln
 
 from rmtools.core.checks import check_children, check_layers
 from rmtools.core.logspace import log_mean_columns
@@ -290,6 +289,8 @@ class FiniteParticles:
 
 
 def _one_step_law(n: int, p: float, log_ratio: float) -> float:
+    from scipy.special import gammaln  # here, because importing scipy takes longer than the rest of the core
+
     k = np.arange(n + 1)
     with np.errstate(divide="ignore", invalid="ignore"):
         log_pmf = gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1)

@@ -59,16 +59,21 @@ def quantile_interval(
     if len(values) == 0 or w.sum() == 0:
         return Interval(math.nan, None, None)
     estimate = float(weighted_quantile(values, w, np.array([q]))[0])
-    below = (values <= estimate) - q
-    parts = cluster_sums(np.stack([w * below, w], axis=1), clusters)
-    if len(parts) < 2:
+    # At an atom, or at the largest value, one side alone would show no spread at all.
+    error = max(_share_error(w * side, w, clusters) for side in (values <= estimate, values < estimate))
+    if math.isnan(error):
         return Interval(estimate, None, None)
-    share = parts[:, 0].sum() / parts[:, 1].sum()
-    residual = parts[:, 0] - share * parts[:, 1]
-    error = math.sqrt(len(parts) / (len(parts) - 1) * float(residual @ residual)) / w.sum()
     margin = NormalDist().inv_cdf((1 + level) / 2) * error
     low, high = weighted_quantile(values, w, np.clip([q - margin, q + margin], 0, 1))
     return Interval(estimate, float(low) if q > margin else None, float(high) if q + margin < 1 else None)
+
+
+def _share_error(part: np.ndarray, whole: np.ndarray, clusters: np.ndarray) -> float:
+    """Cluster standard error of sum(part) / sum(whole); NaN with fewer than two clusters."""
+    sums = cluster_sums(np.stack([part, whole], axis=1), clusters)
+    n, total = len(sums), sums.sum(axis=0)
+    residual = sums[:, 0] - total[0] / total[1] * sums[:, 1]
+    return math.sqrt(n / (n - 1) * float(residual @ residual)) / total[1] if n > 1 else math.nan
 
 
 @dataclass(frozen=True)

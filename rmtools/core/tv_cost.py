@@ -125,9 +125,14 @@ def influence_sd(
     expected, variance = _moments(*(total[None] / n for total in totals))
     left_out = tuple((total - term) / (n - 1) for total, term in zip(totals, terms, strict=True))
     interval = jackknife(float(variance[0]), _moments(*left_out)[1])
-    h = (y * own.mean(axis=0)).sum(axis=1) / phi.mean()
-    mad = float(np.sum(phi * np.abs(h - expected[0])) / phi.sum()) if phi.any() else math.nan
+    mad = _plug_in_mad(y, own, phi) if phi.any() else math.nan
     return InfluenceSD(float(expected[0]), interval, root(interval), mad, 1, n)
+
+
+def _plug_in_mad(y: np.ndarray, own: np.ndarray, phi: np.ndarray) -> float:
+    """Mean |H - E H| under the weights phi, H from each trajectory's own noisy completions."""
+    h = (y * own.mean(axis=0)).sum(axis=1) / phi.mean()
+    return float(np.sum(phi * np.abs(h - np.sum(phi * h) / phi.sum())) / phi.sum())
 
 
 def _moments(

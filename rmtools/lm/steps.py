@@ -153,8 +153,8 @@ class StepTokenizer:
         return found
 
     def step_text(self, ids: Sequence[int]) -> str:
-        """Return the text of one decoded step, without special tokens."""
-        return self.tokenizer.decode([i for i in ids if i != self.eos_id])
+        """Return the text of one decoded step, verbatim: an end-of-sequence token is part of it, and is read there."""
+        return self.tokenizer.decode(list(ids), skip_special_tokens=False)
 
     def encode(self, prompt: str, steps: Sequence[str], children: Sequence[Sequence[str]] = ()) -> EncodedTree:
         """Encode a trajectory and, packed behind it, its alternative next steps.

@@ -69,11 +69,9 @@ def test_importance_sampling_by_hand():
 def test_resampling_every_step_multiplies_the_means(scheme):
     root = recorded(np.log([[[1, 1, 1], [2, 1, 3], [4, 5, 3], [1, 1, 1]]]), [[3, 3, 3]])
     result = run(root, 3, resampling=scheme, ess_threshold=1)
-    kept = [root.slot, *np.take_along_axis(np.array([[0, 1, 2]])[None], result.ancestors.astype(int), 2)]
     assert result.resampled.tolist() == [[True], [True], [False]]
     means = [np.exp(row).mean() for row in result.log_increments]
     np.testing.assert_allclose(np.exp(result.log_z), np.prod(means), rtol=1e-14)
-    assert len(kept) == 4
 
 
 def test_ess_threshold_is_a_fraction_of_n():
@@ -88,7 +86,9 @@ def test_ess_threshold_is_a_fraction_of_n():
 def test_groups_end_at_different_depths_and_freeze():
     rng = np.random.default_rng(1)
     ends = np.array([[2] * 4, [5] * 4, [1, 3, 3, 1]])
-    root = recorded(rng.normal(size=(3, 6, 4)), ends)
+    script = rng.normal(size=(3, 6, 4))
+    script[:, 0] = log_start = 0.3
+    root = recorded(script, ends)
     result = run(root, 4, ess_threshold=1, resampling="multinomial")
     assert result.n_steps == 5
     resampled = result.resampled
@@ -98,9 +98,7 @@ def test_groups_end_at_different_depths_and_freeze():
     assert (result.log_increments[2:, 0] == 0).all()
     assert (result.ancestors[1:, 0] == np.arange(4)).all()
     means = np.exp(result.log_increments[:, 0]).mean(axis=1)
-    np.testing.assert_allclose(
-        np.exp(result.log_z[0]), np.exp(root.log_value()[0]).mean() * np.prod(means[:2]) / 1, rtol=1
-    )
+    np.testing.assert_allclose(np.exp(result.log_z[0]), np.exp(log_start) * np.prod(means[:2]), rtol=1e-14)
     alone = run(recorded(root.script[:1], ends[:1]), 4, ess_threshold=0)
     together = run(root, 4, ess_threshold=0)
     np.testing.assert_array_equal(alone.log_z, together.log_z[:1])

@@ -1,0 +1,137 @@
+"""Tiny models shared by the tests: a briefly trained policy of the task ``crossing`` at T = 3, a value model on it.
+
+Nothing here is imported by the tests of rmtools.core: torch is loaded only by the fixtures that need it.
+"""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import numpy as np
+import pytest
+
+HORIZON = 3
+FLOOR = 0.05
+
+
+def pytest_configure(config):
+    # peft 0.19 asks transformers for an attribute under its old name.
+    config.addinivalue_line("filterwarnings", "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+
+
+@pytest.fixture(scope="session")
+def task():
+    from rmtools.data.tasks import Crossing
+
+    return Crossing(HORIZON)
+
+
+@pytest.fixture(scope="session")
+def settings(task):
+    from rmtools.lm.steps import StepSettings
+
+    return StepSettings(task.delimiter, task.horizon, max_step_tokens=6)
+
+
+@pytest.fixture(scope="session")
+def tokenizer(task):
+    from rmtools.lm.tokenizers import word_tokenizer
+
+    return word_tokenizer(task.vocabulary())
+
+
+@pytest.fixture(scope="session")
+def step_tokenizer(tokenizer, settings):
+    from rmtools.lm.steps import StepTokenizer
+
+    return StepTokenizer(tokenizer, settings)
+
+
+@pytest.fixture(scope="session")
+def policy_folder(tmp_path_factory, task, tokenizer) -> Path:
+    """A Llama of 30,000 weights after 150 updates: it knows the format nearly, and makes mistakes."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=64, tie_word_embeddings=False, bos_token_id=1, eos_token_id=2,
+        pad_token_id=0))
+    rng = np.random.default_rng(0)
+    iterations, batch = 150, 48
+    prompts, _ = task.prompts(iterations * batch, rng)
+    rows = [tokenizer(p + "".join(task.demonstration(p, 0.6, rng)))["input_ids"] + [2] for p in prompts]
+    ids = torch.tensor(rows)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 1e-2, iterations)
+    for i in range(iterations):
+        at = ids[i * batch:(i + 1) * batch]
+        labels = at.clone()
+        labels[:, :3 * (HORIZON + 1)] = -100
+        loss = model(input_ids=at, labels=labels).loss
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+        optimiser.zero_grad()
+    folder = tmp_path_factory.mktemp("models") / "policy"
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def policy(policy_folder, settings):
+    from rmtools.lm.policy import load_policy
+
+    return load_policy(policy_folder, settings)
+
+
+@pytest.fixture(scope="session")
+def value_folder(policy_folder, tokenizer, settings) -> Path:
+    """A checkpoint as the recipe writes it: LoRA with random weights and a random head, so that values differ."""
+    import torch
+    from peft import LoraConfig, TaskType, get_peft_model
+
+    from rmtools.lm.checkpoint import CheckpointSettings, fingerprint, new_token_classifier
+
+    model = get_peft_model(new_token_classifier(str(policy_folder), 0), LoraConfig(
+        task_type=TaskType.TOKEN_CLS, r=4, target_modules="all-linear", exclude_modules=["score"],
+        modules_to_save=["score"]))
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "lora_B" in name:
+                p.normal_(std=0.1)
+            elif p.requires_grad and "score" in name and p.ndim == 2:
+                p.normal_(std=0.3)
+    folder = policy_folder.parent / "prm"
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    CheckpointSettings(
+        policy=str(policy_folder), policy_fingerprint=fingerprint(policy_folder), task="crossing", horizon=HORIZON,
+        steps=settings, floor=FLOOR, temperature=1.0, seed=0, base_rate=0.3).save(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def value(value_folder):
+    from rmtools.lm.checkpoint import load_value_model
+
+    return load_value_model(value_folder)[0]
+
+
+@pytest.fixture(scope="session")
+def prompts(task):
+    return task.prompts(8, np.random.default_rng(7))[0]
+
+
+@pytest.fixture
+def generator():
+    """Return a seeded torch generator: ``generator(seed)``."""
+    import torch
+
+    return lambda seed: torch.Generator().manual_seed(seed)

@@ -1,0 +1,450 @@
+import itertools
+import json
+import math
+
+import numpy as np
+import pytest
+
+from rmtools.core.estimate import (
+    BellmanSummary,
+    DepthSummary,
+    FractionBound,
+    GaugeFixed,
+    Interval,
+    PathSummary,
+    bellman_summary,
+    cluster_bootstrap,
+    cluster_sums,
+    exact_errors,
+    exact_summary,
+    fraction_bound,
+    gauge_fixed_rms,
+    path_summary,
+    path_sums,
+    prefix_errors,
+    quantile_interval,
+    ratio_bound_quantiles,
+    self_normalise,
+)
+from rmtools.core.intervals import bootstrap_all, jackknife, ratio_of_means, root
+from rmtools.core.order import weighted_quantile
+from rmtools.errors import UserError
+
+
+def compositions(k, weights):
+    """All ways K draws fall on the branches, with their probabilities: exhaustive over B^K ordered tuples."""
+    weights = np.asarray(weights)
+    for counts in itertools.product(range(k + 1), repeat=len(weights)):
+        if sum(counts) == k:
+            coefficient = math.factorial(k) / math.prod(math.factorial(c) for c in counts)
+            yield np.repeat(np.arange(len(weights)), counts), coefficient * float(np.prod(weights**counts))
+
+
+def enumerated(k, weights, child_log_value, log_value=0.0):
+    rows = list(compositions(k, weights))
+    children = np.asarray(child_log_value)[np.array([index for index, _ in rows])]
+    return prefix_errors(np.full(len(rows), log_value), children), np.array([p for _, p in rows])
+
+
+@pytest.mark.parametrize("k", [2, 4, 16])
+def test_ratio_and_squared_error_are_unbiased_by_enumeration(k):
+    policy, child = np.array([0.15, 0.6, 0.25]), np.log([0.05, 0.9, 2.5])
+    rho = float(policy @ np.exp(child)) / 0.7
+    errors, probability = enumerated(k, policy, child, math.log(0.7))
+    assert probability.sum() == pytest.approx(1, abs=1e-12)
+    assert probability @ errors.ratio == pytest.approx(rho, abs=1e-12)
+    assert probability @ errors.squared_error == pytest.approx((rho - 1) ** 2, abs=1e-11)
+    assert errors.squared_error.min() < 0  # kept
+
+
+def test_log_error_is_nearly_unbiased_and_the_plug_in_is_not():
+    policy, child = np.array([0.3, 0.5, 0.2]), np.log([0.8, 1.0, 1.3])
+    b = math.log(float(policy @ np.exp(child)))
+    previous = None
+    for k in (4, 8, 16):
+        errors, p = enumerated(k, policy, child)
+        bias, plug_in_bias = abs(p @ errors.log_error - b), abs(p @ errors.plug_in - b)
+        square_bias = abs(p @ errors.log_error_square - b**2)
+        assert bias < 0.05 * plug_in_bias
+        assert square_bias < 0.1 * abs(p @ errors.plug_in**2 - b**2)
+        # What is left is of second order in 1/K: halving 1/K divides it by about four.
+        assert previous is None or 3 < previous / square_bias < 6
+        previous = square_bias
+
+
+@pytest.mark.parametrize(
+    ("floor", "q", "expected"), [(0.05, 0.1, 0.36), (0.05, 0.05, 0.42), (0.01, 0.1, 0.92)]
+)
+def test_corrected_rms_of_a_perfect_value_with_rare_good_children(floor, q, expected):
+    value = floor + (1 - floor) * q
+    errors, p = enumerated(16, [q, 1 - q], np.log([1.0, floor]), math.log(value))
+    assert math.sqrt(p @ errors.log_error_square) == pytest.approx(expected, abs=0.005)
+    assert p @ errors.squared_error == pytest.approx(0, abs=1e-12)
+    # K/2 is worse, so comparing the two shows it.
+    assert p @ errors.half_log_error_square > 1.2 * (p @ errors.log_error_square)
+
+
+def test_prefix_errors_by_hand():
+    errors = prefix_errors(np.log([0.5]), np.log([[0.25, 0.75, 0.5, 1.0]]))  # x = .5, 1.5, 1, 2
+    mean, variance = 1.25, 1.25 / 3
+    assert errors.count.tolist() == [4]
+    assert errors.ratio[0] == pytest.approx(mean, abs=1e-12)
+    assert errors.squared_error[0] == pytest.approx((1.0**2 - 1.5) / 12, abs=1e-12)
+    assert errors.plug_in[0] == pytest.approx(math.log(mean), abs=1e-12)
+    assert errors.log_error[0] == pytest.approx(math.log(mean) + variance / (8 * mean**2), abs=1e-12)
+    assert errors.log_error_noise[0] == pytest.approx(variance / (4 * mean**2), abs=1e-12)
+    square = errors.log_error[0] ** 2 - errors.log_error_noise[0]
+    assert errors.log_error_square[0] == pytest.approx(square, abs=1e-15)
+    halves = [prefix_errors(np.log([0.5]), np.log(x)) for x in ([[0.25, 0.75]], [[0.5, 1.0]])]
+    expected = np.mean([half.log_error_square[0] for half in halves])
+    assert errors.half_log_error_square[0] == pytest.approx(expected, abs=1e-12)
+    assert errors.resolved.all()
+    assert not errors.identical.any()
+    assert not errors.degenerate.any()
+
+
+def test_masked_children_are_not_read():
+    child = np.log([[0.25, 0.75, 0.5, 1.0, 2.0]])
+    present = np.array([[True, False, True, True, True]])
+    child[0, 1] = np.nan
+    masked, plain = (
+        prefix_errors(np.array([0.1]), child, present),
+        prefix_errors(np.array([0.1]), child[:, [0, 2, 3, 4]]),
+    )
+    for name in ("count", "ratio", "squared_error", "log_error", "log_error_noise", "half_log_error_square"):
+        np.testing.assert_allclose(getattr(masked, name), getattr(plain, name), rtol=1e-14)
+
+
+def test_few_identical_and_zero_children_are_flagged_and_do_not_poison():
+    log_value = np.array([0.0, 0.0, -1.0, -np.inf, 0.0, 0.0])
+    child = np.zeros((6, 4))
+    child[2] = -1.0  # identical, exactly consistent
+    child[4] = -np.inf  # all children have value zero
+    child[5] = [-0.5, 0.5, -np.inf, 0.1]
+    present = np.ones((6, 4), dtype=bool)
+    present[0], present[1] = False, [True, False, False, False]
+    errors = prefix_errors(log_value, child, present)
+    assert errors.count.tolist() == [0, 1, 4, 4, 4, 4]
+    assert errors.resolved.tolist() == [False, False, True, False, False, True]
+    assert errors.degenerate.tolist() == [False, False, False, True, True, False]
+    assert errors.identical.tolist() == [False, False, True, True, True, False]
+    assert errors.log_error[2] == 0
+    assert errors.log_error_noise[2] == 0
+    assert errors.ratio[4] == 0
+    assert errors.squared_error[4] == 1
+    assert np.isnan(errors.ratio[[0, 3]]).all()
+    arange = np.arange(6)
+    summary = bellman_summary(errors, arange, arange * 0, 4, rng=np.random.default_rng(0), n_resamples=50)
+    assert (summary.n_resolved, summary.n_degenerate, summary.n_identical) == (2, 2, 3)
+    assert math.isfinite(summary.rms_corrected.estimate)
+    assert math.isfinite(summary.squared_ratio_error.estimate)
+    json.dumps(summary.to_dict(), allow_nan=False)
+
+
+def test_extreme_values_neither_overflow_nor_lose_the_error():
+    for shift in (-1000.0, 1000.0):
+        child = np.array([[0.1, -0.2, 0.3, 0.05]])
+        plain = prefix_errors(np.zeros(1), child)
+        moved = prefix_errors(np.zeros(1), child + shift)
+        assert moved.log_error[0] == pytest.approx(plain.log_error[0] + shift, abs=1e-9)
+        assert moved.log_error_noise[0] == pytest.approx(plain.log_error_noise[0], rel=1e-9)
+
+
+def test_bad_values_are_named():
+    with pytest.raises(UserError, match=r"log_value\[1\] is NaN"):
+        prefix_errors(np.array([0.0, np.nan]), np.zeros((2, 3)))
+    with pytest.raises(UserError, match=r"child_log_value\[0, 2\] is NaN"):
+        prefix_errors(np.zeros(1), np.array([[0.0, 0.0, np.nan]]))
+    with pytest.raises(UserError, match=r"child_log_value\[0, 1\] is \+inf"):
+        prefix_errors(np.zeros(1), np.array([[0.0, np.inf]]))
+    with pytest.raises(UserError, match="shape"):
+        prefix_errors(np.zeros(2), np.zeros((3, 2)))
+    with pytest.raises(UserError, match="present"):
+        prefix_errors(np.zeros(3), np.zeros((3, 2)), np.ones((3, 1), dtype=bool))
+    with pytest.raises(UserError, match=r"log_ratio\[0\] is NaN"):
+        exact_errors(np.array([np.nan]))
+    good = exact_errors(np.zeros(2))
+    rng = np.random.default_rng(0)
+    with pytest.raises(UserError, match="no prefixes"):
+        bellman_summary(exact_errors(np.zeros(0)), np.zeros(0), np.zeros(0), 1, rng=rng)
+    with pytest.raises(UserError, match="prompt"):
+        bellman_summary(good, np.zeros(3), np.zeros(2), 1, rng=rng)
+    with pytest.raises(UserError, match=r"weights\[1\] is -1"):
+        bellman_summary(good, np.zeros(2), np.zeros(2), 1, np.array([1.0, -1.0]), rng=rng)
+    with pytest.raises(UserError, match="weights"):
+        bellman_summary(good, np.zeros(2), np.zeros(2), 1, np.ones(3), rng=rng)
+
+
+def test_exact_summary_by_hand():
+    b = np.array([0.1, -0.3, 0.2, 0.4])
+    prompt, depth = np.array([7, 7, 3, 3]), np.array([0, 1, 0, 1])
+    w = np.array([1.0, 1.0, 2.0, 0.0])
+    summary = exact_summary(b, prompt, depth, 2, w, rng=np.random.default_rng(0), n_resamples=100)
+    assert summary.exact
+    assert summary.resolved
+    assert summary.signed_mean.estimate == pytest.approx((0.1 - 0.3 + 0.4) / 4, abs=1e-12)
+    mean_square = (0.01 + 0.09 + 2 * 0.04) / 4
+    assert summary.mean_square_corrected.estimate == pytest.approx(mean_square, abs=1e-12)
+    assert summary.rms_corrected.estimate == summary.rms_plug_in.estimate
+    assert summary.rms_corrected.estimate == pytest.approx(math.sqrt(mean_square), abs=1e-12)
+    assert summary.c.estimate == pytest.approx(2 * math.sqrt(mean_square), abs=1e-12)
+    squared = float(w @ np.expm1(b) ** 2) / 4
+    assert summary.squared_ratio_error.estimate == pytest.approx(squared, abs=1e-12)
+    assert summary.effective_sample_size == pytest.approx(16 / 6, abs=1e-12)
+    assert summary.largest == pytest.approx(0.3)  # .4 has weight zero
+    assert summary.quantiles["0.5"].estimate == pytest.approx(0.2)
+    assert [d.depth for d in summary.by_depth] == [0, 1]
+    assert summary.by_depth[0].signed_mean.estimate == pytest.approx((0.1 + 0.4) / 3, abs=1e-12)
+    assert summary.by_depth[1].rms_corrected.estimate == pytest.approx(0.3, abs=1e-12)
+    assert summary.prompt_max_bound.error is None
+    assert summary.prompt_max_bound.n_needed == 29
+
+
+def test_summary_with_known_noise_matches_its_definition():
+    rng = np.random.default_rng(3)
+    prompt, depth = np.repeat(np.arange(40), 5), np.tile(np.arange(5), 40)
+    errors = prefix_errors(rng.normal(size=200), rng.normal(size=(200, 8)))
+    summary = bellman_summary(errors, prompt, depth, 5, rng=rng, n_resamples=200)
+    assert summary.mean_square_corrected.estimate == pytest.approx(errors.log_error_square.mean(), rel=1e-12)
+    assert summary.rms_plug_in.estimate == pytest.approx(math.sqrt(np.mean(errors.plug_in**2)), rel=1e-12)
+    half = errors.half_log_error_square
+    assert summary.rms_half_children.estimate == pytest.approx(math.sqrt(half.mean()), rel=1e-12)
+    assert summary.half_difference.estimate == pytest.approx(
+        np.mean(half - errors.log_error_square), rel=1e-9
+    )
+    assert summary.rms_ratio_error.estimate == pytest.approx(
+        math.sqrt(max(summary.squared_ratio_error.estimate, 0)), rel=1e-12
+    )
+    low, high = summary.rms_corrected.low, summary.rms_corrected.high
+    assert low is not None
+    assert high is not None
+    assert low < summary.rms_corrected.estimate < high
+    assert summary.largest == np.abs(errors.plug_in).max()
+    assert summary.prompt_max_bound.error is not None
+    assert summary.prompt_mean_bound.error is not None
+    assert summary.prompt_mean_bound.error < summary.prompt_max_bound.error
+
+
+def test_summary_round_trips_through_json():
+    rng = np.random.default_rng(4)
+    errors = prefix_errors(rng.normal(size=60), rng.normal(size=(60, 4)))
+    summary = bellman_summary(errors, np.arange(60) // 3, np.arange(60) % 3, 3, rng=rng, n_resamples=100)
+    text = json.dumps(summary.to_dict(), allow_nan=False)
+    again = BellmanSummary.from_dict(json.loads(text))
+    assert again == summary
+    assert json.dumps(again.to_dict()) == text
+    assert isinstance(again.by_depth[0], DepthSummary)
+    assert isinstance(again.prompt_max_bound, FractionBound)
+
+
+def test_one_prompt_has_estimates_without_intervals():
+    errors = prefix_errors(np.zeros(6), np.random.default_rng(0).normal(size=(6, 4)))
+    summary = bellman_summary(errors, np.zeros(6), np.arange(6), 6, rng=np.random.default_rng(0))
+    assert summary.rms_corrected.low is None
+    assert summary.rms_corrected.high is None
+    assert math.isfinite(summary.rms_corrected.estimate)
+    assert not summary.resolved
+    assert summary.quantiles["0.9"].low is None
+
+
+def test_one_child_everywhere_resolves_nothing_and_says_so():
+    errors = prefix_errors(np.zeros(6), np.random.default_rng(0).normal(size=(6, 1)))
+    summary = bellman_summary(errors, np.arange(6), np.arange(6) * 0, 6, rng=np.random.default_rng(0))
+    assert summary.n_resolved == 0
+    assert not summary.resolved
+    assert math.isnan(summary.rms_corrected.estimate)
+    assert math.isnan(summary.largest)
+    again = BellmanSummary.from_dict(json.loads(json.dumps(summary.to_dict(), allow_nan=False)))
+    assert math.isnan(again.largest)
+    assert math.isnan(again.rms_corrected.estimate)
+
+
+def test_same_seed_same_summary():
+    errors = prefix_errors(np.zeros(60), np.random.default_rng(0).normal(size=(60, 4)))
+    label = np.arange(60)
+    first, second = (
+        bellman_summary(errors, label, label % 3, 3, rng=np.random.default_rng(5), n_resamples=100)
+        for _ in "ab"
+    )
+    assert first == second
+
+
+def test_interval_basics():
+    interval = Interval(1.0, 0.5, 2.5)
+    assert interval.half_width == 1.0
+    assert interval.contains(2.5)
+    assert not interval.contains(2.6)
+    assert Interval.from_dict(json.loads(json.dumps(interval.to_dict()))) == interval
+    assert str(interval) == "1 [0.5, 2.5]"
+    assert str(Interval(1.0, None, None)) == "1 [?, ?]"
+    assert Interval(1.0, None, None).half_width is None
+    assert Interval(1.0, None, None).contains(99)
+    assert Interval(math.nan, None, math.inf).to_dict() == {"estimate": None, "low": None, "high": None}
+    assert root(Interval(-0.5, -1.0, 4.0)) == Interval(0.0, 0.0, 2.0)
+
+
+def test_cluster_sums_in_order_of_label():
+    sums = cluster_sums(np.array([[1.0, 1], [2, 1], [4, 1]]), np.array([5, -1, 5]))
+    assert sums.tolist() == [[2, 1], [5, 2]]
+    assert cluster_sums(np.array([1.0, 2.0]), np.array([0, 0])).tolist() == [[3.0]]
+    with pytest.raises(UserError, match=r"values\[1\] is NaN"):
+        cluster_sums(np.array([1.0, np.nan]), np.array([0, 1]))
+    with pytest.raises(UserError, match="clusters"):
+        cluster_sums(np.ones(2), np.zeros(3))
+
+
+def test_cluster_bootstrap_edges():
+    rng = np.random.default_rng(0)
+    assert cluster_bootstrap(np.array([[2.0, 4.0]]), ratio_of_means, rng) == Interval(0.5, None, None)
+    assert math.isnan(cluster_bootstrap(np.zeros((0, 2)), ratio_of_means, rng).estimate)
+    assert math.isnan(cluster_bootstrap(np.zeros((5, 2)), ratio_of_means, rng).estimate)
+    constant = cluster_bootstrap(np.ones((5, 2)), ratio_of_means, rng)
+    assert constant == Interval(1.0, 1.0, 1.0)
+    one_success = cluster_bootstrap(np.eye(30)[:, :1], lambda m: m[:, 0], rng)
+    assert one_success.high is not None
+    assert one_success.high < 1
+    pair = cluster_bootstrap(np.array([[0.0], [1.0]]), lambda m: m[:, 0], rng)
+    assert pair.low is not None
+    assert pair.high is not None
+    assert -1 < pair.low < 0.5 < pair.high < 2
+    with pytest.raises(UserError, match=r"sums\[0, 1\] is NaN"):
+        cluster_bootstrap(np.array([[1.0, np.nan]]), ratio_of_means, rng)
+    with pytest.raises(UserError, match="n_resamples"):
+        cluster_bootstrap(np.ones((5, 2)), ratio_of_means, rng, n_resamples=1)
+    with pytest.raises(UserError, match="level"):
+        cluster_bootstrap(np.ones((5, 2)), ratio_of_means, rng, level=95)
+    with pytest.raises(UserError, match="choose studentised or percentile"):
+        cluster_bootstrap(np.ones((5, 2)), ratio_of_means, rng, method="bca")
+    with pytest.raises(UserError, match="same C"):
+        bootstrap_all({"a": (np.ones((5, 1)), ratio_of_means), "b": (np.ones((4, 1)), ratio_of_means)}, rng)
+    assert bootstrap_all({}, rng) == {}
+
+
+def test_bootstrap_is_close_to_the_normal_interval_for_many_even_clusters():
+    rng = np.random.default_rng(1)
+    x = rng.normal(3, 2, size=(2000, 1))
+    for method in ("studentised", "percentile"):
+        interval = cluster_bootstrap(x, lambda m: m[:, 0], rng, method=method)
+        assert interval.half_width == pytest.approx(1.96 * x.std() / math.sqrt(2000), rel=0.08)
+        assert interval.estimate == pytest.approx(x.mean())
+
+
+def test_bootstrap_does_not_depend_on_chunks(monkeypatch):
+    x = np.random.default_rng(1).exponential(size=(50, 1))
+    whole = cluster_bootstrap(x, lambda m: m[:, 0], np.random.default_rng(2))
+    monkeypatch.setattr("rmtools.core.intervals._CHUNK", 777)
+    pieces = cluster_bootstrap(x, lambda m: m[:, 0], np.random.default_rng(2))
+    assert pieces.low == pytest.approx(whole.low, rel=1e-12)
+    assert pieces.high == pytest.approx(whole.high, rel=1e-12)
+
+
+def test_jackknife_of_a_mean_is_the_t_interval():
+    x = np.array([1.0, 2.0, 4.0, 9.0])
+    interval = jackknife(float(x.mean()), (x.sum() - x) / 3)
+    assert interval.estimate == pytest.approx(4.0, abs=1e-12)
+    assert interval.half_width == pytest.approx(3.182446305284263 * x.std(ddof=1) / 2, rel=1e-9)
+    assert jackknife(1.0, np.array([1.0, np.nan, 2.0])).low is None
+
+
+def test_weighted_quantiles():
+    values, weights = np.array([3.0, 1.0, 2.0]), np.array([1.0, 2.0, 1.0])
+    assert weighted_quantile(values, weights, np.array([0.5, 0.51, 0.75, 1.0])).tolist() == [1, 2, 2, 3]
+    interval = quantile_interval(np.arange(1000.0), np.arange(1000), 0.5)
+    assert interval.estimate == 499
+    assert interval.low == pytest.approx(468, abs=1)
+    assert interval.high == pytest.approx(530, abs=1)
+    assert quantile_interval(np.arange(10.0), np.arange(10), 0.95).high is None
+    assert math.isnan(quantile_interval(np.zeros(0), np.zeros(0), 0.5).estimate)
+
+
+def test_fraction_bound_by_hand():
+    assert fraction_bound(np.arange(28.0)).error is None
+    smallest = fraction_bound(np.arange(29.0))  # .9^29 = .0471 <= .05 < .9^28
+    assert smallest.error == 28
+    assert smallest.rank == 29 == smallest.n_needed
+    assert (smallest.confidence, smallest.fraction) == (0.95, 0.9)
+    assert (
+        fraction_bound(np.array([3.0, 1.0]), alpha=0.5, q=0.5).error == 3.0
+    )  # P(Bin(2, .5) <= 1) = .75, <= 0: .25
+    assert fraction_bound(np.zeros(0)).error is None
+    assert FractionBound.from_dict(json.loads(json.dumps(smallest.to_dict()))) == smallest
+    with pytest.raises(UserError, match="alpha"):
+        fraction_bound(np.zeros(3), alpha=0)
+    with pytest.raises(UserError, match="NaN"):
+        fraction_bound(np.array([np.nan]))
+
+
+def test_path_sums_by_hand():
+    errors = exact_errors(np.array([0.1, 0.2, -0.4, 0.3]))
+    sums = path_sums(errors, np.array([9, 2, 9, 9]))
+    assert sums.trajectory.tolist() == [2, 9]
+    assert sums.steps.tolist() == [1, 3]
+    np.testing.assert_allclose(sums.total, [0.2, 0.0], atol=1e-15)
+    rng = np.random.default_rng(0)
+    summary = path_summary(sums, np.array([0, 1]), rng=rng, n_resamples=100)
+    assert summary.mean.estimate == pytest.approx(0.1)
+    assert summary.n_trajectories == 2
+    assert summary.rms_corrected.estimate == pytest.approx(0.2 / math.sqrt(2))
+    assert PathSummary.from_dict(json.loads(json.dumps(summary.to_dict()))) == summary
+    unresolved = prefix_errors(np.zeros(2), np.zeros((2, 2)), np.array([[True, True], [True, False]]))
+    short = path_summary(path_sums(unresolved, np.array([0, 1])), np.array([0, 1]), rng=rng, n_resamples=20)
+    assert short.n_unresolved == 1
+    assert short.mean.estimate == 0.0
+
+
+def test_path_sums_of_noisy_errors_subtract_their_noise():
+    rng = np.random.default_rng(0)
+    errors = prefix_errors(np.zeros(12), 0.3 * rng.normal(size=(12, 6)))
+    trajectory = np.arange(12) // 4
+    sums = path_sums(errors, trajectory)
+    np.testing.assert_allclose(sums.total, errors.log_error.reshape(3, 4).sum(axis=1))
+    np.testing.assert_allclose(sums.noise, errors.log_error_noise.reshape(3, 4).sum(axis=1))
+    summary = path_summary(sums, np.arange(3), rng=rng, n_resamples=20)
+    assert summary.mean_square_corrected.estimate == pytest.approx(np.mean(sums.total**2 - sums.noise))
+
+
+def test_ratio_bound_by_hand():
+    bound = ratio_bound_quantiles(
+        np.log([1.0, 2.0]), np.log([[2.0, 0.25], [2.0, 1.0]]), levels=(0.5, 1.0), prompt=np.array([0, 1])
+    )
+    assert bound.quantiles["0.5"].estimate == pytest.approx(2)
+    assert bound.largest == pytest.approx(4)
+    assert (bound.n, bound.n_zero) == (4, 0)
+    with_zero = ratio_bound_quantiles(np.zeros(1), np.array([[-np.inf, 0.0]]))
+    assert (with_zero.n, with_zero.n_zero, with_zero.largest) == (2, 1, 1.0)
+    assert with_zero.quantiles["0.99"] == Interval(1.0, None, None)
+    empty = ratio_bound_quantiles(np.zeros(1), np.full((1, 1), -np.inf))
+    json.dumps(empty.to_dict(), allow_nan=False)
+    assert empty.n_zero == 1
+
+
+def test_gauge_fixed_removes_a_constant_per_prompt_and_depth():
+    rng = np.random.default_rng(0)
+    prompt, depth = np.repeat(np.arange(6), 20), np.tile(np.repeat([0, 1], 10), 6)
+    b = rng.normal(size=120)
+    shifted = b + rng.normal(size=(6, 2))[prompt, depth]
+    results = [
+        gauge_fixed_rms(exact_errors(x), prompt, depth, rng=np.random.default_rng(1), n_resamples=50)
+        for x in (b, shifted)
+    ]
+    assert results[0].rms.estimate == pytest.approx(results[1].rms.estimate, rel=1e-10)
+    expected = b.reshape(6, 2, 10).var(axis=2, ddof=1).mean()
+    assert results[0].mean_square.estimate == pytest.approx(expected, rel=1e-12)
+    assert (results[0].n_cells, results[0].n_short) == (12, 0)
+    short = gauge_fixed_rms(exact_errors(b[:15]), prompt[:15], depth[:15], rng=rng, n_resamples=50)
+    assert (short.n_cells, short.n_short) == (1, 1)
+    assert GaugeFixed.from_dict(json.loads(json.dumps(results[0].to_dict()))) == results[0]
+
+
+def test_self_normalise_within_cells():
+    prompt, depth = np.array([0, 0, 1, 1, 1]), np.zeros(5, dtype=int)
+    log_weights = np.log([1.0, 3.0, 5.0, 5.0, 2.0])
+    w = self_normalise(log_weights, prompt, depth)
+    np.testing.assert_allclose(w, [0.5, 1.5, 1.25, 1.25, 0.5])
+    np.testing.assert_allclose(self_normalise(log_weights + np.array([9, 9, 0, 0, 0]), prompt, depth), w)
+    np.testing.assert_allclose(self_normalise(log_weights), np.exp(log_weights) * 5 / 16)
+    assert self_normalise(np.array([-np.inf, 0.0]), np.array([0, 1])).tolist() == [0, 1]
+    with pytest.raises(UserError, match=r"log_weights\[0\] is NaN"):
+        self_normalise(np.array([np.nan]))
+    with pytest.raises(UserError, match=r"log_weights\[1\] is \+inf"):
+        self_normalise(np.array([0.0, np.inf]))

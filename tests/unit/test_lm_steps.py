@@ -1,0 +1,124 @@
+"""What a step is, and that there is one way from text to token ids."""
+
+import numpy as np
+import pytest
+
+from rmtools.data.tasks import Crossing
+from rmtools.errors import UserError
+from rmtools.lm.policy import load_tokenizer
+from rmtools.lm.steps import StepSettings, StepTokenizer, split_steps
+
+
+def merging_tokenizer(merges):
+    """A character-level BPE with the given merges: the kind that may swallow a delimiter."""
+    from tokenizers import Tokenizer, decoders, models
+    from transformers import PreTrainedTokenizerFast
+
+    characters = ["<eos>", *(chr(c) for c in range(32, 127)), "\n"]
+    words = [*characters, *(a + b for a, b in merges)]
+    bpe = Tokenizer(models.BPE({w: i for i, w in enumerate(words)}, merges))
+    bpe.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<eos>", pad_token="<eos>")
+
+
+def test_word_tokenizer_is_lossless_on_its_task(tokenizer, task):
+    rng = np.random.default_rng(0)
+    for prompt in Crossing(6).prompts(50, rng)[0]:
+        text = prompt + "".join(Crossing(6).demonstration(prompt, 0.5, rng))
+        ids = tokenizer(text)["input_ids"]
+        assert tokenizer.unk_token_id not in ids
+        assert tokenizer.decode(ids) == text
+        assert len(ids) == 3 * (1 + 6 + 6)
+
+
+def test_word_tokenizer_survives_saving(tokenizer, policy_folder, prompts):
+    again = load_tokenizer(policy_folder)
+    assert again.get_vocab() == tokenizer.get_vocab()
+    assert all(again.decode(again(p)["input_ids"]) == p for p in prompts)
+    assert (again.eos_token_id, again.pad_token_id) == (2, 0)
+
+
+def test_prompt_and_steps_apart_give_the_ids_of_the_joined_text(step_tokenizer, tokenizer, task, prompts):
+    rng = np.random.default_rng(1)
+    for prompt in prompts:
+        steps = task.demonstration(prompt, 0.5, rng)
+        step_tokenizer.check(prompt, steps)
+        apart = step_tokenizer.prompt_ids(prompt) + [i for s in steps for i in step_tokenizer.step_ids(s)]
+        assert tokenizer(prompt + "".join(steps))["input_ids"] == apart
+        assert [step_tokenizer.step_text(step_tokenizer.step_ids(s)) for s in steps] == steps
+
+
+@pytest.mark.parametrize("merge", [(".", "\n"), ("\n", "b"), (" ", "\n")])
+def test_a_tokenizer_that_merges_the_delimiter_is_refused(merge):
+    settings = StepSettings("\n", 4)
+    StepTokenizer(merging_tokenizer([]), settings)
+    if merge == (" ", "\n"):  # none of the probes at construction has a space before the newline
+        steps = StepTokenizer(merging_tokenizer([merge]), settings)
+        with pytest.raises(UserError, match="splits the delimiter"):
+            steps.check("Q: ", ["\n", "x\n"])
+    else:
+        with pytest.raises(UserError, match=r"splits the delimiter '\\n' differently in context"):
+            StepTokenizer(merging_tokenizer([merge]), settings)
+
+
+def test_a_merge_across_the_end_of_the_prompt_is_refused_when_it_occurs():
+    steps = StepTokenizer(merging_tokenizer([("q", "z")]), StepSettings("\n", 4))
+    steps.check("abc ", ["qz\n"])
+    with pytest.raises(UserError, match="differently in context"):
+        steps.check("abcq", ["z\n"])
+
+
+def test_an_empty_step_and_an_empty_prompt_are_refused(step_tokenizer):
+    with pytest.raises(UserError, match="a step is empty"):
+        step_tokenizer.step_ids("")
+    with pytest.raises(UserError, match="a prompt is empty"):
+        step_tokenizer.prompt_ids("")
+    with pytest.raises(UserError, match="a step is empty"):
+        step_tokenizer.encode("r2 . \n", ["u r3 \n", ""])
+
+
+def test_encode_by_hand(step_tokenizer):
+    """Two steps of 3 and 2 tokens, an alternative to each, and a second alternative to the second."""
+    prompt, steps = "r2 . \nc01 . \n", ["u r3 \n", "s \n"]
+    children = [["d x \n"], ["u \n", "s r3 \n"]]
+    tree = step_tokenizer.encode(prompt, steps, children)
+    text = prompt + "".join(steps) + "".join(c for at in children for c in at)
+    assert step_tokenizer.tokenizer.decode(tree.ids) == text
+    assert tree.reads.tolist() == [5, 8, 10]
+    assert [at.tolist() for at in tree.child_reads] == [[13], [15, 18]]
+    assert tree.positions.tolist() == [*range(11), 6, 7, 8, 9, 10, 9, 10, 11]
+    assert tree.segment.tolist() == [0] * 11 + [1] * 3 + [2] * 2 + [3] * 3
+    assert tree.fork.tolist() == [*range(1, 12), 6, 6, 6, 9, 9, 9, 9, 9]
+
+
+def test_encode_without_children_and_with_fewer_depths(step_tokenizer):
+    prompt, steps = "r2 . \n", ["u r3 \n", "s r3 \n"]
+    assert [at.tolist() for at in step_tokenizer.encode(prompt, steps).child_reads] == [[], []]
+    tree = step_tokenizer.encode(prompt, steps, [["d r1 \n"]])
+    assert [at.tolist() for at in tree.child_reads] == [[11], []]
+
+
+def test_values_are_read_at_the_token_that_ends_the_step(step_tokenizer, prompts, task):
+    """Not one position off: every read is the id of the delimiter."""
+    steps = task.demonstration(prompts[0], 0.5, np.random.default_rng(0))
+    tree = step_tokenizer.encode(prompts[0], steps, [["u x \n"]] * len(steps))
+    at = np.concatenate([tree.reads, *tree.child_reads])
+    assert (tree.ids[at] == step_tokenizer.delimiter_ids[-1]).all()
+
+
+@pytest.mark.parametrize(("text", "steps"), [
+    ("", []), ("a", ["a"]), ("a\n", ["a\n"]), ("a\n\nb", ["a\n", "\n", "b"]), ("\n", ["\n"])])
+def test_split_steps(text, steps):
+    assert split_steps(text, "\n") == steps
+    assert "".join(steps) == text
+
+
+def test_settings_are_checked():
+    for wrong in ({"delimiter": ""}, {"max_steps": 0}, {"max_steps": 1.5}, {"max_step_tokens": 0}):
+        with pytest.raises(UserError):
+            StepSettings(**{"delimiter": "\n", "max_steps": 4, **wrong})
+    settings = StepSettings("\n", 4, 7)
+    assert StepSettings.from_dict(settings.to_dict()) == settings
+    for wrong in ({"delimiter": "\n"}, {"delimiter": "\n", "max_steps": 2, "colour": 1}, None):
+        with pytest.raises(UserError, match="delimiter, max_steps, max_step_tokens"):
+            StepSettings.from_dict(wrong)
