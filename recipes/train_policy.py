@@ -10,6 +10,7 @@ between .03 and .10. Exit code 1 where it is not.
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,14 +23,26 @@ from rmtools.lm.policy import load_policy
 from rmtools.lm.steps import StepSettings
 from rmtools.lm.tokenizers import word_tokenizer
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerFast
+
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/quickstart/policy"))
     parser.add_argument("--horizon", type=int, default=8)
-    parser.add_argument("--care", type=float, default=0.35, help="chance that a demonstration avoids the next block")
-    parser.add_argument("--early-care", type=float, default=0.95,
-                        help="the same in the first half of the demonstrations, which teaches to see the blocks")
+    parser.add_argument(
+        "--care", type=float, default=0.35, help="chance that a demonstration avoids the next block"
+    )
+    parser.add_argument(
+        "--early-care",
+        type=float,
+        default=0.95,
+        help="the same in the first half of the demonstrations, which teaches to see the blocks",
+    )
     parser.add_argument("--iterations", type=int, default=600)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--learning-rate", type=float, default=6e-3)
@@ -40,17 +53,25 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def demonstrations(task: Crossing, tokenizer, care: list[float], seed: int):
+def demonstrations(
+    task: Crossing, tokenizer: "PreTrainedTokenizerFast", care: list[float], seed: int
+) -> "Dataset":
     """Token ids with the prompt masked out of the labels: trl then has nothing left to tokenise."""
     from datasets import Dataset
 
     rng = np.random.default_rng(seed)
     prompts, _ = task.prompts(len(care), rng)
     asked = tokenizer(prompts)["input_ids"]
-    answers = tokenizer(["".join(task.demonstration(p, c, rng)) for p, c in zip(prompts, care, strict=True)])["input_ids"]
+    answers = tokenizer(["".join(task.demonstration(p, c, rng)) for p, c in zip(prompts, care, strict=True)])[
+        "input_ids"
+    ]
     end = [tokenizer.eos_token_id]
-    return Dataset.from_dict({"input_ids": [p + a + end for p, a in zip(asked, answers, strict=True)],
-                              "labels": [[-100] * len(p) + a + end for p, a in zip(asked, answers, strict=True)]})
+    return Dataset.from_dict(
+        {
+            "input_ids": [p + a + end for p, a in zip(asked, answers, strict=True)],
+            "labels": [[-100] * len(p) + a + end for p, a in zip(asked, answers, strict=True)],
+        }
+    )
 
 
 def train(args: argparse.Namespace, task: Crossing, folder: Path) -> None:
@@ -60,17 +81,39 @@ def train(args: argparse.Namespace, task: Crossing, folder: Path) -> None:
 
     torch.manual_seed(args.seed)
     tokenizer = word_tokenizer(task.vocabulary())
-    model = LlamaForCausalLM(LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=args.hidden, intermediate_size=4 * args.hidden,
-        num_hidden_layers=args.layers, num_attention_heads=4, num_key_value_heads=4,
-        max_position_embeddings=12 * task.horizon + 64, tie_word_embeddings=False,
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id))
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=args.hidden,
+            intermediate_size=4 * args.hidden,
+            num_hidden_layers=args.layers,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            max_position_embeddings=12 * task.horizon + 64,
+            tie_word_embeddings=False,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
     config = SFTConfig(
-        output_dir=str(folder), max_steps=args.iterations, per_device_train_batch_size=args.batch,
-        learning_rate=args.learning_rate, warmup_steps=30, lr_scheduler_type="cosine", weight_decay=0.0,
-        logging_steps=100, save_strategy="no", report_to="none", seed=args.seed, dataloader_pin_memory=False,
-        bf16=False, train_sampling_strategy="sequential", activation_checkpointing=False, disable_tqdm=False)
+        output_dir=str(folder),
+        max_steps=args.iterations,
+        per_device_train_batch_size=args.batch,
+        learning_rate=args.learning_rate,
+        warmup_steps=30,
+        lr_scheduler_type="cosine",
+        weight_decay=0.0,
+        logging_steps=100,
+        save_strategy="no",
+        report_to="none",
+        seed=args.seed,
+        dataloader_pin_memory=False,
+        bf16=False,
+        train_sampling_strategy="sequential",
+        activation_checkpointing=False,
+        disable_tqdm=False,
+    )
     half = args.iterations * args.batch // 2
     care = [args.early_care] * half + [args.care] * (args.iterations * args.batch - half)
     data = demonstrations(task, tokenizer, care, args.seed)
@@ -85,12 +128,19 @@ def gate(task: Crossing, folder: Path, samples: int, seed: int) -> dict[str, flo
     rng = np.random.default_rng([seed, 1])
     policy = load_policy(folder, StepSettings(task.delimiter, task.horizon))
     prompts, _ = task.prompts(samples, rng)
-    found = [generate_once(policy, prompts[i:i + 256], 3 * task.horizon + 8, rng) for i in range(0, samples, 256)]
+    found = [
+        generate_once(policy, prompts[i : i + 256], 3 * task.horizon + 8, rng) for i in range(0, samples, 256)
+    ]
     steps, closed = [s for batch, _ in found for s in batch], [c for _, batch in found for c in batch]
     right = [r for p, s in zip(prompts, steps, strict=True) for r in task.right_rows(p, s)]
-    return {"well_formed": float(np.mean([c and task.well_formed(s) for s, c in zip(steps, closed, strict=True)])),
-            "right_row": float(np.mean(right)), "samples": samples,
-            "success": float(np.mean([task.reward(p, s) for p, s in zip(prompts, steps, strict=True)]))}
+    return {
+        "well_formed": float(
+            np.mean([c and task.well_formed(s) for s, c in zip(steps, closed, strict=True)])
+        ),
+        "right_row": float(np.mean(right)),
+        "samples": samples,
+        "success": float(np.mean([task.reward(p, s) for p, s in zip(prompts, steps, strict=True)])),
+    }
 
 
 def main() -> int:
@@ -104,9 +154,14 @@ def main() -> int:
         found = gate(task, folder, args.gate_samples, args.seed) if args.gate_samples else {}
         write_json(folder / "gate.json", found)
     print("gate:", ", ".join(f"{k} {v:.4g}" for k, v in found.items()))
-    passed = not found or (found["well_formed"] >= 0.98 and found["right_row"] >= 0.99
-                           and 0.03 <= found["success"] <= 0.10)
-    print("gate passed" if passed else "gate NOT passed: well-formed >= .98, right row >= .99, success in [.03, .10]")
+    passed = not found or (
+        found["well_formed"] >= 0.98 and found["right_row"] >= 0.99 and 0.03 <= found["success"] <= 0.10
+    )
+    print(
+        "gate passed"
+        if passed
+        else "gate NOT passed: well-formed >= .98, right row >= .99, success in [.03, .10]"
+    )
     return 0 if passed else 1
 
 

@@ -7,6 +7,7 @@ of rmtools.train.config (target, divergence, td_lambda, ema_decay, floor, train_
 """
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rmtools.cli.errors import exit_on_user_error
 from rmtools.data.rollouts import read_rollouts
@@ -16,19 +17,27 @@ from rmtools.lm.checkpoint import SETTINGS_FILE, new_token_classifier
 from rmtools.lm.policy import load_tokenizer
 from rmtools.lm.steps import StepTokenizer
 
+if TYPE_CHECKING:
+    from trl import ModelConfig
 
-def arguments():
+    from rmtools.train.config import DataArguments, PRMConfig
+
+
+def arguments() -> "tuple[DataArguments, PRMConfig, ModelConfig]":
+    """Parse flags and YAML; an unknown key of either is an error."""
     from trl import ModelConfig, TrlParser
 
     from rmtools.train.config import DataArguments, PRMConfig
 
-    parser = TrlParser((DataArguments, PRMConfig, ModelConfig))
+    parser: Any = TrlParser([DataArguments, PRMConfig, ModelConfig])  # type: ignore[list-item]
     try:
         return parser.parse_args_and_config()
-    except UserError:
-        raise
     except (ValueError, OSError) as error:
-        raise UserError(f"the training arguments are wrong: {error}", "see recipes/quickstart_prm.yaml for the keys") from error
+        if isinstance(error, UserError):
+            raise
+        raise UserError(
+            f"the training arguments are wrong: {error}", "see recipes/quickstart_prm.yaml for the keys"
+        ) from error
 
 
 def main() -> None:
@@ -41,10 +50,10 @@ def main() -> None:
 
     rows, metadata = read_rollouts(data.train_rollouts)
     held_out = read_rollouts(data.eval_rollouts)[0] if data.eval_rollouts else []
-    out = claim_folder(Path(config.output_dir), SETTINGS_FILE)
+    out = claim_folder(Path(str(config.output_dir)), SETTINGS_FILE)
     policy = model_args.model_name_or_path or metadata.policy
     steps = StepTokenizer(load_tokenizer(policy), metadata.steps)
-    model = new_token_classifier(policy, config.seed)
+    model: Any = new_token_classifier(policy, config.seed)
     if model_args.use_peft:
         model = get_peft_model(model, lora_config(model_args))
     trainer = PRMTrainer(model, config, steps, rows, held_out)

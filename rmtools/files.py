@@ -9,7 +9,6 @@
 
 import contextlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -33,8 +32,9 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent)) / path.name
         yield temporary
         if path.is_dir() and temporary.is_dir():
-            os.replace(path, temporary.parent / "old")
-        os.replace(temporary, path)
+            replace_folder(path, temporary)
+        else:
+            temporary.replace(path)
     except OSError as error:
         raise unwritable(path, error) from error
     finally:
@@ -42,11 +42,23 @@ def replacing(path: Path) -> Iterator[Path]:
             shutil.rmtree(temporary.parent, ignore_errors=True)
 
 
+def replace_folder(path: Path, new: Path) -> None:
+    """Put the folder ``new`` where the folder ``path`` is; if that fails, ``path`` is put back."""
+    old = path.replace(new.parent / "old")
+    try:
+        new.replace(path)
+    except OSError:
+        old.replace(path)
+        raise
+
+
 def unwritable(path: Path, error: OSError) -> UserError:
     """Return the error to raise where ``path`` could not be written; what stood there before is kept."""
     reason = error.strerror or str(error)
-    return UserError(f"cannot write {path}: {reason}; what stood there before is unchanged",
-                     "free space or choose another folder with --out")
+    return UserError(
+        f"cannot write {path}: {reason}; what stood there before is unchanged",
+        "free space or choose another folder with --out",
+    )
 
 
 def write_text(path: Path, text: str) -> None:
@@ -79,8 +91,10 @@ def claim_folder(path: Path, ours: str) -> Path:
     if path.exists() and not path.is_dir():
         raise UserError(f"the output folder {path} is a file", "choose another folder with --out")
     if path.is_dir() and any(path.iterdir()) and not (path / ours).exists():
-        raise UserError(f"the output folder {path} exists and holds something else (no {ours} in it)",
-                        "choose another folder with --out, or empty this one")
+        raise UserError(
+            f"the output folder {path} exists and holds something else (no {ours} in it)",
+            "choose another folder with --out, or empty this one",
+        )
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

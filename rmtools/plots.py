@@ -31,9 +31,19 @@ STYLES = {
 OTHER = ("#CC79A7", "D", "-.")
 GREY = "#666666"
 STYLE_SHEET = {
-    "font.size": 11, "axes.titlesize": 11, "axes.labelsize": 11, "legend.fontsize": 10, "legend.frameon": False,
-    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#dddddd",
-    "grid.linewidth": 0.6, "axes.axisbelow": True, "svg.fonttype": "path", "svg.hashsalt": "rmtools",
+    "font.size": 11,
+    "axes.titlesize": 11,
+    "axes.labelsize": 11,
+    "legend.fontsize": 10,
+    "legend.frameon": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#dddddd",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "rmtools",
 }
 WIDTH = 5.4
 
@@ -52,9 +62,11 @@ def drawing(height: float, rows: int = 1) -> Iterator[tuple["Figure", list["Axes
 def svg_text(figure: "Figure") -> str:
     """Return the figure as an ``<svg>`` element, without document type, metadata or date."""
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    figure.savefig(
+        buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
+    )
     text = buffer.getvalue()
-    return text[text.index("<svg"):]
+    return text[text.index("<svg") :]
 
 
 def style_of(role: str) -> tuple[str, str, str, str]:
@@ -92,9 +104,23 @@ def bellman_by_depth(models: Sequence[Values]) -> str:
             rows = m[source]["by_depth"]
             middle, ends = whiskers([r["rms_corrected"] for r in rows])
             depth = np.asarray([r["depth"] for r in rows]) + 0.12 * (k - (len(models) - 1) / 2)
-            ax.errorbar(depth, middle, ends, color=colour, marker=marker, linestyle=dash, capsize=3, label=label)
-        ax.set(xlabel="depth t (steps taken)", ylabel="RMS log Bellman error (nats)",
-               title="exact, children enumerated" if source == "exact" else "sampled children, noise-corrected")
+            ax.errorbar(
+                depth,
+                middle,
+                ends,
+                color=colour,
+                marker=marker,
+                linestyle=dash,
+                capsize=3,
+                label=label,
+                clip_on=False,
+                zorder=3,
+            )
+        ax.set(
+            xlabel="depth t (steps taken)",
+            ylabel="RMS log Bellman error (nats)",
+            title="exact, children enumerated" if source == "exact" else "sampled children, noise-corrected",
+        )
         ax.set_ylim(bottom=0)
         ax.set_xticks(range(max((r["depth"] for m in models for r in m[source]["by_depth"]), default=0) + 1))
         ax.margins(y=0.25)
@@ -111,16 +137,28 @@ def reliability(models: Sequence[Values]) -> str:
         middle, ends = whiskers(calibration["curve_outcome"])
         top = max([*calibration["curve"]["mean_p"], *(middle + ends[1]), 0.05]) * 1.05
         ax.plot([0, top], [0, top], color=GREY, linewidth=1, label="perfectly calibrated")
-        ax.errorbar(calibration["curve"]["mean_p"], middle, ends, color=colour, marker=marker, linestyle=dash,
-                    capsize=3, label=label)
-        ax.set(xlabel="predicted probability of success", ylabel="share of solutions that were right",
-               xlim=(0, top), ylim=(0, top))
+        ax.errorbar(
+            calibration["curve"]["mean_p"],
+            middle,
+            ends,
+            color=colour,
+            marker=marker,
+            linestyle=dash,
+            capsize=3,
+            label=label,
+        )
+        ax.set(
+            xlabel="predicted probability of success",
+            ylabel="share of solutions that were right",
+            xlim=(0, top),
+            ylim=(0, top),
+        )
         ax.legend(loc="upper left")
         return svg_text(figure)
 
 
 def error_sizes(models: Sequence[Values]) -> str:
-    """Draw the quantiles of \\|b\\| over prefixes, and the sum of b along trajectories."""
+    """Draw the quantiles of the size of b over prefixes, and the sum of b along trajectories."""
     exact = all(m["exact"] for m in models)
     with drawing(5.2, rows=2) as (figure, (sizes, sums)):
         for k, m in enumerate(models):
@@ -132,8 +170,11 @@ def error_sizes(models: Sequence[Values]) -> str:
             side_by_side(sums, k, len(models), m["role"], [m["paths"]["mean"], m["paths"]["rms_corrected"]])
         label_categories(sizes, [*names, "largest"])
         label_categories(sums, ["mean (bias)", "RMS, corrected"])
-        sizes.set(ylabel="|b| (nats)", ylim=(0, None),
-                  title=f"quantiles over prefixes, {'enumerated' if exact else 'sampled, noise included'}")
+        sizes.set(
+            ylabel="|b| (nats)",
+            ylim=(0, None),
+            title=f"quantiles over prefixes, {'enumerated' if exact else 'sampled, noise included'}",
+        )
         sums.axhline(0, color=GREY, linewidth=1)
         sums.set(ylabel="sum of b (nats)", title="summed along trajectories, sampled")
         sizes.legend()
@@ -141,11 +182,22 @@ def error_sizes(models: Sequence[Values]) -> str:
 
 
 def side_by_side(ax: "Axes", k: int, n: int, role: str, intervals: Sequence[Values]) -> None:
-    """Draw model ``k`` of ``n`` at categories 0, 1, …"""
+    """Draw model ``k`` of ``n`` at the categories, beside the others."""
     label, colour, marker, _ = style_of(role)
     middle, ends = whiskers(intervals)
     at = np.arange(len(middle)) + 0.2 * (k - (n - 1) / 2)
-    ax.errorbar(at, middle, ends, color=colour, marker=marker, linestyle="none", capsize=3, label=label)
+    ax.errorbar(
+        at,
+        middle,
+        ends,
+        color=colour,
+        marker=marker,
+        linestyle="none",
+        capsize=3,
+        label=label,
+        clip_on=False,
+        zorder=3,
+    )
 
 
 def label_categories(ax: "Axes", names: Sequence[str]) -> None:
@@ -176,30 +228,55 @@ def particles_for_accuracy(models: Sequence[Values], delta_cv: float) -> str | N
         for m in usable:
             label, colour, _, dash = style_of(m["role"])
             cost = m["sigma2"]["estimate"]
-            ax.plot(delta, cost["estimate"] / delta**2, color=colour, linestyle=dash, linewidth=2,
-                    label=label + ("" if m["sigma2"]["resolved"] else " (not resolved)"))
+            ax.plot(
+                delta,
+                cost["estimate"] / delta**2,
+                color=colour,
+                linestyle=dash,
+                linewidth=2,
+                label=label + ("" if m["sigma2"]["resolved"] else " (not resolved)"),
+            )
             if cost["low"] is not None and cost["high"] is not None:
                 # A lower end at or below zero has no place on a log axis: the band then runs off the bottom.
-                ax.fill_between(delta, max(cost["low"], 1e-9) / delta**2, cost["high"] / delta**2, color=colour,
-                                alpha=0.15, linewidth=0)
+                ax.fill_between(
+                    delta,
+                    max(cost["low"], 1e-9) / delta**2,
+                    cost["high"] / delta**2,
+                    color=colour,
+                    alpha=0.15,
+                    linewidth=0,
+                )
         least = min(m["sigma2"]["estimate"]["estimate"] for m in usable)
         ax.axvline(delta_cv, color=GREY, linewidth=1)
-        ax.set(xscale="log", yscale="log", xlabel="coefficient of variation of Z asked for",
-               ylabel="particles N", xlim=(0.05, 1.0))
+        ax.set(
+            xscale="log",
+            yscale="log",
+            xlabel="coefficient of variation of Z asked for",
+            ylabel="particles N",
+            xlim=(0.05, 1.0),
+        )
         ax.set_ylim(bottom=max(least / 4, 1e-3))
-        plain_ticks(ax, [0.05, 0.1, 0.25, 0.5, 1.0])
+        ax.set_xticks([0.05, 0.1, 0.25, 0.5, 1.0], ["0.05", "0.1", "0.25", "0.5", "1"])
+        ax.set_xticks([], minor=True)
         ax.legend(loc="upper right")
         return svg_text(figure)
 
 
-def plain_ticks(ax: "Axes", places: Sequence[float]) -> None:
-    """Write the ticks of a logarithmic horizontal axis as plain numbers."""
-    ax.set_xticks(places, [f"{x:g}" for x in places])
-    ax.set_xticks([], minor=True)
+def plain_ticks(ax: "Axes", low: float, high: float) -> None:
+    """Mark 1, 2 and 5 times the powers of ten, as plain numbers, on two logarithmic axes of one range."""
+    powers = 10.0 ** np.arange(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    places = [x for power in powers for x in (power, 2 * power, 5 * power) if low <= x <= high]
+    names = [f"{x:g}" for x in places]
+    for name in ("x", "y"):
+        ax.set(**{f"{name}ticks": places, f"{name}ticklabels": names})
+        ax.tick_params(axis=name, which="minor", length=0, labelleft=False, labelbottom=False)
 
 
-CURVES = (("loss", "training loss (nats)"), ("eval_rms_log_bellman", "RMS log Bellman\nerror (nats)"),
-          ("eval_brier", "Brier score"))
+CURVES = (
+    ("loss", "training loss (nats)"),
+    ("eval_rms_log_bellman", "RMS log Bellman\nerror (nats)"),
+    ("eval_brier", "Brier score"),
+)
 
 
 def training_curve(rows: Sequence[Values]) -> str:
@@ -214,11 +291,24 @@ def training_curve(rows: Sequence[Values]) -> str:
     with drawing(5.6, rows=len(CURVES)) as (figure, axes):
         for ax, (key, label) in zip(axes, CURVES, strict=True):
             found = [r for r in rows if r.get(key) is not None]
-            ax.plot([r["step"] for r in found], [r[key] for r in found], color=colour, linestyle=dash,
-                    marker=marker, markersize=4)
+            ax.plot(
+                [r["step"] for r in found],
+                [r[key] for r in found],
+                color=colour,
+                linestyle=dash,
+                marker=marker,
+                markersize=4,
+            )
             hollow = [r for r in found if key != "loss" and "rms" in key and r[key] <= 0]
-            ax.plot([r["step"] for r in hollow], [r[key] for r in hollow], color=colour, linestyle="none",
-                    marker=marker, markerfacecolor="white", zorder=3)
+            ax.plot(
+                [r["step"] for r in hollow],
+                [r[key] for r in hollow],
+                color=colour,
+                linestyle="none",
+                marker=marker,
+                markerfacecolor="white",
+                zorder=3,
+            )
             ax.set_ylabel(label)
             ax.set_xlim(0, 1.03 * max((r["step"] for r in rows), default=1))
             ax.set_ylim(bottom=0)
@@ -244,14 +334,38 @@ def sigma2_scatter(prompts: Sequence[Values], pooled: tuple[float, Values] | Non
     low, high = points[points > 0].min() / 1.7, points[points > 0].max() * 1.7
     with drawing(4.3) as (figure, (ax,)):
         ax.plot([low, high], [low, high], color=GREY, linewidth=1, label="measured = predicted")
-        ax.errorbar(predicted, middle, ends, color=colour, marker=marker, linestyle="none", capsize=3,
-                    label="one prompt")
+        ax.errorbar(
+            predicted,
+            middle,
+            ends,
+            color=colour,
+            marker=marker,
+            linestyle="none",
+            capsize=3,
+            label="one prompt",
+        )
         if pooled is not None:
             centre, reach = whiskers([pooled[1]], least=1e-9)
-            ax.errorbar([pooled[0]], centre, reach, color="black", marker="D", markersize=8, linestyle="none",
-                        capsize=5, label="all prompts pooled")
-        ax.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high),
-               xlabel="predicted σ² (enumeration)", ylabel="measured σ² = N Var(Ẑ)/Z²")
+            ax.errorbar(
+                [pooled[0]],
+                centre,
+                reach,
+                color="black",
+                marker="D",
+                markersize=8,
+                linestyle="none",
+                capsize=5,
+                label="all prompts pooled",
+            )
+        ax.set(
+            xscale="log",
+            yscale="log",
+            xlim=(low, high),
+            ylim=(low, high),
+            xlabel="predicted σ² (enumeration)",
+            ylabel="measured σ² = N Var(Ẑ)/Z²",
+        )
+        plain_ticks(ax, low, high)
         ax.legend(loc="upper left")
         return svg_text(figure)
 
@@ -272,7 +386,9 @@ def success_bars(rates: Mapping[str, Values]) -> str:
         for y, m, reach in zip(at, middle, ends[1], strict=True):
             ax.text(m + reach + 0.02, y, f"{m:.3f}", va="center")
         ax.set_yticks(at, list(rates))
-        ax.set(xlim=(0, min(1.15, 1.25 * float(np.nanmax(middle + ends[1])) + 0.05)),
-               xlabel="share of prompts solved (95% interval over prompts)")
+        ax.set(
+            xlim=(0, min(1.15, 1.25 * float(np.nanmax(middle + ends[1])) + 0.05)),
+            xlabel="share of prompts solved",
+        )
         ax.grid(axis="y", visible=False)
         return svg_text(figure)

@@ -80,8 +80,10 @@ class ModelAudit:
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values; what could not be estimated is null."""
-        return {name: value.to_dict() if hasattr(value, "to_dict") else value
-                for name, value in ((n, getattr(self, n)) for n in self.__dataclass_fields__)}
+        return {
+            name: value.to_dict() if hasattr(value, "to_dict") else value
+            for name, value in ((n, getattr(self, n)) for n in self.__dataclass_fields__)
+        }
 
 
 @dataclass(frozen=True)
@@ -107,8 +109,13 @@ class AuditReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values with a schema version."""
-        return {"schema_version": SCHEMA_VERSION, "provenance": self.provenance, "uncovered": self.uncovered,
-                "warnings": list(self.warnings), "models": [m.to_dict() for m in self.models]}
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "provenance": self.provenance,
+            "uncovered": self.uncovered,
+            "warnings": list(self.warnings),
+            "models": [m.to_dict() for m in self.models],
+        }
 
     def table(self) -> list[tuple[str, list[str]]]:
         """Return the ten-line table: a label and one cell a model."""
@@ -123,21 +130,30 @@ class AuditReport:
             row("RMS b, sampled, plug-in", lambda m: m.bellman.rms_plug_in),
             row("mean b (bias)", lambda m: (m.exact or m.bellman).signed_mean),
             row("c = T RMS b", lambda m: (m.exact or m.bellman).c),
-            row("L, 50% / 95% / max", lambda m: f"{m.ratio_bound.quantiles['0.5'].estimate:.3g} / "
-                f"{m.ratio_bound.quantiles['0.95'].estimate:.3g} / {m.ratio_bound.largest:.3g}"),
+            row(
+                "L, 50% / 95% / max",
+                lambda m: (
+                    f"{m.ratio_bound.quantiles['0.5'].estimate:.3g} / "
+                    f"{m.ratio_bound.quantiles['0.95'].estimate:.3g} / {m.ratio_bound.largest:.3g}"
+                ),
+            ),
             row("Brier (constant)", lambda m: f"{m.calibration.brier} ({m.calibration.brier_constant:.3g})"),
             row("ECE / AUC", lambda m: f"{m.calibration.ece:.3g} / {m.calibration.auc.estimate:.3g}"),
             row("sigma^2, pooled", lambda m: m.sigma2 and m.sigma2.estimate),
-            row(f"particles: CV of Z {cv:g} | TV {tv:g} (at most)",
-                lambda m: None if m.n_for_cv is None else f"{count(m.n_for_cv)} | {count(m.n_for_tv)}"),
+            row(
+                f"particles: CV of Z {cv:g} | TV {tv:g} (at most)",
+                lambda m: None if m.n_for_cv is None else f"{count(m.n_for_cv)} | {count(m.n_for_tv)}",
+            ),
         ]
 
     def __str__(self) -> str:
         rows = [("", [m.role for m in self.models]), *self.table()]
         width = max(len(label) for label, _ in rows)
         columns = [max(len(cells[i]) for _, cells in rows) for i in range(len(self.models))]
-        return "\n".join(f"{label:<{width}}  " + "  ".join(f"{c:<{w}}" for c, w in zip(cells, columns, strict=True))
-                         for label, cells in rows)
+        return "\n".join(
+            f"{label:<{width}}  " + "  ".join(f"{c:<{w}}" for c, w in zip(cells, columns, strict=True))
+            for label, cells in rows
+        )
 
 
 def shown(value: Any) -> str:
@@ -158,9 +174,17 @@ def count(n: Interval | None) -> str:
     return f"{np.ceil(n.estimate):.0f} [{ends}]"
 
 
-def audit_model(role: str, name: str, rows: Sequence[Rollout], scored: ScoredRollouts, tilt: Tilt,
-                exact_log_error: np.ndarray | None, delta_cv: float, delta_tv: float, rng: np.random.Generator
-                ) -> ModelAudit:
+def audit_model(
+    role: str,
+    name: str,
+    rows: Sequence[Rollout],
+    scored: ScoredRollouts,
+    tilt: Tilt,
+    exact_log_error: np.ndarray | None,
+    delta_cv: float,
+    delta_tv: float,
+    rng: np.random.Generator,
+) -> ModelAudit:
     """Audit one model on scored rollouts.
 
     Parameters
@@ -183,15 +207,20 @@ def audit_model(role: str, name: str, rows: Sequence[Rollout], scored: ScoredRol
     cost, influence = particle_cost(rows, scored, tilt, rng)
     trajectories = path_sums(errors, scored.prefix_trajectory)
     return ModelAudit(
-        role=role, name=name, bellman=bellman_summary(errors, *place, rng=rng),
+        role=role,
+        name=name,
+        bellman=bellman_summary(errors, *place, rng=rng),
         exact=None if exact_log_error is None else exact_summary(exact_log_error, *place, rng=rng),
-        ratio_bound=ratio_bound_quantiles(scored.prefix_log_value, scored.child_log_value, scored.child_present,
-                                          scored.prefix_prompt),
+        ratio_bound=ratio_bound_quantiles(
+            scored.prefix_log_value, scored.child_log_value, scored.child_present, scored.prefix_prompt
+        ),
         calibration=calibration_summary(p, outcome, prompt, rng=rng),
         paths=path_summary(trajectories, scored.prompt[trajectories.trajectory], rng=rng),
-        sigma2=cost, influence=influence,
+        sigma2=cost,
+        influence=influence,
         n_for_cv=None if cost is None else cost.estimate.map(lambda s: n_for_cv(max(s, 0.0), delta_cv)),
-        n_for_tv=None if influence is None else influence.sd.map(lambda s: n_for_tv(s, delta_tv)))
+        n_for_tv=None if influence is None else influence.sd.map(lambda s: n_for_tv(s, delta_tv)),
+    )
 
 
 def outcomes(scored: ScoredRollouts, tilt: Tilt) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -201,8 +230,9 @@ def outcomes(scored: ScoredRollouts, tilt: Tilt) -> tuple[np.ndarray, np.ndarray
     return p, np.repeat(scored.reward, length), np.repeat(scored.prompt, length)
 
 
-def particle_cost(rows: Sequence[Rollout], scored: ScoredRollouts, tilt: Tilt, rng: np.random.Generator
-                  ) -> tuple[Sigma2 | None, InfluenceSD | None]:
+def particle_cost(
+    rows: Sequence[Rollout], scored: ScoredRollouts, tilt: Tilt, rng: np.random.Generator
+) -> tuple[Sigma2 | None, InfluenceSD | None]:
     """Return pooled sigma^2 and the pooled spread of H, None where the rollouts have too few completions."""
     extra = min((len(at) for r in rows for at in r.completions[1:]), default=0)
     single = all(len(r.steps) == 1 for r in rows)
@@ -211,11 +241,15 @@ def particle_cost(rows: Sequence[Rollout], scored: ScoredRollouts, tilt: Tilt, r
         return None, None
     parts, spreads = [], []
     for g in range(len(trajectories)):
-        at = np.flatnonzero(scored.prompt == g)
-        arrays = PromptArrays.of([rows[i] for i in at], [scored.log_value[i] for i in at], scored.horizon, tilt)
+        at = np.flatnonzero(scored.prompt == g).tolist()
+        arrays = PromptArrays.of(
+            [rows[i] for i in at], [scored.log_value[i] for i in at], scored.horizon, tilt
+        )
         parts.append(sigma2_parts(arrays.log_value, arrays.value_square, arrays.potential))
         if extra >= 2 and trajectories.min() >= 3:
-            spreads.append(influence_sd(arrays.log_value, arrays.potential, arrays.extra, arrays.present, arrays.ended))
+            spreads.append(
+                influence_sd(arrays.log_value, arrays.potential, arrays.extra, arrays.present, arrays.ended)
+            )
     usable = any(np.isfinite(s.variance.estimate) for s in spreads)
     return pooled_sigma2(parts, rng), pooled_influence_sd(spreads, rng) if usable else None
 
@@ -246,7 +280,9 @@ class PromptArrays:
     ended: np.ndarray
 
     @classmethod
-    def of(cls, rows: Sequence[Rollout], values: Sequence[np.ndarray], horizon: int, tilt: Tilt) -> "PromptArrays":
+    def of(
+        cls, rows: Sequence[Rollout], values: Sequence[np.ndarray], horizon: int, tilt: Tilt
+    ) -> "PromptArrays":
         """Pad the trajectories of one prompt to ``horizon`` steps."""
         width = max((len(at) for r in rows for at in r.completions), default=0)
         potential = np.exp(tilt.log_potential(np.asarray([r.reward for r in rows])))
@@ -255,12 +291,14 @@ class PromptArrays:
         present = np.zeros(extra.shape, dtype=bool)
         ended = np.zeros(extra.shape[:2], dtype=bool)
         for i, row in enumerate(rows):
-            ended[i, len(row.steps):] = True
+            ended[i, len(row.steps) :] = True
             for t, at in enumerate(row.completions):
-                extra[i, t, :len(at)] = np.exp(tilt.log_potential(np.asarray(at, dtype=float)))
-                present[i, t, :len(at)] = True
+                extra[i, t, : len(at)] = np.exp(tilt.log_potential(np.asarray(at, dtype=float)))
+                present[i, t, : len(at)] = True
         own = np.broadcast_to(potential[:, None, None], (*ended.shape, 1))
         square = np.repeat(potential[:, None] ** 2, horizon + 1, axis=1)
-        drawn = value_square_estimate(np.concatenate([own, extra], 2), np.concatenate([np.ones_like(own, bool), present], 2))
+        drawn = value_square_estimate(
+            np.concatenate([own, extra], 2), np.concatenate([np.ones_like(own, bool), present], 2)
+        )
         square[:, 1:-1] = np.where(ended[:, 1:], square[:, 1:-1], drawn[:, 1:])
         return cls(log_value, square, potential, extra, present, ended)

@@ -54,14 +54,24 @@ class Section:
     title: str
     blocks: tuple["str | Table | Plot | Items", ...]
 
+    @property
+    def plots(self) -> list[Plot]:
+        """The plots, which stand side by side below the rest where there is room."""
+        return [block for block in self.blocks if isinstance(block, Plot)]
+
 
 @cache
 def template() -> "Template":
     """Return the page's template; everything put into it is escaped."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    environment = Environment(loader=PackageLoader("rmtools.audit", "."), autoescape=True, undefined=StrictUndefined,
-                              trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        loader=PackageLoader("rmtools.audit", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     return environment.get_template("page.html.j2")
 
 

@@ -19,9 +19,20 @@ from rmtools.lm.value import Scorer
 Progress = Callable[[str, int], Any]
 
 
-def audit(rows: Sequence[Rollout], metadata: RolloutMetadata, scorers: dict[str, Scorer],
-          settings: CheckpointSettings, policy: Policy | None, task: Task | None, *, terminal: Terminal = "verifier",
-          delta_cv: float = 0.25, delta_tv: float = 0.05, seed: int = 0, progress: Progress) -> AuditReport:
+def audit(
+    rows: Sequence[Rollout],
+    metadata: RolloutMetadata,
+    scorers: dict[str, Scorer],
+    settings: CheckpointSettings,
+    policy: Policy | None,
+    task: Task | None,
+    *,
+    terminal: Terminal = "verifier",
+    delta_cv: float = 0.25,
+    delta_tv: float = 0.05,
+    seed: int = 0,
+    progress: Progress,
+) -> AuditReport:
     """Audit ``scorers`` (role -> scorer, the model first) on the same rollouts.
 
     Parameters
@@ -48,10 +59,17 @@ def audit(rows: Sequence[Rollout], metadata: RolloutMetadata, scorers: dict[str,
         If no prefix has two children.
     """
     if not any(r.children for r in rows):
-        raise UserError("the rollouts have no children: the Bellman error cannot be estimated from single steps",
-                        "make them with `rmtools rollout --children 16`")
+        raise UserError(
+            "the rollouts have no children: the Bellman error cannot be estimated from single steps",
+            "make them with `rmtools rollout --children 16`",
+        )
     ratios = None
-    if policy is not None and task is not None and terminal == "verifier" and task.step_choices(rows[0].prompt, []):
+    if (
+        policy is not None
+        and task is not None
+        and terminal == "verifier"
+        and task.step_choices(rows[0].prompt, [])
+    ):
         with progress("enumerating one-step children", len(rows)) as tick:
             ratios = exact_ratios(policy, list(scorers.values()), rows, task, progress=tick)
     found: list[ModelAudit] = []
@@ -60,32 +78,55 @@ def audit(rows: Sequence[Rollout], metadata: RolloutMetadata, scorers: dict[str,
             scored = score_rollouts(rows, scorer, terminal, tick)
         exact = None if ratios is None else np.concatenate(ratios.log_error[k])
         rng = np.random.default_rng([seed, k])
-        found.append(audit_model(role, scorer.name, rows, scored, scorer.tilt, exact, delta_cv, delta_tv, rng))
-    uncovered = None if ratios is None else {"mean": float(ratios.uncovered.mean()), "largest": float(ratios.uncovered.max())}
+        found.append(
+            audit_model(role, scorer.name, rows, scored, scorer.tilt, exact, delta_cv, delta_tv, rng)
+        )
+    uncovered = (
+        None
+        if ratios is None
+        else {"mean": float(ratios.uncovered.mean()), "largest": float(ratios.uncovered.max())}
+    )
     provenance = {
-        "checkpoint": scorers["model"].name, "policy": metadata.policy, "task": metadata.task,
-        "horizon": metadata.horizon, "terminal": terminal, "floor": settings.floor, "temperature": metadata.temperature,
-        "n_prompts": len({r.prompt_id for r in rows}), "n_trajectories": len(rows),
+        "checkpoint": scorers["model"].name,
+        "policy": metadata.policy,
+        "task": metadata.task,
+        "horizon": metadata.horizon,
+        "terminal": terminal,
+        "floor": settings.floor,
+        "temperature": metadata.temperature,
+        "n_prompts": len({r.prompt_id for r in rows}),
+        "n_trajectories": len(rows),
         "children": 1 + max((len(at) for r in rows for at in r.children), default=0),
         "completions": 1 + max((len(at) for r in rows for at in r.completions), default=0),
-        "rollouts_seed": metadata.seed, "removed_prompts": metadata.removed_prompts,
-        "generated_tokens": metadata.generated_tokens, "seed": seed, "delta_cv": delta_cv, "delta_tv": delta_tv,
-        "training": settings.training}
+        "rollouts_seed": metadata.seed,
+        "removed_prompts": metadata.removed_prompts,
+        "generated_tokens": metadata.generated_tokens,
+        "seed": seed,
+        "delta_cv": delta_cv,
+        "delta_tv": delta_tv,
+        "training": settings.training,
+    }
     return AuditReport(tuple(found), provenance, uncovered, tuple(warnings_for(metadata, settings, found)))
 
 
-def warnings_for(metadata: RolloutMetadata, settings: CheckpointSettings, found: Sequence[ModelAudit]) -> list[str]:
+def warnings_for(
+    metadata: RolloutMetadata, settings: CheckpointSettings, found: Sequence[ModelAudit]
+) -> list[str]:
     """Return what a reader must know: another policy, another temperature, a figure that is not resolved."""
     out = []
     if metadata.policy_fingerprint != settings.policy_fingerprint:
         out.append("the rollouts are of another policy than the checkpoint was trained for")
     if metadata.temperature != settings.temperature:
-        out.append(f"the rollouts were sampled at temperature {metadata.temperature}, the checkpoint was trained "
-                   f"at {settings.temperature}")
+        out.append(
+            f"the rollouts were sampled at temperature {metadata.temperature}, the checkpoint was trained "
+            f"at {settings.temperature}"
+        )
     for m in found:
         if not m.bellman.resolved:
-            out.append(f"{m.role}: the sampled RMS log Bellman error is not resolved with this many children "
-                       "(K and K/2 differ by more than the interval)")
+            out.append(
+                f"{m.role}: the sampled RMS log Bellman error is not resolved with this many children "
+                "(K and K/2 differ by more than the interval)"
+            )
         if m.sigma2 is not None and not m.sigma2.resolved:
             out.append(f"{m.role}: sigma^2 is not resolved (the interval of Z^2 reaches 0)")
     return out

@@ -10,18 +10,32 @@ from rmtools.cli.options import Horizon, Model, Seed, TaskName, TerminalName
 
 def command(
     model: Model,
-    rollouts: Annotated[Path | None, typer.Option(help="Folder written by `rmtools rollout`; default: made here.")] = None,
-    policy: Annotated[str | None, typer.Option(help="Policy; default: the one the checkpoint was trained for.")] = None,
+    rollouts: Annotated[
+        Path | None, typer.Option(help="Folder written by `rmtools rollout`; default: made here.")
+    ] = None,
+    policy: Annotated[
+        str | None, typer.Option(help="Policy; default: the one the checkpoint was trained for.")
+    ] = None,
     task: TaskName = None,
     horizon: Horizon = None,
     prompts: Annotated[str, typer.Option(help="JSONL file, or how many to draw from the task.")] = "96",
-    trajectories: Annotated[int, typer.Option(help="Independent trajectories a prompt.")] = 8,
-    children: Annotated[int, typer.Option(help="K: next steps at each prefix, the trajectory's own included.")] = 16,
-    completions: Annotated[int, typer.Option(help="R: continuations from each prefix, the trajectory's own included.")] = 4,
+    trajectories: Annotated[int, typer.Option(help="Independent trajectories a prompt.")] = 16,
+    children: Annotated[
+        int, typer.Option(help="K: next steps at each prefix, the trajectory's own included.")
+    ] = 16,
+    completions: Annotated[
+        int, typer.Option(help="R: continuations from each prefix, the trajectory's own included.")
+    ] = 4,
     terminal: TerminalName = "verifier",
-    delta_cv: Annotated[float, typer.Option(help="Relative accuracy of Z for which particles are predicted.")] = 0.25,
-    delta_tv: Annotated[float, typer.Option(help="Total variation of the output for which they are predicted.")] = 0.05,
-    out: Annotated[Path | None, typer.Option(help="Output folder; default: audit inside the checkpoint.")] = None,
+    delta_cv: Annotated[
+        float, typer.Option(help="Relative accuracy of Z for which particles are predicted.")
+    ] = 0.25,
+    delta_tv: Annotated[
+        float, typer.Option(help="Total variation of the output for which they are predicted.")
+    ] = 0.05,
+    out: Annotated[
+        Path | None, typer.Option(help="Output folder; default: audit inside the checkpoint.")
+    ] = None,
     seed: Seed = 0,
 ) -> None:
     """Audit a reward model and two controls, the constant base rate and the untrained head, on the same rollouts."""
@@ -37,7 +51,7 @@ def command(
     from rmtools.lm.checkpoint import load_value_model
     from rmtools.lm.particles import check_terminal
     from rmtools.lm.policy import load_policy
-    from rmtools.lm.value import ConstantValue
+    from rmtools.lm.value import ConstantValue, Scorer
 
     n_for_cv(1.0, delta_cv), n_for_tv(1.0, delta_tv)
     value, checkpoint = load_value_model(model)
@@ -50,10 +64,24 @@ def command(
         make_rollouts(source, chosen, prompts, Branching(trajectories, children, completions), rollouts, seed)
     rows, metadata = read_rollouts(rollouts)
     untrained, _ = load_value_model(model, untrained=True)
-    scorers = {"model": value, "constant": ConstantValue(checkpoint.base_rate, value.steps, value.tilt),
-               "untrained": untrained}
-    report = audit(rows, metadata, scorers, checkpoint, source, chosen, terminal=terminal,  # type: ignore[arg-type]
-                   delta_cv=delta_cv, delta_tv=delta_tv, seed=seed, progress=progress)
+    scorers: dict[str, Scorer] = {
+        "model": value,
+        "constant": ConstantValue(checkpoint.base_rate, value.steps, value.tilt),
+        "untrained": untrained,
+    }
+    report = audit(
+        rows,
+        metadata,
+        scorers,
+        checkpoint,
+        source,
+        chosen,
+        terminal=terminal,  # type: ignore[arg-type]
+        delta_cv=delta_cv,
+        delta_tv=delta_tv,
+        seed=seed,
+        progress=progress,
+    )
     write_report(report, folder)
     print(report)
     for warning in report.warnings:

@@ -22,7 +22,10 @@ app.command("report")(report.command)
 
 
 @app.callback(invoke_without_command=True, help=SUMMARY)
-def start(context: typer.Context, version: bool = typer.Option(False, help="Print the version and exit.")) -> None:
+def start(
+    context: typer.Context,
+    version: bool = typer.Option(False, "--version", help="Print the version and exit."),
+) -> None:
     """Print the version or, without a verb, the help."""
     if version:
         print(__version__)

@@ -13,11 +13,15 @@ TaskName = Annotated[str | None, typer.Option("--task", help="Task: crossing.")]
 Horizon = Annotated[int | None, typer.Option(help="Steps of a solution, where the task lets it be chosen.")]
 Seed = Annotated[int, typer.Option(help="Seed of every random draw.")]
 Out = Annotated[Path, typer.Option(help="Output folder.")]
-TerminalName = Annotated[str, typer.Option("--terminal", help="What a finished solution is worth: verifier or model.")]
+TerminalName = Annotated[
+    str, typer.Option("--terminal", help="What a finished solution is worth: verifier or model.")
+]
 
 
 def at_least_one(**values: int) -> None:
     """Raise ``UserError`` where a count is below 1."""
     for name, value in values.items():
         if value < 1:
-            raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {value}", "pass a positive count")
+            raise UserError(
+                f"--{name.replace('_', '-')} must be at least 1, got {value}", "pass a positive count"
+            )

@@ -20,10 +20,16 @@ def command(
     prompts: Annotated[str, typer.Option(help="JSONL file, or how many to draw from the task.")] = "64",
     horizon: Horizon = None,
     trajectories: Annotated[int, typer.Option(help="Independent trajectories a prompt.")] = 8,
-    children: Annotated[int, typer.Option(help="K: next steps at each prefix, the trajectory's own included.")] = 1,
-    completions: Annotated[int, typer.Option(help="R: continuations from each prefix, the trajectory's own included.")] = 1,
+    children: Annotated[
+        int, typer.Option(help="K: next steps at each prefix, the trajectory's own included.")
+    ] = 1,
+    completions: Annotated[
+        int, typer.Option(help="R: continuations from each prefix, the trajectory's own included.")
+    ] = 1,
     temperature: Annotated[float, typer.Option(help="Of the policy's sampling.")] = 1.0,
-    max_step_tokens: Annotated[int, typer.Option(help="A step without delimiter is closed after this many tokens.")] = 64,
+    max_step_tokens: Annotated[
+        int, typer.Option(help="A step without delimiter is closed after this many tokens.")
+    ] = 64,
     seed: Seed = 0,
 ) -> None:
     """Sample branching rollouts: trajectories, alternatives to their steps, extra completions."""
@@ -38,8 +44,9 @@ def command(
     make_rollouts(source, chosen, prompts, branching, out, seed)
 
 
-def make_rollouts(policy: "LoadedPolicy", task: "Task", prompts: str, branching: "Branching", out: Path, seed: int
-                  ) -> None:
+def make_rollouts(
+    policy: "LoadedPolicy", task: "Task", prompts: str, branching: "Branching", out: Path, seed: int
+) -> None:
     """Collect rollouts with a progress bar, write them to ``out``, and print what they are."""
     import numpy as np
 
@@ -57,10 +64,24 @@ def make_rollouts(policy: "LoadedPolicy", task: "Task", prompts: str, branching:
     with progress(f"rollouts of {len(found)} prompts", len(found)) as tick:
         rows = collector.collect(found, progress=tick)
     tally, settings = collector.tally, policy.steps.settings
-    write_rollouts(out, rows, RolloutMetadata(
-        policy=policy.name, policy_fingerprint=fingerprint(policy.name), task=task.name, horizon=task.horizon,
-        steps=settings, temperature=policy.temperature, seed=seed, removed_prompts=removed,
-        generated_tokens=tally.tokens, truncated_steps=tally.truncated))
-    print(f"{len(rows)} trajectories of {len(found)} prompts in {out}; {removed} prompts without a solution were left "
-          f"out; mean reward {np.mean([r.reward for r in rows]):.4f}; {tally.tokens} tokens, "
-          f"{tally.truncated} steps cut at {settings.max_step_tokens} tokens")
+    write_rollouts(
+        out,
+        rows,
+        RolloutMetadata(
+            policy=policy.name,
+            policy_fingerprint=fingerprint(policy.name),
+            task=task.name,
+            horizon=task.horizon,
+            steps=settings,
+            temperature=policy.temperature,
+            seed=seed,
+            removed_prompts=removed,
+            generated_tokens=tally.tokens,
+            truncated_steps=tally.truncated,
+        ),
+    )
+    print(
+        f"{len(rows)} trajectories of {len(found)} prompts in {out}; {removed} prompts without a solution were left "
+        f"out; mean reward {np.mean([r.reward for r in rows]):.4f}; {tally.tokens} tokens, "
+        f"{tally.truncated} steps cut at {settings.max_step_tokens} tokens"
+    )

@@ -1,21 +1,30 @@
 """``rmtools sample``: the sampler over a policy and a value model, JSON lines out."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from rmtools.cli.options import Horizon, Model, Seed, TaskName, TerminalName
 
+if TYPE_CHECKING:
+    from rmtools.lm.particles import Terminal
+
 
 def command(
     model: Model,
     prompts: Annotated[str, typer.Option(help='JSONL file with a "prompt" a line.')],
-    policy: Annotated[str | None, typer.Option(help="Policy; default: the one the checkpoint was trained for.")] = None,
+    policy: Annotated[
+        str | None, typer.Option(help="Policy; default: the one the checkpoint was trained for.")
+    ] = None,
     n: Annotated[int, typer.Option("-n", "--n-particles", help="N: particles a prompt.")] = 16,
     pool_size: Annotated[int, typer.Option(help="M: candidates a particle and step.")] = 1,
-    resampling: Annotated[str, typer.Option(help="multinomial, systematic, stratified, residual, top_k, none.")] = "systematic",
-    ess_threshold: Annotated[float, typer.Option(help="Resample when ESS <= threshold * N; 1 always, 0 never.")] = 0.5,
+    resampling: Annotated[
+        str, typer.Option(help="multinomial, systematic, stratified, residual, top_k, none.")
+    ] = "systematic",
+    ess_threshold: Annotated[
+        float, typer.Option(help="Resample when ESS <= threshold * N; 1 always, 0 never.")
+    ] = 0.5,
     terminal: TerminalName = "model",
     task: TaskName = None,
     horizon: Horizon = None,
@@ -42,7 +51,7 @@ def command(
 
     if resampling not in RESAMPLING:
         raise UserError(f"unknown resampling {resampling!r}", f"choose one of: {', '.join(RESAMPLING)}")
-    settings = SamplerSettings(n, pool_size, resampling, ess_threshold, terminal)  # type: ignore[arg-type]
+    settings = SamplerSettings(n, pool_size, resampling, ess_threshold, cast("Terminal", terminal))
     found = read_prompts(prompts)
     if out.is_dir():
         raise UserError(f"the output {out} is a folder", "name a JSONL file with --out")
@@ -50,17 +59,21 @@ def command(
     source = load_policy(policy or checkpoint.policy, checkpoint.steps, checkpoint.temperature)
     verifier = load_task(task or checkpoint.task, horizon or checkpoint.horizon)
     with progress(f"sampling {len(found)} prompts", len(found)) as tick:
-        records = list(sample_prompts(source, value, found, settings, np.random.default_rng(seed), verifier.reward, tick))
+        records = list(
+            sample_prompts(source, value, found, settings, np.random.default_rng(seed), verifier.reward, tick)
+        )
     write_text(out, "".join(json.dumps(r, allow_nan=False) + "\n" for r in records))
     report(records, out, terminal)
 
 
-def report(records: list[dict], out: Path, terminal: str) -> None:  # type: ignore[type-arg]
+def report(records: list[dict], out: Path, terminal: str) -> None:
     """Print the shares of right solutions: all samples, one weighted draw, the argmax of the final value."""
     import numpy as np
 
     every = np.mean([s["reward"] for r in records for s in r["samples"]])
     draw = np.mean([r["samples"][r["draw"]]["reward"] for r in records])
     best = np.mean([r["samples"][r["argmax"]]["reward"] for r in records])
-    print(f"{len(records)} prompts in {out} (terminal {terminal}, log_z estimates {records[0]['estimates']})\n"
-          f"right: {every:.3f} of all samples, {draw:.3f} of one weighted draw, {best:.3f} of the argmax")
+    print(
+        f"{len(records)} prompts in {out} (terminal {terminal}, log_z estimates {records[0]['estimates']})\n"
+        f"right: {every:.3f} of all samples, {draw:.3f} of one weighted draw, {best:.3f} of the argmax"
+    )

@@ -20,7 +20,9 @@ def start(context: typer.Context) -> None:
 @app.command("lm")
 def lm(
     model: Model,
-    policy: Annotated[str | None, typer.Option(help="Policy; default: the one the checkpoint was trained for.")] = None,
+    policy: Annotated[
+        str | None, typer.Option(help="Policy; default: the one the checkpoint was trained for.")
+    ] = None,
     task: TaskName = None,
     horizon: Horizon = None,
     prompts: Annotated[str, typer.Option(help="JSONL file, or how many to draw from the task.")] = "64",

@@ -297,14 +297,14 @@ def jackknife(estimate: float, left_out: np.ndarray, level: float = 0.95) -> Int
     Interval
         First-order bias removed; ends None where a value is not finite or n < 3.
     """
-    from scipy.stats import t as student
+    from scipy.special import stdtrit
 
     n = len(left_out)
     if n < 3 or not (math.isfinite(estimate) and np.isfinite(left_out).all()):
         return Interval(estimate, None, None)
     corrected = n * estimate - (n - 1) * float(left_out.mean())
     error = math.sqrt((n - 1) * float(left_out.var()))
-    margin = float(student.ppf((1 + level) / 2, n - 1)) * error
+    margin = float(stdtrit(n - 1, (1 + level) / 2)) * error
     return Interval(corrected, corrected - margin, corrected + margin)
 
 

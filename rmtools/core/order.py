@@ -126,14 +126,14 @@ def fraction_bound(per_prompt_error: np.ndarray, alpha: float = 0.05, q: float =
     -----
     P(F(X_(k)) >= 1 - q) >= P(Bin(n, 1 - q) <= k - 1); docs/equations.md section 6 ("sup").
     """
-    from scipy.stats import binom
+    from scipy.special import bdtr
 
     errors = np.sort(np.asarray(per_prompt_error, dtype=np.float64).ravel())
     refuse_nan("per_prompt_error", errors)
     if not (0 < alpha < 1 and 0 < q < 1):
         raise UserError(f"alpha and q must be in (0, 1), got {alpha} and {q}", fix="0.05 and 0.1 are usual")
     n = len(errors)
-    enough = np.flatnonzero(binom.cdf(np.arange(n), n, 1 - q) >= 1 - alpha)
+    enough = np.flatnonzero(bdtr(np.arange(n), n, 1 - q) >= 1 - alpha)
     rank = int(enough[0]) + 1 if len(enough) else 0
     needed = math.ceil(math.log(alpha) / math.log1p(-q) - 1e-12)
     return FractionBound(float(errors[rank - 1]) if rank else None, 1 - alpha, 1 - q, n, rank, needed)

@@ -44,29 +44,32 @@ def multinomial(log_weights: np.ndarray, n_out: int, rng: np.random.Generator) -
         If a weight is NaN or a group has no positive weight.
     """
     cumulative = np.cumsum(_weights(log_weights), axis=1)
-    # Sorted uniforms by exponential spacings: linear time, and a sorted search stays in cache.
-    spacings = np.cumsum(rng.standard_exponential((len(cumulative), n_out + 1)), axis=1)
-    points = spacings[:, :-1] / spacings[:, -1:]
-    return _search(cumulative, points)
+    n_groups, n = cumulative.shape
+    # Sorted uniforms by exponential spacings, then one merge of two sorted rows: a linear-time search.
+    spacings = np.cumsum(rng.standard_exponential((n_groups, n_out + 1)), axis=1)
+    points = np.minimum(spacings[:, :-1] / spacings[:, -1:], np.nextafter(1.0, 0.0))
+    merged = np.argsort(
+        np.concatenate([cumulative / cumulative[:, -1:], points], axis=1), axis=1, kind="stable"
+    )
+    place = np.flatnonzero(merged >= n).reshape(n_groups, n_out)
+    return place - (np.arange(n_groups)[:, None] * (n + n_out) + np.arange(n_out))
 
 
 def stratified(log_weights: np.ndarray, n_out: int, rng: np.random.Generator) -> np.ndarray:
     """One uniform in each of `n_out` equal strata; otherwise as `multinomial`."""
-    cumulative = np.cumsum(_weights(log_weights), axis=1)
-    points = (np.arange(n_out) + rng.random((len(cumulative), n_out))) / n_out
-    return _search(cumulative, points)
+    expected = _expected_below(log_weights, n_out)
+    stratum = np.minimum(expected.astype(np.intp), n_out - 1)
+    uniform = rng.random((len(expected), n_out))
+    inside = uniform.ravel().take(stratum + np.arange(len(expected))[:, None] * n_out)
+    return _from_offspring(stratum + (inside < expected - stratum), n_out)
 
 
 def systematic(log_weights: np.ndarray, n_out: int, rng: np.random.Generator) -> np.ndarray:
     """One uniform shared by all strata of a group; otherwise as `multinomial`."""
-    cumulative = np.cumsum(_weights(log_weights), axis=1)
-    total = cumulative[:, -1:]
-    # The number of comb teeth below each cumulative weight, without searching for any of them.
-    teeth = np.ceil(cumulative * (n_out / total) - rng.random((len(cumulative), 1)))
-    short = teeth[:, -1] != n_out
-    if short.any():  # rounding of the last product
-        teeth[short] = np.where(cumulative[short] >= total[short], n_out, np.minimum(teeth[short], n_out))
-    return _repeat(np.diff(teeth, axis=1, prepend=0.0), n_out)
+    below = _expected_below(log_weights, n_out)
+    # Clear of 1 by a rounding unit: n_out - u must stay above n_out - 1.
+    below -= np.minimum(rng.random((len(below), 1)), 1 - n_out * 2.0**-52)
+    return _from_offspring(np.ceil(below, out=below).astype(np.intp), n_out)
 
 
 def residual(log_weights: np.ndarray, n_out: int, rng: np.random.Generator) -> np.ndarray:
@@ -81,7 +84,7 @@ def residual(log_weights: np.ndarray, n_out: int, rng: np.random.Generator) -> n
         drawn = _search_rows(np.cumsum((expected - counts)[short], axis=1), rows, rng.random(len(rows)))
         extra = np.bincount(rows * weights.shape[1] + drawn, minlength=len(short) * weights.shape[1])
         counts[short] += extra.reshape(len(short), -1)
-    return _repeat(counts, n_out)
+    return _from_offspring(np.cumsum(counts, axis=1).astype(np.intp), n_out)
 
 
 def top_k(log_weights: np.ndarray, n_out: int, rng: np.random.Generator) -> np.ndarray:
@@ -160,15 +163,28 @@ def _weights(log_weights: np.ndarray) -> np.ndarray:
     return np.exp(log_weights - top)
 
 
-def _repeat(counts: np.ndarray, n_out: int) -> np.ndarray:
-    n_groups, n = counts.shape
-    parents = np.broadcast_to(np.arange(n), counts.shape).ravel()
-    return np.repeat(parents, counts.ravel().astype(np.intp)).reshape(n_groups, n_out)
+def _expected_below(log_weights: np.ndarray, n_out: int) -> np.ndarray:
+    """(G, n) expected number of offspring of particles 0 ... i; exactly `n_out` from the last positive weight on."""
+    cumulative = np.cumsum(_weights(log_weights), axis=1)
+    total = cumulative[:, -1:].copy()
+    cumulative *= n_out / total
+    short = np.flatnonzero(cumulative[:, -1] != n_out)
+    if len(short):  # rounding of the product; entries equal to the last must stay equal to it
+        rows = cumulative[short]
+        cumulative[short] = np.where(rows >= rows[:, -1:], n_out, np.minimum(rows, n_out))
+    return cumulative
 
 
-def _search(cumulative: np.ndarray, points: np.ndarray) -> np.ndarray:
-    rows = np.repeat(np.arange(len(points)), points.shape[1])
-    return _search_rows(cumulative, rows, points.ravel()).reshape(points.shape)
+def _from_offspring(below: np.ndarray, n_out: int) -> np.ndarray:
+    """Ancestors (G, n_out) from the number of offspring of particles 0 ... i, (G, n) int.
+
+    Ancestor k is the number of particles with at most k offspring below them: a count and a running sum over all
+    groups at once, several times faster than repeating each particle.
+    """
+    n_groups, n = below.shape
+    groups = np.arange(n_groups)[:, None]
+    counts = np.bincount((below + groups * n_out).ravel(), minlength=n_groups * n_out + 1)
+    return np.cumsum(counts[:-1]).reshape(n_groups, n_out) - groups * n
 
 
 def _search_rows(cumulative: np.ndarray, rows: np.ndarray, points: np.ndarray) -> np.ndarray:

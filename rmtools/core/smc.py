@@ -174,7 +174,10 @@ def take(x: np.ndarray, index: np.ndarray) -> np.ndarray:
 
 
 def _live_groups(state: _State) -> np.ndarray:
-    return (~state.particles.ended & (state.log_weight > -np.inf)).any(axis=1)
+    ended = state.particles.ended
+    if not ended.any():
+        return state.log_weight.max(axis=1) > -np.inf
+    return (~ended & (state.log_weight > -np.inf)).any(axis=1)
 
 
 def _step(
@@ -184,31 +187,35 @@ def _step(
     children = state.particles.extend(settings.pool, rng)
     pool = checked_values(children.log_value(), history.n_steps + 1)
     row = history.reserve()
-    increment = _increment(pool, state, parent_ended | ~live[:, None], out=history.log_increments[row])
+    increment = _increment(pool, state, parent_ended, live, out=history.log_increments[row])
     weighted = replace(state, log_weight=state.log_weight + increment)
     ess, log_mean = _ess_and_mean(weighted.log_weight)
     due = live & ~_finished(children.ended, pool, weighted.log_weight) & (log_mean > -np.inf)
     due &= _ess_says_so(ess, settings)
-    ancestors = history.ancestors[row]
-    unique = _resample(weighted.log_weight, due, settings, rng, out=ancestors)
+    ancestors, unique = _resample(weighted.log_weight, due, settings, rng)
+    history.ancestors[row] = ancestors
     history.small(ess, unique, due)
     weighted = _absorb(weighted, due, log_mean)
     if settings.pool == 1:
         if not due.any():
             return replace(weighted, particles=children, log_value=pool)
-        index = ancestors.astype(np.intp)
+        index = ancestors
     else:
         index = _draw_candidates(pool, ancestors, settings.pool, rng)
     return replace(weighted, particles=children.select(index), log_value=take(pool, index))
 
 
-def _increment(pool: np.ndarray, state: _State, still: np.ndarray, out: np.ndarray) -> np.ndarray:
+def _increment(
+    pool: np.ndarray, state: _State, ended: np.ndarray, live: np.ndarray, out: np.ndarray
+) -> np.ndarray:
     """Log increment of each parent; exactly 0 for ended, frozen and dead ones, whatever rounding says."""
     n_groups, n = state.log_value.shape
     log_mean = pool if pool.shape[1] == n else log_mean_columns(pool.reshape(n_groups, n, -1))
     with np.errstate(invalid="ignore"):  # -inf - -inf, replaced below
         np.subtract(log_mean, state.log_value, out=out)
-    still = still | (state.log_value == -np.inf)
+    still = state.log_value == -np.inf
+    if ended.any() or not live.all():
+        still |= ended | ~live[:, None]
     if still.any():
         out[still] = 0.0
     return out
@@ -242,42 +249,56 @@ def _finished(child_ended: np.ndarray, pool: np.ndarray, log_weight: np.ndarray)
 
 
 def _resample(
-    log_weight: np.ndarray, due: np.ndarray, settings: _Settings, rng: np.random.Generator, out: np.ndarray
-) -> np.ndarray:
-    """Write the ancestors of all groups to `out`, return the number of distinct ones (G,)."""
+    log_weight: np.ndarray, due: np.ndarray, settings: _Settings, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Ancestors of all groups (G, N), the identity where not due, and the number of distinct ones (G,)."""
     n = settings.n
-    unique = np.full(len(due), n)
+    identity, unique = np.broadcast_to(np.arange(n), log_weight.shape), np.full(len(due), n)
+    if not due.any():
+        return identity, unique
+    drawn = settings.resampler(log_weight if due.all() else log_weight[due], n, rng)
+    unique[due] = 1 + np.count_nonzero(drawn[:, 1:] != drawn[:, :-1], axis=1)
     if due.all():
-        out[:] = settings.resampler(log_weight, n, rng)
-        return 1 + np.count_nonzero(out[:, 1:] != out[:, :-1], axis=1)
-    out[:] = np.arange(n)
-    if due.any():
-        drawn = settings.resampler(log_weight[due], n, rng)
-        out[due] = drawn
-        unique[due] = 1 + np.count_nonzero(drawn[:, 1:] != drawn[:, :-1], axis=1)
-    return unique
+        return drawn, unique
+    ancestors = identity.copy()
+    ancestors[due] = drawn
+    return ancestors, unique
 
 
 def _absorb(state: _State[P], due: np.ndarray, log_mean: np.ndarray) -> _State[P]:
     if not due.any():
         return state
-    log_const = np.where(due, state.log_const + log_mean, state.log_const)
-    return replace(state, log_const=log_const, log_weight=np.where(due[:, None], 0.0, state.log_weight))
+    log_weight = state.log_weight.copy()
+    log_weight[due] = 0.0
+    return replace(
+        state, log_const=np.where(due, state.log_const + log_mean, state.log_const), log_weight=log_weight
+    )
 
 
 def _draw_candidates(pool: np.ndarray, ancestors: np.ndarray, m: int, rng: np.random.Generator) -> np.ndarray:
     """Child index (G, N): each offspring draws one of its parent's M candidates by value, on its own."""
-    n_groups, n = ancestors.shape
-    flat = (ancestors + np.arange(n_groups)[:, None] * (pool.shape[1] // m)).ravel()
-    log_value = pool.reshape(-1, m)[flat]
-    cumulative = np.cumsum(np.exp(log_value - shift_of(log_value)), axis=1)
-    total = cumulative[:, -1]
-    # Strictly below the total, so that the last candidates of value zero stay out; all zero picks the first.
-    point = np.minimum(rng.random(len(flat)) * total, np.nextafter(total, 0))
-    chosen = np.zeros(len(flat), dtype=np.intp)
-    for column in range(m - 1):
-        chosen += (cumulative[:, column] <= point) & (total > 0)
-    return ancestors * np.intp(m) + chosen.reshape(n_groups, n)
+    parent = ancestors + np.arange(len(ancestors))[:, None] * (pool.shape[1] // m)
+    uniform = rng.random(ancestors.shape)
+    chosen = np.zeros(ancestors.shape, dtype=np.intp)
+    for share in _cumulative_shares(pool.reshape(-1, m)):
+        chosen += uniform >= share.take(parent)
+    return ancestors * m + chosen
+
+
+def _cumulative_shares(log_value: np.ndarray) -> list[np.ndarray]:
+    """Columns 0 ... M - 2 of the cumulative shares of each row; all 1 in a row of zeros, which picks candidate 0.
+
+    A share that reaches 1 early does so exactly, so that trailing candidates of value zero are never drawn.
+    """
+    columns = [log_value[:, b] for b in range(log_value.shape[1])]
+    top = columns[0]
+    for column in columns[1:]:
+        top = np.maximum(top, column)
+    shift = np.where(top == -np.inf, 0.0, top)
+    sums = [np.exp(columns[0] - shift)]
+    for column in columns[1:]:
+        sums.append(sums[-1] + np.exp(column - shift))
+    return [np.divide(x, sums[-1], out=np.ones_like(x), where=sums[-1] > 0) for x in sums[:-1]]
 
 
 def _beam_step(

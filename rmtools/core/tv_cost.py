@@ -27,6 +27,7 @@ from rmtools.core.intervals import (
     as_dict,
     cluster_bootstrap,
     jackknife,
+    ratio_of_means,
     read_intervals,
     refuse_nan,
     root,
@@ -43,12 +44,14 @@ class InfluenceSD:
     mean : float
         E H = sigma^2 + T, as estimated here.
     variance : Interval
-        Var H; jackknifed over trajectories for one prompt (may be negative: kept), the mean over prompts if
-        pooled.
+        Var H, may be negative by noise: kept. One prompt: jackknifed, interval over its trajectories. Pooled:
+        sum of Z_p^2 Var_p over sum of Z_p^2, the weights of the pooled sigma^2, interval over prompts.
     sd : Interval
         Its root; 0 for a negative variance. n_for_tv(sd, delta) particles are enough, to first order.
     mad_plug_in : float
         E|H - E H| with H estimated for each trajectory: biased upward by the noise of H.
+    scaled_variance, z_square : float
+        Jackknifed Z^2 Var H and unbiased Z^2 (their means if pooled): what pooling sums before it divides.
     n_prompts, n_trajectories : int
         What it was made of.
     """
@@ -57,6 +60,8 @@ class InfluenceSD:
     variance: Interval
     sd: Interval
     mad_plug_in: float
+    scaled_variance: float
+    z_square: float
     n_prompts: int
     n_trajectories: int
 
@@ -68,7 +73,7 @@ class InfluenceSD:
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """Read what `to_dict` wrote."""
         plain = read_intervals(values)
-        for name in ("mean", "mad_plug_in"):
+        for name in ("mean", "mad_plug_in", "scaled_variance"):
             plain[name] = math.nan if values[name] is None else values[name]
         return cls(**plain)
 
@@ -122,11 +127,13 @@ def influence_sd(
     terms = (phi, own, phi[:, None] * y, products)
     totals = tuple(term.sum(axis=0) for term in terms)
     n = len(phi)
-    expected, variance = _moments(*(total[None] / n for total in totals))
-    left_out = tuple((total - term) / (n - 1) for total, term in zip(totals, terms, strict=True))
-    interval = jackknife(float(variance[0]), _moments(*left_out)[1])
+    whole = _moments(*(total[None] / n for total in totals))
+    left_out = _moments(*((total - term) / (n - 1) for total, term in zip(totals, terms, strict=True)))
+    variance = jackknife(float(whole[1][0]), left_out[1])
+    scaled = jackknife(float(whole[2][0]), left_out[2]).estimate if phi.any() else 0.0
     mad = _plug_in_mad(y, own, phi) if phi.any() else math.nan
-    return InfluenceSD(float(expected[0]), interval, root(interval), mad, 1, n)
+    z_square = float(value_square_estimate(phi))
+    return InfluenceSD(float(whole[0][0]), variance, root(variance), mad, scaled, z_square, 1, n)
 
 
 def _plug_in_mad(y: np.ndarray, own: np.ndarray, phi: np.ndarray) -> float:
@@ -137,12 +144,12 @@ def _plug_in_mad(y: np.ndarray, own: np.ndarray, phi: np.ndarray) -> float:
 
 def _moments(
     z: np.ndarray, own: np.ndarray, first: np.ndarray, second: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and variance of H from (B,) Z, (B, T) mean V, (B, T) mean phi y and (B, T, T) mean phi y y."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """E H, Var H, Z^2 Var H (B,) from (B,) Z, (B, T) mean V, (B, T) mean phi y, (B, T, T) mean phi y y."""
     with np.errstate(divide="ignore", invalid="ignore"):
         expected = np.einsum("bt,bt->b", own, first) / z**2
-        raw = np.einsum("bt,btu,bu->b", own, second, own) / z**3
-    return expected, raw - expected**2
+        variance = np.einsum("bt,btu,bu->b", own, second, own) / z**3 - expected**2
+        return expected, variance, z**2 * variance
 
 
 def _completions(
@@ -182,7 +189,10 @@ def _completions(
 def pooled_influence_sd(
     prompts: Sequence[InfluenceSD], rng: np.random.Generator, n_resamples: int = 2000, level: float = 0.95
 ) -> InfluenceSD:
-    """Pool the spread of H over prompts: the root of the mean variance bounds the mean deviation.
+    """Pool the spread of H over prompts with weights Z_p^2, as sigma^2 is pooled.
+
+    Its root bounds the mean deviation of H with the same weights. The plain mean of Var_p is ruled by prompts
+    that are hardly ever solved: its interval covered .82 to .91 where this one covered .92 to .955.
 
     Parameters
     ----------
@@ -198,19 +208,29 @@ def pooled_influence_sd(
     Returns
     -------
     InfluenceSD
-        Prompts whose variance does not exist (no success) are left out of it, and not counted in `n_prompts`.
+        A prompt without any success has weight 0. With a single success, or two trajectories, a prompt has no
+        jackknife and enters uncorrected.
 
     Raises
     ------
     UserError
-        If no prompt has a variance.
+        If no prompt is left.
     """
-    usable = [p for p in prompts if math.isfinite(p.variance.estimate)]
+    usable = [p for p in prompts if math.isfinite(p.scaled_variance)]
     if not usable:
         raise UserError("no prompt has a variance of H", fix="sample at least 3 trajectories of each prompt")
-    sums = np.array([[p.variance.estimate] for p in usable])
-    variance = cluster_bootstrap(sums, lambda means: means[:, 0], rng, n_resamples, level)
-    mean = float(np.mean([p.mean for p in usable]))
-    mad = float(np.mean([p.mad_plug_in for p in usable]))
+    sums = np.array([(p.scaled_variance, p.z_square) for p in usable])
+    variance = cluster_bootstrap(sums, ratio_of_means, rng, n_resamples, level)
+    scaled, z_square = (float(x) for x in sums.mean(axis=0))
     n = sum(p.n_trajectories for p in usable)
-    return InfluenceSD(mean, variance, root(variance), mad, len(usable), n)
+    mean, mad = (
+        _weighted(values, sums[:, 1])
+        for values in zip(*[(p.mean, p.mad_plug_in) for p in usable], strict=True)
+    )
+    return InfluenceSD(mean, variance, root(variance), mad, scaled, z_square, len(usable), n)
+
+
+def _weighted(values: Sequence[float], weights: np.ndarray) -> float:
+    """Weighted mean; a NaN of weight 0 (a prompt without success) does not count."""
+    total = weights.sum()
+    return float(np.sum(np.where(weights == 0, 0.0, values) * weights) / total) if total > 0 else math.nan

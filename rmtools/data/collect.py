@@ -38,8 +38,10 @@ class Branching:
     def __post_init__(self) -> None:
         for name in ("trajectories", "children", "completions"):
             if getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}",
-                                "children and completions count the trajectory's own")
+                raise UserError(
+                    f"{name} must be at least 1, got {getattr(self, name)}",
+                    "children and completions count the trajectory's own",
+                )
 
 
 @dataclass
@@ -69,12 +71,16 @@ class Collector:
         self.rng = rng
         self.tally = Tally()
 
-    def collect(self, prompts: Sequence[str], prompts_per_batch: int = 32,
-                progress: Callable[[int], object] | None = None) -> list[Rollout]:
+    def collect(
+        self,
+        prompts: Sequence[str],
+        prompts_per_batch: int = 32,
+        progress: Callable[[int], object] | None = None,
+    ) -> list[Rollout]:
         """Return the rollouts of ``prompts``, in order; ``progress`` is told how many prompts are done."""
         rows: list[Rollout] = []
         for start in range(0, len(prompts), prompts_per_batch):
-            batch = prompts[start:start + prompts_per_batch]
+            batch = prompts[start : start + prompts_per_batch]
             rows += self._batch(batch)
             if progress is not None:
                 progress(len(batch))
@@ -85,8 +91,12 @@ class Collector:
             self.policy.steps.check(prompt, [])
         owner = np.repeat(np.arange(len(prompts)), self.branching.trajectories)
         state = self.policy.start([self.policy.steps.prompt_ids(p) for p in prompts])
-        grown = Growing(state, torch.as_tensor(owner, device=self.policy.device), [prompts[i] for i in owner],
-                        [[] for _ in owner])
+        grown = Growing(
+            state,
+            torch.as_tensor(owner, device=self.policy.device),
+            [prompts[i] for i in owner.tolist()],
+            [[] for _ in owner],
+        )
         children: list[list[list[Child]]] = [[] for _ in owner]
         completions: list[list[list[float]]] = [[] for _ in owner]
         while not grown.ended.all():
@@ -98,15 +108,19 @@ class Collector:
                 for i, scores in zip(live, self._completions(grown, live), strict=True):
                     completions[i].append(scores)
             grown = self._step(grown)
-        return [Rollout(prompt_id(p), p, s, self.task.reward(p, s), c, r)
-                for p, s, c, r in zip(grown.prompts, grown.steps, children, completions, strict=True)]
+        return [
+            Rollout(prompt_id(p), p, s, self.task.reward(p, s), c, r)
+            for p, s, c, r in zip(grown.prompts, grown.steps, children, completions, strict=True)
+        ]
 
     def _children(self, grown: "Growing", live: np.ndarray) -> list[list[Child]]:
         extra = self.branching.children - 1
         after = self._step(grown.select(np.repeat(live, extra)))
-        found = [Child(s[-1], bool(e), self.task.reward(p, s) if e else None)
-                 for p, s, e in zip(after.prompts, after.steps, after.ended, strict=True)]
-        return [found[k:k + extra] for k in range(0, len(found), extra)]
+        found = [
+            Child(s[-1], bool(e), self.task.reward(p, s) if e else None)
+            for p, s, e in zip(after.prompts, after.steps, after.ended, strict=True)
+        ]
+        return [found[k : k + extra] for k in range(0, len(found), extra)]
 
     def _completions(self, grown: "Growing", live: np.ndarray) -> list[list[float]]:
         extra = self.branching.completions - 1
@@ -114,7 +128,7 @@ class Collector:
         while not branch.ended.all():
             branch = self._step(branch)
         found = [self.task.reward(p, s) for p, s in zip(branch.prompts, branch.steps, strict=True)]
-        return [found[k:k + extra] for k in range(0, len(found), extra)]
+        return [found[k : k + extra] for k in range(0, len(found), extra)]
 
     def _step(self, grown: "Growing") -> "Growing":
         """Decode one step of every trajectory that has not ended."""
@@ -122,8 +136,10 @@ class Collector:
         new = self.policy.decode_step(grown.state, grown.node, generator)
         texts = [self.policy.steps.step_text([i for i in row if i >= 0]) for row in new.tokens.tolist()]
         lengths = (new.tokens >= 0).sum(1).tolist()
-        cut = [not e and not text.endswith(self.policy.steps.settings.delimiter)
-               for e, text in zip(new.state.ended.tolist(), texts, strict=True)]
+        cut = [
+            last != self.policy.steps.eos_id and not text.endswith(self.policy.steps.settings.delimiter)
+            for last, text in zip(new.state.pending.tolist(), texts, strict=True)
+        ]
         steps: list[list[str]] = []
         for old, ended, i in zip(grown.steps, grown.ended, new.node.tolist(), strict=True):
             steps.append(old if ended else [*old, texts[i]])
@@ -149,7 +165,9 @@ class Growing:
     def select(self, rows: np.ndarray) -> "Growing":
         """Return trajectories ``rows``; a repeated one is forked."""
         used, node = distinct(self.node[torch.as_tensor(rows, device=self.node.device)])
-        return Growing(self.state.select(used), node, [self.prompts[i] for i in rows], [self.steps[i] for i in rows])
+        return Growing(
+            self.state.select(used), node, [self.prompts[i] for i in rows], [self.steps[i] for i in rows]
+        )
 
 
 def prompt_id(prompt: str) -> str:

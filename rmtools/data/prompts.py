@@ -23,11 +23,18 @@ def read_prompts(path: str | Path) -> list[str]:
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"the prompts file {path} cannot be read: {error}",
-                        "name a JSONL file with a prompt a line; `rmtools prompts` writes one") from error
-    found = [parse_line(path, number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+        raise UserError(
+            f"the prompts file {path} cannot be read: {error}",
+            "name a JSONL file with a prompt a line; `rmtools prompts` writes one",
+        ) from error
+    found = [
+        parse_line(path, number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()
+    ]
     if not found:
-        raise UserError(f"the prompts file {path} is empty", "`rmtools prompts --task crossing -n 16 --out FILE` writes one")
+        raise UserError(
+            f"the prompts file {path} is empty",
+            "`rmtools prompts --task crossing -n 16 --out FILE` writes one",
+        )
     return found
 
 
@@ -36,10 +43,14 @@ def parse_line(path: str | Path, number: int, line: str) -> str:
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
-        raise UserError(f"{path}, line {number} is not valid JSON: {error}", "repair or remove the line") from error
+        raise UserError(
+            f"{path}, line {number} is not valid JSON: {error}", "repair or remove the line"
+        ) from error
     prompt = row.get("prompt") if isinstance(row, dict) else None
     if not isinstance(prompt, str) or not prompt:
-        raise UserError(f'{path}, line {number} has no text field "prompt"', 'each line looks like {"prompt": "…"}')
+        raise UserError(
+            f'{path}, line {number} has no text field "prompt"', 'each line looks like {"prompt": "…"}'
+        )
     return prompt
 
 

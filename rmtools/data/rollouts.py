@@ -4,12 +4,10 @@ A rollout dataset knows nothing of any value model: one dataset trains and audit
 documented in docs/formats.md. A folder holds ``rollouts.parquet`` and, written last, ``metadata.json``.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
-
-import numpy as np
 
 from rmtools.errors import UserError
 from rmtools.files import read_json, replacing, write_json
@@ -82,8 +80,10 @@ class RolloutMetadata:
         try:
             return cls(**{**values, "steps": StepSettings.from_dict(values.get("steps"))})
         except TypeError as error:
-            raise UserError(f"rollout metadata has missing or unknown fields: {error}",
-                            "make the rollouts again with `rmtools rollout`") from error
+            raise UserError(
+                f"rollout metadata has missing or unknown fields: {error}",
+                "make the rollouts again with `rmtools rollout`",
+            ) from error
 
 
 def schema() -> "pa.Schema":
@@ -91,21 +91,28 @@ def schema() -> "pa.Schema":
     import pyarrow as pa
 
     child = pa.struct([("text", pa.string()), ("ended", pa.bool_()), ("reward", pa.float64())])
-    return pa.schema([
-        ("prompt_id", pa.string()), ("prompt", pa.string()), ("steps", pa.list_(pa.string())),
-        ("reward", pa.float64()), ("children", pa.list_(pa.list_(child))),
-        ("completions", pa.list_(pa.list_(pa.float64()))), ("labels", pa.list_(pa.float64()))])
+    return pa.schema(
+        [
+            ("prompt_id", pa.string()),
+            ("prompt", pa.string()),
+            ("steps", pa.list_(pa.string())),
+            ("reward", pa.float64()),
+            ("children", pa.list_(pa.list_(child))),
+            ("completions", pa.list_(pa.list_(pa.float64()))),
+            ("labels", pa.list_(pa.float64())),
+        ]
+    )
 
 
 def write_rollouts(folder: Path, rows: Sequence[Rollout], metadata: RolloutMetadata) -> None:
-    """Write rows and then metadata into ``folder``, each by one rename."""
+    """Write rows and metadata into ``folder``: both whole before either takes its place, the metadata last."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     table = pa.Table.from_pylist([asdict(r) for r in rows], schema=schema())
-    with replacing(Path(folder) / ROWS_FILE) as temporary:
+    with replacing(Path(folder) / META_FILE) as described, replacing(Path(folder) / ROWS_FILE) as temporary:
         pq.write_table(table, temporary)
-    write_json(Path(folder) / META_FILE, {"schema_version": SCHEMA_VERSION, **asdict(metadata)})
+        write_json(described, {"schema_version": SCHEMA_VERSION, **asdict(metadata)})
 
 
 def read_rollouts(folder: str | Path) -> tuple[list[Rollout], RolloutMetadata]:
@@ -118,12 +125,16 @@ def read_rollouts(folder: str | Path) -> tuple[list[Rollout], RolloutMetadata]:
     """
     folder = Path(folder)
     if not (folder / META_FILE).exists():
-        raise UserError(f"there are no rollouts at {folder}: no {META_FILE} in it", "make them with `rmtools rollout`")
+        raise UserError(
+            f"there are no rollouts at {folder}: no {META_FILE} in it", "make them with `rmtools rollout`"
+        )
     values = read_json(folder / META_FILE, "the rollout metadata")
-    version = values.pop("schema_version", None)
+    version = values.pop("schema_version", None) if isinstance(values, dict) else None
     if version != SCHEMA_VERSION:
-        raise UserError(f"{folder} has rollout schema version {version!r}, this release reads {SCHEMA_VERSION}",
-                        "make the rollouts again with `rmtools rollout`")
+        raise UserError(
+            f"{folder} has rollout schema version {version!r}, this release reads {SCHEMA_VERSION}",
+            "make the rollouts again with `rmtools rollout`",
+        )
     rows = [_row(i, r) for i, r in enumerate(_table(folder / ROWS_FILE))]
     if not rows:
         raise UserError(f"the rollouts at {folder} are empty", "make them with `rmtools rollout`")
@@ -137,11 +148,15 @@ def _table(path: Path) -> list[dict[str, Any]]:
     try:
         table = pq.read_table(path)
     except (OSError, pa.ArrowException) as error:
-        raise UserError(f"the rollouts in {path} cannot be read: {str(error).splitlines()[0]}",
-                        "make them again with `rmtools rollout`") from error
+        raise UserError(
+            f"the rollouts in {path} cannot be read: {str(error).splitlines()[0]}",
+            "make them again with `rmtools rollout`",
+        ) from error
     missing = [n for n in schema().names if n not in table.column_names]
     if missing:
-        raise UserError(f"{path} lacks the columns {', '.join(missing)}", "see docs/formats.md for the schema")
+        raise UserError(
+            f"{path} lacks the columns {', '.join(missing)}", "see docs/formats.md for the schema"
+        )
     return table.to_pylist()
 
 
@@ -149,23 +164,42 @@ def _row(index: int, row: dict[str, Any]) -> Rollout:
     def wrong(name: str, why: str) -> UserError:
         return UserError(f"row {index}, field {name}: {why}", "see docs/formats.md for the schema")
 
-    steps, reward = row["steps"], row["reward"]
-    if not row["prompt"]:
-        raise wrong("prompt", "is empty")
+    steps, reward, labels = row["steps"], row["reward"], row["labels"]
+    for name in ("prompt_id", "prompt"):
+        if not row[name]:
+            raise wrong(name, "is empty")
     if not steps:
         raise wrong("steps", "there is no step")
-    if reward is None or not 0 <= reward <= 1:
+    if not all(steps):
+        raise wrong("steps", "a step is empty")
+    if not in_unit_interval(reward):
         raise wrong("reward", f"must be in [0, 1], got {reward}")
-    children = [[Child(**c) for c in at] for at in row["children"] or []]
+    for name in ("children", "completions"):
+        branch = row[name]
+        if branch and (len(branch) != len(steps) or any(at is None for at in branch)):
+            raise wrong(name, f"has {sum(at is not None for at in branch)} depths for {len(steps)} steps")
+    children = [[_child(c, wrong) for c in at] for at in row["children"] or []]
     completions = [list(at) for at in row["completions"] or []]
-    for name, branch in (("children", children), ("completions", completions)):
-        if branch and len(branch) != len(steps):
-            raise wrong(name, f"has {len(branch)} depths for {len(steps)} steps")
-    labels = row["labels"]
+    if not all(in_unit_interval(r) for at in completions for r in at):
+        raise wrong("completions", "a reward is outside [0, 1]")
     if labels is not None and len(labels) != len(steps):
         raise wrong("labels", f"has {len(labels)} labels for {len(steps)} steps")
-    if any(c.ended and c.reward is None for at in children for c in at):
-        raise wrong("children", "an ended child has no reward")
-    if any(np.isnan(r) or not 0 <= r <= 1 for at in completions for r in at):
-        raise wrong("completions", "a reward is outside [0, 1]")
+    if not all(in_unit_interval(x) for x in labels or ()):
+        raise wrong("labels", "a label is outside [0, 1]")
     return Rollout(row["prompt_id"], row["prompt"], list(steps), float(reward), children, completions, labels)
+
+
+def _child(values: dict[str, Any] | None, wrong: Callable[[str, str], UserError]) -> Child:
+    if values is None or not values["text"] or values["ended"] is None:
+        raise wrong("children", "a child has no text, or does not say whether it ended")
+    child = Child(**values)
+    if child.ended and child.reward is None:
+        raise wrong("children", "an ended child has no reward")
+    if child.reward is not None and not in_unit_interval(child.reward):
+        raise wrong("children", f"a reward must be in [0, 1], got {child.reward}")
+    return child
+
+
+def in_unit_interval(x: float | None) -> bool:
+    """Return whether ``x`` is a number in [0, 1]; NaN is not."""
+    return x is not None and 0 <= x <= 1

@@ -59,8 +59,12 @@ class ScoredRollouts:
         return prefix_errors(self.prefix_log_value, self.child_log_value, self.child_present)
 
 
-def score_rollouts(rows: Sequence[Rollout], scorer: Scorer, terminal: Terminal = "verifier",
-                   progress: Callable[[int], object] | None = None) -> ScoredRollouts:
+def score_rollouts(
+    rows: Sequence[Rollout],
+    scorer: Scorer,
+    terminal: Terminal = "verifier",
+    progress: Callable[[int], object] | None = None,
+) -> ScoredRollouts:
     """Score every prefix and child of ``rows``.
 
     Parameters
@@ -74,7 +78,8 @@ def score_rollouts(rows: Sequence[Rollout], scorer: Scorer, terminal: Terminal =
     """
     for row in rows[:64]:
         scorer.steps.check(row.prompt, row.steps)
-    trees = [scorer.steps.encode(r.prompt, r.steps, [[c.text for c in at] for at in r.children]) for r in rows]
+    texts = [[sorted({c.text for c in at}) for at in r.children] for r in rows]
+    trees = [scorer.steps.encode(r.prompt, r.steps, t) for r, t in zip(rows, texts, strict=True)]
     found = scorer.score(trees, progress=progress)
     own = [v.log_value for v in found]
     reward = np.asarray([r.reward for r in rows])
@@ -82,32 +87,52 @@ def score_rollouts(rows: Sequence[Rollout], scorer: Scorer, terminal: Terminal =
     if terminal == "verifier":
         for values, phi in zip(log_value, scorer.tilt.log_potential(reward), strict=True):
             values[-1] = phi
-    children = [_children(row, values, v.children, scorer.tilt, terminal)
-                for row, values, v in zip(rows, log_value, found, strict=True)]
+    children = [
+        _children(row, values, [v.children[t][_places(row, t, known)] for t, known in enumerate(named)])
+        for row, values, v, named in zip(rows, log_value, found, texts, strict=True)
+    ]
+    if terminal == "verifier":
+        for row, at in zip(rows, children, strict=True):
+            _end_with_potentials(row, at, scorer.tilt)
     child, present = _table([c for at in children for c in at])
     length = np.asarray([len(r.steps) for r in rows])
     names = list(dict.fromkeys(r.prompt_id for r in rows))
     index = {n: i for i, n in enumerate(names)}
     return ScoredRollouts(
-        prompt=np.asarray([index[r.prompt_id] for r in rows]), log_value=log_value, own_log_value=own, reward=reward,
+        prompt=np.asarray([index[r.prompt_id] for r in rows]),
+        log_value=log_value,
+        own_log_value=own,
+        reward=reward,
         prefix_trajectory=np.repeat(np.arange(len(rows)), length),
         prefix_depth=np.concatenate([np.arange(n) for n in length]),
         prefix_log_value=np.concatenate([v[:-1] for v in log_value]),
-        child_log_value=child, child_present=present, horizon=int(length.max()))
+        child_log_value=child,
+        child_present=present,
+        horizon=int(length.max()),
+    )
 
 
-def _children(row: Rollout, values: np.ndarray, branches: list[np.ndarray], tilt: Tilt, terminal: Terminal
-              ) -> list[np.ndarray]:
+def _places(row: Rollout, t: int, known: list[str]) -> np.ndarray:
+    """Return where each alternative at depth t stands among the distinct texts, which are scored once."""
+    index = {text: i for i, text in enumerate(known)}
+    return np.asarray([index[c.text] for c in row.children[t]], dtype=np.int64)
+
+
+def _children(row: Rollout, values: np.ndarray, alternatives: list[np.ndarray]) -> list[np.ndarray]:
     """Return for each depth the log values of the own next step and of its alternatives."""
-    out = []
-    for t in range(len(row.steps)):
-        alternatives = branches[t].copy() if row.children else np.zeros(0)
-        if terminal == "verifier":
-            for k, child in enumerate(row.children[t] if row.children else ()):
-                if child.ended:
-                    alternatives[k] = tilt.log_potential(np.asarray(child.reward))
-        out.append(np.concatenate([values[t + 1:t + 2], alternatives]))
-    return out
+    none = np.zeros(0)
+    return [
+        np.concatenate([values[t + 1 : t + 2], alternatives[t] if row.children else none])
+        for t in range(len(row.steps))
+    ]
+
+
+def _end_with_potentials(row: Rollout, children: list[np.ndarray], tilt: Tilt) -> None:
+    """Give the alternatives that end the solution the potential of their reward, in place."""
+    for t, at in enumerate(row.children):
+        for k, child in enumerate(at):
+            if child.ended:
+                children[t][k + 1] = tilt.log_potential(np.asarray(child.reward))
 
 
 def _table(branches: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -116,8 +141,8 @@ def _table(branches: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     values = np.zeros((len(branches), width))
     present = np.zeros(values.shape, dtype=bool)
     for i, b in enumerate(branches):
-        values[i, :len(b)] = b
-        present[i, :len(b)] = True
+        values[i, : len(b)] = b
+        present[i, : len(b)] = True
     return values, present
 
 
@@ -128,12 +153,17 @@ def training_metrics(rows: Sequence[Rollout], scorer: Scorer) -> dict[str, float
     negative); ``brier`` is over all prefixes, the last included.
     """
     if not rows or not any(r.children for r in rows):
-        raise UserError("the held-out rollouts have no children: the Bellman error cannot be estimated from one child",
-                        "make them with `rmtools rollout --children 8`")
+        raise UserError(
+            "the held-out rollouts have no children: the Bellman error cannot be estimated from one child",
+            "make them with `rmtools rollout --children 8`",
+        )
     scored = score_rollouts(rows, scorer)
     errors = scored.errors()
     mean_square = float(np.mean(errors.log_error_square[errors.resolved]))
     p = np.concatenate([np.exp(scorer.tilt.log_probability(v)) for v in scored.own_log_value])
     outcome = np.repeat(scored.reward, [len(v) for v in scored.own_log_value])
-    return {"rms_log_bellman": float(np.sqrt(max(mean_square, 0.0))), "mean_square_log_bellman": mean_square,
-            "brier": float(brier(p, outcome))}
+    return {
+        "rms_log_bellman": float(np.sqrt(max(mean_square, 0.0))),
+        "mean_square_log_bellman": mean_square,
+        "brier": float(brier(p, outcome)),
+    }

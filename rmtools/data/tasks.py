@@ -27,9 +27,20 @@ BLOCKS = [f"c{a}{b}" for a, b in itertools.combinations(range(ROWS), 2)]
 class Task(Protocol):
     """What rollouts, audits and the sampler need to know of a task."""
 
-    name: str
-    horizon: int
-    delimiter: str
+    @property
+    def name(self) -> str:
+        """What the command line calls it."""
+        ...
+
+    @property
+    def horizon(self) -> int:
+        """Steps of a solution."""
+        ...
+
+    @property
+    def delimiter(self) -> str:
+        """Text that closes a step."""
+        ...
 
     def prompts(self, n: int, rng: np.random.Generator) -> tuple[list[str], int]:
         """Draw ``n`` solvable prompts; also return how many drawn ones were unsolvable and left out."""
@@ -140,7 +151,7 @@ class Crossing:
         return [*(f"{w} " for w in (*MOVES, "x", ".", *(f"r{i}" for i in range(ROWS)), *BLOCKS)), "\n"]
 
 
-CHOICES = {f"{m} {r} \n": None for m in MOVES for r in [*(f"r{i}" for i in range(ROWS)), "x"]}
+CHOICES = tuple(f"{m} {r} \n" for m in MOVES for r in [*(f"r{i}" for i in range(ROWS)), "x"])
 
 
 def true_step(row: int, move: str, blocked: set[int]) -> str:
@@ -158,14 +169,15 @@ def parse_grid(prompt: str) -> tuple[int, list[set[int]]]:
         start = int(lines[0].split()[0].removeprefix("r"))
         blocked = [{int(c) for c in line.split()[0].removeprefix("c")} for line in lines[1:]]
     except (IndexError, ValueError) as error:
-        raise UserError(f"not a prompt of the task crossing: {prompt[:40]!r}",
-                        "prompts look like 'r2 . \\nc13 . \\n…', as `rmtools prompts --task crossing` writes them"
-                        ) from error
+        raise UserError(
+            f"not a prompt of the task crossing: {prompt[:40]!r}",
+            "prompts look like 'r2 . \\nc13 . \\n…', as `rmtools prompts --task crossing` writes them",
+        ) from error
     return start, blocked
 
 
 def load_task(name: str, horizon: int | None = None) -> Task:
     """Return the task called ``name``, with ``horizon`` steps where the task lets it be chosen."""
     if name == "crossing":
-        return Crossing(horizon or 8)
+        return Crossing(8 if horizon is None else horizon)
     raise UserError(f"unknown task {name!r}", "the tasks are: crossing")

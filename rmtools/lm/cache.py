@@ -39,11 +39,15 @@ class PrefixCache:
     @classmethod
     def empty(cls, batch: int, device: torch.device) -> Self:
         """Return ``batch`` prefixes without tokens."""
-        return cls(None, torch.zeros(batch, 0, dtype=torch.bool, device=device),
-                   torch.zeros(batch, dtype=torch.long, device=device))
+        return cls(
+            None,
+            torch.zeros(batch, 0, dtype=torch.bool, device=device),
+            torch.zeros(batch, dtype=torch.long, device=device),
+        )
 
-    def forward(self, model: "PreTrainedModel", ids: Tensor, present: Tensor | None = None
-                ) -> tuple[Tensor, "PrefixCache"]:
+    def forward(
+        self, model: "PreTrainedModel", ids: Tensor, present: Tensor | None = None
+    ) -> tuple[Tensor, "PrefixCache"]:
         """Append ``ids`` (B, L), where ``present`` (B, L) bool is False nothing; return logits (B, L, ·) and the new cache."""
         from transformers import DynamicCache
 
@@ -52,19 +56,29 @@ class PrefixCache:
         mask = torch.cat([self.mask, new], dim=1)
         full = self.full and present is None
         positions = self.length[:, None] + (new.cumsum(1) - 1).clamp(min=0)
-        output = model(input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True,
-                       attention_mask=None if full else mask.long())
+        output = model(
+            input_ids=ids,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            attention_mask=None if full else mask.long(),
+        )
         return output.logits, PrefixCache(cache, mask, self.length + new.sum(1), full)
 
     def select(self, rows: Tensor) -> "PrefixCache":
         """Return the prefixes ``rows`` (B',), repeated or dropped as the index says; holes are squeezed out if many."""
-        if len(rows) == len(self.length) and bool((rows == torch.arange(len(rows), device=rows.device)).all()):
+        if len(rows) == len(self.length) and bool(
+            (rows == torch.arange(len(rows), device=rows.device)).all()
+        ):
             return self
         cache = None
         if self.cache is not None:
             cache = fork(self.cache)
             for layer in cache.layers:
-                layer.keys, layer.values = layer.keys.index_select(0, rows), layer.values.index_select(0, rows)
+                layer.keys, layer.values = (
+                    layer.keys.index_select(0, rows),
+                    layer.values.index_select(0, rows),
+                )
         return replace(self, cache=cache, mask=self.mask[rows], length=self.length[rows])._compact()
 
     def _compact(self) -> "PrefixCache":

@@ -68,7 +68,10 @@ class CheckpointSettings:
         policy = self.policy
         if Path(policy).is_dir():
             policy = os.path.relpath(Path(policy).resolve(), (seen_from or folder).resolve())
-        write_json(Path(folder) / SETTINGS_FILE, {"schema_version": SCHEMA_VERSION, **asdict(replace(self, policy=policy))})
+        write_json(
+            Path(folder) / SETTINGS_FILE,
+            {"schema_version": SCHEMA_VERSION, **asdict(replace(self, policy=policy))},
+        )
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
@@ -81,13 +84,20 @@ class CheckpointSettings:
         """
         folder = Path(folder)
         if not folder.is_dir():
-            raise UserError(f"there is no checkpoint at {folder}: no such folder",
-                            "train one with recipes/train_prm.py, or name another with --model")
+            raise UserError(
+                f"there is no checkpoint at {folder}: no such folder",
+                "train one with recipes/train_prm.py, or name another with --model",
+            )
         if not any(folder.iterdir()):
-            raise UserError(f"the checkpoint {folder} is empty", "train it again, or name another with --model")
+            raise UserError(
+                f"the checkpoint {folder} is empty", "train it again, or name another with --model"
+            )
         if not (folder / SETTINGS_FILE).exists():
-            raise UserError(f"the checkpoint {folder} has no {SETTINGS_FILE}: its tilt and step settings are unknown, "
-                            "and guessed ones would give other values", "use a checkpoint written by recipes/train_prm.py")
+            raise UserError(
+                f"the checkpoint {folder} has no {SETTINGS_FILE}: its tilt and step settings are unknown, "
+                "and guessed ones would give other values",
+                "use a checkpoint written by recipes/train_prm.py",
+            )
         values = read_json(folder / SETTINGS_FILE, "the checkpoint's settings")
         return cls._parse(values, folder)
 
@@ -96,12 +106,16 @@ class CheckpointSettings:
         names = [f for f in cls.__dataclass_fields__ if f != "training"]
         if not isinstance(values, dict) or values.get("schema_version") != SCHEMA_VERSION:
             version = values.get("schema_version") if isinstance(values, dict) else None
-            raise UserError(f"{folder / SETTINGS_FILE} has schema version {version!r}, this release reads {SCHEMA_VERSION}",
-                            "train the checkpoint again with this release")
+            raise UserError(
+                f"{folder / SETTINGS_FILE} has schema version {version!r}, this release reads {SCHEMA_VERSION}",
+                "train the checkpoint again with this release",
+            )
         missing = [n for n in names if n not in values]
         if missing:
-            raise UserError(f"the checkpoint {folder} lacks {', '.join(missing)} in {SETTINGS_FILE}",
-                            "use a checkpoint written by recipes/train_prm.py")
+            raise UserError(
+                f"the checkpoint {folder} lacks {', '.join(missing)} in {SETTINGS_FILE}",
+                "use a checkpoint written by recipes/train_prm.py",
+            )
         unknown = sorted(set(values) - set(cls.__dataclass_fields__) - {"schema_version"})
         if unknown:
             raise UserError(f"{folder / SETTINGS_FILE} has unknown keys: {', '.join(unknown)}")
@@ -114,8 +128,12 @@ class CheckpointSettings:
         return cls(**fields)
 
 
-def load_value_model(folder: str | Path, *, untrained: bool = False, device: torch.device | None = None,
-                     ) -> tuple[ValueModel, CheckpointSettings]:
+def load_value_model(
+    folder: str | Path,
+    *,
+    untrained: bool = False,
+    device: torch.device | None = None,
+) -> tuple[ValueModel, CheckpointSettings]:
     """Load a checkpoint written by rmtools: a LoRA adapter with its head, or a whole model.
 
     Parameters
@@ -189,17 +207,24 @@ def require_head(folder: Path) -> None:
 
     files = sorted(folder.glob("*.safetensors"))
     if not files:
-        raise UserError(f"the checkpoint {folder} has no weights (*.safetensors)", "train it again, or name another")
+        raise UserError(
+            f"the checkpoint {folder} has no weights (*.safetensors)", "train it again, or name another"
+        )
     try:
         names: list[str] = []
         for file in files:
             with safe_open(file, framework="pt") as weights:
                 names += list(weights.keys())
     except (SafetensorError, OSError) as error:
-        raise UserError(f"the weights of {folder} cannot be read: {error}", "copy or train the checkpoint again") from error
+        raise UserError(
+            f"the weights of {folder} cannot be read: {error}", "copy or train the checkpoint again"
+        ) from error
     if not any(".score." in f".{n}" for n in names):
-        raise UserError(f"the checkpoint {folder} was saved without its head (no tensor named score): "
-                        "a new head would give random values", 'save it with modules_to_save=["score"]')
+        raise UserError(
+            f"the checkpoint {folder} was saved without its head (no tensor named score): "
+            "a new head would give random values",
+            'save it with modules_to_save=["score"]',
+        )
 
 
 def fingerprint(policy: str | Path) -> str:

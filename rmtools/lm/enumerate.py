@@ -40,7 +40,9 @@ class Expansion:
 
 
 @torch.inference_mode()
-def expand(policy: Policy, state: PolicyState, choices: list[list[int]], min_probability: float = 0.0) -> Expansion:
+def expand(
+    policy: Policy, state: PolicyState, choices: list[list[int]], min_probability: float = 0.0
+) -> Expansion:
     """Return every step of ``choices`` (token ids) after each of B live prefixes, with its exact probability.
 
     Parameters
@@ -69,6 +71,8 @@ def expand(policy: Policy, state: PolicyState, choices: list[list[int]], min_pro
         node, pending, log_p = node[kept], token[kept], new[kept]
         member = member[node] & (column[None, :] == pending[:, None])
         parent, cache = parent[node], cache.select(node)
+        if not len(node):
+            break
     choice = member.long().argmax(1)
     n_steps = state.n_steps[parent] + 1
     ended = n_steps >= policy.steps.settings.max_steps
@@ -79,8 +83,10 @@ def equal_lengths(choices: list[list[int]]) -> Tensor:
     """Return the steps as one (C, L) table; raises ``UserError`` where their token counts differ."""
     lengths = sorted({len(c) for c in choices})
     if len(lengths) != 1:
-        raise UserError(f"the listed steps have {lengths} tokens: steps of different length are not enumerated",
-                        "audit without exact ratios")
+        raise UserError(
+            f"the listed steps have {lengths} tokens: steps of different length are not enumerated",
+            "audit without exact ratios",
+        )
     return torch.tensor(choices)
 
 
@@ -100,7 +106,9 @@ def follow(policy: Policy, state: PolicyState, tokens: Tensor) -> PolicyState:
     # The last token of each row stays pending, as after decoding.
     column = torch.arange(fed.shape[1], device=fed.device)[None, :]
     feed = column < length[:, None]
-    _, cache = state.cache.forward(policy.model, fed[:, :-1], None if bool(feed[:, :-1].all()) else feed[:, :-1])
+    _, cache = state.cache.forward(
+        policy.model, fed[:, :-1], None if bool(feed[:, :-1].all()) else feed[:, :-1]
+    )
     pending = fed[torch.arange(len(fed), device=fed.device), length]
     n_steps = state.n_steps + (length > 0).long()
     ended = state.ended | (n_steps >= policy.steps.settings.max_steps) | (pending == policy.steps.eos_id)

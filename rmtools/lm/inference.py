@@ -42,9 +42,15 @@ class SamplerSettings:
                 raise UserError(f"{name} must be at least 1, got {getattr(self, name)}", "pass -n 16, say")
 
 
-def sample_prompts(policy: Policy, value: Scorer, prompts: Sequence[str], settings: SamplerSettings,
-                   rng: np.random.Generator, reward: Reward | None = None,
-                   progress: Callable[[int], object] | None = None) -> Iterator[dict[str, Any]]:
+def sample_prompts(
+    policy: Policy,
+    value: Scorer,
+    prompts: Sequence[str],
+    settings: SamplerSettings,
+    rng: np.random.Generator,
+    reward: Reward | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> Iterator[dict[str, Any]]:
     """Run the sampler on every prompt; yield one JSON-ready record a prompt, in order.
 
     A record has ``prompt``, ``terminal``, ``log_z`` (null for top_k) and what it estimates, ``samples`` (steps,
@@ -53,38 +59,60 @@ def sample_prompts(policy: Policy, value: Scorer, prompts: Sequence[str], settin
     """
     size = max(1, PARTICLES_PER_BATCH // (settings.n_particles * settings.pool_size))
     for start in range(0, len(prompts), size):
-        batch = prompts[start:start + size]
+        batch = prompts[start : start + size]
         yield from run_batch(policy, value, batch, settings, rng, reward)
         if progress is not None:
             progress(len(batch))
 
 
-def run_batch(policy: Policy, value: Scorer, prompts: Sequence[str], settings: SamplerSettings,
-              rng: np.random.Generator, reward: Reward | None) -> list[dict[str, Any]]:
+def run_batch(
+    policy: Policy,
+    value: Scorer,
+    prompts: Sequence[str],
+    settings: SamplerSettings,
+    rng: np.random.Generator,
+    reward: Reward | None,
+) -> list[dict[str, Any]]:
     """Run the sampler once on ``prompts``, all in one batch."""
     root = LMParticles.start(policy, value, prompts, terminal=settings.terminal, reward=reward)
-    result = smc(root, settings.n_particles, settings.pool_size, settings.resampling, settings.ess_threshold, rng)
+    result = smc(
+        root, settings.n_particles, settings.pool_size, settings.resampling, settings.ess_threshold, rng
+    )
     particles, chosen = result.particles, result.draw(rng)
     final, texts = particles.log_value(), particles.steps()
     tokens = particles.decoded / len(prompts)
     records = []
     for g, prompt in enumerate(prompts):
-        samples = [sample_record(prompt, texts[g][i], result.log_weights[g, i], final[g, i], reward)
-                   for i in range(settings.n_particles)]
-        records.append({
-            "prompt": prompt, "terminal": settings.terminal, "estimates": ESTIMATES[settings.terminal],
-            "log_z": None if result.log_z is None else finite(result.log_z[g]), "draw": int(chosen[g]),
-            "argmax": int(final[g].argmax()), "samples": samples,
-            "ess": [float(e) for e in result.ess[:, g]], "ancestors": result.ancestors[:, g].tolist(),
-            "generated_tokens": tokens})
+        samples = [
+            sample_record(prompt, texts[g][i], result.log_weights[g, i], final[g, i], reward)
+            for i in range(settings.n_particles)
+        ]
+        records.append(
+            {
+                "prompt": prompt,
+                "terminal": settings.terminal,
+                "estimates": ESTIMATES[settings.terminal],
+                "log_z": None if result.log_z is None else finite(result.log_z[g]),
+                "draw": int(chosen[g]),
+                "argmax": int(final[g].argmax()),
+                "samples": samples,
+                "ess": [float(e) for e in result.ess[:, g]],
+                "ancestors": result.ancestors[:, g].tolist(),
+                "generated_tokens": tokens,
+            }
+        )
     return records
 
 
-ESTIMATES = {"model": "log E_policy[V(s_T)], the model's own last value", "verifier": "log Z = log E_policy[potential]"}
+ESTIMATES = {
+    "model": "log E_policy[V(s_T)], the model's own last value",
+    "verifier": "log Z = log E_policy[potential]",
+}
 
 
-def sample_record(prompt: str, steps: list[str], log_weight: float, log_value: float, reward: Reward | None
-                  ) -> dict[str, Any]:
+def sample_record(
+    prompt: str, steps: list[str], log_weight: float, log_value: float, reward: Reward | None
+) -> dict[str, Any]:
     """Return one sample as JSON values; a weight of zero is null."""
     row: dict[str, Any] = {"steps": steps, "log_weight": finite(log_weight), "log_value": finite(log_value)}
     if reward is not None:

@@ -10,8 +10,9 @@ from rmtools.lm.steps import split_steps
 
 
 @torch.inference_mode()
-def generate_once(policy: Policy, prompts: Sequence[str], max_new_tokens: int, rng: np.random.Generator
-                  ) -> tuple[list[list[str]], list[bool]]:
+def generate_once(
+    policy: Policy, prompts: Sequence[str], max_new_tokens: int, rng: np.random.Generator
+) -> tuple[list[list[str]], list[bool]]:
     """Sample one solution a prompt in one call of ``generate``.
 
     Returns
@@ -21,17 +22,26 @@ def generate_once(policy: Policy, prompts: Sequence[str], max_new_tokens: int, r
     closed : list of bool
         Whether the end-of-sequence token was reached.
     """
-    ids, present = left_padded([policy.steps.prompt_ids(p) for p in prompts], policy.steps.pad_id, policy.device)
+    ids, present = left_padded(
+        [policy.steps.prompt_ids(p) for p in prompts], policy.steps.pad_id, policy.device
+    )
     devices = [policy.device] if policy.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(int(rng.integers(2**63)))
-        out = policy.model.generate(  # type: ignore[operator]
-            input_ids=ids, attention_mask=present.long(), do_sample=True, temperature=policy.temperature, top_k=0,
-            top_p=1.0, max_new_tokens=max_new_tokens, pad_token_id=policy.steps.pad_id,
-            eos_token_id=policy.steps.eos_id)
+        out = policy.model.generate(
+            input_ids=ids,
+            attention_mask=present.long(),
+            do_sample=True,
+            temperature=policy.temperature,
+            top_k=0,
+            top_p=1.0,
+            max_new_tokens=max_new_tokens,
+            pad_token_id=policy.steps.pad_id,
+            eos_token_id=policy.steps.eos_id,
+        )
     steps, closed = [], []
-    for row in out[:, ids.shape[1]:].tolist():
+    for row in out[:, ids.shape[1] :].tolist():
         closed.append(policy.steps.eos_id in row)
-        kept = row[:row.index(policy.steps.eos_id)] if closed[-1] else row
-        steps.append(split_steps(policy.steps.tokenizer.decode(kept), policy.steps.settings.delimiter))
+        kept = row[: row.index(policy.steps.eos_id)] if closed[-1] else row
+        steps.append(split_steps(policy.steps.step_text(kept), policy.steps.settings.delimiter))
     return steps, closed

@@ -70,8 +70,15 @@ class LMParticles:
     decoded: int = 0
 
     @classmethod
-    def start(cls, policy: Policy, value: Scorer, prompts: Sequence[str], *, terminal: Terminal = "model",
-              reward: Reward | None = None) -> Self:
+    def start(
+        cls,
+        policy: Policy,
+        value: Scorer,
+        prompts: Sequence[str],
+        *,
+        terminal: Terminal = "model",
+        reward: Reward | None = None,
+    ) -> Self:
         """Return the root: one prefix, the prompt, for each of G prompts (equal ones are independent replicates).
 
         Raises
@@ -114,28 +121,43 @@ class LMParticles:
         step = self.setup.policy.decode_step(self.state, node, generator)
         at = step.parent.cpu().numpy()
         child = replace(
-            self, node=step.node, state=step.state, scored=self.scored.select(step.parent), values=self.values[at],
-            prompt=self.prompt[at], blocks=(*(b[step.parent] for b in self.blocks), step.tokens),
-            decoded=self.decoded + int((step.tokens[step.node] >= 0).sum()))
+            self,
+            node=step.node,
+            state=step.state,
+            scored=self.scored.select(step.parent),
+            values=self.values[at],
+            prompt=self.prompt[at],
+            blocks=(*(b[step.parent] for b in self.blocks), step.tokens),
+            decoded=self.decoded + int((step.tokens[step.node] >= 0).sum()),
+        )
         return child._scored(self.state.ended[step.parent])
 
     def select(self, index: np.ndarray) -> Self:
         """Return prefixes ``index`` (G, k) of each group; the caches follow."""
         groups, n = self.shape
-        rows = torch.as_tensor((np.arange(groups)[:, None] * n + np.asarray(index)).ravel(), device=self.node.device)
+        rows = torch.as_tensor(
+            (np.arange(groups)[:, None] * n + np.asarray(index)).ravel(), device=self.node.device
+        )
         used, node = distinct(self.node[rows])
         if len(used) == len(self.values):
             return replace(self, node=node)
         at = used.cpu().numpy()
-        return replace(self, node=node, state=self.state.select(used), scored=self.scored.select(used),
-                       values=self.values[at], prompt=self.prompt[at], blocks=tuple(b[used] for b in self.blocks))
+        return replace(
+            self,
+            node=node,
+            state=self.state.select(used),
+            scored=self.scored.select(used),
+            values=self.values[at],
+            prompt=self.prompt[at],
+            blocks=tuple(b[used] for b in self.blocks),
+        )
 
     def steps(self) -> list[list[list[str]]]:
         """Return the text of every prefix's steps: G lists of n lists of steps."""
         texts = step_texts(self.setup.policy, self.blocks, np.arange(len(self.values)))
         n = self.shape[1]
         at = [texts[i] for i in self.node.tolist()]
-        return [at[g * n:(g + 1) * n] for g in range(self.shape[0])]
+        return [at[g * n : (g + 1) * n] for g in range(self.shape[0])]
 
     def _scored(self, were_ended: Tensor) -> Self:
         """Score the step just decoded; an ended prefix keeps its value."""
@@ -181,8 +203,10 @@ def check_terminal(terminal: str, reward: Reward | None) -> None:
     if terminal not in ("verifier", "model"):
         raise UserError(f"unknown terminal {terminal!r}", "the terminals are: verifier, model")
     if terminal == "verifier" and reward is None:
-        raise UserError("terminal 'verifier' needs a verifier: there is no reward to read at the end",
-                        "name a task, or use terminal 'model'")
+        raise UserError(
+            "terminal 'verifier' needs a verifier: there is no reward to read at the end",
+            "name a task, or use terminal 'model'",
+        )
 
 
 def to_numpy(values: Tensor) -> np.ndarray:
@@ -193,9 +217,14 @@ def to_numpy(values: Tensor) -> np.ndarray:
 def check_same_tokens(policy: Policy, value: Scorer) -> None:
     """Raise ``UserError`` unless the value model reads the token ids that the policy emits."""
     if policy.steps.tokenizer.get_vocab() != value.steps.tokenizer.get_vocab():
-        raise UserError(f"policy {policy.name} and value model {value.name} have different tokenizers: "
-                        "the model cannot read the ids the policy emits",
-                        "use the policy that the checkpoint was trained for")
+        raise UserError(
+            f"policy {policy.name} and value model {value.name} have different tokenizers: "
+            "the model cannot read the ids the policy emits",
+            "use the policy that the checkpoint was trained for",
+        )
     if policy.steps.settings != value.steps.settings:
-        raise UserError(f"policy and value model have different step settings: {policy.steps.settings} and "
-                        f"{value.steps.settings}", "load the policy with the checkpoint's step settings")
+        raise UserError(
+            f"policy and value model have different step settings: {policy.steps.settings} and "
+            f"{value.steps.settings}",
+            "load the policy with the checkpoint's step settings",
+        )

@@ -105,9 +105,13 @@ class Policy:
         Where it was loaded from, for provenance.
     """
 
-    def __init__(self, model: "PreTrainedModel", steps: StepTokenizer, temperature: float = 1.0, name: str = "") -> None:
+    def __init__(
+        self, model: "PreTrainedModel", steps: StepTokenizer, temperature: float = 1.0, name: str = ""
+    ) -> None:
         if not temperature > 0:
-            raise UserError(f"temperature must be positive, got {temperature}: the sampler needs a policy with a law")
+            raise UserError(
+                f"temperature must be positive, got {temperature}: the sampler needs a policy with a law"
+            )
         self.model = model.eval()
         self.steps = steps
         self.temperature = temperature
@@ -138,8 +142,11 @@ class Policy:
         """Raise ``UserError`` where a prompt leaves no room for a single token."""
         for i, ids in enumerate(prompts):
             if self.context is not None and len(ids) >= self.context:
-                raise UserError(f"prompt {i} has {len(ids)} tokens, the model takes {self.context}: "
-                                "no room is left for a step", "shorten the prompt or use a model with more context")
+                raise UserError(
+                    f"prompt {i} has {len(ids)} tokens, the model takes {self.context}: "
+                    "no room is left for a step",
+                    "shorten the prompt or use a model with more context",
+                )
 
     @torch.inference_mode()
     def decode_step(self, state: PolicyState, node: Tensor, generator: torch.Generator) -> "Decoded":
@@ -160,18 +167,26 @@ class Policy:
         for _ in range(self.steps.settings.max_step_tokens):
             present = None if not bool(branch.done.any()) else ~branch.done[:, None]
             logits, cache = cache.forward(self.model, pending[:, None], present)
-            token = torch.where(branch.done[branch.node], -1, self._sample(logits[:, -1], branch.node, generator))
+            token = torch.where(
+                branch.done[branch.node], -1, self._sample(logits[:, -1], branch.node, generator)
+            )
             branch, origin, token = branch.grown(token)
             cache, eos = cache.select(origin), eos[origin] | (token == self.steps.eos_id)
             pending = torch.where(token >= 0, token, pending[origin])
-            branch = replace(branch, done=branch.done | eos | self._closes(branch.columns) | self._out_of_context(cache))
+            branch = replace(
+                branch, done=branch.done | eos | self._closes(branch.columns) | self._out_of_context(cache)
+            )
             if bool(branch.done.all()):
                 break
         was_ended = state.ended[branch.parent]
         n_steps = state.n_steps[branch.parent] + (~was_ended).long()
         ended = was_ended | eos | (n_steps >= self.steps.settings.max_steps) | self._out_of_context(cache)
-        return Decoded(torch.stack(branch.columns, dim=1), PolicyState(cache, pending, n_steps, ended),
-                       branch.parent, branch.node)
+        return Decoded(
+            torch.stack(branch.columns, dim=1),
+            PolicyState(cache, pending, n_steps, ended),
+            branch.parent,
+            branch.node,
+        )
 
     def _sample(self, logits: Tensor, node: Tensor, generator: torch.Generator) -> Tensor:
         """Draw one token a particle by the exponential race, in fp32; raises where a logit is NaN."""
@@ -185,7 +200,7 @@ class Policy:
         ids = self.steps.delimiter_ids
         if len(columns) < len(ids):
             return torch.zeros_like(columns[-1], dtype=torch.bool)
-        tail = torch.stack(columns[-len(ids):], dim=1)
+        tail = torch.stack(columns[-len(ids) :], dim=1)
         return (tail == torch.tensor(ids, device=tail.device)).all(1)
 
     def _out_of_context(self, cache: PrefixCache) -> Tensor:
@@ -198,8 +213,9 @@ def left_padded(rows: list[list[int]], pad_id: int, device: torch.device) -> tup
     """Return ids (B, L) with pads on the left, and which are real (B, L) bool."""
     width = max((len(r) for r in rows), default=0)
     ids = torch.tensor([[pad_id] * (width - len(r)) + list(r) for r in rows], dtype=torch.long, device=device)
-    present = torch.tensor([[False] * (width - len(r)) + [True] * len(r) for r in rows], dtype=torch.bool,
-                           device=device)
+    present = torch.tensor(
+        [[False] * (width - len(r)) + [True] * len(r) for r in rows], dtype=torch.bool, device=device
+    )
     return ids.reshape(len(rows), width), present.reshape(len(rows), width)
 
 
@@ -213,8 +229,9 @@ def best_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def load_policy(path: str | Path, settings: StepSettings, temperature: float = 1.0,
-                device: torch.device | None = None) -> Policy:
+def load_policy(
+    path: str | Path, settings: StepSettings, temperature: float = 1.0, device: torch.device | None = None
+) -> Policy:
     """Load a causal language model and its tokenizer from a folder or a hub name.
 
     Raises
@@ -237,20 +254,28 @@ def load_tokenizer(path: str | Path):  # type: ignore[no-untyped-def]
     """Load a tokenizer; raises ``UserError`` where there is none or it has no end-of-sequence token."""
     from transformers import AutoTokenizer
 
-    if Path(path).is_dir() and not (Path(path) / "config.json").exists() and not (Path(path) / "tokenizer_config.json").exists():
+    if (
+        Path(path).is_dir()
+        and not (Path(path) / "config.json").exists()
+        and not (Path(path) / "tokenizer_config.json").exists()
+    ):
         raise not_a_model(path, FileNotFoundError("no config.json in it"))
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError) as error:
         raise not_a_model(path, error) from error
     if tokenizer.eos_token_id is None:
-        raise UserError(f"the tokenizer of {path} has no end-of-sequence token: the end of a solution is not visible",
-                        "set eos_token and save the tokenizer again")
+        raise UserError(
+            f"the tokenizer of {path} has no end-of-sequence token: the end of a solution is not visible",
+            "set eos_token and save the tokenizer again",
+        )
     return tokenizer
 
 
 def not_a_model(path: str | Path, error: Exception) -> UserError:
     """Return the error for a path that holds no loadable model."""
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return UserError(f"no model can be loaded from {path}: {reason}",
-                     "name a folder written by save_pretrained (config.json, weights, tokenizer) or a hub model")
+    return UserError(
+        f"no model can be loaded from {path}: {reason}",
+        "name a folder written by save_pretrained (config.json, weights, tokenizer) or a hub model",
+    )

@@ -40,7 +40,9 @@ class StepSettings:
 
     def __post_init__(self) -> None:
         if not self.delimiter:
-            raise UserError("the step delimiter is empty", "name the text that closes a step, such as a newline")
+            raise UserError(
+                "the step delimiter is empty", "name the text that closes a step, such as a newline"
+            )
         for name in ("max_steps", "max_step_tokens"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
@@ -56,8 +58,10 @@ class StepSettings:
         try:
             return cls(**values)
         except TypeError as error:
-            raise UserError(f"step settings are incomplete or have unknown keys: {values!r}",
-                            "they are delimiter, max_steps, max_step_tokens") from error
+            raise UserError(
+                f"step settings are incomplete or have unknown keys: {values!r}",
+                "they are delimiter, max_steps, max_step_tokens",
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -124,7 +128,8 @@ class StepTokenizer:
         return UserError(
             f"the tokenizer splits the delimiter {self.settings.delimiter!r} differently in context "
             f"(in {where!r}): values would be read at tokens the policy never emits",
-            "choose a delimiter that is one stable token sequence, such as a newline or an added special token")
+            "choose a delimiter that is one stable token sequence, such as a newline or an added special token",
+        )
 
     def check(self, prompt: str, steps: Sequence[str]) -> None:
         """Raise ``UserError`` unless tokenising the joined text gives the ids of the parts."""
@@ -137,7 +142,9 @@ class StepTokenizer:
         """Return the token ids of a prompt, with the special tokens the tokenizer puts in front."""
         ids = list(self.tokenizer(prompt)["input_ids"])
         if not ids:
-            raise UserError("a prompt is empty: it has no token to read a value at", "give every prompt some text")
+            raise UserError(
+                "a prompt is empty: it has no token to read a value at", "give every prompt some text"
+            )
         return ids
 
     def step_ids(self, step: str) -> list[int]:
@@ -146,17 +153,21 @@ class StepTokenizer:
         if found is None:
             found = self._ids(step)
             if not found:
-                raise UserError("a step is empty: it has no token to read a value at",
-                                "drop empty steps when splitting solutions")
+                raise UserError(
+                    "a step is empty: it has no token to read a value at",
+                    "drop empty steps when splitting solutions",
+                )
             if len(self._cache) < 100_000:
                 self._cache[step] = found
         return found
 
     def step_text(self, ids: Sequence[int]) -> str:
         """Return the text of one decoded step, verbatim: an end-of-sequence token is part of it, and is read there."""
-        return self.tokenizer.decode(list(ids), skip_special_tokens=False)
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=False))
 
-    def encode(self, prompt: str, steps: Sequence[str], children: Sequence[Sequence[str]] = ()) -> EncodedTree:
+    def encode(
+        self, prompt: str, steps: Sequence[str], children: Sequence[Sequence[str]] = ()
+    ) -> EncodedTree:
         """Encode a trajectory and, packed behind it, its alternative next steps.
 
         Parameters
@@ -189,8 +200,14 @@ class StepTokenizer:
                 fork += [start] * len(new)
                 at.append(len(ids) - 1)
             child_reads.append(np.asarray(at, dtype=np.int64))
-        return EncodedTree(np.asarray(ids), np.asarray(positions), np.asarray(segment), np.asarray(fork),
-                           np.asarray(reads), child_reads)
+        return EncodedTree(
+            np.asarray(ids),
+            np.asarray(positions),
+            np.asarray(segment),
+            np.asarray(fork),
+            np.asarray(reads),
+            child_reads,
+        )
 
 
 def split_steps(text: str, delimiter: str) -> list[str]:

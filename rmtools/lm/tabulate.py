@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rmtools.core.finite import FiniteModel
+from rmtools.errors import UserError
 from rmtools.lm.enumerate import expand
 from rmtools.lm.particles import to_numpy
 from rmtools.lm.policy import Policy
@@ -38,8 +39,14 @@ class TabulatedModel:
     paths: list[list[str]]
 
 
-def tabulate(policy: Policy, value: Scorer, prompt: str, choices: Sequence[str],
-             reward: Callable[[str, Sequence[str]], float], min_probability: float = 1e-4) -> TabulatedModel:
+def tabulate(
+    policy: Policy,
+    value: Scorer,
+    prompt: str,
+    choices: Sequence[str],
+    reward: Callable[[str, Sequence[str]], float],
+    min_probability: float = 1e-4,
+) -> TabulatedModel:
     """Enumerate the prefixes of ``prompt`` under ``policy`` and score them with ``value``.
 
     Parameters
@@ -66,7 +73,7 @@ def tabulate(policy: Policy, value: Scorer, prompt: str, choices: Sequence[str],
         grown = expand(policy, state, tokens, min_probability)
         parent = grown.parent.cpu().numpy()
         p = np.exp(grown.log_probability.cpu().numpy())
-        rule, link, mass = _layer(parent, p, len(paths))
+        rule, link = _layer(parent, p, len(paths))
         covered = covered[parent] * p
         rules.append(rule)
         links.append(link)
@@ -79,14 +86,15 @@ def tabulate(policy: Policy, value: Scorer, prompt: str, choices: Sequence[str],
     return TabulatedModel(prompt, FiniteModel(rules, log_values, links), float(1 - covered.sum()), paths)
 
 
-def _layer(parent: np.ndarray, p: np.ndarray, n_parents: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return (S, B) probabilities scaled to one, (S, B) child indices, and the (S,) mass before scaling."""
+def _layer(parent: np.ndarray, p: np.ndarray, n_parents: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return (S, B) probabilities scaled to one and (S, B) child indices."""
     slot = np.arange(len(parent)) - np.searchsorted(parent, parent)
-    rule = np.zeros((n_parents, slot.max() + 1))
+    rule = np.zeros((n_parents, slot.max(initial=0) + 1))
     link = np.zeros(rule.shape, dtype=np.int64)
     rule[parent, slot] = p
     link[parent, slot] = np.arange(len(parent))
     mass = rule.sum(1)
     if (mass == 0).any():
-        raise ValueError("a prefix has no listed step above min_probability: the policy is not on its format")
-    return rule / mass[:, None], link, mass
+        raise UserError("a prefix has no listed step above min_probability: the policy is not on its format",
+                        "use a policy trained on the task, or lower its temperature")
+    return rule / mass[:, None], link

@@ -61,8 +61,9 @@ class Scorer(Protocol):
     tilt: Tilt
     name: str
 
-    def score(self, trees: Sequence[EncodedTree], progress: Callable[[int], object] | None = None
-              ) -> list[TreeValues]:
+    def score(
+        self, trees: Sequence[EncodedTree], progress: Callable[[int], object] | None = None
+    ) -> list[TreeValues]:
         """Score every prefix and child of every tree."""
         ...
 
@@ -94,7 +95,7 @@ class Nothing:
 
     def select(self, rows: Tensor) -> "Nothing":
         """Return the prefixes ``rows`` (B',)."""
-        return Nothing(self.rows[rows])
+        return Nothing(self.rows[rows.to(self.rows.device)])
 
 
 class ConstantValue:
@@ -114,13 +115,19 @@ class ConstantValue:
         self.name = f"constant {probability:.4g}"
         self.log_value = float(tilt.log_potential(np.asarray(probability)))
 
-    def score(self, trees: Sequence[EncodedTree], progress: Callable[[int], object] | None = None
-              ) -> list[TreeValues]:
+    def score(
+        self, trees: Sequence[EncodedTree], progress: Callable[[int], object] | None = None
+    ) -> list[TreeValues]:
         """Return the constant at every prefix and child."""
         if progress is not None:
             progress(len(trees))
-        return [TreeValues(np.full(len(t.reads), self.log_value),
-                           [np.full(len(at), self.log_value) for at in t.child_reads]) for t in trees]
+        return [
+            TreeValues(
+                np.full(len(t.reads), self.log_value),
+                [np.full(len(at), self.log_value) for at in t.child_reads],
+            )
+            for t in trees
+        ]
 
     def start(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, ValueState]:
         """Return the constant for each prompt."""
@@ -156,8 +163,9 @@ class ValueModel:
         return self.model.device
 
     @torch.inference_mode()
-    def score(self, trees: Sequence[EncodedTree], progress: Callable[[int], object] | None = None
-              ) -> list[TreeValues]:
+    def score(
+        self, trees: Sequence[EncodedTree], progress: Callable[[int], object] | None = None
+    ) -> list[TreeValues]:
         """Score every prefix and child of every tree, one forward pass a tree, batched by length.
 
         Parameters
@@ -174,8 +182,9 @@ class ValueModel:
         order = sorted(range(len(trees)), key=lambda i: len(trees[i].ids))
         found: dict[int, TreeValues] = {}
         for batch in batches_by_length(order, trees, TOKENS_PER_BATCH):
-            logits = self.model(**tree_batch([trees[i] for i in batch], self.steps.pad_id, self.device,
-                                             self.model.dtype)).logits
+            logits = self.model(
+                **tree_batch([trees[i] for i in batch], self.steps.pad_id, self.device, self.model.dtype)
+            ).logits
             values = log_value_from_logits(logits, self.tilt.floor).cpu().numpy().astype(np.float64)
             for row, i in zip(values, batch, strict=True):
                 found[i] = _read(row, trees[i], i)
@@ -206,7 +215,9 @@ class ValueModel:
         last = (present * torch.arange(1, tokens.shape[1] + 1, device=tokens.device)).argmax(1)
         at = logits[torch.arange(len(tokens), device=tokens.device), last]
         if bool(torch.isnan(at).any()):
-            raise ValueError(f"the value model {self.name} returned NaN: its weights or its precision are broken")
+            raise ValueError(
+                f"the value model {self.name} returned NaN: its weights or its precision are broken"
+            )
         value = log_value_from_logits(at, self.tilt.floor)
         return torch.where(present.any(1), value, torch.nan), ReadCache(cache)
 
@@ -230,8 +241,9 @@ def batches_by_length(order: Sequence[int], trees: Sequence[EncodedTree], budget
     return batches
 
 
-def tree_batch(trees: Sequence[EncodedTree], pad_id: int, device: torch.device, dtype: torch.dtype
-               ) -> dict[str, Tensor]:
+def tree_batch(
+    trees: Sequence[EncodedTree], pad_id: int, device: torch.device, dtype: torch.dtype
+) -> dict[str, Tensor]:
     """Right-pad ``trees`` into model inputs; a 4-d attention mask is built only where there are children.
 
     Pads stand behind everything that is read, so a causal mask alone keeps them out.

@@ -31,8 +31,12 @@ def example(row: Rollout, steps: StepTokenizer, tilt: Tilt) -> Example:
     rewards = [np.asarray([math.nan if c.reward is None else c.reward for c in at]) for at in row.children]
     ended = [np.where(np.isnan(r), math.nan, tilt.log_potential(np.nan_to_num(r))) for r in rewards]
     more = [tilt.log_potential(np.asarray(at, dtype=float)) for at in row.completions]
-    return Example(steps.encode(row.prompt, row.steps, texts), float(tilt.log_potential(np.asarray(row.reward))),
-                   ended, more)
+    return Example(
+        steps.encode(row.prompt, row.steps, texts),
+        float(tilt.log_potential(np.asarray(row.reward))),
+        ended,
+        more,
+    )
 
 
 class Collator:
@@ -50,8 +54,11 @@ class Collator:
         self.dtype = dtype
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
-        """Return ``model`` inputs and: ``reads`` (B, T + 1), ``length`` (B,), ``log_potential`` (B,), ``child_reads``
-        and ``child_log_potential`` (B, T, C), ``completion_log_potential`` (B, T + 1, R)."""
+        """Return one padded batch.
+
+        The keys: ``model`` (its inputs), ``reads`` (B, T + 1), ``length`` (B,), ``log_potential`` (B,), ``child_reads``
+        and ``child_log_potential`` (B, T, C), ``completion_log_potential`` (B, T + 1, R).
+        """
         trees = [e.tree for e in examples]
         horizon = max(len(t.reads) - 1 for t in trees)
         reads = np.zeros((len(trees), horizon + 1), dtype=np.int64)
@@ -64,7 +71,9 @@ class Collator:
             "log_potential": torch.tensor([e.log_potential for e in examples], dtype=torch.float32),
             "child_reads": ragged([t.child_reads for t in trees], horizon, -1).long(),
             "child_log_potential": ragged([e.child_log_potential for e in examples], horizon, math.nan),
-            "completion_log_potential": ragged([e.completion_log_potential for e in examples], horizon + 1, -math.inf),
+            "completion_log_potential": ragged(
+                [e.completion_log_potential for e in examples], horizon + 1, -math.inf
+            ),
         }
 
 

@@ -15,7 +15,9 @@ class DataArguments:
     """Where the rollouts are."""
 
     train_rollouts: str = field(default="", metadata={"help": "folder written by `rmtools rollout`"})
-    eval_rollouts: str = field(default="", metadata={"help": "held-out rollouts with children, for the metrics"})
+    eval_rollouts: str = field(
+        default="", metadata={"help": "held-out rollouts with children, for the metrics"}
+    )
 
 
 @dataclass
@@ -39,18 +41,26 @@ class PRMConfig(TrainingArguments):
     target: str = field(default="td", metadata={"help": f"one of: {', '.join(TARGETS)}"})
     divergence: str = field(default="itakura_saito", metadata={"help": f"one of: {', '.join(DIVERGENCES)}"})
     td_lambda: float = field(default=0.5, metadata={"help": "lambda of target td_lambda"})
-    ema_decay: float = field(default=0.98, metadata={"help": "decay of the bootstrap copy; 0 = current weights"})
-    floor: float = field(default=0.01, metadata={"help": "value of certain failure, far below the success rate"})
+    ema_decay: float = field(
+        default=0.98, metadata={"help": "decay of the bootstrap copy; 0 = current weights"}
+    )
+    floor: float = field(
+        default=0.01, metadata={"help": "value of certain failure, far below the success rate"}
+    )
 
     def __post_init__(self) -> None:
         """Check the choices, then let transformers check its own."""
         for name, valid in (("target", TARGETS), ("divergence", DIVERGENCES)):
             if getattr(self, name) not in valid:
-                raise UserError(f"unknown {name} {getattr(self, name)!r}", f"choose one of: {', '.join(valid)}")
+                raise UserError(
+                    f"unknown {name} {getattr(self, name)!r}", f"choose one of: {', '.join(valid)}"
+                )
         if not 0 <= self.td_lambda <= 1:
             raise UserError(f"td_lambda must be in [0, 1], got {self.td_lambda}")
         if not 0 <= self.ema_decay < 1:
-            raise UserError(f"ema_decay must be in [0, 1), got {self.ema_decay}", "0 bootstraps from the current weights")
+            raise UserError(
+                f"ema_decay must be in [0, 1), got {self.ema_decay}", "0 bootstraps from the current weights"
+            )
         Tilt(self.floor)
         self.remove_unused_columns = False
         super().__post_init__()

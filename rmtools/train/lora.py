@@ -18,6 +18,13 @@ def lora_config(arguments: "ModelConfig") -> "LoraConfig":
     if isinstance(targets, list) and len(targets) == 1:
         targets = targets[0]
     return LoraConfig(
-        task_type=TaskType.TOKEN_CLS, r=arguments.lora_r, lora_alpha=arguments.lora_alpha,
-        lora_dropout=0.0, bias="none", use_rslora=arguments.use_rslora, target_modules=targets,
-        exclude_modules=["score"], modules_to_save=["score"])
+        task_type=TaskType.TOKEN_CLS,
+        r=arguments.lora_r,
+        lora_alpha=arguments.lora_alpha,
+        lora_dropout=0.0,
+        bias="none",
+        use_rslora=arguments.use_rslora,
+        target_modules=targets,
+        exclude_modules=["score"],
+        modules_to_save=["score"],
+    )

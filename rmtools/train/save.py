@@ -15,8 +15,9 @@ from rmtools.train.trainer import PRMTrainer
 LOG_FILE = "training_log.json"
 
 
-def settings_for(policy: str, metadata: RolloutMetadata, rows: list[Rollout], config: PRMConfig, data: str
-                 ) -> CheckpointSettings:
+def settings_for(
+    policy: str, metadata: RolloutMetadata, rows: list[Rollout], config: PRMConfig, data: str
+) -> CheckpointSettings:
     """Return what the checkpoint must remember."""
     import peft
     import torch
@@ -24,12 +25,26 @@ def settings_for(policy: str, metadata: RolloutMetadata, rows: list[Rollout], co
 
     versions = {m.__name__: str(m.__version__) for m in (torch, transformers, peft)}
     return CheckpointSettings(
-        policy=policy, policy_fingerprint=fingerprint(policy), task=metadata.task, horizon=metadata.horizon,
-        steps=metadata.steps, floor=config.floor, temperature=metadata.temperature, seed=config.seed,
+        policy=policy,
+        policy_fingerprint=fingerprint(policy),
+        task=metadata.task,
+        horizon=metadata.horizon,
+        steps=metadata.steps,
+        floor=config.floor,
+        temperature=metadata.temperature,
+        seed=config.seed,
         base_rate=float(np.mean([r.reward for r in rows])),
-        training={"target": config.target, "divergence": config.divergence, "ema_decay": config.ema_decay,
-                  "global_steps": config.max_steps, "rollouts": data, "rollouts_seed": metadata.seed,
-                  "trajectories": len(rows), "versions": versions})
+        training={
+            "target": config.target,
+            "divergence": config.divergence,
+            "ema_decay": config.ema_decay,
+            "global_steps": config.max_steps,
+            "rollouts": data,
+            "rollouts_seed": metadata.seed,
+            "trajectories": len(rows),
+            "versions": versions,
+        },
+    )
 
 
 def save_checkpoint(trainer: PRMTrainer, settings: CheckpointSettings, folder: Path) -> None:
@@ -45,5 +60,3 @@ def save_checkpoint(trainer: PRMTrainer, settings: CheckpointSettings, folder: P
 def log_rows(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the trainer's log as JSON values."""
     return json.loads(json.dumps(history, default=float))
-
-

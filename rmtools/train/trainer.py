@@ -61,22 +61,38 @@ class PRMTrainer(Trainer):
     potential, so that the model also values finished solutions. Source: docs/equations.md, section 8.
     """
 
-    def __init__(self, model: PreTrainedModel, args: PRMConfig, steps: StepTokenizer,
-                 train_rollouts: Sequence[Rollout], eval_rollouts: Sequence[Rollout] = (), **kwargs: Any) -> None:
+    args: PRMConfig
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: PRMConfig,
+        steps: StepTokenizer,
+        train_rollouts: Sequence[Rollout],
+        eval_rollouts: Sequence[Rollout] = (),
+        **kwargs: Any,
+    ) -> None:
         self.steps = steps
         self.tilt = Tilt(args.floor)
         self.eval_rollouts = list(eval_rollouts)
         for row in train_rollouts[:64]:
             steps.check(row.prompt, row.steps)
         super().__init__(
-            model=model, args=args, data_collator=Collator(steps.pad_id),
-            train_dataset=[example(r, steps, self.tilt) for r in train_rollouts],  # type: ignore[arg-type]
-            eval_dataset=self.eval_rollouts or None, processing_class=steps.tokenizer, **kwargs)  # type: ignore[arg-type]
+            model=model,
+            args=args,
+            data_collator=Collator(steps.pad_id),
+            train_dataset=[example(r, steps, self.tilt) for r in train_rollouts],
+            eval_dataset=self.eval_rollouts or None,
+            processing_class=steps.tokenizer,
+            **kwargs,
+        )
         self.bootstrap = EMACopy(model, args.ema_decay)
         self.add_callback(self.bootstrap)
         self.model_accepts_loss_kwargs = False
 
-    def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any) -> Any:
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
         """Return the mean divergence over the prefixes of the batch."""
         logits = model(**inputs["model"]).logits
         at = logits.gather(1, inputs["reads"][..., None].expand(-1, -1, logits.shape[-1]))
@@ -111,8 +127,9 @@ class PRMTrainer(Trainer):
         child = torch.where(torch.isnan(ended), child, ended).masked_fill(reads < 0, -torch.inf)
         return value.gather(1, inputs["reads"][:, 1:]), child
 
-    def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
-                 ) -> dict[str, float]:
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
         """Return and log the held-out metrics: noise-corrected RMS log Bellman error (terminal verifier), Brier score."""
         model = self.accelerator.unwrap_model(self.model)
         was_training = model.training

@@ -72,17 +72,29 @@ class Verification:
         rows = ["   N   Z (exact)  Z-hat/Z          sigma2 predicted   measured (95%)"]
         for p in self.prompts:
             m = p.sigma2_measured
-            rows.append(f"{p.n_particles:5d}  {p.z:9.4f}  {p.mean_z_ratio:.3f}±{1.96 * p.mean_z_ratio_se:.3f}  "
-                        f"{p.sigma2_predicted:16.2f}   {m['estimate']:.2f} [{m['low']:.2f}, {m['high']:.2f}]")
+            rows.append(
+                f"{p.n_particles:5d}  {p.z:9.4f}  {p.mean_z_ratio:.3f}±{1.96 * p.mean_z_ratio_se:.3f}  "
+                f"{p.sigma2_predicted:16.2f}   {m['estimate']:.2f} [{m['low']:.2f}, {m['high']:.2f}]"
+            )
         m, r = self.measured, self.ratio
-        rows.append(f"pooled: predicted {self.predicted:.2f}, measured {m['estimate']:.2f} [{m['low']:.2f}, "
-                    f"{m['high']:.2f}], ratio {r['estimate']:.2f} [{r['low']:.2f}, {r['high']:.2f}]")
+        rows.append(
+            f"pooled: predicted {self.predicted:.2f}, measured {m['estimate']:.2f} [{m['low']:.2f}, "
+            f"{m['high']:.2f}], ratio {r['estimate']:.2f} [{r['low']:.2f}, {r['high']:.2f}]"
+        )
         return "\n".join(rows)
 
 
-def verify_lm(policy: Policy, value: Scorer, task: Task, prompts: Sequence[str], n_prompts: int, runs: int,
-              rng: np.random.Generator, max_particles: int = 2048,
-              progress: Callable[[int], object] | None = None) -> Verification:
+def verify_lm(
+    policy: Policy,
+    value: Scorer,
+    task: Task,
+    prompts: Sequence[str],
+    n_prompts: int,
+    runs: int,
+    rng: np.random.Generator,
+    max_particles: int = 2048,
+    progress: Callable[[int], object] | None = None,
+) -> Verification:
     """Measure N Var(Z-hat) / Z^2 on ``n_prompts`` prompts, N = max(64, 5 sigma^2 predicted), terminal verifier.
 
     Prompts that need more than ``max_particles`` are passed over and counted: chosen on the prediction alone,
@@ -90,8 +102,10 @@ def verify_lm(policy: Policy, value: Scorer, task: Task, prompts: Sequence[str],
     """
     choices = task.step_choices(prompts[0], [])
     if choices is None:
-        raise UserError(f"the task {task.name} cannot list its steps: sigma^2 has no exact value to verify",
-                        "use a task with step_choices, such as crossing")
+        raise UserError(
+            f"the task {task.name} cannot list its steps: sigma^2 has no exact value to verify",
+            "use a task with step_choices, such as crossing",
+        )
     found: list[PromptVerification] = []
     log_zs: list[np.ndarray] = []
     skipped = 0
@@ -108,31 +122,51 @@ def verify_lm(policy: Policy, value: Scorer, task: Task, prompts: Sequence[str],
         log_zs.append(log_z)
         ratio = np.exp(log_z - exact.log_z)
         measured = measured_sigma2(log_z[:, None], np.asarray([n]), None, rng)
-        found.append(PromptVerification(
-            prompt, n, runs, float(np.exp(exact.log_z)), table.uncovered, float(exact.sigma2),
-            measured.pooled.to_dict(), float(ratio.mean()), float(ratio.std(ddof=1) / math.sqrt(runs))))
+        found.append(
+            PromptVerification(
+                prompt,
+                n,
+                runs,
+                float(np.exp(exact.log_z)),
+                table.uncovered,
+                float(exact.sigma2),
+                measured.pooled.to_dict(),
+                float(ratio.mean()),
+                float(ratio.std(ddof=1) / math.sqrt(runs)),
+            )
+        )
         if progress is not None:
             progress(1)
     return pooled(found, skipped, np.stack(log_zs, 1), rng, n_prompts)
 
 
-def pooled(found: list[PromptVerification], skipped: int, log_z: np.ndarray, rng: np.random.Generator,
-           n_prompts: int) -> Verification:
+def pooled(
+    found: list[PromptVerification], skipped: int, log_z: np.ndarray, rng: np.random.Generator, n_prompts: int
+) -> Verification:
     """Pool over prompts as docs/equations.md, section 5: variances and Z^2 are summed before dividing."""
     if len(found) < n_prompts:
-        raise UserError(f"only {len(found)} of {n_prompts} prompts need few enough particles ({skipped} passed over)",
-                        "raise --max-particles or give more prompts")
+        raise UserError(
+            f"only {len(found)} of {n_prompts} prompts need few enough particles ({skipped} passed over)",
+            "raise --max-particles or give more prompts",
+        )
     z2 = np.asarray([p.z for p in found]) ** 2
     predicted = float(np.sum(z2 * [p.sigma2_predicted for p in found]) / z2.sum())
     measured = measured_sigma2(log_z, np.asarray([p.n_particles for p in found]), None, rng).pooled.to_dict()
     ratio = {k: None if v is None else v / predicted for k, v in measured.items()}
-    settings = {"resampling": "multinomial", "ess_threshold": 1.0, "pool_size": 1, "terminal": "verifier",
-                "n_particles": "max(64, 5 sigma2 predicted)", "predicted_from": "enumeration"}
+    settings = {
+        "resampling": "multinomial",
+        "ess_threshold": 1.0,
+        "pool_size": 1,
+        "terminal": "verifier",
+        "n_particles": "max(64, 5 sigma2 predicted)",
+        "predicted_from": "enumeration",
+    }
     return Verification(found, skipped, predicted, measured, ratio, settings)
 
 
-def repeated_runs(policy: Policy, value: Scorer, task: Task, prompt: str, n: int, runs: int,
-                  rng: np.random.Generator) -> np.ndarray:
+def repeated_runs(
+    policy: Policy, value: Scorer, task: Task, prompt: str, n: int, runs: int, rng: np.random.Generator
+) -> np.ndarray:
     """Return log Z-hat (runs,) nats of independent runs on one prompt, many to a batch."""
     out: list[np.ndarray] = []
     while (left := runs - sum(len(z) for z in out)) > 0:

@@ -12,7 +12,13 @@ NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 def test_notebook_runs(path: Path) -> None:
     notebook = jupytext.read(path)
     nbclient.NotebookClient(notebook, timeout=120, kernel_name="python3").execute()
-    printed = [o.text for c in notebook.cells if c.cell_type == "code" for o in c.outputs if o.output_type == "stream"]
+    printed = [
+        o.text
+        for c in notebook.cells
+        if c.cell_type == "code"
+        for o in c.outputs
+        if o.output_type == "stream"
+    ]
     assert any("sigma^2" in text for text in printed)
 
 

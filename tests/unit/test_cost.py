@@ -278,20 +278,33 @@ def test_influence_refuses_bad_input_and_round_trips():
         influence_sd(log_value, phi, full[:, :1])
 
 
-def test_pooled_influence_leaves_out_prompts_without_success():
+def test_pooled_influence_weighs_by_z_square():
     rng = np.random.default_rng(8)
     prompts = []
     for _ in range(12):
         log_value, phi, extra = trajectories(30, rng)
         prompts.append(influence_sd(log_value, phi, np.stack([extra, extra], axis=1)))
+        assert prompts[-1].scaled_variance == pytest.approx(Z**2 * prompts[-1].variance.estimate, rel=0.5)
     none = influence_sd(np.zeros((30, 3)), np.zeros(30), np.zeros((30, 2, 2)))
     assert math.isnan(none.variance.estimate)
+    assert (none.scaled_variance, none.z_square) == (0, 0)
     pooled = pooled_influence_sd([*prompts, none], rng, n_resamples=100)
-    expected = np.mean([p.variance.estimate for p in prompts])
+    weights = np.array([p.z_square for p in prompts])
+    expected = sum(p.scaled_variance for p in prompts) / weights.sum()
     assert pooled.variance.estimate == pytest.approx(expected, rel=1e-12)
-    assert (pooled.n_prompts, pooled.n_trajectories) == (12, 360)
+    assert pooled.mean == pytest.approx(np.average([p.mean for p in prompts], weights=weights), rel=1e-12)
+    assert (pooled.n_prompts, pooled.n_trajectories) == (13, 390)
     with pytest.raises(UserError, match="no prompt"):
-        pooled_influence_sd([none], rng)
+        pooled_influence_sd([], rng)
+
+
+def test_scaled_variance_of_the_whole_population_is_exact():
+    """One step, V = 1: H = phi / Z, so Z^2 Var H is the variance of phi under the target."""
+    phi = np.tile([0.5, 1.5], 5000)
+    result = influence_sd(np.zeros((10000, 2)), phi, np.zeros((10000, 1, 0)))
+    assert result.variance.estimate == pytest.approx(0.1875, rel=1e-3)
+    assert result.scaled_variance == pytest.approx(0.1875, rel=1e-3)
+    assert result.z_square == pytest.approx(1.0, rel=1e-3)
 
 
 def test_measured_sigma2_by_hand():

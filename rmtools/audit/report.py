@@ -1,0 +1,226 @@
+"""The audit's report on disk: ``audit.json`` with every figure, ``audit.md`` for a model card, ``audit.html`` with plots.
+
+Markdown and page are made from the JSON values alone, so that they can say nothing that is not in the file.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rmtools import plots
+from rmtools.audit.page import Items, Plot, Section, Table, page
+from rmtools.core.intervals import as_plain
+from rmtools.files import write_json, write_text
+
+if TYPE_CHECKING:
+    # The audit itself needs torch; its report does not.
+    from rmtools.audit.audit import AuditReport
+
+Values = Mapping[str, Any]
+
+JSON_FILE, MARKDOWN_FILE, PAGE_FILE = "audit.json", "audit.md", "audit.html"
+
+# The start of a line's label, and how to read the line.
+READING = {
+    "RMS b, enumerated": "Root mean square over prefixes of b = log ρ, where ρ is the mean value one step later over the value "
+    "now; in nats, 0 for a consistent model. Exact: the steps of every prefix were enumerated under the policy. This is "
+    "the line to compare models by.",
+    "RMS b, sampled, corrected": "The same from the sampled children, their noise taken off. A mean square below 0 has root 0. "
+    "'Not resolved' means that half of the children give another answer: more children are needed, do not quote it.",
+    "RMS b, sampled, plug-in": "The same without the correction: too large, by sampling noise. It says how much noise there was.",
+    "mean b (bias)": "Signed mean of b. Errors of random sign cancel along a solution, a bias of one sign adds up.",
+    "c = T RMS b": "Steps of a solution times the error: with b of this size throughout, the value stays within e^±c of the "
+    "true one. The theorems need c bounded as solutions grow longer.",
+    "L, 50% / 95% / max": "How much one step changes the value: quantiles of the larger of the ratio and its inverse.",
+    "Brier (constant)": "Mean squared error of the predicted probability of success; in brackets the score of always "
+    "predicting the base rate, which a useful model beats.",
+    "ECE / AUC": "Mean gap between predicted probability and success rate over ten bins (0 is best, noise adds to it); chance "
+    "that a success is ranked above a failure (.5 is a guess).",
+    "sigma^2, pooled": "The sampler's cost: N particles estimate Z with relative variance σ²/N, with multinomial resampling at "
+    "every step.",
+    "particles": "Particles for the accuracies named, rounded up: for the coefficient of variation of the estimate of Z, and "
+    "for the total variation between output and target (that one is an upper bound).",
+}
+
+
+def write_report(report: "AuditReport", out: Path) -> None:
+    """Write ``audit.json``, ``audit.md`` and ``audit.html`` into the folder ``out``, each in one rename.
+
+    Raises
+    ------
+    UserError
+        If the folder cannot be written; what stood there before is kept.
+    """
+    values = report_values(report)
+    write_json(Path(out) / JSON_FILE, values)
+    write_text(Path(out) / MARKDOWN_FILE, markdown(values))
+    write_text(Path(out) / PAGE_FILE, page(title(values), sections(values)))
+
+
+def report_values(report: "AuditReport") -> dict[str, Any]:
+    """Return the content of ``audit.json``: the report's values, and the table as a person reads it."""
+    table = {
+        "columns": [m.role for m in report.models],
+        "rows": [{"label": label, "cells": cells} for label, cells in report.table()],
+    }
+    return {**as_plain(report.to_dict()), "table": table}
+
+
+def title(values: Values) -> str:
+    """Return the report's title."""
+    return f"Audit of {values['provenance']['checkpoint']}"
+
+
+def introduction(values: Values) -> str:
+    """Return what was audited, in two sentences."""
+    p = values["provenance"]
+    return (
+        f"How inconsistent the reward model is, and how many particles that costs. {p['n_trajectories']} solutions of "
+        f"{p['n_prompts']} prompts of the task {p['task']} by the policy {p['policy']}; the controls are scored on "
+        f"the same prefixes. Brackets are 95% intervals over prompts."
+    )
+
+
+def reading(label: str) -> str:
+    """Return how to read a line of the table."""
+    return next((text for start, text in READING.items() if label.startswith(start)), "")
+
+
+def readings(values: Values) -> tuple[tuple[str, str], ...]:
+    """Return each line's label and how to read it."""
+    return tuple((row["label"], reading(row["label"])) for row in values["table"]["rows"])
+
+
+def main_table(values: Values) -> Table:
+    """Return the ten-line table."""
+    table = values["table"]
+    rows = tuple((row["label"], *row["cells"]) for row in table["rows"])
+    return Table(
+        f"Audit, terminal {values['provenance']['terminal']}; errors in nats", ("", *table["columns"]), rows
+    )
+
+
+def counts_table(values: Values) -> Table:
+    """Return what was counted rather than dropped, and what can be said of all prompts."""
+    lines = (
+        ("prefixes", "n_prefixes"),
+        ("with two children or more", "n_resolved"),
+        ("with a value of zero", "n_degenerate"),
+        ("whose children all have one value", "n_identical"),
+    )
+    summaries = [m["bellman"] for m in values["models"]]
+    rows = [(label, *(str(s[key]) for s in summaries)) for label, key in lines]
+    rows.append(("largest |b| of a prompt", *(bound_text(s["prompt_max_bound"]) for s in summaries)))
+    return Table(
+        "Counts, and what holds without assumptions (observed |b|, sampling noise included)",
+        ("", *values["table"]["columns"]),
+        tuple(rows),
+    )
+
+
+def bound_text(bound: Values) -> str:
+    """Return the distribution-free statement, or how many prompts it takes."""
+    if bound["error"] is None:
+        return f"needs {bound['n_needed']} prompts, has {bound['n']}"
+    return f"≤ {bound['error']:.3g} for {bound['fraction']:.0%} of prompts"
+
+
+def provenance(values: Values) -> tuple[tuple[str, str], ...]:
+    """Return name and text of every entry of the provenance."""
+    entries = dict(values["provenance"])
+    if values["uncovered"]:
+        entries["probability outside the enumerated steps, mean / largest"] = (
+            f"{values['uncovered']['mean']:.2g} / {values['uncovered']['largest']:.2g}"
+        )
+    return tuple(
+        (name.replace("_", " "), text if isinstance(text, str) else json.dumps(text, ensure_ascii=False))
+        for name, text in entries.items()
+    )
+
+
+def warnings(values: Values) -> tuple[tuple[str, str], ...]:
+    """Return the warnings as items of a list."""
+    return tuple(("", text) for text in values["warnings"]) or (("", "none"),)
+
+
+def figures(values: Values) -> tuple[Plot, ...]:
+    """Return the plots of an audit."""
+    models, delta = values["models"], values["provenance"]["delta_cv"]
+    roles = ", ".join(plots.style_of(m["role"])[0] for m in models)
+    found = [
+        Plot(
+            plots.bellman_by_depth(models),
+            "RMS log Bellman error by depth, 95% intervals over prompts. A consistent "
+            "model is at 0 everywhere.",
+            f"Bellman error by depth of {roles}",
+        ),
+        Plot(
+            plots.error_sizes(models),
+            "How large the error is, over prefixes and added up along solutions.",
+            f"Quantiles of the Bellman error and path sums of {roles}",
+        ),
+        Plot(
+            plots.reliability(models),
+            "Reliability: share of right solutions against the predicted probability, in "
+            "bins of equal mass; bars are 95% intervals over prompts.",
+            "Reliability curve of the trained model",
+        ),
+    ]
+    particles = plots.particles_for_accuracy(models, delta)
+    if particles is not None:
+        found.append(
+            Plot(
+                particles,
+                f"Particles against accuracy, N = σ²/δ²; the grey line is the table's δ = {delta:g}. "
+                "Bands are 95% intervals.",
+                f"Particles against accuracy of {roles}",
+            )
+        )
+    return tuple(found)
+
+
+def sections(values: Values) -> list[Section]:
+    """Return the sections of the audit's page."""
+    return [
+        Section("The audit", (introduction(values), main_table(values))),
+        Section("Warnings", (Items(warnings(values)),)),
+        Section("Plots", figures(values)),
+        Section("How to read each line", (Items(readings(values)),)),
+        Section("Counts", (counts_table(values),)),
+        Section("Provenance", (Items(provenance(values)),)),
+    ]
+
+
+def markdown(values: Values) -> str:
+    """Return the report as Markdown that can be pasted into a model card."""
+    table, counts = main_table(values), counts_table(values)
+    parts = [
+        f"## {escape(title(values))}",
+        escape(introduction(values)),
+        markdown_table(table),
+        "### Warnings",
+        "\n".join(f"- {escape(text)}" for _, text in warnings(values)),
+        "### How to read each line",
+        "\n".join(f"- **{escape(a)}**: {escape(b)}" for a, b in readings(values)),
+        "### Counts",
+        markdown_table(counts),
+        "### Provenance",
+        "\n".join(f"- {escape(a)}: `{b.replace('`', chr(39))}`" for a, b in provenance(values)),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def markdown_table(table: Table) -> str:
+    """Return a table in GitHub's Markdown, below its caption."""
+    lines = [table.columns, tuple("---" for _ in table.columns), *table.rows]
+    return f"{escape(table.caption)}\n\n" + "\n".join(
+        f"| {' | '.join(escape(c) for c in row)} |" for row in lines
+    )
+
+
+def escape(text: str) -> str:
+    """Return text that Markdown shows as it is, also inside a table."""
+    for mark in "\\|*_<>[]`":
+        text = text.replace(mark, "\\" + mark)
+    return " ".join(text.split())

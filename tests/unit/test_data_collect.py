@@ -1,0 +1,185 @@
+"""Branching rollouts: counts, laws, seeds; and what scoring them gives."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from rmtools.core.tilt import Tilt
+from rmtools.data.collect import Branching, Collector, prompt_id
+from rmtools.data.rollouts import Child, Rollout
+from rmtools.data.scoring import score_rollouts, training_metrics
+from rmtools.errors import UserError
+from rmtools.lm.policy import Policy
+from rmtools.lm.steps import StepSettings, StepTokenizer
+from rmtools.lm.value import ConstantValue
+
+
+def collect(policy, task, prompts, branching, seed=0, **kwargs):
+    return Collector(policy, task, branching, np.random.default_rng(seed)).collect(prompts, **kwargs)
+
+
+@pytest.fixture(scope="module")
+def warm(policy):
+    """Hot enough that some trajectories leave the format and some end early."""
+    return Policy(policy.model, policy.steps, 1.6)
+
+
+@pytest.fixture(scope="module")
+def rows(warm, prompts, task):
+    return collect(warm, task, prompts, Branching(4, 3, 2))
+
+
+def test_counts(rows, prompts, task):
+    assert [r.prompt for r in rows] == [p for p in prompts for _ in range(4)]
+    assert all(r.prompt_id == prompt_id(r.prompt) for r in rows)
+    for r in rows:
+        assert 1 <= len(r.steps) <= task.horizon
+        assert len(r.children) == len(r.completions) == len(r.steps)
+        assert all(len(at) == 2 for at in r.children)
+        assert all(len(at) == 1 for at in r.completions)
+        assert r.reward == task.reward(r.prompt, r.steps)
+
+
+def test_children_know_whether_they_ended(rows, task):
+    for r in rows:
+        for t, at in enumerate(r.children):
+            for child in at:
+                assert (child.reward is not None) == child.ended
+                assert child.ended == (t + 1 == task.horizon or child.text.endswith("<eos>"))
+                if child.ended:
+                    assert child.reward == task.reward(r.prompt, [*r.steps[:t], child.text])
+
+
+def test_the_text_is_what_the_policy_saw(rows, warm):
+    """Ragged, early and malformed steps included: prompt and steps concatenated give the same ids."""
+    for r in rows:
+        warm.steps.check(r.prompt, r.steps)
+        assert all(r.steps)
+        for at in r.children:
+            assert all(c.text for c in at)
+    assert len({len(warm.steps.step_ids(s)) for r in rows for s in r.steps}) > 1
+    assert any(s.endswith("<eos>") for r in rows for s in [*r.steps, *(c.text for at in r.children for c in at)])
+
+
+def test_no_branches_without_being_asked(policy, prompts, task):
+    rows = collect(policy, task, prompts[:2], Branching(3))
+    assert len(rows) == 6
+    assert all(not r.children and not r.completions for r in rows)
+
+
+def test_batches_and_progress(policy, prompts, task):
+    told = []
+    rows = collect(policy, task, prompts[:5], Branching(2), prompts_per_batch=2, progress=told.append)
+    assert told == [2, 2, 1]
+    assert [r.prompt for r in rows] == [p for p in prompts[:5] for _ in range(2)]
+
+
+def test_same_seed_same_rollouts(policy, prompts, task):
+    one, two, other = (collect(policy, task, prompts[:3], Branching(3, 2, 2), s) for s in (0, 0, 1))
+    assert one == two
+    assert one != other
+
+
+def test_own_step_and_alternatives_are_exchangeable(policy, prompts, task):
+    """At the root the own step, each alternative and the first draw of a completion have one law."""
+    rows = collect(policy, task, prompts[:1], Branching(1500, 3, 1), 4)
+    columns = [[r.steps[0] for r in rows], *([r.children[0][k].text for r in rows] for k in range(2))]
+    kinds = sorted({s for c in columns for s in c})
+    table = np.asarray([[c.count(k) for k in kinds] for c in columns], float)
+    common = table.sum(0) >= 15
+    table = np.concatenate([table[:, common], table[:, ~common].sum(1, keepdims=True)], axis=1)
+    assert common.sum() >= 3
+    assert stats.chi2_contingency(table[:, table.sum(0) > 0]).pvalue > 1e-3
+
+
+def test_own_step_and_alternative_are_independent_given_the_prefix(policy, prompts, task):
+    rows = collect(policy, task, prompts[:1], Branching(3000, 2, 1), 5)
+    own, other = [r.steps[0] for r in rows], [r.children[0][0].text for r in rows]
+    p = np.asarray([(own.count(k) + other.count(k)) / 6000 for k in set(own) | set(other)])
+    agree = np.mean([a == b for a, b in zip(own, other, strict=True)])
+    assert abs(agree - (p**2).sum()) < 4.5 * np.sqrt((p**2).sum() / 3000)
+
+
+def test_completions_have_the_law_of_the_reward(policy, prompts, task):
+    """From the root, extra completions succeed as often as trajectories do."""
+    rows = collect(policy, task, prompts[3:4], Branching(1500, 1, 2), 6)
+    own = np.mean([r.reward for r in rows])
+    extra = np.mean([r.completions[0][0] for r in rows])
+    assert 0.02 < own < 0.9
+    assert abs(own - extra) < 4.5 * np.sqrt(2 * own * (1 - own) / 1500)
+    # At the last prefix given success so far, a completion is one step.
+    assert all(len(c) == 1 and c[0] in (0.0, 1.0) for r in rows for c in r.completions)
+
+
+def test_tokens_and_cut_steps_are_counted(policy, prompts, task):
+    steps = StepTokenizer(policy.steps.tokenizer, StepSettings("\n", 3, max_step_tokens=2))
+    collector = Collector(Policy(policy.model, steps), task, Branching(2), np.random.default_rng(0))
+    rows = collector.collect(prompts[:2])
+    emitted = sum(len(steps.step_ids(s)) for r in rows for s in r.steps)
+    assert collector.tally.tokens == emitted
+    assert collector.tally.truncated == sum(not s.endswith(("\n", "<eos>")) for r in rows for s in r.steps) > 0
+
+
+@pytest.mark.parametrize("name", ["trajectories", "children", "completions"])
+def test_counts_below_one_are_refused(name):
+    with pytest.raises(UserError, match=f"{name} must be at least 1"):
+        Branching(**{name: 0})
+
+
+def test_a_prompt_id_is_stable():
+    assert prompt_id("r2 . \n") == prompt_id("r2 . \n") != prompt_id("r3 . \n")
+    assert len(prompt_id("é")) == 12
+
+
+# Scoring
+
+
+@pytest.mark.parametrize("terminal", ["verifier", "model"])
+def test_scored_rollouts_by_hand(value, task, terminal):
+    """Two ragged trajectories: every value in its place, ended ones by what the terminal names."""
+    rows = [
+        Rollout("a", "r2 . \nc13 . \n", ["s r2 \n", "u x \n"], 0.25,
+                [[Child("d x \n", False, None)], [Child("s x \n", True, 0.0), Child("s r2 \n", True, 1.0)]]),
+        Rollout("b", "r1 . \n", ["u r2 \n"], 1.0, [[Child("\n", True, 0.5)]]),
+        Rollout("a", "r2 . \nc13 . \n", ["u x \n", "s x \n"], 0.0)]
+    scored = score_rollouts(rows, value, terminal)
+    assert scored.prompt.tolist() == [0, 1, 0]
+    assert scored.prefix_trajectory.tolist() == [0, 0, 1, 2, 2]
+    assert scored.prefix_depth.tolist() == [0, 1, 0, 0, 1]
+    assert scored.prefix_prompt.tolist() == [0, 0, 1, 0, 0]
+    assert scored.child_present.tolist() == [[True, True, False], [True] * 3, [True, True, False], [True, False, False],
+                                             [True, False, False]]
+
+    def alone(prompt, steps):
+        return value.score([value.steps.encode(prompt, steps)])[0].log_value[-1]
+
+    def end(row, steps, reward):
+        return float(value.tilt.log_potential(np.asarray(reward))) if terminal == "verifier" else alone(row.prompt, steps)
+
+    a, b, c = rows
+    expected = [[alone(a.prompt, a.steps[:1]), alone(a.prompt, ["d x \n"]), 0],
+                [end(a, a.steps, 0.25), end(a, ["s r2 \n", "s x \n"], 0.0), end(a, ["s r2 \n", "s r2 \n"], 1.0)],
+                [end(b, b.steps, 1.0), end(b, ["\n"], 0.5), 0],
+                [alone(c.prompt, c.steps[:1]), 0, 0], [end(c, c.steps, 0.0), 0, 0]]
+    np.testing.assert_allclose(scored.child_log_value, expected, atol=1e-5)
+    np.testing.assert_allclose(scored.log_value[0][-1], end(a, a.steps, 0.25), atol=1e-5)
+    np.testing.assert_allclose(scored.own_log_value[0][-1], alone(a.prompt, a.steps), atol=1e-5)
+    np.testing.assert_allclose(scored.prefix_log_value, np.concatenate([v[:-1] for v in scored.log_value]))
+    assert scored.horizon == 2
+
+
+def test_training_metrics_of_a_constant(step_tokenizer, rows):
+    """Brier score by hand; the mean square error corrected."""
+    scorer = ConstantValue(0.25, step_tokenizer, Tilt(0.05))
+    found = training_metrics(rows, scorer)
+    n = [len(r.steps) + 1 for r in rows]
+    reward = np.repeat([r.reward for r in rows], n)
+    assert found["brier"] == pytest.approx(np.mean((0.25 - reward) ** 2))
+    assert found["rms_log_bellman"] == pytest.approx(np.sqrt(max(0.0, found["mean_square_log_bellman"])))
+
+
+def test_training_metrics_need_children(value, prompts):
+    with pytest.raises(UserError, match="have no children"):
+        training_metrics([Rollout("a", prompts[0], ["u r2 \n"], 1.0)], value)
+    with pytest.raises(UserError, match="have no children"):
+        training_metrics([], value)

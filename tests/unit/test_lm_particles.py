@@ -1,0 +1,235 @@
+"""The laws of the particles: order of children, immutability, values that follow their prefix, independence."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from rmtools.core.tilt import Tilt
+from rmtools.data.tasks import Crossing
+from rmtools.errors import UserError
+from rmtools.lm.inference import SamplerSettings, sample_prompts, sample_record
+from rmtools.lm.particles import LMParticles
+from rmtools.lm.policy import Policy
+from rmtools.lm.steps import StepSettings, StepTokenizer
+from rmtools.lm.tokenizers import word_tokenizer
+from rmtools.lm.value import ConstantValue, ValueModel
+
+
+def rng(seed=0):
+    return np.random.default_rng(seed)
+
+
+def start(policy, value, prompts, task, terminal="model"):
+    return LMParticles.start(policy, value, prompts, terminal=terminal, reward=task.reward)
+
+
+def values_of(particles, prompts, value, task, terminal):
+    """The value of every prefix from its text alone, one pass a prefix."""
+    rows = []
+    for g, prompt in enumerate(prompts):
+        row = []
+        for steps, ended in zip(particles.steps()[g], particles.ended[g], strict=True):
+            if ended and terminal == "verifier":
+                row.append(float(value.tilt.log_potential(np.asarray(task.reward(prompt, steps)))))
+            else:
+                row.append(value.score([value.steps.encode(prompt, steps)])[0].log_value[-1])
+        rows.append(row)
+    return np.asarray(rows)
+
+
+def test_root(policy, value, prompts, task):
+    root = start(policy, value, [*prompts[:3], prompts[0]], task)
+    assert root.shape == (4, 1)
+    assert not root.ended.any()
+    assert root.steps() == [[[]]] * 4
+    assert root.log_value()[0, 0] == root.log_value()[3, 0]
+    expected = [value.score([value.steps.encode(p, [])])[0].log_value[0] for p in prompts[:3]]
+    np.testing.assert_allclose(root.log_value()[:3, 0], expected, atol=1e-5)
+
+
+def test_child_i_m_continues_prefix_i(policy, value, prompts, task):
+    one = start(policy, value, prompts[:2], task).extend(5, rng(0))
+    assert one.shape == (2, 5)
+    two = one.extend(3, rng(1))
+    assert two.shape == (2, 15)
+    before, after = one.steps(), two.steps()
+    for g in range(2):
+        for i in range(5):
+            for m in range(3):
+                assert after[g][i * 3 + m][:-1] == before[g][i]
+
+
+def test_select_follows_the_index(policy, value, prompts, task):
+    one = start(policy, value, prompts[:2], task).extend(6, rng(0))
+    index = np.asarray([[5, 0, 0, 3], [1, 1, 1, 1]])
+    chosen = one.select(index)
+    assert chosen.shape == (2, 4)
+    assert chosen.steps() == [[one.steps()[g][i] for i in index[g]] for g in range(2)]
+    np.testing.assert_array_equal(chosen.log_value(), np.take_along_axis(one.log_value(), index, 1))
+
+
+@pytest.mark.parametrize("terminal", ["model", "verifier"])
+def test_values_are_those_of_the_text(policy, value, prompts, task, terminal):
+    """After steps, selections with repetition and drops: as if every prefix were scored alone."""
+    at = prompts[:3]
+    particles = start(policy, value, at, task, terminal)
+    draws = rng(3)
+    for _ in range(task.horizon):
+        particles = particles.extend(4, draws)
+        np.testing.assert_allclose(particles.log_value(), values_of(particles, at, value, task, terminal), atol=2e-5)
+        particles = particles.select(draws.integers(particles.shape[1], size=(3, 5)))
+        np.testing.assert_allclose(particles.log_value(), values_of(particles, at, value, task, terminal), atol=2e-5)
+    assert particles.ended.all()
+    if terminal == "verifier":
+        assert set(np.round(np.exp(particles.log_value()), 6).ravel()) <= {value.tilt.floor, 1.0}
+
+
+def test_terminal_is_what_separates_the_last_values(policy, value, prompts, task):
+    ends = {}
+    for terminal in ("model", "verifier"):
+        particles = start(policy, value, prompts[:2], task, terminal)
+        for t in range(task.horizon):
+            particles = particles.extend(8 if t == 0 else 1, rng(t))
+        ends[terminal] = particles
+    assert ends["model"].steps() == ends["verifier"].steps()
+    assert not np.allclose(ends["model"].log_value(), ends["verifier"].log_value())
+
+
+def test_extending_twice_from_the_same_object(policy, value, prompts, task):
+    """Neither extension sees the other, and the parent stays what it was."""
+    parent = start(policy, value, prompts[:2], task, "verifier").extend(6, rng(0))
+    steps, values = parent.steps(), parent.log_value().copy()
+    one = parent.extend(2, rng(1))
+    other = parent.extend(2, rng(2)).extend(1, rng(3))
+    again = parent.extend(2, rng(1))
+    assert parent.steps() == steps
+    np.testing.assert_array_equal(parent.log_value(), values)
+    assert one.steps() == again.steps()
+    assert one.steps() != other.steps()
+    np.testing.assert_array_equal(one.log_value(), again.log_value())
+    np.testing.assert_allclose(other.log_value(), values_of(other, prompts[:2], value, task, "verifier"), atol=2e-5)
+
+
+def test_ended_prefixes_are_absorbing(policy, value, prompts, task):
+    particles = start(policy, value, prompts[:2], task, "verifier")
+    for t in range(task.horizon):
+        particles = particles.extend(3 if t == 0 else 1, rng(t))
+    more = particles.extend(2, rng(9))
+    assert more.steps() == [[s for s in g for _ in range(2)] for g in particles.steps()]
+    np.testing.assert_array_equal(more.log_value(), np.repeat(particles.log_value(), 2, 1))
+    assert more.decoded == particles.decoded
+
+
+def test_tokens_are_counted_for_every_particle(policy, value, prompts, task):
+    particles = start(policy, value, prompts[:2], task).extend(10, rng(0))
+    by_hand = sum(len(policy.steps.step_ids(s[0])) for g in particles.steps() for s in g if s[0].endswith("\n"))
+    assert particles.decoded >= by_hand > 0
+    fewer = particles.select(np.zeros((2, 3), dtype=int))
+    assert fewer.decoded == particles.decoded
+
+
+def test_replicates_of_a_prompt_are_independent(policy, value, prompts, task):
+    """Two groups of the same prompt agree on a step as often as independent draws do, and have the same law."""
+    n = 3000
+    pair = start(policy, value, [prompts[0]] * 2, task).extend(n, rng(5))
+    a, b = ([s[0] for s in g] for g in pair.steps())
+    kinds = sorted(set(a) | set(b))
+    table = np.asarray([[x.count(k) for k in kinds] for x in (a, b)], float)
+    common = table.sum(0) >= 10
+    table = np.concatenate([table[:, common], table[:, ~common].sum(1, keepdims=True)], axis=1)
+    assert stats.chi2_contingency(table[:, table.sum(0) > 0]).pvalue > 1e-3
+    p = table.sum(0) / (2 * n)
+    agree = np.mean([x == y for x, y in zip(a, b, strict=True)])
+    assert abs(agree - (p**2).sum()) < 4.5 * np.sqrt((p**2).sum() / n)
+
+
+def test_values_do_not_depend_on_the_other_groups(policy, value, prompts, task):
+    """The same prefix beside longer and other prompts: the same values to 1e-5."""
+    many = start(policy, value, ["r2 . \n", *prompts], task).extend(12, rng(0)).extend(1, rng(1))
+    alone = values_of(many, ["r2 . \n", *prompts], value, task, "model")
+    np.testing.assert_allclose(many.log_value(), alone, atol=1e-5)
+
+
+def test_same_seed_same_particles(policy, value, prompts, task):
+    one, two, other = (start(policy, value, prompts[:3], task).extend(6, rng(s)) for s in (0, 0, 1))
+    assert one.steps() == two.steps()
+    np.testing.assert_array_equal(one.log_value(), two.log_value())
+    assert one.steps() != other.steps()
+
+
+def test_a_constant_value_samples_too(policy, value, prompts, task):
+    constant = ConstantValue(0.3, value.steps, value.tilt)
+    particles = start(policy, constant, prompts[:2], task, "verifier").extend(4, rng(0))
+    np.testing.assert_allclose(particles.log_value(), np.log(0.05 + 0.95 * 0.3))
+
+
+def test_a_verifier_must_be_there(policy, value, prompts):
+    with pytest.raises(UserError, match="terminal 'verifier' needs a verifier"):
+        LMParticles.start(policy, value, prompts[:1], terminal="verifier")
+    with pytest.raises(UserError, match="the terminals are: verifier, model"):
+        LMParticles.start(policy, value, prompts[:1], terminal="judge")
+
+
+def test_different_tokenizers_are_refused(policy, value, prompts, task):
+    words = task.vocabulary()
+    other = StepTokenizer(word_tokenizer([*words[1:], words[0]]), value.steps.settings)
+    with pytest.raises(UserError, match="different tokenizers"):
+        start(policy, ValueModel(value.model, other, value.tilt, "other"), prompts[:1], task)
+
+
+def test_different_step_settings_are_refused(policy, value, prompts, task):
+    longer = StepTokenizer(policy.steps.tokenizer, StepSettings("\n", 9))
+    with pytest.raises(UserError, match="different step settings"):
+        start(Policy(policy.model, longer), value, prompts[:1], task)
+
+
+def test_a_prompt_that_is_too_long_is_refused(policy, value, task):
+    long = Crossing(30).prompts(1, rng(0))[0][0]
+    with pytest.raises(UserError, match="prompt 0 has 93 tokens, the model takes 64"):
+        start(policy, value, [long], task)
+
+
+class Half:
+    """A verifier that knows partial credit."""
+
+    @staticmethod
+    def reward(prompt, steps):
+        return 0.25
+
+
+def test_a_soft_reward_is_not_cast(policy, value, prompts, task):
+    particles = LMParticles.start(policy, value, prompts[:1], terminal="verifier", reward=Half.reward)
+    for t in range(task.horizon):
+        particles = particles.extend(2 if t == 0 else 1, rng(t))
+    np.testing.assert_allclose(particles.log_value(), float(Tilt(0.05).log_potential(np.asarray(0.25))))
+
+
+@pytest.mark.parametrize("resampling", ["systematic", "none", "top_k"])
+def test_records_of_the_sampler(policy, value, prompts, task, resampling):
+    told = []
+    settings = SamplerSettings(6, 2, resampling, 0.5, "verifier")
+    records = list(sample_prompts(policy, value, prompts[:3], settings, rng(0), task.reward, told.append))
+    assert sum(told) == 3
+    assert [r["prompt"] for r in records] == prompts[:3]
+    for r in records:
+        assert r["terminal"] == "verifier"
+        assert (r["log_z"] is None) == (resampling == "top_k")
+        assert len(r["samples"]) == 6
+        assert len(r["ess"]) == len(r["ancestors"]) == task.horizon
+        assert np.exp([s["log_weight"] for s in r["samples"] if s["log_weight"] is not None]).sum() == pytest.approx(1)
+        assert all(s["reward"] == task.reward(r["prompt"], s["steps"]) for s in r["samples"])
+        values = [s["log_value"] for s in r["samples"]]
+        assert values[r["argmax"]] == max(values)
+        assert 0 <= r["draw"] < 6
+
+
+def test_records_without_a_verifier_and_bad_settings(policy, value, prompts):
+    record = next(sample_prompts(policy, value, prompts[:1], SamplerSettings(3), rng(0)))
+    assert "reward" not in record["samples"][0]
+    assert "model's own last value" in record["estimates"]
+    for wrong in ({"n_particles": 0}, {"n_particles": 2, "pool_size": 0}):
+        with pytest.raises(UserError, match="must be at least 1"):
+            SamplerSettings(**wrong)
+    assert sample_record("p", [], -np.inf, 0.0, None)["log_weight"] is None
+    with pytest.raises(ValueError, match="NaN"):
+        sample_record("p", [], np.nan, 0.0, None)

@@ -1,0 +1,200 @@
+"""One value, three ways to read it: packed tree, step by step, and each branch as a trajectory of its own."""
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from rmtools.core.tilt import Tilt
+from rmtools.lm.checkpoint import load_value_model
+from rmtools.lm.value import ConstantValue, ValueModel, log_value_from_logits, tree_batch, tree_mask
+
+RAGGED = [
+    ("r2 . \nc13 . \nc02 . \n", ["u r3 \n", "s r3 \n", "d x \n"], [["d r1 \n", "s x \n"], [], ["u r4 \n"]]),
+    ("r0 . \n", ["u \n"], [["s x x x \n", "\n"]]),
+    ("r4 . \nc01 . \nc02 . \nc34 . \n", ["d r3 \n", "s r3 . . \n"], [[], ["d r2 \n"]]),
+    ("r1 . \nc24 . \n", ["u r2 \n", "u r3 \n", "\n", "s \n"], []),
+]
+
+
+@pytest.fixture(scope="module")
+def scored(value):
+    return value.score([value.steps.encode(*row) for row in RAGGED])
+
+
+@torch.inference_mode()
+def alone(value, prompt, steps):
+    """The value after ``steps``: one sequence without padding, mask or cache."""
+    ids = value.steps.prompt_ids(prompt) + [i for s in steps for i in value.steps.step_ids(s)]
+    logits = value.model(input_ids=torch.tensor([ids])).logits[0, -1]
+    return float(log_value_from_logits(logits, value.tilt.floor))
+
+
+def test_values_differ(scored):
+    """The model under test is not a constant, or the tests below would say nothing."""
+    assert np.concatenate([v.log_value for v in scored]).std() > 0.1
+
+
+def test_tree_equals_each_prefix_and_child_alone(value, scored):
+    for (prompt, steps, children), found in zip(RAGGED, scored, strict=True):
+        expected = [alone(value, prompt, steps[:t]) for t in range(len(steps) + 1)]
+        np.testing.assert_allclose(found.log_value, expected, atol=1e-5)
+        for t in range(len(steps)):
+            branch = children[t] if t < len(children) else []
+            expected = [alone(value, prompt, [*steps[:t], c]) for c in branch]
+            np.testing.assert_allclose(found.children[t], expected, atol=1e-5)
+
+
+def test_tree_equals_incremental_reading(value, scored):
+    prompts = [value.steps.prompt_ids(p) for p, _, _ in RAGGED]
+    log_value, state = value.start(prompts)
+    np.testing.assert_allclose(log_value, [v.log_value[0] for v in scored], atol=1e-5)
+    for t in range(4):
+        steps = [value.steps.step_ids(s[t]) if t < len(s) else [] for _, s, _ in RAGGED]
+        block = torch.tensor([s + [-1] * (8 - len(s)) for s in steps])
+        log_value, state = value.advance(state, block)
+        for i, s in enumerate(steps):
+            if s:
+                assert abs(float(log_value[i]) - scored[i].log_value[t + 1]) < 1e-5
+            else:
+                assert math.isnan(log_value[i])
+
+
+def test_incremental_reading_of_children(value, scored):
+    """Fork a prefix for its children: the trajectory's state is not touched."""
+    prompt, steps, children = RAGGED[0]
+    _, state = value.start([value.steps.prompt_ids(prompt)])
+    block = torch.tensor([value.steps.step_ids(c) for c in children[0]])
+    forked, _ = value.advance(state.select(torch.tensor([0, 0])), block)
+    np.testing.assert_allclose(forked, scored[0].children[0], atol=1e-5)
+    own, _ = value.advance(state, torch.tensor([value.steps.step_ids(steps[0])]))
+    assert abs(float(own[0]) - scored[0].log_value[1]) < 1e-5
+
+
+def test_the_batch_does_not_matter(value, scored):
+    for row, found in zip(RAGGED, scored, strict=True):
+        one = value.score([value.steps.encode(*row)])[0]
+        np.testing.assert_allclose(one.log_value, found.log_value, atol=1e-5)
+        for a, b in zip(one.children, found.children, strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_small_batches_and_progress(value, scored, monkeypatch):
+    monkeypatch.setattr("rmtools.lm.value.TOKENS_PER_BATCH", 30)
+    told = []
+    again = value.score([value.steps.encode(*row) for row in RAGGED], progress=told.append)
+    assert sum(told) == len(RAGGED)
+    assert len(told) > 1
+    for a, b in zip(again, scored, strict=True):
+        np.testing.assert_allclose(a.log_value, b.log_value, atol=1e-5)
+
+
+def test_the_root_has_a_value(value, scored, prompts):
+    root, _ = value.start([value.steps.prompt_ids(p) for p in prompts])
+    assert root.shape == (len(prompts),)
+    assert bool(((root >= math.log(value.tilt.floor)) & (root < 0)).all())
+    assert all(len(v.log_value) == len(row[1]) + 1 for v, row in zip(scored, RAGGED, strict=True))
+
+
+def test_log_value_by_hand():
+    logits = torch.tensor([[0.0, 0.0], [0.0, math.log(3.0)], [40.0, -40.0], [-200.0, 200.0]])
+    expected = [math.log(0.1 + 0.9 * 0.5), math.log(0.1 + 0.9 * 0.75), math.log(0.1), 0.0]
+    np.testing.assert_allclose(log_value_from_logits(logits, 0.1), expected, atol=1e-6)
+    half = log_value_from_logits(logits[:2].bfloat16(), 0.1)
+    assert half.dtype == torch.float32
+    np.testing.assert_allclose(half, expected[:2], atol=5e-3)
+
+
+def test_log_value_without_floor_is_log_p_however_small():
+    """log-sigmoid, never log(p + 1e-10): a probability of e^-200 is kept."""
+    logits = torch.tensor([[100.0, -100.0]])
+    assert float(log_value_from_logits(logits, 1e-30)) == pytest.approx(math.log(1e-30), abs=1e-3)
+    logits.requires_grad_()
+    log_value_from_logits(logits, 0.01).sum().backward()
+    assert bool(torch.isfinite(logits.grad).all())
+
+
+def test_log_value_agrees_with_the_tilt():
+    logits = torch.linspace(-5, 5, 11)[:, None] * torch.tensor([0.0, 1.0])
+    p = torch.softmax(logits.double(), -1)[:, 1].numpy()
+    np.testing.assert_allclose(log_value_from_logits(logits, 0.02), Tilt(0.02).log_potential(p), atol=1e-6)
+
+
+def test_nan_weights_raise_and_name_the_tree(value_folder):
+    broken, _ = load_value_model(value_folder)
+    with torch.no_grad():
+        broken.model.score.weight.fill_(torch.nan)
+    trees = [broken.steps.encode(*row) for row in RAGGED]
+    with pytest.raises(ValueError, match=r"returned NaN at step 0 of trajectory \d"):
+        broken.score(trees)
+    with pytest.raises(ValueError, match=r"value model .*prm returned NaN"):
+        broken.start([broken.steps.prompt_ids("r2 . \n")])
+
+
+def test_nan_at_one_child_names_its_trajectory(value):
+    trees = [value.steps.encode(*row) for row in RAGGED]
+
+    class Spoiled:
+        device, dtype, config = value.model.device, value.model.dtype, value.model.config
+
+        def eval(self):
+            return self
+
+        def __call__(self, **inputs):
+            logits = value.model(**inputs).logits.clone()
+            logits[inputs["input_ids"] == value.steps.tokenizer.convert_tokens_to_ids("r4 ")] = torch.nan
+            logits[:, 1:] += 0 * logits[:, :-1]  # spreads by one position, to the step's newline
+            return SimpleNamespace(logits=logits)
+
+    with pytest.raises(ValueError, match="returned NaN at step 2 of trajectory 0"):
+        ValueModel(Spoiled(), value.steps, value.tilt).score(trees[:1])
+
+
+def test_tree_mask_by_hand():
+    """Trajectory 0 1 2, one child at fork 1 (tokens 3 4), one at fork 2 (token 5)."""
+    mask = tree_mask(torch.tensor([[0, 0, 0, 1, 1, 2]]), torch.tensor([[1, 2, 3, 1, 1, 2]]))[0].int()
+    assert mask.tolist() == [
+        [1, 0, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0],
+        [1, 0, 0, 1, 0, 0], [1, 0, 0, 1, 1, 0], [1, 1, 0, 0, 0, 1]]
+
+
+def test_no_mask_is_built_without_children(value):
+    trees = [value.steps.encode(p, s) for p, s, _ in RAGGED]
+    inputs = tree_batch(trees, 0, value.device, torch.float32)
+    assert "attention_mask" not in inputs
+    with_children = tree_batch([value.steps.encode(*RAGGED[0])], 0, value.device, torch.float32)
+    n = with_children["input_ids"].shape[1]
+    assert with_children["attention_mask"].shape == (1, 1, n, n)
+
+
+def test_constant_value(value):
+    constant = ConstantValue(0.25, value.steps, Tilt(0.1))
+    expected = math.log(0.1 + 0.9 * 0.25)
+    told = []
+    scored = constant.score([value.steps.encode(*row) for row in RAGGED], progress=told.append)
+    assert sum(told) == len(RAGGED)
+    for (_, steps, children), found in zip(RAGGED, scored, strict=True):
+        assert found.log_value.shape == (len(steps) + 1,)
+        np.testing.assert_allclose(found.log_value, expected)
+        assert [len(c) for c in found.children] == [len(c) for c in children] + [0] * (len(steps) - len(children))
+    values, state = constant.start([[1], [2], [3]])
+    np.testing.assert_allclose(values, expected)
+    values, state = constant.advance(state.select(torch.tensor([0, 0, 1, 2])), torch.ones(4, 2))
+    assert values.tolist() == pytest.approx([expected] * 4)
+
+
+def test_an_end_token_is_part_of_the_step_and_is_read(value):
+    """One pass over the text and reading the emitted ids give the value at the same token."""
+    prompt, steps = "r2 . \nc13 . \n", ["s r2 \n", "u <eos>"]
+    ids = value.steps.step_ids(steps[1])
+    assert ids[-1] == value.steps.eos_id
+    assert value.steps.step_text(ids) == steps[1]
+    assert value.steps.step_text([value.steps.eos_id]) == "<eos>"
+    tree = value.steps.encode(prompt, steps)
+    assert tree.ids[tree.reads[-1]] == value.steps.eos_id
+    _, state = value.start([value.steps.prompt_ids(prompt)])
+    for step in steps:
+        log_value, state = value.advance(state, torch.tensor([value.steps.step_ids(step)]))
+    assert abs(float(log_value[0]) - value.score([tree])[0].log_value[-1]) < 1e-5
