@@ -22,8 +22,8 @@ rollouts for training | rollouts/train/metadata.json | rmtools rollout --policy 
 rollouts held out | rollouts/heldout/metadata.json | rmtools rollout --policy {out}/policy --task crossing
     --horizon 8 --prompts 32 --trajectories 4 --children 8 --seed 2 --out {out}/rollouts/heldout
 rollouts for the audit | rollouts/audit/metadata.json | rmtools rollout --policy {out}/policy --task crossing
-    --horizon 8 --prompts 96 --trajectories 16 --children 16 --completions 4 --seed 3 --out {out}/rollouts/audit
-value model | prm/rmtools.json | accelerate launch --config_file {root}/accelerate_config.yaml
+    --horizon 8 --prompts 96 --trajectories 32 --children 8 --completions 3 --seed 3 --out {out}/rollouts/audit
+value model | prm/rmtools.json | accelerate launch --config_file {config}
     {recipes}/train_prm.py --config {recipes}/quickstart_prm.yaml --train_rollouts {out}/rollouts/train
     --eval_rollouts {out}/rollouts/heldout --output_dir {out}/prm --seed {seed}
 audit | audit/audit.json | rmtools audit --model {out}/prm --rollouts {out}/rollouts/audit --out {out}/audit
@@ -39,17 +39,20 @@ report | summary.json | rmtools report {out}
 """
 
 
+def short(path: Path) -> Path:
+    """Return the path from here where it lies below, so that the echoed commands are short."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
 def stages(out: Path, seed: int) -> list[Stage]:
     """Return the stages in order."""
-    recipes = Path(__file__).parent  # as it was named, so that the echo reads like what was typed
-    programs = Path(sys.executable).parent
-    if programs.is_relative_to(Path.cwd()):
-        programs = programs.relative_to(Path.cwd())
+    recipes, programs = short(Path(__file__).parent), short(Path(sys.executable).parent)
+    config = recipes.parent / "accelerate_config.yaml"
     found = []
     for line in STAGES.strip().replace("\n    ", " ").splitlines():
         name, finished, command = line.split(" | ")
         first, *words = shlex.split(command)
-        filled = [w.format(out=out, seed=seed, recipes=recipes, root=recipes.parent) for w in words]
+        filled = [w.format(out=out, seed=seed, recipes=recipes, config=config) for w in words]
         found.append(Stage(name, out / finished, [str(programs / first), *filled]))
     return found
 

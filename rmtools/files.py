@@ -82,17 +82,17 @@ def read_json(path: Path, what: str) -> Any:
         raise UserError(f"{what} is not valid JSON: {path}: {error}") from error
 
 
-def claim_folder(path: Path, ours: str) -> Path:
-    """Create ``path``, or accept it if it is empty or holds the file ``ours`` (a result of the same command).
+def claim_folder(path: Path, *ours: str) -> Path:
+    """Create ``path``, or accept it if it is empty or holds one of ``ours`` (what the same command leaves).
 
     Raises ``UserError`` where the folder holds something else: nothing of a user's is overwritten by accident.
     """
     path = Path(path)
     if path.exists() and not path.is_dir():
         raise UserError(f"the output folder {path} is a file", "choose another folder with --out")
-    if path.is_dir() and any(path.iterdir()) and not (path / ours).exists():
+    if path.is_dir() and any(path.iterdir()) and not any((path / name).exists() for name in ours):
         raise UserError(
-            f"the output folder {path} exists and holds something else (no {ours} in it)",
+            f"the output folder {path} exists and holds something else (no {' or '.join(ours)} in it)",
             "choose another folder with --out, or empty this one",
         )
     try:

@@ -4,7 +4,7 @@ Every figure is an estimate with a 95% interval over prompts; the model and its 
 rollouts. Only estimators of rmtools.core are used.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,7 +63,7 @@ class ModelAudit:
     influence : InfluenceSD or None
         Spread of H; None with fewer than two extra completions.
     n_for_cv, n_for_tv : Interval or None
-        Particles for the accuracies asked for.
+        Particles for the accuracies asked for; None where the spread could not be told from noise.
     """
 
     role: str
@@ -142,7 +142,7 @@ class AuditReport:
             row("sigma^2, pooled", lambda m: m.sigma2 and m.sigma2.estimate),
             row(
                 f"particles: CV of Z {cv:g} | TV {tv:g} (at most)",
-                lambda m: None if m.n_for_cv is None else f"{count(m.n_for_cv)} | {count(m.n_for_tv)}",
+                lambda m: f"{count(m.n_for_cv)} | {count(m.n_for_tv)}",
             ),
         ]
 
@@ -218,9 +218,16 @@ def audit_model(
         paths=path_summary(trajectories, scored.prompt[trajectories.trajectory], rng=rng),
         sigma2=cost,
         influence=influence,
-        n_for_cv=None if cost is None else cost.estimate.map(lambda s: n_for_cv(max(s, 0.0), delta_cv)),
-        n_for_tv=None if influence is None else influence.sd.map(lambda s: n_for_tv(s, delta_tv)),
+        n_for_cv=particles(None if cost is None else cost.estimate, lambda s: n_for_cv(s, delta_cv)),
+        n_for_tv=particles(None if influence is None else influence.sd, lambda s: n_for_tv(s, delta_tv)),
     )
+
+
+def particles(spread: Interval | None, needed: Callable[[float], float]) -> Interval | None:
+    """Return the particles ``needed`` for a spread, at least 1; None where the spread was not above its noise."""
+    if spread is None or not spread.estimate > 0:
+        return None
+    return spread.map(lambda s: max(needed(max(s, 0.0)), 1.0))
 
 
 def outcomes(scored: ScoredRollouts, tilt: Tilt) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -58,7 +58,7 @@ def command(
     chosen = load_task(task or checkpoint.task, horizon or checkpoint.horizon)
     check_terminal(terminal, chosen.reward)
     source = load_policy(policy or checkpoint.policy, checkpoint.steps, checkpoint.temperature)
-    folder = claim_folder(out or model / "audit", "audit.json" if rollouts else "rollouts")
+    folder = claim_folder(out or model / "audit", "audit.json", "rollouts")
     if rollouts is None:
         rollouts = folder / "rollouts"
         make_rollouts(source, chosen, prompts, Branching(trajectories, children, completions), rollouts, seed)

@@ -122,6 +122,10 @@ class BellmanSummary:
         `rms_corrected` from half of the children: what it would have been with K/2.
     half_difference : Interval
         Mean square with K/2 minus mean square with K, on the same prefixes: the change in bias.
+    mean_square_identical : Interval
+        Part of `mean_square_corrected` that comes from prefixes whose children are all identical. Their noise is
+        taken as 0: right where the step is forced, wrong where a rare child was not drawn, and K against K/2 does
+        not tell which (both are blind where K times its probability is small).
     resolved : bool
         False where `rms_half_children` lies outside the interval of `rms_corrected` and the interval of
         `half_difference` excludes 0, where no half exists (K < 4), and where an interval is not available.
@@ -156,6 +160,7 @@ class BellmanSummary:
     rms_corrected: Interval
     rms_half_children: Interval
     half_difference: Interval
+    mean_square_identical: Interval
     resolved: bool
     squared_ratio_error: Interval
     rms_ratio_error: Interval
@@ -249,6 +254,7 @@ def bellman_summary(
         rms_corrected=rms,
         rms_half_children=half,
         half_difference=found["half_difference"],
+        mean_square_identical=found["identical"],
         resolved=errors.exact or _agree(rms, half, found["half_difference"]),
         squared_ratio_error=found["ratio"],
         rms_ratio_error=root(found["ratio"]),
@@ -312,6 +318,7 @@ def _problems(
         "half": errors.half_log_error_square,
         "half_difference": errors.half_log_error_square - errors.log_error_square,
         "ratio": errors.squared_error,
+        "identical": np.where(errors.identical, errors.log_error_square, 0 * errors.log_error_square),
     }
     problems: dict[str, tuple[np.ndarray, Statistic]] = {}
     for name, value in quantities.items():

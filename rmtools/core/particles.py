@@ -15,6 +15,7 @@ and a language model are the two that ship.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Generic, Protocol, Self, TypeVar
 
 import numpy as np
@@ -71,8 +72,6 @@ class SMCResult(Generic[P]):
     ancestors : np.ndarray
         (T, G, N) int32: particle i after step t continues particle `ancestors[t, g, i]`; identity where the
         group was not resampled.
-    unique_ancestors : np.ndarray
-        (T, G) number of distinct parents that continue.
     resampled : np.ndarray
         (T, G) bool.
     """
@@ -83,13 +82,18 @@ class SMCResult(Generic[P]):
     ess: np.ndarray
     log_increments: np.ndarray
     ancestors: np.ndarray
-    unique_ancestors: np.ndarray
     resampled: np.ndarray
 
     @property
     def n_steps(self) -> int:
         """Number of steps taken by the longest group."""
         return len(self.ess)
+
+    @cached_property
+    def unique_ancestors(self) -> np.ndarray:
+        """(T, G) number of distinct parents that continue after each step."""
+        sorted_rows = np.sort(self.ancestors, axis=2)
+        return 1 + np.count_nonzero(np.diff(sorted_rows, axis=2), axis=2)
 
     def draw(self, rng: np.random.Generator) -> np.ndarray:
         """Index of one particle per group, drawn by weight.

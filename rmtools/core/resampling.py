@@ -18,10 +18,12 @@ import numpy as np
 
 from rmtools.errors import UserError
 
-Resampler = Callable[[np.ndarray, int, np.random.Generator], np.ndarray]
+Resampler = Callable[[np.ndarray, int, np.random.Generator, np.ndarray | None], np.ndarray]
 
 
-def multinomial(log_weights: np.ndarray, n_out: int, rng: np.random.Generator) -> np.ndarray:
+def multinomial(
+    log_weights: np.ndarray, n_out: int, rng: np.random.Generator, weights: np.ndarray | None = None
+) -> np.ndarray:
     """Independent draws by weight: the scheme of arXiv 2602.01381 Algorithm 1 and of its theorems.
 
     Parameters
@@ -32,6 +34,8 @@ def multinomial(log_weights: np.ndarray, n_out: int, rng: np.random.Generator) -
         Number of ancestors per group.
     rng : np.random.Generator
         Source of the draws.
+    weights : np.ndarray, optional
+        exp(log_weights - maximum of the group), if the caller has it already.
 
     Returns
     -------
@@ -43,7 +47,7 @@ def multinomial(log_weights: np.ndarray, n_out: int, rng: np.random.Generator) -
     UserError
         If a weight is NaN or a group has no positive weight.
     """
-    cumulative = np.cumsum(_weights(log_weights), axis=1)
+    cumulative = np.cumsum(_weights(log_weights, weights), axis=1)
     n_groups, n = cumulative.shape
     # Sorted uniforms by exponential spacings, then one merge of two sorted rows: a linear-time search.
     spacings = np.cumsum(rng.standard_exponential((n_groups, n_out + 1)), axis=1)
@@ -55,26 +59,32 @@ def multinomial(log_weights: np.ndarray, n_out: int, rng: np.random.Generator) -
     return place - (np.arange(n_groups)[:, None] * (n + n_out) + np.arange(n_out))
 
 
-def stratified(log_weights: np.ndarray, n_out: int, rng: np.random.Generator) -> np.ndarray:
+def stratified(
+    log_weights: np.ndarray, n_out: int, rng: np.random.Generator, weights: np.ndarray | None = None
+) -> np.ndarray:
     """One uniform in each of `n_out` equal strata; otherwise as `multinomial`."""
-    expected = _expected_below(log_weights, n_out)
+    expected = _expected_below(log_weights, n_out, weights)
     stratum = np.minimum(expected.astype(np.intp), n_out - 1)
     uniform = rng.random((len(expected), n_out))
     inside = uniform.ravel().take(stratum + np.arange(len(expected))[:, None] * n_out)
     return _from_offspring(stratum + (inside < expected - stratum), n_out)
 
 
-def systematic(log_weights: np.ndarray, n_out: int, rng: np.random.Generator) -> np.ndarray:
+def systematic(
+    log_weights: np.ndarray, n_out: int, rng: np.random.Generator, weights: np.ndarray | None = None
+) -> np.ndarray:
     """One uniform shared by all strata of a group; otherwise as `multinomial`."""
-    below = _expected_below(log_weights, n_out)
+    below = _expected_below(log_weights, n_out, weights)
     # Clear of 1 by a rounding unit: n_out - u must stay above n_out - 1.
     below -= np.minimum(rng.random((len(below), 1)), 1 - n_out * 2.0**-52)
     return _from_offspring(np.ceil(below, out=below).astype(np.intp), n_out)
 
 
-def residual(log_weights: np.ndarray, n_out: int, rng: np.random.Generator) -> np.ndarray:
+def residual(
+    log_weights: np.ndarray, n_out: int, rng: np.random.Generator, weights: np.ndarray | None = None
+) -> np.ndarray:
     """Whole parts of n_out * weight kept, the rest multinomial; otherwise as `multinomial`."""
-    weights = _weights(log_weights)
+    weights = _weights(log_weights, weights)
     expected = weights * (n_out / weights.sum(axis=1, keepdims=True))
     counts = np.floor(expected)
     missing = n_out - counts.sum(axis=1).astype(np.intp)
@@ -87,7 +97,9 @@ def residual(log_weights: np.ndarray, n_out: int, rng: np.random.Generator) -> n
     return _from_offspring(np.cumsum(counts, axis=1).astype(np.intp), n_out)
 
 
-def top_k(log_weights: np.ndarray, n_out: int, rng: np.random.Generator) -> np.ndarray:
+def top_k(
+    log_weights: np.ndarray, n_out: int, rng: np.random.Generator, weights: np.ndarray | None = None
+) -> np.ndarray:
     """Keep the `n_out` largest, best first, the earlier of equals first: beam search, not unbiased.
 
     Parameters and result as `multinomial`; `rng` is not used. Groups without positive weight are ranked too.
@@ -103,7 +115,9 @@ def top_k(log_weights: np.ndarray, n_out: int, rng: np.random.Generator) -> np.n
     return np.argsort(-log_weights, axis=1, kind="stable")[:, :n_out]
 
 
-def none(log_weights: np.ndarray, n_out: int, rng: np.random.Generator) -> np.ndarray:
+def none(
+    log_weights: np.ndarray, n_out: int, rng: np.random.Generator, weights: np.ndarray | None = None
+) -> np.ndarray:
     """Every particle continues itself: importance sampling. Parameters as `multinomial`; `rng` is not used.
 
     Raises
@@ -151,7 +165,9 @@ def _refuse_nan(log_weights: np.ndarray) -> None:
         )
 
 
-def _weights(log_weights: np.ndarray) -> np.ndarray:
+def _weights(log_weights: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
+    if weights is not None:
+        return weights
     top = log_weights.max(axis=1, keepdims=True)
     if not np.isfinite(top).all():
         _refuse_nan(log_weights)
@@ -163,9 +179,9 @@ def _weights(log_weights: np.ndarray) -> np.ndarray:
     return np.exp(log_weights - top)
 
 
-def _expected_below(log_weights: np.ndarray, n_out: int) -> np.ndarray:
+def _expected_below(log_weights: np.ndarray, n_out: int, weights: np.ndarray | None) -> np.ndarray:
     """(G, n) expected number of offspring of particles 0 ... i; exactly `n_out` from the last positive weight on."""
-    cumulative = np.cumsum(_weights(log_weights), axis=1)
+    cumulative = np.cumsum(_weights(log_weights, weights), axis=1)
     total = cumulative[:, -1:].copy()
     cumulative *= n_out / total
     short = np.flatnonzero(cumulative[:, -1] != n_out)
@@ -184,7 +200,9 @@ def _from_offspring(below: np.ndarray, n_out: int) -> np.ndarray:
     n_groups, n = below.shape
     groups = np.arange(n_groups)[:, None]
     counts = np.bincount((below + groups * n_out).ravel(), minlength=n_groups * n_out + 1)
-    return np.cumsum(counts[:-1]).reshape(n_groups, n_out) - groups * n
+    ancestors = np.cumsum(counts[:-1]).reshape(n_groups, n_out)
+    ancestors -= groups * n
+    return ancestors
 
 
 def _search_rows(cumulative: np.ndarray, rows: np.ndarray, points: np.ndarray) -> np.ndarray:

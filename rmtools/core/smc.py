@@ -91,7 +91,7 @@ class _Settings:
 class _State(Generic[P]):
     particles: P
     log_value: np.ndarray  # (G, N)
-    log_weight: np.ndarray  # (G, N), relative to log_const
+    log_weight: np.ndarray | None  # (G, N), relative to log_const; None is zero everywhere
     log_const: np.ndarray  # (G,)
 
 
@@ -104,7 +104,6 @@ class _History:
         self.log_increments = np.empty((capacity, *shape))
         self.ancestors = np.empty((capacity, *shape), dtype=np.int32)
         self.ess: list[np.ndarray] = []
-        self.unique: list[np.ndarray] = []
         self.resampled: list[np.ndarray] = []
 
     def reserve(self) -> int:
@@ -115,10 +114,9 @@ class _History:
         self.n_steps += 1
         return self.n_steps - 1
 
-    def small(self, ess: np.ndarray, unique: np.ndarray, resampled: np.ndarray) -> None:
+    def small(self, ess: np.ndarray, resampled: np.ndarray) -> None:
         """Append the per-group figures of the row reserved last."""
         self.ess.append(ess)
-        self.unique.append(unique)
         self.resampled.append(resampled)
 
 
@@ -175,6 +173,8 @@ def take(x: np.ndarray, index: np.ndarray) -> np.ndarray:
 
 def _live_groups(state: _State) -> np.ndarray:
     ended = state.particles.ended
+    if state.log_weight is None:
+        return ~ended.all(axis=1)
     if not ended.any():
         return state.log_weight.max(axis=1) > -np.inf
     return (~ended & (state.log_weight > -np.inf)).any(axis=1)
@@ -188,21 +188,22 @@ def _step(
     pool = checked_values(children.log_value(), history.n_steps + 1)
     row = history.reserve()
     increment = _increment(pool, state, parent_ended, live, out=history.log_increments[row])
-    weighted = replace(state, log_weight=state.log_weight + increment)
-    ess, log_mean = _ess_and_mean(weighted.log_weight)
-    due = live & ~_finished(children.ended, pool, weighted.log_weight) & (log_mean > -np.inf)
-    due &= _ess_says_so(ess, settings)
-    ancestors, unique = _resample(weighted.log_weight, due, settings, rng)
+    log_weight = increment if state.log_weight is None else state.log_weight + increment
+    weighed = _weigh(log_weight)
+    due = live & ~_finished(children.ended, pool, log_weight) & (weighed.log_mean > -np.inf)
+    due &= _ess_says_so(weighed.ess, settings)
+    ancestors = _resample(log_weight, weighed.weight, due, settings, rng)
     history.ancestors[row] = ancestors
-    history.small(ess, unique, due)
-    weighted = _absorb(weighted, due, log_mean)
+    history.small(weighed.ess, due)
+    log_const = np.where(due, state.log_const + weighed.log_mean, state.log_const)
+    left = _left_weight(log_weight, due)
     if settings.pool == 1:
         if not due.any():
-            return replace(weighted, particles=children, log_value=pool)
+            return _State(children, pool, left, log_const)
         index = ancestors
     else:
         index = _draw_candidates(pool, ancestors, settings.pool, rng)
-    return replace(weighted, particles=children.select(index), log_value=take(pool, index))
+    return _State(children.select(index), take(pool, index), left, log_const)
 
 
 def _increment(
@@ -221,15 +222,22 @@ def _increment(
     return out
 
 
-def _ess_and_mean(log_weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Effective sample size (G,) and log of the mean weight (G,) in nats."""
+@dataclass(frozen=True)
+class _Weighed:
+    weight: np.ndarray  # (G, N), relative to the largest of the group
+    ess: np.ndarray  # (G,)
+    log_mean: np.ndarray  # (G,) nats
+
+
+def _weigh(log_weight: np.ndarray) -> _Weighed:
     shift = shift_of(log_weight)
-    weight = np.exp(log_weight - shift)
+    weight = log_weight - shift
+    np.exp(weight, out=weight)
     total = weight.sum(axis=1)
     squares = np.einsum("gn,gn->g", weight, weight)
     ess = np.divide(total**2, squares, out=np.zeros_like(total), where=squares > 0)
     with np.errstate(divide="ignore"):
-        return ess, np.log(total / log_weight.shape[1]) + shift[:, 0]
+        return _Weighed(weight, ess, np.log(total / log_weight.shape[1]) + shift[:, 0])
 
 
 def _ess_says_so(ess: np.ndarray, settings: _Settings) -> np.ndarray:
@@ -249,30 +257,28 @@ def _finished(child_ended: np.ndarray, pool: np.ndarray, log_weight: np.ndarray)
 
 
 def _resample(
-    log_weight: np.ndarray, due: np.ndarray, settings: _Settings, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """Ancestors of all groups (G, N), the identity where not due, and the number of distinct ones (G,)."""
-    n = settings.n
-    identity, unique = np.broadcast_to(np.arange(n), log_weight.shape), np.full(len(due), n)
-    if not due.any():
-        return identity, unique
-    drawn = settings.resampler(log_weight if due.all() else log_weight[due], n, rng)
-    unique[due] = 1 + np.count_nonzero(drawn[:, 1:] != drawn[:, :-1], axis=1)
+    log_weight: np.ndarray, weight: np.ndarray, due: np.ndarray, settings: _Settings, rng: np.random.Generator
+) -> np.ndarray:
+    """Ancestors of all groups (G, N), the identity where not due."""
     if due.all():
-        return drawn, unique
-    ancestors = identity.copy()
-    ancestors[due] = drawn
-    return ancestors, unique
-
-
-def _absorb(state: _State[P], due: np.ndarray, log_mean: np.ndarray) -> _State[P]:
+        return settings.resampler(log_weight, settings.n, rng, weight)
+    identity = np.broadcast_to(np.arange(settings.n), log_weight.shape)
     if not due.any():
-        return state
-    log_weight = state.log_weight.copy()
-    log_weight[due] = 0.0
-    return replace(
-        state, log_const=np.where(due, state.log_const + log_mean, state.log_const), log_weight=log_weight
-    )
+        return identity
+    ancestors = identity.copy()
+    ancestors[due] = settings.resampler(log_weight[due], settings.n, rng, weight[due])
+    return ancestors
+
+
+def _left_weight(log_weight: np.ndarray, due: np.ndarray) -> np.ndarray | None:
+    """Log weights after resampling; None is zero everywhere, which the next step need not add."""
+    if due.all():
+        return None
+    if not due.any():
+        return log_weight
+    left = log_weight.copy()
+    left[due] = 0.0
+    return left
 
 
 def _draw_candidates(pool: np.ndarray, ancestors: np.ndarray, m: int, rng: np.random.Generator) -> np.ndarray:
@@ -309,6 +315,7 @@ def _beam_step(
     children = state.particles.extend(m, rng)
     pool = checked_values(children.log_value(), history.n_steps + 1)
     # An ended beam has M identical candidates: only the first competes, or one answer would fill the beam.
+    assert state.log_weight is not None
     lost = np.repeat(state.log_weight == -np.inf, m, axis=1)
     spare = lost | (parent_ended & (np.arange(n * m) % m > 0))
     index = top_k(np.where(spare, -np.inf, pool), n, rng)
@@ -322,27 +329,23 @@ def _beam_step(
     history.log_increments[row] = np.where(take(parent_ended, index) | np.isnan(change), 0.0, change)
     log_weight = np.where(take(spare, index) & live[:, None], -np.inf, 0.0)
     log_weight = np.where(log_value == -np.inf, -np.inf, log_weight)
-    sizes = np.sort(ancestors, axis=1)
-    unique = 1 + np.count_nonzero(sizes[:, 1:] != sizes[:, :-1], axis=1)
-    history.small(_ess_and_mean(log_value)[0], unique, live.copy())
+    history.small(_weigh(log_value).ess, live.copy())
     return replace(state, particles=children.select(index), log_value=log_value, log_weight=log_weight)
 
 
 def _finish(state: _State[P], settings: _Settings, history: _History) -> SMCResult[P]:
-    n_groups = len(state.log_const)
-    beam = settings.resampler is top_k
-    steps = history.n_steps
+    beam, steps = settings.resampler is top_k, history.n_steps
+    log_weight = np.zeros(state.log_value.shape) if state.log_weight is None else state.log_weight
 
     def stack(rows: list[np.ndarray], dtype: type) -> np.ndarray:
-        return np.array(rows, dtype=dtype).reshape(steps, n_groups)
+        return np.array(rows, dtype=dtype).reshape(steps, len(state.log_const))
 
     return SMCResult(
         particles=state.particles,
-        log_weights=log_normalise(state.log_weight + state.log_value if beam else state.log_weight),
-        log_z=None if beam else state.log_const + log_mean_exp(state.log_weight),
+        log_weights=log_normalise(log_weight + state.log_value if beam else log_weight),
+        log_z=None if beam else state.log_const + log_mean_exp(log_weight),
         ess=stack(history.ess, float),
         log_increments=history.log_increments[:steps],
         ancestors=history.ancestors[:steps],
-        unique_ancestors=stack(history.unique, int),
         resampled=stack(history.resampled, bool),
     )

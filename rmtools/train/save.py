@@ -49,9 +49,14 @@ def settings_for(
 
 def save_checkpoint(trainer: PRMTrainer, settings: CheckpointSettings, folder: Path) -> None:
     """Write the checkpoint; what stood at ``folder`` before is replaced only when all of it is written."""
+    from safetensors import SafetensorError
+
     with replacing(folder) as temporary:
         temporary.mkdir()
-        trainer.accelerator.unwrap_model(trainer.model).save_pretrained(str(temporary))
+        try:
+            trainer.accelerator.unwrap_model(trainer.model).save_pretrained(str(temporary))
+        except SafetensorError as error:  # a full disk is not an OSError there
+            raise OSError(str(error)) from error
         trainer.steps.tokenizer.save_pretrained(str(temporary))
         write_json(temporary / LOG_FILE, log_rows(trainer.state.log_history))
         settings.save(temporary, seen_from=folder)

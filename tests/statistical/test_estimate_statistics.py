@@ -269,7 +269,7 @@ def test_intervals_of_an_audit_cover_the_population():
     truth, rng, replicates = population.truth(), np.random.default_rng(81), 300
     hits, estimates = dict.fromkeys(truth, 0), {name: [] for name in truth}
     for _ in range(replicates):
-        for name, interval in audit_intervals(population, rng, 120, 8, 16, 3).items():
+        for name, interval in audit_intervals(population, rng, 60, 6, 16, 3).items():
             hits[name] += interval.contains(truth[name])
             estimates[name].append(interval.estimate)
     coverage = {name: count / replicates for name, count in hits.items()}

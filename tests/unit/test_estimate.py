@@ -84,6 +84,18 @@ def test_corrected_rms_of_a_perfect_value_with_rare_good_children(floor, q, expe
     assert p @ errors.half_log_error_square > 1.2 * (p @ errors.log_error_square)
 
 
+def test_k_against_half_k_is_blind_to_very_rare_children_and_identical_ones_show_it():
+    """f = .01, q = .02, perfect value: K = 4 and 8 agree on an error that is not there."""
+    value, rng, label = 0.01 + 0.99 * 0.02, np.random.default_rng(1), np.arange(60)
+    child = np.where(rng.random((60, 8)) < 0.02, 0.0, math.log(0.01))
+    errors = prefix_errors(np.full(60, math.log(value)), child)
+    summary = bellman_summary(errors, label, label * 0, 4, rng=rng, n_resamples=200)
+    assert summary.resolved
+    assert summary.rms_corrected.estimate > 1
+    assert summary.mean_square_identical.estimate > 0.5 * summary.mean_square_corrected.estimate
+    assert summary.squared_ratio_error.contains(0)
+
+
 def test_prefix_errors_by_hand():
     errors = prefix_errors(np.log([0.5]), np.log([[0.25, 0.75, 0.5, 1.0]]))  # x = .5, 1.5, 1, 2
     mean, variance = 1.25, 1.25 / 3

@@ -1,0 +1,157 @@
+"""Laws of the sampler on a language model: sampled against enumerated, stepwise against one-shot, Z-hat against Z."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from rmtools.core.smc import smc
+from rmtools.data.collect import Branching, Collector
+from rmtools.lm.oneshot import generate_once
+from rmtools.lm.particles import LMParticles
+from rmtools.lm.policy import Policy
+from rmtools.lm.tabulate import tabulate
+from rmtools.verify.scaling import repeated_runs, verify_lm
+
+
+def path_p_value(paths, table, covered):
+    """Chi-square of sampled paths against the table, paths outside it in one cell, rare cells pooled."""
+    n = len(paths)
+    index = {tuple(p): i for i, p in enumerate(table.paths)}
+    observed = np.zeros(len(index) + 1)
+    for p in paths:
+        observed[index.get(tuple(p), len(index))] += 1
+    expected = n * np.append(covered, table.uncovered)
+    rare = expected < 5
+    observed = np.append(observed[~rare], observed[rare].sum())
+    expected = np.append(expected[~rare], expected[rare].sum())
+    assert len(expected) > 20
+    return stats.chisquare(observed, expected * n / expected.sum()).pvalue
+
+
+@pytest.fixture(scope="module")
+def enumerated(policy, value, task, prompts):
+    """A prompt's 5,832 well-formed solutions with their probabilities under the policy."""
+    prompt = prompts[2]
+    table = tabulate(policy, value, prompt, task.step_choices(prompt, []), task.reward, 0.0)
+    ids = policy.steps.prompt_ids(prompt)
+    given = torch.tensor([ids + [i for s in p for i in policy.steps.step_ids(s)] for p in table.paths])
+    with torch.inference_mode():
+        each = torch.log_softmax(policy.model(input_ids=given).logits.double(), -1)
+    log_p = each[:, :-1].gather(2, given[:, 1:, None])[:, len(ids) - 1:, 0].sum(1).numpy()
+    assert np.exp(log_p).sum() + table.uncovered == pytest.approx(1, abs=1e-5)
+    assert 0.005 < table.uncovered < 0.2
+    return prompt, table, np.exp(log_p)
+
+
+@pytest.mark.parametrize("n_groups", [1, 40])
+def test_paths_of_the_sampler_have_the_enumerated_law(policy, value, task, enumerated, n_groups):
+    """(a) 8,000 trajectories without resampling, as one group and as 40 replicates."""
+    prompt, table, covered = enumerated
+    root = LMParticles.start(policy, value, [prompt] * n_groups, terminal="verifier", reward=task.reward)
+    result = smc(root, 8000 // n_groups, 1, "none", 0.0, np.random.default_rng(11))
+    assert path_p_value([p for g in result.particles.steps() for p in g], table, covered) > 1e-3
+
+
+def test_paths_of_the_collector_have_the_enumerated_law(policy, task, enumerated):
+    """(a) 6,000 rollouts that fork children and completions on the way."""
+    prompt, table, covered = enumerated
+    rows = Collector(policy, task, Branching(6000, 2, 1), np.random.default_rng(12)).collect([prompt])
+    assert path_p_value([r.steps for r in rows], table, covered) > 1e-3
+
+
+def test_paths_with_value_blind_resampling_keep_their_law(policy, task, step_tokenizer, enumerated):
+    """Selection by index alone (repeats, drops, reordering) does not change what follows."""
+    prompt, table, covered = enumerated
+    rng = np.random.default_rng(13)
+    from rmtools.core.tilt import Tilt
+    from rmtools.lm.value import ConstantValue
+
+    particles = LMParticles.start(policy, ConstantValue(0.5, step_tokenizer, Tilt(0.05)), [prompt] * 8000)
+    for _ in range(task.horizon):
+        particles = particles.extend(3, rng)
+        particles = particles.select(rng.integers(3, size=(8000, 1)))
+    assert path_p_value([p for g in particles.steps() for p in g], table, covered) > 1e-3
+
+
+def test_stepwise_and_one_shot_sampling_are_well_formed_alike(policy, value, task):
+    """(b) A hot policy whose steps are ragged, N = 256 in one batch: shares within .02 on 6,144 samples each."""
+    hot = Policy(policy.model, policy.steps, 1.3)
+    rng = np.random.default_rng(21)
+    prompts = task.prompts(24 * 256, rng)[0]
+    once, stepwise = [], []
+    for i in range(0, len(prompts), 256):
+        batch = prompts[i : i + 256]
+        found, _ = generate_once(hot, batch, 3 * 6 + 1, rng)
+        # One-shot text goes on until the end token; the horizon closes a solution.
+        once += [task.well_formed(s[: task.horizon]) for s in found]
+        root = LMParticles.start(hot, value, batch)
+        steps = [g[0] for g in smc(root, 1, 1, "none", 0.0, rng).particles.steps()]
+        stepwise += [task.well_formed(s) for s in steps]
+        lengths = {len(hot.steps.step_ids(x)) for s in steps for x in s}
+        assert len(lengths) > 1, "no ragged step: the test would say nothing"
+    assert 0.3 < np.mean(stepwise) < 0.95
+    assert abs(np.mean(once) - np.mean(stepwise)) < 0.02
+
+
+def test_stepwise_and_one_shot_success_agree(policy, value, task, prompts):
+    """(b) The same for the share of right solutions on one prompt, 4,096 samples each."""
+    rng = np.random.default_rng(22)
+    prompt = prompts[3]
+    once = [s for _ in range(16) for s in generate_once(policy, [prompt] * 256, 20, rng)[0]]
+    root = LMParticles.start(policy, value, [prompt])
+    steps = smc(root, 4096, 1, "none", 0.0, rng).particles.steps()[0]
+    a, b = (np.mean([task.reward(prompt, s[: task.horizon]) for s in x]) for x in (once, steps))
+    assert 0.05 < b < 0.95
+    assert abs(a - b) < 4.5 * np.sqrt(2 * b * (1 - b) / 4096)
+
+
+@pytest.fixture(scope="module")
+def cool(policy):
+    """Cool enough that nearly all of its mass is in the table."""
+    return Policy(policy.model, policy.steps, 0.5)
+
+
+def exact_z(table, tilt):
+    """Z with the mass outside the table at the potential of a wrong solution."""
+    return (1 - table.uncovered) * np.exp(table.model.exact().log_z) + table.uncovered * tilt.floor
+
+
+@pytest.mark.parametrize("which", [1, 3])
+def test_z_hat_is_unbiased_with_the_predicted_variance(cool, value, task, prompts, which):
+    """(c) Multinomial resampling at every step, 3,000 runs of N = 64: mean within 4.5 SE, N Var / Z^2 within 20%.
+
+    The tolerance: sigma^2 is the limit of N Var / Z^2, its relative error at N = 64 is of order sigma^2 / N (here
+    up to 10%), and 3,000 runs measure a variance to about 5%.
+    """
+    prompt, n, runs = prompts[which], 64, 3000
+    table = tabulate(cool, value, prompt, task.step_choices(prompt, []), task.reward, 0.0)
+    assert table.uncovered < 1e-3
+    z, sigma2 = exact_z(table, value.tilt), table.model.exact().sigma2
+    assert sigma2 > 1
+    z_hat = np.exp(repeated_runs(cool, value, task, prompt, n, runs, np.random.default_rng(31 + which)))
+    assert len(z_hat) == runs
+    assert abs(z_hat.mean() - z) < 4.5 * z_hat.std(ddof=1) / np.sqrt(runs)
+    assert n * z_hat.var(ddof=1) / z**2 == pytest.approx(sigma2, rel=0.2)
+
+
+def test_z_hat_is_unbiased_with_pools_and_adaptive_resampling(cool, value, task, prompts):
+    """(c) Pools of 3, systematic resampling by ESS, 2,000 replicates in one batch."""
+    prompt, runs = prompts[1], 2000
+    table = tabulate(cool, value, prompt, task.step_choices(prompt, []), task.reward, 0.0)
+    root = LMParticles.start(cool, value, [prompt] * runs, terminal="verifier", reward=task.reward)
+    z_hat = np.exp(smc(root, 6, 3, "systematic", 0.6, np.random.default_rng(41)).log_z)
+    assert abs(z_hat.mean() - exact_z(table, value.tilt)) < 4.5 * z_hat.std(ddof=1) / np.sqrt(runs)
+
+
+def test_verify_lm_pools_prediction_and_measurement(cool, value, task, prompts):
+    told = []
+    found = verify_lm(cool, value, task, prompts[:3], 2, 400, np.random.default_rng(5), progress=told.append)
+    assert sum(told) == len(found.prompts) == 2
+    assert all(p.n_particles >= max(64, 5 * p.sigma2_predicted) for p in found.prompts)
+    assert all(abs(p.mean_z_ratio - 1) < 4.5 * p.mean_z_ratio_se + p.uncovered for p in found.prompts)
+    z2 = np.asarray([p.z for p in found.prompts]) ** 2
+    assert found.predicted == pytest.approx(np.sum(z2 * [p.sigma2_predicted for p in found.prompts]) / z2.sum())
+    assert 0.5 < found.ratio["low"] < found.ratio["estimate"] < found.ratio["high"] < 2
+    assert "pooled: predicted" in str(found)
+    assert found.to_dict()["schema_version"] == 1
