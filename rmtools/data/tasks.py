@@ -46,6 +46,10 @@ class Task(Protocol):
         """Draw ``n`` solvable prompts; also return how many drawn ones were unsolvable and left out."""
         ...
 
+    def well_formed(self, steps: Sequence[str]) -> bool:
+        """Return whether a finished solution is in the task's format, right or wrong."""
+        ...
+
     def reward(self, prompt: str, steps: Sequence[str]) -> float:
         """Return the verifier's r in [0, 1] for a finished solution."""
         ...

@@ -31,12 +31,15 @@ class TabulatedModel:
         Probability that a trajectory of the policy leaves the table (by a step that is not in it).
     paths : list of list of str
         The steps of each state at depth T, in the model's order.
+    path_probability : np.ndarray
+        (S_T,) of each path under the policy, not scaled: they sum to 1 - uncovered.
     """
 
     prompt: str
     model: FiniteModel
     uncovered: float
     paths: list[list[str]]
+    path_probability: np.ndarray
 
 
 def tabulate(
@@ -83,7 +86,9 @@ def tabulate(
         state = grown.state
     rewards = np.asarray([reward(prompt, s) for s in paths], dtype=float)
     log_values[-1] = value.tilt.log_potential(rewards)
-    return TabulatedModel(prompt, FiniteModel(rules, log_values, links), float(1 - covered.sum()), paths)
+    return TabulatedModel(
+        prompt, FiniteModel(rules, log_values, links), float(1 - covered.sum()), paths, covered
+    )
 
 
 def _layer(parent: np.ndarray, p: np.ndarray, n_parents: int) -> tuple[np.ndarray, np.ndarray]:
@@ -95,6 +100,8 @@ def _layer(parent: np.ndarray, p: np.ndarray, n_parents: int) -> tuple[np.ndarra
     link[parent, slot] = np.arange(len(parent))
     mass = rule.sum(1)
     if (mass == 0).any():
-        raise UserError("a prefix has no listed step above min_probability: the policy is not on its format",
-                        "use a policy trained on the task, or lower its temperature")
+        raise UserError(
+            "a prefix has no listed step above min_probability: the policy is not on its format",
+            "use a policy trained on the task, or lower its temperature",
+        )
     return rule / mass[:, None], link

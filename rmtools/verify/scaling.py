@@ -19,6 +19,7 @@ from rmtools.lm.particles import LMParticles
 from rmtools.lm.policy import Policy
 from rmtools.lm.tabulate import tabulate
 from rmtools.lm.value import Scorer
+from rmtools.verify.law import check_law
 
 PARTICLES_PER_BATCH = 40_000
 
@@ -55,13 +56,17 @@ class PromptVerification:
 
 @dataclass(frozen=True)
 class Verification:
-    """All prompts, and pooled: sum Z_p^2 sigma_p^2 / sum Z_p^2 against sum N_p Var(Z-hat_p) / sum Z_p^2."""
+    """All prompts, the law of the decoding, and pooled.
+
+    Pooled: sum Z_p^2 sigma_p^2 / sum Z_p^2 against sum N_p Var(Z-hat_p) / sum Z_p^2.
+    """
 
     prompts: list[PromptVerification]
     skipped: int
     predicted: float
     measured: dict[str, float | None]
     ratio: dict[str, float | None]
+    law: dict[str, Any]
     settings: dict[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
@@ -80,6 +85,13 @@ class Verification:
         rows.append(
             f"pooled: predicted {self.predicted:.2f}, measured {m['estimate']:.2f} [{m['low']:.2f}, "
             f"{m['high']:.2f}], ratio {r['estimate']:.2f} [{r['low']:.2f}, {r['high']:.2f}]"
+        )
+        law = self.law
+        rows.append(
+            f"law of stepwise decoding: well-formed {law['well_formed_stepwise']:.4f}, one-shot generate "
+            f"{law['well_formed_generate']:.4f} ({law['samples']} samples each, {law['ragged']} with ragged steps); "
+            f"paths of {law['horizon']} steps against enumeration, chi-square p "
+            + ", ".join(f"{p['p_value']:.2f}" for p in law["paths"])
         )
         return "\n".join(rows)
 
@@ -137,11 +149,17 @@ def verify_lm(
         )
         if progress is not None:
             progress(1)
-    return pooled(found, skipped, np.stack(log_zs, 1), rng, n_prompts)
+    law = check_law(policy, task, prompts, rng).to_dict()
+    return pooled(found, skipped, np.stack(log_zs, 1), law, rng, n_prompts)
 
 
 def pooled(
-    found: list[PromptVerification], skipped: int, log_z: np.ndarray, rng: np.random.Generator, n_prompts: int
+    found: list[PromptVerification],
+    skipped: int,
+    log_z: np.ndarray,
+    law: dict[str, Any],
+    rng: np.random.Generator,
+    n_prompts: int,
 ) -> Verification:
     """Pool over prompts as docs/equations.md, section 5: variances and Z^2 are summed before dividing."""
     if len(found) < n_prompts:
@@ -161,7 +179,7 @@ def pooled(
         "n_particles": "max(64, 5 sigma2 predicted)",
         "predicted_from": "enumeration",
     }
-    return Verification(found, skipped, predicted, measured, ratio, settings)
+    return Verification(found, skipped, predicted, measured, ratio, law, settings)
 
 
 def repeated_runs(

@@ -1,0 +1,121 @@
+"""Does stepwise decoding draw from the policy's law? Compared with one-shot ``generate`` and with enumeration."""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from rmtools.core.tilt import Tilt
+from rmtools.data.collect import Branching, Collector
+from rmtools.data.tasks import Task
+from rmtools.lm.oneshot import generate_once
+from rmtools.lm.policy import Policy
+from rmtools.lm.steps import StepTokenizer
+from rmtools.lm.tabulate import tabulate
+from rmtools.lm.value import ConstantValue
+
+
+@dataclass(frozen=True)
+class LawCheck:
+    """Stepwise decoding beside its two references.
+
+    Attributes
+    ----------
+    samples, batch : int
+        Solutions drawn each way, and how many in one batch.
+    well_formed_stepwise, well_formed_generate : float
+        Shares of solutions whose first T steps are well-formed.
+    ragged : int
+        Stepwise solutions in which a step has another token count than the task's steps.
+    horizon, paths : int, list of dict
+        Depth of the enumeration; a prompt each: ``samples``, ``cells``, ``statistic``, ``p_value`` of a chi-square test
+        of path frequencies against exact probabilities, paths outside the table as one cell, cells of fewer than 5
+        expected pooled.
+    """
+
+    samples: int
+    batch: int
+    well_formed_stepwise: float
+    well_formed_generate: float
+    ragged: int
+    horizon: int
+    paths: list[dict[str, float]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON values."""
+        return dataclasses.asdict(self)
+
+
+def check_law(
+    policy: Policy,
+    task: Task,
+    prompts: Sequence[str],
+    rng: np.random.Generator,
+    samples: int = 2048,
+    batch: int = 256,
+    horizon: int = 3,
+    path_samples: int = 4096,
+) -> LawCheck:
+    """Draw ``samples`` solutions stepwise and by ``generate`` in batches of ``batch``; test paths of ``horizon`` steps.
+
+    Parameters
+    ----------
+    policy, task
+    prompts : sequence of str
+        At least samples / batch; one prompt fills a batch. The first four are enumerated.
+    rng : np.random.Generator
+    samples, batch, horizon, path_samples : int
+    """
+    used = list(prompts[: samples // batch])
+    rows = Collector(policy, task, Branching(batch), rng).collect(used, prompts_per_batch=1)
+    usual = len(policy.steps.step_ids((task.step_choices(used[0], []) or [rows[0].steps[0]])[0]))
+    ragged = sum(any(len(policy.steps.step_ids(s)) != usual for s in r.steps) for r in rows)
+    good = [task.well_formed(r.steps) for r in rows]
+    width = policy.steps.settings.max_steps * usual
+    once = [s for p in used for s in generate_once(policy, [p] * batch, width, rng)[0]]
+    alike = [task.well_formed(s[: policy.steps.settings.max_steps]) for s in once]
+    paths = [path_test(policy, task, p, horizon, path_samples, rng) for p in prompts[:4]]
+    return LawCheck(len(rows), batch, float(np.mean(good)), float(np.mean(alike)), ragged, horizon, paths)
+
+
+def path_test(
+    policy: Policy, task: Task, prompt: str, horizon: int, samples: int, rng: np.random.Generator
+) -> dict[str, float]:
+    """Test the frequencies of the first ``horizon`` steps against their exact probabilities (chi-square)."""
+    settings = dataclasses.replace(policy.steps.settings, max_steps=horizon)
+    short = Policy(
+        policy.model, StepTokenizer(policy.steps.tokenizer, settings), policy.temperature, policy.name
+    )
+    table = tabulate(
+        short,
+        ConstantValue(0.5, short.steps, Tilt(0.01)),
+        prompt,
+        task.step_choices(prompt, []) or [],
+        lambda prompt, steps: 1.0,
+        1e-4,
+    )
+    rows = Collector(short, task, Branching(samples), rng).collect([prompt])
+    seen = Counter(tuple(r.steps) for r in rows)
+    p = np.append(table.path_probability, max(0.0, 1 - table.path_probability.sum()))
+    counts = np.asarray([seen[tuple(path)] for path in table.paths], dtype=float)
+    return chi_square(np.append(counts, samples - counts.sum()), samples * p)
+
+
+def chi_square(observed: np.ndarray, expected: np.ndarray) -> dict[str, float]:
+    """Return the chi-square test of counts, cells of fewer than 5 expected pooled into one."""
+    from scipy.stats import chi2
+
+    rare = expected < 5
+    if rare.any():
+        observed = np.append(observed[~rare], observed[rare].sum())
+        expected = np.append(expected[~rare], expected[rare].sum())
+    statistic = float(np.sum((observed - expected) ** 2 / expected))
+    return {
+        "samples": float(observed.sum()),
+        "cells": float(len(observed)),
+        "statistic": statistic,
+        "p_value": float(chi2.sf(statistic, len(observed) - 1)),
+    }
