@@ -25,19 +25,25 @@ if TYPE_CHECKING:
 
 def arguments() -> "tuple[DataArguments, PRMConfig, ModelConfig]":
     """Parse flags and YAML; an unknown key of either is an error."""
+    import yaml
     from trl import ModelConfig, TrlParser
 
     from rmtools.train.config import DataArguments, PRMConfig
 
     parser: Any = TrlParser([DataArguments, PRMConfig, ModelConfig])  # type: ignore[list-item]
+    parser.error = refuse
     try:
         return parser.parse_args_and_config()
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, yaml.YAMLError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(
             f"the training arguments are wrong: {error}", "see recipes/quickstart_prm.yaml for the keys"
         ) from error
+
+
+def refuse(message: str) -> None:
+    raise UserError(f"the training arguments are wrong: {message}", "see recipes/quickstart_prm.yaml for the keys")
 
 
 def main() -> None:

@@ -77,9 +77,11 @@ def read_json(path: Path, what: str) -> Any:
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"{what} cannot be read: {path}: {error.strerror}") from error
+        raise UserError(
+            f"{what} cannot be read: {path}: {error.strerror}", "name another, or make it again"
+        ) from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{what} is not valid JSON: {path}: {error}") from error
+        raise UserError(f"{what} is not valid JSON: {path}: {error}", "repair it or make it again") from error
 
 
 def claim_folder(path: Path, *ours: str) -> Path:

@@ -18,7 +18,9 @@ FLOOR = 0.05
 
 def pytest_configure(config):
     # peft 0.19 asks transformers for an attribute under its old name.
-    config.addinivalue_line("filterwarnings", "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+    config.addinivalue_line(
+        "filterwarnings", "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
+    )
 
 
 @pytest.fixture(scope="session")
@@ -57,10 +59,21 @@ def policy_folder(tmp_path_factory, task, tokenizer) -> Path:
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=64, tie_word_embeddings=False, bos_token_id=1, eos_token_id=2,
-        pad_token_id=0))
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=64,
+            tie_word_embeddings=False,
+            bos_token_id=1,
+            eos_token_id=2,
+            pad_token_id=0,
+        )
+    )
     rng = np.random.default_rng(0)
     iterations, batch = 150, 48
     prompts, _ = task.prompts(iterations * batch, rng)
@@ -69,9 +82,9 @@ def policy_folder(tmp_path_factory, task, tokenizer) -> Path:
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 1e-2, iterations)
     for i in range(iterations):
-        at = ids[i * batch:(i + 1) * batch]
+        at = ids[i * batch : (i + 1) * batch]
         labels = at.clone()
-        labels[:, :3 * (HORIZON + 1)] = -100
+        labels[:, : 3 * (HORIZON + 1)] = -100
         loss = model(input_ids=at, labels=labels).loss
         loss.backward()
         optimiser.step()
@@ -98,9 +111,16 @@ def value_folder(policy_folder, tokenizer, settings) -> Path:
 
     from rmtools.lm.checkpoint import CheckpointSettings, fingerprint, new_token_classifier
 
-    model = get_peft_model(new_token_classifier(str(policy_folder), 0), LoraConfig(
-        task_type=TaskType.TOKEN_CLS, r=4, target_modules="all-linear", exclude_modules=["score"],
-        modules_to_save=["score"]))
+    model = get_peft_model(
+        new_token_classifier(str(policy_folder), 0),
+        LoraConfig(
+            task_type=TaskType.TOKEN_CLS,
+            r=4,
+            target_modules="all-linear",
+            exclude_modules=["score"],
+            modules_to_save=["score"],
+        ),
+    )
     torch.manual_seed(1)
     with torch.no_grad():
         for name, p in model.named_parameters():
@@ -112,8 +132,16 @@ def value_folder(policy_folder, tokenizer, settings) -> Path:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     CheckpointSettings(
-        policy=str(policy_folder), policy_fingerprint=fingerprint(policy_folder), task="crossing", horizon=HORIZON,
-        steps=settings, floor=FLOOR, temperature=1.0, seed=0, base_rate=0.3).save(folder)
+        policy=str(policy_folder),
+        policy_fingerprint=fingerprint(policy_folder),
+        task="crossing",
+        horizon=HORIZON,
+        steps=settings,
+        floor=FLOOR,
+        temperature=1.0,
+        seed=0,
+        base_rate=0.3,
+    ).save(folder)
     return folder
 
 

@@ -10,7 +10,9 @@ from rmtools.errors import UserError
 Policy = Annotated[str, typer.Option(help="Folder or hub name of the policy.")]
 Model = Annotated[Path, typer.Option(help="Checkpoint of the value model.")]
 TaskName = Annotated[str | None, typer.Option("--task", help="Task: crossing.")]
-Horizon = Annotated[int | None, typer.Option(min=1, help="Steps of a solution, where the task lets it be chosen.")]
+Horizon = Annotated[
+    int | None, typer.Option(min=1, help="Steps of a solution, where the task lets it be chosen.")
+]
 Seed = Annotated[int, typer.Option(help="Seed of every random draw.")]
 Out = Annotated[Path, typer.Option(help="Output folder.")]
 TerminalName = Annotated[

@@ -52,13 +52,14 @@ def make_rollouts(
 
     from rmtools.cli.progress import progress
     from rmtools.data.collect import Collector
-    from rmtools.data.prompts import prompts_from
+    from rmtools.data.prompts import check_prompts, prompts_from
     from rmtools.data.rollouts import META_FILE, RolloutMetadata, write_rollouts
     from rmtools.files import claim_folder
     from rmtools.lm.checkpoint import fingerprint
 
     rng = np.random.default_rng(seed)
     found, removed = prompts_from(prompts, task, rng)
+    check_prompts(found, task, policy)
     claim_folder(out, META_FILE)
     collector = Collector(policy, task, branching, rng)
     with progress(f"rollouts of {len(found)} prompts", len(found)) as tick:

@@ -41,7 +41,7 @@ def command(
 
     from rmtools.cli.progress import progress
     from rmtools.core.resampling import RESAMPLING
-    from rmtools.data.prompts import read_prompts
+    from rmtools.data.prompts import check_prompts, read_prompts
     from rmtools.data.tasks import load_task
     from rmtools.errors import UserError
     from rmtools.files import write_text
@@ -58,6 +58,7 @@ def command(
     value, checkpoint = load_value_model(model)
     source = load_policy(policy or checkpoint.policy, checkpoint.steps, checkpoint.temperature)
     verifier = load_task(task or checkpoint.task, horizon or checkpoint.horizon)
+    check_prompts(found, verifier, source)
     with progress(f"sampling {len(found)} prompts", len(found)) as tick:
         records = list(
             sample_prompts(source, value, found, settings, np.random.default_rng(seed), verifier.reward, tick)

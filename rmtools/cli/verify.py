@@ -36,7 +36,7 @@ def lm(
     import numpy as np
 
     from rmtools.cli.progress import progress
-    from rmtools.data.prompts import prompts_from
+    from rmtools.data.prompts import check_prompts, prompts_from
     from rmtools.data.tasks import load_task
     from rmtools.files import claim_folder, write_json
     from rmtools.lm.checkpoint import load_value_model
@@ -49,6 +49,7 @@ def lm(
     chosen = load_task(task or checkpoint.task, horizon or checkpoint.horizon)
     rng = np.random.default_rng(seed)
     found, _ = prompts_from(prompts, chosen, rng)
+    check_prompts(found, chosen, source)
     claim_folder(out, "verify.json")
     with progress(f"verifying {n_prompts} prompts, {runs} runs each", n_prompts) as tick:
         result = verify_lm(source, value, chosen, found, n_prompts, runs, rng, max_particles, tick)

@@ -69,8 +69,10 @@ def path_sums(errors: PrefixErrors, trajectory: np.ndarray) -> PathSums:
 
     Notes
     -----
-    The noise of two steps is taken as uncorrelated; a child that is also the trajectory's next step breaks
-    this by terms of order 1/K. Source: docs/equations.md section 6.
+    Estimate `errors` from the extra children alone. The trajectory's own next step may count as a child
+    everywhere else, but here its value decides both the noise at t and the prefix at t + 1: the corrected mean
+    square is then biased by a term of order 1/K (on a tree of four steps -.052 of .125 at K = 8, .005 without
+    it). The mean is not affected. Source: docs/equations.md section 6.
     """
     index, n = labels_of(trajectory, len(errors), "trajectory")
     columns = (errors.log_error, errors.log_error_noise, errors.plug_in)

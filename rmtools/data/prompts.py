@@ -10,6 +10,7 @@ from rmtools.data.collect import prompt_id
 from rmtools.data.tasks import Task
 from rmtools.errors import UserError
 from rmtools.files import write_text
+from rmtools.lm.policy import Policy
 
 
 def read_prompts(path: str | Path) -> list[str]:
@@ -65,5 +66,12 @@ def prompts_from(source: str, task: Task, rng: np.random.Generator) -> tuple[lis
     if not source.lstrip("-").isdigit():
         return read_prompts(source), 0
     if int(source) < 1:
-        raise UserError(f"the number of prompts must be at least 1, got {source}")
+        raise UserError(f"the number of prompts must be at least 1, got {source}", "--prompts 64, say")
     return task.prompts(int(source), rng)
+
+
+def check_prompts(prompts: Sequence[str], task: Task, policy: Policy) -> None:
+    """Raise ``UserError``, before any work, where a prompt is not the task's or leaves the policy no room."""
+    for prompt in prompts:
+        task.reward(prompt, [])
+    policy.check_length([policy.steps.prompt_ids(p) for p in prompts])

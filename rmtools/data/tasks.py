@@ -142,6 +142,11 @@ class Crossing:
 
     def reward(self, prompt: str, steps: Sequence[str]) -> float:
         """Return 1.0 for a complete path whose every row is right and none is blocked, else 0.0."""
+        if (columns := len(parse_grid(prompt)[1])) != self.horizon:
+            raise UserError(
+                f"the prompt {prompt[:40]!r} has {columns} columns, the task crossing is set to {self.horizon} steps",
+                f"pass --horizon {columns}, or prompts with {self.horizon} columns",
+            )
         if not self.well_formed(steps) or any(s.endswith("x \n") for s in steps):
             return 0.0
         return float(all(self.right_rows(prompt, steps)))

@@ -118,7 +118,10 @@ class CheckpointSettings:
             )
         unknown = sorted(set(values) - set(cls.__dataclass_fields__) - {"schema_version"})
         if unknown:
-            raise UserError(f"{folder / SETTINGS_FILE} has unknown keys: {', '.join(unknown)}")
+            raise UserError(
+                f"{folder / SETTINGS_FILE} has unknown keys: {', '.join(unknown)}",
+                "remove them, or read it with the release that wrote it",
+            )
         fields = {n: values[n] for n in names} | {"training": values.get("training", {})}
         fields["steps"] = StepSettings.from_dict(fields["steps"])
         Tilt(fields["floor"])

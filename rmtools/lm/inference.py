@@ -8,7 +8,7 @@ import numpy as np
 
 from rmtools.core.smc import smc
 from rmtools.errors import UserError
-from rmtools.lm.particles import LMParticles, Reward, Terminal
+from rmtools.lm.particles import LMParticles, Reward, Terminal, check_terminal_name
 from rmtools.lm.policy import Policy
 from rmtools.lm.value import Scorer
 
@@ -40,6 +40,12 @@ class SamplerSettings:
         for name in ("n_particles", "pool_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, got {getattr(self, name)}", "pass -n 16, say")
+        if not 0 <= self.ess_threshold <= 1:
+            raise UserError(
+                f"ess_threshold must be in [0, 1], got {self.ess_threshold}: it is a fraction of n_particles",
+                "0.5 resamples when half of the effective particles are lost",
+            )
+        check_terminal_name(self.terminal)
 
 
 def sample_prompts(

@@ -200,13 +200,18 @@ def step_texts(policy: Policy, blocks: Sequence[Tensor], rows: np.ndarray) -> li
 
 def check_terminal(terminal: str, reward: Reward | None) -> None:
     """Raise ``UserError`` on an unknown terminal, or one that needs a verifier where there is none."""
-    if terminal not in ("verifier", "model"):
-        raise UserError(f"unknown terminal {terminal!r}", "the terminals are: verifier, model")
+    check_terminal_name(terminal)
     if terminal == "verifier" and reward is None:
         raise UserError(
             "terminal 'verifier' needs a verifier: there is no reward to read at the end",
             "name a task, or use terminal 'model'",
         )
+
+
+def check_terminal_name(terminal: str) -> None:
+    """Raise ``UserError`` on an unknown terminal."""
+    if terminal not in ("verifier", "model"):
+        raise UserError(f"unknown terminal {terminal!r}", "the terminals are: verifier, model")
 
 
 def to_numpy(values: Tensor) -> np.ndarray:

@@ -110,7 +110,8 @@ class Policy:
     ) -> None:
         if not temperature > 0:
             raise UserError(
-                f"temperature must be positive, got {temperature}: the sampler needs a policy with a law"
+                f"temperature must be positive, got {temperature}: the sampler needs a policy with a law",
+                "1 samples from the model's own law",
             )
         self.model = model.eval()
         self.steps = steps

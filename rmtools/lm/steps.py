@@ -46,7 +46,7 @@ class StepSettings:
         for name in ("max_steps", "max_step_tokens"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
-                raise UserError(f"{name} must be an integer of at least 1, got {value!r}")
+                raise UserError(f"{name} must be an integer of at least 1, got {value!r}", f"{name} = 8, say")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as saved with a checkpoint."""

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback
 from rmtools.core.tilt import Tilt
 from rmtools.data.rollouts import Rollout
 from rmtools.data.scoring import training_metrics
+from rmtools.errors import UserError
 from rmtools.lm.steps import StepTokenizer
 from rmtools.lm.value import ValueModel, log_value_from_logits
 from rmtools.train.collate import Collator, example
@@ -75,6 +76,11 @@ class PRMTrainer(Trainer):
         self.steps = steps
         self.tilt = Tilt(args.floor)
         self.eval_rollouts = list(eval_rollouts)
+        if args.eval_strategy != "no" and not self.eval_rollouts:
+            raise UserError(
+                f"eval_strategy is {args.eval_strategy.value} but there are no held-out rollouts to evaluate on",
+                "name some with eval_rollouts, or set eval_strategy: no",
+            )
         for row in train_rollouts[:64]:
             steps.check(row.prompt, row.steps)
         super().__init__(

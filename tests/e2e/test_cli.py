@@ -25,7 +25,9 @@ class Result:
     def __init__(self, code, out, err):
         self.code, self.out = code, out
         self.err = err
-        self.lines = [x for x in err.replace("\r", "\n").splitlines() if x.strip() and not any(b in x for b in BARS)]
+        self.lines = [
+            x for x in err.replace("\r", "\n").splitlines() if x.strip() and not any(b in x for b in BARS)
+        ]
 
 
 @pytest.fixture
@@ -81,15 +83,19 @@ def python(*arguments, n=1):
     seconds = []
     for _ in range(n):
         start = time.perf_counter()
-        done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, cwd=ROOT, check=False)
+        done = subprocess.run(
+            [sys.executable, *arguments], capture_output=True, text=True, cwd=ROOT, check=False
+        )
         seconds.append(time.perf_counter() - start)
     return done, min(seconds)
 
 
 def test_core_is_light():
     """`import rmtools.core` loads no torch; under .5 s, of which starting python is not the library's."""
-    code = "import sys, time; t = time.perf_counter(); import rmtools.core; print(time.perf_counter() - t); " \
-           "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    code = (
+        "import sys, time; t = time.perf_counter(); import rmtools.core; print(time.perf_counter() - t); "
+        "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    )
     runs = [python("-c", code)[0] for _ in range(3)]
     assert all(r.returncode == 0 for r in runs)
     assert min(float(r.stdout) for r in runs) < 0.5
@@ -105,13 +111,16 @@ def test_help_is_quick():
 
 def test_errors_of_a_real_process(tmp_path, prompts_file):
     """The line, the code and silence on standard output, seen from outside."""
-    done, _ = python("-m", "rmtools.cli.main", "sample", "--model", str(tmp_path / "none"), "--prompts", str(prompts_file))
+    done, _ = python(
+        "-m", "rmtools.cli.main", "sample", "--model", str(tmp_path / "none"), "--prompts", str(prompts_file)
+    )
     assert done.stdout == ""
     check_error(Result(done.returncode, done.stdout, done.stderr), "there is no checkpoint at", "none")
 
 
-@pytest.mark.parametrize("verb", [[], ["prompts"], ["rollout"], ["audit"], ["sample"], ["verify"], ["verify", "lm"],
-                                  ["report"]])
+@pytest.mark.parametrize(
+    "verb", [[], ["prompts"], ["rollout"], ["audit"], ["sample"], ["verify"], ["verify", "lm"], ["report"]]
+)
 def test_every_verb_has_help(run, verb):
     result = run(*verb, "--help")
     assert result.code == 0
@@ -136,8 +145,26 @@ def test_prompts_rollout_sample(run, tmp_path, policy_folder, value_folder, task
     rows = [json.loads(x) for x in (tmp_path / "p.jsonl").read_text().splitlines()]
     assert all(task.solvable(r["prompt"]) for r in rows)
 
-    options = ("--policy", policy_folder, "--prompts", tmp_path / "p.jsonl", "--horizon", 3, "--trajectories", 3,
-               "--children", 2, "--completions", 2, "--temperature", 1.2, "--max-step-tokens", 6, "--seed", 4)
+    options = (
+        "--policy",
+        policy_folder,
+        "--prompts",
+        tmp_path / "p.jsonl",
+        "--horizon",
+        3,
+        "--trajectories",
+        3,
+        "--children",
+        2,
+        "--completions",
+        2,
+        "--temperature",
+        1.2,
+        "--max-step-tokens",
+        6,
+        "--seed",
+        4,
+    )
     for name in ("one", "two"):
         assert run("rollout", *options, "--out", tmp_path / name).code == 0
     found, metadata = read_rollouts(tmp_path / "one")
@@ -148,8 +175,19 @@ def test_prompts_rollout_sample(run, tmp_path, policy_folder, value_folder, task
     assert metadata.policy_fingerprint
 
     for name in ("a", "b"):
-        result = run("sample", "--model", value_folder, "--prompts", tmp_path / "p.jsonl", "-n", 5, "--out",
-                     tmp_path / f"{name}.jsonl", "--terminal", "verifier")
+        result = run(
+            "sample",
+            "--model",
+            value_folder,
+            "--prompts",
+            tmp_path / "p.jsonl",
+            "-n",
+            5,
+            "--out",
+            tmp_path / f"{name}.jsonl",
+            "--terminal",
+            "verifier",
+        )
         assert result.code == 0, result.err
     assert (tmp_path / "a.jsonl").read_text() == (tmp_path / "b.jsonl").read_text()
     records = [json.loads(x) for x in (tmp_path / "a.jsonl").read_text().splitlines()]
@@ -158,8 +196,20 @@ def test_prompts_rollout_sample(run, tmp_path, policy_folder, value_folder, task
 
 
 def test_verify_on_a_tiny_model(run, tmp_path, value_folder, prompts_file):
-    result = run("verify", "lm", "--model", value_folder, "--prompts", prompts_file, "--n-prompts", 1, "--runs", 50,
-                 "--out", tmp_path / "v")
+    result = run(
+        "verify",
+        "lm",
+        "--model",
+        value_folder,
+        "--prompts",
+        prompts_file,
+        "--n-prompts",
+        1,
+        "--runs",
+        50,
+        "--out",
+        tmp_path / "v",
+    )
     assert result.code == 0, result.err
     assert "pooled: predicted" in result.out
     assert json.loads((tmp_path / "v" / "verify.json").read_text())["prompts"][0]["runs"] == 50
@@ -168,10 +218,19 @@ def test_verify_on_a_tiny_model(run, tmp_path, value_folder, prompts_file):
 # Bad input
 
 
-@pytest.mark.parametrize("arguments", [
-    ["sample", "--colour", "red"], ["nonsense"], ["--nonsense"], ["rollout"], ["verify", "nonsense"],
-    ["sample", "--model", "x", "--prompts", "y", "-n", "many"], ["prompts", "-n", "3"],
-    ["rollout", "--policy", "p", "--out", "o", "--horizon", "0"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["sample", "--colour", "red"],
+        ["nonsense"],
+        ["--nonsense"],
+        ["rollout"],
+        ["verify", "nonsense"],
+        ["sample", "--model", "x", "--prompts", "y", "-n", "many"],
+        ["prompts", "-n", "3"],
+        ["rollout", "--policy", "p", "--out", "o", "--horizon", "0"],
+    ],
+)
 def test_wrong_usage(run, tmp_path, monkeypatch, arguments):
     monkeypatch.chdir(tmp_path)
     check_error(run(*arguments), "--help")
@@ -206,7 +265,9 @@ def test_a_checkpoint_without_its_head(run, checkpoint, prompts_file):
     check_error(sample(run, checkpoint, prompts_file), "has no weights")
 
 
-@pytest.mark.parametrize("key", ["floor", "steps", "policy", "temperature", "seed", "task", "horizon", "base_rate"])
+@pytest.mark.parametrize(
+    "key", ["floor", "steps", "policy", "temperature", "seed", "task", "horizon", "base_rate"]
+)
 def test_a_checkpoint_without_a_setting(run, checkpoint, prompts_file, key):
     path = checkpoint / "rmtools.json"
     values = json.loads(path.read_text())
@@ -215,11 +276,21 @@ def test_a_checkpoint_without_a_setting(run, checkpoint, prompts_file, key):
     check_error(sample(run, checkpoint, prompts_file), f"lacks {key}")
 
 
-@pytest.mark.parametrize(("change", "words"), [
-    (None, ["has no rmtools.json"]), ("{", ["not valid JSON"]), ("[]", ["schema version"]),
-    ({"schema_version": 9}, ["schema version 9"]), ({"steps": {"delimiter": "\n"}}, ["step settings are incomplete"]),
-    ({"floor": 0.0}, ["floor"]), ({"floor": "low"}, ["floor"]), ({"colour": "red"}, ["unknown keys: colour"]),
-    ({"temperature": 0}, ["temperature"]), ({"policy": "nowhere/at/all"}, ["nowhere/at/all"])])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (None, ["has no rmtools.json"]),
+        ("{", ["not valid JSON"]),
+        ("[]", ["schema version"]),
+        ({"schema_version": 9}, ["schema version 9"]),
+        ({"steps": {"delimiter": "\n"}}, ["step settings are incomplete"]),
+        ({"floor": 0.0}, ["floor"]),
+        ({"floor": "low"}, ["floor"]),
+        ({"colour": "red"}, ["unknown keys: colour"]),
+        ({"temperature": 0}, ["temperature"]),
+        ({"policy": "nowhere/at/all"}, ["nowhere/at/all"]),
+    ],
+)
 def test_a_checkpoint_with_wrong_settings(run, checkpoint, prompts_file, change, words):
     path = checkpoint / "rmtools.json"
     if change is None:
@@ -239,29 +310,46 @@ def test_a_policy_whose_tokenizer_splits_the_delimiter(run, tmp_path, policy_fol
     shutil.copytree(policy_folder, folder)
     words = ["<eos>", *(chr(c) for c in range(32, 127)), "\n", ".\n"]
     bpe = Tokenizer(models.BPE({w: i for i, w in enumerate(words)}, [(".", "\n")]))
-    PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<eos>", pad_token="<eos>").save_pretrained(folder)
-    check_error(run("rollout", "--policy", folder, "--out", tmp_path / "o", "--horizon", 3), "splits the delimiter")
+    PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<eos>", pad_token="<eos>").save_pretrained(
+        folder
+    )
+    check_error(
+        run("rollout", "--policy", folder, "--out", tmp_path / "o", "--horizon", 3), "splits the delimiter"
+    )
     assert not (tmp_path / "o").exists()
 
 
 def test_a_policy_that_is_none(run, tmp_path):
     (tmp_path / "empty").mkdir()
     for name in ("empty", "missing/policy"):
-        check_error(run("rollout", "--policy", tmp_path / name, "--out", tmp_path / "o"), "no model can be loaded", name)
+        check_error(
+            run("rollout", "--policy", tmp_path / name, "--out", tmp_path / "o"),
+            "no model can be loaded",
+            name,
+        )
     assert not (tmp_path / "o").exists()
 
 
-@pytest.mark.parametrize(("text", "words"), [
-    ('{"prompt": "r2 . \\nc13 . \\n"}\n{"prompt": \n', ["line 2", "not valid JSON"]), ("", ["is empty"]),
-    ('{"text": "a"}\n', ["line 1", "prompt"]), (None, ["cannot be read"]),
-    (json.dumps({"prompt": "r2 . \n" + "c13 . \n" * 40}) + "\n", ["123 tokens", "takes 64"]),
-    ('{"prompt": "what is 2+2?"}\n', ["crossing"])])
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"prompt": "r2 . \\nc13 . \\n"}\n{"prompt": \n', ["line 2", "not valid JSON"]),
+        ("", ["is empty"]),
+        ('{"text": "a"}\n', ["line 1", "prompt"]),
+        (None, ["cannot be read"]),
+        (json.dumps({"prompt": "r2 . \n" + "c13 . \n" * 40}) + "\n", ["123 tokens", "takes 64"]),
+        ('{"prompt": "what is 2+2?"}\n', ["crossing"]),
+        ('{"prompt": "r2 . \\nc13 . \\n"}\n', ["has 1 columns", "--horizon 1"]),
+    ],
+)
 def test_wrong_prompts_files(run, tmp_path, value_folder, policy_folder, text, words):
     path = tmp_path / "p.jsonl"
     if text is not None:
         path.write_text(text)
     check_error(sample(run, value_folder, path), *words)
-    result = run("rollout", "--policy", policy_folder, "--prompts", path, "--horizon", 3, "--out", tmp_path / "o")
+    result = run(
+        "rollout", "--policy", policy_folder, "--prompts", path, "--horizon", 3, "--out", tmp_path / "o"
+    )
     check_error(result, *words)
     assert not list((tmp_path / "o").glob("*"))
 
@@ -273,14 +361,22 @@ def test_counts_below_one(run, tmp_path, value_folder, policy_folder, prompts_fi
     for option in ("trajectories", "children", "completions", "max-step-tokens"):
         result = run("rollout", "--policy", policy_folder, "--out", tmp_path / "o", f"--{option}", 0)
         check_error(result, option.replace("-", "_"), "at least 1")
-    check_error(run("rollout", "--policy", policy_folder, "--out", tmp_path / "o", "--prompts", 0), "at least 1")
+    check_error(
+        run("rollout", "--policy", policy_folder, "--out", tmp_path / "o", "--prompts", 0), "at least 1"
+    )
     check_error(run("verify", "lm", "--model", value_folder, "--runs", 0, "--out", tmp_path / "o"), "--runs")
     assert not (tmp_path / "o").exists()
 
 
-@pytest.mark.parametrize(("options", "words"), [
-    (["--resampling", "lottery"], ["unknown resampling 'lottery'", "systematic"]), (["--ess-threshold", 32], ["[0, 1]"]),
-    (["--terminal", "judge"], ["verifier, model"]), (["--task", "chess"], ["the tasks are: crossing"])])
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--resampling", "lottery"], ["unknown resampling 'lottery'", "systematic"]),
+        (["--ess-threshold", 32], ["[0, 1]"]),
+        (["--terminal", "judge"], ["verifier, model"]),
+        (["--task", "chess"], ["the tasks are: crossing"]),
+    ],
+)
 def test_wrong_choices_of_the_sampler(run, value_folder, prompts_file, options, words):
     check_error(sample(run, value_folder, prompts_file, *options), *words)
 
@@ -292,9 +388,18 @@ def test_output_folders_that_hold_something_else(run, tmp_path, value_folder, po
     file = tmp_path / "file"
     file.write_text("a file")
     for out, word in ((other, "holds something else"), (file, "is a file")):
-        check_error(run("rollout", "--policy", policy_folder, "--prompts", prompts_file, "--horizon", 3, "--out", out), word)
-        check_error(run("verify", "lm", "--model", value_folder, "--prompts", prompts_file, "--out", out), word)
-    check_error(run("sample", "--model", value_folder, "--prompts", prompts_file, "--out", other), "is a folder")
+        check_error(
+            run(
+                "rollout", "--policy", policy_folder, "--prompts", prompts_file, "--horizon", 3, "--out", out
+            ),
+            word,
+        )
+        check_error(
+            run("verify", "lm", "--model", value_folder, "--prompts", prompts_file, "--out", out), word
+        )
+    check_error(
+        run("sample", "--model", value_folder, "--prompts", prompts_file, "--out", other), "is a folder"
+    )
     assert [p.name for p in other.iterdir()] == ["chapter.tex"]
     assert file.read_text() == "a file"
 
@@ -321,7 +426,17 @@ def test_disk_full_while_sampling(run, tmp_path, value_folder, prompts_file, mon
 
 def test_disk_full_while_writing_rollouts(run, tmp_path, policy_folder, prompts_file, monkeypatch):
     """Whether rows or metadata no longer fit: the old pair stays, and stays a pair."""
-    options = ("rollout", "--policy", policy_folder, "--prompts", prompts_file, "--horizon", 3, "--out", tmp_path / "r")
+    options = (
+        "rollout",
+        "--policy",
+        policy_folder,
+        "--prompts",
+        prompts_file,
+        "--horizon",
+        3,
+        "--out",
+        tmp_path / "r",
+    )
     assert run(*options, "--trajectories", 2).code == 0
     old, names = read_rollouts(tmp_path / "r"), sorted(p.name for p in (tmp_path / "r").iterdir())
     import pyarrow.parquet
@@ -361,15 +476,39 @@ def test_a_folder_is_put_back_when_the_new_one_cannot_take_its_place(tmp_path, m
 @pytest.fixture
 def training(run, tmp_path, policy_folder, prompts_file):
     """Rollouts, and a YAML file that trains on them: ``training(key=value)`` returns its path."""
-    options = ("--policy", policy_folder, "--prompts", prompts_file, "--horizon", 3, "--trajectories", 3, "--children", 3)
+    options = (
+        "--policy",
+        policy_folder,
+        "--prompts",
+        prompts_file,
+        "--horizon",
+        3,
+        "--trajectories",
+        3,
+        "--children",
+        3,
+    )
     assert run("rollout", *options, "--out", tmp_path / "rollouts").code == 0
 
     def write(**changes):
-        values = {"train_rollouts": str(tmp_path / "rollouts"), "eval_rollouts": str(tmp_path / "rollouts"),
-                  "output_dir": str(tmp_path / "prm"), "use_peft": True, "lora_r": 4, "max_steps": 2,
-                  "per_device_train_batch_size": 4, "report_to": "none", "save_strategy": "no", "use_cpu": True,
-                  "disable_tqdm": True, "dataloader_pin_memory": False, "eval_strategy": "steps", "eval_steps": 2,
-                  "logging_steps": 1, **changes}
+        values = {
+            "train_rollouts": str(tmp_path / "rollouts"),
+            "eval_rollouts": str(tmp_path / "rollouts"),
+            "output_dir": str(tmp_path / "prm"),
+            "use_peft": True,
+            "lora_r": 4,
+            "max_steps": 2,
+            "per_device_train_batch_size": 4,
+            "report_to": "none",
+            "save_strategy": "no",
+            "use_cpu": True,
+            "disable_tqdm": True,
+            "dataloader_pin_memory": False,
+            "eval_strategy": "steps",
+            "eval_steps": 2,
+            "logging_steps": 1,
+            **changes,
+        }
         path = tmp_path / "config.yaml"
         path.write_text(json.dumps({k: v for k, v in values.items() if v is not None}))
         return path
@@ -383,7 +522,17 @@ RECIPE = ROOT / "recipes" / "train_prm.py"
 def test_training_then_sampling(run, training, tmp_path, prompts_file):
     result = run("--config", training(), script=RECIPE)
     assert result.code == 0, result.err
-    result = run("sample", "--model", tmp_path / "prm", "--prompts", prompts_file, "-n", 2, "--out", tmp_path / "s.jsonl")
+    result = run(
+        "sample",
+        "--model",
+        tmp_path / "prm",
+        "--prompts",
+        prompts_file,
+        "-n",
+        2,
+        "--out",
+        tmp_path / "s.jsonl",
+    )
     assert result.code == 0, result.err
     log = json.loads((tmp_path / "prm" / "training_log.json").read_text())
     assert np.isfinite([row["loss"] for row in log if "loss" in row]).all()
@@ -394,14 +543,22 @@ def test_training_then_sampling(run, training, tmp_path, prompts_file):
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
 
 
-@pytest.mark.parametrize(("changes", "flags", "words"), [
-    ({"colour": "red"}, [], ["colour"]), ({}, ["--colour", "red"], ["colour"]),
-    ({"target": "gae"}, [], ["mc, td, td_lambda"]), ({"divergence": "kl"}, [], ["itakura_saito"]),
-    ({"floor": 0}, [], ["floor"]), ({}, ["--max_steps", "many"], ["max_steps"]),
-    ({"train_rollouts": "nowhere"}, [], ["there are no rollouts at nowhere"]),
-    ({"eval_rollouts": "nowhere"}, [], ["there are no rollouts at nowhere"]),
-    ({"train_rollouts": None}, [], ["there are no rollouts"]), ({"eval_rollouts": None}, [], ["eval"]),
-    ({"model_name_or_path": "nowhere/at/all"}, [], ["nowhere/at/all"])])
+@pytest.mark.parametrize(
+    ("changes", "flags", "words"),
+    [
+        ({"colour": "red"}, [], ["colour"]),
+        ({}, ["--colour", "red"], ["colour"]),
+        ({"target": "gae"}, [], ["mc, td, td_lambda"]),
+        ({"divergence": "kl"}, [], ["itakura_saito"]),
+        ({"floor": 0}, [], ["floor"]),
+        ({}, ["--max_steps", "many"], ["max_steps"]),
+        ({"train_rollouts": "nowhere"}, [], ["there are no rollouts at nowhere"]),
+        ({"eval_rollouts": "nowhere"}, [], ["there are no rollouts at nowhere"]),
+        ({"train_rollouts": None}, [], ["there are no rollouts"]),
+        ({"eval_rollouts": None}, [], ["eval"]),
+        ({"model_name_or_path": "nowhere/at/all"}, [], ["nowhere/at/all"]),
+    ],
+)
 def test_wrong_training_arguments(run, training, tmp_path, changes, flags, words):
     check_error(run("--config", training(**changes), *flags, script=RECIPE), *words)
     assert not list((tmp_path / "prm").glob("*"))
@@ -423,8 +580,10 @@ def test_training_into_a_folder_of_something_else(run, training, tmp_path):
 
 def test_disk_full_while_saving_a_checkpoint(training, tmp_path):
     """Files may not grow beyond 8 KB: the weights cannot be written, nothing of the checkpoint is left."""
-    code = f"import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192)); " \
-           f"sys.argv = ['train_prm', '--config', {str(training())!r}]; runpy.run_path({str(RECIPE)!r}, run_name='__main__')"
+    code = (
+        f"import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192)); "
+        f"sys.argv = ['train_prm', '--config', {str(training())!r}]; runpy.run_path({str(RECIPE)!r}, run_name='__main__')"
+    )
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[1] in (resource.RLIM_INFINITY, -1)
     done, _ = python("-c", code)
     assert done.returncode == 2, done.stderr

@@ -19,6 +19,7 @@ from rmtools.core.estimate import (
     cluster_bootstrap,
     cluster_sums,
     fraction_bound,
+    path_sums,
     prefix_errors,
     quantile_interval,
 )
@@ -176,6 +177,24 @@ def test_value_squares_and_the_parts_of_sigma2_are_unbiased_on_a_tree(r):
         abs(np.mean(x) - exact) for x in zip(*[(s.ratio, s.estimate.estimate) for s in results], strict=True)
     ]
     assert bias[1] < 0.5 * bias[0]
+
+
+def test_path_sums_need_the_extra_children_alone():
+    tree, n, k = ONE_TREE, 30000, 16
+    path, log_value, kids, _, _ = tree.audit(np.zeros(n, int), 1, k + 1, 2, np.random.default_rng(45))
+    rho = np.stack([tree.rho[t][0, path[t][:, 0]] for t in range(tree.horizon)], axis=1)
+    total = np.log(rho).sum(axis=1)
+    scores = []
+    for children in (
+        kids[:, 0, :, 1:],
+        kids[:, 0, :, :-1],
+    ):  # without, and with, the trajectory's own next step
+        errors = prefix_errors(log_value[:, 0, :-1].ravel(), children.reshape(-1, k))
+        sums = path_sums(errors, np.repeat(np.arange(n), tree.horizon))
+        assert abs(z_score(sums.total - total, 0)) < Z_MAX
+        scores.append(z_score(sums.total**2 - sums.noise - total**2, 0))
+    assert abs(scores[0]) < Z_MAX
+    assert scores[1] < -10
 
 
 def test_parts_agree_with_the_finite_model_and_with_the_sampler():

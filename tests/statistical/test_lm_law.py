@@ -38,7 +38,7 @@ def enumerated(policy, value, task, prompts):
     given = torch.tensor([ids + [i for s in p for i in policy.steps.step_ids(s)] for p in table.paths])
     with torch.inference_mode():
         each = torch.log_softmax(policy.model(input_ids=given).logits.double(), -1)
-    log_p = each[:, :-1].gather(2, given[:, 1:, None])[:, len(ids) - 1:, 0].sum(1).numpy()
+    log_p = each[:, :-1].gather(2, given[:, 1:, None])[:, len(ids) - 1 :, 0].sum(1).numpy()
     assert np.exp(log_p).sum() + table.uncovered == pytest.approx(1, abs=1e-5)
     assert 0.005 < table.uncovered < 0.2
     return prompt, table, np.exp(log_p)
@@ -151,7 +151,9 @@ def test_verify_lm_pools_prediction_and_measurement(cool, value, task, prompts):
     assert all(p.n_particles >= max(64, 5 * p.sigma2_predicted) for p in found.prompts)
     assert all(abs(p.mean_z_ratio - 1) < 4.5 * p.mean_z_ratio_se + p.uncovered for p in found.prompts)
     z2 = np.asarray([p.z for p in found.prompts]) ** 2
-    assert found.predicted == pytest.approx(np.sum(z2 * [p.sigma2_predicted for p in found.prompts]) / z2.sum())
+    assert found.predicted == pytest.approx(
+        np.sum(z2 * [p.sigma2_predicted for p in found.prompts]) / z2.sum()
+    )
     assert 0.5 < found.ratio["low"] < found.ratio["estimate"] < found.ratio["high"] < 2
     assert "pooled: predicted" in str(found)
     assert found.to_dict()["schema_version"] == 1

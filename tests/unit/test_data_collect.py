@@ -58,7 +58,9 @@ def test_the_text_is_what_the_policy_saw(rows, warm):
         for at in r.children:
             assert all(c.text for c in at)
     assert len({len(warm.steps.step_ids(s)) for r in rows for s in r.steps}) > 1
-    assert any(s.endswith("<eos>") for r in rows for s in [*r.steps, *(c.text for at in r.children for c in at)])
+    assert any(
+        s.endswith("<eos>") for r in rows for s in [*r.steps, *(c.text for at in r.children for c in at)]
+    )
 
 
 def test_no_branches_without_being_asked(policy, prompts, task):
@@ -117,7 +119,9 @@ def test_tokens_and_cut_steps_are_counted(policy, prompts, task):
     rows = collector.collect(prompts[:2])
     emitted = sum(len(steps.step_ids(s)) for r in rows for s in r.steps)
     assert collector.tally.tokens == emitted
-    assert collector.tally.truncated == sum(not s.endswith(("\n", "<eos>")) for r in rows for s in r.steps) > 0
+    assert (
+        collector.tally.truncated == sum(not s.endswith(("\n", "<eos>")) for r in rows for s in r.steps) > 0
+    )
 
 
 @pytest.mark.parametrize("name", ["trajectories", "children", "completions"])
@@ -138,29 +142,47 @@ def test_a_prompt_id_is_stable():
 def test_scored_rollouts_by_hand(value, task, terminal):
     """Two ragged trajectories: every value in its place, ended ones by what the terminal names."""
     rows = [
-        Rollout("a", "r2 . \nc13 . \n", ["s r2 \n", "u x \n"], 0.25,
-                [[Child("d x \n", False, None)], [Child("s x \n", True, 0.0), Child("s r2 \n", True, 1.0)]]),
+        Rollout(
+            "a",
+            "r2 . \nc13 . \n",
+            ["s r2 \n", "u x \n"],
+            0.25,
+            [[Child("d x \n", False, None)], [Child("s x \n", True, 0.0), Child("s r2 \n", True, 1.0)]],
+        ),
         Rollout("b", "r1 . \n", ["u r2 \n"], 1.0, [[Child("\n", True, 0.5)]]),
-        Rollout("a", "r2 . \nc13 . \n", ["u x \n", "s x \n"], 0.0)]
+        Rollout("a", "r2 . \nc13 . \n", ["u x \n", "s x \n"], 0.0),
+    ]
     scored = score_rollouts(rows, value, terminal)
     assert scored.prompt.tolist() == [0, 1, 0]
     assert scored.prefix_trajectory.tolist() == [0, 0, 1, 2, 2]
     assert scored.prefix_depth.tolist() == [0, 1, 0, 0, 1]
     assert scored.prefix_prompt.tolist() == [0, 0, 1, 0, 0]
-    assert scored.child_present.tolist() == [[True, True, False], [True] * 3, [True, True, False], [True, False, False],
-                                             [True, False, False]]
+    assert scored.child_present.tolist() == [
+        [True, True, False],
+        [True] * 3,
+        [True, True, False],
+        [True, False, False],
+        [True, False, False],
+    ]
 
     def alone(prompt, steps):
         return value.score([value.steps.encode(prompt, steps)])[0].log_value[-1]
 
     def end(row, steps, reward):
-        return float(value.tilt.log_potential(np.asarray(reward))) if terminal == "verifier" else alone(row.prompt, steps)
+        return (
+            float(value.tilt.log_potential(np.asarray(reward)))
+            if terminal == "verifier"
+            else alone(row.prompt, steps)
+        )
 
     a, b, c = rows
-    expected = [[alone(a.prompt, a.steps[:1]), alone(a.prompt, ["d x \n"]), 0],
-                [end(a, a.steps, 0.25), end(a, ["s r2 \n", "s x \n"], 0.0), end(a, ["s r2 \n", "s r2 \n"], 1.0)],
-                [end(b, b.steps, 1.0), end(b, ["\n"], 0.5), 0],
-                [alone(c.prompt, c.steps[:1]), 0, 0], [end(c, c.steps, 0.0), 0, 0]]
+    expected = [
+        [alone(a.prompt, a.steps[:1]), alone(a.prompt, ["d x \n"]), 0],
+        [end(a, a.steps, 0.25), end(a, ["s r2 \n", "s x \n"], 0.0), end(a, ["s r2 \n", "s r2 \n"], 1.0)],
+        [end(b, b.steps, 1.0), end(b, ["\n"], 0.5), 0],
+        [alone(c.prompt, c.steps[:1]), 0, 0],
+        [end(c, c.steps, 0.0), 0, 0],
+    ]
     np.testing.assert_allclose(scored.child_log_value, expected, atol=1e-5)
     np.testing.assert_allclose(scored.log_value[0][-1], end(a, a.steps, 0.25), atol=1e-5)
     np.testing.assert_allclose(scored.own_log_value[0][-1], alone(a.prompt, a.steps), atol=1e-5)

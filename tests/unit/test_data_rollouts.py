@@ -22,9 +22,15 @@ from rmtools.lm.steps import StepSettings
 
 META = RolloutMetadata("policy", "abc", "crossing", 2, StepSettings("\n", 2, 9), 0.7, 3, 4, 5, 6)
 ROWS = [
-    Rollout("p0", "r2 . \n", ["u r3 \n", "ümlaut ✓ \n"], 1.0,
-            [[Child("d r1 \n", False, None)], [Child("s x \n", True, 0.25), Child("<eos>", True, 0.0)]],
-            [[0.0, 1.0], [0.75]], [0.75, 1.0]),
+    Rollout(
+        "p0",
+        "r2 . \n",
+        ["u r3 \n", "ümlaut ✓ \n"],
+        1.0,
+        [[Child("d r1 \n", False, None)], [Child("s x \n", True, 0.25), Child("<eos>", True, 0.0)]],
+        [[0.0, 1.0], [0.75]],
+        [0.75, 1.0],
+    ),
     Rollout("p0", "r2 . \n", ["u r3 \n"], 0.75),
     Rollout("p1", "r1 . \n", ["u r2 \n", "s r2 \n"], 0.0, [[], []], [[], []]),
 ]
@@ -34,7 +40,9 @@ def write_raw(folder, rows, meta=None):
     """Write rows as they are, past the library's types."""
     folder.mkdir(exist_ok=True)
     pq.write_table(pa.Table.from_pylist(rows, schema=schema()), folder / ROWS_FILE)
-    (folder / META_FILE).write_text(json.dumps({"schema_version": 1, **asdict(META)} if meta is None else meta))
+    (folder / META_FILE).write_text(
+        json.dumps({"schema_version": 1, **asdict(META)} if meta is None else meta)
+    )
 
 
 def test_round_trip(tmp_path):
@@ -69,26 +77,50 @@ def test_datasets_reads_the_file(tmp_path):
     assert table[0]["steps"] == ROWS[0].steps
 
 
-GOOD = {"prompt_id": "p", "prompt": "q\n", "steps": ["a\n", "b\n"], "reward": 1.0, "children": [], "completions": [],
-        "labels": None}
+GOOD = {
+    "prompt_id": "p",
+    "prompt": "q\n",
+    "steps": ["a\n", "b\n"],
+    "reward": 1.0,
+    "children": [],
+    "completions": [],
+    "labels": None,
+}
 CHILD = {"text": "c\n", "ended": False, "reward": None}
 
 
-@pytest.mark.parametrize(("change", "name"), [
-    ({"prompt": ""}, "prompt"), ({"prompt": None}, "prompt"), ({"prompt_id": None}, "prompt_id"),
-    ({"steps": []}, "steps"), ({"steps": None}, "steps"), ({"steps": ["a\n", None]}, "steps"),
-    ({"steps": ["a\n", ""]}, "steps"),
-    ({"reward": None}, "reward"), ({"reward": 1.5}, "reward"), ({"reward": -0.1}, "reward"),
-    ({"reward": float("nan")}, "reward"),
-    ({"children": [[CHILD]]}, "children"), ({"children": [[CHILD], None]}, "children"),
-    ({"children": [[{**CHILD, "ended": True}], []]}, "children"), ({"children": [[{**CHILD, "text": None}], []]}, "children"),
-    ({"children": [[{**CHILD, "text": ""}], []]}, "children"), ({"children": [[None], []]}, "children"),
-    ({"children": [[{**CHILD, "ended": True, "reward": 2.0}], []]}, "children"),
-    ({"children": [[{**CHILD, "ended": True, "reward": float("nan")}], []]}, "children"),
-    ({"completions": [[0.0]]}, "completions"), ({"completions": [[0.0], [1.5]]}, "completions"),
-    ({"completions": [[0.0], [float("nan")]]}, "completions"), ({"completions": [[0.0], [None]]}, "completions"),
-    ({"completions": [[0.0], None]}, "completions"),
-    ({"labels": [1.0]}, "labels"), ({"labels": [1.0, 2.0]}, "labels"), ({"labels": [1.0, None]}, "labels")])
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({"prompt": ""}, "prompt"),
+        ({"prompt": None}, "prompt"),
+        ({"prompt_id": None}, "prompt_id"),
+        ({"steps": []}, "steps"),
+        ({"steps": None}, "steps"),
+        ({"steps": ["a\n", None]}, "steps"),
+        ({"steps": ["a\n", ""]}, "steps"),
+        ({"reward": None}, "reward"),
+        ({"reward": 1.5}, "reward"),
+        ({"reward": -0.1}, "reward"),
+        ({"reward": float("nan")}, "reward"),
+        ({"children": [[CHILD]]}, "children"),
+        ({"children": [[CHILD], None]}, "children"),
+        ({"children": [[{**CHILD, "ended": True}], []]}, "children"),
+        ({"children": [[{**CHILD, "text": None}], []]}, "children"),
+        ({"children": [[{**CHILD, "text": ""}], []]}, "children"),
+        ({"children": [[None], []]}, "children"),
+        ({"children": [[{**CHILD, "ended": True, "reward": 2.0}], []]}, "children"),
+        ({"children": [[{**CHILD, "ended": True, "reward": float("nan")}], []]}, "children"),
+        ({"completions": [[0.0]]}, "completions"),
+        ({"completions": [[0.0], [1.5]]}, "completions"),
+        ({"completions": [[0.0], [float("nan")]]}, "completions"),
+        ({"completions": [[0.0], [None]]}, "completions"),
+        ({"completions": [[0.0], None]}, "completions"),
+        ({"labels": [1.0]}, "labels"),
+        ({"labels": [1.0, 2.0]}, "labels"),
+        ({"labels": [1.0, None]}, "labels"),
+    ],
+)
 def test_every_wrong_field_names_row_and_field(tmp_path, change, name):
     write_raw(tmp_path, [GOOD, {**GOOD, **change}])
     with pytest.raises(UserError, match=rf"row 1, field {name}\b"):

@@ -31,22 +31,40 @@ def test_parse_grid():
             parse_grid(wrong)
 
 
-@pytest.mark.parametrize(("steps", "reward"), [
-    (["s r2 \n", "d r1 \n"], 1.0), (["s r2 \n", "u r3 \n"], 1.0),
-    (["s r2 \n", "s r2 \n"], 0.0),  # into a block, and says a row
-    (["s r2 \n", "s x \n"], 0.0),  # into a block, and says so
-    (["u x \n", "s x \n"], 0.0), (["u r4 \n", "d r3 \n"], 0.0),  # a wrong row
-    (["s r2 \n"], 0.0), (["s r2 \n", "d r1 \n", "s r1 \n"], 0.0), ([], 0.0),
-    (["s r2 \n", "d r1"], 0.0), (["s r2 \n", "d r1 \n<eos>"], 0.0), (["s r2 \n", "dr1 \n"], 0.0)])
+@pytest.mark.parametrize(
+    ("steps", "reward"),
+    [
+        (["s r2 \n", "d r1 \n"], 1.0),
+        (["s r2 \n", "u r3 \n"], 1.0),
+        (["s r2 \n", "s r2 \n"], 0.0),  # into a block, and says a row
+        (["s r2 \n", "s x \n"], 0.0),  # into a block, and says so
+        (["u x \n", "s x \n"], 0.0),
+        (["u r4 \n", "d r3 \n"], 0.0),  # a wrong row
+        (["s r2 \n"], 0.0),
+        (["s r2 \n", "d r1 \n", "s r1 \n"], 0.0),
+        ([], 0.0),
+        (["s r2 \n", "d r1"], 0.0),
+        (["s r2 \n", "d r1 \n<eos>"], 0.0),
+        (["s r2 \n", "dr1 \n"], 0.0),
+    ],
+)
 def test_reward_by_hand(steps, reward):
     assert Crossing(2).reward(PROMPT, steps) == reward
 
 
-@pytest.mark.parametrize(("steps", "right"), [
-    (["u x \n", "s x \n"], [True, True]), (["u x \n", "u x \n"], [True, False]),
-    (["s r2 \n", "s r2 \n"], [True, False]), (["u r4 \n", "d r3 \n"], [False, True]),  # counted once
-    (["u \n", "d r1 \n"], [False, True]), (["q r2 \n"], [False]), ([], []),
-    (["s r2 \n", "d r1 \n", "s r1 \n"], [True, True])])
+@pytest.mark.parametrize(
+    ("steps", "right"),
+    [
+        (["u x \n", "s x \n"], [True, True]),
+        (["u x \n", "u x \n"], [True, False]),
+        (["s r2 \n", "s r2 \n"], [True, False]),
+        (["u r4 \n", "d r3 \n"], [False, True]),  # counted once
+        (["u \n", "d r1 \n"], [False, True]),
+        (["q r2 \n"], [False]),
+        ([], []),
+        (["s r2 \n", "d r1 \n", "s r1 \n"], [True, True]),
+    ],
+)
 def test_right_rows_by_hand(steps, right):
     assert Crossing(2).right_rows(PROMPT, steps) == right
 
@@ -147,10 +165,18 @@ def test_a_number_draws_prompts():
             prompts_from(wrong, Crossing(4), np.random.default_rng(0))
 
 
-@pytest.mark.parametrize(("text", "why"), [
-    ('{"prompt": "a"}\n{"prompt": \n', "line 2 is not valid JSON"), ('{"prompt": "a"}\n\n\n[1]\n', "line 4 has no text"),
-    ('{"text": "a"}\n', "line 1 has no text field"), ('{"prompt": 3}\n', "line 1 has no text field"),
-    ('{"prompt": ""}\n', "line 1 has no text field"), ("", "is empty"), ("\n  \n", "is empty")])
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ('{"prompt": "a"}\n{"prompt": \n', "line 2 is not valid JSON"),
+        ('{"prompt": "a"}\n\n\n[1]\n', "line 4 has no text"),
+        ('{"text": "a"}\n', "line 1 has no text field"),
+        ('{"prompt": 3}\n', "line 1 has no text field"),
+        ('{"prompt": ""}\n', "line 1 has no text field"),
+        ("", "is empty"),
+        ("\n  \n", "is empty"),
+    ],
+)
 def test_broken_prompts_files(tmp_path, text, why):
     path = tmp_path / "p.jsonl"
     path.write_text(text)

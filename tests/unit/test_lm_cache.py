@@ -63,8 +63,12 @@ def test_holes_do_not_count(model):
     _, cache = start(model, rows)
     generator = torch.Generator().manual_seed(0)
     for _ in range(12):
-        new = [int(torch.randint(4, 25, (1,), generator=generator)) if torch.rand(1, generator=generator) < 0.5 else None
-               for _ in rows]
+        new = [
+            int(torch.randint(4, 25, (1,), generator=generator))
+            if torch.rand(1, generator=generator) < 0.5
+            else None
+            for _ in rows
+        ]
         logits, cache = append(model, cache, new)
         rows = [r if t is None else [*r, t] for r, t in zip(rows, new, strict=True)]
         check(model, logits, rows, [i for i, t in enumerate(new) if t is not None])

@@ -25,7 +25,7 @@ def teacher_forced(policy, sequences, n_given):
     ids = torch.tensor(sequences)
     table = torch.log_softmax(policy.model(input_ids=ids).logits.double() / policy.temperature, -1)
     each = table[:, :-1].gather(2, ids[:, 1:, None])[..., 0]
-    return each[:, n_given - 1:].sum(1).numpy()
+    return each[:, n_given - 1 :].sum(1).numpy()
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,9 @@ def test_probabilities_are_the_teacher_forced_ones(policy, prompts, choices):
     for i in range(2):
         at = grown.parent == i
         assert sorted(grown.choice[at].tolist()) == list(range(18))
-        expected = teacher_forced(policy, [ids[i] + tokens[c] for c in grown.choice[at].tolist()], len(ids[i]))
+        expected = teacher_forced(
+            policy, [ids[i] + tokens[c] for c in grown.choice[at].tolist()], len(ids[i])
+        )
         np.testing.assert_allclose(grown.log_probability[at], expected, atol=1e-5)
         assert 0.5 < float(grown.log_probability[at].exp().sum()) < 1
     assert [tokens[c] for c in grown.choice.tolist()] == grown.tokens.tolist()
@@ -63,8 +65,14 @@ def test_expansion_goes_on(policy, prompts, choices):
     assert first.state.cache.length.tolist() == [len(ids) + 2] * len(first.choice)
     second = expand(policy, first.state, tokens)
     begun = [tokens[c] for c in first.choice.tolist()]
-    expected = teacher_forced(policy, [ids + begun[p] + tokens[c] for p, c in
-                                       zip(second.parent.tolist(), second.choice.tolist(), strict=True)], len(ids) + 3)
+    expected = teacher_forced(
+        policy,
+        [
+            ids + begun[p] + tokens[c]
+            for p, c in zip(second.parent.tolist(), second.choice.tolist(), strict=True)
+        ],
+        len(ids) + 3,
+    )
     np.testing.assert_allclose(second.log_probability, expected, atol=1e-5)
 
 
@@ -93,8 +101,11 @@ def test_following_a_step_is_decoding_it(policy, prompts, choices):
     assert moved.pending.tolist() == fresh.pending.tolist()
     assert moved.cache.length.tolist() == fresh.cache.length.tolist()
     tokens = [policy.steps.step_ids(c) for c in choices]
-    np.testing.assert_allclose(expand(policy, moved, tokens).log_probability,
-                               expand(policy, fresh, tokens).log_probability, atol=1e-5)
+    np.testing.assert_allclose(
+        expand(policy, moved, tokens).log_probability,
+        expand(policy, fresh, tokens).log_probability,
+        atol=1e-5,
+    )
     ended = follow(policy, policy.start(ids), torch.tensor([[5, policy.steps.eos_id, -1], [5, 24, -1]]))
     assert ended.ended.tolist() == [True, False]
 
@@ -116,7 +127,9 @@ def test_table_against_brute_force(short, prompts, task, choices):
     table = tabulate(policy, value, prompt, choices, two.reward, 0.0)
     ids = policy.steps.prompt_ids(prompt)
     paths = [list(p) for p in itertools.product(choices, repeat=2)]
-    log_p = teacher_forced(policy, [ids + [i for s in p for i in policy.steps.step_ids(s)] for p in paths], len(ids))
+    log_p = teacher_forced(
+        policy, [ids + [i for s in p for i in policy.steps.step_ids(s)] for p in paths], len(ids)
+    )
     p = np.exp(log_p)
     assert sorted(table.paths) == sorted(paths)
     assert table.uncovered == pytest.approx(1 - p.sum(), abs=1e-6)
@@ -187,7 +200,9 @@ def test_exact_ratios_of_ragged_malformed_trajectories(policy, value, prompts, t
     assert found.uncovered.shape == (6,)
     for row, errors in zip(rows, found.log_error[0], strict=True):
         for t in range(len(row.steps)):
-            assert errors[t] == pytest.approx(by_hand(policy, value, row.prompt, row.steps[:t], task), abs=2e-5)
+            assert errors[t] == pytest.approx(
+                by_hand(policy, value, row.prompt, row.steps[:t], task), abs=2e-5
+            )
 
 
 def by_hand(policy, value, prompt, steps, task):

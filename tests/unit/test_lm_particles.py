@@ -76,9 +76,13 @@ def test_values_are_those_of_the_text(policy, value, prompts, task, terminal):
     draws = rng(3)
     for _ in range(task.horizon):
         particles = particles.extend(4, draws)
-        np.testing.assert_allclose(particles.log_value(), values_of(particles, at, value, task, terminal), atol=2e-5)
+        np.testing.assert_allclose(
+            particles.log_value(), values_of(particles, at, value, task, terminal), atol=2e-5
+        )
         particles = particles.select(draws.integers(particles.shape[1], size=(3, 5)))
-        np.testing.assert_allclose(particles.log_value(), values_of(particles, at, value, task, terminal), atol=2e-5)
+        np.testing.assert_allclose(
+            particles.log_value(), values_of(particles, at, value, task, terminal), atol=2e-5
+        )
     assert particles.ended.all()
     if terminal == "verifier":
         assert set(np.round(np.exp(particles.log_value()), 6).ravel()) <= {value.tilt.floor, 1.0}
@@ -107,7 +111,9 @@ def test_extending_twice_from_the_same_object(policy, value, prompts, task):
     assert one.steps() == again.steps()
     assert one.steps() != other.steps()
     np.testing.assert_array_equal(one.log_value(), again.log_value())
-    np.testing.assert_allclose(other.log_value(), values_of(other, prompts[:2], value, task, "verifier"), atol=2e-5)
+    np.testing.assert_allclose(
+        other.log_value(), values_of(other, prompts[:2], value, task, "verifier"), atol=2e-5
+    )
 
 
 def test_ended_prefixes_are_absorbing(policy, value, prompts, task):
@@ -122,7 +128,9 @@ def test_ended_prefixes_are_absorbing(policy, value, prompts, task):
 
 def test_tokens_are_counted_for_every_particle(policy, value, prompts, task):
     particles = start(policy, value, prompts[:2], task).extend(10, rng(0))
-    by_hand = sum(len(policy.steps.step_ids(s[0])) for g in particles.steps() for s in g if s[0].endswith("\n"))
+    by_hand = sum(
+        len(policy.steps.step_ids(s[0])) for g in particles.steps() for s in g if s[0].endswith("\n")
+    )
     assert particles.decoded >= by_hand > 0
     fewer = particles.select(np.zeros((2, 3), dtype=int))
     assert fewer.decoded == particles.decoded
@@ -216,7 +224,9 @@ def test_records_of_the_sampler(policy, value, prompts, task, resampling):
         assert (r["log_z"] is None) == (resampling == "top_k")
         assert len(r["samples"]) == 6
         assert len(r["ess"]) == len(r["ancestors"]) == task.horizon
-        assert np.exp([s["log_weight"] for s in r["samples"] if s["log_weight"] is not None]).sum() == pytest.approx(1)
+        assert np.exp(
+            [s["log_weight"] for s in r["samples"] if s["log_weight"] is not None]
+        ).sum() == pytest.approx(1)
         assert all(s["reward"] == task.reward(r["prompt"], s["steps"]) for s in r["samples"])
         values = [s["log_value"] for s in r["samples"]]
         assert values[r["argmax"]] == max(values)

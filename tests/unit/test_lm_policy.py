@@ -95,7 +95,9 @@ def test_the_second_step_is_drawn_given_the_first(policy, prompts, task, generat
 def test_shared_prefixes_have_the_law_of_separate_rows(policy, prompts, generator):
     """One prefix held once for n particles, and n rows of it: the same law of the step."""
     n = 3000
-    shared = drawn(policy.decode_step(start(policy, [prompts[0]]), torch.zeros(n, dtype=torch.long), generator(5)))
+    shared = drawn(
+        policy.decode_step(start(policy, [prompts[0]]), torch.zeros(n, dtype=torch.long), generator(5))
+    )
     separate = drawn(policy.decode_step(start(policy, [prompts[0]] * n), torch.arange(n), generator(6)))
     kinds = sorted(set(shared) | set(separate))
     table = np.asarray([[s.count(k) for k in kinds] for s in (shared, separate)], float)
@@ -108,7 +110,9 @@ def test_shared_prefixes_have_the_law_of_separate_rows(policy, prompts, generato
 def test_particles_of_one_prefix_are_independent(policy, prompts, generator):
     """Pairs of neighbours agree as often as two independent draws do."""
     n = 4000
-    steps = drawn(policy.decode_step(start(policy, [prompts[0]]), torch.zeros(2 * n, dtype=torch.long), generator(8)))
+    steps = drawn(
+        policy.decode_step(start(policy, [prompts[0]]), torch.zeros(2 * n, dtype=torch.long), generator(8))
+    )
     agree = np.mean([a == b for a, b in zip(steps[::2], steps[1::2], strict=True)])
     p = np.asarray([steps.count(k) for k in set(steps)]) / (2 * n)
     expected = (p**2).sum()
@@ -132,7 +136,9 @@ def test_bookkeeping_of_a_step(policy, prompts, generator):
     rows = [tuple(r) for r in step.tokens.tolist()]
     assert len(set(zip(step.parent.tolist(), rows, strict=True))) == len(rows)
     length = (step.tokens >= 0).sum(1)
-    assert step.state.pending.tolist() == [r[n - 1] for r, n in zip(step.tokens.tolist(), length, strict=True)]
+    assert step.state.pending.tolist() == [
+        r[n - 1] for r, n in zip(step.tokens.tolist(), length, strict=True)
+    ]
     assert (step.state.cache.length == state.cache.length[step.parent] + length).all()
     assert (step.state.n_steps == 1).all()
 
@@ -210,7 +216,8 @@ def test_a_delimiter_of_two_tokens(policy, prompts, generator):
     steps.delimiter_ids = [5, 6]
     follow = {policy.steps.delimiter_ids[0]: 6, 6: 4, 4: 5, 5: 6}
     step = (two := Policy(Scripted(policy.model, follow), steps)).decode_step(
-        start(two, prompts[:1]), torch.zeros(1, dtype=torch.long), generator(0))
+        start(two, prompts[:1]), torch.zeros(1, dtype=torch.long), generator(0)
+    )
     assert step.tokens.tolist() == [[6, 4, 5, 6]]
 
 

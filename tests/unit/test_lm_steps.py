@@ -101,8 +101,10 @@ def test_values_are_read_at_the_token_that_ends_the_step(step_tokenizer, prompts
     assert (tree.ids[at] == step_tokenizer.delimiter_ids[-1]).all()
 
 
-@pytest.mark.parametrize(("text", "steps"), [
-    ("", []), ("a", ["a"]), ("a\n", ["a\n"]), ("a\n\nb", ["a\n", "\n", "b"]), ("\n", ["\n"])])
+@pytest.mark.parametrize(
+    ("text", "steps"),
+    [("", []), ("a", ["a"]), ("a\n", ["a\n"]), ("a\n\nb", ["a\n", "\n", "b"]), ("\n", ["\n"])],
+)
 def test_split_steps(text, steps):
     assert split_steps(text, "\n") == steps
     assert "".join(steps) == text

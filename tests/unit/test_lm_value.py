@@ -156,8 +156,13 @@ def test_tree_mask_by_hand():
     """Trajectory 0 1 2, one child at fork 1 (tokens 3 4), one at fork 2 (token 5)."""
     mask = tree_mask(torch.tensor([[0, 0, 0, 1, 1, 2]]), torch.tensor([[1, 2, 3, 1, 1, 2]]))[0].int()
     assert mask.tolist() == [
-        [1, 0, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0],
-        [1, 0, 0, 1, 0, 0], [1, 0, 0, 1, 1, 0], [1, 1, 0, 0, 0, 1]]
+        [1, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0],
+        [1, 0, 0, 1, 0, 0],
+        [1, 0, 0, 1, 1, 0],
+        [1, 1, 0, 0, 0, 1],
+    ]
 
 
 def test_no_mask_is_built_without_children(value):
@@ -178,7 +183,9 @@ def test_constant_value(value):
     for (_, steps, children), found in zip(RAGGED, scored, strict=True):
         assert found.log_value.shape == (len(steps) + 1,)
         np.testing.assert_allclose(found.log_value, expected)
-        assert [len(c) for c in found.children] == [len(c) for c in children] + [0] * (len(steps) - len(children))
+        assert [len(c) for c in found.children] == [len(c) for c in children] + [0] * (
+            len(steps) - len(children)
+        )
     values, state = constant.start([[1], [2], [3]])
     np.testing.assert_allclose(values, expected)
     values, state = constant.advance(state.select(torch.tensor([0, 0, 1, 2])), torch.ones(4, 2))

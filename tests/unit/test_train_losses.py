@@ -55,7 +55,9 @@ def test_divergences_by_hand():
     np.testing.assert_allclose(itakura_saito(log_u, log_v), [2 - math.log(2) - 1, 0], atol=1e-6)
     np.testing.assert_allclose(poisson(log_u, log_v), [0.5 * math.log(2) - 0.5 + 0.25, 0], atol=1e-6)
     logits = torch.tensor([[0.0, math.log(3.0)]])
-    np.testing.assert_allclose(bce(torch.tensor([0.5]), logits), -0.5 * math.log(0.75) - 0.5 * math.log(0.25), atol=1e-6)
+    np.testing.assert_allclose(
+        bce(torch.tensor([0.5]), logits), -0.5 * math.log(0.75) - 0.5 * math.log(0.25), atol=1e-6
+    )
     np.testing.assert_allclose(mse(torch.tensor([0.5]), logits), 0.0625, atol=1e-6)
 
 
@@ -99,10 +101,14 @@ def test_one_step_averages_own_and_children():
     np.testing.assert_allclose(found.exp(), [[0.3, 0.3]])
 
 
-@pytest.mark.parametrize(("lam", "expected"), [
-    (0.0, [[0.2, 0.4, 0.8, 1.0], [0.3, 0.05, 0.05, 0.05]]),
-    (1.0, [[1.0] * 4, [0.05] * 4]),
-    (0.5, [[0.1 + 0.5 * (0.2 + 0.5 * 0.9), 0.2 + 0.5 * 0.9, 0.9, 1.0], [0.15 + 0.025, 0.05, 0.05, 0.05]])])
+@pytest.mark.parametrize(
+    ("lam", "expected"),
+    [
+        (0.0, [[0.2, 0.4, 0.8, 1.0], [0.3, 0.05, 0.05, 0.05]]),
+        (1.0, [[1.0] * 4, [0.05] * 4]),
+        (0.5, [[0.1 + 0.5 * (0.2 + 0.5 * 0.9), 0.2 + 0.5 * 0.9, 0.9, 1.0], [0.15 + 0.025, 0.05, 0.05, 0.05]]),
+    ],
+)
 def test_lambda_return_of_ragged_trajectories(lam, expected):
     """Lengths 3 and 1: one-step targets .2 .4 .8 and .3; outcomes 1 and .05."""
     u = logs([[0.2, 0.4, 0.8], [0.3, 0.7, 0.9]])
@@ -119,9 +125,16 @@ def test_lambda_out_of_range():
 # Collation
 
 ROWS = [
-    Rollout("a", "r2 . \n", ["u r3 \n", "s x \n"], 0.75, [[Child("d r1 \n", False, None)], [Child("s r3 \n", True, 0.25)]],
-            [[0.5, 1.0], [0.0]]),
-    Rollout("b", "r1 . \n", ["u \n"], 0.0)]
+    Rollout(
+        "a",
+        "r2 . \n",
+        ["u r3 \n", "s x \n"],
+        0.75,
+        [[Child("d r1 \n", False, None)], [Child("s r3 \n", True, 0.25)]],
+        [[0.5, 1.0], [0.0]],
+    ),
+    Rollout("b", "r1 . \n", ["u \n"], 0.0),
+]
 
 
 def test_examples_keep_soft_rewards(step_tokenizer):
@@ -131,7 +144,9 @@ def test_examples_keep_soft_rewards(step_tokenizer):
     assert math.exp(one.log_potential) == pytest.approx(FLOOR + (1 - FLOOR) * 0.75)
     assert np.isnan(one.child_log_potential[0]).all()
     np.testing.assert_allclose(np.exp(one.child_log_potential[1]), FLOOR + (1 - FLOOR) * 0.25)
-    np.testing.assert_allclose(np.exp(one.completion_log_potential[0]), [FLOOR + (1 - FLOOR) * r for r in (0.5, 1.0)])
+    np.testing.assert_allclose(
+        np.exp(one.completion_log_potential[0]), [FLOOR + (1 - FLOOR) * r for r in (0.5, 1.0)]
+    )
 
 
 def test_a_batch_by_hand(step_tokenizer):
@@ -143,7 +158,9 @@ def test_a_batch_by_hand(step_tokenizer):
     assert torch.isnan(batch["child_log_potential"]).tolist() == [[[True], [False]], [[True], [True]]]
     assert batch["completion_log_potential"].shape == (2, 3, 2)
     assert (batch["completion_log_potential"] == -math.inf).tolist() == [
-        [[False, False], [False, True], [True, True]], [[True, True]] * 3]
+        [[False, False], [False, True], [True, True]],
+        [[True, True]] * 3,
+    ]
     assert batch["model"]["input_ids"].shape == (2, 15)
     ids = batch["model"]["input_ids"].gather(1, batch["reads"])
     newline = step_tokenizer.delimiter_ids[0]

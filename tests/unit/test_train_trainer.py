@@ -37,9 +37,20 @@ def rollouts(policy, task, prompts):
 
 
 def config(tmp_path, **changes):
-    values = {"output_dir": str(tmp_path / "out"), "max_steps": 3, "per_device_train_batch_size": 4, "logging_steps": 1,
-              "learning_rate": 1e-2, "report_to": "none", "save_strategy": "no", "use_cpu": True, "floor": 0.05,
-              "disable_tqdm": True, "seed": 0, "dataloader_pin_memory": False}
+    values = {
+        "output_dir": str(tmp_path / "out"),
+        "max_steps": 3,
+        "per_device_train_batch_size": 4,
+        "logging_steps": 1,
+        "learning_rate": 1e-2,
+        "report_to": "none",
+        "save_strategy": "no",
+        "use_cpu": True,
+        "floor": 0.05,
+        "disable_tqdm": True,
+        "seed": 0,
+        "dataloader_pin_memory": False,
+    }
     return PRMConfig(**{**values, **changes})
 
 
@@ -52,7 +63,9 @@ def adapted(policy_folder):
 
 
 def trainer_for(policy_folder, step_tokenizer, rows, tmp_path, held_out=(), model=None, **changes):
-    return PRMTrainer(model or adapted(policy_folder), config(tmp_path, **changes), step_tokenizer, rows, held_out)
+    return PRMTrainer(
+        model or adapted(policy_folder), config(tmp_path, **changes), step_tokenizer, rows, held_out
+    )
 
 
 def perturb(model, seed=0):
@@ -64,11 +77,21 @@ def perturb(model, seed=0):
                 p.normal_(std=0.2)
 
 
-@pytest.mark.parametrize(("target", "name"), [
-    ("td", "itakura_saito"), ("mc", "bce"), ("td_lambda", "poisson"), ("td", "mse")])
+@pytest.mark.parametrize(
+    ("target", "name"), [("td", "itakura_saito"), ("mc", "bce"), ("td_lambda", "poisson"), ("td", "mse")]
+)
 def test_three_steps_end_to_end(policy_folder, step_tokenizer, rollouts, tmp_path, target, name):
-    trainer = trainer_for(policy_folder, step_tokenizer, rollouts[:12], tmp_path, rollouts[12:], target=target,
-                          divergence=name, eval_strategy="steps", eval_steps=3)
+    trainer = trainer_for(
+        policy_folder,
+        step_tokenizer,
+        rollouts[:12],
+        tmp_path,
+        rollouts[12:],
+        target=target,
+        divergence=name,
+        eval_strategy="steps",
+        eval_steps=3,
+    )
     before = {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
     trainer.train()
     losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
@@ -84,8 +107,16 @@ def test_three_steps_end_to_end(policy_folder, step_tokenizer, rollouts, tmp_pat
 
 
 def test_training_lowers_the_loss(policy_folder, step_tokenizer, rollouts, tmp_path):
-    trainer = trainer_for(policy_folder, step_tokenizer, rollouts, tmp_path, max_steps=25, target="mc",
-                          learning_rate=2e-2, per_device_train_batch_size=16)
+    trainer = trainer_for(
+        policy_folder,
+        step_tokenizer,
+        rollouts,
+        tmp_path,
+        max_steps=25,
+        target="mc",
+        learning_rate=2e-2,
+        per_device_train_batch_size=16,
+    )
     trainer.train()
     losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
     assert np.mean(losses[-5:]) < 0.7 * losses[0]
@@ -105,8 +136,10 @@ def plain_targets(rows, value, phi, lam):
         returns = [ends]
         for t in reversed(range(len(row.steps))):
             own = ends if t + 1 == len(row.steps) else value(row.prompt, row.steps[: t + 1])
-            others = [phi(c.reward) if c.ended else value(row.prompt, [*row.steps[:t], c.text])
-                      for c in (row.children[t] if row.children else [])]
+            others = [
+                phi(c.reward) if c.ended else value(row.prompt, [*row.steps[:t], c.text])
+                for c in (row.children[t] if row.children else [])
+            ]
             u = np.mean([own, *others])
             returns.append((1 - lam) * u + lam * returns[-1])
         out.append(returns[::-1])
@@ -114,18 +147,28 @@ def plain_targets(rows, value, phi, lam):
 
 
 RAGGED = [
-    Rollout("a", "r2 . \nc13 . \n", ["s r2 \n", "u x \n"], 0.25,
-            [[Child("d x \n", False, None)], [Child("s x \n", True, 0.0), Child("s r2 \n", True, 1.0)]],
-            [[1.0, 0.5], [0.75, 0.0]]),
+    Rollout(
+        "a",
+        "r2 . \nc13 . \n",
+        ["s r2 \n", "u x \n"],
+        0.25,
+        [[Child("d x \n", False, None)], [Child("s x \n", True, 0.0), Child("s r2 \n", True, 1.0)]],
+        [[1.0, 0.5], [0.75, 0.0]],
+    ),
     Rollout("b", "r1 . \n", ["u r2 \n"], 1.0, [[Child("\n", True, 0.5)]], [[0.0, 0.0]]),
-    Rollout("c", "r0 . \nc13 . \nc02 . \n", ["s r0 \n", "s x \n", "s x \n"], 0.0)]
+    Rollout("c", "r0 . \nc13 . \nc02 . \n", ["s r0 \n", "s x \n", "s x \n"], 0.0),
+]
 
 
-@pytest.mark.parametrize(("target", "lam"), [("td", 0.0), ("td_lambda", 0.0), ("td_lambda", 0.3), ("td_lambda", 1.0)])
+@pytest.mark.parametrize(
+    ("target", "lam"), [("td", 0.0), ("td_lambda", 0.0), ("td_lambda", 0.3), ("td_lambda", 1.0)]
+)
 def test_targets_are_the_definition(policy_folder, step_tokenizer, tmp_path, target, lam):
     model = adapted(policy_folder)
     perturb(model)
-    trainer = trainer_for(policy_folder, step_tokenizer, RAGGED, tmp_path, model=model, target=target, td_lambda=lam)
+    trainer = trainer_for(
+        policy_folder, step_tokenizer, RAGGED, tmp_path, model=model, target=target, td_lambda=lam
+    )
     scorer = ValueModel(model, step_tokenizer, Tilt(0.05))
 
     def value(prompt, steps):
@@ -143,11 +186,16 @@ def test_monte_carlo_targets_and_the_loss_by_hand(policy_folder, step_tokenizer,
     perturb(model)
     trainer = trainer_for(policy_folder, step_tokenizer, RAGGED, tmp_path, model=model, target="mc")
     batch = batch_of(trainer, RAGGED)
-    means = [[np.mean([0.25, 1.0, 0.5]), np.mean([0.25, 0.75, 0.0]), 0.25], [np.mean([1.0, 0.0, 0.0]), 1.0], [0.0] * 4]
+    means = [
+        [np.mean([0.25, 1.0, 0.5]), np.mean([0.25, 0.75, 0.0]), 0.25],
+        [np.mean([1.0, 0.0, 0.0]), 1.0],
+        [0.0] * 4,
+    ]
     found = trainer.log_targets(model, batch).exp().numpy()
     losses = []
     scored = ValueModel(model, step_tokenizer, Tilt(0.05)).score(
-        [step_tokenizer.encode(r.prompt, r.steps) for r in RAGGED])
+        [step_tokenizer.encode(r.prompt, r.steps) for r in RAGGED]
+    )
     for row, m, s in zip(found, means, scored, strict=True):
         u = 0.05 + 0.95 * np.asarray(m)
         np.testing.assert_allclose(row[: len(m)], u, rtol=1e-5)
@@ -189,9 +237,19 @@ def test_targets_come_from_the_copy_not_the_current_weights(policy_folder, step_
     assert not torch.allclose(trainer.log_targets(model, batch), before)
 
 
-@pytest.mark.parametrize("changes", [
-    {"target": "gae"}, {"divergence": "kl"}, {"td_lambda": 1.5}, {"td_lambda": float("nan")}, {"ema_decay": 1.0},
-    {"ema_decay": -0.1}, {"floor": 0.0}, {"floor": 1.5}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"target": "gae"},
+        {"divergence": "kl"},
+        {"td_lambda": 1.5},
+        {"td_lambda": float("nan")},
+        {"ema_decay": 1.0},
+        {"ema_decay": -0.1},
+        {"floor": 0.0},
+        {"floor": 1.5},
+    ],
+)
 def test_wrong_settings_are_refused(tmp_path, changes):
     with pytest.raises(UserError, match=next(iter(changes))):
         config(tmp_path, **changes)
@@ -210,8 +268,12 @@ def saved(policy_folder, step_tokenizer, rollouts, tmp_path_factory, settings):
     folder = tmp_path_factory.mktemp("train") / "prm"
     trainer = trainer_for(policy_folder, step_tokenizer, rollouts, folder.parent)
     trainer.train()
-    metadata = RolloutMetadata(str(policy_folder), fingerprint(policy_folder), "crossing", 3, settings, 1.6, 5)
-    save_checkpoint(trainer, settings_for(str(policy_folder), metadata, rollouts, trainer.args, "rollouts"), folder)
+    metadata = RolloutMetadata(
+        str(policy_folder), fingerprint(policy_folder), "crossing", 3, settings, 1.6, 5
+    )
+    save_checkpoint(
+        trainer, settings_for(str(policy_folder), metadata, rollouts, trainer.args, "rollouts"), folder
+    )
     return folder, trainer
 
 
@@ -219,7 +281,10 @@ def test_the_checkpoint_reloads_with_the_same_values(saved, step_tokenizer, roll
     folder, trainer = saved
     require_head(folder)
     again, settings = load_value_model(folder)
-    trees = [step_tokenizer.encode(r.prompt, r.steps, [[c.text for c in at] for at in r.children]) for r in rollouts]
+    trees = [
+        step_tokenizer.encode(r.prompt, r.steps, [[c.text for c in at] for at in r.children])
+        for r in rollouts
+    ]
     expected = ValueModel(trainer.model, step_tokenizer, Tilt(0.05)).score(trees)
     for a, b in zip(again.score(trees), expected, strict=True):
         np.testing.assert_allclose(a.log_value, b.log_value, atol=1e-5)
@@ -233,7 +298,13 @@ def test_the_checkpoint_reloads_with_the_same_values(saved, step_tokenizer, roll
 def test_the_checkpoint_holds_all_and_nothing_temporary(saved):
     folder, _ = saved
     names = {p.name for p in folder.iterdir()}
-    assert {"adapter_config.json", "adapter_model.safetensors", SETTINGS_FILE, LOG_FILE, "tokenizer.json"} <= names
+    assert {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        SETTINGS_FILE,
+        LOG_FILE,
+        "tokenizer.json",
+    } <= names
     assert not [p for p in folder.parent.iterdir() if p.name.startswith(".")]
     log = json.loads((folder / LOG_FILE).read_text())
     assert [row["step"] for row in log if "loss" in row] == [1, 2, 3]
@@ -258,8 +329,11 @@ def test_a_whole_model_is_a_checkpoint_too(policy_folder, step_tokenizer, value_
     CheckpointSettings.load(value_folder).save(folder)
     again, _ = load_value_model(folder)
     tree = [step_tokenizer.encode("r2 . \n", ["u r3 \n"])]
-    np.testing.assert_allclose(again.score(tree)[0].log_value,
-                               ValueModel(model, step_tokenizer, Tilt(0.05)).score(tree)[0].log_value, atol=1e-6)
+    np.testing.assert_allclose(
+        again.score(tree)[0].log_value,
+        ValueModel(model, step_tokenizer, Tilt(0.05)).score(tree)[0].log_value,
+        atol=1e-6,
+    )
 
 
 def test_settings_name_the_policy_relative_to_the_checkpoint(saved, policy_folder, tmp_path, monkeypatch):
@@ -283,8 +357,9 @@ def test_lora_leaves_the_head_whole(policy_folder, targets):
     from peft import get_peft_model
     from trl import ModelConfig
 
-    model = get_peft_model(new_token_classifier(str(policy_folder), 0),
-                           lora_config(ModelConfig(lora_target_modules=targets)))
+    model = get_peft_model(
+        new_token_classifier(str(policy_folder), 0), lora_config(ModelConfig(lora_target_modules=targets))
+    )
     names = [n for n, p in model.named_parameters() if p.requires_grad]
     assert any("score.modules_to_save" in n for n in names)
     assert not any("score" in n and "lora" in n for n in names)
