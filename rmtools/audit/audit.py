@@ -205,7 +205,7 @@ def audit_model(
     place = (scored.prefix_prompt, scored.prefix_depth, scored.horizon)
     p, outcome, prompt = outcomes(scored, tilt)
     cost, influence = particle_cost(rows, scored, tilt, rng)
-    trajectories = path_sums(errors, scored.prefix_trajectory)
+    trajectories = path_sums(scored.alternative_errors(), scored.prefix_trajectory)
     return ModelAudit(
         role=role,
         name=name,

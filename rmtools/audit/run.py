@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from rmtools.audit.audit import AuditReport, ModelAudit, audit_model
+from rmtools.core.estimate import BellmanSummary
 from rmtools.data.exact import exact_ratios
 from rmtools.data.rollouts import Rollout, RolloutMetadata
 from rmtools.data.scoring import score_rollouts
@@ -127,6 +128,17 @@ def warnings_for(
                 f"{m.role}: the sampled RMS log Bellman error is not resolved with this many children "
                 "(K and K/2 differ by more than the interval)"
             )
+        if m.exact is None and identical_share(m.bellman) > 0.5:
+            out.append(
+                f"{m.role}: over half of the mean square is from prefixes whose children are all identical: forced "
+                "steps, or good children too rare for this many children to show"
+            )
         if m.sigma2 is not None and not m.sigma2.resolved:
             out.append(f"{m.role}: sigma^2 is not resolved (the interval of Z^2 reaches 0)")
     return out
+
+
+def identical_share(summary: BellmanSummary) -> float:
+    """Return the share of the corrected mean square that prefixes with identical children carry."""
+    total = summary.mean_square_corrected.estimate
+    return summary.mean_square_identical.estimate / total if total > 0 else 0.0

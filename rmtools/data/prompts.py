@@ -72,6 +72,6 @@ def prompts_from(source: str, task: Task, rng: np.random.Generator) -> tuple[lis
 
 def check_prompts(prompts: Sequence[str], task: Task, policy: Policy) -> None:
     """Raise ``UserError``, before any work, where a prompt is not the task's or leaves the policy no room."""
+    policy.check_length([policy.steps.prompt_ids(p) for p in prompts])
     for prompt in prompts:
         task.reward(prompt, [])
-    policy.check_length([policy.steps.prompt_ids(p) for p in prompts])

@@ -58,6 +58,15 @@ class ScoredRollouts:
         """Return the Bellman error estimates at the prefixes."""
         return prefix_errors(self.prefix_log_value, self.child_log_value, self.child_present)
 
+    def alternative_errors(self) -> PrefixErrors:
+        """Return the same without the own next steps, for sums along a trajectory.
+
+        An own step's value is noise at t and the prefix at t + 1: counting it would correlate the terms of a sum.
+        """
+        present = self.child_present.copy()
+        present[:, 0] = ~present[:, 1:].any(axis=1)
+        return prefix_errors(self.prefix_log_value, self.child_log_value, present)
+
 
 def score_rollouts(
     rows: Sequence[Rollout],

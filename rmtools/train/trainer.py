@@ -78,7 +78,7 @@ class PRMTrainer(Trainer):
         self.eval_rollouts = list(eval_rollouts)
         if args.eval_strategy != "no" and not self.eval_rollouts:
             raise UserError(
-                f"eval_strategy is {args.eval_strategy.value} but there are no held-out rollouts to evaluate on",
+                "eval_strategy asks for evaluations, but there are no held-out rollouts (eval_rollouts)",
                 "name some with eval_rollouts, or set eval_strategy: no",
             )
         for row in train_rollouts[:64]:

@@ -34,15 +34,17 @@ class Result:
 def run(monkeypatch, capsys):
     """``run("sample", "--model", folder)``: the command in this process."""
 
+    def start(script):
+        if script is None:
+            main.run()
+        runpy.run_path(str(script), run_name="__main__")
+        raise SystemExit(0)
+
     def call(*arguments, script=None):
         monkeypatch.setattr(sys, "argv", [str(script or "rmtools"), *map(str, arguments)])
         capsys.readouterr()
         with pytest.raises(SystemExit) as end:
-            if script is None:
-                main.run()
-            else:
-                runpy.run_path(str(script), run_name="__main__")
-                raise SystemExit(0)
+            start(script)
         return Result(end.value.code or 0, *capsys.readouterr())
 
     return call
@@ -213,6 +215,24 @@ def test_verify_on_a_tiny_model(run, tmp_path, value_folder, prompts_file):
     assert result.code == 0, result.err
     assert "pooled: predicted" in result.out
     assert json.loads((tmp_path / "v" / "verify.json").read_text())["prompts"][0]["runs"] == 50
+
+
+def test_audit_of_a_tiny_model(run, tmp_path, value_folder, prompts_file):
+    """One command writes the three files; the model stands beside its two controls."""
+    options = ("--trajectories", 6, "--children", 4, "--completions", 3, "--out", tmp_path / "audit")
+    result = run("audit", "--model", value_folder, "--prompts", prompts_file, *options)
+    assert result.code == 0, result.err
+    names = {p.name for p in (tmp_path / "audit").iterdir()}
+    assert {"audit.json", "audit.md", "audit.html", "rollouts"} <= names
+    found = json.loads((tmp_path / "audit" / "audit.json").read_text())
+    assert [m["role"] for m in found["models"]] == ["model", "constant", "untrained"]
+    assert found["provenance"]["terminal"] == "verifier"
+    assert not [n for n in names if n.startswith(".")]
+
+
+def test_a_report_of_nothing(run, tmp_path):
+    check_error(run("report", tmp_path / "missing"), "missing")
+    assert list(tmp_path.iterdir()) == []
 
 
 # Bad input
@@ -578,16 +598,14 @@ def test_training_into_a_folder_of_something_else(run, training, tmp_path):
     assert [p.name for p in (tmp_path / "prm").iterdir()] == ["notes.txt"]
 
 
-def test_disk_full_while_saving_a_checkpoint(training, tmp_path):
+def test_disk_full_while_saving_a_checkpoint(run, training, tmp_path):
     """Files may not grow beyond 8 KB: the weights cannot be written, nothing of the checkpoint is left."""
-    code = (
-        f"import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192)); "
-        f"sys.argv = ['train_prm', '--config', {str(training())!r}]; runpy.run_path({str(RECIPE)!r}, run_name='__main__')"
-    )
-    assert resource.getrlimit(resource.RLIMIT_FSIZE)[1] in (resource.RLIM_INFINITY, -1)
-    done, _ = python("-c", code)
-    assert done.returncode == 2, done.stderr
-    assert "Traceback" not in done.stderr
-    assert "rmtools: error: cannot write" in done.stderr.splitlines()[-1]
+    config, (soft, hard) = training(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, hard))
+    try:
+        result = run("--config", config, script=RECIPE)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    check_error(result, "cannot write", "unchanged")
     assert not list((tmp_path / "prm").glob("*"))
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
