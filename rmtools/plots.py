@@ -30,7 +30,7 @@ STYLES = {
 }
 OTHER = ("#CC79A7", "D", "-.")
 GREY = "#666666"
-STYLE_SHEET = {
+STYLE_SHEET: Any = {
     "font.size": 11,
     "axes.titlesize": 11,
     "axes.labelsize": 11,

@@ -262,6 +262,20 @@ def cost_figures(verify: Mapping[str, Any]) -> dict[str, Any]:
         "sigma2_ratio": verify["ratio"],
         "sigma2_prompts": len(verify["prompts"]),
         "sigma2_runs": min(p["runs"] for p in verify["prompts"]),
+        "law": law_figures(verify["law"]),
+    }
+
+
+def law_figures(law: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how stepwise decoding compares with one-shot sampling and with enumeration.
+
+    ``p_value`` is the smallest of the prompts' chi-square tests, times their number (Bonferroni).
+    """
+    p_values = [path["p_value"] for path in law["paths"]]
+    return {
+        **law,
+        "well_formed_difference": abs(law["well_formed_stepwise"] - law["well_formed_generate"]),
+        "p_value": min(1.0, min(p_values) * len(p_values)),
     }
 
 
@@ -304,6 +318,13 @@ def checks(found: Mapping[str, Any]) -> list[dict[str, Any]]:
         check("σ², measured over predicted, pooled", found["sigma2_ratio"]["estimate"], low=0.5, high=2.0),
         check("σ², prompts measured", found["sigma2_prompts"], low=8),
         check("σ², runs a prompt", found["sigma2_runs"], low=200),
+        check(
+            "stepwise against one-shot: well-formed share apart by",
+            found["law"]["well_formed_difference"],
+            high=0.02,
+        ),
+        check("stepwise against one-shot: samples", found["law"]["samples"], low=2000),
+        check("paths of 3 steps against enumeration: p-value", found["law"]["p_value"], low=0.001),
         check("seconds, all stages", found["seconds"]["total"], high=360),
         check("peak memory (GiB)", found["peak_memory_gib"], high=2),
     ]

@@ -20,6 +20,7 @@ from rmtools.data.scoring import ScoredRollouts
 from rmtools.errors import UserError
 from rmtools.files import write_json
 from rmtools.lm.steps import StepSettings
+from rmtools.verify.law import LawCheck
 from rmtools.verify.scaling import PromptVerification, Verification
 from rmtools.verify.summary import STAGES, rms_ratios, summarise, write_summary
 
@@ -169,7 +170,10 @@ def run(tmp_path, audited):
         PromptVerification(f"p{i}", 64, 200, 0.1, 1e-4, 3.0 + i, measured, 1.01, 0.01) for i in range(8)
     ]
     ratio = {"estimate": 1.1, "low": 0.75, "high": 1.5}
-    write_json(tmp_path / "verify/verify.json", Verification(prompts, 2, 4.0, measured, ratio, {}).to_dict())
+    tests = [{"samples": 4096.0, "cells": 9.0, "statistic": 8.0, "p_value": p} for p in (0.43, 0.2)]
+    law = LawCheck(2048, 256, 0.99, 0.985, 12, 3, tests).to_dict()
+    verification = Verification(prompts, 2, 4.0, measured, ratio, law, {})
+    write_json(tmp_path / "verify/verify.json", verification.to_dict())
     stages = [
         {
             "name": "policy",
