@@ -43,7 +43,9 @@ def arguments() -> "tuple[DataArguments, PRMConfig, ModelConfig]":
 
 
 def refuse(message: str) -> None:
-    raise UserError(f"the training arguments are wrong: {message}", "see recipes/quickstart_prm.yaml for the keys")
+    raise UserError(
+        f"the training arguments are wrong: {message}", "see recipes/quickstart_prm.yaml for the keys"
+    )
 
 
 def main() -> None:
@@ -65,7 +67,7 @@ def main() -> None:
     trainer = PRMTrainer(model, config, steps, rows, held_out)
     trainer.train()
     if trainer.is_world_process_zero():
-        save_checkpoint(trainer, settings_for(policy, metadata, rows, config, data.train_rollouts), out)
+        save_checkpoint(trainer, settings_for(policy, metadata, rows, trainer, data.train_rollouts), out)
 
 
 if __name__ == "__main__":

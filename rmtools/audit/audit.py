@@ -97,7 +97,8 @@ class AuditReport:
     provenance : dict
         Checkpoint, policy, task, terminal, floor, counts, seed, accuracies asked for, tokens.
     uncovered : dict or None
-        Mean and largest probability of a step outside the enumerated ones.
+        Mean and largest probability of a step outside the enumerated ones, and how many prefixes were left out because
+        it is over one half.
     warnings : tuple of str
         What a reader must know before trusting a figure.
     """
@@ -195,22 +196,25 @@ def audit_model(
         Of the same rows.
     tilt : Tilt
     exact_log_error : np.ndarray or None
-        (P,) enumerated b, nats.
+        (P,) enumerated b, nats; NaN where it could not be enumerated: left out.
     delta_cv, delta_tv : float
         Accuracies for which particles are predicted.
     rng : np.random.Generator
         Source of the bootstrap.
     """
     errors = scored.errors()
-    place = (scored.prefix_prompt, scored.prefix_depth, scored.horizon)
+    prompts, depths = scored.prefix_prompt, scored.prefix_depth
+    known = np.ones(0, dtype=bool) if exact_log_error is None else np.isfinite(exact_log_error)
     p, outcome, prompt = outcomes(scored, tilt)
     cost, influence = particle_cost(rows, scored, tilt, rng)
     trajectories = path_sums(scored.alternative_errors(), scored.prefix_trajectory)
     return ModelAudit(
         role=role,
         name=name,
-        bellman=bellman_summary(errors, *place, rng=rng),
-        exact=None if exact_log_error is None else exact_summary(exact_log_error, *place, rng=rng),
+        bellman=bellman_summary(errors, prompts, depths, scored.horizon, rng=rng),
+        exact=None
+        if exact_log_error is None
+        else exact_summary(exact_log_error[known], prompts[known], depths[known], scored.horizon, rng=rng),
         ratio_bound=ratio_bound_quantiles(
             scored.prefix_log_value, scored.child_log_value, scored.child_present, scored.prefix_prompt
         ),

@@ -85,7 +85,11 @@ def audit(
     uncovered = (
         None
         if ratios is None
-        else {"mean": float(ratios.uncovered.mean()), "largest": float(ratios.uncovered.max())}
+        else {
+            "mean": float(ratios.uncovered.mean()),
+            "largest": float(ratios.uncovered.max()),
+            "left_out": float((ratios.uncovered > 0.5).sum()),
+        }
     )
     provenance = {
         "checkpoint": scorers["model"].name,

@@ -25,7 +25,7 @@ class ExactRatios:
     Attributes
     ----------
     log_error : list of list of np.ndarray
-        For each scorer, for each trajectory its (T,) nats.
+        For each scorer, for each trajectory its (T,) nats; NaN where the listed steps cover less than half.
     uncovered : np.ndarray
         Flat: probability of a step outside the list, at each prefix in the same order.
     """
@@ -90,14 +90,17 @@ def _batch(
             scorers[0], keys, owner, [choices[c] for c in grown.choice.tolist()], grown, t, task
         )
         p = np.exp(grown.log_probability.cpu().numpy())
-        uncovered[alive, t] = 1 - np.bincount(owner, p, len(keys))[alive]
+        covered = np.bincount(owner, p, len(keys))[alive]
+        uncovered[alive, t] = 1 - covered
+        # After a malformed step the policy may be off its format: the listed steps then say little of rho.
+        known = np.where(covered >= 0.5, covered, np.nan)
         for k, (scorer, (value, scored)) in enumerate(zip(scorers, read, strict=True)):
             child = to_numpy(scorer.advance(scored.select(grown.parent), grown.tokens)[0])
             child = np.where(np.isnan(terminal), child, terminal)
             ratio = np.bincount(
                 owner, p * np.exp(child - to_numpy(value)[grown.parent.cpu().numpy()]), len(keys)
             )
-            errors[alive, k, t] = np.log(ratio[alive] / np.bincount(owner, p, len(keys))[alive])
+            errors[alive, k, t] = np.log(ratio[alive] / known)
         going = np.asarray(
             [i for i, key in enumerate(alive.tolist()) if len(keys[key][1]) > t + 1], dtype=np.int64
         )

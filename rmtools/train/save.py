@@ -9,20 +9,20 @@ import numpy as np
 from rmtools.data.rollouts import Rollout, RolloutMetadata
 from rmtools.files import replacing, write_json
 from rmtools.lm.checkpoint import CheckpointSettings, fingerprint
-from rmtools.train.config import PRMConfig
 from rmtools.train.trainer import PRMTrainer
 
 LOG_FILE = "training_log.json"
 
 
 def settings_for(
-    policy: str, metadata: RolloutMetadata, rows: list[Rollout], config: PRMConfig, data: str
+    policy: str, metadata: RolloutMetadata, rows: list[Rollout], trainer: PRMTrainer, data: str
 ) -> CheckpointSettings:
     """Return what the checkpoint must remember."""
     import peft
     import torch
     import transformers
 
+    config = trainer.args
     versions = {m.__name__: str(m.__version__) for m in (torch, transformers, peft)}
     return CheckpointSettings(
         policy=policy,
@@ -38,7 +38,7 @@ def settings_for(
             "target": config.target,
             "divergence": config.divergence,
             "ema_decay": config.ema_decay,
-            "global_steps": config.max_steps,
+            "global_steps": trainer.state.global_step,
             "rollouts": data,
             "rollouts_seed": metadata.seed,
             "trajectories": len(rows),

@@ -272,7 +272,7 @@ def saved(policy_folder, step_tokenizer, rollouts, tmp_path_factory, settings):
         str(policy_folder), fingerprint(policy_folder), "crossing", 3, settings, 1.6, 5
     )
     save_checkpoint(
-        trainer, settings_for(str(policy_folder), metadata, rollouts, trainer.args, "rollouts"), folder
+        trainer, settings_for(str(policy_folder), metadata, rollouts, trainer, "rollouts"), folder
     )
     return folder, trainer
 
