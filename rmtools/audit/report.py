@@ -123,7 +123,7 @@ def bound_text(bound: Values) -> str:
     """Return the distribution-free statement, or how many prompts it takes."""
     if bound["error"] is None:
         return f"needs {bound['n_needed']} prompts, has {bound['n']}"
-    return f"≤ {bound['error']:.3g} for {bound['fraction']:.0%} of prompts"
+    return f"≤ {bound['error']:.3g} for {bound['fraction']:.0%} of prompts (confidence {bound['confidence']:.0%})"
 
 
 def provenance(values: Values) -> tuple[tuple[str, str], ...]:

@@ -15,13 +15,26 @@ def command(
     horizon: Horizon = None,
     seed: Seed = 0,
 ) -> None:
-    """Draw solvable prompts of a task; says how many drawn ones were unsolvable and left out."""
+    """Draw solvable prompts of a task; how many drawn ones were unsolvable and left out goes into OUT.meta.json."""
     import numpy as np
 
     from rmtools.data.prompts import write_prompts
     from rmtools.data.tasks import load_task
+    from rmtools.files import write_json
 
     at_least_one(count=n)
-    found, removed = load_task(task, horizon).prompts(n, np.random.default_rng(seed))
+    chosen = load_task(task, horizon)
+    found, removed = chosen.prompts(n, np.random.default_rng(seed))
     write_prompts(out, found)
+    write_json(
+        out.with_suffix(".meta.json"),
+        {
+            "schema_version": 1,
+            "task": chosen.name,
+            "horizon": chosen.horizon,
+            "seed": seed,
+            "prompts": len(found),
+            "removed_prompts": removed,
+        },
+    )
     print(f"{len(found)} prompts in {out}; {removed} without a solution were drawn and left out")

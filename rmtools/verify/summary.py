@@ -23,6 +23,8 @@ SUMMARY_FILE, PAGE_FILE = "summary.json", "report.html"
 ROLES = {"model": "trained", "constant": "constant", "untrained": "untrained"}
 ROLLOUTS = ("train", "heldout", "audit")
 
+PROMPTS = "samples/prompts.meta.json"
+
 # Which stage writes a file, and the command that runs it alone.
 STAGES = {
     "policy/gate.json": ("policy", "python recipes/train_policy.py --out {run}/policy"),
@@ -39,6 +41,7 @@ STAGES = {
         "recipes/train_prm.py --config recipes/quickstart_prm.yaml --output_dir {run}/prm",
     ),
     "audit/audit.json": ("audit", "rmtools audit --model {run}/prm --out {run}/audit"),
+    PROMPTS: ("prompts", "rmtools prompts -n 400 --out {run}/samples/prompts.jsonl"),
     "samples/best_of_n.jsonl": (
         "best-of-n sampling",
         "rmtools sample --model {run}/prm --prompts FILE -n 16 "
@@ -75,6 +78,7 @@ def summarise(run: Path) -> dict[str, Any]:
     with of_schema(run, "rollouts"):
         counts = {name: files[f"rollouts/{name}/metadata.json"] for name in ROLLOUTS}
         out["removed_prompts"] = {name: counts[name]["removed_prompts"] for name in ROLLOUTS}
+        out["removed_prompts"]["sampling"] = files[PROMPTS]["removed_prompts"]
         out["rollout_tokens"] = {name: counts[name]["generated_tokens"] for name in ROLLOUTS}
     with of_schema(run, "verify/verify.json"):
         out |= cost_figures(files["verify/verify.json"]) | {"verify": files["verify/verify.json"]}

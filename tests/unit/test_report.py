@@ -165,6 +165,7 @@ def run(tmp_path, audited):
         ]
         (tmp_path / "samples").mkdir(exist_ok=True)
         (tmp_path / f"samples/{name}.jsonl").write_text("\n".join(lines) + "\n")
+    write_json(tmp_path / "samples/prompts.meta.json", {"removed_prompts": 5})
     measured = {"estimate": 4.4, "low": 3.0, "high": 6.0}
     prompts = [
         PromptVerification(f"p{i}", 64, 200, 0.1, 1e-4, 3.0 + i, measured, 1.01, 0.01) for i in range(8)
@@ -249,7 +250,7 @@ def test_summary_has_the_hand_computed_figures(run):
         assert 0 <= rate["low"] <= rate["estimate"] <= rate["high"] <= 1
     assert found["generated_tokens"] == {"best_of_n": 96.0, "smc": 96.0}
     assert (found["n_prompts"], found["n_particles"]) == (4, 2)
-    assert found["removed_prompts"] == {"train": 0, "heldout": 1, "audit": 2}
+    assert found["removed_prompts"] == {"train": 0, "heldout": 1, "audit": 2, "sampling": 5}
     assert found["sigma2"] == {
         "predicted": {"estimate": 4.0, "low": 4.0, "high": 4.0},
         "measured": {"estimate": 4.4, "low": 3.0, "high": 6.0},
