@@ -304,8 +304,9 @@ class PromptArrays:
         for i, row in enumerate(rows):
             ended[i, len(row.steps) :] = True
             for t, at in enumerate(row.completions):
-                extra[i, t, : len(at)] = np.exp(tilt.log_potential(np.asarray(at, dtype=float)))
+                extra[i, t, : len(at)] = at
                 present[i, t, : len(at)] = True
+        extra = np.exp(tilt.log_potential(np.where(present, extra, 0.0)))
         own = np.broadcast_to(potential[:, None, None], (*ended.shape, 1))
         square = np.repeat(potential[:, None] ** 2, horizon + 1, axis=1)
         drawn = value_square_estimate(

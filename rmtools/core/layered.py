@@ -262,7 +262,7 @@ class FiniteParticles:
     @property
     def ended(self) -> np.ndarray:
         """(G, n) bool: all at depth T, none before."""
-        return np.broadcast_to(np.bool_(self.depth == self.model.horizon), self.state.shape)
+        return np.full(self.state.shape, self.depth == self.model.horizon)
 
     def log_value(self) -> np.ndarray:
         """(G, n) nats."""

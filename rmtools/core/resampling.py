@@ -75,9 +75,12 @@ def systematic(
 ) -> np.ndarray:
     """One uniform shared by all strata of a group; otherwise as `multinomial`."""
     below = _expected_below(log_weights, n_out, weights)
-    # Clear of 1 by a rounding unit: n_out - u must stay above n_out - 1.
-    below -= np.minimum(rng.random((len(below), 1)), 1 - n_out * 2.0**-52)
-    return _from_offspring(np.ceil(below, out=below).astype(np.intp), n_out)
+    n_groups, n = below.shape
+    groups = np.arange(n_groups)[:, None]
+    # Tooth k of the comb lies at k + 1 - u: the number below x is the whole part of x + u. Adding the group's offset
+    # in the same pass saves one; u stays clear of 1 by a rounding unit, or n_out + u could reach n_out + 1.
+    below += np.minimum(rng.random((n_groups, 1)), 1 - n_groups * n_out * 2.0**-51) + groups * n_out
+    return _from_flat(below.astype(np.intp), n, n_out)
 
 
 def residual(
@@ -192,16 +195,21 @@ def _expected_below(log_weights: np.ndarray, n_out: int, weights: np.ndarray | N
 
 
 def _from_offspring(below: np.ndarray, n_out: int) -> np.ndarray:
-    """Ancestors (G, n_out) from the number of offspring of particles 0 ... i, (G, n) int.
-
-    Ancestor k is the number of particles with at most k offspring below them: a count and a running sum over all
-    groups at once, several times faster than repeating each particle.
-    """
+    """Ancestors (G, n_out) from the number of offspring of particles 0 ... i, (G, n) int."""
     n_groups, n = below.shape
-    groups = np.arange(n_groups)[:, None]
-    counts = np.bincount((below + groups * n_out).ravel(), minlength=n_groups * n_out + 1)
+    return _from_flat(below + np.arange(n_groups)[:, None] * n_out, n, n_out)
+
+
+def _from_flat(below: np.ndarray, n: int, n_out: int) -> np.ndarray:
+    """Ancestors from the number of offspring of all groups' particles up to each, (G, n) int.
+
+    Offspring k has as many particles before its parent as have at most k offspring below their end: a count and a
+    running sum over all groups at once, several times faster than repeating each particle.
+    """
+    n_groups = len(below)
+    counts = np.bincount(below.ravel(), minlength=n_groups * n_out + 1)
     ancestors = np.cumsum(counts[:-1]).reshape(n_groups, n_out)
-    ancestors -= groups * n
+    ancestors -= np.arange(n_groups)[:, None] * n
     return ancestors
 
 

@@ -32,6 +32,7 @@ def smc(
     resampling: str = "systematic",
     ess_threshold: float = 0.5,
     rng: np.random.Generator | None = None,
+    history: bool = True,
 ) -> SMCResult[P]:
     """Sample each group of `root` with `n_particles` particles.
 
@@ -51,6 +52,8 @@ def smc(
         step, 0 never. Not used by `none` and `top_k`.
     rng : np.random.Generator
         Source of every draw; required.
+    history : bool
+        Keep `log_increments` and `ancestors` (12 bytes per particle and step). Without, they have no rows.
 
     Returns
     -------
@@ -73,10 +76,10 @@ def smc(
     )
     step = _beam_step if resampler is top_k else _step
     state = _start(root, n_particles)
-    history = _History(state.log_value.shape)
+    record = _History(state.log_value.shape, history)
     while (live := _live_groups(state)).any():
-        state = step(state, settings, live, history, rng)
-    return _finish(state, settings, history)
+        state = step(state, settings, live, record, rng)
+    return _finish(state, settings, record)
 
 
 @dataclass(frozen=True)
@@ -98,26 +101,41 @@ class _State(Generic[P]):
 class _History:
     """Per-step arrays written in place: copying a list of steps would double the memory traffic."""
 
-    def __init__(self, shape: tuple[int, int]) -> None:
+    def __init__(self, shape: tuple[int, int], keep: bool) -> None:
         self.n_steps = 0
-        capacity = max(1, min(64, 2**27 // max(1, shape[0] * shape[1])))
+        self.keep = keep
+        capacity = max(1, min(64, 2**27 // max(1, shape[0] * shape[1]))) if keep else 0
         self.log_increments = np.empty((capacity, *shape))
         self.ancestors = np.empty((capacity, *shape), dtype=np.int32)
         self.ess: list[np.ndarray] = []
         self.resampled: list[np.ndarray] = []
 
-    def reserve(self) -> int:
-        """Index of a new row in `log_increments` and `ancestors`."""
-        if self.n_steps == len(self.ancestors):
+    def new_step(self) -> np.ndarray | None:
+        """Count a step and return the array to write its log increments to, None for a new one."""
+        self.n_steps += 1
+        if not self.keep:
+            return None
+        if self.n_steps > len(self.ancestors):
             self.log_increments = np.concatenate([self.log_increments, np.empty_like(self.log_increments)])
             self.ancestors = np.concatenate([self.ancestors, np.empty_like(self.ancestors)])
-        self.n_steps += 1
-        return self.n_steps - 1
+        return self.log_increments[self.n_steps - 1]
 
-    def small(self, ess: np.ndarray, resampled: np.ndarray) -> None:
-        """Append the per-group figures of the row reserved last."""
+    def end_step(self, ess: np.ndarray, resampled: np.ndarray, ancestors: np.ndarray) -> None:
+        """Write the other figures of the step."""
         self.ess.append(ess)
         self.resampled.append(resampled)
+        if self.keep:
+            self.ancestors[self.n_steps - 1] = ancestors
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return the fields of `SMCResult` with a row per step."""
+        shape = (self.n_steps, self.ancestors.shape[1])
+        return {
+            "ess": np.array(self.ess, dtype=float).reshape(shape),
+            "log_increments": self.log_increments[: self.n_steps],
+            "ancestors": self.ancestors[: self.n_steps],
+            "resampled": np.array(self.resampled, dtype=bool).reshape(shape),
+        }
 
 
 def _check_settings(
@@ -186,15 +204,13 @@ def _step(
     parent_ended = state.particles.ended
     children = state.particles.extend(settings.pool, rng)
     pool = checked_values(children.log_value(), history.n_steps + 1)
-    row = history.reserve()
-    increment = _increment(pool, state, parent_ended, live, out=history.log_increments[row])
+    increment = _increment(pool, state, parent_ended, live, out=history.new_step())
     log_weight = increment if state.log_weight is None else state.log_weight + increment
     weighed = _weigh(log_weight)
     due = live & ~_finished(children.ended, pool, log_weight) & (weighed.log_mean > -np.inf)
     due &= _ess_says_so(weighed.ess, settings)
     ancestors = _resample(log_weight, weighed.weight, due, settings, rng)
-    history.ancestors[row] = ancestors
-    history.small(weighed.ess, due)
+    history.end_step(weighed.ess, due, ancestors)
     log_const = np.where(due, state.log_const + weighed.log_mean, state.log_const)
     left = _left_weight(log_weight, due)
     if settings.pool == 1:
@@ -207,19 +223,19 @@ def _step(
 
 
 def _increment(
-    pool: np.ndarray, state: _State, ended: np.ndarray, live: np.ndarray, out: np.ndarray
+    pool: np.ndarray, state: _State, ended: np.ndarray, live: np.ndarray, out: np.ndarray | None
 ) -> np.ndarray:
     """Log increment of each parent; exactly 0 for ended, frozen and dead ones, whatever rounding says."""
     n_groups, n = state.log_value.shape
     log_mean = pool if pool.shape[1] == n else log_mean_columns(pool.reshape(n_groups, n, -1))
     with np.errstate(invalid="ignore"):  # -inf - -inf, replaced below
-        np.subtract(log_mean, state.log_value, out=out)
+        increment = np.subtract(log_mean, state.log_value, out=out)
     still = state.log_value == -np.inf
     if ended.any() or not live.all():
         still |= ended | ~live[:, None]
     if still.any():
-        out[still] = 0.0
-    return out
+        increment[still] = 0.0
+    return increment
 
 
 @dataclass(frozen=True)
@@ -320,32 +336,25 @@ def _beam_step(
     spare = lost | (parent_ended & (np.arange(n * m) % m > 0))
     index = top_k(np.where(spare, -np.inf, pool), n, rng)
     index = np.where(live[:, None], index, np.arange(n) * m)
-    row = history.reserve()
     ancestors = index // m
-    history.ancestors[row] = ancestors
+    change_out = history.new_step()
     log_value = take(pool, index)
     with np.errstate(invalid="ignore"):
         change = log_value - take(state.log_value, ancestors)
-    history.log_increments[row] = np.where(take(parent_ended, index) | np.isnan(change), 0.0, change)
+    if change_out is not None:
+        change_out[:] = np.where(take(parent_ended, index) | np.isnan(change), 0.0, change)
     log_weight = np.where(take(spare, index) & live[:, None], -np.inf, 0.0)
     log_weight = np.where(log_value == -np.inf, -np.inf, log_weight)
-    history.small(_weigh(log_value).ess, live.copy())
+    history.end_step(_weigh(log_value).ess, live.copy(), ancestors)
     return replace(state, particles=children.select(index), log_value=log_value, log_weight=log_weight)
 
 
 def _finish(state: _State[P], settings: _Settings, history: _History) -> SMCResult[P]:
-    beam, steps = settings.resampler is top_k, history.n_steps
+    beam = settings.resampler is top_k
     log_weight = np.zeros(state.log_value.shape) if state.log_weight is None else state.log_weight
-
-    def stack(rows: list[np.ndarray], dtype: type) -> np.ndarray:
-        return np.array(rows, dtype=dtype).reshape(steps, len(state.log_const))
-
     return SMCResult(
         particles=state.particles,
         log_weights=log_normalise(log_weight + state.log_value if beam else log_weight),
         log_z=None if beam else state.log_const + log_mean_exp(log_weight),
-        ess=stack(history.ess, float),
-        log_increments=history.log_increments[:steps],
-        ancestors=history.ancestors[:steps],
-        resampled=stack(history.resampled, bool),
+        **history.arrays(),
     )

@@ -17,6 +17,9 @@ from rmtools.lm.particles import to_numpy
 from rmtools.lm.policy import Policy, PolicyState
 from rmtools.lm.value import Scorer, ValueState
 
+# A prompt and the steps after it.
+Prefix = tuple[str, tuple[str, ...]]
+
 
 @dataclass(frozen=True)
 class ExactRatios:
@@ -40,97 +43,104 @@ def exact_ratios(
     rows: Sequence[Rollout],
     task: Task,
     min_probability: float = 1e-6,
-    batch: int = 128,
+    batch: int = 16,
     progress: Callable[[int], object] | None = None,
 ) -> ExactRatios:
     """Enumerate the one-step children of every prefix of ``rows`` and value them with every scorer.
 
-    Identical trajectories are enumerated once. ``progress`` is told how many rows are done.
+    Every distinct prefix is enumerated once, those of ``batch`` prompts together. ``progress`` is told how many
+    rows are done.
     """
-    distinct = list(dict.fromkeys((r.prompt, tuple(r.steps)) for r in rows))
-    found: dict[tuple[str, tuple[str, ...]], tuple[np.ndarray, np.ndarray]] = {}
-    counts = dict.fromkeys(distinct, 0)
-    for r in rows:
-        counts[r.prompt, tuple(r.steps)] += 1
-    for start in range(0, len(distinct), batch):
-        keys = distinct[start : start + batch]
-        errors, uncovered = _batch(policy, scorers, keys, task, min_probability)
-        for i, key in enumerate(keys):
-            found[key] = errors[i], uncovered[i]
+    by_prompt: dict[str, list[int]] = {}
+    for i, row in enumerate(rows):
+        by_prompt.setdefault(row.prompt, []).append(i)
+    prompts = list(by_prompt)
+    log_error: list[list[np.ndarray]] = [[np.zeros(0)] * len(rows) for _ in scorers]
+    uncovered = [np.zeros(0)] * len(rows)
+    for start in range(0, len(prompts), batch):
+        members = [i for p in prompts[start : start + batch] for i in by_prompt[p]]
+        found = _prefixes(policy, scorers, [rows[i] for i in members], task, min_probability)
+        for i in members:
+            at = [found[key] for key in _keys(rows[i])]
+            uncovered[i] = np.asarray([mass for _, mass in at])
+            for k in range(len(scorers)):
+                log_error[k][i] = np.asarray([errors[k] for errors, _ in at])
         if progress is not None:
-            progress(sum(counts[k] for k in keys))
-    per_row = [found[r.prompt, tuple(r.steps)] for r in rows]
-    log_error = [
-        [e[k][: len(r.steps)] for (e, _), r in zip(per_row, rows, strict=True)] for k in range(len(scorers))
-    ]
-    return ExactRatios(
-        log_error, np.concatenate([u[: len(r.steps)] for (_, u), r in zip(per_row, rows, strict=True)])
-    )
+            progress(len(members))
+    return ExactRatios(log_error, np.concatenate(uncovered))
 
 
-def _batch(
-    policy: Policy,
-    scorers: Sequence[Scorer],
-    keys: Sequence[tuple[str, tuple[str, ...]]],
-    task: Task,
-    min_probability: float,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return errors (N, n_scorers, T) and uncovered mass (N, T) of distinct trajectories."""
-    horizon = max(len(steps) for _, steps in keys)
-    errors = np.zeros((len(keys), len(scorers), horizon))
-    uncovered = np.zeros((len(keys), horizon))
-    ids = [policy.steps.prompt_ids(prompt) for prompt, _ in keys]
+def _keys(row: Rollout) -> list[Prefix]:
+    """Return the prefixes of a trajectory that have not ended."""
+    return [(row.prompt, tuple(row.steps[:t])) for t in range(len(row.steps))]
+
+
+def _prefixes(
+    policy: Policy, scorers: Sequence[Scorer], rows: Sequence[Rollout], task: Task, min_probability: float
+) -> dict[Prefix, tuple[np.ndarray, float]]:
+    """Return errors (n_scorers,) and uncovered mass of every distinct prefix, one depth after the other."""
+    levels = _levels(rows)
+    ids = [policy.steps.prompt_ids(prompt) for prompt, _ in levels[0]]
     state = policy.start(ids)
     read = [s.start(ids) for s in scorers]
-    alive = np.arange(len(keys))
-    for t in range(horizon):
-        grown, choices = _expansion(policy, state, keys[int(alive[0])][0], task, min_probability)
-        owner = alive[grown.parent.cpu().numpy()]
-        terminal = _terminal(
-            scorers[0], keys, owner, [choices[c] for c in grown.choice.tolist()], grown, t, task
-        )
-        p = np.exp(grown.log_probability.cpu().numpy())
-        covered = np.bincount(owner, p, len(keys))[alive]
-        uncovered[alive, t] = 1 - covered
-        # After a malformed step the policy may be off its format: the listed steps then say little of rho.
-        known = np.where(covered >= 0.5, covered, np.nan)
-        for k, (scorer, (value, scored)) in enumerate(zip(scorers, read, strict=True)):
-            child = to_numpy(scorer.advance(scored.select(grown.parent), grown.tokens)[0])
-            child = np.where(np.isnan(terminal), child, terminal)
-            ratio = np.bincount(
-                owner, p * np.exp(child - to_numpy(value)[grown.parent.cpu().numpy()]), len(keys)
-            )
-            errors[alive, k, t] = np.log(ratio[alive] / known)
-        going = np.asarray(
-            [i for i, key in enumerate(alive.tolist()) if len(keys[key][1]) > t + 1], dtype=np.int64
-        )
-        alive, state, read = _follow(policy, scorers, keys, alive, going, state, read, t)
-        if not len(alive):
-            break
-    return errors, uncovered
+    found: dict[Prefix, tuple[np.ndarray, float]] = {}
+    for t, level in enumerate(levels):
+        if t:
+            state, read = _follow(policy, scorers, levels[t - 1], level, state, read)
+        errors, uncovered = _level(policy, scorers, level, task, state, read, min_probability)
+        found |= {key: (errors[:, i], float(uncovered[i])) for i, key in enumerate(level)}
+    return found
 
 
-def _expansion(
-    policy: Policy, state: PolicyState, prompt: str, task: Task, min_probability: float
-) -> tuple[Expansion, list[str]]:
-    choices = task.step_choices(prompt, [])
-    assert choices is not None
-    return expand(policy, state, [policy.steps.step_ids(c) for c in choices], min_probability), choices
+def _levels(rows: Sequence[Rollout]) -> list[list[Prefix]]:
+    """Return the distinct prefixes at each depth."""
+    levels: list[dict[Prefix, None]] = [{} for _ in range(max(len(r.steps) for r in rows))]
+    for row in rows:
+        for t, key in enumerate(_keys(row)):
+            levels[t][key] = None
+    return [list(level) for level in levels]
+
+
+def _level(
+    policy: Policy,
+    scorers: Sequence[Scorer],
+    level: Sequence[Prefix],
+    task: Task,
+    state: PolicyState,
+    read: Sequence[tuple[torch.Tensor, ValueState]],
+    min_probability: float,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return errors (n_scorers, U) and uncovered mass (U,) of the prefixes of one depth."""
+    choices = task.step_choices(level[0][0], list(level[0][1])) or []
+    grown = expand(policy, state, [policy.steps.step_ids(c) for c in choices], min_probability)
+    owner = grown.parent.cpu().numpy()
+    p = np.exp(grown.log_probability.cpu().numpy())
+    covered = np.bincount(owner, p, len(level))
+    # After a malformed step the policy may be off its format: the listed steps then say little of rho.
+    known = np.where(covered >= 0.5, covered, np.nan)
+    terminal = _terminal(scorers[0], level, owner, choices, grown, task)
+    errors = np.empty((len(scorers), len(level)))
+    for k, (scorer, (value, scored)) in enumerate(zip(scorers, read, strict=True)):
+        child = to_numpy(scorer.advance(scored.select(grown.parent), grown.tokens)[0])
+        child = np.where(np.isnan(terminal), child, terminal)
+        ratio = np.bincount(owner, p * np.exp(child - to_numpy(value)[owner]), len(level))
+        errors[k] = np.log(np.where(np.isnan(known), 1.0, ratio) / known)
+    return errors, 1 - covered
 
 
 def _terminal(
     scorer: Scorer,
-    keys: Sequence[tuple[str, tuple[str, ...]]],
+    level: Sequence[Prefix],
     owner: np.ndarray,
-    texts: list[str],
+    choices: Sequence[str],
     grown: Expansion,
-    t: int,
     task: Task,
 ) -> np.ndarray:
     """Return the log potential of the children that have ended, NaN for the others."""
     out = np.full(len(owner), np.nan)
     at = np.flatnonzero(grown.state.ended.cpu().numpy())
-    rewards = [task.reward(keys[owner[i]][0], [*keys[owner[i]][1][:t], texts[i]]) for i in at]
+    chosen = grown.choice.tolist()
+    rewards = [task.reward(level[owner[i]][0], [*level[owner[i]][1], choices[chosen[i]]]) for i in at]
     out[at] = scorer.tilt.log_potential(np.asarray(rewards, dtype=float))
     return out
 
@@ -138,22 +148,17 @@ def _terminal(
 def _follow(
     policy: Policy,
     scorers: Sequence[Scorer],
-    keys: Sequence[tuple[str, tuple[str, ...]]],
-    alive: np.ndarray,
-    going: np.ndarray,
+    before: Sequence[Prefix],
+    after: Sequence[Prefix],
     state: PolicyState,
-    read: list,
-    t: int,
-) -> tuple[np.ndarray, PolicyState, list]:
-    """Move the trajectories that go on to their own next step."""
-    if not len(going):
-        return alive[going], state, read
-    at = torch.as_tensor(going, device=policy.device)
-    steps = [policy.steps.step_ids(keys[key][1][t]) for key in alive[going].tolist()]
-    tokens = torch.full((len(steps), max(len(s) for s in steps)), -1, dtype=torch.long, device=policy.device)
-    for row, s in zip(tokens, steps, strict=True):
+    read: Sequence[tuple[torch.Tensor, ValueState]],
+) -> tuple[PolicyState, list[tuple[torch.Tensor, ValueState]]]:
+    """Go from the prefixes of one depth to those of the next, each by its own last step."""
+    index = {key: i for i, key in enumerate(before)}
+    rows = torch.tensor([index[prompt, steps[:-1]] for prompt, steps in after], device=policy.device)
+    ids = [policy.steps.step_ids(steps[-1]) for _, steps in after]
+    tokens = torch.full((len(ids), max(len(s) for s in ids)), -1, dtype=torch.long, device=policy.device)
+    for row, s in zip(tokens, ids, strict=True):
         row[: len(s)] = torch.as_tensor(s)
-    moved: list[tuple[torch.Tensor, ValueState]] = [
-        s.advance(scored.select(at), tokens) for s, (_, scored) in zip(scorers, read, strict=True)
-    ]
-    return alive[going], follow(policy, state.select(at), tokens), moved
+    moved = [s.advance(scored.select(rows), tokens) for s, (_, scored) in zip(scorers, read, strict=True)]
+    return follow(policy, state.select(rows), tokens), moved

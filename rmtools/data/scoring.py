@@ -139,9 +139,10 @@ def _children(row: Rollout, values: np.ndarray, alternatives: list[np.ndarray]) 
 def _end_with_potentials(row: Rollout, children: list[np.ndarray], tilt: Tilt) -> None:
     """Give the alternatives that end the solution the potential of their reward, in place."""
     for t, at in enumerate(row.children):
-        for k, child in enumerate(at):
-            if child.ended:
-                children[t][k + 1] = tilt.log_potential(np.asarray(child.reward))
+        ended = [k for k, child in enumerate(at) if child.ended]
+        if ended:
+            rewards = np.asarray([at[k].reward for k in ended], dtype=float)
+            children[t][np.asarray(ended) + 1] = tilt.log_potential(rewards)
 
 
 def _table(branches: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

@@ -55,7 +55,7 @@ class Task(Protocol):
         ...
 
     def step_choices(self, prompt: str, steps: Sequence[str]) -> list[str] | None:
-        """Return every well-formed next step after a prefix, or None where they cannot be enumerated."""
+        """Return every well-formed step, the same after any prefix of the task; None where they cannot be listed."""
         ...
 
 
