@@ -7,7 +7,7 @@ import numpy as np
 
 from rmtools.audit.audit import AuditReport, ModelAudit, audit_model
 from rmtools.core.estimate import BellmanSummary
-from rmtools.data.exact import exact_ratios
+from rmtools.data.exact import ExactRatios, exact_ratios
 from rmtools.data.rollouts import Rollout, RolloutMetadata
 from rmtools.data.scoring import score_rollouts
 from rmtools.data.tasks import Task
@@ -64,15 +64,7 @@ def audit(
             "the rollouts have no children: the Bellman error cannot be estimated from single steps",
             "make them with `rmtools rollout --children 16`",
         )
-    ratios = None
-    if (
-        policy is not None
-        and task is not None
-        and terminal == "verifier"
-        and task.step_choices(rows[0].prompt, [])
-    ):
-        with progress("enumerating one-step children", len(rows)) as tick:
-            ratios = exact_ratios(policy, list(scorers.values()), rows, task, progress=tick)
+    ratios = enumerated(rows, scorers, policy, task, terminal, progress)
     found: list[ModelAudit] = []
     for k, (role, scorer) in enumerate(scorers.items()):
         with progress(f"scoring: {role}", len(rows)) as tick:
@@ -82,21 +74,49 @@ def audit(
         found.append(
             audit_model(role, scorer.name, rows, scored, scorer.tilt, exact, delta_cv, delta_tv, rng)
         )
-    uncovered = (
-        None
-        if ratios is None
-        else {
-            "mean": float(ratios.uncovered.mean()),
-            "largest": float(ratios.uncovered.max()),
-            "left_out": float((ratios.uncovered > 0.5).sum()),
-        }
-    )
-    provenance = {
+    provenance = provenance_of(rows, metadata, settings) | {
         "checkpoint": scorers["model"].name,
+        "terminal": terminal,
+        "seed": seed,
+        "delta_cv": delta_cv,
+        "delta_tv": delta_tv,
+    }
+    notes = tuple(warnings_for(metadata, settings, found))
+    return AuditReport(tuple(found), provenance, None if ratios is None else coverage(ratios), notes)
+
+
+def enumerated(
+    rows: Sequence[Rollout],
+    scorers: dict[str, Scorer],
+    policy: Policy | None,
+    task: Task | None,
+    terminal: Terminal,
+    progress: Progress,
+) -> ExactRatios | None:
+    """Return the exact Bellman ratios, or None where the steps cannot be listed or the terminal is the model's."""
+    if policy is None or task is None or terminal != "verifier" or not task.step_choices(rows[0].prompt, []):
+        return None
+    with progress("enumerating one-step children", len(rows)) as tick:
+        return exact_ratios(policy, list(scorers.values()), rows, task, progress=tick)
+
+
+def coverage(ratios: ExactRatios) -> dict[str, float]:
+    """Return mean and largest probability outside the listed steps, and the prefixes left out for it."""
+    return {
+        "mean": float(ratios.uncovered.mean()),
+        "largest": float(ratios.uncovered.max()),
+        "left_out": float((ratios.uncovered > 0.5).sum()),
+    }
+
+
+def provenance_of(
+    rows: Sequence[Rollout], metadata: RolloutMetadata, settings: CheckpointSettings
+) -> dict[str, Any]:
+    """Return where the rollouts and the model come from, and how many branches there are."""
+    return {
         "policy": metadata.policy,
         "task": metadata.task,
         "horizon": metadata.horizon,
-        "terminal": terminal,
         "floor": settings.floor,
         "temperature": metadata.temperature,
         "n_prompts": len({r.prompt_id for r in rows}),
@@ -106,12 +126,8 @@ def audit(
         "rollouts_seed": metadata.seed,
         "removed_prompts": metadata.removed_prompts,
         "generated_tokens": metadata.generated_tokens,
-        "seed": seed,
-        "delta_cv": delta_cv,
-        "delta_tv": delta_tv,
         "training": settings.training,
     }
-    return AuditReport(tuple(found), provenance, uncovered, tuple(warnings_for(metadata, settings, found)))
 
 
 def warnings_for(
