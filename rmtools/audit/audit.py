@@ -36,6 +36,7 @@ from rmtools.core.intervals import Interval
 from rmtools.core.tilt import Tilt
 from rmtools.data.rollouts import Rollout
 from rmtools.data.scoring import ScoredRollouts
+from rmtools.lm.particles import Terminal
 
 SCHEMA_VERSION = 1
 
@@ -185,6 +186,7 @@ def audit_model(
     delta_cv: float,
     delta_tv: float,
     rng: np.random.Generator,
+    terminal: Terminal = "verifier",
 ) -> ModelAudit:
     """Audit one model on scored rollouts.
 
@@ -201,12 +203,14 @@ def audit_model(
         Accuracies for which particles are predicted.
     rng : np.random.Generator
         Source of the bootstrap.
+    terminal : {"verifier", "model"}
+        With "model" sigma^2 is not available: completions carry rewards, not the model's values.
     """
     errors = scored.errors()
     prompts, depths = scored.prefix_prompt, scored.prefix_depth
     known = np.ones(0, dtype=bool) if exact_log_error is None else np.isfinite(exact_log_error)
     p, outcome, prompt = outcomes(scored, tilt)
-    cost, influence = particle_cost(rows, scored, tilt, rng)
+    cost, influence = particle_cost(rows, scored, tilt, rng) if terminal == "verifier" else (None, None)
     trajectories = path_sums(scored.alternative_errors(), scored.prefix_trajectory)
     return ModelAudit(
         role=role,
@@ -245,7 +249,7 @@ def particle_cost(
     rows: Sequence[Rollout], scored: ScoredRollouts, tilt: Tilt, rng: np.random.Generator
 ) -> tuple[Sigma2 | None, InfluenceSD | None]:
     """Return pooled sigma^2 and the pooled spread of H, None where the rollouts have too few completions."""
-    extra = min((len(at) for r in rows for at in r.completions[1:]), default=0)
+    extra = min((len(at) for r in rows if len(r.steps) > 1 for at in r.completions[1:] or [[]]), default=0)
     single = all(len(r.steps) == 1 for r in rows)
     trajectories = np.bincount(scored.prompt)
     if trajectories.min() < 2 or not (single or extra >= 1):

@@ -130,8 +130,9 @@ def provenance(values: Values) -> tuple[tuple[str, str], ...]:
     """Return name and text of every entry of the provenance."""
     entries = dict(values["provenance"])
     if values["uncovered"]:
-        entries["probability outside the enumerated steps, mean / largest"] = (
-            f"{values['uncovered']['mean']:.2g} / {values['uncovered']['largest']:.2g}"
+        outside = values["uncovered"]
+        entries["probability outside the enumerated steps, mean / largest; prefixes left out for it"] = (
+            f"{outside['mean']:.2g} / {outside['largest']:.2g}; {outside['left_out']:.0f}"
         )
     return tuple(
         (name.replace("_", " "), text if isinstance(text, str) else json.dumps(text, ensure_ascii=False))

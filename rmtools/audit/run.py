@@ -12,7 +12,7 @@ from rmtools.data.rollouts import Rollout, RolloutMetadata
 from rmtools.data.scoring import score_rollouts
 from rmtools.data.tasks import Task
 from rmtools.errors import UserError
-from rmtools.lm.checkpoint import CheckpointSettings
+from rmtools.lm.checkpoint import CheckpointSettings, fingerprint
 from rmtools.lm.particles import Terminal
 from rmtools.lm.policy import Policy
 from rmtools.lm.value import Scorer
@@ -64,7 +64,7 @@ def audit(
             "the rollouts have no children: the Bellman error cannot be estimated from single steps",
             "make them with `rmtools rollout --children 16`",
         )
-    ratios = enumerated(rows, scorers, policy, task, terminal, progress)
+    ratios = enumerated(rows, metadata, scorers, policy, task, terminal, progress)
     found: list[ModelAudit] = []
     for k, (role, scorer) in enumerate(scorers.items()):
         with progress(f"scoring: {role}", len(rows)) as tick:
@@ -72,7 +72,9 @@ def audit(
         exact = None if ratios is None else np.concatenate(ratios.log_error[k])
         rng = np.random.default_rng([seed, k])
         found.append(
-            audit_model(role, scorer.name, rows, scored, scorer.tilt, exact, delta_cv, delta_tv, rng)
+            audit_model(
+                role, scorer.name, rows, scored, scorer.tilt, exact, delta_cv, delta_tv, rng, terminal
+            )
         )
     provenance = provenance_of(rows, metadata, settings) | {
         "checkpoint": scorers["model"].name,
@@ -87,14 +89,22 @@ def audit(
 
 def enumerated(
     rows: Sequence[Rollout],
+    metadata: RolloutMetadata,
     scorers: dict[str, Scorer],
     policy: Policy | None,
     task: Task | None,
     terminal: Terminal,
     progress: Progress,
 ) -> ExactRatios | None:
-    """Return the exact Bellman ratios, or None where the steps cannot be listed or the terminal is the model's."""
+    """Return the exact Bellman ratios.
+
+    None where the steps cannot be listed, the terminal is the model's, or the policy is not that of the rollouts.
+    """
     if policy is None or task is None or terminal != "verifier" or not task.step_choices(rows[0].prompt, []):
+        return None
+    # Ratios under another policy than the rollouts' would stand beside sampled ones as if they were the same.
+    same_weights = fingerprint(policy.name) == metadata.policy_fingerprint
+    if not same_weights or policy.temperature != metadata.temperature:
         return None
     with progress("enumerating one-step children", len(rows)) as tick:
         return exact_ratios(policy, list(scorers.values()), rows, task, progress=tick)

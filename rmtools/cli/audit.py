@@ -41,27 +41,26 @@ def command(
     """Audit a reward model and two controls, the constant base rate and the untrained head, on the same rollouts."""
     from rmtools.audit.report import write_report
     from rmtools.audit.run import audit
+    from rmtools.cli.loading import load
     from rmtools.cli.progress import progress
     from rmtools.cli.rollout import make_rollouts
     from rmtools.core.cost import n_for_cv, n_for_tv
     from rmtools.data.collect import Branching
     from rmtools.data.rollouts import read_rollouts
-    from rmtools.data.tasks import load_task
     from rmtools.files import claim_folder
     from rmtools.lm.checkpoint import load_value_model
-    from rmtools.lm.particles import check_terminal
-    from rmtools.lm.policy import load_policy
+    from rmtools.lm.particles import check_terminal_name
     from rmtools.lm.value import ConstantValue, Scorer
 
     n_for_cv(1.0, delta_cv), n_for_tv(1.0, delta_tv)
-    value, checkpoint = load_value_model(model)
-    chosen = load_task(task or checkpoint.task, horizon or checkpoint.horizon)
-    check_terminal(terminal, chosen.reward)
-    source = load_policy(policy or checkpoint.policy, checkpoint.steps, checkpoint.temperature)
+    check_terminal_name(terminal)
+    loaded = load(model, policy, task, horizon)
+    value, checkpoint = loaded.value, loaded.settings
     folder = claim_folder(out or model / "audit", "audit.json", "rollouts")
     if rollouts is None:
         rollouts = folder / "rollouts"
-        make_rollouts(source, chosen, prompts, Branching(trajectories, children, completions), rollouts, seed)
+        branching = Branching(trajectories, children, completions)
+        make_rollouts(loaded.policy, loaded.task, prompts, branching, rollouts, seed, verb="audit")
     rows, metadata = read_rollouts(rollouts)
     untrained, _ = load_value_model(model, untrained=True)
     scorers: dict[str, Scorer] = {
@@ -74,8 +73,8 @@ def command(
         metadata,
         scorers,
         checkpoint,
-        source,
-        chosen,
+        loaded.policy,
+        loaded.task,
         terminal=terminal,  # type: ignore[arg-type]
         delta_cv=delta_cv,
         delta_tv=delta_tv,

@@ -1,11 +1,14 @@
 """Options that several verbs share: one wording, one check."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from rmtools.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 Policy = Annotated[str, typer.Option(help="Folder or hub name of the policy.")]
 Model = Annotated[Path, typer.Option(help="Checkpoint of the value model.")]
@@ -18,6 +21,17 @@ Out = Annotated[Path, typer.Option(help="Output folder.")]
 TerminalName = Annotated[
     str, typer.Option("--terminal", help="What a finished solution is worth: verifier or model.")
 ]
+
+
+def generator(verb: str, seed: int) -> "np.random.Generator":
+    """Return the generator of a verb: the same seed draws other prompts for an audit than for training."""
+    import zlib
+
+    import numpy as np
+
+    if seed < 0:
+        raise UserError(f"--seed must be at least 0, got {seed}", "pass a non-negative integer")
+    return np.random.default_rng([seed, zlib.crc32(verb.encode())])
 
 
 def at_least_one(**values: int) -> None:

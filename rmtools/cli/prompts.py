@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from rmtools.cli.options import Horizon, Seed, at_least_one
+from rmtools.cli.options import Horizon, Seed, at_least_one, generator
 
 
 def command(
@@ -16,15 +16,13 @@ def command(
     seed: Seed = 0,
 ) -> None:
     """Draw solvable prompts of a task; how many drawn ones were unsolvable and left out goes into OUT.meta.json."""
-    import numpy as np
-
     from rmtools.data.prompts import write_prompts
     from rmtools.data.tasks import load_task
     from rmtools.files import write_json
 
     at_least_one(count=n)
     chosen = load_task(task, horizon)
-    found, removed = chosen.prompts(n, np.random.default_rng(seed))
+    found, removed = chosen.prompts(n, generator("prompts", seed))
     write_prompts(out, found)
     write_json(
         out.with_suffix(".meta.json"),

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rmtools.cli.options import Horizon, Out, Policy, Seed, TaskName
+from rmtools.cli.options import Horizon, Out, Policy, Seed, TaskName, generator
 
 if TYPE_CHECKING:
     from rmtools.data.collect import Branching
@@ -45,7 +45,13 @@ def command(
 
 
 def make_rollouts(
-    policy: "LoadedPolicy", task: "Task", prompts: str, branching: "Branching", out: Path, seed: int
+    policy: "LoadedPolicy",
+    task: "Task",
+    prompts: str,
+    branching: "Branching",
+    out: Path,
+    seed: int,
+    verb: str = "rollout",
 ) -> None:
     """Collect rollouts with a progress bar, write them to ``out``, and print what they are."""
     import numpy as np
@@ -57,7 +63,7 @@ def make_rollouts(
     from rmtools.files import claim_folder
     from rmtools.lm.checkpoint import fingerprint
 
-    rng = np.random.default_rng(seed)
+    rng = generator(verb, seed)
     found, removed = prompts_from(prompts, task, rng)
     check_prompts(found, task, policy)
     claim_folder(out, META_FILE)

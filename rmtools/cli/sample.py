@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from rmtools.cli.options import Horizon, Model, Seed, TaskName, TerminalName
+from rmtools.cli.options import Horizon, Model, Seed, TaskName, TerminalName, generator
 
 if TYPE_CHECKING:
     from rmtools.lm.particles import Terminal
@@ -37,17 +37,13 @@ def command(
     """
     import json
 
-    import numpy as np
-
+    from rmtools.cli.loading import load
     from rmtools.cli.progress import progress
     from rmtools.core.resampling import RESAMPLING
     from rmtools.data.prompts import check_prompts, read_prompts
-    from rmtools.data.tasks import load_task
     from rmtools.errors import UserError
     from rmtools.files import write_text
-    from rmtools.lm.checkpoint import load_value_model
     from rmtools.lm.inference import SamplerSettings, sample_prompts
-    from rmtools.lm.policy import load_policy
 
     if resampling not in RESAMPLING:
         raise UserError(f"unknown resampling {resampling!r}", f"choose one of: {', '.join(RESAMPLING)}")
@@ -55,14 +51,11 @@ def command(
     found = read_prompts(prompts)
     if out.is_dir():
         raise UserError(f"the output {out} is a folder", "name a JSONL file with --out")
-    value, checkpoint = load_value_model(model)
-    source = load_policy(policy or checkpoint.policy, checkpoint.steps, checkpoint.temperature)
-    verifier = load_task(task or checkpoint.task, horizon or checkpoint.horizon)
-    check_prompts(found, verifier, source)
+    loaded = load(model, policy, task, horizon)
+    check_prompts(found, loaded.task, loaded.policy)
+    rng, reward = generator("sample", seed), loaded.task.reward
     with progress(f"sampling {len(found)} prompts", len(found)) as tick:
-        records = list(
-            sample_prompts(source, value, found, settings, np.random.default_rng(seed), verifier.reward, tick)
-        )
+        records = list(sample_prompts(loaded.policy, loaded.value, found, settings, rng, reward, tick))
     write_text(out, "".join(json.dumps(r, allow_nan=False) + "\n" for r in records))
     report(records, out, terminal)
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from rmtools.cli.options import Horizon, Model, Out, Seed, TaskName, at_least_one
+from rmtools.cli.options import Horizon, Model, Out, Seed, TaskName, at_least_one, generator
 
 app = typer.Typer(help="Compare what the theory predicts with what the sampler does.", no_args_is_help=False)
 
@@ -33,25 +33,21 @@ def lm(
     seed: Seed = 0,
 ) -> None:
     """Measure N Var(Z-hat) / Z^2 over repeated runs and compare it with the sigma^2 predicted."""
-    import numpy as np
-
+    from rmtools.cli.loading import load
     from rmtools.cli.progress import progress
     from rmtools.data.prompts import check_prompts, prompts_from
-    from rmtools.data.tasks import load_task
     from rmtools.files import claim_folder, write_json
-    from rmtools.lm.checkpoint import load_value_model
-    from rmtools.lm.policy import load_policy
     from rmtools.verify.scaling import verify_lm
 
     at_least_one(n_prompts=n_prompts, runs=runs, max_particles=max_particles)
-    value, checkpoint = load_value_model(model)
-    source = load_policy(policy or checkpoint.policy, checkpoint.steps, checkpoint.temperature)
-    chosen = load_task(task or checkpoint.task, horizon or checkpoint.horizon)
-    rng = np.random.default_rng(seed)
-    found, _ = prompts_from(prompts, chosen, rng)
-    check_prompts(found, chosen, source)
+    loaded = load(model, policy, task, horizon)
+    rng = generator("verify", seed)
+    found, _ = prompts_from(prompts, loaded.task, rng)
+    check_prompts(found, loaded.task, loaded.policy)
     claim_folder(out, "verify.json")
     with progress(f"verifying {n_prompts} prompts, {runs} runs each", n_prompts) as tick:
-        result = verify_lm(source, value, chosen, found, n_prompts, runs, rng, max_particles, tick)
+        result = verify_lm(
+            loaded.policy, loaded.value, loaded.task, found, n_prompts, runs, rng, max_particles, tick
+        )
     write_json(out / "verify.json", result.to_dict())
     print(result)

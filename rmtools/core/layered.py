@@ -173,26 +173,20 @@ class FiniteModel:
             )
         path = [self.particles(groups)]
         for t in range(self.horizon):
-            state = self._draw_step(t, path[-1].state, self._target_tables[t], rng)
-            path.append(FiniteParticles(self, t + 1, state))
+            path.append(FiniteParticles(self, t + 1, self._target_tables[t].draw(path[-1].state, rng)))
         return tuple(path)
 
     @cached_property
     def _policy_tables(self) -> "tuple[_StepTable, ...]":
-        return tuple(_step_table(p, self.children, t) for t, p in enumerate(self.policy))
+        return self._tables(self.policy)
 
     @cached_property
     def _target_tables(self) -> "tuple[_StepTable, ...]":
-        return tuple(_step_table(p, self.children, t) for t, p in enumerate(self.target_policy))
+        return self._tables(self.target_policy)
 
-    def _draw_step(
-        self, t: int, state: np.ndarray, table: "_StepTable", rng: np.random.Generator
-    ) -> np.ndarray:
-        uniform = rng.random(state.shape)
-        branch = state * self.policy[t].shape[1]
-        for column in table.cumulative:
-            branch += uniform >= column.take(state)
-        return branch if table.child is None else table.child.take(branch)
+    def _tables(self, policy: Sequence[np.ndarray]) -> "tuple[_StepTable, ...]":
+        children = self.children if self.children is not None else [None] * self.horizon
+        return tuple(_step_table(p, c) for p, c in zip(policy, children, strict=True))
 
     def expected_output_law(self, n_particles: int) -> np.ndarray:
         """Law of one weighted draw from `n_particles` particles over final states, (S_T,), in closed form.
@@ -234,15 +228,30 @@ class FiniteModel:
 
 @dataclass(frozen=True, eq=False)
 class _StepTable:
+    """One layer's transitions, laid out for drawing many at once."""
+
     cumulative: tuple[np.ndarray, ...]  # B - 1 columns (S,)
-    child: np.ndarray | None  # (S * B,)
+    child: np.ndarray | None  # (S * B,); None on the full tree
+    child_is_branch: bool  # Markov chains: the branch taken is the next state, whatever the state was
+
+    def draw(self, state: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """States of the next layer, same shape as `state`."""
+        index = np.zeros(state.shape, np.intp) if self.child_is_branch else state * (len(self.cumulative) + 1)
+        if self.cumulative:
+            uniform = rng.random(state.shape)
+            for column in self.cumulative:
+                index += uniform >= column.take(state)
+        return index if self.child is None or self.child_is_branch else self.child.take(index)
 
 
-def _step_table(policy: np.ndarray, children: Sequence[np.ndarray] | None, t: int) -> _StepTable:
+def _step_table(policy: np.ndarray, children: np.ndarray | None) -> _StepTable:
     cumulative = np.cumsum(policy, axis=1)
     cumulative /= cumulative[:, -1:]
     columns = tuple(np.ascontiguousarray(cumulative[:, b]) for b in range(policy.shape[1] - 1))
-    return _StepTable(columns, None if children is None else np.ascontiguousarray(children[t]).ravel())
+    if children is None:
+        return _StepTable(columns, None, False)
+    is_branch = bool(np.all((children == np.arange(policy.shape[1])) | (policy == 0)))
+    return _StepTable(columns, np.ascontiguousarray(children).ravel(), is_branch)
 
 
 @dataclass(frozen=True, eq=False)
@@ -274,9 +283,7 @@ class FiniteParticles:
         if self.depth == self.model.horizon:
             return FiniteParticles(self.model, self.depth, state)
         table = self.model._policy_tables[self.depth]
-        return FiniteParticles(
-            self.model, self.depth + 1, self.model._draw_step(self.depth, state, table, rng)
-        )
+        return FiniteParticles(self.model, self.depth + 1, table.draw(state, rng))
 
     def select(self, index: np.ndarray) -> "FiniteParticles":
         """(G, k) states at `index`."""

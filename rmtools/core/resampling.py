@@ -35,7 +35,7 @@ def multinomial(
     rng : np.random.Generator
         Source of the draws.
     weights : np.ndarray, optional
-        exp(log_weights - maximum of the group), if the caller has it already.
+        exp(log_weights) up to a factor per group, if the caller has it already.
 
     Returns
     -------

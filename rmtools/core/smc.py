@@ -14,7 +14,7 @@ unbiased resampling scheme and ESS threshold (docs/equations.md section 4; arXiv
 True
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Generic
 
 import numpy as np
@@ -23,6 +23,8 @@ from rmtools.core.logspace import log_mean_columns, log_mean_exp, log_normalise,
 from rmtools.core.particles import P, SMCResult
 from rmtools.core.resampling import Resampler, none, resolve, top_k
 from rmtools.errors import UserError
+
+SAFE_EXPONENT = 300.0  # squares of such weights, and their sums, are ordinary floating-point numbers
 
 
 def smc(
@@ -93,6 +95,7 @@ class _Settings:
 @dataclass(frozen=True)
 class _State(Generic[P]):
     particles: P
+    ended: np.ndarray | None  # (G, N); None while no prefix has ended
     log_value: np.ndarray  # (G, N)
     log_weight: np.ndarray | None  # (G, N), relative to log_const; None is zero everywhere
     log_const: np.ndarray  # (G,)
@@ -169,7 +172,11 @@ def _start(root: P, n: int) -> _State[P]:
         root = root.select(np.zeros((n_groups, n), dtype=np.intp))
         log_value = np.repeat(log_value, n, axis=1)
     log_const = shift_of(log_value)
-    return _State(root, log_value, log_value - log_const, log_const[:, 0])
+    return _State(root, _if_any(root.ended), log_value, log_value - log_const, log_const[:, 0])
+
+
+def _if_any(ended: np.ndarray) -> np.ndarray | None:
+    return ended if ended.any() else None
 
 
 def checked_values(log_value: np.ndarray, step: int) -> np.ndarray:
@@ -190,24 +197,23 @@ def take(x: np.ndarray, index: np.ndarray) -> np.ndarray:
 
 
 def _live_groups(state: _State) -> np.ndarray:
-    ended = state.particles.ended
     if state.log_weight is None:
-        return ~ended.all(axis=1)
-    if not ended.any():
+        return np.ones(len(state.log_const), dtype=bool) if state.ended is None else ~state.ended.all(axis=1)
+    if state.ended is None:
         return state.log_weight.max(axis=1) > -np.inf
-    return (~ended & (state.log_weight > -np.inf)).any(axis=1)
+    return (~state.ended & (state.log_weight > -np.inf)).any(axis=1)
 
 
 def _step(
     state: _State[P], settings: _Settings, live: np.ndarray, history: _History, rng: np.random.Generator
 ) -> _State[P]:
-    parent_ended = state.particles.ended
     children = state.particles.extend(settings.pool, rng)
+    child_ended = _if_any(children.ended)
     pool = checked_values(children.log_value(), history.n_steps + 1)
-    increment = _increment(pool, state, parent_ended, live, out=history.new_step())
+    increment = _increment(pool, state, live, out=history.new_step())
     log_weight = increment if state.log_weight is None else state.log_weight + increment
     weighed = _weigh(log_weight)
-    due = live & ~_finished(children.ended, pool, log_weight) & (weighed.log_mean > -np.inf)
+    due = live & ~_finished(child_ended, pool, log_weight) & (weighed.log_mean > -np.inf)
     due &= _ess_says_so(weighed.ess, settings)
     ancestors = _resample(log_weight, weighed.weight, due, settings, rng)
     history.end_step(weighed.ess, due, ancestors)
@@ -215,24 +221,26 @@ def _step(
     left = _left_weight(log_weight, due)
     if settings.pool == 1:
         if not due.any():
-            return _State(children, pool, left, log_const)
+            return _State(children, child_ended, pool, left, log_const)
         index = ancestors
     else:
         index = _draw_candidates(pool, ancestors, settings.pool, rng)
-    return _State(children.select(index), take(pool, index), left, log_const)
+    particles = children.select(index)
+    ended = None if child_ended is None else particles.ended
+    return _State(particles, ended, take(pool, index), left, log_const)
 
 
-def _increment(
-    pool: np.ndarray, state: _State, ended: np.ndarray, live: np.ndarray, out: np.ndarray | None
-) -> np.ndarray:
+def _increment(pool: np.ndarray, state: _State, live: np.ndarray, out: np.ndarray | None) -> np.ndarray:
     """Log increment of each parent; exactly 0 for ended, frozen and dead ones, whatever rounding says."""
     n_groups, n = state.log_value.shape
     log_mean = pool if pool.shape[1] == n else log_mean_columns(pool.reshape(n_groups, n, -1))
     with np.errstate(invalid="ignore"):  # -inf - -inf, replaced below
         increment = np.subtract(log_mean, state.log_value, out=out)
     still = state.log_value == -np.inf
-    if ended.any() or not live.all():
-        still |= ended | ~live[:, None]
+    if state.ended is not None:
+        still |= state.ended
+    if not live.all():
+        still |= ~live[:, None]
     if still.any():
         increment[still] = 0.0
     return increment
@@ -240,20 +248,23 @@ def _increment(
 
 @dataclass(frozen=True)
 class _Weighed:
-    weight: np.ndarray  # (G, N), relative to the largest of the group
+    weight: np.ndarray  # (G, N), each group's up to a constant
     ess: np.ndarray  # (G,)
     log_mean: np.ndarray  # (G,) nats
 
 
 def _weigh(log_weight: np.ndarray) -> _Weighed:
-    shift = shift_of(log_weight)
-    weight = log_weight - shift
-    np.exp(weight, out=weight)
+    shift: np.ndarray | float = 0.0
+    if max(log_weight.max(), -log_weight.min()) <= SAFE_EXPONENT:
+        weight = np.exp(log_weight)
+    else:
+        shift = shift_of(log_weight)[:, 0]
+        weight = np.exp(log_weight - shift[:, None])
     total = weight.sum(axis=1)
     squares = np.einsum("gn,gn->g", weight, weight)
     ess = np.divide(total**2, squares, out=np.zeros_like(total), where=squares > 0)
     with np.errstate(divide="ignore"):
-        return _Weighed(weight, ess, np.log(total / log_weight.shape[1]) + shift[:, 0])
+        return _Weighed(weight, ess, np.log(total / log_weight.shape[1]) + shift)
 
 
 def _ess_says_so(ess: np.ndarray, settings: _Settings) -> np.ndarray:
@@ -263,9 +274,9 @@ def _ess_says_so(ess: np.ndarray, settings: _Settings) -> np.ndarray:
     return ess <= settings.threshold * settings.n
 
 
-def _finished(child_ended: np.ndarray, pool: np.ndarray, log_weight: np.ndarray) -> np.ndarray:
+def _finished(child_ended: np.ndarray | None, pool: np.ndarray, log_weight: np.ndarray) -> np.ndarray:
     """(G,) bool: no candidate of positive weight goes on, so this was the group's last step."""
-    if not child_ended.any():
+    if child_ended is None:
         return np.zeros(len(pool), dtype=bool)
     n_groups, n = log_weight.shape
     alive = (pool > -np.inf).reshape(n_groups, n, -1) & (log_weight > -np.inf)[:, :, None]
@@ -346,7 +357,8 @@ def _beam_step(
     log_weight = np.where(take(spare, index) & live[:, None], -np.inf, 0.0)
     log_weight = np.where(log_value == -np.inf, -np.inf, log_weight)
     history.end_step(_weigh(log_value).ess, live.copy(), ancestors)
-    return replace(state, particles=children.select(index), log_value=log_value, log_weight=log_weight)
+    particles = children.select(index)
+    return _State(particles, _if_any(particles.ended), log_value, log_weight, state.log_const)
 
 
 def _finish(state: _State[P], settings: _Settings, history: _History) -> SMCResult[P]:

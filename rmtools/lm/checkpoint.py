@@ -155,6 +155,7 @@ def load_value_model(
     folder = Path(folder)
     settings = CheckpointSettings.load(folder)
     require_head(folder)
+    require_same_policy(folder, settings)
     steps = StepTokenizer(load_tokenizer(folder), settings.steps)
     if untrained:
         model = new_token_classifier(settings.policy, settings.seed)
@@ -179,6 +180,20 @@ def _trained(folder: Path, settings: CheckpointSettings) -> "PreTrainedModel":
         raise not_a_model(folder, error) from error
 
 
+def classifier_config(policy: str) -> Any:
+    """Return the policy's configuration for a two-label classifier without dropout.
+
+    transformers falls back to a dropout of .1 before the head where a configuration names none: it would perturb the
+    bootstrap target as well as the prediction.
+    """
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(policy, num_labels=2)
+    for name in ("classifier_dropout", "hidden_dropout", "attention_dropout"):
+        setattr(config, name, 0.0)
+    return config
+
+
 def new_token_classifier(policy: str, seed: int) -> "PreTrainedModel":
     """Return the policy's weights under a two-label head drawn with ``seed``, dropout off."""
     from transformers import AutoModelForTokenClassification
@@ -186,7 +201,7 @@ def new_token_classifier(policy: str, seed: int) -> "PreTrainedModel":
     with quiet_new_head(), torch.random.fork_rng():
         torch.manual_seed(seed)
         try:
-            return AutoModelForTokenClassification.from_pretrained(policy, num_labels=2)
+            return AutoModelForTokenClassification.from_pretrained(policy, config=classifier_config(policy))
         except (OSError, ValueError) as error:
             raise not_a_model(policy, error) from error
 
@@ -202,6 +217,19 @@ def quiet_new_head() -> Iterator[None]:
         yield
     finally:
         logging.set_verbosity(level)
+
+
+def require_same_policy(folder: Path, settings: CheckpointSettings) -> None:
+    """Raise ``UserError`` where the policy under an adapter is not the one it was trained on."""
+    if not (folder / "adapter_config.json").exists():
+        return
+    found = fingerprint(settings.policy)
+    if found and settings.policy_fingerprint and found != settings.policy_fingerprint:
+        raise UserError(
+            f"the policy at {settings.policy} is not the one that {folder} was trained on (its weights differ): "
+            "the adapter would give other values",
+            "train the checkpoint again on this policy, or put the old policy back",
+        )
 
 
 def require_head(folder: Path) -> None:

@@ -4,6 +4,7 @@ p = softmax(logits)[1] estimates P(solution will be correct given the prefix), i
 tilt turns it into a positive value (docs/equations.md, section 2).
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -186,6 +187,8 @@ class ValueModel:
                 **tree_batch([trees[i] for i in batch], self.steps.pad_id, self.device, self.model.dtype)
             ).logits
             values = log_value_from_logits(logits, self.tilt.floor).cpu().numpy().astype(np.float64)
+            # fp32 rounds log f; what lies outside by that much is the bound itself.
+            values = np.clip(values, math.log(self.tilt.floor), 0.0)
             for row, i in zip(values, batch, strict=True):
                 found[i] = _read(row, trees[i], i)
             if progress is not None:

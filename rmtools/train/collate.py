@@ -28,7 +28,7 @@ class Example:
 def example(row: Rollout, steps: StepTokenizer, tilt: Tilt) -> Example:
     """Encode a rollout; a child that has not ended has potential NaN (its value is bootstrapped)."""
     texts = [[c.text for c in at] for at in row.children]
-    rewards = [np.asarray([math.nan if c.reward is None else c.reward for c in at]) for at in row.children]
+    rewards = [np.asarray([math.nan if not c.ended else c.reward for c in at]) for at in row.children]
     ended = [np.where(np.isnan(r), math.nan, tilt.log_potential(np.nan_to_num(r))) for r in rewards]
     more = [tilt.log_potential(np.asarray(at, dtype=float)) for at in row.completions]
     return Example(

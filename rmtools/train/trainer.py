@@ -81,6 +81,13 @@ class PRMTrainer(Trainer):
                 "eval_strategy asks for evaluations, but there are no held-out rollouts (eval_rollouts)",
                 "name some with eval_rollouts, or set eval_strategy: no",
             )
+        shared = {r.prompt_id for r in train_rollouts} & {r.prompt_id for r in eval_rollouts}
+        if shared:
+            raise UserError(
+                f"{len(shared)} prompts are in the training and in the held-out rollouts: the metrics would be of rows "
+                "the model was trained on",
+                "make the held-out rollouts with another --seed",
+            )
         for row in train_rollouts[:64]:
             steps.check(row.prompt, row.steps)
         super().__init__(

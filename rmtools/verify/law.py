@@ -105,13 +105,23 @@ def path_test(
 
 
 def chi_square(observed: np.ndarray, expected: np.ndarray) -> dict[str, float]:
-    """Return the chi-square test of counts, cells of fewer than 5 expected pooled into one."""
+    """Return the chi-square test of counts, the rarest cells pooled until every cell expects 5 or more.
+
+    Raises
+    ------
+    ValueError
+        If fewer than two cells are left: there is nothing to test.
+    """
     from scipy.stats import chi2
 
-    rare = expected < 5
-    if rare.any():
-        observed = np.append(observed[~rare], observed[rare].sum())
-        expected = np.append(expected[~rare], expected[rare].sum())
+    order = np.argsort(expected)
+    observed, expected = observed[order], expected[order]
+    pooled = int(np.searchsorted(np.cumsum(expected), 5.0)) + 1
+    pooled = max(pooled, int((expected < 5).sum()))
+    observed = np.append(observed[pooled:], observed[:pooled].sum())
+    expected = np.append(expected[pooled:], expected[:pooled].sum())
+    if len(observed) < 2:
+        raise ValueError("the policy has one path only: there is no law to test")
     statistic = float(np.sum((observed - expected) ** 2 / expected))
     return {
         "samples": float(observed.sum()),

@@ -22,6 +22,7 @@ from rmtools.lm.value import Scorer
 from rmtools.verify.law import check_law
 
 PARTICLES_PER_BATCH = 40_000
+MIN_PROBABILITY = 1e-3
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,11 @@ class Verification:
             f"pooled: predicted {self.predicted:.2f}, measured {m['estimate']:.2f} [{m['low']:.2f}, "
             f"{m['high']:.2f}], ratio {r['estimate']:.2f} [{r['low']:.2f}, {r['high']:.2f}]"
         )
+        outside = [p.uncovered for p in self.prompts]
+        rows.append(
+            f"the tables leave out steps of probability below {MIN_PROBABILITY:g}: {min(outside):.2%} to "
+            f"{max(outside):.2%} of the mass, by which Z-hat/Z may differ from 1"
+        )
         law = self.law
         rows.append(
             f"law of stepwise decoding: well-formed {law['well_formed_stepwise']:.4f}, one-shot generate "
@@ -124,7 +130,7 @@ def verify_lm(
     for prompt in prompts:
         if len(found) == n_prompts:
             break
-        table = tabulate(policy, value, prompt, choices, task.reward, 1e-3)
+        table = tabulate(policy, value, prompt, choices, task.reward, MIN_PROBABILITY)
         exact = table.model.exact()
         n = max(64, math.ceil(5 * exact.sigma2))
         if n > max_particles:

@@ -1,0 +1,47 @@
+"""What several verbs load the same way: the value model, its policy and its task, flags overriding."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rmtools.errors import UserError
+
+if TYPE_CHECKING:
+    from rmtools.data.tasks import Task
+    from rmtools.lm.checkpoint import CheckpointSettings
+    from rmtools.lm.policy import Policy
+    from rmtools.lm.value import ValueModel
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A checkpoint ready to use."""
+
+    value: "ValueModel"
+    settings: "CheckpointSettings"
+    policy: "Policy"
+    task: "Task"
+
+
+def load(model: Path, policy: str | None, task: str | None, horizon: int | None) -> Loaded:
+    """Load a checkpoint with the policy and task it remembers, or those that are named instead.
+
+    Raises
+    ------
+    UserError
+        Also where the task has another number of steps than the checkpoint was trained for.
+    """
+    from rmtools.data.tasks import load_task
+    from rmtools.lm.checkpoint import load_value_model
+    from rmtools.lm.policy import load_policy
+
+    value, settings = load_value_model(model)
+    chosen = load_task(task or settings.task, horizon or settings.horizon)
+    if chosen.horizon != settings.steps.max_steps:
+        raise UserError(
+            f"the task has {chosen.horizon} steps, the checkpoint {model} was trained for {settings.steps.max_steps}: "
+            "solutions would end elsewhere than its values assume",
+            f"leave --horizon out, or pass --horizon {settings.steps.max_steps}",
+        )
+    source = load_policy(policy or settings.policy, settings.steps, settings.temperature)
+    return Loaded(value, settings, source, chosen)
