@@ -16,6 +16,7 @@ import pytest
 
 from rmtools.cli import main
 from rmtools.data.rollouts import read_rollouts
+from rmtools.data.tasks import Crossing
 
 ROOT = Path(__file__).parents[2]
 BARS = ("Loading weights", "Writing model shards", "━")
@@ -509,11 +510,13 @@ def training(run, tmp_path, policy_folder, prompts_file):
         3,
     )
     assert run("rollout", *options, "--out", tmp_path / "rollouts").code == 0
+    others = ["2" if o is prompts_file else o for o in options]
+    assert run("rollout", *others, "--seed", 9, "--out", tmp_path / "heldout").code == 0
 
     def write(**changes):
         values = {
             "train_rollouts": str(tmp_path / "rollouts"),
-            "eval_rollouts": str(tmp_path / "rollouts"),
+            "eval_rollouts": str(tmp_path / "heldout"),
             "output_dir": str(tmp_path / "prm"),
             "use_peft": True,
             "lora_r": 4,
@@ -609,3 +612,41 @@ def test_disk_full_while_saving_a_checkpoint(run, training, tmp_path):
     check_error(result, "cannot write", "unchanged")
     assert not list((tmp_path / "prm").glob("*"))
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
+
+
+def test_held_out_rollouts_that_share_prompts_are_refused(run, training, tmp_path):
+    config = training(eval_rollouts=str(tmp_path / "rollouts"))
+    check_error(run("--config", config, script=RECIPE), "held-out", "3 prompts")
+
+
+def test_another_horizon_than_the_checkpoints_is_refused(run, checkpoint, prompts_file, tmp_path):
+    options = (
+        "--model",
+        checkpoint,
+        "--horizon",
+        2,
+        "--prompts",
+        prompts_file,
+        "--out",
+        tmp_path / "s.jsonl",
+    )
+    check_error(run("sample", *options), "2 steps", "--horizon")
+    assert not (tmp_path / "s.jsonl").exists()
+
+
+def test_a_retrained_policy_under_an_adapter_is_refused(run, checkpoint, prompts_file, tmp_path):
+    settings = json.loads((checkpoint / "rmtools.json").read_text())
+    settings["policy_fingerprint"] = "0" * 16
+    (checkpoint / "rmtools.json").write_text(json.dumps(settings))
+    options = ("--model", checkpoint, "--prompts", prompts_file, "--out", tmp_path / "s.jsonl")
+    check_error(run("sample", *options), "weights differ", "policy")
+
+
+def test_verbs_draw_different_prompts_at_the_same_seed():
+    from rmtools.cli.options import generator
+
+    task = Crossing(8)
+    drawn = [
+        set(task.prompts(20, generator(verb, 0))[0]) for verb in ("rollout", "audit", "prompts", "verify")
+    ]
+    assert len(set().union(*drawn)) == 80

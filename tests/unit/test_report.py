@@ -98,7 +98,10 @@ def report():
         "training": {"target": "td"},
     }
     return AuditReport(
-        tuple(found), provenance, {"mean": 0.001, "largest": 0.02}, ("mind the <script>gap</script> | end",)
+        tuple(found),
+        provenance,
+        {"mean": 0.001, "largest": 0.02, "left_out": 3.0},
+        ("mind the <script>gap</script> | end",),
     )
 
 
@@ -269,7 +272,7 @@ def test_summary_takes_the_bellman_error_from_enumeration(run, report):
     assert found["rms_ratio"]["trained_over_constant"] == pytest.approx(trained / constant)
     assert found["rms_ratio"]["at_most_0.6_of_constant"] is True
     assert found["rms_ratio"]["at_most_0.5_of_untrained"] is True
-    assert found["uncovered"] == {"mean": 0.001, "largest": 0.02}
+    assert found["uncovered"] == {"mean": 0.001, "largest": 0.02, "left_out": 3.0}
 
 
 def test_a_corrected_mean_square_of_zero_or_less_passes_nothing():

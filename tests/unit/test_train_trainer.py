@@ -364,3 +364,11 @@ def test_lora_leaves_the_head_whole(policy_folder, targets):
     assert any("score.modules_to_save" in n for n in names)
     assert not any("score" in n and "lora" in n for n in names)
     assert any("lora" in n for n in names)
+
+
+def test_the_classifier_has_no_dropout(policy_folder):
+    """In training mode two passes agree: dropout would perturb the bootstrap target too."""
+    model = new_token_classifier(str(policy_folder), 0).train()
+    assert all(m.p == 0 for m in model.modules() if isinstance(m, torch.nn.Dropout))
+    ids = torch.arange(4, 12)[None]
+    assert torch.equal(model(input_ids=ids).logits, model(input_ids=ids).logits)
