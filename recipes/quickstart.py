@@ -22,7 +22,7 @@ rollouts for training | rollouts/train/metadata.json | rmtools rollout --policy 
 rollouts held out | rollouts/heldout/metadata.json | rmtools rollout --policy {out}/policy --task crossing
     --horizon 8 --prompts 32 --trajectories 4 --children 8 --seed 2 --out {out}/rollouts/heldout
 rollouts for the audit | rollouts/audit/metadata.json | rmtools rollout --policy {out}/policy --task crossing
-    --horizon 8 --prompts 96 --trajectories 32 --children 8 --completions 3 --seed 3 --out {out}/rollouts/audit
+    --horizon 8 --prompts 96 --trajectories 24 --children 8 --completions 3 --seed 3 --out {out}/rollouts/audit
 value model | prm/rmtools.json | accelerate launch --config_file {config}
     {recipes}/train_prm.py --config {recipes}/quickstart_prm.yaml --train_rollouts {out}/rollouts/train
     --eval_rollouts {out}/rollouts/heldout --output_dir {out}/prm --seed {seed}
@@ -33,7 +33,7 @@ best of 16 | samples/best_of_n.jsonl | rmtools sample --policy {out}/policy --mo
     --prompts {out}/samples/prompts.jsonl --resampling none --out {out}/samples/best_of_n.jsonl
 SMC with 16 particles | samples/smc.jsonl | rmtools sample --policy {out}/policy --model {out}/prm -n 16
     --prompts {out}/samples/prompts.jsonl --out {out}/samples/smc.jsonl
-verification | verify/verify.json | rmtools verify lm --model {out}/prm --n-prompts 16 --runs 400 --seed 5
+verification | verify/verify.json | rmtools verify lm --model {out}/prm --n-prompts 12 --runs 300 --seed 5
     --out {out}/verify
 report | summary.json | rmtools report {out}
 """

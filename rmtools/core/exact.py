@@ -22,6 +22,7 @@ import numpy as np
 
 from rmtools.core.influence import InfluenceMad, leaf_influence, mean_absolute_deviation
 from rmtools.core.logspace import log_mean_columns, log_sum_exp
+from rmtools.core.theory import particles_for_cv, particles_for_tv
 from rmtools.errors import UserError
 
 if TYPE_CHECKING:
@@ -159,6 +160,44 @@ def solve(model: "FiniteModel") -> ExactResult:
         _model=model,
         _log_terms=terms if exists else np.full_like(terms, np.inf),
     )
+
+
+def guided_tv(model: "FiniteModel") -> np.ndarray:
+    """Total variation at each depth between one exactly guided particle and the target, (T + 1,), on trees.
+
+    The particle steps by policy * V(child) / E_policy[V(child)], the kernel of arXiv 2602.01381 Thm 4.3.
+
+    Raises
+    ------
+    UserError
+        On a chain, whose states are not prefixes, and where Z = 0 or a reachable prefix has no child of
+        positive value.
+    """
+    if not model.is_tree or model.log_true_value[0][0] == -np.inf:
+        raise UserError("the law of prefixes needs a tree and Z > 0", fix="unfold the chain into its tree")
+    guided, distance = np.zeros(1), []
+    for t in range(model.horizon + 1):
+        target = model.log_reach[t] + model.log_true_value[t] - model.log_true_value[0][0]
+        distance.append(0.5 * float(np.abs(np.exp(guided) - np.exp(target)).sum()))
+        if t < model.horizon:
+            guided = _guided_step(model, t, guided)
+    return np.array(distance)
+
+
+def _guided_step(model: "FiniteModel", t: int, guided: np.ndarray) -> np.ndarray:
+    edge = model.log_policy[t] + model.gather(t, model.log_value[t + 1])
+    total = log_sum_exp(edge)
+    if (total[guided > -np.inf] == -np.inf).any():
+        raise UserError(
+            f"a prefix of depth {t} has no child of positive value: guidance is not defined there"
+        )
+    edge = guided[:, None] + edge - np.where(total == -np.inf, 0.0, total)[:, None]
+    if model.children is None:
+        return edge.ravel()
+    law = np.full(len(model.log_value[t + 1]), -np.inf)
+    used = (model.policy[t] > 0) & (model.log_reach[t] > -np.inf)[:, None]
+    law[model.child(t)[used]] = edge[used]
+    return law
 
 
 def _variance_terms(model: "FiniteModel") -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -71,25 +71,30 @@ def smc(
     ValueError
         If a value is NaN or +inf; names the step, the group and the particle.
     """
-    resampler = _check_settings(n_particles, pool_size, resampling, ess_threshold, rng)
-    assert rng is not None
-    settings = _Settings(
-        n_particles, pool_size, resampler, 0.0 if resampler is none else float(ess_threshold)
-    )
-    step = _beam_step if resampler is top_k else _step
-    state = _start(root, n_particles)
-    record = _History(state.log_value.shape, history)
-    while (live := _live_groups(state)).any():
-        state = step(state, settings, live, record, rng)
-    return _finish(state, settings, record)
+    resampler, rng = check_settings(n_particles, pool_size, resampling, ess_threshold, rng)
+    threshold = 0.0 if resampler is none else float(ess_threshold)
+    return run(root, Settings(n_particles, pool_size, resampler, threshold), rng, history)
 
 
 @dataclass(frozen=True)
-class _Settings:
+class Settings:
+    """Checked settings of a run; `pinned` keeps candidate 0 of slot 0 in slot 0 (conditional SMC)."""
+
     n: int
     pool: int
     resampler: Resampler
     threshold: float
+    pinned: bool = False
+
+
+def run(root: P, settings: Settings, rng: np.random.Generator, history: bool = True) -> SMCResult[P]:
+    """Run the sampler with settings already checked."""
+    step = _beam_step if settings.resampler is top_k else _step
+    state = _start(root, settings.n)
+    record = _History(state.log_value.shape, history)
+    while (live := _live_groups(state)).any():
+        state = step(state, settings, live, record, rng)
+    return _finish(state, settings, record)
 
 
 @dataclass(frozen=True)
@@ -141,9 +146,10 @@ class _History:
         }
 
 
-def _check_settings(
+def check_settings(
     n_particles: int, pool_size: int, resampling: str, ess_threshold: float, rng: np.random.Generator | None
-) -> Resampler:
+) -> tuple[Resampler, np.random.Generator]:
+    """Return the scheme and the generator, or raise UserError."""
     for name, value in (("n_particles", n_particles), ("pool_size", pool_size)):
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
             raise UserError(f"`{name}` must be an integer of at least 1, got {value!r}", fix=f"{name}=16")
@@ -158,7 +164,7 @@ def _check_settings(
             f"`rng` must be a numpy Generator, got {type(rng).__name__}: every draw has an explicit source",
             fix="rng=np.random.default_rng(seed)",
         )
-    return resolve(resampling)
+    return resolve(resampling), rng
 
 
 def _start(root: P, n: int) -> _State[P]:
@@ -198,14 +204,16 @@ def take(x: np.ndarray, index: np.ndarray) -> np.ndarray:
 
 def _live_groups(state: _State) -> np.ndarray:
     if state.log_weight is None:
-        return np.ones(len(state.log_const), dtype=bool) if state.ended is None else ~state.ended.all(axis=1)
+        if state.ended is None:
+            return np.ones(len(state.log_const), dtype=bool)
+        return np.any(~state.ended, axis=1)
     if state.ended is None:
         return state.log_weight.max(axis=1) > -np.inf
-    return (~state.ended & (state.log_weight > -np.inf)).any(axis=1)
+    return np.any(~state.ended & (state.log_weight > -np.inf), axis=1)
 
 
 def _step(
-    state: _State[P], settings: _Settings, live: np.ndarray, history: _History, rng: np.random.Generator
+    state: _State[P], settings: Settings, live: np.ndarray, history: _History, rng: np.random.Generator
 ) -> _State[P]:
     children = state.particles.extend(settings.pool, rng)
     child_ended = _if_any(children.ended)
@@ -225,6 +233,8 @@ def _step(
         index = ancestors
     else:
         index = _draw_candidates(pool, ancestors, settings.pool, rng)
+        if settings.pinned:
+            index[:, 0] = 0
     particles = children.select(index)
     ended = None if child_ended is None else particles.ended
     return _State(particles, ended, take(pool, index), left, log_const)
@@ -267,7 +277,7 @@ def _weigh(log_weight: np.ndarray) -> _Weighed:
         return _Weighed(weight, ess, np.log(total / log_weight.shape[1]) + shift)
 
 
-def _ess_says_so(ess: np.ndarray, settings: _Settings) -> np.ndarray:
+def _ess_says_so(ess: np.ndarray, settings: Settings) -> np.ndarray:
     # The two ends are exact promises, so they do not depend on how an ESS of N (or 0) rounds.
     if settings.threshold in (0.0, 1.0):
         return np.full(len(ess), settings.threshold == 1.0)
@@ -284,7 +294,7 @@ def _finished(child_ended: np.ndarray | None, pool: np.ndarray, log_weight: np.n
 
 
 def _resample(
-    log_weight: np.ndarray, weight: np.ndarray, due: np.ndarray, settings: _Settings, rng: np.random.Generator
+    log_weight: np.ndarray, weight: np.ndarray, due: np.ndarray, settings: Settings, rng: np.random.Generator
 ) -> np.ndarray:
     """Ancestors of all groups (G, N), the identity where not due."""
     if due.all():
@@ -335,7 +345,7 @@ def _cumulative_shares(log_value: np.ndarray) -> list[np.ndarray]:
 
 
 def _beam_step(
-    state: _State[P], settings: _Settings, live: np.ndarray, history: _History, rng: np.random.Generator
+    state: _State[P], settings: Settings, live: np.ndarray, history: _History, rng: np.random.Generator
 ) -> _State[P]:
     n, m = settings.n, settings.pool
     parent_ended = np.repeat(state.particles.ended, m, axis=1)
@@ -361,7 +371,7 @@ def _beam_step(
     return _State(particles, _if_any(particles.ended), log_value, log_weight, state.log_const)
 
 
-def _finish(state: _State[P], settings: _Settings, history: _History) -> SMCResult[P]:
+def _finish(state: _State[P], settings: Settings, history: _History) -> SMCResult[P]:
     beam = settings.resampler is top_k
     log_weight = np.zeros(state.log_value.shape) if state.log_weight is None else state.log_weight
     return SMCResult(

@@ -301,7 +301,7 @@ def test_bad_models_are_refused_with_the_place(fact):
         (lambda: perturb(product(3, 2.0), 0.1, "signs"), "random_signs, persistent, terminal"),
         (lambda: perturb(product(3, 2.0), 0.1, "terminal"), "rng"),
         (lambda: product(3, 2.0).particles(0), "groups"),
-        (lambda: product(3, 2.0).exact().n_for_tv(0.0), "total variation"),
+        (lambda: product(3, 2.0).exact().n_for_tv(0.0), "tolerance"),
         (lambda: product(3, 2.0).exact().n_for_cv(-1.0), "relative error"),
         (lambda: product(3, 2.0).exact().sigma2_pool(0), "pool_size"),
     ],
