@@ -114,11 +114,7 @@ class ExactResult:
         UserError
             If `delta` is not in (0, 1).
         """
-        if not 0 < delta < 1:
-            raise UserError(
-                f"`delta` must be in (0, 1), got {delta!r}: it is a total variation", fix="delta=0.05"
-            )
-        return self.influence_mad(pool_size).value / (2 * delta)
+        return particles_for_tv(self.influence_mad(pool_size).value, delta)
 
     def n_for_cv(self, delta: float, pool_size: int = 1) -> float:
         """Particles (not rounded) for an estimate of Z with coefficient of variation `delta`.
@@ -128,11 +124,7 @@ class ExactResult:
         UserError
             If `delta` is not positive.
         """
-        if not delta > 0:
-            raise UserError(
-                f"`delta` must be positive, got {delta!r}: it is a relative error", fix="delta=0.1"
-            )
-        return self.sigma2_pool(pool_size) / delta**2
+        return particles_for_cv(self.sigma2_pool(pool_size), delta)
 
 
 def solve(model: "FiniteModel") -> ExactResult:

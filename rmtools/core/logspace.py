@@ -9,6 +9,8 @@
 
 import numpy as np
 
+MANY_COLUMNS = 16
+
 
 def shift_of(log_x: np.ndarray, axis: int = -1) -> np.ndarray:
     """Maximum along `axis` (kept), with -inf replaced by 0 so that subtracting it cannot make NaN."""
@@ -37,6 +39,8 @@ def log_mean_columns(log_x: np.ndarray, log_p: np.ndarray | None = None) -> np.n
     times slower than a loop over whole columns.
     """
     n_columns = log_x.shape[-1]
+    if n_columns > MANY_COLUMNS:
+        return log_mean_exp(log_x) if log_p is None else log_sum_exp(log_x + log_p)
     columns = [log_x[..., b] if log_p is None else log_x[..., b] + log_p[..., b] for b in range(n_columns)]
     if n_columns == 1:
         return columns[0].copy()

@@ -94,7 +94,7 @@ def residual(
     short = np.flatnonzero(missing)
     if len(short):
         rows = np.repeat(np.arange(len(short)), missing[short])
-        drawn = _search_rows(np.cumsum((expected - counts)[short], axis=1), rows, rng.random(len(rows)))
+        drawn = search_rows(np.cumsum((expected - counts)[short], axis=1), rows, rng.random(len(rows)))
         extra = np.bincount(rows * weights.shape[1] + drawn, minlength=len(short) * weights.shape[1])
         counts[short] += extra.reshape(len(short), -1)
     return _from_offspring(np.cumsum(counts, axis=1).astype(np.intp), n_out)
@@ -213,7 +213,7 @@ def _from_flat(below: np.ndarray, n: int, n_out: int) -> np.ndarray:
     return ancestors
 
 
-def _search_rows(cumulative: np.ndarray, rows: np.ndarray, points: np.ndarray) -> np.ndarray:
+def search_rows(cumulative: np.ndarray, rows: np.ndarray, points: np.ndarray) -> np.ndarray:
     """First particle of each row whose cumulative share exceeds the point; never one of weight zero."""
     n_groups, n = cumulative.shape
     # All groups in one search: group g occupies [g, g + 1). Its last share is exactly g + 1, so a point kept

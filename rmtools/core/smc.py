@@ -19,9 +19,9 @@ from typing import Generic
 
 import numpy as np
 
-from rmtools.core.logspace import log_mean_columns, log_mean_exp, log_normalise, shift_of
+from rmtools.core.logspace import MANY_COLUMNS, log_mean_columns, log_mean_exp, log_normalise, shift_of
 from rmtools.core.particles import P, SMCResult
-from rmtools.core.resampling import Resampler, none, resolve, top_k
+from rmtools.core.resampling import Resampler, none, resolve, search_rows, top_k
 from rmtools.errors import UserError
 
 SAFE_EXPONENT = 300.0  # squares of such weights, and their sums, are ordinary floating-point numbers
@@ -322,10 +322,20 @@ def _draw_candidates(pool: np.ndarray, ancestors: np.ndarray, m: int, rng: np.ra
     """Child index (G, N): each offspring draws one of its parent's M candidates by value, on its own."""
     parent = ancestors + np.arange(len(ancestors))[:, None] * (pool.shape[1] // m)
     uniform = rng.random(ancestors.shape)
-    chosen = np.zeros(ancestors.shape, dtype=np.intp)
-    for share in _cumulative_shares(pool.reshape(-1, m)):
-        chosen += uniform >= share.take(parent)
+    pool = pool.reshape(-1, m)
+    if m > MANY_COLUMNS:
+        chosen = _search_candidates(pool, parent.ravel(), uniform.ravel()).reshape(ancestors.shape)
+    else:
+        chosen = np.zeros(ancestors.shape, dtype=np.intp)
+        for share in _cumulative_shares(pool):
+            chosen += uniform >= share.take(parent)
     return ancestors * m + chosen
+
+
+def _search_candidates(log_value: np.ndarray, rows: np.ndarray, uniform: np.ndarray) -> np.ndarray:
+    cumulative = np.cumsum(np.exp(log_value - shift_of(log_value)), axis=1)
+    cumulative[cumulative[:, -1] == 0] = 1.0  # a row of zeros picks candidate 0
+    return search_rows(cumulative, rows, uniform)
 
 
 def _cumulative_shares(log_value: np.ndarray) -> list[np.ndarray]:
