@@ -54,7 +54,6 @@ def test_one_sweep_has_the_exact_kernel(leaf):
         model.particles(GROUPS), 2, 1, rng=np.random.default_rng(leaf), reference=path_to(model, leaf, GROUPS)
     )
     assert_law(frequencies(result.draws[0], 4), law, GROUPS)
-    assert abs(result.kept.mean() - law[leaf]) < 0.5  # kept also counts no other way to the same leaf
     assert result.kept.mean() <= frequencies(result.draws[0], 4)[leaf]
 
 
@@ -126,12 +125,12 @@ def test_bounds_close_with_more_particles():
     model = random_tree(4, 2, 0.4, Tilt(0.05), np.random.default_rng(8))
     gaps = []
     for n in (4, 16, 64):
-        bounds = log_z_bounds(
-            model.draw_target(5000, np.random.default_rng(n)), n, 1, np.random.default_rng(n)
-        )
-        gaps.append(float(bounds.upper.mean() - bounds.lower.mean()))
-    # both gaps are sigma2 / 2N to first order
-    assert gaps[2] == pytest.approx(model.exact().sigma2 / 64, rel=0.15)
+        rng = np.random.default_rng(n)
+        bounds = log_z_bounds(model.draw_target(GROUPS, rng), n, 1, rng)
+        (low, low_error), (high, high_error) = bounds.means()
+        gaps.append(high - low)
+    # each side is off by sigma2 / 2N to first order
+    assert abs(gaps[2] - model.exact().sigma2 / 64) <= 4.5 * np.hypot(low_error, high_error)
     assert gaps[0] > gaps[1] > gaps[2]
 
 

@@ -176,6 +176,20 @@ def test_pool_draws_candidates_by_value():
     assert abs((seen == 0).mean() - 0.75**4) < 4.5 * np.sqrt(0.2 / 10_000)
 
 
+def test_large_pools_draw_candidates_by_value():
+    weights = np.arange(40.0)
+    weights[[0, 38, 39]] = 0, 0, 3
+    with np.errstate(divide="ignore"):
+        model = FiniteModel([np.full((1, 40), 1 / 40)], [[0.0], np.log(weights)])
+    result = run(model.particles(3000), 2, pool_size=200)
+    seen = np.bincount(result.particles.state.ravel(), minlength=40) / 6000
+    # the pool is large: frequencies are nearly those of the target
+    share = weights / weights.sum()
+    assert (np.abs(seen - share) <= 4.5 * np.sqrt(share / 6000) + share / 50).all()
+    dead = FiniteModel([np.full((1, 40), 1 / 40)], [[0.0], np.full(40, -np.inf)])
+    assert run(dead.particles(3), 2, pool_size=200).log_z.tolist() == [-np.inf] * 3
+
+
 def test_roots_can_be_given_one_per_particle():
     script = np.log([[[1, 3], [1, 3], [1, 3]]])
     result = run(recorded(script, [[2, 2]]), 2, ess_threshold=0)
