@@ -51,6 +51,7 @@ def refuse(message: str) -> None:
 def main() -> None:
     data, config, model_args = arguments()
     from peft import get_peft_model
+    from transformers import set_seed
 
     from rmtools.train.lora import lora_config
     from rmtools.train.save import save_checkpoint, settings_for
@@ -61,6 +62,7 @@ def main() -> None:
     out = claim_folder(Path(str(config.output_dir)), SETTINGS_FILE)
     policy = model_args.model_name_or_path or metadata.policy
     steps = StepTokenizer(load_tokenizer(policy), metadata.steps)
+    set_seed(config.seed)  # the adapters draw their initial weights from the global generator
     model: Any = new_token_classifier(policy, config.seed)
     if model_args.use_peft:
         model = get_peft_model(model, lora_config(model_args))
