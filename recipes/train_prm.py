@@ -53,10 +53,11 @@ def main() -> None:
     from peft import get_peft_model
     from transformers import set_seed
 
-    from rmtools.train.lora import lora_config
+    from rmtools.train.lora import lora_config, refuse_ignored
     from rmtools.train.save import save_checkpoint, settings_for
     from rmtools.train.trainer import PRMTrainer
 
+    refuse_ignored(model_args)
     rows, metadata = read_rollouts(data.train_rollouts)
     held_out = read_rollouts(data.eval_rollouts)[0] if data.eval_rollouts else []
     out = claim_folder(Path(str(config.output_dir)), SETTINGS_FILE)

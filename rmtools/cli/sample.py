@@ -43,6 +43,7 @@ def command(
     from rmtools.data.prompts import check_prompts, read_prompts
     from rmtools.errors import UserError
     from rmtools.files import write_text
+    from rmtools.lm.checkpoint import fingerprint
     from rmtools.lm.inference import SamplerSettings, sample_prompts
 
     if resampling not in RESAMPLING:
@@ -56,7 +57,16 @@ def command(
     rng, reward = generator("sample", seed), loaded.task.reward
     with progress(f"sampling {len(found)} prompts", len(found)) as tick:
         records = list(sample_prompts(loaded.policy, loaded.value, found, settings, rng, reward, tick))
-    write_text(out, "".join(json.dumps(r, allow_nan=False) + "\n" for r in records))
+    provenance = {
+        "model": str(model),
+        "model_fingerprint": fingerprint(model),
+        "policy": loaded.policy.name,
+        "policy_fingerprint": fingerprint(loaded.policy.name),
+        "task": loaded.task.name,
+        "seed": seed,
+    }
+    lines = [json.dumps({**r, "provenance": provenance}, allow_nan=False) + "\n" for r in records]
+    write_text(out, "".join(lines))
     report(records, out, terminal)
 
 

@@ -258,12 +258,12 @@ def require_head(folder: Path) -> None:
         )
 
 
-def fingerprint(policy: str | Path) -> str:
+def fingerprint(model: str | Path) -> str:
     """Return a short hash of a local model's weights, or "" for a hub name."""
     import hashlib
 
     digest = hashlib.sha256()
-    files = sorted(Path(policy).glob("*.safetensors")) if Path(policy).is_dir() else []
+    files = sorted(Path(model).glob("*.safetensors")) if Path(model).is_dir() else []
     for file in files:
         with file.open("rb") as stream:
             while block := stream.read(1 << 20):

@@ -1,7 +1,7 @@
 """Running the sampler over prompts and writing down what it did: samples, weights, log Z, ESS, ancestors."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from rmtools.lm.policy import Policy
 from rmtools.lm.value import Scorer
 
 PARTICLES_PER_BATCH = 4096
+SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,10 @@ def sample_prompts(
 ) -> Iterator[dict[str, Any]]:
     """Run the sampler on every prompt; yield one JSON-ready record a prompt, in order.
 
-    A record has ``prompt``, ``terminal``, ``log_z`` (null for top_k) and what it estimates, ``samples`` (steps,
-    log_weight, log_value, and reward where there is a verifier), ``ess`` and ``ancestors`` by step,
-    ``generated_tokens``, and the indices ``draw`` (one weighted draw) and ``argmax`` (largest final value).
+    A record has ``schema_version``, the ``sampler``'s settings, ``prompt``, ``terminal``, ``log_z`` (null for top_k) and
+    what it estimates, ``samples`` (steps, log_weight, log_value, and reward where there is a verifier), ``ess`` and
+    ``ancestors`` by step, ``generated_tokens``, and the indices ``draw`` (one weighted draw) and ``argmax`` (largest
+    final value).
     """
     size = max(1, PARTICLES_PER_BATCH // (settings.n_particles * settings.pool_size))
     for start in range(0, len(prompts), size):
@@ -95,6 +97,8 @@ def run_batch(
         ]
         records.append(
             {
+                "schema_version": SCHEMA_VERSION,
+                "sampler": asdict(settings),
                 "prompt": prompt,
                 "terminal": settings.terminal,
                 "estimates": ESTIMATES[settings.terminal],

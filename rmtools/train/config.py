@@ -38,6 +38,7 @@ class PRMConfig(TrainingArguments):
         f of the tilt: the value of certain failure.
     """
 
+    save_strategy: str = field(default="no", metadata={"help": "no: the model is written at the end"})
     target: str = field(default="td", metadata={"help": f"one of: {', '.join(TARGETS)}"})
     divergence: str = field(default="itakura_saito", metadata={"help": f"one of: {', '.join(DIVERGENCES)}"})
     td_lambda: float = field(default=0.5, metadata={"help": "lambda of target td_lambda"})
@@ -62,5 +63,11 @@ class PRMConfig(TrainingArguments):
                 f"ema_decay must be in [0, 1), got {self.ema_decay}", "0 bootstraps from the current weights"
             )
         Tilt(self.floor)
+        if self.save_strategy != "no":
+            raise UserError(
+                f"save_strategy must be no, got {getattr(self.save_strategy, 'value', self.save_strategy)}: the bootstrap "
+                "copy is not part of a checkpoint yet, so a run could not be resumed from one",
+                "leave it out; the trained model is written at the end",
+            )
         self.remove_unused_columns = False
         super().__post_init__()

@@ -78,6 +78,9 @@ def success(found: Values) -> Section:
         + "."
     )
     rows = [(name, shown(rate)) for name, rate in rates.items()]
+    rows.append(
+        (f"any of {n} plain samples right (the ceiling of best-of-{n})", shown(found["success_any_of_n"]))
+    )
     rows.append((f"SMC-{n} over best-of-{n}, argmax", shown(found["smc_over_best_of_n"])))
     return Section(
         "Success",

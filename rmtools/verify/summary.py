@@ -195,7 +195,8 @@ def at_most(value: float | None, limit: float) -> bool:
 def success_figures(best: Sequence[Mapping[str, Any]], smc: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return success of plain sampling, best-of-n and SMC on the same prompts, with intervals over prompts."""
     check_samples(best, smc)
-    solved = {"plain": [float(np.mean([s["reward"] for s in r["samples"]])) for r in best]}
+    solved = {"any": [float(any(s["reward"] == 1 for s in r["samples"])) for r in best]}
+    solved |= {"plain": [float(np.mean([s["reward"] for s in r["samples"]])) for r in best]}
     for name, records in (("best_of_n", best), ("smc", smc)):
         solved[name] = [chosen(r, "argmax") for r in records]
         solved[f"{name} draw"] = [chosen(r, "draw") for r in records]
@@ -221,6 +222,7 @@ def success_figures(best: Sequence[Mapping[str, Any]], smc: Sequence[Mapping[str
     return {
         "success": {name: rates[name] for name in ("plain", "best_of_n", "smc")},
         "success_weighted_draw": {name: rates[f"{name} draw"] for name in ("best_of_n", "smc")},
+        "success_any_of_n": rates["any"],
         "smc_over_best_of_n": ratio,
         "generated_tokens": tokens,
         "generated_tokens_ratio": tokens["smc"] / tokens["best_of_n"] if tokens["best_of_n"] else None,
@@ -240,6 +242,13 @@ def check_samples(best: Sequence[Mapping[str, Any]], smc: Sequence[Mapping[str, 
     if [r["prompt"] for r in best] != [r["prompt"] for r in smc]:
         raise UserError("samples/best_of_n.jsonl and samples/smc.jsonl have different prompts", again)
     records = [*best, *smc]
+    sources = {
+        tuple(r["provenance"][k] for k in ("model_fingerprint", "policy_fingerprint")) for r in (*best, *smc)
+    }
+    if len(sources) > 1:
+        raise UserError(
+            "best-of-n and SMC were sampled from different weights of the model or the policy", again
+        )
     if len({len(r["samples"]) for r in records}) > 1:
         raise UserError("best-of-n and SMC have different numbers of samples a prompt", again)
     if any(r["terminal"] != "model" for r in records):

@@ -108,6 +108,7 @@ def report():
 def record(prompt, rewards, argmax, draw, ancestors):
     samples = [{"steps": ["u r1 \n"], "log_weight": -1.0, "log_value": -0.5, "reward": r} for r in rewards]
     return {
+        "provenance": {"model_fingerprint": "m", "policy_fingerprint": "p"},
         "prompt": prompt,
         "terminal": "model",
         "estimates": "log E",
@@ -248,6 +249,7 @@ def test_summary_has_the_hand_computed_figures(run):
     assert found["success"]["smc"]["estimate"] == pytest.approx(3 / 4)
     assert found["success_weighted_draw"]["best_of_n"]["estimate"] == pytest.approx(1 / 4)
     assert found["success_weighted_draw"]["smc"]["estimate"] == pytest.approx(2 / 4)
+    assert found["success_any_of_n"]["estimate"] == pytest.approx(2 / 4)
     assert found["smc_over_best_of_n"]["estimate"] == pytest.approx(3.0)
     for rate in found["success"].values():
         assert 0 <= rate["low"] <= rate["estimate"] <= rate["high"] <= 1
@@ -340,6 +342,10 @@ def edit(path: Path, change):
     [
         (lambda rows: rows.reverse(), "different prompts"),
         (lambda rows: rows[0].update(terminal="verifier"), "verifier at the end"),
+        (
+            lambda rows: rows[0].update(provenance={"model_fingerprint": "x", "policy_fingerprint": "p"}),
+            "different weights",
+        ),
         (lambda rows: rows[0].update(ancestors=[[1, 1]]), "resampled"),
         (lambda rows: rows[0]["samples"][0].pop("reward"), "no rewards"),
         (lambda rows: rows[0].pop("argmax"), "'argmax'"),

@@ -44,7 +44,6 @@ def config(tmp_path, **changes):
         "logging_steps": 1,
         "learning_rate": 1e-2,
         "report_to": "none",
-        "save_strategy": "no",
         "use_cpu": True,
         "floor": 0.05,
         "disable_tqdm": True,

@@ -1,0 +1,23 @@
+"""What every refusal of the command line must look like."""
+
+BARS = ("Loading weights", "Writing model shards", "━")
+
+
+class Result:
+    def __init__(self, code, out, err):
+        self.code, self.out = code, out
+        self.err = err
+        self.lines = [
+            x for x in err.replace("\r", "\n").splitlines() if x.strip() and not any(b in x for b in BARS)
+        ]
+
+
+def check_error(result, *words):
+    """One line on standard error that says fact and fix, exit code 2, no traceback."""
+    assert result.code == 2, result.err
+    assert "Traceback" not in result.err
+    assert len(result.lines) == 1, result.err
+    assert result.lines[0].startswith("rmtools: error: ")
+    assert "fix: " in result.lines[0]
+    for word in words:
+        assert str(word) in result.lines[0]

@@ -1,0 +1,298 @@
+"""What a user can get wrong is one line and exit code 2, with nothing half-written."""
+
+import errno
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from checks import check_error
+
+from rmtools.data.rollouts import read_rollouts
+from rmtools.data.tasks import Crossing
+from rmtools.errors import UserError
+from rmtools.files import replacing
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["sample", "--colour", "red"],
+        ["nonsense"],
+        ["--nonsense"],
+        ["rollout"],
+        ["verify", "nonsense"],
+        ["sample", "--model", "x", "--prompts", "y", "-n", "many"],
+        ["prompts", "-n", "3"],
+        ["rollout", "--policy", "p", "--out", "o", "--horizon", "0"],
+    ],
+)
+def test_wrong_usage(run, tmp_path, monkeypatch, arguments):
+    monkeypatch.chdir(tmp_path)
+    check_error(run(*arguments), "--help")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_and_empty_checkpoints(run, tmp_path, prompts_file):
+    (tmp_path / "empty").mkdir()
+    for name, word in (("missing", "no such folder"), ("empty", "is empty")):
+        for verb in (["sample", "--prompts", prompts_file], ["verify", "lm"], ["audit"]):
+            check_error(run(*verb, "--model", tmp_path / name), word, name)
+    assert list((tmp_path / "empty").iterdir()) == []
+
+
+def sample(run, checkpoint, prompts_file, *more):
+    out = prompts_file.parent / "out.jsonl"
+    result = run("sample", "--model", checkpoint, "--prompts", prompts_file, "--out", out, *more)
+    assert not out.exists()
+    return result
+
+
+def test_a_checkpoint_without_its_head(run, checkpoint, prompts_file):
+    from safetensors.torch import load_file, save_file
+
+    file = checkpoint / "adapter_model.safetensors"
+    tensors = {n: t for n, t in load_file(file).items() if ".score." not in n}
+    save_file(tensors, file)
+    check_error(sample(run, checkpoint, prompts_file), "without its head", "modules_to_save")
+    file.write_bytes(b"not weights")
+    check_error(sample(run, checkpoint, prompts_file), "cannot be read")
+    file.unlink()
+    check_error(sample(run, checkpoint, prompts_file), "has no weights")
+
+
+@pytest.mark.parametrize(
+    "key", ["floor", "steps", "policy", "temperature", "seed", "task", "horizon", "base_rate"]
+)
+def test_a_checkpoint_without_a_setting(run, checkpoint, prompts_file, key):
+    path = checkpoint / "rmtools.json"
+    values = json.loads(path.read_text())
+    del values[key]
+    path.write_text(json.dumps(values))
+    check_error(sample(run, checkpoint, prompts_file), f"lacks {key}")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (None, ["has no rmtools.json"]),
+        ("{", ["not valid JSON"]),
+        ("[]", ["schema version"]),
+        ({"schema_version": 9}, ["schema version 9"]),
+        ({"steps": {"delimiter": "\n"}}, ["step settings are incomplete"]),
+        ({"floor": 0.0}, ["floor"]),
+        ({"floor": "low"}, ["floor"]),
+        ({"colour": "red"}, ["unknown keys: colour"]),
+        ({"temperature": 0}, ["temperature"]),
+        ({"policy": "nowhere/at/all"}, ["nowhere/at/all"]),
+    ],
+)
+def test_a_checkpoint_with_wrong_settings(run, checkpoint, prompts_file, change, words):
+    path = checkpoint / "rmtools.json"
+    if change is None:
+        path.unlink()
+    elif isinstance(change, str):
+        path.write_text(change)
+    else:
+        path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    check_error(sample(run, checkpoint, prompts_file), *words)
+
+
+def test_a_policy_whose_tokenizer_splits_the_delimiter(run, tmp_path, policy_folder):
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    folder = tmp_path / "policy"
+    shutil.copytree(policy_folder, folder)
+    words = ["<eos>", *(chr(c) for c in range(32, 127)), "\n", ".\n"]
+    bpe = Tokenizer(models.BPE({w: i for i, w in enumerate(words)}, [(".", "\n")]))
+    PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<eos>", pad_token="<eos>").save_pretrained(
+        folder
+    )
+    check_error(
+        run("rollout", "--policy", folder, "--out", tmp_path / "o", "--horizon", 3), "splits the delimiter"
+    )
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_policy_that_is_none(run, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for name in ("empty", "missing/policy"):
+        check_error(
+            run("rollout", "--policy", tmp_path / name, "--out", tmp_path / "o"),
+            "no model can be loaded",
+            name,
+        )
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"prompt": "r2 . \\nc13 . \\n"}\n{"prompt": \n', ["line 2", "not valid JSON"]),
+        ("", ["is empty"]),
+        ('{"text": "a"}\n', ["line 1", "prompt"]),
+        (None, ["cannot be read"]),
+        (json.dumps({"prompt": "r2 . \n" + "c13 . \n" * 40}) + "\n", ["123 tokens", "takes 64"]),
+        ('{"prompt": "what is 2+2?"}\n', ["crossing"]),
+        ('{"prompt": "r2 . \\nc13 . \\n"}\n', ["has 1 columns", "--horizon 1"]),
+    ],
+)
+def test_wrong_prompts_files(run, tmp_path, value_folder, policy_folder, text, words):
+    path = tmp_path / "p.jsonl"
+    if text is not None:
+        path.write_text(text)
+    check_error(sample(run, value_folder, path), *words)
+    result = run(
+        "rollout", "--policy", policy_folder, "--prompts", path, "--horizon", 3, "--out", tmp_path / "o"
+    )
+    check_error(result, *words)
+    assert not list((tmp_path / "o").glob("*"))
+
+
+def test_counts_below_one(run, tmp_path, value_folder, policy_folder, prompts_file):
+    check_error(sample(run, value_folder, prompts_file, "-n", 0), "must be at least 1, got 0")
+    check_error(sample(run, value_folder, prompts_file, "--pool-size", -1), "must be at least 1, got -1")
+    check_error(run("prompts", "-n", 0, "--out", tmp_path / "x.jsonl"), "must be at least 1, got 0")
+    for option in ("trajectories", "children", "completions", "max-step-tokens"):
+        result = run("rollout", "--policy", policy_folder, "--out", tmp_path / "o", f"--{option}", 0)
+        check_error(result, option.replace("-", "_"), "at least 1")
+    check_error(
+        run("rollout", "--policy", policy_folder, "--out", tmp_path / "o", "--prompts", 0), "at least 1"
+    )
+    check_error(run("verify", "lm", "--model", value_folder, "--runs", 0, "--out", tmp_path / "o"), "--runs")
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--resampling", "lottery"], ["unknown resampling 'lottery'", "systematic"]),
+        (["--ess-threshold", 32], ["[0, 1]"]),
+        (["--terminal", "judge"], ["verifier, model"]),
+        (["--task", "chess"], ["the tasks are: crossing"]),
+    ],
+)
+def test_wrong_choices_of_the_sampler(run, value_folder, prompts_file, options, words):
+    check_error(sample(run, value_folder, prompts_file, *options), *words)
+
+
+def test_output_folders_that_hold_something_else(run, tmp_path, value_folder, policy_folder, prompts_file):
+    other = tmp_path / "thesis"
+    other.mkdir()
+    (other / "chapter.tex").write_text("years of work")
+    file = tmp_path / "file"
+    file.write_text("a file")
+    for out, word in ((other, "holds something else"), (file, "is a file")):
+        check_error(
+            run(
+                "rollout", "--policy", policy_folder, "--prompts", prompts_file, "--horizon", 3, "--out", out
+            ),
+            word,
+        )
+        check_error(
+            run("verify", "lm", "--model", value_folder, "--prompts", prompts_file, "--out", out), word
+        )
+    check_error(
+        run("sample", "--model", value_folder, "--prompts", prompts_file, "--out", other), "is a folder"
+    )
+    assert [p.name for p in other.iterdir()] == ["chapter.tex"]
+    assert file.read_text() == "a file"
+
+
+# A full disk
+
+
+def full(*args, **kwargs):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("broken", ["write_text", "replace"])
+def test_disk_full_while_sampling(run, tmp_path, value_folder, prompts_file, monkeypatch, broken):
+    out = tmp_path / "samples.jsonl"
+    out.write_text("old")
+    before = sorted(p.name for p in tmp_path.iterdir())
+    monkeypatch.setattr(Path, broken, full)
+    result = run("sample", "--model", value_folder, "--prompts", prompts_file, "-n", 2, "--out", out)
+    monkeypatch.undo()
+    check_error(result, "No space left on device", "unchanged")
+    assert out.read_text() == "old"
+    assert sorted(p.name for p in tmp_path.iterdir()) == before
+
+
+def test_disk_full_while_writing_rollouts(run, tmp_path, policy_folder, prompts_file, monkeypatch):
+    """Whether rows or metadata no longer fit: the old pair stays, and stays a pair."""
+    options = (
+        "rollout",
+        "--policy",
+        policy_folder,
+        "--prompts",
+        prompts_file,
+        "--horizon",
+        3,
+        "--out",
+        tmp_path / "r",
+    )
+    assert run(*options, "--trajectories", 2).code == 0
+    old, names = read_rollouts(tmp_path / "r"), sorted(p.name for p in (tmp_path / "r").iterdir())
+    import pyarrow.parquet
+
+    for target, name in ((Path, "write_text"), (pyarrow.parquet, "write_table"), (Path, "replace")):
+        with monkeypatch.context() as patch:
+            patch.setattr(target, name, full)
+            result = run(*options, "--trajectories", 3)
+        check_error(result, "No space left on device")
+        assert read_rollouts(tmp_path / "r") == old
+        assert sorted(p.name for p in (tmp_path / "r").iterdir()) == names
+
+
+def test_a_folder_is_put_back_when_the_new_one_cannot_take_its_place(tmp_path, monkeypatch):
+
+    (tmp_path / "prm").mkdir()
+    (tmp_path / "prm" / "a").write_text("old")
+    replace = Path.replace
+
+    def second_fails(self, target):
+        if Path(target) == tmp_path / "prm" and self.name != "old":
+            full()
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", second_fails)
+    with pytest.raises(UserError, match="No space left"), replacing(tmp_path / "prm") as temporary:
+        temporary.mkdir()
+    assert (tmp_path / "prm" / "a").read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["prm"]
+
+
+def test_another_horizon_than_the_checkpoints_is_refused(run, checkpoint, prompts_file, tmp_path):
+    options = (
+        "--model",
+        checkpoint,
+        "--horizon",
+        2,
+        "--prompts",
+        prompts_file,
+        "--out",
+        tmp_path / "s.jsonl",
+    )
+    check_error(run("sample", *options), "2 steps", "--horizon")
+    assert not (tmp_path / "s.jsonl").exists()
+
+
+def test_a_retrained_policy_under_an_adapter_is_refused(run, checkpoint, prompts_file, tmp_path):
+    settings = json.loads((checkpoint / "rmtools.json").read_text())
+    settings["policy_fingerprint"] = "0" * 16
+    (checkpoint / "rmtools.json").write_text(json.dumps(settings))
+    options = ("--model", checkpoint, "--prompts", prompts_file, "--out", tmp_path / "s.jsonl")
+    check_error(run("sample", *options), "weights differ", "policy")
+
+
+def test_verbs_draw_different_prompts_at_the_same_seed():
+    from rmtools.cli.options import generator
+
+    task = Crossing(8)
+    drawn = [
+        set(task.prompts(20, generator(verb, 0))[0]) for verb in ("rollout", "audit", "prompts", "verify")
+    ]
+    assert len(set().union(*drawn)) == 80
