@@ -51,3 +51,31 @@ def lm(
         )
     write_json(out / "verify.json", result.to_dict())
     print(result)
+
+
+@app.command("exact")
+def exact(
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer cases and runs, under a minute.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("verify-exact"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of the table.")] = False,
+    workers: Annotated[int | None, typer.Option(help="Processes; default: one a core.")] = None,
+    seed: Seed = 0,
+) -> None:
+    """Run the theorems and the predictions as checks on exact finite models; exit code 1 if one fails."""
+    import json
+
+    from rmtools.cli.progress import progress
+    from rmtools.files import claim_folder
+    from rmtools.verify.exact import verify_exact
+    from rmtools.verify.exact.report import RESULT_FILE, write_report
+    from rmtools.verify.exact.runner import n_cases
+
+    claim_folder(out, RESULT_FILE)
+    with progress("checking", n_cases(quick)) as tick:
+        found = verify_exact(quick, seed, workers, tick)
+    write_report(found, out)
+    print(
+        json.dumps(found.to_dict(), allow_nan=False) if as_json else f"{found}\nreport: {out / 'exact.html'}"
+    )
+    if not found.holds:
+        raise typer.Exit(1)

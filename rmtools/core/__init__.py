@@ -8,6 +8,7 @@
 True
 """
 
+from rmtools.core.conditional import GibbsResult, LogZBounds, log_z_bounds, particle_gibbs
 from rmtools.core.finite import (
     ExactResult,
     FiniteModel,
@@ -32,15 +33,19 @@ __all__ = [
     "ExactResult",
     "FiniteModel",
     "FiniteParticles",
+    "GibbsResult",
     "InfluenceMad",
+    "LogZBounds",
     "MetropolisResult",
     "Particles",
     "SMCResult",
     "Tilt",
     "hidden_prefix",
     "implicit",
+    "log_z_bounds",
     "metropolis",
     "needle",
+    "particle_gibbs",
     "persistent",
     "perturb",
     "product",

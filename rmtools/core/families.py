@@ -36,9 +36,11 @@ def product(horizon: int, ratio: float) -> FiniteModel:
 
 
 def random_tree(
-    horizon: int, branching: int, eps: float, tilt: Tilt, rng: np.random.Generator
+    horizon: int, branching: int, eps: float, tilt: Tilt | float, rng: np.random.Generator
 ) -> FiniteModel:
     """Full tree, Dirichlet(1) policy, uniform rewards under `tilt`, Bellman error `eps` with random signs.
+
+    A number for `tilt` is its floor.
 
     Raises
     ------
@@ -46,6 +48,7 @@ def random_tree(
         If `horizon` < 1, `branching` < 2 or `eps` < 0.
     """
     policy = _random_policy(horizon, branching, rng)
+    tilt = tilt if isinstance(tilt, Tilt) else Tilt(tilt)
     log_potential = tilt.log_potential(rng.random(branching**horizon))
     log_value = [*(np.zeros(len(p)) for p in policy), log_potential]
     return perturb(FiniteModel(policy, log_value), eps, "random_signs", rng)

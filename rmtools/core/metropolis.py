@@ -138,8 +138,12 @@ def _estimate(result: SMCResult[P], n_groups: int | None = None) -> np.ndarray:
     return result.log_z
 
 
-def _accept(current: np.ndarray, proposed: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """min(1, Z'/Z) on logs; from Z = 0 everything positive is accepted and nothing else."""
-    log_uniform = -rng.standard_exponential(len(current))
+def log_acceptance(current: np.ndarray, proposed: np.ndarray) -> np.ndarray:
+    """Log of min(1, Z'/Z), nats; from Z = 0 everything positive is accepted and nothing else."""
     with np.errstate(invalid="ignore"):
-        return (log_uniform < proposed - current) & (proposed > -np.inf)
+        ratio = np.minimum(proposed - current, 0.0)
+    return np.where(proposed > -np.inf, ratio, -np.inf)
+
+
+def _accept(current: np.ndarray, proposed: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    return -rng.standard_exponential(len(current)) < log_acceptance(current, proposed)

@@ -1,0 +1,23 @@
+"""Every plot of the reports, as SVG text; the only importer of matplotlib.
+
+The functions take the JSON values of the reports, so that a report can be drawn again from its files.
+"""
+
+from rmtools.plots.audit import bellman_by_depth, error_sizes, particles_for_accuracy, reliability
+from rmtools.plots.drawing import style_of
+from rmtools.plots.exact import output_law, phase_transition, variance_approach
+from rmtools.plots.run import sigma2_scatter, success_bars, training_curve
+
+__all__ = [
+    "bellman_by_depth",
+    "error_sizes",
+    "output_law",
+    "particles_for_accuracy",
+    "phase_transition",
+    "reliability",
+    "sigma2_scatter",
+    "style_of",
+    "success_bars",
+    "training_curve",
+    "variance_approach",
+]

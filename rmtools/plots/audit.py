@@ -1,0 +1,187 @@
+"""Plots of an audit, from ``audit.json``, as SVG text."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from rmtools.plots.drawing import (
+    GREY,
+    Values,
+    drawing,
+    label_categories,
+    number,
+    style_of,
+    svg_text,
+    whiskers,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def bellman_by_depth(models: Sequence[Values]) -> str:
+    """Draw the RMS log Bellman error of each depth, enumerated where every model has it, else sampled.
+
+    Parameters
+    ----------
+    models : sequence of mapping
+        ``models`` of ``audit.json``.
+    """
+    source = "exact" if all(m["exact"] for m in models) else "bellman"
+    with drawing(3.5) as (figure, (ax,)):
+        for k, m in enumerate(models):
+            label, colour, marker, dash = style_of(m["role"])
+            rows = m[source]["by_depth"]
+            middle, ends = whiskers([r["rms_corrected"] for r in rows])
+            depth = np.asarray([r["depth"] for r in rows]) + 0.12 * (k - (len(models) - 1) / 2)
+            ax.errorbar(
+                depth,
+                middle,
+                ends,
+                color=colour,
+                marker=marker,
+                linestyle=dash,
+                capsize=3,
+                label=label,
+                clip_on=False,
+                zorder=3,
+            )
+        ax.set(
+            xlabel="depth t (steps taken)",
+            ylabel="RMS log Bellman error (nats)",
+            title="exact, children enumerated" if source == "exact" else "sampled children, noise-corrected",
+        )
+        ax.set_ylim(bottom=0)
+        ax.set_xticks(range(max((r["depth"] for m in models for r in m[source]["by_depth"]), default=0) + 1))
+        ax.margins(y=0.25)
+        ax.legend()
+        return svg_text(figure)
+
+
+def reliability(models: Sequence[Values]) -> str:
+    """Draw the success rate against the predicted probability of the first model, in bins of equal mass."""
+    model = models[0]
+    label, colour, marker, dash = style_of(model["role"])
+    calibration = model["calibration"]
+    with drawing(3.9) as (figure, (ax,)):
+        middle, ends = whiskers(calibration["curve_outcome"])
+        top = max([*calibration["curve"]["mean_p"], *(middle + ends[1]), 0.05]) * 1.05
+        ax.plot([0, top], [0, top], color=GREY, linewidth=1, label="perfectly calibrated")
+        ax.errorbar(
+            calibration["curve"]["mean_p"],
+            middle,
+            ends,
+            color=colour,
+            marker=marker,
+            linestyle=dash,
+            capsize=3,
+            label=label,
+        )
+        ax.set(
+            xlabel="predicted probability of success",
+            ylabel="share of solutions that were right",
+            xlim=(0, top),
+            ylim=(0, top),
+        )
+        ax.legend(loc="upper left")
+        return svg_text(figure)
+
+
+def error_sizes(models: Sequence[Values]) -> str:
+    """Draw the quantiles of the size of b over prefixes, and the sum of b along trajectories."""
+    exact = all(m["exact"] for m in models)
+    with drawing(5.2, rows=2) as (figure, (sizes, sums)):
+        for k, m in enumerate(models):
+            summary = m["exact"] if exact else m["bellman"]
+            largest = {"estimate": summary["largest"], "low": None, "high": None}
+            rows = [*summary["quantiles"].values(), largest]
+            side_by_side(sizes, k, len(models), m["role"], rows)
+            names = [f"{float(q):.0%}" for q in summary["quantiles"]]
+            side_by_side(sums, k, len(models), m["role"], [m["paths"]["mean"], m["paths"]["rms_corrected"]])
+        label_categories(sizes, [*names, "largest"])
+        label_categories(sums, ["mean (bias)", "RMS, corrected"])
+        sizes.set(
+            ylabel="|b| (nats)",
+            ylim=(0, None),
+            title=f"quantiles over prefixes, {'enumerated' if exact else 'sampled, noise included'}",
+        )
+        sums.axhline(0, color=GREY, linewidth=1)
+        sums.set(ylabel="sum of b (nats)", title="summed along trajectories, sampled")
+        sizes.legend()
+        return svg_text(figure)
+
+
+def side_by_side(ax: "Axes", k: int, n: int, role: str, intervals: Sequence[Values]) -> None:
+    """Draw model ``k`` of ``n`` at the categories, beside the others."""
+    label, colour, marker, _ = style_of(role)
+    middle, ends = whiskers(intervals)
+    at = np.arange(len(middle)) + 0.2 * (k - (n - 1) / 2)
+    ax.errorbar(
+        at,
+        middle,
+        ends,
+        color=colour,
+        marker=marker,
+        linestyle="none",
+        capsize=3,
+        label=label,
+        clip_on=False,
+        zorder=3,
+    )
+
+
+def particles_for_accuracy(models: Sequence[Values], delta_cv: float) -> str | None:
+    """Draw the particles that a coefficient of variation of Z takes, sigma^2 / delta^2.
+
+    Parameters
+    ----------
+    models : sequence of mapping
+    delta_cv : float
+        The accuracy that the table speaks of, marked.
+
+    Returns
+    -------
+    str or None
+        None where no model has a positive sigma^2.
+    """
+    usable = [m for m in models if m["sigma2"] and number(m["sigma2"]["estimate"]["estimate"]) > 0]
+    if not usable:
+        return None
+    delta = np.geomspace(0.05, 1.0, 60)
+    with drawing(3.8) as (figure, (ax,)):
+        for m in usable:
+            label, colour, _, dash = style_of(m["role"])
+            cost = m["sigma2"]["estimate"]
+            ax.plot(
+                delta,
+                cost["estimate"] / delta**2,
+                color=colour,
+                linestyle=dash,
+                linewidth=2,
+                label=label + ("" if m["sigma2"]["resolved"] else " (not resolved)"),
+            )
+            if cost["low"] is not None and cost["high"] is not None:
+                # A lower end at or below zero has no place on a log axis: the band then runs off the bottom.
+                ax.fill_between(
+                    delta,
+                    max(cost["low"], 1e-9) / delta**2,
+                    cost["high"] / delta**2,
+                    color=colour,
+                    alpha=0.15,
+                    linewidth=0,
+                )
+        least = min(m["sigma2"]["estimate"]["estimate"] for m in usable)
+        ax.axvline(delta_cv, color=GREY, linewidth=1)
+        ax.set(
+            xscale="log",
+            yscale="log",
+            xlabel="coefficient of variation of Z asked for",
+            ylabel="particles N",
+            xlim=(0.05, 1.0),
+        )
+        ax.set_ylim(bottom=max(least / 4, 1e-3))
+        ax.set_xticks([0.05, 0.1, 0.25, 0.5, 1.0], ["0.05", "0.1", "0.25", "0.5", "1"])
+        ax.set_xticks([], minor=True)
+        ax.legend(loc="upper right")
+        return svg_text(figure)

@@ -1,0 +1,96 @@
+"""Thm 5.1: at its number of particles the output is within delta; and how many would have done.
+
+The total variation is half the sum of |bias| over the leaves of a small tree, each bias estimated by `output_bias`
+and counted with 4.5 standard errors on top: an upper estimate, which must stay below delta.
+"""
+
+import itertools
+from typing import Any
+
+import numpy as np
+
+from rmtools.core import FiniteModel
+from rmtools.core.theory import particle_bound
+from rmtools.verify.exact.case import Case, Setting, output_bias
+from rmtools.verify.exact.models import tree
+from rmtools.verify.exact.result import counted
+
+NAME = "Thm 5.1"
+ON = "random trees, T = 2, 3, 4, epsilon .02 and .1, delta .02 and .1; multinomial at every step"
+MUST_SHOW = "TV <= delta at the bound; its factor over the smallest sufficient N"
+DELTAS = (0.02, 0.1)
+STEPS_AT_BOUND = 2e7
+
+
+def cases(quick: bool) -> list[Case]:
+    """Return one case a tree."""
+    grid = list(itertools.product((2, 3, 4), (0.02, 0.1)))
+    return [
+        Case(
+            f"T = {t}, epsilon = {eps}",
+            measure,
+            {"horizon": t, "eps": eps, "runs": 4_000 if quick else 20_000},
+            1e8,
+        )
+        for t, eps in (grid[:3] if quick else grid)
+    ]
+
+
+def measure(horizon: int, eps: float, runs: int, rng: np.random.Generator) -> dict[str, Any]:
+    """Return TV at the bound and the smallest sufficient N of one tree, for every delta."""
+    model = tree(horizon, 2, eps, 0.5, 10 + horizon)
+    exact = model.exact()
+    rows = []
+    for delta in DELTAS:
+        bound = int(np.ceil(particle_bound(exact.ratio_bound, horizon, exact.bellman_error, delta)))
+        at_bound = int(np.clip(STEPS_AT_BOUND / (bound * horizon), 100, runs))
+        upper = sum(tv_and_margin(model, bound, at_bound, rng))
+        enough = smallest_sufficient(model, delta, runs, rng)
+        rows.append(
+            {
+                "delta": delta,
+                "bound": bound,
+                "tv_at_bound_at_most": upper,
+                "smallest_n": enough,
+                "predicted_n": exact.n_for_tv(delta),
+                "factor": bound / enough,
+            }
+        )
+    return {
+        "ratio_bound": exact.ratio_bound,
+        "epsilon": exact.bellman_error,
+        "rows": rows,
+        "holds": all(r["tv_at_bound_at_most"] <= r["delta"] for r in rows),
+    }
+
+
+def tv_and_margin(model: FiniteModel, n: int, runs: int, rng: np.random.Generator) -> tuple[float, float]:
+    """Return the estimate of TV at N = n (biased upward by noise) and half the sum of 4.5 standard errors."""
+    target = model.exact().target
+    assert target is not None
+    bias = output_bias(model, Setting(n), runs, np.eye(len(target)), target, rng)
+    return float(np.abs(bias.controlled).sum() / 2), float(4.5 * bias.controlled_error.sum() / 2)
+
+
+def smallest_sufficient(model: FiniteModel, delta: float, runs: int, rng: np.random.Generator) -> int:
+    """Return the smallest N whose estimated TV is at most delta: doubling, then bisection."""
+    high = 1
+    while tv_and_margin(model, high, runs, rng)[0] > delta:
+        high *= 2
+    low = high // 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        if tv_and_margin(model, middle, runs, rng)[0] > delta:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+def judge(found: list[dict[str, Any]]) -> tuple[bool, str]:
+    """Whether all hold, and the figures in a line."""
+    rows = [row for case in found for row in case["rows"]]
+    share = max(r["tv_at_bound_at_most"] / r["delta"] for r in rows)
+    low, high = min(r["factor"] for r in rows), max(r["factor"] for r in rows)
+    text = f"TV at the bound at most {share:.2f} delta; {low:.0f} to {high:.0f} times what suffices; {counted(found)}"
+    return all(case["holds"] for case in found), text

@@ -1,0 +1,129 @@
+"""Thm 4.1 and 4.2: the exponential costs on the families that prove them.
+
+On `needle` and on `hidden_prefix` sigma2 is computed exactly and its rate per step fitted. On `hidden_prefix` the
+smallest number of particles for a total variation of .2 is also measured: given the final state (on the hidden
+prefix or off it) every trajectory has the policy's law, so the total variation is that of the two states.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from rmtools.core import FiniteModel, hidden_prefix, needle
+from rmtools.verify.exact.case import Case, Setting, output_laws
+from rmtools.verify.exact.result import counted
+
+NAME = "Thm 4.1, 4.2"
+ON = "needle, B = 2 and 3; hidden_prefix, L = 2 and 3, 1 + epsilon = 1.1 and 1.5"
+MUST_SHOW = "rate of sigma2 within 5% of log B, of 2/3 log L, of 2/3 log(1 + epsilon); measured N within 15%"
+DELTA = 0.2
+MOST_PARTICLES = 100_000
+LARGEST_LOG = 300.0  # of the number of codes: sigma2 stays a float
+
+
+def cases(quick: bool) -> list[Case]:
+    """Exact rates, then measured ones."""
+    found = [Case(f"needle, B = {b}", exact_needle, {"branching": b}) for b in (2, 3)]
+    ratios = {2.0: "L = 2", 3.0: "L = 3", 1.1: "1 + epsilon = 1.1", 1.5: "1 + epsilon = 1.5"}
+    found += [Case(f"hidden_prefix, {name}", exact_hidden, {"ratio": r}) for r, name in ratios.items()]
+    lengths = {2.0: (5, 6, 7) if quick else (5, 6, 7, 8), 1.5: (9, 11) if quick else (9, 10, 11, 12, 13)}
+    steps = 1e7 if quick else 2e8
+    for ratio, m in lengths.items():
+        arguments = {"ratio": ratio, "lengths": m, "steps": steps}
+        found.append(Case(f"measured, {ratios[ratio]}", measured_hidden, arguments, steps * len(m) * 4))
+    return found
+
+
+def slope(x: list[float], y: list[float]) -> float:
+    """Return the least-squares slope."""
+    return float(np.polyfit(x, y, 1)[0])
+
+
+def exact_needle(branching: int, rng: np.random.Generator) -> dict[str, Any]:
+    """Return the rate of sigma2 on `needle` over log B."""
+    horizons = list(range(6, 41))
+    sigma2 = [needle(t, branching).exact().sigma2 for t in horizons]
+    rate = slope([float(t) for t in horizons], np.log(sigma2).tolist())
+    expected = math.log(branching)
+    return {
+        "rate": rate,
+        "expected": expected,
+        "ratio": rate / expected,
+        "holds": abs(rate / expected - 1) <= 0.05,
+    }
+
+
+def exact_hidden(ratio: float, rng: np.random.Generator) -> dict[str, Any]:
+    """Return the rate of sigma2 on `hidden_prefix` over 2/3 log(ratio), where ratio^(2m) is at least 1000."""
+    log_ratio = math.log(ratio)
+    first, last = math.ceil(math.log(1e3) / (2 * log_ratio)), int(LARGEST_LOG / (2 * log_ratio))
+    lengths = np.unique(np.linspace(first, last, 40).astype(int)).tolist()
+    sigma2 = [hidden_prefix(m, ratio).exact().sigma2 for m in lengths]
+    rate = slope([3.0 * m for m in lengths], np.log(sigma2).tolist())
+    expected = 2 / 3 * log_ratio
+    return {
+        "rate": rate,
+        "expected": expected,
+        "ratio": rate / expected,
+        "horizons": [3 * lengths[0], 3 * lengths[-1]],
+        "holds": abs(rate / expected - 1) <= 0.05,
+    }
+
+
+def measured_hidden(
+    ratio: float, lengths: tuple[int, ...], steps: float, rng: np.random.Generator
+) -> dict[str, Any]:
+    """Return the smallest N with TV <= .2 at each length, and its rate."""
+    rows = [smallest_n(m, ratio, steps, rng) for m in lengths]
+    rows = [row for row in rows if row["n"] <= MOST_PARTICLES]
+    rate = slope([3.0 * row["m"] for row in rows], [math.log(row["n"]) for row in rows])
+    expected = 2 / 3 * math.log(ratio)
+    return {
+        "rows": rows,
+        "rate": rate,
+        "expected": expected,
+        "ratio": rate / expected,
+        "holds": abs(rate / expected - 1) <= 0.15 and len(rows) >= 2,
+    }
+
+
+def smallest_n(m: int, ratio: float, steps: float, rng: np.random.Generator) -> dict[str, Any]:
+    """Return N at which TV crosses .2, log-linear between two N of ratio 1.5 that bracket it."""
+    model = hidden_prefix(m, ratio)
+    n = float(ratio ** (2 * m))
+    seen: dict[float, float] = {}
+    while True:
+        seen[n] = hidden_tv(model, round(n), steps, rng)
+        above = [x for x, tv in seen.items() if tv > DELTA]
+        below = [x for x, tv in seen.items() if tv <= DELTA]
+        if above and below and min(below) / max(above) < 1.6:
+            break
+        n = n * 1.5 if seen[n] > DELTA else n / 1.5
+    low, high = max(above), min(below)
+    share = (seen[low] - DELTA) / (seen[low] - seen[high])
+    return {
+        "m": m,
+        "horizon": 3 * m,
+        "n": low * (high / low) ** share,
+        "tv": {str(round(k)): v for k, v in seen.items()},
+    }
+
+
+def hidden_tv(model: FiniteModel, n: int, steps: float, rng: np.random.Generator) -> float:
+    """Return |expected weight on the hidden prefix - its target probability| at N = n."""
+    target = float(np.exp(model.log_reach[-1] + model.log_true_value[-1] - model.log_true_value[0][0])[0])
+    runs = int(np.clip(steps / (n * model.horizon), 100, 20_000))
+    weight = [law[:, 0] for _, law in output_laws(model, Setting(n), runs, rng)]
+    return abs(float(np.concatenate(weight).mean()) - target)
+
+
+def judge(found: list[dict[str, Any]]) -> tuple[bool, str]:
+    """Whether all hold, and the figures in a line."""
+    exact = [case["ratio"] for case in found if not case["label"].startswith("measured")]
+    measured = [case["ratio"] for case in found if case["label"].startswith("measured")]
+    text = (
+        f"rate / theory {min(exact):.3f} to {max(exact):.3f} exact, {min(measured):.3f} to {max(measured):.3f} measured; "
+        f"{counted(found)}"
+    )
+    return all(case["holds"] for case in found), text

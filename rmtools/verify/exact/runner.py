@@ -1,0 +1,109 @@
+"""Running the checks: all cases in worker processes, dearest first, then one verdict a check."""
+
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from typing import Any
+
+from rmtools.errors import UserError
+from rmtools.verify.exact import (
+    algorithm2,
+    bound,
+    guided,
+    lower,
+    output_law,
+    transition,
+    unbiased,
+    variance,
+)
+from rmtools.verify.exact.case import Case
+from rmtools.verify.exact.result import Check, ExactVerification
+
+CHECKS: tuple[Any, ...] = (unbiased, output_law, variance, guided, bound, algorithm2, lower, transition)
+
+
+def verify_exact(
+    quick: bool = False,
+    seed: int = 0,
+    workers: int | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> ExactVerification:
+    """Run every check.
+
+    Parameters
+    ----------
+    quick : bool
+        Fewer cases and runs; the same checks and limits.
+    seed : int
+    workers : int, optional
+        Processes; default: one a core. Figures do not depend on it.
+    progress : callable, optional
+        Told 1 after every case; there are ``n_cases(quick)``.
+
+    Raises
+    ------
+    UserError
+        If ``workers`` is less than 1 or ``seed`` negative.
+    """
+    if seed < 0:
+        raise UserError(f"`seed` must be at least 0, got {seed}", "seed=0")
+    workers = cores() if workers is None else workers
+    if workers < 1:
+        raise UserError(
+            f"`workers` must be at least 1, got {workers}: it is a number of processes", "workers=2"
+        )
+    start = time.perf_counter()
+    todo = {(check.NAME, case.label): case for check in CHECKS for case in check.cases(quick)}
+    done: dict[tuple[str, str], tuple[dict[str, Any], float]] = {}
+    for key, result in results(todo, seed, workers):
+        done[key] = result
+        if progress is not None:
+            progress(1)
+    checks = tuple(verdict(check, [done[key] for key in todo if key[0] == check.NAME]) for check in CHECKS)
+    return ExactVerification(checks, quick, seed, time.perf_counter() - start)
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def n_cases(quick: bool) -> int:
+    """Return how many cases there are."""
+    return sum(len(check.cases(quick)) for check in CHECKS)
+
+
+def results(
+    todo: dict[tuple[str, str], Case], seed: int, workers: int
+) -> Iterator[tuple[tuple[str, str], tuple[dict[str, Any], float]]]:
+    """Yield (check, label) and what the case found, as they finish."""
+    order = sorted(todo, key=lambda key: -todo[key].cost)
+    if workers == 1:
+        for key in order:
+            yield key, timed(todo[key], seed, key[0])
+        return
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        futures = {pool.submit(timed, todo[key], seed, key[0]): key for key in order}
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def timed(case: Case, seed: int, check: str) -> tuple[dict[str, Any], float]:
+    """Return what the case found, and seconds."""
+    start = time.perf_counter()
+    found = case.measure(seed, check)
+    return found, time.perf_counter() - start
+
+
+def verdict(check: Any, found: list[tuple[dict[str, Any], float]]) -> Check:
+    """Return the check's row."""
+    cases = [case for case, _ in found]
+    holds, text = check.judge(cases)
+    return Check(
+        check.NAME, check.ON, check.MUST_SHOW, text, holds, cases, sum(seconds for _, seconds in found)
+    )

@@ -1,0 +1,131 @@
+"""The phase transition: particles for a fixed accuracy on `persistent`, for constant epsilon and for epsilon = c / T.
+
+The accuracy is a coefficient of variation of Zhat of .2, where N = 25 sigma2 and the asymptote holds. Up to 100,000
+particles the number is measured by running the sampler at the predicted N and scaling by the variance found;
+beyond it is predicted.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from rmtools.core import FiniteModel, needle, persistent
+from rmtools.verify.exact.case import Case, Setting, z_ratios
+from rmtools.verify.exact.result import counted
+
+NAME = "phase transition"
+ON = "persistent, T = 8 to 256, epsilon constant and c / T; needle for no reward model; multinomial at every step"
+MUST_SHOW = (
+    "N for a fixed accuracy: log-log slope <= 1.2 for epsilon = c/T, c = 1, 2; rate log(1 + epsilon) within 5% for "
+    "constant epsilon"
+)
+DELTA_CV = 0.2
+MOST_PARTICLES = 100_000
+SCALED, CONSTANT = (1.0, 2.0, 8.0), (0.1, 0.2, 0.5)
+ASYMPTOTE = 6.0  # T log(1 + epsilon) from which the constant-epsilon rate is fitted
+HORIZONS = (8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+
+
+def cases(quick: bool) -> list[Case]:
+    """One curve a case."""
+    steps = 1e7 if quick else 1.5e8
+    curves: list[tuple[str, str, float, tuple[int, ...]]] = [
+        (f"epsilon = {c:g}/T", "scaled", c, HORIZONS) for c in SCALED
+    ]
+    curves += [(f"epsilon = {eps}", "constant", eps, horizons_for(eps)) for eps in CONSTANT]
+    curves.append(("no reward model", "none", 2.0, tuple(range(4, 41, 2))))
+    return [
+        Case(label, measure, {"kind": kind, "level": level, "horizons": t, "steps": steps}, steps * len(t))
+        for label, kind, level, t in curves
+    ]
+
+
+def horizons_for(eps: float) -> tuple[int, ...]:
+    """T = 8 to 256, and more of them where the sampler reaches the asymptote."""
+    start = ASYMPTOTE / math.log1p(eps)
+    extra = {2 * round(start * (1 + 0.1 * k) / 2 + 0.5) for k in range(5)}
+    return tuple(sorted({*HORIZONS, *(t for t in extra if t <= 256)}))
+
+
+def model_of(kind: str, level: float, horizon: int) -> FiniteModel:
+    """Return the model of one point of a curve."""
+    if kind == "none":
+        return needle(horizon, int(level))
+    return persistent(horizon, level / horizon if kind == "scaled" else level)
+
+
+def measure(
+    kind: str, level: float, horizons: tuple[int, ...], steps: float, rng: np.random.Generator
+) -> dict[str, Any]:
+    """Return a curve: predicted and, where it can be run, measured N at every T; and its slope or rate."""
+    rows = [point(model_of(kind, level, t), t, steps, rng) for t in horizons]
+    out: dict[str, Any] = {"kind": kind, "level": level, "delta_cv": DELTA_CV, "rows": rows}
+    if kind == "scaled":
+        out |= fitted(rows, lambda row: math.log(row["horizon"]))
+        out["holds"] = level not in (1.0, 2.0) or (out["slope"] <= 1.2 and agreement(rows))
+    elif kind == "constant":
+        late = [row for row in rows if row["horizon"] * math.log1p(level) >= ASYMPTOTE]
+        out |= fitted(late, lambda row: row["horizon"] * math.log1p(level))
+        out["holds"] = abs(out["slope"] - 1) <= 0.05 and agreement(rows)
+    else:
+        out |= fitted(
+            [row for row in rows if row["horizon"] >= 6], lambda row: row["horizon"] * math.log(level)
+        )
+        out["holds"] = abs(out["slope"] - 1) <= 0.05 and agreement(rows)
+    return out
+
+
+def point(model: FiniteModel, horizon: int, steps: float, rng: np.random.Generator) -> dict[str, Any]:
+    """Return predicted and measured particles at one T."""
+    predicted = model.exact().n_for_cv(DELTA_CV)
+    row: dict[str, Any] = {
+        "horizon": horizon,
+        "predicted": predicted,
+        "measured": None,
+        "error": None,
+        "runs": 0,
+    }
+    n = max(2, math.ceil(predicted))
+    if n <= MOST_PARTICLES:
+        runs = int(np.clip(steps / (n * horizon), 100, 40_000))
+        square = (z_ratios(model, Setting(n), runs, rng) - 1) ** 2
+        row |= {
+            "runs": runs,
+            "measured": float(square.mean()) * n / DELTA_CV**2,
+            "error": float(square.std(ddof=1) / np.sqrt(runs)) * n / DELTA_CV**2,
+        }
+    return row
+
+
+def fitted(rows: list[dict[str, Any]], x: Any) -> dict[str, Any]:
+    """Return the slope of log N on ``x``: measured N where there is one and predicted beyond; and of the predicted alone."""
+    at = [x(row) for row in rows]
+    found = [row["measured"] or row["predicted"] for row in rows]
+    return {
+        "slope": float(np.polyfit(at, np.log(found), 1)[0]),
+        "slope_predicted": float(np.polyfit(at, np.log([row["predicted"] for row in rows]), 1)[0]),
+        "fitted_points": len(rows),
+        "measured_points": sum(row["measured"] is not None for row in rows),
+    }
+
+
+def agreement(rows: list[dict[str, Any]]) -> bool:
+    """Whether every measured N of at least 25 is within 25% of the predicted, up to 4.5 standard errors."""
+    return all(
+        abs(row["measured"] - row["predicted"]) <= 0.25 * row["predicted"] + 4.5 * row["error"]
+        for row in rows
+        if row["measured"] is not None and row["predicted"] >= 25
+    )
+
+
+def judge(found: list[dict[str, Any]]) -> tuple[bool, str]:
+    """Whether all hold, and the figures in a line."""
+    slopes = ", ".join(
+        f"{case['slope']:.2f} (c = {case['level']:g})" for case in found if case["kind"] == "scaled"
+    )
+    rates = ", ".join(
+        f"{case['slope']:.3f} ({case['level']})" for case in found if case["kind"] == "constant"
+    )
+    text = f"log-log slope {slopes}; rate / log(1 + epsilon) {rates}; {counted(found)}"
+    return all(case["holds"] for case in found), text
