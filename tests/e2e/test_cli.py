@@ -170,3 +170,35 @@ def test_audit_of_a_tiny_model(run, tmp_path, value_folder, prompts_file):
 def test_a_report_of_nothing(run, tmp_path):
     check_error(run("report", tmp_path / "missing"), "missing")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_verify_exact_with_two_checks(run, tmp_path, monkeypatch, verified):
+    """Files and exit codes; all checks run as a command of their own."""
+    result = run("verify", "exact", "--quick", "--workers", 1, "--out", tmp_path / "v")
+    assert result.code == 0, result.err
+    assert "2 of 2 checks hold" in result.out
+    assert (tmp_path / "v" / "exact.html").is_file()
+    again = run("verify", "exact", "--quick", "--json", "--workers", 2, "--out", tmp_path / "v")
+    assert again.code == 0, again.err
+    assert json.loads(again.out)["holds"]
+    first = json.loads((tmp_path / "v" / "exact.json").read_text())["checks"]
+    assert [c["found"] for c in first] == [c["found"] for c in json.loads(again.out)["checks"]]
+
+
+def test_verify_exact_fails_with_exit_code_1(run, tmp_path, monkeypatch, verified):
+    from rmtools.verify.exact import guided
+
+    monkeypatch.setattr(guided, "sp_tv_bound", lambda depth, eps: 0.0)
+    result = run("verify", "exact", "--quick", "--workers", 1, "--out", tmp_path / "v")
+    assert result.code == 1
+    assert "FAILS  Thm 4.3" in result.out
+    assert not json.loads((tmp_path / "v" / "exact.json").read_text())["holds"]
+
+
+@pytest.fixture
+def verified(monkeypatch):
+    """Two checks of eight, and a report without the others' plots."""
+    from rmtools.verify.exact import bound, guided, report, runner
+
+    monkeypatch.setattr(runner, "CHECKS", (guided, bound))
+    monkeypatch.setattr(report, "drawings", lambda found: {"plot": ("<svg></svg>", "a caption")})

@@ -30,7 +30,7 @@ SLOPE_SIZES = (20, 40, 80, 160, 320)
 def cases(quick: bool) -> list[Case]:
     """Pools on every tree, then slopes."""
     trees = TREES[:1] if quick else TREES
-    runs = 20_000 if quick else 100_000
+    runs = 20_000 if quick else 40_000
     sizes = SIZES[:1] if quick else SIZES
     found = [
         Case(
@@ -42,7 +42,7 @@ def cases(quick: bool) -> list[Case]:
         for t in trees
         for m in (1, 2, 4)
     ]
-    runs = 20_000 if quick else 200_000
+    runs = 20_000 if quick else 60_000
     for name, setting in OTHERS.items():
         arguments = {"setting": setting, "shape": TREES[0], "runs": runs, "sizes": SLOPE_SIZES}
         found.append(Case(name, measure_slope, arguments, runs * sum(SLOPE_SIZES) * 4 / 2))

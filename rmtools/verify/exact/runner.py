@@ -2,9 +2,10 @@
 
 import multiprocessing
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import Any
 
 from rmtools.errors import UserError
@@ -84,20 +85,38 @@ def results(
         for key in order:
             yield key, timed(todo[key], seed, key[0])
         return
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        futures = {pool.submit(timed, todo[key], seed, key[0]): key for key in order}
-        try:
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+    context = multiprocessing.get_context("spawn")
+    jobs = [(key, todo[key], seed) for key in order]
+    with context.Pool(workers, initializer=live_with_parent, initargs=(os.getpid(),)) as pool:
+        yield from pool.imap_unordered(job, jobs)
+
+
+def live_with_parent(parent: int) -> None:
+    """Leave the interrupt key to the parent, and end a worker whose parent was killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def job(
+    arguments: tuple[tuple[str, str], Case, int],
+) -> tuple[tuple[str, str], tuple[dict[str, Any], float]]:
+    """Run one case in a worker."""
+    key, case, seed = arguments
+    return key, timed(case, seed, key[0])
 
 
 def timed(case: Case, seed: int, check: str) -> tuple[dict[str, Any], float]:
     """Return what the case found, and seconds."""
     start = time.perf_counter()
     found = case.measure(seed, check)
-    return found, time.perf_counter() - start
+    seconds = time.perf_counter() - start
+    return {**found, "seconds": seconds}, seconds
 
 
 def verdict(check: Any, found: list[tuple[dict[str, Any], float]]) -> Check:

@@ -1,8 +1,8 @@
 """The phase transition: particles for a fixed accuracy on `persistent`, for constant epsilon and for epsilon = c / T.
 
 The accuracy is a coefficient of variation of Zhat of .2, where N = 25 sigma2 and the asymptote holds. Up to 100,000
-particles the number is measured by running the sampler at the predicted N and scaling by the variance found;
-beyond it is predicted.
+particles (quick: 5,000) the number is measured by running the sampler at the predicted N and scaling by the
+variance found; beyond it is predicted.
 """
 
 import math
@@ -29,14 +29,19 @@ HORIZONS = (8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 
 def cases(quick: bool) -> list[Case]:
     """One curve a case."""
-    steps = 1e7 if quick else 1.5e8
+    steps, most = (5e6, MOST_PARTICLES // 20) if quick else (5e7, MOST_PARTICLES)
     curves: list[tuple[str, str, float, tuple[int, ...]]] = [
         (f"epsilon = {c:g}/T", "scaled", c, HORIZONS) for c in SCALED
     ]
     curves += [(f"epsilon = {eps}", "constant", eps, horizons_for(eps)) for eps in CONSTANT]
     curves.append(("no reward model", "none", 2.0, tuple(range(4, 41, 2))))
     return [
-        Case(label, measure, {"kind": kind, "level": level, "horizons": t, "steps": steps}, steps * len(t))
+        Case(
+            label,
+            measure,
+            {"kind": kind, "level": level, "horizons": t, "steps": steps, "most": most},
+            steps * len(t),
+        )
         for label, kind, level, t in curves
     ]
 
@@ -56,10 +61,10 @@ def model_of(kind: str, level: float, horizon: int) -> FiniteModel:
 
 
 def measure(
-    kind: str, level: float, horizons: tuple[int, ...], steps: float, rng: np.random.Generator
+    kind: str, level: float, horizons: tuple[int, ...], steps: float, most: int, rng: np.random.Generator
 ) -> dict[str, Any]:
     """Return a curve: predicted and, where it can be run, measured N at every T; and its slope or rate."""
-    rows = [point(model_of(kind, level, t), t, steps, rng) for t in horizons]
+    rows = [point(model_of(kind, level, t), t, steps, most, rng) for t in horizons]
     out: dict[str, Any] = {"kind": kind, "level": level, "delta_cv": DELTA_CV, "rows": rows}
     if kind == "scaled":
         out |= fitted(rows, lambda row: math.log(row["horizon"]))
@@ -76,7 +81,9 @@ def measure(
     return out
 
 
-def point(model: FiniteModel, horizon: int, steps: float, rng: np.random.Generator) -> dict[str, Any]:
+def point(
+    model: FiniteModel, horizon: int, steps: float, most: int, rng: np.random.Generator
+) -> dict[str, Any]:
     """Return predicted and measured particles at one T."""
     predicted = model.exact().n_for_cv(DELTA_CV)
     row: dict[str, Any] = {
@@ -87,7 +94,7 @@ def point(model: FiniteModel, horizon: int, steps: float, rng: np.random.Generat
         "runs": 0,
     }
     n = max(2, math.ceil(predicted))
-    if n <= MOST_PARTICLES:
+    if n <= most:
         runs = int(np.clip(steps / (n * horizon), 100, 40_000))
         square = (z_ratios(model, Setting(n), runs, rng) - 1) ** 2
         row |= {

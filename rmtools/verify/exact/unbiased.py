@@ -33,7 +33,7 @@ def settings() -> list[Setting]:
 
 def cases(quick: bool) -> list[Case]:
     """One case a family."""
-    runs = 4_000 if quick else 40_000
+    runs = 10_000 if quick else 60_000
     return [
         Case(name, measure, {"family": name, "runs": runs}, runs * 52 * 12 * 8.0) for name in small_families()
     ]

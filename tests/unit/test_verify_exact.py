@@ -1,0 +1,282 @@
+"""`verify exact`: every check passes on the sampler as it is and fails on one that is broken on purpose."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from rmtools.core import hidden_prefix, persistent, product, smc
+from rmtools.errors import UserError
+from rmtools.verify.exact import (
+    CHECKS,
+    ExactVerification,
+    algorithm2,
+    bound,
+    case,
+    extended,
+    guided,
+    lower,
+    output_law,
+    transition,
+    unbiased,
+    variance,
+    verify_exact,
+)
+from rmtools.verify.exact.models import small_families, tree
+from rmtools.verify.exact.report import html, markdown, write_report
+from rmtools.verify.exact.result import Check
+from rmtools.verify.exact.runner import n_cases
+
+SHAPE = (3, 2, 0.3, 0.05, 5)
+
+
+def rng(seed=0):
+    return np.random.default_rng(seed)
+
+
+def broken(change):
+    """The sampler with its result changed."""
+
+    def run(*args, **kwargs):
+        return change(smc(*args, **kwargs))
+
+    return run
+
+
+def shifted(result):
+    return dataclasses.replace(result, log_z=result.log_z + 0.05)
+
+
+def flattened(result):
+    """Weights forgotten: each particle counts the same."""
+    n = result.log_weights.shape[1]
+    return dataclasses.replace(result, log_weights=np.full_like(result.log_weights, -np.log(n)))
+
+
+def noisy(result):
+    noise = np.random.default_rng(1).normal(0, 0.02, result.log_z.shape)
+    return dataclasses.replace(result, log_z=result.log_z + noise - 0.0002)
+
+
+def test_unbiased_finds_a_factor_of_five_percent(monkeypatch):
+    assert unbiased.measure("persistent", 4000, rng())["holds"]
+    monkeypatch.setattr(case, "smc", broken(shifted))
+    found = unbiased.measure("persistent", 4000, rng())
+    assert not found["holds"]
+    assert found["largest_z_score"] > 4.5
+    assert not unbiased.judge([found])[0]
+
+
+def test_every_setting_of_unbiased_has_enough_runs():
+    for name, model in small_families().items():
+        found = unbiased.measure(name, 1, rng())
+        need = 400 * (model.exact().sigma2 + 1)
+        assert all(row["runs"] * row["n"] >= need for row in found["settings"])
+        assert len(found["settings"]) == len(unbiased.SIZES) * (3 * len(unbiased.SCHEMES) + 1)
+
+
+def test_output_law_finds_forgotten_weights(monkeypatch):
+    assert output_law.measure(SHAPE, 2, 20_000, (40,), rng())["holds"]
+    monkeypatch.setattr(case, "smc", broken(flattened))
+    assert not output_law.measure(SHAPE, 2, 20_000, (40,), rng())["holds"]
+
+
+def test_controlled_and_plain_bias_agree_and_the_controlled_is_sharper():
+    model = tree(*SHAPE)
+    direction, target, mad = output_law.signed_direction(model, 1)
+    bias = case.output_bias(model, case.Setting(10), 40_000, direction, target, rng())
+    assert abs(bias.plain - bias.controlled)[0] < 4.5 * bias.plain_error[0]
+    assert bias.controlled_error[0] < bias.plain_error[0] / 2
+    assert mad > 0
+
+
+def test_slopes_are_those_of_a_power_law():
+    rows = [{"n": n, "tv": 0.7 / n, "error": 0.01 / n} for n in (10, 20, 40)]
+    slope, error = output_law.weighted_slope(rows)
+    assert slope == pytest.approx(-1)
+    assert 0 < error < 0.05
+    assert output_law.weighted_slope([{"n": 10, "tv": -0.1, "error": 0.1}])[1] == np.inf
+
+
+def test_other_settings_have_their_slope():
+    found = output_law.measure_slope(
+        output_law.OTHERS["systematic, every step"], SHAPE, 20_000, (20, 40, 80), rng()
+    )
+    assert found["slope"] == pytest.approx(-1, abs=0.15)
+
+
+def test_variance_finds_added_noise(monkeypatch):
+    assert variance.measure("random_tree", 2, (), rng())["holds"]
+    monkeypatch.setattr(case, "smc", broken(noisy))
+    assert not variance.measure("random_tree", 2, (), rng())["holds"]
+
+
+def test_guided_finds_a_bound_that_is_too_small(monkeypatch):
+    assert guided.measure_trees(rng())["violations"] == 0
+    monkeypatch.setattr(guided, "sp_tv_bound", lambda depth, eps: min(1.0, 0.2 * depth * eps))
+    assert not guided.measure_trees(rng())["holds"]
+
+
+def test_guided_product_breaks_nothing_although_its_error_is_large():
+    found = guided.measure_product(rng())
+    assert found["epsilon"] == pytest.approx(1.0)
+    assert found["tv"] < 1e-12
+
+
+def test_bound_finds_a_number_that_does_not_suffice(monkeypatch):
+    assert bound.measure(2, 0.1, 4000, rng())["holds"]
+    monkeypatch.setattr(bound, "particle_bound", lambda *a: 1)
+    assert not bound.measure(3, 0.1, 4000, rng())["holds"]
+
+
+def test_smallest_sufficient_is_near_the_prediction():
+    model = tree(3, 2, 0.3, 0.1, 3)
+    predicted = model.exact().n_for_tv(0.01)
+    assert predicted > 10
+    assert bound.smallest_sufficient(model, 0.01, 20_000, rng()) == pytest.approx(predicted, rel=0.15)
+
+
+def test_algorithm2_finds_a_chain_that_accepts_everything(monkeypatch):
+    space = (2, 2, 2)
+    assert algorithm2.measure_balance(space, rng())["holds"]
+    monkeypatch.setattr(extended, "log_acceptance", lambda current, proposed: 0.0 * (proposed - current))
+    found = algorithm2.measure_balance(space, rng())
+    assert found["balance"] > 1e-6
+    assert not found["holds"]
+
+
+def test_algorithm2_at_its_bounds():
+    found = algorithm2.measure((2, 0.05, 0.4, 20), 2000, rng())
+    assert found["holds"]
+    assert found["tv"] < 4 * found["noise"]
+    assert found["factor"] > 1
+
+
+def test_enumerated_runs_by_hand():
+    """One step, two branches, M = 2: pools (0,0), (0,1), (1,0), (1,1), each with two choices."""
+    model = product(1, 3.0)
+    q, z, leaf = extended.enumerate_runs(model, 2)
+    assert len(q) == 8
+    assert q.sum() == pytest.approx(1)
+    assert sorted(set(z.round(12))) == [1.0, 2.0, 3.0]
+    assert q[leaf == 1].sum() == pytest.approx(0.25 + 0.5 * 0.75)
+
+
+def test_lower_finds_another_rate(monkeypatch):
+    assert lower.exact_hidden(2.0, rng())["holds"]
+    assert lower.exact_needle(2, rng())["holds"]
+    assert lower.measured_hidden(2.0, (3, 4), "systematic", 2e6, rng())["holds"]
+    monkeypatch.setattr(lower, "hidden_prefix", lambda m, ratio: hidden_prefix(m, ratio**1.5))
+    assert not lower.exact_hidden(2.0, rng())["holds"]
+
+
+def test_transition_finds_another_rate(monkeypatch):
+    arguments = ("constant", 0.5, (8, 12, 16, 24, 32), 1e5, 1000, rng())
+    found = transition.measure(*arguments)
+    assert found["holds"]
+    assert found["measured_points"] < found["fitted_points"]
+    monkeypatch.setattr(transition, "persistent", lambda t, eps: persistent(t, 1.3 * eps))
+    assert not transition.measure(*arguments)["holds"]
+
+
+def test_transition_finds_a_sampler_that_disagrees(monkeypatch):
+    monkeypatch.setattr(case, "smc", broken(lambda r: dataclasses.replace(r, log_z=2 * r.log_z)))
+    assert not transition.measure("scaled", 2.0, (8, 16, 32), 1e6, 5000, rng())["holds"]
+
+
+def test_transition_is_linear_for_small_errors():
+    found = transition.measure("scaled", 1.0, (16, 32, 64, 128, 256), 0.0, 0, rng())
+    assert found["slope"] == pytest.approx(1, abs=0.1)
+    assert found["measured_points"] == 0
+
+
+def test_horizons_reach_the_asymptote():
+    for eps in transition.CONSTANT:
+        late = [t for t in transition.horizons_for(eps) if t * np.log1p(eps) >= transition.ASYMPTOTE]
+        assert len(late) >= 4
+        assert max(late) == 256
+
+
+def test_a_case_depends_on_its_label_and_seed_only():
+    draw = case.Case("a", lambda rng: {"x": rng.random()})
+    assert draw.measure(0, "check") == draw.measure(0, "check")
+    assert draw.measure(0, "check") != draw.measure(1, "check")
+    assert draw.measure(0, "check")["x"] != dataclasses.replace(draw, label="b").measure(0, "check")["x"]
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_labels_are_unique_and_cases_counted(quick):
+    labels = [(check.NAME, c.label) for check in CHECKS for c in check.cases(quick)]
+    assert len(set(labels)) == len(labels) == n_cases(quick)
+
+
+@pytest.mark.parametrize("settings", [{"workers": 0}, {"seed": -1}])
+def test_bad_settings(settings):
+    with pytest.raises(UserError, match=next(iter(settings))):
+        verify_exact(quick=True, **settings)
+
+
+def curve(kind, level, measured):
+    rows = [
+        {"horizon": t, "predicted": 3.0**k, "measured": measured, "error": 0.1, "runs": 9}
+        for k, t in enumerate((8, 16, 32, 64))
+    ]
+    return {
+        "label": f"epsilon, {kind}",
+        "kind": kind,
+        "level": level,
+        "rows": rows,
+        "delta_cv": 0.2,
+        "slope": 1.0,
+    }
+
+
+@pytest.fixture
+def verification():
+    law = {"n": 40, "predicted": 0.1, "ratio": 1.0, "ratio_error": 0.1}
+    slope = {"label": "systematic", "slope": -1.0, "rows": [{"n": 20, "tv": 0.1, "error": 0.01}]}
+    cases = {
+        "phase transition": [curve("none", 2, 5.0), curve("constant", 0.1, None), curve("scaled", 1, 2.0)],
+        "output law": [{"label": "T = 3, pool 1", "pool": 1, "mad": 8.0, "rows": [law]}, slope],
+        "variance": [
+            {
+                "label": "product, pool 1",
+                "pool": 1,
+                "sigma2": 2.0,
+                "rows": [{"n": 9, "ratio": 1.0, "ratio_error": 0.1}],
+            }
+        ],
+    }
+    checks = [
+        Check(c.NAME, c.ON, c.MUST_SHOW, "x | y", c.NAME != "variance", cases.get(c.NAME, []), 1.0)
+        for c in CHECKS
+    ]
+    return ExactVerification(tuple(checks), True, 3, 12.0)
+
+
+def test_a_report_says_what_fails_and_comes_back_from_json(verification, tmp_path):
+    assert not verification.holds
+    assert "FAILS  variance" in str(verification)
+    assert "7 of 8 checks hold" in str(verification)
+    assert ExactVerification.from_dict(json.loads(json.dumps(verification.to_dict()))) == verification
+    text = markdown(verification)
+    assert "1 do not hold: variance" in text
+    assert all(line.replace("\\|", "").count("|") == 6 for line in text.splitlines() if line.startswith("|"))
+    found = html(verification)
+    assert "http" not in found.replace("http://www.w3.org", "")
+    write_report(verification, tmp_path / "out")
+    names = {p.name for p in (tmp_path / "out").iterdir()}
+    assert names == {
+        "exact.json",
+        "exact.md",
+        "exact.html",
+        "phase_transition.svg",
+        "output_law.svg",
+        "variance.svg",
+    }
+
+
+def test_another_schema_is_refused(verification):
+    with pytest.raises(ValueError, match="schema version"):
+        ExactVerification.from_dict(verification.to_dict() | {"schema_version": 9})
