@@ -236,12 +236,16 @@ class _StepTable:
 
     def draw(self, state: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """States of the next layer, same shape as `state`."""
-        index = np.zeros(state.shape, np.intp) if self.child_is_branch else state * (len(self.cumulative) + 1)
-        if self.cumulative:
-            uniform = rng.random(state.shape)
-            for column in self.cumulative:
-                index += uniform >= column.take(state)
-        return index if self.child is None or self.child_is_branch else self.child.take(index)
+        if not self.cumulative:
+            return state if self.child is None else self.child.take(state)
+        uniform = rng.random(state.shape)
+        branch = (uniform >= self.cumulative[0].take(state)).astype(np.intp)
+        for column in self.cumulative[1:]:
+            branch += uniform >= column.take(state)
+        if self.child_is_branch:
+            return branch
+        branch += state * (len(self.cumulative) + 1)
+        return branch if self.child is None else self.child.take(branch)
 
 
 def _step_table(policy: np.ndarray, children: np.ndarray | None) -> _StepTable:
