@@ -1,7 +1,7 @@
 """Plots of `verify exact`, from its JSON values, as SVG text."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COLOURS = [style[1] for style in STYLES.values()]
+TOP = 1e8  # particles
 FAMILIES = {
     "none": (OTHER[0], OTHER[1], "-."),
     "constant": (COLOURS[1], "s", "--"),
@@ -45,8 +46,8 @@ def phase_transition(curves: Sequence[Values]) -> str:
             )
             name_curve(ax, curve["label"].replace("epsilon", "ε"), x, y, colour)
         ax.axhline(1e5, color=GREY, linewidth=0.8, linestyle=":")
-        ax.text(4.2, 1.25e5, "above: predicted only", color=GREY, fontsize=9)
-        ax.set(xscale="log", yscale="log", xlim=(4, 700), ylim=(0.3, 3e8))
+        ax.text(690, 1.3e5, "above: predicted only", color=GREY, fontsize=9, ha="right")
+        ax.set(xscale="log", yscale="log", xlim=(4, 700), ylim=(0.3, TOP))
         ax.set(xlabel="horizon T (steps)", ylabel=f"particles N for a CV of Ẑ of {curves[0]['delta_cv']}")
         places = [4, 8, 16, 32, 64, 128, 256]
         ax.set_xticks(places, [str(t) for t in places])
@@ -56,14 +57,14 @@ def phase_transition(curves: Sequence[Values]) -> str:
 
 def name_curve(ax: "Axes", label: str, x: Sequence[float], y: Sequence[float], colour: str) -> None:
     """Write the label where the curve leaves the picture, or at its end."""
-    inside = [k for k, value in enumerate(y) if value < 1e8]
-    last = inside[-1]
+    last = max(k for k, value in enumerate(y) if value < TOP)
     if last == len(y) - 1:
         ax.text(x[last] * 1.06, y[last], label, color=colour, va="center", fontsize=9)
         return
-    share = np.log(1e8 / y[last]) / np.log(y[last + 1] / y[last])
+    share = np.log(TOP / y[last]) / np.log(y[last + 1] / y[last])
     at = x[last] * (x[last + 1] / x[last]) ** share
-    ax.text(at, 1.1e8, label, color=colour, rotation=35, ha="left", va="bottom", fontsize=9, clip_on=False)
+    place: dict[str, Any] = {"rotation": 35, "rotation_mode": "anchor", "ha": "left", "va": "bottom"}
+    ax.text(at, 1.3 * TOP, label, color=colour, fontsize=9, clip_on=False, **place)
 
 
 def variance_approach(cases: Sequence[Values]) -> str:
@@ -142,5 +143,8 @@ def output_law(cases: Sequence[Values]) -> str:
         for ax in (above, below):
             ax.set(xscale="log", yscale="log", ylabel="signed total variation")
             ax.legend(fontsize=8)
+        for ax, places in ((above, (40, 80, 160)), (below, (20, 40, 80, 160, 320))):
+            ax.set_xticks(places, [str(n) for n in places])
+            ax.tick_params(axis="x", which="minor", length=0, labelbottom=False)
         below.set_xlabel("particles N")
         return svg_text(figure)

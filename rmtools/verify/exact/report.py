@@ -10,7 +10,7 @@ from rmtools.verify.exact.result import ExactVerification
 
 RESULT_FILE = "exact.json"
 TITLE = "The theorems, run as checks on exact models"
-COLUMNS = ("check", "on", "must show", "found", "holds")
+COLUMNS = ("check", "holds", "found", "must show", "on")
 
 
 def write_report(found: ExactVerification, folder: Path) -> None:
@@ -25,7 +25,7 @@ def write_report(found: ExactVerification, folder: Path) -> None:
 
 def rows(found: ExactVerification) -> tuple[tuple[str, ...], ...]:
     """Return the table's rows."""
-    return tuple((c.name, c.on, c.must_show, c.found, "yes" if c.holds else "NO") for c in found.checks)
+    return tuple((c.name, "yes" if c.holds else "NO", c.found, c.must_show, c.on) for c in found.checks)
 
 
 def summary(found: ExactVerification) -> str:
