@@ -56,7 +56,8 @@ class GibbsResult(Generic[J]):
     log_z : np.ndarray
         (H, G) nats, log Zhat of each conditional run.
     kept : np.ndarray
-        (H, G) bool: the sweep returned the reference itself.
+        (H, G) bool: the draw came from the reference's slot. A reference that ends before the horizon is also copied
+        to other slots, from which a draw of it counts as not kept.
     """
 
     draws: tuple[J, ...]
@@ -241,10 +242,12 @@ def _conditional(path: tuple[J, ...], n: int, m: int, rng: np.random.Generator) 
         raise UserError(
             "a reference trajectory must have ended", fix="pass prefixes of every depth, the end included"
         )
-    if not (last.log_value() > -np.inf).all():
-        raise UserError(
-            "a reference trajectory has value zero: the target never draws it", fix="choose another"
-        )
+    for depth, level in enumerate(path):
+        if not (level.log_value() > -np.inf).all():
+            raise UserError(
+                f"a reference trajectory has value zero at depth {depth}: no run of the sampler goes there",
+                fix="choose another, or a value that is positive wherever the target can be reached",
+            )
     return run(_Tracked(path[0], (), path), Settings(n, m, _pinned_multinomial, 1.0, pinned=True), rng)
 
 

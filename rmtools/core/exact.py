@@ -48,7 +48,8 @@ class ExactResult:
     ratio_bound : float
         L, sup of the ratio of the values at two ends of a step, either way round (Assumption 3.1).
     sigma2 : float
-        lim N Var(Zhat / Z), pool 1, multinomial resampling at every step; inf if Z = 0.
+        lim N Var(Zhat / Z), pool 1, multinomial resampling at every step; inf if Z = 0, or if a prefix from
+        which the target can be reached has value zero: the sampler then never goes there, and Zhat is biased.
     sigma2_true_value : float
         The same with V* in place of V.
     sigma2_optimal : float
@@ -155,9 +156,12 @@ def solve(model: "FiniteModel") -> ExactResult:
 
 
 def guided_tv(model: "FiniteModel") -> np.ndarray:
-    """Total variation at each depth between one exactly guided particle and the target, (T + 1,), on trees.
+    """Total variation at each depth between one exactly guided particle and the depth's target, (T + 1,), on trees.
 
-    The particle steps by policy * V(child) / E_policy[V(child)], the kernel of arXiv 2602.01381 Thm 4.3.
+    The particle steps by policy * V(child) / E_policy[V(child)], the kernel of arXiv 2602.01381 Thm 4.3. The
+    target at depth t is policy * V_t, normalised: at depth T the target itself, before it what the values seen so
+    far ask for. The prefix law of the final target, policy * V*_t, is no such reference: V*/V at an early prefix
+    holds the errors still to come, and a sign of error that persists puts it further than 2 t epsilon away.
 
     Raises
     ------
@@ -169,7 +173,8 @@ def guided_tv(model: "FiniteModel") -> np.ndarray:
         raise UserError("the law of prefixes needs a tree and Z > 0", fix="unfold the chain into its tree")
     guided, distance = np.zeros(1), []
     for t in range(model.horizon + 1):
-        target = model.log_reach[t] + model.log_true_value[t] - model.log_true_value[0][0]
+        target = model.log_reach[t] + model.log_value[t]
+        target = target - log_sum_exp(target)
         distance.append(0.5 * float(np.abs(np.exp(guided) - np.exp(target)).sum()))
         if t < model.horizon:
             guided = _guided_step(model, t, guided)

@@ -78,6 +78,8 @@ def mean_absolute_deviation(
 
 def _exact_mad(h: np.ndarray, probability: np.ndarray, method: str) -> InfluenceMad:
     h, probability = h[probability > 0], probability[probability > 0]
+    if np.isinf(h).any():
+        return InfluenceMad(np.inf, 0.0, "a prefix that the target reaches has value zero")
     return InfluenceMad(float(probability @ np.abs(h - probability @ h)), 0.0, method)
 
 

@@ -13,9 +13,9 @@ MANY_COLUMNS = 16
 
 
 def shift_of(log_x: np.ndarray, axis: int = -1) -> np.ndarray:
-    """Maximum along `axis` (kept), with -inf replaced by 0 so that subtracting it cannot make NaN."""
+    """Maximum along `axis` (kept), with infinities replaced by 0 so that subtracting them cannot make NaN."""
     top = log_x.max(axis=axis, keepdims=True)
-    return np.where(top == -np.inf, 0.0, top)
+    return np.where(np.isinf(top), 0.0, top)
 
 
 def log_sum_exp(log_x: np.ndarray, axis: int = -1) -> np.ndarray:
@@ -47,7 +47,7 @@ def log_mean_columns(log_x: np.ndarray, log_p: np.ndarray | None = None) -> np.n
     top = columns[0]
     for column in columns[1:]:
         top = np.maximum(top, column)
-    shift = np.where(top == -np.inf, 0.0, top)
+    shift = np.where(np.isinf(top), 0.0, top)
     total = np.exp(columns[0] - shift)
     for column in columns[1:]:
         total += np.exp(column - shift)

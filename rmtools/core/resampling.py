@@ -35,7 +35,8 @@ def multinomial(
     rng : np.random.Generator
         Source of the draws.
     weights : np.ndarray, optional
-        exp(log_weights) up to a factor per group, if the caller has it already.
+        exp(log_weights) up to a factor per group, if the caller has it already; the largest of a group a
+        normal floating-point number.
 
     Returns
     -------
@@ -93,6 +94,9 @@ def residual(
     """Whole parts of n_out * weight kept, the rest multinomial; otherwise as `multinomial`."""
     weights = _weights(log_weights, weights)
     expected = weights * (n_out / weights.sum(axis=1, keepdims=True))
+    # A whole number that rounding left just below itself must not lose its last offspring to chance.
+    nearest = np.rint(expected)
+    expected = np.where(np.abs(expected - nearest) <= 1e-12 * np.maximum(nearest, 1.0), nearest, expected)
     counts = np.floor(expected)
     missing = n_out - counts.sum(axis=1).astype(np.intp)
     short = np.flatnonzero(missing)

@@ -4,7 +4,7 @@ At each step every particle draws a pool of M candidates from the policy. The lo
 over the particle's own value is its log increment; after resampling, each offspring takes one candidate of
 its parent's pool with probability proportional to the value. The estimate of Z is unbiased for every N, M,
 unbiased resampling scheme and ESS threshold (docs/equations.md section 4; arXiv 2602.01381 Algorithms 1 and
-2). All G groups run at once, in the log domain, in nats.
+2), provided that the value is positive wherever the target can be reached. All G groups run at once, in the log domain, in nats.
 
 >>> import numpy as np
 >>> from rmtools.core import product

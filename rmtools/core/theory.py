@@ -58,7 +58,9 @@ def particle_bound(ratio_bound: float, horizon: int, bellman_error: float, delta
 
 
 def sp_tv_bound(depth: int, bellman_error: float) -> float:
-    """Total variation between the law at `depth` of one exactly guided particle and the target's: 2 t epsilon.
+    """Total variation between the law at `depth` of one exactly guided particle and the depth's target: 2 t epsilon.
+
+    The target at depth t is policy * V_t, normalised (at t = T, the target), as `core.exact.guided_tv` has it.
 
     At most 1, where it says nothing. The particle steps by policy * V(child) / E_policy[V(child)], without
     resampling or correction.

@@ -10,6 +10,7 @@ from rmtools.core import (
     Tilt,
     hidden_prefix,
     implicit,
+    log_z_bounds,
     needle,
     persistent,
     perturb,
@@ -309,3 +310,17 @@ def test_bad_models_are_refused_with_the_place(fact):
 def test_bad_arguments(call, fact):
     with pytest.raises(UserError, match=fact):
         call()
+
+
+def test_a_value_of_zero_before_a_positive_potential_costs_infinitely_much():
+    model = FiniteModel(
+        [[[0.5, 0.5]], [[0.5, 0.5]] * 2], [[0.0], [-np.inf, 0.0], np.log([1.0, 2.0, 3.0, 4.0])]
+    )
+    exact = model.exact()
+    assert np.exp(exact.log_z) == pytest.approx(2.5)
+    assert (
+        exact.sigma2 == exact.sigma2_pool(2) == exact.influence_mad().value == exact.n_for_tv(0.1) == np.inf
+    )
+    assert np.isfinite([exact.sigma2_true_value, exact.sigma2_optimal]).all()
+    with pytest.raises(UserError, match="value zero at depth 1"):
+        log_z_bounds(model.draw_target(50, np.random.default_rng(0)), 4, rng=np.random.default_rng(1))

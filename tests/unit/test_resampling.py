@@ -121,3 +121,22 @@ def test_same_seed_same_ancestors():
     log_weights = np.random.default_rng(0).normal(size=(5, 30))
     first, second = (systematic(log_weights, 30, np.random.default_rng(1)) for _ in range(2))
     assert (first == second).all()
+
+
+@pytest.mark.parametrize("log_weight", [-0.3, -0.1, -1.7, 0.0, 2.3])
+@pytest.mark.parametrize("n", [7, 20, 100, 160, 1000])
+def test_residual_keeps_equal_weights_whole(log_weight, n):
+    log_weights = np.full((50, n), log_weight)
+    found = RESAMPLING["residual"](log_weights, n, np.random.default_rng(0), np.exp(log_weights))
+    np.testing.assert_array_equal(found, np.tile(np.arange(n), (50, 1)))
+
+
+def test_multinomial_never_draws_a_weight_of_zero():
+    """Zeros first, within and last; weights e^-300 to e^300."""
+    for scale in (-300.0, 0.0, 300.0):
+        log_weights = np.tile([-np.inf, scale, -np.inf, scale - 2, scale - 40, -np.inf, -np.inf], (2000, 1))
+        found = RESAMPLING["multinomial"](log_weights, 11, np.random.default_rng(1), np.exp(log_weights))
+        assert set(np.unique(found)) <= {1, 3, 4}
+        share = (found == 1).mean()
+        assert abs(share - 1 / (1 + np.exp(-2))) < 4.5 * 0.5 / np.sqrt(found.size)
+        assert (np.diff(found, axis=1) >= 0).all()

@@ -69,14 +69,13 @@ def test_persistent_in_closed_form():
 
 
 def test_guided_particle_by_hand():
-    # guided: 1/4 and 3/4 at depth 1, then 2/3 | 1/3 and 5/9 | 4/9; V* = 3/2 and 9/5
+    # guided: 1/4 and 3/4 at depth 1, as the values there ask, then 2/3 | 1/3 and 5/9 | 4/9
     model = FiniteModel(
         [[[0.5, 0.5]], [[0.5, 0.5], [0.2, 0.8]]], [[0.0], np.log([1.0, 3.0]), np.log([2.0, 1.0, 5.0, 1.0])]
     )
-    first = abs(0.25 - 0.75 / 1.65)
     target = np.array([0.5, 0.25, 0.5, 0.4]) / 1.65
     guided = np.array([0.25 * 2 / 3, 0.25 / 3, 0.75 * 5 / 9, 0.75 * 4 / 9])
-    np.testing.assert_allclose(guided_tv(model), [0, first, 0.5 * np.abs(target - guided).sum()], atol=1e-12)
+    np.testing.assert_allclose(guided_tv(model), [0, 0, 0.5 * np.abs(target - guided).sum()], atol=1e-12)
 
 
 def test_the_single_particle_bound_holds():
@@ -87,6 +86,28 @@ def test_the_single_particle_bound_holds():
         eps = model.exact().bellman_error
         bounds = [sp_tv_bound(t, eps) for t in range(model.horizon + 1)]
         assert (guided_tv(model) <= np.array(bounds) + 1e-12).all()
+
+
+def drift(horizon, eps):
+    """Two classes drawn at the first step; the value then moves by 1 + eps a step, always the same way."""
+    sign = np.log1p(eps) * np.array([-1.0, 1.0])
+    return FiniteModel(
+        [[[0.5, 0.5]], *[np.ones((2, 1))] * (horizon - 1)],
+        [np.zeros(1), *(sign * t for t in range(horizon))],
+    )
+
+
+def test_the_final_target_s_prefix_law_is_further_than_the_bound():
+    model = drift(10, 0.1)
+    exact = model.exact()
+    assert exact.bellman_error == pytest.approx(0.1)
+    guided = np.array([0.5, 0.5])
+    final = model.reach(1) * np.exp(exact.true_log_value[1] - exact.log_z)
+    assert np.abs(guided - final).sum() / 2 == pytest.approx(0.3476, abs=1e-4)
+    assert sp_tv_bound(1, 0.1) == pytest.approx(0.2)
+    sharper = [math.tanh(t * math.log(1.1) / 2) for t in range(11)]
+    assert (guided_tv(model) <= np.array(sharper) + 1e-12).all()
+    assert guided_tv(model)[-1] == pytest.approx(0.3476, abs=1e-4)
 
 
 def test_the_single_particle_bound_is_not_tight():

@@ -1,6 +1,7 @@
 """`verify exact`: every check passes on the sampler as it is and fails on one that is broken on purpose."""
 
 import dataclasses
+import importlib
 import json
 
 import numpy as np
@@ -23,11 +24,12 @@ from rmtools.verify.exact import (
     variance,
     verify_exact,
 )
-from rmtools.verify.exact.models import small_families, tree
+from rmtools.verify.exact.models import one_sided, small_families, tree
 from rmtools.verify.exact.report import html, markdown, write_report
 from rmtools.verify.exact.result import Check
 from rmtools.verify.exact.runner import n_cases
 
+metropolis = importlib.import_module("rmtools.core.metropolis")  # the package exports a function of this name
 SHAPE = (3, 2, 0.3, 0.05, 5)
 
 
@@ -73,13 +75,48 @@ def test_every_setting_of_unbiased_has_enough_runs():
         found = unbiased.measure(name, 1, rng())
         need = 400 * (model.exact().sigma2 + 1)
         assert all(row["runs"] * row["n"] >= need for row in found["settings"])
-        assert len(found["settings"]) == len(unbiased.SIZES) * (3 * len(unbiased.SCHEMES) + 1)
+        assert len(found["settings"]) == len(unbiased.SIZES) * (
+            len(unbiased.THRESHOLDS) * len(unbiased.SCHEMES) + 1
+        )
 
 
 def test_output_law_finds_forgotten_weights(monkeypatch):
     assert output_law.measure(SHAPE, 2, 20_000, (40,), rng())["holds"]
     monkeypatch.setattr(case, "smc", broken(flattened))
     assert not output_law.measure(SHAPE, 2, 20_000, (40,), rng())["holds"]
+
+
+def stuck(result):
+    """Every particle at leaf 0, the estimate of Z left alone."""
+    at = result.particles
+    return dataclasses.replace(result, particles=dataclasses.replace(at, state=np.zeros_like(at.state)))
+
+
+@pytest.mark.parametrize("change", [flattened, stuck])
+def test_the_witness_finds_a_law_that_the_control_hides(monkeypatch, change):
+    arguments = (output_law.OTHERS["systematic, every step"], SHAPE, 4_000, (20, 40, 80), rng())
+    monkeypatch.setattr(case, "smc", broken(change))
+    found = output_law.measure_slope(*arguments)
+    assert not found["holds"]
+    assert max(row["witness"] for row in found["rows"]) > 4.5
+    assert not output_law.measure_identity("stratified", 4_000, rng())["holds"]
+    assert not bound.measure(3, 0.1, 4_000, rng())["holds"]
+
+
+def test_every_scheme_weighs_its_leaves_right():
+    for scheme in output_law.IDENTITY:
+        assert output_law.measure_identity(scheme, 4_000, rng())["holds"]
+
+
+def test_ess_triggered_settings_trigger():
+    setting = output_law.OTHERS["multinomial, ESS .5"]
+    assert (
+        output_law.measure_slope(setting, output_law.SLOPE_TREE, 2_000, (20, 40), rng())["share_resampled"]
+        > 0.1
+    )
+    for name in small_families():
+        found = unbiased.measure(name, 1, rng())
+        assert (found["largest_share_triggered"] > 0.02) == (name not in unbiased.NEVER_TRIGGERED)
 
 
 def test_controlled_and_plain_bias_agree_and_the_controlled_is_sharper():
@@ -104,6 +141,14 @@ def test_other_settings_have_their_slope():
         output_law.OTHERS["systematic, every step"], SHAPE, 20_000, (20, 40, 80), rng()
     )
     assert found["slope"] == pytest.approx(-1, abs=0.15)
+
+
+def test_one_sided_errors_are_exactly_epsilon():
+    model = one_sided(tree(4, 2, 0.0, 0.3, 1), 0.2)
+    b = model.exact().log_bellman_error
+    np.testing.assert_allclose(b[0], 0, atol=1e-12)
+    for layer in b[1:]:
+        np.testing.assert_allclose(np.abs(layer), np.log(1.2), atol=1e-12)
 
 
 def test_variance_finds_added_noise(monkeypatch):
@@ -135,7 +180,7 @@ def test_smallest_sufficient_is_near_the_prediction():
     model = tree(3, 2, 0.3, 0.1, 3)
     predicted = model.exact().n_for_tv(0.01)
     assert predicted > 10
-    assert bound.smallest_sufficient(model, 0.01, 20_000, rng()) == pytest.approx(predicted, rel=0.15)
+    assert bound.smallest_sufficient(model, 0.01, 20_000, rng())[0] == pytest.approx(predicted, rel=0.15)
 
 
 def test_algorithm2_finds_a_chain_that_accepts_everything(monkeypatch):
@@ -148,10 +193,22 @@ def test_algorithm2_finds_a_chain_that_accepts_everything(monkeypatch):
 
 
 def test_algorithm2_at_its_bounds():
-    found = algorithm2.measure((2, 0.05, 0.4, 20), 2000, rng())
+    found = algorithm2.measure(algorithm2.TREES[0], 2000, rng())
     assert found["holds"]
     assert found["tv"] < 4 * found["noise"]
     assert found["factor"] > 1
+    assert found["smallest_mh_steps"] > 0
+
+
+@pytest.mark.parametrize("log_acceptance", [0.0, -np.inf], ids=["all", "none"])
+def test_algorithm2_needs_its_acceptance(monkeypatch, log_acceptance):
+    shape = algorithm2.TREES[0]
+    assert algorithm2.measure(shape, 2000, rng())["holds"]
+    monkeypatch.setattr(
+        metropolis, "log_acceptance", lambda current, proposed: np.full_like(proposed, log_acceptance)
+    )
+    monkeypatch.setattr(algorithm2, "cheapest", lambda model, chains, rng: (1, 1))
+    assert not algorithm2.measure(shape, 2000, rng())["holds"]
 
 
 def test_enumerated_runs_by_hand():

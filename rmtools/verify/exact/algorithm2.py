@@ -8,29 +8,31 @@ from typing import Any
 import numpy as np
 
 from rmtools.core import FiniteModel, SMCResult, metropolis, smc
+from rmtools.core.exact import guided_tv
 from rmtools.core.theory import mh_steps_bound, pool_size_bound
 from rmtools.verify.exact.case import Case
 from rmtools.verify.exact.extended import detailed_balance, law_after
-from rmtools.verify.exact.models import tree
+from rmtools.verify.exact.models import one_sided, tree
 from rmtools.verify.exact.result import counted
 
 NAME = "Thm 6.1"
-ON = "Algorithm 2 on random trees, T <= 4, L <= 4; extended spaces of T = 2 and 3 enumerated"
+ON = "Algorithm 2 on random trees that one guided particle misses, T <= 4, L <= 4; extended spaces of T = 2 and 3 enumerated"
 MUST_SHOW = (
     "TV <= delta at the bounds' M and H; detailed balance to 1e-12 and the sampler's law as enumerated"
 )
 DELTA_TV, DELTA = 0.1, 0.05
-# horizon, epsilon, floor, seed
-TREES = ((2, 0.05, 0.4, 20), (3, 0.05, 0.35, 21), (3, 0.1, 0.3, 22), (4, 0.05, 0.3, 23))
+# horizon, epsilon, floor, seed. The errors have one sign below each first branch: without Metropolis-Hastings no pool
+# is large enough, and the policy by itself is no nearer: the proposals are what is checked.
+TREES = ((2, 0.5, 0.3, 24), (3, 0.2, 0.3, 45), (3, 0.25, 0.3, 44), (4, 0.12, 0.3, 45))
+CHAINS = 2_000
 SPACES = ((2, 2, 2), (2, 2, 3), (3, 2, 2))
 
 
 def cases(quick: bool) -> list[Case]:
     """Trees at their bounds, then enumerated spaces."""
-    chains = 2_000 if quick else 4_000
     found = [
-        Case(f"T = {t[0]}, tree {t[3]}", measure, {"shape": t, "chains": chains}, 1e8 * t[0] ** 2)
-        for t in (TREES[:2] if quick else TREES)
+        Case(f"T = {t[0]}, tree {t[3]}", measure, {"shape": t, "chains": CHAINS}, 1e8 * t[0] ** 2)
+        for t in (TREES[:1] if quick else TREES)
     ]
     for space in SPACES:
         label = f"extended space T = {space[0]}, B = {space[1]}, M = {space[2]}"
@@ -59,12 +61,12 @@ def one_particle(model: FiniteModel, groups: int, pool: int, rng: np.random.Gene
 def measure(shape: tuple[int, float, float, int], chains: int, rng: np.random.Generator) -> dict[str, Any]:
     """Return TV at the bounds of one tree, and the cheapest M and H that suffice."""
     horizon, eps, floor, seed = shape
-    model = tree(horizon, 2, eps, floor, seed)
+    model = one_sided(tree(horizon, 2, 0.0, floor, seed), eps)
     exact = model.exact()
     steps = math.ceil(mh_steps_bound(horizon, exact.bellman_error, DELTA_TV))
     pool = math.ceil(pool_size_bound(exact.ratio_bound, horizon, exact.bellman_error, steps, DELTA))
     tv = output_tv(model, pool, steps, chains, rng)
-    smallest_pool, smallest_steps = cheapest(model, 10 * chains, rng)
+    smallest_pool, smallest_steps = cheapest(model, 4 * chains, rng)
     return {
         "ratio_bound": exact.ratio_bound,
         "epsilon": exact.bellman_error,
@@ -76,7 +78,8 @@ def measure(shape: tuple[int, float, float, int], chains: int, rng: np.random.Ge
         "smallest_pool": smallest_pool,
         "smallest_mh_steps": smallest_steps,
         "factor": pool * (steps + 1) / (smallest_pool * (smallest_steps + 1)),
-        "holds": tv <= DELTA_TV and exact.ratio_bound <= 4,
+        "tv_guided": float(guided_tv(model)[-1]),
+        "holds": tv <= DELTA_TV < guided_tv(model)[-1] and exact.ratio_bound <= 4 and smallest_steps > 0,
     }
 
 

@@ -104,6 +104,23 @@ class Bias:
     plain_error: np.ndarray
     controlled: np.ndarray
     controlled_error: np.ndarray
+    difference: np.ndarray  # of the two: the mean of (Zhat / Z) D, zero for an unbiased sampler
+    difference_error: np.ndarray
+
+    def witness(self, of: np.ndarray) -> float:
+        """Return the largest |z| of the difference over the directions ``of``, (K,) bool; rounding counts 0."""
+        real = of & (np.abs(self.difference) > 1e-12)
+        z = self.difference[real] / np.maximum(self.difference_error[real], 1e-300)
+        return float(np.abs(z).max(initial=0.0))
+
+
+def common_leaves(model: FiniteModel, draws: int) -> np.ndarray:
+    """Return which final states ``draws`` particles visit and weigh a thousand times, (S_T,) bool.
+
+    A standard error is to be believed only there: of a leaf that is hardly ever seen it is too small.
+    """
+    target = np.exp(model.log_reach[-1] + model.log_true_value[-1] - model.log_true_value[0][0])
+    return np.minimum(model.reach(model.horizon), target) * draws >= 1000
 
 
 def output_bias(
@@ -118,11 +135,13 @@ def output_bias(
 
     With D the law minus the target, E[(Zhat / Z) D] = 0 because weighted sums are unbiased for every N. So
     (1 - Zhat / Z) D has the mean of D and, being a product of two terms of order N^-1/2, a standard deviation
-    of the order of that mean: it is the ``controlled`` estimate. The ``plain`` one beside it needs no unbiasedness.
+    of the order of that mean: it is the ``controlled`` estimate. It is worth nothing where the sampler is biased, so
+    whoever judges it must judge the ``witness`` as well.
     """
-    sums = np.zeros((4, directions.shape[1]))
+    sums = np.zeros((6, directions.shape[1]))
     for ratio, law in output_laws(model, setting, runs, rng):
         plain = (law - target) @ directions
         controlled = (1 - ratio)[:, None] * plain
-        sums += [plain.sum(0), (plain**2).sum(0), controlled.sum(0), (controlled**2).sum(0)]
-    return Bias(*mean_and_error(sums[0], sums[1], runs), *mean_and_error(sums[2], sums[3], runs))
+        for k, x in enumerate((plain, controlled, plain - controlled)):
+            sums[2 * k : 2 * k + 2] += [x.sum(0), (x**2).sum(0)]
+    return Bias(*(x for k in range(3) for x in mean_and_error(sums[2 * k], sums[2 * k + 1], runs)))

@@ -1,8 +1,8 @@
 """Thm 4.1 and 4.2: the exponential costs on the families that prove them.
 
 On `needle` and on `hidden_prefix` sigma2 is computed exactly and its rate per step fitted. On `hidden_prefix` the
-smallest number of particles for a total variation of .2 is also measured: given the final state (on the hidden
-prefix or off it) every trajectory has the policy's law, so the total variation is that of the two states.
+smallest number of particles for a total variation of .2 is also measured: to first order the total variation is
+that of the two final states, on the hidden prefix or off it.
 
 With codes instead of branches (a non-integer ratio) everything is decided at the first step, and resampling at every step
 then loses the hidden code by drift: N grows by a further factor of about T, for sigma2 as for the sampler. The rate of

@@ -25,8 +25,8 @@ def small_families() -> dict[str, FiniteModel]:
         "product": product(5, 3.0),
         "random_tree": tree(3, 3, 0.3, 0.05, 0),
         "needle": needle(3, 2),
-        "hidden_prefix": hidden_prefix(1, 3.0),
-        "hidden_prefix codes": hidden_prefix(1, 1.5),
+        "hidden_prefix": hidden_prefix(2, 2.0),
+        "hidden_prefix codes": hidden_prefix(2, 1.5),
         "persistent": persistent(6, 0.3),
         "implicit": implicit(3, 2, np.random.default_rng(1)),
     }
@@ -39,3 +39,19 @@ def product_tree(horizon: int, ratio: float) -> FiniteModel:
         ones.append((ones[-1][:, None] + np.array([0.0, 1.0])).ravel())
     policy = [np.full((len(x), 2), 0.5) for x in ones[:-1]]
     return FiniteModel(policy, [x * np.log(ratio) for x in ones])
+
+
+def one_sided(model: FiniteModel, eps: float) -> FiniteModel:
+    """Return a full tree's model with an error of one sign below each half of the first branches.
+
+    V(s_t) = V*(s_t) (1 + eps)^(-+(T - t)) below the first or the second half, so that every step moves the value by 1 + eps
+    away from its children's mean; the root is consistent. One guided particle then ends up far from the target.
+    """
+    true, size = model.log_true_value, model.policy[0].shape[1]
+    sign = np.where(np.arange(size) < size // 2, -1.0, 1.0)
+    log_value = [model.log_value[0]]
+    for t in range(1, model.horizon + 1):
+        shift = np.repeat(sign, len(true[t]) // size) * (model.horizon - t) * np.log1p(eps)
+        log_value.append(true[t] + shift)
+    root = np.log(model.policy[0][0] @ np.exp(log_value[1]))
+    return FiniteModel(model.policy, [np.array([root]), *log_value[1:]])

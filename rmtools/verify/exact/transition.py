@@ -1,7 +1,7 @@
 """The phase transition: particles for a fixed accuracy on `persistent`, for constant epsilon and for epsilon = c / T.
 
 The accuracy is a coefficient of variation of Zhat of .2, where N = 25 sigma2 and the asymptote holds. Up to 100,000
-particles (quick: 5,000) the number is measured: the sampler is run at the predicted N, N scaled by the variance
+particles (quick: 2,000) the number is measured: the sampler is run at the predicted N, N scaled by the variance
 found, and run again until that is the accuracy's; beyond it is predicted. Where N is not large beside T as well (epsilon =
 1/T) the measured number is below the predicted one by up to a third: lineages coalesce, and the asymptote is not reached.
 """
@@ -22,7 +22,7 @@ MUST_SHOW = (
     "constant epsilon"
 )
 DELTA_CV = 0.2
-ITERATIONS = 4
+ITERATIONS, LEAST_RUNS = 4, 200
 MOST_PARTICLES = 100_000
 SCALED, CONSTANT = (1.0, 2.0, 8.0), (0.1, 0.2, 0.5)
 ASYMPTOTE = 6.0  # T log(1 + epsilon) from which the constant-epsilon rate is fitted
@@ -31,7 +31,7 @@ HORIZONS = (8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 
 def cases(quick: bool) -> list[Case]:
     """One curve a case."""
-    steps, most = (5e6, MOST_PARTICLES // 20) if quick else (5e7, MOST_PARTICLES)
+    steps, most = (5e6, MOST_PARTICLES // 50) if quick else (5e7, MOST_PARTICLES)
     curves: list[tuple[str, str, float, tuple[int, ...]]] = [
         (f"epsilon = {c:g}/T", "scaled", c, HORIZONS) for c in SCALED
     ]
@@ -74,7 +74,8 @@ def measure(
     elif kind == "constant":
         late = [row for row in rows if row["horizon"] * math.log1p(level) >= ASYMPTOTE]
         out |= fitted(late, lambda row: row["horizon"] * math.log1p(level))
-        out["holds"] = abs(out["slope"] - 1) <= 0.05 and agreement(rows)
+        out |= measured_rate(rows, lambda row: row["horizon"] * math.log1p(level))
+        out["holds"] = abs(out["slope"] - 1) <= 0.05 and out["rate_holds"] and agreement(rows)
     else:
         out |= fitted(
             [row for row in rows if row["horizon"] >= 6], lambda row: row["horizon"] * math.log(level)
@@ -103,7 +104,7 @@ def point(
 def measured(model: FiniteModel, n: int, steps: float, rng: np.random.Generator) -> dict[str, Any]:
     """Return the N at which the variance is that of the accuracy: scaled by the variance found, again where far off."""
     for _ in range(ITERATIONS):
-        runs = int(np.clip(steps / (n * model.horizon), 100, 40_000))
+        runs = int(np.clip(steps / (n * model.horizon), LEAST_RUNS, 40_000))
         square = (z_ratios(model, Setting(n), runs, rng) - 1) ** 2
         scale = float(square.mean()) / DELTA_CV**2
         error = float(square.std(ddof=1) / np.sqrt(runs)) / DELTA_CV**2
@@ -124,6 +125,33 @@ def fitted(rows: list[dict[str, Any]], x: Any) -> dict[str, Any]:
         "slope_predicted": float(np.polyfit(at, np.log([row["predicted"] for row in rows]), 1)[0]),
         "fitted_points": len(rows),
         "measured_points": sum(row["measured"] is not None for row in rows),
+    }
+
+
+def measured_rate(rows: list[dict[str, Any]], x: Any) -> dict[str, Any]:
+    """Return how far the measured rate is from the predicted one over the same T, from measured N alone.
+
+    The slope of log(measured / predicted) on ``x``, weighted, over points that are large beside T; it must be 0
+    within 5% of the rate and two of its standard errors.
+    """
+    at = [row for row in rows if row["measured"] is not None and row["predicted"] >= 10 * row["horizon"]]
+    if len(at) < 2:
+        return {
+            "rate_difference": None,
+            "rate_difference_error": None,
+            "rate_points": len(at),
+            "rate_holds": True,
+        }
+    t = np.array([x(row) for row in at])
+    y = np.log([row["measured"] / row["predicted"] for row in at])
+    w = np.array([row["measured"] / max(row["error"], 1e-12) for row in at]) ** 2
+    t = t - w @ t / w.sum()
+    rate, error = float(w @ (t * y) / (w @ t**2)), float(1 / np.sqrt(w @ t**2))
+    return {
+        "rate_difference": rate,
+        "rate_difference_error": error,
+        "rate_points": len(at),
+        "rate_holds": abs(rate) <= 0.05 + 2 * error,
     }
 
 
@@ -149,5 +177,10 @@ def judge(found: list[dict[str, Any]]) -> tuple[bool, str]:
     rates = ", ".join(
         f"{case['slope']:.3f} ({case['level']})" for case in found if case["kind"] == "constant"
     )
-    text = f"log-log slope {slopes}; rate / log(1 + epsilon) {rates}; {counted(found)}"
+    apart = [c for c in found if c.get("rate_difference") is not None]
+    seen = ", ".join(f"{1 + c['rate_difference']:.2f} +- {c['rate_difference_error']:.2f}" for c in apart)
+    text = (
+        f"log-log slope {slopes}; rate / log(1 + epsilon) {rates}; measured alone over predicted {seen or 'too few'}; "
+        f"{counted(found)}"
+    )
     return all(case["holds"] for case in found), text
