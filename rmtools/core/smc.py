@@ -20,6 +20,7 @@ from typing import Generic
 import numpy as np
 
 from rmtools.core.logspace import MANY_COLUMNS, log_mean_columns, log_mean_exp, log_normalise, shift_of
+from rmtools.core.memory import keep_freed_arrays
 from rmtools.core.particles import P, SMCResult
 from rmtools.core.resampling import Resampler, none, resolve, search_rows, top_k
 from rmtools.errors import UserError
@@ -89,6 +90,7 @@ class Settings:
 
 def run(root: P, settings: Settings, rng: np.random.Generator, history: bool = True) -> SMCResult[P]:
     """Run the sampler with settings already checked."""
+    keep_freed_arrays()
     step = _beam_step if settings.resampler is top_k else _step
     state = _start(root, settings.n)
     record = _History(state.log_value.shape, history)
@@ -271,7 +273,7 @@ def _weigh(log_weight: np.ndarray) -> _Weighed:
         shift = shift_of(log_weight)[:, 0]
         weight = np.exp(log_weight - shift[:, None])
     total = weight.sum(axis=1)
-    squares = np.einsum("gn,gn->g", weight, weight)
+    squares = np.vecdot(weight, weight)
     ess = np.divide(total**2, squares, out=np.zeros_like(total), where=squares > 0)
     with np.errstate(divide="ignore"):
         return _Weighed(weight, ess, np.log(total / log_weight.shape[1]) + shift)

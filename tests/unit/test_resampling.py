@@ -69,8 +69,9 @@ class Fixed:
     def random(self, shape):
         return np.full(shape, self.value)
 
-    def standard_exponential(self, shape):
-        return np.full(shape, 1e-300 if self.value == 0 else 1.0)
+    def integers(self, low, high, shape, dtype, endpoint):
+        assert endpoint
+        return np.full(shape, low if self.value == 0 else high, dtype=dtype)
 
 
 @pytest.mark.parametrize("uniform", [0.0, np.nextafter(1.0, 0.0)])
@@ -83,6 +84,32 @@ def test_extreme_uniforms_stay_inside(name, uniform):
     ancestors = RESAMPLING[name](logs(weights), 999, Fixed(uniform))
     assert ancestors.shape == (300, 999)
     assert (np.take_along_axis(weights, ancestors, axis=1) > 0).all()
+
+
+@pytest.mark.parametrize("uniform", [0.0, np.nextafter(1.0, 0.0)])
+@pytest.mark.parametrize("name", RANDOM)
+@pytest.mark.parametrize("n_out", [1, 2, 3, 64, 100_003])
+@pytest.mark.parametrize("scale", [1e-250, 1.0, 1e250])
+def test_the_last_offspring_is_never_lost_nor_one_too_many(name, uniform, n_out, scale):
+    weights = scale * np.array(
+        [[0.0, 1 / 3, 1e-30, 1 / 7, 0.0], [0.1, 0.1, 0.1, 0.7, 0.0], [1.0, 0.0, 0.0, 0.0, 0.0]]
+    )
+    ancestors = RESAMPLING[name](logs(weights), n_out, Fixed(uniform), weights)
+    assert ancestors.shape == (3, n_out)
+    assert (np.take_along_axis(weights, ancestors, axis=1) > 0).all()
+
+
+@pytest.mark.parametrize("name", ["systematic", "stratified"])
+def test_a_comb_is_the_cumulative_weight_at_its_teeth(name):
+    """Against the definition: offspring k goes to the first particle whose running share exceeds (k + u_k) / n_out."""
+    rng = np.random.default_rng(6)
+    weights = rng.dirichlet(np.full(30, 0.5), size=200)
+    drawn = RESAMPLING[name](logs(weights), 17, np.random.default_rng(7))
+    u = np.random.default_rng(7).random((200, 1 if name == "systematic" else 17))
+    # Systematic draws u from the other end of the stratum, which has the same law.
+    points = (np.arange(17) + (1 - u if name == "systematic" else u)) / 17
+    expected = [np.searchsorted(np.cumsum(w), p) for w, p in zip(weights, points, strict=True)]
+    np.testing.assert_array_equal(drawn, expected)
 
 
 def test_top_k_is_best_first_and_stable():
