@@ -45,6 +45,9 @@ def phase_transition(curves: Sequence[Values]) -> str:
                 capsize=2,
             )
             name_curve(ax, curve["label"].replace("epsilon", "ε"), x, y, colour)
+        ax.plot([], [], color=GREY, linewidth=1.5, label="predicted: σ² / CV²")
+        ax.errorbar([], [], [], color=GREY, marker="o", markersize=4, linestyle="none", label="measured, 95%")
+        ax.legend(fontsize=9, loc="lower right")
         ax.axhline(1e5, color=GREY, linewidth=0.8, linestyle=":")
         ax.text(690, 1.3e5, "above: predicted only", color=GREY, fontsize=9, ha="right")
         ax.set(xscale="log", yscale="log", xlim=(4, 700), ylim=(0.3, TOP))

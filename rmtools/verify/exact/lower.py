@@ -27,6 +27,13 @@ MOST_PARTICLES = 100_000
 THRESHOLD = {"systematic": 0.5, "multinomial": 1.0}
 FIRST_GUESS = {"systematic": 0.7, "multinomial": 1.4}  # of N, in codes; only saves time
 WORDS = {"systematic": "default sampler", "multinomial": "multinomial at every step"}
+# Scheme, ratio, lengths m: from 1,000 codes on, to where N reaches MOST_PARTICLES or a run takes too long.
+MEASURED: dict[str, dict[float, tuple[int, ...]]] = {
+    "systematic": {2.0: (5, 6, 7, 8), 3.0: (4, 5), 1.1: (37, 42, 47, 52), 1.5: (9, 10, 11, 12, 13, 14)},
+    "multinomial": {2.0: (5, 6, 7)},
+}
+MEASURED_QUICK: dict[str, dict[float, tuple[int, ...]]] = {"systematic": {2.0: (5, 6), 1.5: (9, 10, 11)}}
+LEAST_RUNS = 600
 LARGEST_LOG = 300.0  # of the number of codes: sigma2 stays a float
 
 
@@ -36,16 +43,11 @@ def cases(quick: bool) -> list[Case]:
     ratios = {2.0: "L = 2", 3.0: "L = 3", 1.1: "1 + epsilon = 1.1", 1.5: "1 + epsilon = 1.5"}
     found += [Case(f"hidden_prefix, {name}", exact_hidden, {"ratio": r}) for r, name in ratios.items()]
     steps = 3e7 if quick else 1e8
-    lengths: dict[float, tuple[int, ...]] = {2.0: (5, 6) if quick else (5, 6, 7)}
-    lengths[1.5] = (9, 10, 11) if quick else (9, 10, 11, 12, 13)
-    for scheme, ratio in (
-        ("systematic", 2.0),
-        ("systematic", 1.5),
-        *(() if quick else (("multinomial", 2.0),)),
-    ):
-        arguments = {"ratio": ratio, "lengths": lengths[ratio], "scheme": scheme, "steps": steps}
-        label = f"measured, {ratios[ratio]}, {WORDS[scheme]}"
-        found.append(Case(label, measured_hidden, arguments, steps * len(lengths[ratio]) * 4))
+    for scheme, measured in (MEASURED_QUICK if quick else MEASURED).items():
+        for ratio, lengths in measured.items():
+            arguments = {"ratio": ratio, "lengths": lengths, "scheme": scheme, "steps": steps}
+            label = f"measured, {ratios[ratio]}, {WORDS[scheme]}"
+            found.append(Case(label, measured_hidden, arguments, steps * len(lengths) * 4))
     return found
 
 
@@ -129,7 +131,7 @@ def smallest_n(m: int, ratio: float, scheme: str, steps: float, rng: np.random.G
 def hidden_tv(model: FiniteModel, n: int, scheme: str, steps: float, rng: np.random.Generator) -> float:
     """Return |expected weight on the hidden prefix - its target probability| at N = n."""
     target = float(np.exp(model.log_reach[-1] + model.log_true_value[-1] - model.log_true_value[0][0])[0])
-    runs = int(np.clip(steps / (n * model.horizon), 100, 20_000))
+    runs = int(np.clip(steps / (n * model.horizon), LEAST_RUNS, 20_000))
     setting = Setting(n, 1, scheme, THRESHOLD[scheme])
     weight = [law[:, 0] for _, law in output_laws(model, setting, runs, rng)]
     return abs(float(np.concatenate(weight).mean()) - target)
