@@ -25,6 +25,7 @@ from typing import Generic, Protocol, Self, TypeVar
 
 import numpy as np
 
+from rmtools.core.arguments import check_count
 from rmtools.core.particles import Particles, SMCResult
 from rmtools.core.resampling import multinomial
 from rmtools.core.smc import Settings, check_settings, run
@@ -141,12 +142,8 @@ def particle_gibbs(
             "other slots must be independent draws, or the target is not left invariant",
             fix="resampling='multinomial'",
         )
-    if n_particles < 2:
-        raise UserError(
-            "particle Gibbs needs at least 2 particles: one is the reference", fix="n_particles=8"
-        )
-    if sweeps < 1:
-        raise UserError(f"`sweeps` must be at least 1, got {sweeps}", fix="sweeps=10")
+    check_count("n_particles", n_particles, 2, "one of them is the reference", fix=8)
+    check_count("sweeps", sweeps, fix=10)
     path = _first_path(root, n_particles, pool_size, rng) if reference is None else tuple(reference)
     draws, log_z, kept = [], [], []
     for _ in range(sweeps):

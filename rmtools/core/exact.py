@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from rmtools.core.arguments import check_count
 from rmtools.core.influence import InfluenceMad, leaf_influence, mean_absolute_deviation
 from rmtools.core.logspace import log_mean_columns, log_sum_exp
 from rmtools.core.theory import particles_for_cv, particles_for_tv
@@ -78,7 +79,7 @@ class ExactResult:
 
     def sigma2_pool(self, pool_size: int) -> float:
         """Limit of N Var(Zhat / Z) with a pool of `pool_size` candidates (docs/equations.md section 5)."""
-        _check_pool(pool_size)
+        check_count("pool_size", pool_size)
         child, own = (_sum_excess(row) for row in self._log_terms)
         return child if pool_size == 1 else own * (1 - 1 / pool_size) + child / pool_size
 
@@ -90,7 +91,7 @@ class ExactResult:
         UserError
             On a chain, where H is not a function of the final state, and where Z = 0.
         """
-        _check_pool(pool_size)
+        check_count("pool_size", pool_size)
         if self.target is None:
             raise UserError(
                 "influence per final state needs a tree and Z > 0: on a chain H depends on the path",
@@ -104,7 +105,7 @@ class ExactResult:
         Exact on trees and on chains where H takes few values (standard error 0); otherwise the mean over
         `n_draws` exact draws of the target from a generator seeded with `seed`, with its standard error.
         """
-        _check_pool(pool_size)
+        check_count("pool_size", pool_size)
         return mean_absolute_deviation(self._model, pool_size, n_draws, np.random.default_rng(seed))
 
     def n_for_tv(self, delta: float, pool_size: int = 1) -> float:
@@ -256,8 +257,3 @@ def _expm1(x: float) -> float:
 def _sum_excess(log_terms: np.ndarray) -> float:
     with np.errstate(over="ignore"):
         return float(np.sum(np.expm1(log_terms)))
-
-
-def _check_pool(pool_size: int) -> None:
-    if pool_size < 1:
-        raise UserError(f"`pool_size` must be at least 1, got {pool_size}", fix="pool_size=1")

@@ -6,11 +6,13 @@
 
 import numpy as np
 
+from rmtools.core.arguments import check_count, check_generator, check_number, is_number
 from rmtools.core.layered import FiniteModel
 from rmtools.core.logspace import log_mean_columns
 from rmtools.core.tilt import Tilt
 from rmtools.errors import UserError
 
+LARGEST_LOG = 700.0
 KINDS = ("random_signs", "persistent", "terminal")
 
 
@@ -102,8 +104,13 @@ def hidden_prefix(m: int, ratio: float) -> FiniteModel:
         If `m` < 1 or `ratio` <= 1.
     """
     _check_horizon(m, "m")
-    if not ratio > 1:
+    if not is_number(ratio) or not ratio > 1:
         raise UserError(f"`ratio` must exceed 1, got {ratio!r}: it is L, or 1 + epsilon", fix="ratio=2")
+    if 2 * m * np.log(ratio) > LARGEST_LOG:
+        raise UserError(
+            f"hidden_prefix({m}, {ratio!r}) has {ratio!r}^{2 * m} codes, more than a float holds",
+            fix="lower `m` or `ratio`",
+        )
     if float(ratio).is_integer():
         stay = [1 / ratio] * (2 * m) + [1.0] * m
     else:
@@ -125,10 +132,7 @@ def persistent(horizon: int, eps: float) -> FiniteModel:
     UserError
         If `horizon` < 2 or `eps` < 0.
     """
-    if horizon < 2:
-        raise UserError(
-            f"`horizon` must be at least 2, got {horizon}: the error grows and shrinks again", fix="horizon=8"
-        )
+    check_count("horizon", horizon, 2, "the error grows and shrinks again", fix=8)
     _check_eps(eps)
     depth = [min(t, horizon - t) for t in range(horizon + 1)]
     return FiniteModel(
@@ -160,18 +164,12 @@ def perturb(model: FiniteModel, eps: float, kind: str, rng: np.random.Generator 
     UserError
         For eps < 0, an unknown kind, a missing `rng`, or `persistent` with T < 2.
     """
-    if not (0 <= eps < np.inf):
-        raise UserError(
-            f"`eps` must be at least 0 and finite, got {eps!r}: it is a Bellman error", fix="eps=0.1"
-        )
+    _check_eps(eps)
     if kind not in KINDS:
         raise UserError(f"unknown kind of perturbation {kind!r}", fix=f"choose one of {', '.join(KINDS)}")
     if kind == "persistent":
         return _perturb_persistent(model, eps)
-    if rng is None:
-        raise UserError(
-            f"perturbation {kind!r} draws random signs and needs `rng`", fix="np.random.default_rng(0)"
-        )
+    rng = check_generator(rng)
     depths = range(model.horizon) if kind == "random_signs" else [model.horizon - 1]
     log_value = [model.log_value[-1]]
     for t in reversed(range(model.horizon)):
@@ -223,28 +221,24 @@ def _two_state_chain(stay: list[float], log_value: list[np.ndarray]) -> FiniteMo
 def _random_policy(horizon: int, branching: int, rng: np.random.Generator) -> list[np.ndarray]:
     _check_horizon(horizon)
     _check_branching(branching)
+    check_generator(rng)
     return [rng.dirichlet(np.ones(branching), size=branching**t) for t in range(horizon)]
 
 
 def _check_horizon(horizon: int, name: str = "horizon") -> None:
-    if horizon < 1:
-        raise UserError(
-            f"`{name}` must be at least 1, got {horizon}: it is a number of steps", fix=f"{name}=4"
-        )
+    check_count(name, horizon, 1, "it is a number of steps", fix=4)
 
 
 def _check_branching(branching: int) -> None:
-    if branching < 2:
-        raise UserError(f"`branching` must be at least 2, got {branching}", fix="branching=2")
+    check_count("branching", branching, 2, "it is a number of branches")
 
 
 def _check_positive(name: str, value: float) -> None:
-    if not (0 < value < np.inf):
+    if not is_number(value) or not 0 < value < np.inf:
         raise UserError(f"`{name}` must be positive and finite, got {value!r}", fix=f"{name}=2.0")
 
 
 def _check_eps(eps: float) -> None:
-    if not (0 <= eps < np.inf):
-        raise UserError(
-            f"`eps` must be at least 0 and finite, got {eps!r}: it is a Bellman error", fix="eps=0.1"
-        )
+    check_number("eps", eps, 0, "it is a Bellman error", fix="eps=0.1")
+    if eps == np.inf:
+        raise UserError("`eps` must be finite, got inf: it is a Bellman error", fix="eps=0.1")

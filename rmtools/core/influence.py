@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from rmtools.core.arguments import check_count
 from rmtools.core.logspace import log_sum_exp
-from rmtools.errors import UserError
 
 if TYPE_CHECKING:
     from rmtools.core.layered import FiniteModel
@@ -110,8 +110,7 @@ def _merge(
 def _sampled_mad(
     model: "FiniteModel", pool_size: int, n_draws: int, rng: np.random.Generator
 ) -> InfluenceMad:
-    if n_draws < 2:
-        raise UserError(f"`n_draws` must be at least 2, got {n_draws}: H takes too many values to enumerate")
+    check_count("n_draws", n_draws, 2, "H takes too many values here to enumerate", fix=200_000)
     path = model.draw_target(n_draws, rng)
     h = np.zeros(n_draws)
     for t in range(model.horizon):

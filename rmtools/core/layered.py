@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike
 
+from rmtools.core.arguments import check_count, check_generator
 from rmtools.core.checks import check_children, check_layers
 from rmtools.core.logspace import log_mean_columns
 from rmtools.errors import UserError
@@ -155,8 +156,7 @@ class FiniteModel:
         UserError
             If `groups` is less than 1.
         """
-        if groups < 1:
-            raise UserError(f"`groups` must be at least 1, got {groups}", fix="groups=1000")
+        check_count("groups", groups, fix=1000)
         return FiniteParticles(self, 0, np.zeros((groups, 1), dtype=np.intp))
 
     def draw_target(self, groups: int, rng: np.random.Generator) -> "tuple[FiniteParticles, ...]":
@@ -171,6 +171,7 @@ class FiniteModel:
             raise UserError(
                 "the target does not exist: the potential is zero on every reachable leaf, so Z = 0"
             )
+        check_generator(rng)
         path = [self.particles(groups)]
         for t in range(self.horizon):
             path.append(FiniteParticles(self, t + 1, self._target_tables[t].draw(path[-1].state, rng)))
@@ -201,6 +202,7 @@ class FiniteModel:
         UserError
             If the model has not this form.
         """
+        check_count("n_particles", n_particles, fix=16)
         law = np.ones(1)
         for t in range(self.horizon):
             p, log_ratio = self._common_step(t)

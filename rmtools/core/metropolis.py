@@ -21,6 +21,7 @@ from typing import Generic
 
 import numpy as np
 
+from rmtools.core.arguments import check_count, check_generator
 from rmtools.core.particles import P, SMCResult
 from rmtools.errors import UserError
 
@@ -95,10 +96,8 @@ def metropolis(
     -----
     Source: docs/equations.md section 4; arXiv 2602.01381 Algorithm 2 for one particle.
     """
-    if mh_steps < 0:
-        raise UserError(
-            f"`mh_steps` must be at least 0, got {mh_steps}: it is a number of proposals", fix="mh_steps=8"
-        )
+    check_count("mh_steps", mh_steps, 0, "it is a number of proposals", fix=8)
+    check_generator(rng)
     first = sampler(rng)
     held: dict[int, P] = {0: first.particles}
     current = _estimate(first)

@@ -168,7 +168,7 @@ def resolve(name: str) -> Resampler:
     UserError
         If there is none; the message lists the valid names.
     """
-    if name not in RESAMPLING:
+    if not isinstance(name, str) or name not in RESAMPLING:
         raise UserError(f"unknown resampling scheme {name!r}", fix=f"choose one of {', '.join(RESAMPLING)}")
     return RESAMPLING[name]
 

@@ -19,6 +19,7 @@ from typing import Generic
 
 import numpy as np
 
+from rmtools.core.arguments import check_count, check_generator, is_number
 from rmtools.core.logspace import MANY_COLUMNS, log_mean_columns, log_mean_exp, log_normalise, shift_of
 from rmtools.core.memory import keep_freed_arrays
 from rmtools.core.particles import P, SMCResult
@@ -152,21 +153,15 @@ def check_settings(
     n_particles: int, pool_size: int, resampling: str, ess_threshold: float, rng: np.random.Generator | None
 ) -> tuple[Resampler, np.random.Generator]:
     """Return the scheme and the generator, or raise UserError."""
-    for name, value in (("n_particles", n_particles), ("pool_size", pool_size)):
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-            raise UserError(f"`{name}` must be an integer of at least 1, got {value!r}", fix=f"{name}=16")
-    if not 0 <= ess_threshold <= 1:
+    check_count("n_particles", n_particles, fix=16)
+    check_count("pool_size", pool_size)
+    if not is_number(ess_threshold) or not 0 <= ess_threshold <= 1:
         raise UserError(
             f"`ess_threshold` must be in [0, 1], got {ess_threshold!r}: "
             "it is a fraction of `n_particles`, not a count",
             fix="0.5 resamples when half of the effective particles are lost, 1 at every step, 0 never",
         )
-    if not isinstance(rng, np.random.Generator):
-        raise UserError(
-            f"`rng` must be a numpy Generator, got {type(rng).__name__}: every draw has an explicit source",
-            fix="rng=np.random.default_rng(seed)",
-        )
-    return resolve(resampling), rng
+    return resolve(resampling), check_generator(rng)
 
 
 def _start(root: P, n: int) -> _State[P]:

@@ -16,7 +16,10 @@ break it.
 
 import math
 
+from rmtools.core.arguments import check_count, check_number, is_number
 from rmtools.errors import UserError
+
+SIGMA2_ROUNDING = 1e-6  # a consistent value's sigma2 of 0 may come out just below
 
 
 def particle_bound(ratio_bound: float, horizon: int, bellman_error: float, delta: float) -> float:
@@ -74,9 +77,8 @@ def sp_tv_bound(depth: int, bellman_error: float) -> float:
     -----
     Source: arXiv 2602.01381 Thm 4.3, under Assumption 3.2.
     """
-    _check(1.0, max(depth, 1), bellman_error)
-    if depth < 0:
-        raise UserError(f"`depth` must be at least 0, got {depth}: it is a number of steps", fix="depth=4")
+    check_count("depth", depth, 0, "it is a number of steps", fix=4)
+    _check(1.0, 1, bellman_error)
     return min(1.0, 2 * depth * bellman_error)
 
 
@@ -165,8 +167,7 @@ def pool_size_bound(
     Source: arXiv 2602.01381 Thm 6.1 (good event); the constant is derived in docs/equations.md section 3.
     """
     _check(ratio_bound, horizon, bellman_error, delta=delta)
-    if mh_steps < 0:
-        raise UserError(f"`mh_steps` must be at least 0, got {mh_steps}", fix="mh_steps=8")
+    check_count("mh_steps", mh_steps, 0, "it is a number of proposals", fix=8)
     xi = _deviation(deviation, horizon)
     return 3 * ratio_bound * (1 + bellman_error) / xi**2 * math.log(2 * horizon * (mh_steps + 1) / delta)
 
@@ -231,7 +232,7 @@ def mh_time_bound(
         return math.inf
     proposals = math.ceil(steps)
     pool = pool_size_bound(ratio_bound, horizon, bellman_error, proposals, delta, deviation)
-    return horizon * float(math.ceil(pool)) * (proposals + 1)
+    return math.inf if math.isinf(pool) else horizon * float(math.ceil(pool)) * (proposals + 1)
 
 
 def particles_for_tv(influence_mad: float, delta: float) -> float:
@@ -245,8 +246,7 @@ def particles_for_tv(influence_mad: float, delta: float) -> float:
         If `delta` is not in (0, 1) or the deviation is negative.
     """
     _check(1.0, 1, 0.0, delta=delta)
-    if not influence_mad >= 0:
-        raise UserError(f"`influence_mad` must be at least 0, got {influence_mad!r}", fix="see `ExactResult`")
+    check_number("influence_mad", influence_mad, 0, "it is a mean absolute deviation")
     return influence_mad / (2 * delta)
 
 
@@ -261,7 +261,8 @@ def particles_for_cv(sigma2: float, delta: float) -> float:
     UserError
         If `delta` is not positive.
     """
-    if not delta > 0:
+    check_number("sigma2", sigma2, -SIGMA2_ROUNDING, "it is a variance")
+    if not is_number(delta) or not delta > 0:
         raise UserError(f"`delta` must be positive, got {delta!r}: it is a relative error", fix="delta=0.1")
     return sigma2 / delta**2
 
@@ -277,9 +278,8 @@ def persistent_sigma2(horizon: int, eps: float) -> float:
     UserError
         If `horizon` < 2 or `eps` < 0.
     """
-    _check(1.0, horizon, eps)
-    if horizon < 2:
-        raise UserError(f"`horizon` must be at least 2, got {horizon}", fix="horizon=8")
+    check_count("horizon", horizon, 2, "the error grows and shrinks again", fix=8)
+    check_number("eps", eps, 0, "it is a Bellman error", fix="eps=0.1")
     log_ratio = math.log1p(eps)
     if horizon / 2 * log_ratio > 300:
         return math.inf
@@ -287,24 +287,17 @@ def persistent_sigma2(horizon: int, eps: float) -> float:
 
 
 def _check(ratio_bound: float, horizon: int, bellman_error: float, delta: float = 0.5) -> None:
-    if not ratio_bound >= 1:
-        raise UserError(
-            f"`ratio_bound` must be at least 1, got {ratio_bound!r}: it bounds a ratio and its inverse"
-        )
-    if not horizon >= 1:
-        raise UserError(
-            f"`horizon` must be at least 1, got {horizon!r}: it is a number of steps", fix="horizon=8"
-        )
-    if not bellman_error >= 0:
-        raise UserError(f"`bellman_error` must be at least 0, got {bellman_error!r}: it is a sup norm")
-    if not 0 < delta < 1:
+    check_number("ratio_bound", ratio_bound, 1, "it bounds a ratio and its inverse")
+    check_count("horizon", horizon, 1, "it is a number of steps", fix=8)
+    check_number("bellman_error", bellman_error, 0, "it is a sup norm")
+    if not is_number(delta) or not 0 < delta < 1:
         raise UserError(f"a tolerance must be in (0, 1), got {delta!r}: it is a probability", fix="0.05")
 
 
 def _deviation(deviation: float | None, horizon: int) -> float:
     if deviation is None:
         return pool_deviation(horizon)
-    if not 0 < deviation < 1:
+    if not is_number(deviation) or not 0 < deviation < 1:
         raise UserError(
             f"`deviation` must be in (0, 1), got {deviation!r}: it is relative to the mean", fix="0.1"
         )

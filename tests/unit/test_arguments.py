@@ -1,0 +1,96 @@
+from functools import partial
+
+import numpy as np
+import pytest
+
+from rmtools.core import (
+    Tilt,
+    hidden_prefix,
+    implicit,
+    metropolis,
+    needle,
+    particle_gibbs,
+    persistent,
+    perturb,
+    product,
+    random_tree,
+    smc,
+)
+from rmtools.core.theory import particle_bound, particles_for_cv, pool_size_bound, sp_tv_bound
+from rmtools.errors import UserError
+
+RNG = np.random.default_rng(0)
+MODEL = product(3, 2.0)
+COUNTS = {
+    "n_particles": lambda n: smc(MODEL.particles(2), n, rng=RNG),
+    "pool_size": lambda n: smc(MODEL.particles(2), 4, n, rng=RNG),
+    "groups": MODEL.particles,
+    "n_particles of a law": MODEL.expected_output_law,
+    "pool_size of a variance": MODEL.exact().sigma2_pool,
+    "mh_steps": lambda n: metropolis(lambda rng: smc(MODEL.particles(2), 4, rng=rng), n, RNG),
+    "sweeps": lambda n: particle_gibbs(MODEL.particles(2), 4, n, rng=RNG),
+    "horizon of product": lambda n: product(n, 2.0),
+    "horizon of persistent": lambda n: persistent(n, 0.1),
+    "branching": lambda n: needle(3, n),
+    "m": lambda n: hidden_prefix(n, 2.0),
+    "horizon of implicit": lambda n: implicit(n, 2, RNG),
+    "horizon of random_tree": lambda n: random_tree(n, 2, 0.1, Tilt(0.1), RNG),
+    "depth": lambda n: sp_tv_bound(n, 0.1),
+    "horizon of a bound": lambda n: particle_bound(2.0, n, 0.1, 0.1),
+    "mh_steps of a bound": lambda n: pool_size_bound(2.0, 8, 0.1, n, 0.1),
+}
+NUMBERS = {
+    "ratio": lambda x: product(3, x),
+    "ratio of hidden_prefix": lambda x: hidden_prefix(2, x),
+    "eps": lambda x: persistent(4, x),
+    "eps of perturb": lambda x: perturb(MODEL, x, "persistent"),
+    "ess_threshold": lambda x: smc(MODEL.particles(2), 4, ess_threshold=x, rng=RNG),
+    "bellman_error": lambda x: particle_bound(2.0, 8, x, 0.1),
+    "delta": lambda x: particle_bound(2.0, 8, 0.1, x),
+    "sigma2": lambda x: particles_for_cv(x, 0.1),
+    "delta of a cv": lambda x: particles_for_cv(1.0, x),
+}
+
+
+@pytest.mark.parametrize("wrong", [-1, 2.5, 4.0, np.float64(4), "4", None, True, np.nan, np.inf, [4]])
+@pytest.mark.parametrize("call", COUNTS.values(), ids=COUNTS)
+def test_a_count_is_an_integer(call, wrong):
+    with pytest.raises(UserError, match=r"must be an integer of at least [012], got .*fix: "):
+        call(wrong)
+    call(np.int64(4))
+
+
+@pytest.mark.parametrize("wrong", [-1, "0.5", None, True, np.nan, [0.5]])
+@pytest.mark.parametrize("call", NUMBERS.values(), ids=NUMBERS)
+def test_a_number_is_a_number(call, wrong):
+    with pytest.raises(UserError, match="got"):
+        call(wrong)
+
+
+@pytest.mark.parametrize("wrong", [None, 0, np.random, np.random.RandomState(0)])
+@pytest.mark.parametrize(
+    "call",
+    [
+        partial(smc, MODEL.particles(2), 4),
+        partial(metropolis, lambda rng: smc(MODEL.particles(2), 4, rng=rng), 2),
+        partial(particle_gibbs, MODEL.particles(2), 4, 2),
+        partial(random_tree, 3, 2, 0.1, Tilt(0.1)),
+        partial(implicit, 3, 2),
+        partial(perturb, MODEL, 0.1, "terminal"),
+        partial(MODEL.draw_target, 3),
+    ],
+)
+def test_a_generator_is_a_generator(call, wrong):
+    with pytest.raises(UserError, match="`rng` must be a numpy Generator"):
+        call(rng=wrong)
+
+
+def test_codes_that_no_float_counts_are_refused():
+    with pytest.raises(UserError, match=r"hidden_prefix\(10000, 2.0\) has 2.0\^20000 codes"):
+        hidden_prefix(10_000, 2.0)
+
+
+@pytest.mark.parametrize("name", [None, ["multinomial"], "Systematic", 3])
+def test_a_scheme_is_a_name_of_the_list(name):
+    with pytest.raises(UserError, match="choose one of multinomial, systematic"):
+        smc(MODEL.particles(2), 4, resampling=name, rng=RNG)
