@@ -48,8 +48,9 @@ def phase_transition(curves: Sequence[Values]) -> str:
         ax.plot([], [], color=GREY, linewidth=1.5, label="predicted: σ² / CV²")
         ax.errorbar([], [], [], color=GREY, marker="o", markersize=4, linestyle="none", label="measured, 95%")
         ax.legend(fontsize=9, loc="lower right")
-        ax.axhline(1e5, color=GREY, linewidth=0.8, linestyle=":")
-        ax.text(690, 1.3e5, "above: predicted only", color=GREY, fontsize=9, ha="right")
+        most = curves[0]["most_particles"]
+        ax.axhline(most, color=GREY, linewidth=0.8, linestyle=":")
+        ax.text(690, 1.3 * most, "above: predicted only", color=GREY, fontsize=9, ha="right")
         ax.set(xscale="log", yscale="log", xlim=(4, 700), ylim=(0.3, TOP))
         ax.set(xlabel="horizon T (steps)", ylabel=f"particles N for a CV of Ẑ of {curves[0]['delta_cv']}")
         places = [4, 8, 16, 32, 64, 128, 256]

@@ -286,6 +286,7 @@ def curve(kind, level, measured):
         "level": level,
         "rows": rows,
         "delta_cv": 0.2,
+        "most_particles": 2_000,
         "slope": 1.0,
     }
 

@@ -79,14 +79,16 @@ def drawings(found: ExactVerification) -> dict[str, tuple[str, str]]:
 
 def html(found: ExactVerification) -> str:
     """Return the page."""
-    table = Table("What was checked, and what was found", COLUMNS, rows(found))
+    cells = tuple((*row[:3], f"{row[3]} (on: {row[4]})") for row in rows(found))
+    table = Table("What was checked, and what was found", COLUMNS[:4], cells)
     images = [Plot(svg, caption, caption) for svg, caption in drawings(found).values()]
+    most = cases_of(found, "phase transition")[0]["most_particles"]
     notes = (
         ("unbiased", "every mean is compared with the exact Z, which dynamic programming gives"),
         ("upper and lower bounds", "the factors say how far the worst case is from what these models need"),
         (
             "measured, predicted",
-            "up to 100,000 particles the sampler was run; beyond, the exact sigma^2 predicts",
+            f"up to {most:,} particles the sampler was run; beyond, the exact sigma^2 predicts",
         ),
     )
     return page(

@@ -67,7 +67,13 @@ def measure(
 ) -> dict[str, Any]:
     """Return a curve: predicted and, where it can be run, measured N at every T; and its slope or rate."""
     rows = [point(model_of(kind, level, t), t, steps, most, rng) for t in horizons]
-    out: dict[str, Any] = {"kind": kind, "level": level, "delta_cv": DELTA_CV, "rows": rows}
+    out: dict[str, Any] = {
+        "kind": kind,
+        "level": level,
+        "delta_cv": DELTA_CV,
+        "most_particles": most,
+        "rows": rows,
+    }
     if kind == "scaled":
         out |= fitted(rows, lambda row: math.log(row["horizon"]))
         out["holds"] = level not in (1.0, 2.0) or (out["slope"] <= 1.2 and agreement(rows))
