@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from rmtools.core import hidden_prefix, persistent, product, smc
+from rmtools.core import hidden_prefix, persistent, product, resampling, smc
 from rmtools.errors import UserError
 from rmtools.verify.exact import (
     CHECKS,
@@ -180,7 +180,9 @@ def test_smallest_sufficient_is_near_the_prediction():
     model = tree(3, 2, 0.3, 0.1, 3)
     predicted = model.exact().n_for_tv(0.01)
     assert predicted > 10
-    assert bound.smallest_sufficient(model, 0.01, 20_000, rng())[0] == pytest.approx(predicted, rel=0.15)
+    assert bound.smallest_sufficient(model, 0.01, 10**6, 20_000, rng())[0] == pytest.approx(
+        predicted, rel=0.15
+    )
 
 
 def test_algorithm2_finds_a_chain_that_accepts_everything(monkeypatch):
@@ -335,6 +337,32 @@ def test_a_report_says_what_fails_and_comes_back_from_json(verification, tmp_pat
         "output_law.svg",
         "variance.svg",
     }
+
+
+def test_a_figure_that_could_not_be_computed_does_not_stop_the_report(verification, tmp_path):
+    law = next(check for check in verification.checks if check.name == "output law")
+    law.cases[1] |= {"slope": float("nan"), "slope_error": float("inf")}
+    write_report(verification, tmp_path)
+    written = json.loads((tmp_path / "exact.json").read_text())
+    slopes = [c for check in written["checks"] for c in check["cases"] if "slope_error" in c]
+    assert [(c["slope"], c["slope_error"]) for c in slopes] == [(None, None)]
+
+
+def square_root(log_weights, n_out, rng, weights=None):
+    return resampling.multinomial(log_weights / 2, n_out, rng)
+
+
+def test_a_sampler_that_does_not_converge_fails_and_does_not_run_on(monkeypatch):
+    monkeypatch.setitem(resampling.RESAMPLING, "multinomial", square_root)
+    found = bound.measure(2, 0.02, 2000, rng())
+    assert not found["holds"]
+
+
+def test_a_total_variation_that_never_crosses_is_no_rate(monkeypatch):
+    monkeypatch.setattr(lower, "hidden_tv", lambda *args: 0.5)
+    found = lower.measured_hidden(2.0, (5, 6), "systematic", 1e6, rng())
+    assert not found["holds"]
+    assert np.isnan(found["rate"])
 
 
 def test_another_schema_is_refused(verification):

@@ -47,7 +47,7 @@ def measure(horizon: int, eps: float, runs: int, rng: np.random.Generator) -> di
         at_bound = int(np.clip(STEPS_AT_BOUND / (bound * horizon), 100, runs))
         at = leaf_bias(model, bound, at_bound, rng)
         upper = float((np.abs(at.plain) + 4.5 * at.plain_error).sum() / 2)
-        enough, witness = smallest_sufficient(model, delta, runs, rng)
+        enough, witness = smallest_sufficient(model, delta, bound, runs, rng)
         rows.append(
             {
                 "delta": delta,
@@ -75,9 +75,12 @@ def leaf_bias(model: FiniteModel, n: int, runs: int, rng: np.random.Generator) -
 
 
 def smallest_sufficient(
-    model: FiniteModel, delta: float, runs: int, rng: np.random.Generator
+    model: FiniteModel, delta: float, bound: int, runs: int, rng: np.random.Generator
 ) -> tuple[int, float]:
-    """Return the smallest N whose estimated TV is at most delta (doubling, then bisection) and its witness."""
+    """Return the smallest N whose estimated TV is at most delta (doubling, then bisection) and its witness.
+
+    At most `bound`, with a witness of inf, where no smaller N is enough: a sampler that does not converge fails.
+    """
 
     def enough(n: int) -> bool:
         found[n] = leaf_bias(model, n, runs, rng)
@@ -86,6 +89,8 @@ def smallest_sufficient(
     found: dict[int, Bias] = {}
     high = 1
     while not enough(high):
+        if high >= bound:
+            return bound, float("inf")
         high *= 2
     low = high // 2
     while high - low > 1:

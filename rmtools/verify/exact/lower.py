@@ -34,6 +34,7 @@ MEASURED: dict[str, dict[float, tuple[int, ...]]] = {
 }
 MEASURED_QUICK: dict[str, dict[float, tuple[int, ...]]] = {"systematic": {2.0: (5, 6), 1.5: (9, 10, 11)}}
 LEAST_RUNS = 600
+MOST_TRIES = 8  # N from 1/17 to 17 times the first guess
 LARGEST_LOG = 300.0  # of the number of codes: sigma2 stays a float
 
 
@@ -52,8 +53,8 @@ def cases(quick: bool) -> list[Case]:
 
 
 def slope(x: list[float], y: list[float]) -> float:
-    """Return the least-squares slope; NaN from fewer than two points."""
-    if len(x) < 2:
+    """Return the least-squares slope; NaN from fewer than two points, or where one is missing."""
+    if len(x) < 2 or not np.isfinite(y).all():
         return math.nan
     return float(np.polyfit(x, y, 1)[0])
 
@@ -94,7 +95,7 @@ def measured_hidden(
 ) -> dict[str, Any]:
     """Return the smallest N with TV <= .2 at each length, and its rate."""
     rows = [smallest_n(m, ratio, scheme, steps, rng) for m in lengths]
-    rows = [row for row in rows if row["n"] <= MOST_PARTICLES]
+    rows = [row for row in rows if not row["n"] > MOST_PARTICLES]
     rate = slope([3.0 * row["m"] for row in rows], [math.log(row["n"]) for row in rows])
     expected = 2 / 3 * math.log(ratio)
     return {
@@ -107,17 +108,19 @@ def measured_hidden(
 
 
 def smallest_n(m: int, ratio: float, scheme: str, steps: float, rng: np.random.Generator) -> dict[str, Any]:
-    """Return N at which TV crosses .2, log-linear between two N of ratio 1.5 that bracket it."""
+    """Return N at which TV crosses .2, log-linear between two N of ratio 1.5 that bracket it; NaN if none do."""
     model = hidden_prefix(m, ratio)
     n = FIRST_GUESS[scheme] * ratio ** (2 * m)
     seen: dict[float, float] = {}
-    while True:
+    for _ in range(MOST_TRIES):
         seen[n] = hidden_tv(model, round(n), scheme, steps, rng)
         above = [x for x, tv in seen.items() if tv > DELTA]
         below = [x for x, tv in seen.items() if tv <= DELTA]
         if above and below and min(below) / max(above) < 1.6:
             break
         n = n * 1.5 if seen[n] > DELTA else n / 1.5
+    else:
+        return {"m": m, "horizon": 3 * m, "n": math.nan, "tv": {str(round(k)): v for k, v in seen.items()}}
     low, high = max(above), min(below)
     share = (seen[low] - DELTA) / (seen[low] - seen[high])
     return {

@@ -1,5 +1,6 @@
 """What `verify exact` found: one row a check, JSON in and out, a table a person can read."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -57,8 +58,9 @@ class ExactVerification:
         return all(check.holds for check in self.checks)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON values."""
-        return {"schema_version": SCHEMA_VERSION, "holds": self.holds, **asdict(self)}
+        """Return JSON values; a figure that a failing check could not compute is null."""
+        values = {"schema_version": SCHEMA_VERSION, "holds": self.holds, **asdict(self)}
+        return {key: without_nan(value) for key, value in values.items()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "ExactVerification":
@@ -86,6 +88,15 @@ class ExactVerification:
             f"{kept} of {len(self.checks)} checks hold ({kind}, {self.seconds:.0f} s, seed {self.seed})"
         )
         return "\n".join(lines)
+
+
+def without_nan(value: Any) -> Any:
+    """Return ``value`` with NaN and infinities, which are not JSON, as None."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: without_nan(x) for key, x in value.items()}
+    return [without_nan(x) for x in value] if isinstance(value, list | tuple) else value
 
 
 def failures(cases: Sequence[Mapping[str, Any]]) -> list[str]:
