@@ -58,10 +58,12 @@ def cases_of(found: ExactVerification, name: str) -> list[dict[str, Any]]:
 
 def drawings(found: ExactVerification) -> dict[str, tuple[str, str]]:
     """Return name -> (SVG, caption) of every plot, the headline first."""
+    transition = cases_of(found, "phase transition")
     return {
         "phase_transition": (
-            plots.phase_transition(cases_of(found, "phase transition")),
-            "Particles for a coefficient of variation of .2. Lines are predicted, points measured with 95% intervals. A "
+            plots.phase_transition(transition),
+            "Particles for a coefficient of variation of .2. Lines are predicted, points measured with 95% intervals: up to "
+            f"{transition[0]['most_particles']:,} particles the sampler was run, beyond sigma^2 predicts. A "
             "constant Bellman error costs exponentially in the number of steps, an error of c/T linearly, no reward "
             "model most.",
         ),
@@ -82,14 +84,9 @@ def html(found: ExactVerification) -> str:
     cells = tuple((*row[:3], f"{row[3]} (on: {row[4]})") for row in rows(found))
     table = Table("What was checked, and what was found", COLUMNS[:4], cells)
     images = [Plot(svg, caption, caption) for svg, caption in drawings(found).values()]
-    most = cases_of(found, "phase transition")[0]["most_particles"]
     notes = (
         ("unbiased", "every mean is compared with the exact Z, which dynamic programming gives"),
         ("upper and lower bounds", "the factors say how far the worst case is from what these models need"),
-        (
-            "measured, predicted",
-            f"up to {most:,} particles the sampler was run; beyond, the exact sigma^2 predicts",
-        ),
     )
     return page(
         TITLE,
