@@ -42,6 +42,23 @@ def replacing(path: Path) -> Iterator[Path]:
             shutil.rmtree(temporary.parent, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def replacing_files(folder: Path) -> Iterator[Path]:
+    """Yield a temporary folder; on success its files move into ``folder``, on failure ``folder`` stays as it was.
+
+    All of them are written before the first is moved, so that a full disk leaves no mixture of old and new. Raises
+    ``UserError`` where the disk is full or the place cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".new.", dir=folder) as temporary:
+            yield Path(temporary)
+            for new in sorted(Path(temporary).iterdir()):
+                new.replace(folder / new.name)
+    except OSError as error:
+        raise unwritable(folder, error) from error
+
+
 def replace_folder(path: Path, new: Path) -> None:
     """Put the folder ``new`` where the folder ``path`` is; if that fails, ``path`` is put back."""
     old = path.replace(new.parent / "old")
@@ -69,7 +86,12 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as indented JSON in one rename; NaN and infinities are refused (they are not JSON)."""
-    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+    write_text(path, json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """Return ``value`` as indented JSON; NaN and infinities are refused (they are not JSON)."""
+    return json.dumps(value, indent=2, allow_nan=False) + "\n"
 
 
 def read_json(path: Path, what: str) -> Any:
@@ -99,6 +121,8 @@ def claim_folder(path: Path, *ours: str) -> Path:
         )
     try:
         path.mkdir(parents=True, exist_ok=True)
+        # Hours of work may come before the first file: a place that cannot be written is better known now.
+        tempfile.TemporaryFile(dir=path).close()
     except OSError as error:
         raise unwritable(path, error) from error
     return path

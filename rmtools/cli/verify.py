@@ -70,12 +70,15 @@ def exact(
     from rmtools.verify.exact.report import RESULT_FILE, write_report
     from rmtools.verify.exact.runner import n_cases
 
+    if workers is not None:
+        at_least_one(workers=workers)
+    generator("verify exact", seed)  # refuses a negative seed before anything is made
     claim_folder(out, RESULT_FILE)
     with progress("checking", n_cases(quick)) as tick:
         found = verify_exact(quick, seed, workers, tick)
+    print(json.dumps(found.to_dict(), allow_nan=False) if as_json else found, flush=True)
     write_report(found, out)
-    print(
-        json.dumps(found.to_dict(), allow_nan=False) if as_json else f"{found}\nreport: {out / 'exact.html'}"
-    )
+    if not as_json:
+        print(f"report: {out / 'exact.html'}")
     if not found.holds:
         raise typer.Exit(1)

@@ -28,7 +28,7 @@ import numpy as np
 from rmtools.core.arguments import check_count
 from rmtools.core.particles import Particles, SMCResult
 from rmtools.core.resampling import multinomial
-from rmtools.core.smc import Settings, check_settings, run
+from rmtools.core.smc import Settings, check_root, check_settings, run
 from rmtools.errors import UserError
 
 
@@ -144,7 +144,16 @@ def particle_gibbs(
         )
     check_count("n_particles", n_particles, 2, "one of them is the reference", fix=8)
     check_count("sweeps", sweeps, fix=10)
-    path = _first_path(root, n_particles, pool_size, rng) if reference is None else tuple(reference)
+    check_root(root)
+    if reference is None:
+        path = _first_path(root, n_particles, pool_size, rng)
+    else:
+        path = tuple(reference)
+        if not path or path[0].shape != root.shape or (path[0].log_value() != root.log_value()).any():
+            raise UserError(
+                "a reference must start at the root: its first prefixes are not those of `root`",
+                fix="pass prefixes of every depth, the root's first, as `GibbsResult.path` has them",
+            )
     draws, log_z, kept = [], [], []
     for _ in range(sweeps):
         result = _conditional(path, n_particles, pool_size, rng)
@@ -164,7 +173,8 @@ def log_z_bounds(
     Parameters
     ----------
     posterior : sequence of Particles
-        Exact draws of the target, (G, 1) at every depth from the root to the end.
+        Exact draws of the target, (G, 1) at every depth from the root to the end. The bounds are on log Z of its
+        first prefixes: left out, the root is not missed.
     n_particles, pool_size
         N and M of both runs.
     rng : np.random.Generator
@@ -184,6 +194,8 @@ def log_z_bounds(
     Source: arXiv 2404.17546 section 5 (bidirectional SMC bounds); multinomial resampling at every step.
     """
     _, rng = check_settings(n_particles, pool_size, "multinomial", 1.0, rng)
+    if not posterior:
+        raise UserError("`posterior` is empty", fix="pass prefixes of every depth, the root's first")
     upper = _conditional(tuple(posterior), n_particles, pool_size, rng).log_z
     lower = run(posterior[0], Settings(n_particles, pool_size, multinomial, 1.0), rng, history=False).log_z
     assert upper is not None

@@ -255,5 +255,6 @@ def _expm1(x: float) -> float:
 
 
 def _sum_excess(log_terms: np.ndarray) -> float:
+    # NaN is 0 * inf: a depth at which no reachable prefix has a positive value, though the target goes there.
     with np.errstate(over="ignore"):
-        return float(np.sum(np.expm1(log_terms)))
+        return float(np.sum(np.expm1(np.where(np.isnan(log_terms), np.inf, log_terms))))

@@ -111,6 +111,11 @@ def hidden_prefix(m: int, ratio: float) -> FiniteModel:
             f"hidden_prefix({m}, {ratio!r}) has {ratio!r}^{2 * m} codes, more than a float holds",
             fix="lower `m` or `ratio`",
         )
+    if ratio ** (2 * m) < 2:
+        raise UserError(
+            f"hidden_prefix({m}, {ratio!r}) has one code of length {2 * m}: nothing is hidden",
+            fix="raise `m` or `ratio` until ratio^(2 m) is at least 2",
+        )
     if float(ratio).is_integer():
         stay = [1 / ratio] * (2 * m) + [1.0] * m
     else:

@@ -43,7 +43,8 @@ def step_influence(model: "FiniteModel", t: int, pool_size: int = 1) -> np.ndarr
         h = np.exp(log_factor + child - model.log_value[t][:, None]) / pool_size
         if pool_size > 1:
             h += (1 - 1 / pool_size) * np.exp(log_factor + own - model.log_value[t])[:, None]
-    return np.nan_to_num(h, nan=0.0, posinf=np.inf)
+    # NaN is 0 * inf, a depth without any positive value: nothing is lost only where the true value is zero as well.
+    return np.where(np.isnan(h), np.where(child > -np.inf, np.inf, 0.0), h)
 
 
 def leaf_influence(model: "FiniteModel", pool_size: int) -> np.ndarray:
@@ -79,7 +80,7 @@ def mean_absolute_deviation(
 def _exact_mad(h: np.ndarray, probability: np.ndarray, method: str) -> InfluenceMad:
     h, probability = h[probability > 0], probability[probability > 0]
     if np.isinf(h).any():
-        return InfluenceMad(np.inf, 0.0, "a prefix that the target reaches has value zero")
+        return InfluenceMad(np.inf, 0.0, "H is infinite, or beyond a float, on a path that the target takes")
     return InfluenceMad(float(probability @ np.abs(h - probability @ h)), 0.0, method)
 
 
@@ -102,7 +103,8 @@ def _merge(
     """Join the atoms of one state whose values differ by rounding only."""
     order = np.lexsort((h, state))
     state, h, probability = state[order], h[order], probability[order]
-    gap = np.diff(h) > MERGE_TOLERANCE * np.maximum(1.0, np.abs(h[1:]))
+    with np.errstate(invalid="ignore"):  # inf - inf: equal
+        gap = np.diff(h) > MERGE_TOLERANCE * np.maximum(1.0, np.abs(h[1:]))
     first = np.flatnonzero(np.concatenate([[True], gap | (np.diff(state) != 0)]))
     return state[first], h[first], np.add.reduceat(probability, first)
 

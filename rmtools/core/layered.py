@@ -66,6 +66,8 @@ class FiniteModel:
         checked_policy = tuple(np.array(p, dtype=np.float64) for p in policy)
         checked_value = tuple(np.array(v, dtype=np.float64) for v in log_value)
         check_layers(checked_policy, checked_value)
+        for array in (*checked_policy, *checked_value):
+            array.setflags(write=False)  # what was checked, and what is computed from it, stays true
         object.__setattr__(self, "policy", checked_policy)
         object.__setattr__(self, "log_value", checked_value)
         object.__setattr__(self, "children", check_children(checked_policy, checked_value, children))
@@ -297,7 +299,18 @@ class FiniteParticles:
         return FiniteParticles(self.model, self.depth, self.state.ravel().take(index + offset))
 
     def join(self, other: "FiniteParticles") -> "FiniteParticles":
-        """(G, n + k) states: these, then those of `other` at the same depth."""
+        """(G, n + k) states: these, then those of `other` at the same depth.
+
+        Raises
+        ------
+        UserError
+            If the depths or the numbers of groups differ.
+        """
+        if other.depth != self.depth or len(other.state) != len(self.state):
+            raise UserError(
+                f"cannot join {other.shape} prefixes of depth {other.depth} to {self.shape} of depth {self.depth}",
+                fix="a reference has one prefix a group at every depth, the root first",
+            )
         return FiniteParticles(self.model, self.depth, np.concatenate([self.state, other.state], axis=1))
 
 

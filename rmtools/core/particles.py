@@ -20,6 +20,8 @@ from typing import Generic, Protocol, Self, TypeVar
 
 import numpy as np
 
+from rmtools.core.arguments import check_generator
+
 
 class Particles(Protocol):
     """A batch of prefixes: G independent groups (prompts, or replicates of one), n per group."""
@@ -108,6 +110,7 @@ class SMCResult(Generic[P]):
         np.ndarray
             (G,) int; 0 in a group whose estimate of Z is zero, where no draw exists (look at `log_z`).
         """
+        check_generator(rng)
         # Gumbel-max: a categorical draw that never leaves the log domain.
         return np.argmax(self.log_weights + rng.gumbel(size=self.log_weights.shape), axis=1)
 

@@ -75,7 +75,8 @@ def smc(
     """
     resampler, rng = check_settings(n_particles, pool_size, resampling, ess_threshold, rng)
     threshold = 0.0 if resampler is none else float(ess_threshold)
-    return run(root, Settings(n_particles, pool_size, resampler, threshold), rng, history)
+    check_root(root)
+    return run(root, Settings(int(n_particles), int(pool_size), resampler, threshold), rng, history)
 
 
 @dataclass(frozen=True)
@@ -162,6 +163,15 @@ def check_settings(
             fix="0.5 resamples when half of the effective particles are lost, 1 at every step, 0 never",
         )
     return resolve(resampling), check_generator(rng)
+
+
+def check_root(root: object) -> None:
+    """Raise UserError unless `root` can be sampled from."""
+    if not all(hasattr(root, name) for name in ("shape", "ended", "log_value", "extend", "select")):
+        raise UserError(
+            f"`root` must be Particles, got {type(root).__name__}",
+            fix="model.particles(groups) of a finite model, LMParticles.start(...) of a language model",
+        )
 
 
 def _start(root: P, n: int) -> _State[P]:

@@ -264,7 +264,7 @@ def particles_for_cv(sigma2: float, delta: float) -> float:
     check_number("sigma2", sigma2, -SIGMA2_ROUNDING, "it is a variance")
     if not is_number(delta) or not delta > 0:
         raise UserError(f"`delta` must be positive, got {delta!r}: it is a relative error", fix="delta=0.1")
-    return sigma2 / delta**2
+    return sigma2 / delta / delta
 
 
 def persistent_sigma2(horizon: int, eps: float) -> float:

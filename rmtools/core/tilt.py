@@ -48,7 +48,7 @@ class Tilt:
     floor: float
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.floor, int | float) and 0.0 < self.floor < 1.0):
+        if not (isinstance(self.floor, int | float | np.floating) and 0.0 < self.floor < 1.0):
             raise UserError(
                 f"tilt floor must be in (0, 1), got {self.floor!r}: it is the value of a failure",
                 fix="choose a floor below the success rate, for example 0.01",

@@ -50,7 +50,7 @@ def phase_transition(curves: Sequence[Values]) -> str:
         ax.legend(fontsize=9, loc="lower right")
         most = curves[0]["most_particles"]
         ax.axhline(most, color=GREY, linewidth=0.8, linestyle=":")
-        ax.text(690, 1.3 * most, "above: predicted only", color=GREY, fontsize=9, ha="right")
+        ax.text(690, most / 1.3, "above: predicted only", color=GREY, fontsize=9, ha="right", va="top")
         ax.set(xscale="log", yscale="log", xlim=(4, 700), ylim=(0.3, TOP))
         ax.set(xlabel="horizon T (steps)", ylabel=f"particles N for a CV of Ẑ of {curves[0]['delta_cv']}")
         places = [4, 8, 16, 32, 64, 128, 256]

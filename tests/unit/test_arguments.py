@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from rmtools.core import (
+    FiniteModel,
     Tilt,
     hidden_prefix,
     implicit,
@@ -88,6 +89,45 @@ def test_a_generator_is_a_generator(call, wrong):
 def test_codes_that_no_float_counts_are_refused():
     with pytest.raises(UserError, match=r"hidden_prefix\(10000, 2.0\) has 2.0\^20000 codes"):
         hidden_prefix(10_000, 2.0)
+
+
+def test_one_code_hides_nothing():
+    with pytest.raises(UserError, match=r"hidden_prefix\(1, 1.3\) has one code"):
+        hidden_prefix(1, 1.3)
+
+
+def test_a_model_and_its_answers_cannot_be_changed():
+    model = product(3, 2.0)
+    for array in (*model.policy, *model.log_value, model.exact().true_log_value[-1]):
+        with pytest.raises(ValueError, match="read-only"):
+            array[...] = 0.0
+
+
+def test_a_root_of_value_zero_costs_infinitely_many_particles():
+    model = product(3, 2.0)
+    dead = FiniteModel(model.policy, [np.array([-np.inf]), *model.log_value[1:]], model.children)
+    exact = dead.exact()
+    assert np.isfinite(exact.log_z)
+    assert (exact.sigma2, exact.sigma2_pool(2), exact.n_for_cv(0.1)) == (np.inf,) * 3
+    assert exact.n_for_tv(0.1) == np.inf
+
+
+def test_a_model_is_no_particles():
+    with pytest.raises(UserError, match=r"`root` must be Particles, got FiniteModel; fix: model.particles"):
+        smc(MODEL, 4, rng=RNG)
+
+
+@pytest.mark.parametrize("cut", [slice(1, None), slice(3, None), slice(0, 0)])
+def test_a_reference_starts_at_the_root(cut):
+    path = MODEL.draw_target(2, RNG)
+    with pytest.raises(UserError, match="a reference must start at the root"):
+        particle_gibbs(MODEL.particles(2), 4, 2, rng=RNG, reference=path[cut])
+
+
+def test_a_reference_has_every_depth():
+    path = MODEL.draw_target(2, RNG)
+    with pytest.raises(UserError, match="cannot join"):
+        particle_gibbs(MODEL.particles(2), 4, 2, rng=RNG, reference=[path[0], *path[2:]])
 
 
 @pytest.mark.parametrize("name", [None, ["multinomial"], "Systematic", 3])

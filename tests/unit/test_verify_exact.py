@@ -1,8 +1,12 @@
 """`verify exact`: every check passes on the sampler as it is and fails on one that is broken on purpose."""
 
 import dataclasses
+import errno
 import importlib
 import json
+import os
+import pathlib
+import signal
 
 import numpy as np
 import pytest
@@ -27,7 +31,7 @@ from rmtools.verify.exact import (
 from rmtools.verify.exact.models import one_sided, small_families, tree
 from rmtools.verify.exact.report import html, markdown, write_report
 from rmtools.verify.exact.result import Check
-from rmtools.verify.exact.runner import n_cases
+from rmtools.verify.exact.runner import n_cases, results
 
 metropolis = importlib.import_module("rmtools.core.metropolis")  # the package exports a function of this name
 SHAPE = (3, 2, 0.3, 0.05, 5)
@@ -363,6 +367,33 @@ def test_a_total_variation_that_never_crosses_is_no_rate(monkeypatch):
     found = lower.measured_hidden(2.0, (5, 6), "systematic", 1e6, rng())
     assert not found["holds"]
     assert np.isnan(found["rate"])
+
+
+def killed(rng):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_worker_is_an_error_and_not_a_hang():
+    todo = {("x", name): case.Case(name, killed) for name in "ab"}
+    with pytest.raises(UserError, match="a worker process was killed"):
+        list(results(todo, 0, 2))
+
+
+def test_a_full_disk_leaves_the_last_report_whole(verification, tmp_path, monkeypatch):
+    write_report(verification, tmp_path)
+    (tmp_path / "notes.txt").write_text("mine")
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    write = pathlib.Path.write_text
+
+    def full(self, text, **settings):
+        if self.name == "exact.json":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(self, text, **settings)
+
+    monkeypatch.setattr(pathlib.Path, "write_text", full)
+    with pytest.raises(UserError, match="No space left on device; what stood there before is unchanged"):
+        write_report(dataclasses.replace(verification, seed=9), tmp_path)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
 
 
 def test_another_schema_is_refused(verification):

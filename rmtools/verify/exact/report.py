@@ -5,7 +5,7 @@ from typing import Any
 
 from rmtools import plots
 from rmtools.audit.page import Items, Plot, Section, Table, page
-from rmtools.files import write_json, write_text
+from rmtools.files import json_text, replacing_files
 from rmtools.verify.exact.result import ExactVerification
 
 RESULT_FILE = "exact.json"
@@ -14,13 +14,12 @@ COLUMNS = ("check", "holds", "found", "must show", "on")
 
 
 def write_report(found: ExactVerification, folder: Path) -> None:
-    """Write ``exact.json``, ``exact.md``, ``exact.html`` and the plots (``*.svg``) into ``folder``."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, (svg, _) in drawings(found).items():
-        write_text(folder / f"{name}.svg", svg)
-    write_text(folder / "exact.md", markdown(found))
-    write_text(folder / "exact.html", html(found))
-    write_json(folder / RESULT_FILE, found.to_dict())
+    """Write ``exact.json``, ``exact.md``, ``exact.html`` and the plots (``*.svg``) into ``folder``, all or none."""
+    texts = {f"{name}.svg": svg for name, (svg, _) in drawings(found).items()}
+    texts |= {"exact.md": markdown(found), "exact.html": html(found), RESULT_FILE: json_text(found.to_dict())}
+    with replacing_files(folder) as new:
+        for name, text in texts.items():
+            (new / name).write_text(text, encoding="utf-8")
 
 
 def rows(found: ExactVerification) -> tuple[tuple[str, ...], ...]:

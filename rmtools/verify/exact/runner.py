@@ -1,11 +1,14 @@
 """Running the checks: all cases in worker processes, dearest first, then one verdict a check."""
 
+import ctypes
 import multiprocessing
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 from rmtools.errors import UserError
@@ -86,29 +89,32 @@ def results(
             yield key, timed(todo[key], seed, key[0])
         return
     context = multiprocessing.get_context("spawn")
-    jobs = [(key, todo[key], seed) for key in order]
-    with context.Pool(workers, initializer=live_with_parent, initargs=(os.getpid(),)) as pool:
-        yield from pool.imap_unordered(job, jobs)
+    # Not an Event: setting one waits for its sleepers, also for one that was killed.
+    stop = context.RawValue(ctypes.c_bool, False)
+    pool = ProcessPoolExecutor(workers, context, live_with_parent, (os.getpid(), stop))
+    try:
+        started = {pool.submit(timed, todo[key], seed, key[0]): key for key in order}
+        for finished in as_completed(started):
+            yield started[finished], finished.result()
+    except BrokenProcessPool as error:
+        raise UserError(
+            "a worker process was killed, most likely for want of memory", "free memory, or --workers 1"
+        ) from error
+    finally:
+        stop.value = True
+        pool.shutdown(cancel_futures=True)
 
 
-def live_with_parent(parent: int) -> None:
-    """Leave the interrupt key to the parent, and end a worker whose parent was killed."""
+def live_with_parent(parent: int, stop: ctypes.c_bool) -> None:
+    """Leave the interrupt key to the parent, and end a worker whose parent was killed or wants to stop."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
+        while os.getppid() == parent and not stop.value:
+            time.sleep(0.5)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-def job(
-    arguments: tuple[tuple[str, str], Case, int],
-) -> tuple[tuple[str, str], tuple[dict[str, Any], float]]:
-    """Run one case in a worker."""
-    key, case, seed = arguments
-    return key, timed(case, seed, key[0])
 
 
 def timed(case: Case, seed: int, check: str) -> tuple[dict[str, Any], float]:
