@@ -91,6 +91,8 @@ def _influence_atoms(model: "FiniteModel", pool_size: int) -> tuple[np.ndarray, 
         edge = probability[:, None] * model.target_policy[t][state]
         total = h[:, None] + step_influence(model, t, pool_size)[state]
         keep = edge > 0
+        if np.isinf(total[keep]).any():
+            return np.array([np.inf]), np.ones(1)
         state, h, probability = _merge(model.child(t)[state][keep], total[keep], edge[keep])
         if len(state) > MAX_ATOMS:
             return None
@@ -103,8 +105,7 @@ def _merge(
     """Join the atoms of one state whose values differ by rounding only."""
     order = np.lexsort((h, state))
     state, h, probability = state[order], h[order], probability[order]
-    with np.errstate(invalid="ignore"):  # inf - inf: equal
-        gap = np.diff(h) > MERGE_TOLERANCE * np.maximum(1.0, np.abs(h[1:]))
+    gap = np.diff(h) > MERGE_TOLERANCE * np.maximum(1.0, np.abs(h[1:]))
     first = np.flatnonzero(np.concatenate([[True], gap | (np.diff(state) != 0)]))
     return state[first], h[first], np.add.reduceat(probability, first)
 

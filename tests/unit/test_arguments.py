@@ -112,6 +112,13 @@ def test_a_root_of_value_zero_costs_infinitely_many_particles():
     assert exact.n_for_tv(0.1) == np.inf
 
 
+def test_a_chain_whose_target_passes_a_value_of_zero_needs_infinitely_many():
+    children = [np.array([[0, 1]]), np.array([[0, 0], [1, 1]]), np.array([[0, 1], [0, 1]])]
+    policy = [np.full((1, 2), 0.5), np.full((2, 2), 0.5), np.array([[0.9, 0.1], [0.1, 0.9]])]
+    model = FiniteModel(policy, [[0.0], [-np.inf, 0.0], [0.0, 0.0], [0.0, 1.0]], children)
+    assert (model.exact().sigma2, model.exact().n_for_tv(0.01)) == (np.inf, np.inf)
+
+
 def test_a_model_is_no_particles():
     with pytest.raises(UserError, match=r"`root` must be Particles, got FiniteModel; fix: model.particles"):
         smc(MODEL, 4, rng=RNG)
