@@ -3,8 +3,8 @@
 A conditional run keeps the reference in slot 0: its step is one of the M candidates of its parent and slot 0
 continues it, all else is drawn as in `smc` with multinomial resampling at every step. One weighted draw of
 the run is then a Markov kernel that leaves the target invariant (particle Gibbs), and with an exact draw of
-the target as reference E[1 / Zhat] is at most 1 / Z (equal where no run can die), so that log Zhat bounds log Z from above on average,
-as an ordinary run bounds it from below (docs/equations.md section 4; arXiv 2404.17546 section 5).
+the target as reference E[1 / Zhat] is at most 1 / Z (equal where no run can die), so that log Zhat bounds log Z from above
+on average, as an ordinary run bounds it from below (docs/equations.md section 4; arXiv 2404.17546 section 5).
 
 >>> import numpy as np
 >>> from rmtools.core import product
