@@ -1,12 +1,7 @@
 """`verify exact`: every check passes on the sampler as it is and fails on one that is broken on purpose."""
 
 import dataclasses
-import errno
 import importlib
-import json
-import os
-import pathlib
-import signal
 
 import numpy as np
 import pytest
@@ -15,7 +10,6 @@ from rmtools.core import hidden_prefix, persistent, product, resampling, smc
 from rmtools.errors import UserError
 from rmtools.verify.exact import (
     CHECKS,
-    ExactVerification,
     algorithm2,
     bound,
     case,
@@ -29,9 +23,7 @@ from rmtools.verify.exact import (
     verify_exact,
 )
 from rmtools.verify.exact.models import one_sided, small_families, tree
-from rmtools.verify.exact.report import html, markdown, write_report
-from rmtools.verify.exact.result import Check
-from rmtools.verify.exact.runner import n_cases, results
+from rmtools.verify.exact.runner import n_cases
 
 metropolis = importlib.import_module("rmtools.core.metropolis")  # the package exports a function of this name
 SHAPE = (3, 2, 0.3, 0.05, 5)
@@ -281,77 +273,6 @@ def test_bad_settings(settings):
         verify_exact(quick=True, **settings)
 
 
-def curve(kind, level, measured):
-    rows = [
-        {"horizon": t, "predicted": 3.0**k, "measured": measured, "error": 0.1, "runs": 9}
-        for k, t in enumerate((8, 16, 32, 64))
-    ]
-    return {
-        "label": f"epsilon, {kind}",
-        "kind": kind,
-        "level": level,
-        "rows": rows,
-        "delta_cv": 0.2,
-        "most_particles": 2_000,
-        "slope": 1.0,
-    }
-
-
-@pytest.fixture
-def verification():
-    law = {"n": 40, "predicted": 0.1, "ratio": 1.0, "ratio_error": 0.1}
-    slope = {"label": "systematic", "slope": -1.0, "rows": [{"n": 20, "tv": 0.1, "error": 0.01}]}
-    cases = {
-        "phase transition": [curve("none", 2, 5.0), curve("constant", 0.1, None), curve("scaled", 1, 2.0)],
-        "output law": [{"label": "T = 3, pool 1", "pool": 1, "mad": 8.0, "rows": [law]}, slope],
-        "variance": [
-            {
-                "label": "product, pool 1",
-                "pool": 1,
-                "sigma2": 2.0,
-                "rows": [{"n": 9, "ratio": 1.0, "ratio_error": 0.1}],
-            }
-        ],
-    }
-    checks = [
-        Check(c.NAME, c.ON, c.MUST_SHOW, "x | y", c.NAME != "variance", cases.get(c.NAME, []), 1.0)
-        for c in CHECKS
-    ]
-    return ExactVerification(tuple(checks), True, 3, 12.0)
-
-
-def test_a_report_says_what_fails_and_comes_back_from_json(verification, tmp_path):
-    assert not verification.holds
-    assert "FAILS  variance" in str(verification)
-    assert "7 of 8 checks hold" in str(verification)
-    assert ExactVerification.from_dict(json.loads(json.dumps(verification.to_dict()))) == verification
-    text = markdown(verification)
-    assert "1 do not hold: variance" in text
-    assert all(line.replace("\\|", "").count("|") == 6 for line in text.splitlines() if line.startswith("|"))
-    found = html(verification)
-    assert "http://" not in found
-    assert "https://" not in found
-    write_report(verification, tmp_path / "out")
-    names = {p.name for p in (tmp_path / "out").iterdir()}
-    assert names == {
-        "exact.json",
-        "exact.md",
-        "exact.html",
-        "phase_transition.svg",
-        "output_law.svg",
-        "variance.svg",
-    }
-
-
-def test_a_figure_that_could_not_be_computed_does_not_stop_the_report(verification, tmp_path):
-    law = next(check for check in verification.checks if check.name == "output law")
-    law.cases[1] |= {"slope": float("nan"), "slope_error": float("inf")}
-    write_report(verification, tmp_path)
-    written = json.loads((tmp_path / "exact.json").read_text())
-    slopes = [c for check in written["checks"] for c in check["cases"] if "slope_error" in c]
-    assert [(c["slope"], c["slope_error"]) for c in slopes] == [(None, None)]
-
-
 def square_root(log_weights, n_out, rng, weights=None):
     return resampling.multinomial(log_weights / 2, n_out, rng)
 
@@ -367,35 +288,3 @@ def test_a_total_variation_that_never_crosses_is_no_rate(monkeypatch):
     found = lower.measured_hidden(2.0, (5, 6), "systematic", 1e6, rng())
     assert not found["holds"]
     assert np.isnan(found["rate"])
-
-
-def killed(rng):
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def test_a_killed_worker_is_an_error_and_not_a_hang():
-    todo = {("x", name): case.Case(name, killed) for name in "ab"}
-    with pytest.raises(UserError, match="a worker process was killed"):
-        list(results(todo, 0, 2))
-
-
-def test_a_full_disk_leaves_the_last_report_whole(verification, tmp_path, monkeypatch):
-    write_report(verification, tmp_path)
-    (tmp_path / "notes.txt").write_text("mine")
-    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
-    write = pathlib.Path.write_text
-
-    def full(self, text, **settings):
-        if self.name == "exact.json":
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return write(self, text, **settings)
-
-    monkeypatch.setattr(pathlib.Path, "write_text", full)
-    with pytest.raises(UserError, match="No space left on device; what stood there before is unchanged"):
-        write_report(dataclasses.replace(verification, seed=9), tmp_path)
-    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
-
-
-def test_another_schema_is_refused(verification):
-    with pytest.raises(ValueError, match="schema version"):
-        ExactVerification.from_dict(verification.to_dict() | {"schema_version": 9})
