@@ -278,7 +278,8 @@ def _weigh(log_weight: np.ndarray) -> _Weighed:
         shift = shift_of(log_weight)[:, 0]
         weight = np.exp(log_weight - shift[:, None])
     total = weight.sum(axis=1)
-    squares = np.vecdot(weight, weight)
+    # einsum, not vecdot: BLAS would start threads for long rows, one set in every worker process.
+    squares = np.einsum("gn,gn->g", weight, weight)
     ess = np.divide(total**2, squares, out=np.zeros_like(total), where=squares > 0)
     with np.errstate(divide="ignore"):
         return _Weighed(weight, ess, np.log(total / log_weight.shape[1]) + shift)
