@@ -300,7 +300,7 @@ class PromptArrays:
     ) -> "PromptArrays":
         """Pad the trajectories of one prompt to ``horizon`` steps."""
         width = max((len(at) for r in rows for at in r.completions), default=0)
-        potential = np.exp(tilt.log_potential(np.asarray([r.reward for r in rows])))
+        potential = np.exp(tilt.log_potential(np.asarray([r.outcome for r in rows])))
         log_value = np.stack([np.pad(v, (0, horizon + 1 - len(v)), mode="edge") for v in values])
         extra = np.ones((len(rows), horizon, width))
         present = np.zeros(extra.shape, dtype=bool)

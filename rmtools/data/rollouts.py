@@ -39,24 +39,37 @@ class Rollout:
     prompt_id, prompt : str
     steps : list of str
         T steps, verbatim: prompt and steps concatenated are the text the policy saw.
-    reward : float
-        The verifier's r in [0, 1], never the potential.
+    reward : float or None
+        The verifier's r in [0, 1], never the potential; None only where ``labels`` are given instead.
     children : list of list of Child
         T lists: alternatives to the step at depth t. The trajectory's own step is exchangeable with them and
         counts, so K = 1 + their number.
     completions : list of list of float
         T lists: rewards of extra continuations from prefix t, so R = 1 + their number.
-    labels : list of float or None
-        Given step labels, hard or soft.
+    labels : list of (float or None), or None
+        Given labels of the T steps, hard or soft, in [0, 1]; None where a step has none.
+    reference : str or None
+        The right answer, where the task has one.
     """
 
     prompt_id: str
     prompt: str
     steps: list[str]
-    reward: float
+    reward: float | None
     children: list[list[Child]] = field(default_factory=list)
     completions: list[list[float]] = field(default_factory=list)
-    labels: list[float] | None = None
+    labels: list[float | None] | None = None
+    reference: str | None = None
+
+    @property
+    def outcome(self) -> float:
+        """The reward; raises ``UserError`` where there is none."""
+        if self.reward is None:
+            raise UserError(
+                f"field reward: the rollout of prompt {self.prompt_id} has none, only step labels",
+                "train on the labels (--target labels), or use rollouts with outcomes",
+            )
+        return self.reward
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,7 @@ def score_rollouts(
     trees = [scorer.steps.encode(r.prompt, r.steps, t) for r, t in zip(rows, texts, strict=True)]
     found = scorer.score(trees, progress=progress)
     own = [v.log_value for v in found]
-    reward = np.asarray([r.reward for r in rows])
+    reward = np.asarray([r.outcome for r in rows])
     log_value = [v.copy() for v in own]
     if terminal == "verifier":
         for values, phi in zip(log_value, scorer.tilt.log_potential(reward), strict=True):

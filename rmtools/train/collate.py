@@ -33,7 +33,7 @@ def example(row: Rollout, steps: StepTokenizer, tilt: Tilt) -> Example:
     more = [tilt.log_potential(np.asarray(at, dtype=float)) for at in row.completions]
     return Example(
         steps.encode(row.prompt, row.steps, texts),
-        float(tilt.log_potential(np.asarray(row.reward))),
+        float(tilt.log_potential(np.asarray(row.outcome))),
         ended,
         more,
     )

@@ -33,7 +33,7 @@ def settings_for(
         floor=config.floor,
         temperature=metadata.temperature,
         seed=config.seed,
-        base_rate=float(np.mean([r.reward for r in rows])),
+        base_rate=float(np.mean([r.outcome for r in rows])),
         training={
             "target": config.target,
             "divergence": config.divergence,
