@@ -31,7 +31,8 @@ def settings_for(
         horizon=metadata.horizon,
         steps=metadata.steps,
         floor=config.floor,
-        temperature=metadata.temperature,
+        # Converted rollouts do not say; 1 is the policy's own law.
+        temperature=1.0 if metadata.temperature is None else metadata.temperature,
         seed=config.seed,
         base_rate=float(np.mean([r.outcome for r in rows])),
         training={
