@@ -1,11 +1,14 @@
 """Branching rollouts: counts, laws, seeds; and what scoring them gives."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 
 from rmtools.core.tilt import Tilt
-from rmtools.data.collect import Branching, Collector, prompt_id
+from rmtools.data.collect import Branching, Collector, prompt_id, prompts_per_batch
 from rmtools.data.rollouts import Child, Rollout
 from rmtools.data.scoring import score_rollouts, training_metrics
 from rmtools.errors import UserError
@@ -69,6 +72,49 @@ def test_no_branches_without_being_asked(policy, prompts, task):
     assert all(not r.children and not r.completions for r in rows)
 
 
+def test_branches_at_some_depths(warm, prompts, task):
+    """Two depths of three; those after the end of a short trajectory are lost, not moved."""
+    rows = collect(warm, task, prompts, Branching(12, 3, 2, 2))
+    branched = [[len(at) for at in r.children] for r in rows]
+    assert {n for at in branched for n in at} == {0, 2}
+    assert branched == [[2 * len(at) for at in r.completions] for r in rows]
+    assert all(len(r.children) == len(r.steps) for r in rows)
+    whole = [at for at in branched if len(at) == 3]
+    assert {tuple(at) for at in whole} == {(0, 2, 2), (2, 0, 2), (2, 2, 0)}
+    assert all(sum(at) == 4 for at in whole)
+    short = [at for at in branched if len(at) < 3]
+    assert short
+    assert {sum(at) for at in short} <= {0, 2, 4}
+
+
+def test_as_many_depths_as_steps_are_all(policy, prompts, task):
+    rows = collect(policy, task, prompts[:3], Branching(3, 2, 2))
+    assert rows == collect(policy, task, prompts[:3], Branching(3, 2, 2, 3))
+    assert rows == collect(policy, task, prompts[:3], Branching(3, 2, 2, 9))
+
+
+def test_depths_are_chosen_blindly():
+    """Every depth of every trajectory equally often, every row with its number."""
+    chosen = Branching(1, 2, 1, 3).draw_depths(40_000, 7, np.random.default_rng(3))
+    assert (chosen.sum(axis=1) == 3).all()
+    assert np.abs(chosen.mean(axis=0) - 3 / 7).max() < 4.5 * np.sqrt(3 / 7 * 4 / 7 / 40_000)
+
+
+def test_branched_prefixes_are_a_fair_sample(warm, prompts, task):
+    """Own step and alternatives are exchangeable at the depths that were chosen, in trajectories of every length.
+
+    At depth 1 of 3, where some trajectories end: the share of own next steps that end there is that of the
+    alternatives. Choosing depths among those of the finished trajectory would count ending ones more often.
+    """
+    rows = collect(warm, task, prompts[:1], Branching(3000, 2, 1, 1), 8)
+    at = [(len(r.steps) == 2, r.children[1][0].ended) for r in rows if len(r.steps) > 1 and r.children[1]]
+    own, other = np.mean(at, axis=0)
+    assert len(at) > 500
+    assert 0.005 < other < 0.9
+    p = (own + other) / 2
+    assert abs(own - other) < 4.5 * np.sqrt(2 * p * (1 - p) / len(at))
+
+
 def test_batches_and_progress(policy, prompts, task):
     told = []
     rows = collect(policy, task, prompts[:5], Branching(2), prompts_per_batch=2, progress=told.append)
@@ -128,6 +174,33 @@ def test_tokens_and_cut_steps_are_counted(policy, prompts, task):
 def test_counts_below_one_are_refused(name):
     with pytest.raises(UserError, match=f"{name} must be at least 1"):
         Branching(**{name: 0})
+    with pytest.raises(UserError, match="depths must be all or at least 1"):
+        Branching(depths=0)
+
+
+def test_too_little_memory(policy, prompts, task, monkeypatch):
+    def full(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(policy, "start", full)
+    with pytest.raises(UserError, match=r"too little memory to decode 5 prompts.*--batch-size"):
+        collect(policy, task, prompts[:5], Branching(2))
+
+
+def test_the_default_batch(policy, prompts, monkeypatch):
+    """32 on the CPU; on a GPU what fits, less with more branches, one at least."""
+    assert prompts_per_batch(policy, Branching(), prompts) == 32
+    memory = SimpleNamespace(total_memory=1 << 30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: memory)
+    monkeypatch.setattr(Policy, "device", torch.device("cuda"))
+    found = [
+        prompts_per_batch(policy, b, prompts) for b in (Branching(8), Branching(8, 16), Branching(999_999))
+    ]
+    assert found[0] > 8 * found[1] / 2 > found[2] == 1
+    # By hand: 2 layers of 2 heads of 8, keys and values in fp32, 12 + 3 * 6 tokens; 16 sequences a prompt.
+    sequence = 2 * (2 * 2 * 2 * 8 * 4) * 30 + 16 * policy.model.config.vocab_size
+    weights = 4 * sum(p.numel() for p in policy.model.parameters())
+    assert found[0] == ((1 << 30) - weights) // 2 // (16 * sequence)
 
 
 def test_a_prompt_id_is_stable():
