@@ -17,7 +17,7 @@ from rmtools.data.collect import Branching
 from rmtools.data.rollouts import SCHEMA_VERSION, RolloutMetadata
 from rmtools.data.shards import check_format, shard_name
 from rmtools.errors import UserError
-from rmtools.files import read_json, write_json
+from rmtools.files import read_json
 from rmtools.lm.steps import StepSettings
 
 PLAN_FILE = "plan.json"
@@ -88,10 +88,6 @@ class Plan:
             **asdict(self),
             "branching": self.branching.to_dict(),
         }
-
-    def save(self, path: Path) -> None:
-        """Write the plan as JSON."""
-        write_json(path, self.to_dict())
 
     def metadata(self, rows: int, tokens: int, truncated: int) -> RolloutMetadata:
         """Return the metadata of the finished rollouts."""

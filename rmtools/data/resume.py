@@ -20,7 +20,7 @@ from rmtools.data.plan import PLAN_FILE, Plan, differences, read_plan
 from rmtools.data.rollouts import META_FILE, Rollout, RolloutMetadata, read_metadata
 from rmtools.data.shards import DATA, write_rows
 from rmtools.errors import UserError
-from rmtools.files import claim_folder, read_json, replacing, unwritable, write_json
+from rmtools.files import claim_folder, json_text, read_json, replacing, unwritable
 from rmtools.processes import Process
 
 TALLY = "tally"
@@ -121,7 +121,7 @@ class ShardedRollouts:
                 remove(self.folder / name)
         if changed or old is None:
             with replacing(self.folder / PLAN_FILE, self.workplace) as temporary:
-                self.plan.save(temporary)
+                temporary.write_text(json_text(self.plan.to_dict()), encoding="utf-8")
 
     def _await_plan(self) -> None:
         """Wait until the main process has claimed the folder; it is the one to refuse."""
@@ -187,7 +187,7 @@ class ShardedRollouts:
             reward = sum(r.outcome for r in rows)
             counts = ShardTally(len(rows), reward, tally.tokens, tally.truncated, sha256(temporary))
             with replacing(self._tally_file(shard), self.workplace) as beside:
-                write_json(beside, asdict(counts))
+                beside.write_text(json_text(asdict(counts)), encoding="utf-8")
         self._done[shard] = counts
 
     def wait(self, longest: float, progress: Callable[[int], object]) -> None:
@@ -231,7 +231,7 @@ class ShardedRollouts:
         )
         if not self._says(metadata):
             with replacing(self.folder / META_FILE, self.workplace) as temporary:
-                metadata.save(temporary)
+                temporary.write_text(metadata.to_text(), encoding="utf-8")
         return Finished(metadata, sum(t.reward for t in tallies) / metadata.rows)
 
     def _says(self, metadata: RolloutMetadata) -> bool:

@@ -21,7 +21,7 @@ from rmtools.data.shards import (
     write_rows,
 )
 from rmtools.errors import UserError
-from rmtools.files import read_json, replacing, write_json
+from rmtools.files import json_text, read_json, replacing
 from rmtools.lm.steps import StepSettings
 
 SCHEMA_VERSION = 2
@@ -132,9 +132,9 @@ class RolloutMetadata:
                 "make the rollouts again with `rmtools rollout`",
             ) from error
 
-    def save(self, path: Path) -> None:
-        """Write the metadata file, in one rename unless ``path`` is itself temporary."""
-        write_json(path, {"schema_version": SCHEMA_VERSION, **asdict(self)})
+    def to_text(self) -> str:
+        """Return the metadata file's content."""
+        return json_text({"schema_version": SCHEMA_VERSION, **asdict(self)})
 
 
 def write_rollouts(
@@ -173,7 +173,7 @@ def write_rollouts(
         # How many shards there are is known, and so their names, once the last row has been seen.
         for i in range(parts):
             (inside / f"{i}.{form}").rename(inside / shard_name(i, parts, form))
-        replace(metadata, rows=total, shards=parts).save(described)
+        described.write_text(replace(metadata, rows=total, shards=parts).to_text(), encoding="utf-8")
 
 
 def read_rollouts(folder: str | Path) -> tuple[list[Rollout], RolloutMetadata]:

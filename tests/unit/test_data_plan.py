@@ -10,6 +10,7 @@ from rmtools.cli.options import generator
 from rmtools.data.collect import Branching
 from rmtools.data.plan import PLAN_FILE, Plan, differences, hash_of, read_plan, shard_generator
 from rmtools.errors import UserError
+from rmtools.files import write_json
 from rmtools.lm.steps import StepSettings
 from rmtools.processes import Process, local_rank, this_process
 
@@ -56,7 +57,7 @@ def test_shards_are_blocks_that_cover_the_prompts_once(shard_size):
     ],
 )
 def test_differences_are_named(tmp_path, change, words):
-    PLAN.save(tmp_path / PLAN_FILE)
+    write_json(tmp_path / PLAN_FILE, PLAN.to_dict())
     old = read_plan(tmp_path)
     assert old is not None
     assert differences(old, PLAN.to_dict()) == []
