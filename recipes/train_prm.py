@@ -1,19 +1,20 @@
-"""Train a process reward model on branching rollouts with a Bellman-consistent loss.
+"""Train a process reward model: branching rollouts or any public stepwise format in, a value model out.
 
-accelerate launch --config_file accelerate_config.yaml recipes/train_prm.py --config recipes/quickstart_prm.yaml
+accelerate launch recipes/train_prm.py                 # after `make quickstart`: its configuration
+accelerate launch recipes/train_prm.py --config my.yaml --target mc --divergence bce
 
-Every key of the YAML file is also a flag: those of transformers.TrainingArguments, of trl.ModelConfig (LoRA), and
-of rmtools.train.config (target, divergence, td_lambda, ema_decay, floor, train_rollouts, eval_rollouts).
+Every key of the YAML file is also a flag: those of transformers.TrainingArguments, of trl.ModelConfig (LoRA is the
+default, --use_peft false trains all weights), and of rmtools.train.config (target, divergence, train_rollouts, …).
 """
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rmtools.cli.errors import exit_on_user_error
-from rmtools.data.rollouts import read_rollouts
 from rmtools.errors import UserError
 from rmtools.files import claim_folder
-from rmtools.lm.checkpoint import SETTINGS_FILE, new_token_classifier
+from rmtools.lm.checkpoint import SETTINGS_FILE
 from rmtools.lm.policy import load_tokenizer
 from rmtools.lm.steps import StepTokenizer
 
@@ -22,8 +23,10 @@ if TYPE_CHECKING:
 
     from rmtools.train.config import DataArguments, PRMConfig
 
+DEFAULT_CONFIG = "recipes/quickstart_prm.yaml"
 
-def arguments() -> "tuple[DataArguments, PRMConfig, ModelConfig]":
+
+def arguments(given: list[str]) -> "tuple[DataArguments, PRMConfig, ModelConfig]":
     """Parse flags and YAML; an unknown key of either is an error."""
     import yaml
     from trl import ModelConfig, TrlParser
@@ -31,46 +34,61 @@ def arguments() -> "tuple[DataArguments, PRMConfig, ModelConfig]":
     from rmtools.train.config import DataArguments, PRMConfig
 
     parser: Any = TrlParser([DataArguments, PRMConfig, ModelConfig])  # type: ignore[list-item]
+    parser.set_defaults(use_peft=True)
     parser.error = refuse
+    if not given:
+        given = ["--config", default_config()]
     try:
-        return parser.parse_args_and_config()
+        return parser.parse_args_and_config(given)
     except (ValueError, OSError, yaml.YAMLError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(
-            f"the training arguments are wrong: {error}", "see recipes/quickstart_prm.yaml for the keys"
+            f"the training arguments are wrong: {error}", f"see {DEFAULT_CONFIG} for the keys"
         ) from error
 
 
 def refuse(message: str) -> None:
-    raise UserError(
-        f"the training arguments are wrong: {message}", "see recipes/quickstart_prm.yaml for the keys"
-    )
+    raise UserError(f"the training arguments are wrong: {message}", f"see {DEFAULT_CONFIG} for the keys")
+
+
+def default_config() -> str:
+    """Return the quick start's configuration, if the quick start has left what it trains on."""
+    import yaml
+
+    config = Path(__file__).parents[1] / DEFAULT_CONFIG
+    named = yaml.safe_load(config.read_text())
+    missing = [named[k] for k in ("train_rollouts", "eval_rollouts") if not Path(named[k]).is_dir()]
+    if missing:
+        raise UserError(
+            f"without arguments this trains on the quick start's rollouts, and {' and '.join(missing)} is missing here",
+            "run `make quickstart` first, from the project's root; or name your data with --train_rollouts",
+        )
+    return str(config)
 
 
 def main() -> None:
-    data, config, model_args = arguments()
-    from peft import get_peft_model
+    data, config, model_args = arguments(sys.argv[1:])
     from transformers import set_seed
 
-    from rmtools.train.lora import lora_config, refuse_ignored
-    from rmtools.train.save import save_checkpoint, settings_for
+    from rmtools.train.data import load_rows, require_base
+    from rmtools.train.lora import build_model, refuse_ignored, revision
+    from rmtools.train.save import checkpoint_to_resume, settings_for
     from rmtools.train.trainer import PRMTrainer
 
     refuse_ignored(model_args)
-    rows, metadata = read_rollouts(data.train_rollouts)
-    held_out = read_rollouts(data.eval_rollouts)[0] if data.eval_rollouts else []
-    out = claim_folder(Path(str(config.output_dir)), SETTINGS_FILE)
-    policy = model_args.model_name_or_path or metadata.policy
-    steps = StepTokenizer(load_tokenizer(policy), metadata.steps)
+    rows, metadata = load_rows(data.train_rollouts)
+    held_out = load_rows(data.eval_rollouts)[0] if data.eval_rollouts else []
+    out = claim_folder(Path(str(config.output_dir)), SETTINGS_FILE, "checkpoint-*")
+    resume = checkpoint_to_resume(config.resume_from_checkpoint, out)
+    base = require_base(model_args.model_name_or_path, metadata)
+    steps = StepTokenizer(load_tokenizer(base), metadata.steps)
     set_seed(config.seed)  # the adapters draw their initial weights from the global generator
-    model: Any = new_token_classifier(policy, config.seed)
-    if model_args.use_peft:
-        model = get_peft_model(model, lora_config(model_args))
-    trainer = PRMTrainer(model, config, steps, rows, held_out)
-    trainer.train()
-    if trainer.is_world_process_zero():
-        save_checkpoint(trainer, settings_for(policy, metadata, rows, trainer, data.train_rollouts), out)
+    model = build_model(base, model_args, config.seed, bool(config.activation_checkpointing))
+    settings = settings_for(base, revision(model_args), metadata, rows, config, data.train_rollouts)
+    trainer = PRMTrainer(model, config, steps, rows, held_out, settings)
+    trainer.train(resume_from_checkpoint=resume)
+    trainer.save_model(str(out))
 
 
 if __name__ == "__main__":

@@ -45,17 +45,18 @@ def replacing(path: Path, within: Path | None = None) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def replacing_files(folder: Path) -> Iterator[Path]:
+def replacing_files(folder: Path, last: str = "") -> Iterator[Path]:
     """Yield a temporary folder; on success its files move into ``folder``, on failure ``folder`` stays as it was.
 
-    All of them are written before the first is moved, so that a full disk leaves no mixture of old and new. Raises
-    ``UserError`` where the disk is full or the place cannot be written.
+    All of them are written before the first is moved, so that a full disk leaves no mixture of old and new; ``last``
+    names the file that says the others are there. Raises ``UserError`` where the disk is full or the place cannot be
+    written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".new.", dir=folder) as temporary:
             yield Path(temporary)
-            for new in sorted(Path(temporary).iterdir()):
+            for new in sorted(Path(temporary).iterdir(), key=lambda file: (file.name == last, file.name)):
                 new.replace(folder / new.name)
     except OSError as error:
         raise unwritable(folder, error) from error
@@ -109,14 +110,14 @@ def read_json(path: Path, what: str) -> Any:
 
 
 def claim_folder(path: Path, *ours: str) -> Path:
-    """Create ``path``, or accept it if it is empty or holds one of ``ours`` (what the same command leaves).
+    """Create ``path``, or accept it if it is empty or holds one of ``ours`` (names or patterns the same command leaves).
 
     Raises ``UserError`` where the folder holds something else: nothing of a user's is overwritten by accident.
     """
     path = Path(path)
     if path.exists() and not path.is_dir():
         raise UserError(f"the output folder {path} is a file", "choose another folder with --out")
-    if path.is_dir() and any(path.iterdir()) and not any((path / name).exists() for name in ours):
+    if path.is_dir() and any(path.iterdir()) and not any(any(path.glob(name)) for name in ours):
         raise UserError(
             f"the output folder {path} exists and holds something else (no {' or '.join(ours)} in it)",
             "choose another folder with --out, or empty this one",

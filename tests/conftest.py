@@ -134,6 +134,9 @@ def value_folder(policy_folder, tokenizer, settings) -> Path:
     CheckpointSettings(
         policy=str(policy_folder),
         policy_fingerprint=fingerprint(policy_folder),
+        base=str(policy_folder),
+        base_revision="",
+        base_fingerprint=fingerprint(policy_folder),
         task="crossing",
         horizon=HORIZON,
         steps=settings,

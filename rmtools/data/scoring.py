@@ -5,11 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rmtools.core.calibration import brier
 from rmtools.core.estimate import PrefixErrors, prefix_errors
 from rmtools.core.tilt import Tilt
 from rmtools.data.rollouts import Rollout
-from rmtools.errors import UserError
 from rmtools.lm.particles import Terminal
 from rmtools.lm.value import Scorer
 
@@ -154,26 +152,3 @@ def _table(branches: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         values[i, : len(b)] = b
         present[i, : len(b)] = True
     return values, present
-
-
-def training_metrics(rows: Sequence[Rollout], scorer: Scorer) -> dict[str, float]:
-    """Return the held-out metrics of training, terminal the verifier's.
-
-    ``mean_square_log_bellman`` is noise-corrected and may be negative, ``rms_log_bellman`` its root (0 where
-    negative); ``brier`` is over all prefixes, the last included.
-    """
-    if not rows or not any(r.children for r in rows):
-        raise UserError(
-            "the held-out rollouts have no children: the Bellman error cannot be estimated from one child",
-            "make them with `rmtools rollout --children 8`",
-        )
-    scored = score_rollouts(rows, scorer)
-    errors = scored.errors()
-    mean_square = float(np.mean(errors.log_error_square[errors.resolved]))
-    p = np.concatenate([np.exp(scorer.tilt.log_probability(v)) for v in scored.own_log_value])
-    outcome = np.repeat(scored.reward, [len(v) for v in scored.own_log_value])
-    return {
-        "rms_log_bellman": float(np.sqrt(max(mean_square, 0.0))),
-        "mean_square_log_bellman": mean_square,
-        "brier": float(brier(p, outcome)),
-    }

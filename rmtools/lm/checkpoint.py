@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 SETTINGS_FILE = "rmtools.json"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,8 @@ class CheckpointSettings:
         Folder (relative to the checkpoint) or hub name of the policy it was trained for.
     policy_fingerprint : str
         Of the policy's weights, to notice when another one is sampled.
+    base, base_revision, base_fingerprint : str
+        The same of the weights under the adapter and the head; the policy's own in most cases.
     task, horizon : str, int
         The task it was trained on.
     steps : StepSettings
@@ -54,6 +56,9 @@ class CheckpointSettings:
 
     policy: str
     policy_fingerprint: str
+    base: str
+    base_revision: str
+    base_fingerprint: str
     task: str
     horizon: int
     steps: StepSettings
@@ -64,14 +69,15 @@ class CheckpointSettings:
     training: dict[str, Any] = field(default_factory=dict)
 
     def save(self, folder: Path, seen_from: Path | None = None) -> None:
-        """Write ``rmtools.json`` into ``folder``; a local policy is named relative to where the checkpoint will be."""
-        policy = self.policy
-        if Path(policy).is_dir():
-            policy = os.path.relpath(Path(policy).resolve(), (seen_from or folder).resolve())
-        write_json(
-            Path(folder) / SETTINGS_FILE,
-            {"schema_version": SCHEMA_VERSION, **asdict(replace(self, policy=policy))},
-        )
+        """Write ``rmtools.json`` into ``folder``; local models are named relative to where the checkpoint will be."""
+
+        def named(model: str) -> str:
+            if not model or not Path(model).is_dir():
+                return model
+            return os.path.relpath(Path(model).resolve(), (seen_from or folder).resolve())
+
+        relative = replace(self, policy=named(self.policy), base=named(self.base))
+        write_json(Path(folder) / SETTINGS_FILE, {"schema_version": SCHEMA_VERSION, **asdict(relative)})
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
@@ -125,9 +131,10 @@ class CheckpointSettings:
         fields = {n: values[n] for n in names} | {"training": values.get("training", {})}
         fields["steps"] = StepSettings.from_dict(fields["steps"])
         Tilt(fields["floor"])
-        local = folder / fields["policy"]
-        if not Path(fields["policy"]).is_absolute() and local.is_dir():
-            fields["policy"] = os.path.relpath(local)
+        for name in ("policy", "base"):
+            local = folder / fields[name]
+            if fields[name] and not Path(fields[name]).is_absolute() and local.is_dir():
+                fields[name] = os.path.relpath(local)
         return cls(**fields)
 
 
@@ -155,10 +162,10 @@ def load_value_model(
     folder = Path(folder)
     settings = CheckpointSettings.load(folder)
     require_head(folder)
-    require_same_policy(folder, settings)
+    require_same_base(folder, settings)
     steps = StepTokenizer(load_tokenizer(folder), settings.steps)
     if untrained:
-        model = new_token_classifier(settings.policy, settings.seed)
+        model = new_token_classifier(settings.base, settings.seed, revision=settings.base_revision)
     else:
         model = _trained(folder, settings)
     model = model.to(device or best_device())  # type: ignore[arg-type]
@@ -170,40 +177,87 @@ def _trained(folder: Path, settings: CheckpointSettings) -> "PreTrainedModel":
     if (folder / "adapter_config.json").exists():
         from peft import PeftModel
 
-        base = new_token_classifier(settings.policy, settings.seed)
+        base = new_token_classifier(settings.base, settings.seed, revision=settings.base_revision)
         return PeftModel.from_pretrained(base, str(folder)).merge_and_unload()
     from transformers import AutoModelForTokenClassification
 
     try:
-        return AutoModelForTokenClassification.from_pretrained(folder)
+        model = AutoModelForTokenClassification.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise not_a_model(folder, error) from error
+    model.score = float32_head(model.score)
+    return model
 
 
-def classifier_config(policy: str) -> Any:
-    """Return the policy's configuration for a two-label classifier without dropout.
+class Float32Head(torch.nn.Linear):
+    """A linear head that computes in fp32 whatever the precision around it: logits decide log values near the floor."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Return the logits in fp32."""
+        with torch.autocast(input.device.type, enabled=False):
+            bias = None if self.bias is None else self.bias.float()
+            return torch.nn.functional.linear(input.float(), self.weight.float(), bias)
+
+
+def classifier_config(model: str, revision: str = "") -> Any:
+    """Return the configuration of ``model`` for a two-label classifier without dropout.
 
     transformers falls back to a dropout of .1 before the head where a configuration names none: it would perturb the
     bootstrap target as well as the prediction.
     """
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(policy, num_labels=2)
+    config = AutoConfig.from_pretrained(model, revision=revision or "main", num_labels=2)
+    config.id2label, config.label2id = {0: "wrong", 1: "right"}, {"wrong": 0, "right": 1}
     for name in ("classifier_dropout", "hidden_dropout", "attention_dropout"):
         setattr(config, name, 0.0)
     return config
 
 
-def new_token_classifier(policy: str, seed: int) -> "PreTrainedModel":
-    """Return the policy's weights under a two-label head drawn with ``seed``, dropout off."""
+def new_token_classifier(model: str, seed: int, *, revision: str = "", **options: Any) -> "PreTrainedModel":
+    """Return the weights of ``model`` under a two-label fp32 head drawn with ``seed``, dropout off.
+
+    Parameters
+    ----------
+    model : str
+        Folder or hub name.
+    seed : int
+        Of the head's weights.
+    revision : str
+        Of a hub model; its newest by default.
+    **options
+        Of ``from_pretrained``: ``dtype``, ``quantization_config``.
+
+    Raises
+    ------
+    UserError
+        If there is no model, or it has no head called ``score``.
+    """
     from transformers import AutoModelForTokenClassification
 
     with quiet_new_head(), torch.random.fork_rng():
         torch.manual_seed(seed)
         try:
-            return AutoModelForTokenClassification.from_pretrained(policy, config=classifier_config(policy))
-        except (OSError, ValueError) as error:
-            raise not_a_model(policy, error) from error
+            config = classifier_config(model, revision)
+            found = AutoModelForTokenClassification.from_pretrained(
+                model, config=config, revision=revision or "main", **options
+            )
+        except (OSError, ValueError, ImportError) as error:
+            raise not_a_model(model, error) from error
+    if not isinstance(getattr(found, "score", None), torch.nn.Linear):
+        raise UserError(
+            f"the token classifier of {model} ({type(found).__name__}) has no linear head called score",
+            "use a causal language model whose transformers class has one, such as Llama, Qwen or Mistral",
+        )
+    found.score = float32_head(found.score)
+    return found
+
+
+def float32_head(head: torch.nn.Linear) -> Float32Head:
+    """Return the same weights, kept and used in fp32."""
+    new = Float32Head(head.in_features, head.out_features, bias=head.bias is not None, device="meta")
+    new.load_state_dict({n: p.float() for n, p in head.state_dict().items()}, assign=True)
+    return new
 
 
 @contextlib.contextmanager
@@ -219,16 +273,16 @@ def quiet_new_head() -> Iterator[None]:
         logging.set_verbosity(level)
 
 
-def require_same_policy(folder: Path, settings: CheckpointSettings) -> None:
-    """Raise ``UserError`` where the policy under an adapter is not the one it was trained on."""
+def require_same_base(folder: Path, settings: CheckpointSettings) -> None:
+    """Raise ``UserError`` where the model under an adapter is not the one it was trained on."""
     if not (folder / "adapter_config.json").exists():
         return
-    found = fingerprint(settings.policy)
-    if found and settings.policy_fingerprint and found != settings.policy_fingerprint:
+    found = fingerprint(settings.base)
+    if found and settings.base_fingerprint and found != settings.base_fingerprint:
         raise UserError(
-            f"the policy at {settings.policy} is not the one that {folder} was trained on (its weights differ): "
-            "the adapter would give other values",
-            "train the checkpoint again on this policy, or put the old policy back",
+            f"the model at {settings.base} is not the one that the adapter {folder} was trained on (its weights differ): "
+            "it would give other values",
+            "train the checkpoint again on this model, or put the old one back",
         )
 
 

@@ -88,6 +88,14 @@ class EncodedTree:
     reads: np.ndarray
     child_reads: list[np.ndarray]
 
+    def trunk(self) -> "EncodedTree":
+        """Return the trajectory without its alternatives."""
+        n = int(self.reads[-1]) + 1
+        none = [np.zeros(0, dtype=np.int64) for _ in self.child_reads]
+        return EncodedTree(
+            self.ids[:n], self.positions[:n], self.segment[:n], self.fork[:n], self.reads, none
+        )
+
 
 class StepTokenizer:
     """Tokenises prompts and steps apart, so that ids never depend on what stands beside them.

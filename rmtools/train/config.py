@@ -7,16 +7,26 @@ from transformers import TrainingArguments
 from rmtools.core.tilt import Tilt
 from rmtools.errors import UserError
 from rmtools.train.losses import DIVERGENCES
+from rmtools.train.objective import Objective
 from rmtools.train.targets import TARGETS
+
+# Held-out metrics of which more is better; of the others less is.
+GREATER_IS_BETTER = ("auc", "label_auc")
 
 
 @dataclass
 class DataArguments:
-    """Where the rollouts are."""
+    """Where the training data are: rollouts, or a file in a public stepwise format."""
 
-    train_rollouts: str = field(default="", metadata={"help": "folder written by `rmtools rollout`"})
+    train_rollouts: str = field(
+        default="",
+        metadata={
+            "help": "folder written by `rmtools rollout` or `rmtools convert`, or a file in a public format"
+        },
+    )
     eval_rollouts: str = field(
-        default="", metadata={"help": "held-out rollouts with children, for the metrics"}
+        default="",
+        metadata={"help": "the same, held out, for the metrics; children resolve the Bellman error"},
     )
 
 
@@ -27,26 +37,51 @@ class PRMConfig(TrainingArguments):
     Attributes
     ----------
     target : str
-        What a prefix is regressed on: mc, td, td_lambda.
+        What a prefix is regressed on: mc, td, td_lambda, n_step, labels.
     divergence : str
-        bce, mse, itakura_saito, poisson.
+        bce, mse, itakura_saito, poisson; to compare with: contrastive, pqm.
     td_lambda : float
         Of ``target="td_lambda"``.
+    n_step : int
+        Of ``target="n_step"``.
     ema_decay : float
         Of the copy that gives bootstrap values; 0 uses the current weights (stop-gradient).
+    bellman_residual : float
+        Weight of the double-sampled squared Bellman error (rho - 1)^2 added to the loss; needs children.
+    pqm_margin : float
+        Of ``divergence="pqm"``, nats.
     floor : float
         f of the tilt: the value of certain failure.
+    max_length : int, optional
+        Tokens; longer rows lose their last steps. Default: what the model takes.
     """
 
-    save_strategy: str = field(default="no", metadata={"help": "no: the model is written at the end"})
+    save_strategy: str = field(
+        default="no",
+        metadata={"help": "no: the model is written at the end; steps or epoch: checkpoints to resume from"},
+    )
+    train_sampling_strategy: str = field(
+        default="group_by_length",
+        metadata={"help": "group_by_length: batches of similar length; random; sequential"},
+    )
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "a loss of NaN ends the run"})
     target: str = field(default="td", metadata={"help": f"one of: {', '.join(TARGETS)}"})
     divergence: str = field(default="itakura_saito", metadata={"help": f"one of: {', '.join(DIVERGENCES)}"})
     td_lambda: float = field(default=0.5, metadata={"help": "lambda of target td_lambda"})
+    n_step: int = field(default=2, metadata={"help": "steps that target n_step looks ahead"})
     ema_decay: float = field(
         default=0.98, metadata={"help": "decay of the bootstrap copy; 0 = current weights"}
     )
+    bellman_residual: float = field(
+        default=0.0, metadata={"help": "weight of the double-sampled squared Bellman error; needs children"}
+    )
+    pqm_margin: float = field(default=4.0, metadata={"help": "margin of divergence pqm, nats"})
     floor: float = field(
         default=0.01, metadata={"help": "value of certain failure, far below the success rate"}
+    )
+    max_length: int | None = field(
+        default=None,
+        metadata={"help": "tokens; longer rows lose their last steps. Default: what the model takes"},
     )
 
     def __post_init__(self) -> None:
@@ -56,18 +91,35 @@ class PRMConfig(TrainingArguments):
                 raise UserError(
                     f"unknown {name} {getattr(self, name)!r}", f"choose one of: {', '.join(valid)}"
                 )
-        if not 0 <= self.td_lambda <= 1:
-            raise UserError(f"td_lambda must be in [0, 1], got {self.td_lambda}")
-        if not 0 <= self.ema_decay < 1:
-            raise UserError(
-                f"ema_decay must be in [0, 1), got {self.ema_decay}", "0 bootstraps from the current weights"
-            )
+        self._check_numbers()
         Tilt(self.floor)
-        if self.save_strategy != "no":
-            raise UserError(
-                f"save_strategy must be no, got {getattr(self.save_strategy, 'value', self.save_strategy)}: the bootstrap "
-                "copy is not part of a checkpoint yet, so a run could not be resumed from one",
-                "leave it out; the trained model is written at the end",
-            )
+        metric = str(self.metric_for_best_model or "").removeprefix("eval_")
+        if metric and self.greater_is_better is None:
+            self.greater_is_better = metric in GREATER_IS_BETTER
         self.remove_unused_columns = False
         super().__post_init__()
+
+    def _check_numbers(self) -> None:
+        ranges = {
+            "td_lambda": (0 <= self.td_lambda <= 1, "in [0, 1]"),
+            "ema_decay": (0 <= self.ema_decay < 1, "in [0, 1); 0 bootstraps from the current weights"),
+            "n_step": (self.n_step >= 1, "at least 1, which is target td"),
+            "bellman_residual": (0 <= self.bellman_residual < float("inf"), "at least 0 and finite"),
+            "pqm_margin": (0 <= self.pqm_margin < float("inf"), "at least 0 and finite"),
+            "max_length": (self.max_length is None or self.max_length >= 1, "at least 1 token"),
+        }
+        for name, (holds, valid) in ranges.items():
+            if not holds:
+                raise UserError(f"{name} is {getattr(self, name)}", f"it must be {valid}")
+
+    def objective(self) -> Objective:
+        """Return the training objective that these arguments name."""
+        return Objective(
+            target=self.target,
+            divergence=self.divergence,
+            floor=self.floor,
+            td_lambda=self.td_lambda,
+            n_step=self.n_step,
+            residual_weight=self.bellman_residual,
+            margin=self.pqm_margin,
+        )

@@ -1,14 +1,31 @@
-"""LoRA for a token classifier: adapters on the backbone, the score head trained whole."""
+"""What trl's ``ModelConfig`` flags mean here: LoRA with the score head trained whole, full fine-tuning, QLoRA."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rmtools.errors import UserError
+from rmtools.lm.checkpoint import new_token_classifier
 
 if TYPE_CHECKING:
     from peft import LoraConfig
+    from transformers import PreTrainedModel
     from trl import ModelConfig
 
-HONOURED = ("model_name_or_path", "use_peft", "lora_r", "lora_alpha", "lora_target_modules", "use_rslora")
+HONOURED = (
+    "model_name_or_path",
+    "model_revision",
+    "dtype",
+    "use_peft",
+    "lora_r",
+    "lora_alpha",
+    "lora_target_modules",
+    "use_rslora",
+    "use_dora",
+    "load_in_4bit",
+    "load_in_8bit",
+    "bnb_4bit_quant_type",
+    "use_bnb_nested_quant",
+    "bnb_4bit_quant_storage",
+)
 # The task type is set here whatever the flag says; trl's own __post_init__ normalises the target modules.
 SET_HERE = ("lora_task_type",)
 
@@ -34,6 +51,59 @@ def refuse_ignored(arguments: "ModelConfig") -> None:
         )
 
 
+def build_model(
+    base: str, arguments: "ModelConfig", seed: int, activation_checkpointing: bool = False
+) -> Any:
+    """Return ``base`` as a token classifier, under LoRA adapters where ``use_peft`` says so.
+
+    Raises
+    ------
+    UserError
+        If bitsandbytes is asked for and missing, or quantised weights are to be trained whole.
+    """
+    from peft import get_peft_model, prepare_model_for_kbit_training
+
+    quantised = arguments.load_in_4bit or arguments.load_in_8bit
+    if quantised and not arguments.use_peft:
+        raise UserError(
+            "quantised weights cannot be trained whole", "add --use_peft true, or load in full precision"
+        )
+    options = model_options(arguments)
+    model: PreTrainedModel = new_token_classifier(base, seed, revision=revision(arguments), **options)
+    if quantised:
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=activation_checkpointing)
+    return get_peft_model(model, lora_config(arguments)) if arguments.use_peft else model
+
+
+def revision(arguments: "ModelConfig") -> str:
+    """Return the revision that is asked for, "" for the newest."""
+    return "" if arguments.model_revision == "main" else arguments.model_revision
+
+
+def model_options(arguments: "ModelConfig") -> dict[str, Any]:
+    """Return the options of ``from_pretrained`` for precision and quantisation; fp32 where none is named."""
+    import importlib.util
+
+    import torch
+
+    names = ("float32", "bfloat16", "float16")
+    if arguments.dtype not in (None, "auto", *names):
+        raise UserError(f"unknown dtype {arguments.dtype!r}", f"choose one of: {', '.join(names)}")
+    named = arguments.dtype if arguments.dtype in names else "float32"
+    options: dict[str, Any] = {"dtype": getattr(torch, named)}
+    if arguments.load_in_4bit or arguments.load_in_8bit:
+        if importlib.util.find_spec("bitsandbytes") is None:
+            raise UserError(
+                "load_in_4bit and load_in_8bit need bitsandbytes, which is not installed",
+                "pip install bitsandbytes",
+            )
+        from trl import get_quantization_config
+
+        options["quantization_config"] = get_quantization_config(arguments)
+        options["quantization_config"].llm_int8_skip_modules = ["score"]
+    return options
+
+
 def lora_config(arguments: "ModelConfig") -> "LoraConfig":
     """Return the peft configuration that trl's ``ModelConfig`` flags ask for, with the task type and head set.
 
@@ -51,6 +121,7 @@ def lora_config(arguments: "ModelConfig") -> "LoraConfig":
         lora_dropout=0.0,
         bias="none",
         use_rslora=arguments.use_rslora,
+        use_dora=arguments.use_dora,
         target_modules=targets,
         exclude_modules=["score"],
         modules_to_save=["score"],

@@ -1,4 +1,8 @@
-"""Bregman divergences between a target U and a prediction V: their minimiser is E[U] (docs/equations.md, section 8).
+"""Losses of a prediction V for a target U (docs/equations.md, section 8).
+
+Itakura-Saito, Poisson, cross-entropy and squared error of probabilities are Bregman divergences: their minimiser is
+E[U] at every prefix. ``contrastive`` compares the batch's values at a depth as one distribution and finds E[U] up to
+a factor per depth; ``pqm`` ranks the steps of a trajectory and finds no value at all. Both are there to compare with.
 
 >>> import torch
 >>> log_u, log_v = torch.tensor([0.5]).log(), torch.tensor([0.25]).log()
@@ -6,12 +10,15 @@
 0.3069
 """
 
+import math
+
 import torch
 from torch import Tensor
 
 from rmtools.errors import UserError
 
-DIVERGENCES = ("bce", "mse", "itakura_saito", "poisson")
+BREGMAN = ("bce", "mse", "itakura_saito", "poisson")
+DIVERGENCES = (*BREGMAN, "contrastive", "pqm")
 
 
 def itakura_saito(log_target: Tensor, log_value: Tensor) -> Tensor:
@@ -39,32 +46,142 @@ def mse(p_target: Tensor, logits: Tensor) -> Tensor:
     return (torch.softmax(logits.float(), dim=-1)[..., 1] - p_target) ** 2
 
 
-def divergence(name: str, log_target: Tensor, logits: Tensor, log_value: Tensor, floor: float) -> Tensor:
-    """Return the divergence ``name``, elementwise.
+def contrastive(log_target: Tensor, log_value: Tensor, known: Tensor) -> Tensor:
+    """Return the divergence of normalised values from normalised targets, depth by depth over the batch.
+
+    At depth t with n prefixes this is n KL(U/sum U, V/sum V), shared out over them. With U the potential its
+    gradient is the difference of expectations under the target and under the twisted policy, both by
+    self-normalised weights of the policy's own trajectories: contrastive twist learning.
+
+    Parameters
+    ----------
+    log_target, log_value : Tensor
+        (B, T + 1) nats.
+    known : Tensor
+        (B, T + 1) bool, which prefixes have a target.
+
+    Notes
+    -----
+    Values are found up to a factor per depth, which SMC does not see and the raw Bellman error does.
+    Source: Zhao et al., arXiv 2404.17546, section 4.
+    """
+    u = torch.log_softmax(log_target.masked_fill(~known, -torch.inf), dim=0)
+    v = torch.log_softmax(log_value.masked_fill(~known, -torch.inf), dim=0)
+    share = torch.where(known, u, 0.0).exp() * torch.where(known, u - v, 0.0)
+    return torch.where(known, share * known.sum(0), 0.0)
+
+
+def pqm(p_target: Tensor, logits: Tensor, known: Tensor, margin: float) -> Tensor:
+    """Return the ranking loss of a trajectory's steps, the same at each of its prefixes.
+
+    With Q the log odds of p, the right steps (target of at least one half) are to grow along the trajectory from
+    Q = 0 at the root, and every wrong one to stay ``margin`` below them.
+
+    Parameters
+    ----------
+    p_target : Tensor
+        (B, T + 1) probabilities.
+    logits : Tensor
+        (B, T + 1, 2).
+    known : Tensor
+        (B, T + 1) bool; the root is never looked at.
+    margin : float
+        Nats.
+
+    Notes
+    -----
+    Ranks, not values: p has no meaning as a probability afterwards. Source: Li and Li, arXiv 2410.11287, eq. 10.
+    """
+    q = (logits[..., 1] - logits[..., 0]).float()
+    step = known & (torch.arange(q.shape[1], device=q.device) > 0)
+    right, wrong = step & (p_target >= 0.5), step & (p_target < 0.5)
+    q = torch.where(torch.arange(q.shape[1], device=q.device) > 0, q, 0.0)
+    right = right | (
+        torch.arange(q.shape[1], device=q.device) == 0
+    )  # the root: Q = 0, before every right step
+    so_far = torch.logcumsumexp(q.masked_fill(~right, -torch.inf), dim=1)
+    against = torch.logsumexp((q + margin).masked_fill(~wrong, -math.inf), dim=1, keepdim=True)
+    each = torch.where(right, torch.logaddexp(so_far, against) - q, 0.0)
+    return (each.sum(1) / right.sum(1))[:, None].expand_as(q)
+
+
+def probability(log_value: Tensor, floor: float) -> Tensor:
+    """Return p of a value f + (1 - f) p given in logs."""
+    return ((log_value.exp() - floor) / (1 - floor)).clamp(0, 1)
+
+
+def divergence(
+    name: str,
+    log_target: Tensor,
+    known: Tensor,
+    logits: Tensor,
+    log_value: Tensor,
+    floor: float,
+    margin: float = 4.0,
+) -> Tensor:
+    """Return the loss ``name`` of every prefix, zero where it has no target.
 
     Parameters
     ----------
     name : str
-        One of :data:`DIVERGENCES`; ``bce`` and ``mse`` compare probabilities, the others values.
+        One of :data:`DIVERGENCES`; ``bce``, ``mse`` and ``pqm`` compare probabilities, the others values.
     log_target, log_value : Tensor
-        log U and log V, nats.
+        (B, T + 1) log U and log V, nats.
+    known : Tensor
+        (B, T + 1) bool, which prefixes have a target.
     logits : Tensor
-        (..., 2), of which ``log_value`` was made.
+        (B, T + 1, 2), of which ``log_value`` was made.
     floor : float
         Of the tilt.
+    margin : float
+        Of ``pqm``, nats.
 
     Raises
     ------
     UserError
         On an unknown name.
     """
-    if name == "itakura_saito":
-        return itakura_saito(log_target, log_value)
-    if name == "poisson":
-        return poisson(log_target, log_value)
-    p_target = ((log_target.exp() - floor) / (1 - floor)).clamp(0, 1)
-    if name == "bce":
-        return bce(p_target, logits)
-    if name == "mse":
-        return mse(p_target, logits)
-    raise UserError(f"unknown divergence {name!r}", f"the divergences are: {', '.join(DIVERGENCES)}")
+    log_target = torch.where(known, log_target, 0.0)
+    if name in ("itakura_saito", "poisson"):
+        found = (itakura_saito if name == "itakura_saito" else poisson)(log_target, log_value)
+    elif name == "contrastive":
+        found = contrastive(log_target, log_value, known)
+    elif name in ("bce", "mse"):
+        found = (bce if name == "bce" else mse)(probability(log_target, floor), logits)
+    elif name == "pqm":
+        found = pqm(probability(log_target, floor), logits, known, margin)
+    else:
+        raise UserError(f"unknown divergence {name!r}", f"the divergences are: {', '.join(DIVERGENCES)}")
+    return torch.where(known, found, 0.0)
+
+
+def bellman_residual(
+    log_value: Tensor, log_next: Tensor, log_child: Tensor, log_count: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the unbiased estimate of (rho - 1)^2 at each prefix, and where there is one: two next steps or more.
+
+    The gradient is to flow through all arguments. The product of two different next steps is averaged over all pairs,
+    so neither the value nor its gradient carries the conditional variance that the square of one does.
+
+    Parameters
+    ----------
+    log_value, log_next : Tensor
+        (B, T) at the prefix and after the own step, nats.
+    log_child, log_count : Tensor
+        (B, T, C) distinct alternatives and log of how often each was drawn, -inf where there is none.
+
+    Returns
+    -------
+    tuple of Tensor
+        (B, T) estimates, zero where there is none, and bool.
+
+    Notes
+    -----
+    Source: docs/equations.md, sections 6 and 8 (double sampling).
+    """
+    values = torch.cat([log_next[..., None], log_child], dim=-1)
+    count = torch.cat([torch.ones_like(log_next)[..., None], log_count.exp()], dim=-1)
+    x = torch.expm1(torch.where(count > 0, values - log_value[..., None], 0.0))
+    k = count.sum(-1)
+    pairs = (count * x).sum(-1) ** 2 - (count * x**2).sum(-1)
+    return torch.where(k > 1, pairs / (k * (k - 1)).clamp(min=1), 0.0), k > 1

@@ -1,68 +1,165 @@
-"""Writing a trained value model: weights, head, tokenizer, settings and the training log, in one rename."""
+"""What a checkpoint says of itself: ``rmtools.json``, the training log, and a model card with the figures."""
 
+import hashlib
 import json
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rmtools.data.rollouts import Rollout, RolloutMetadata
-from rmtools.files import replacing, write_json
+from rmtools.errors import UserError
+from rmtools.files import write_json, write_text
 from rmtools.lm.checkpoint import CheckpointSettings, fingerprint
-from rmtools.train.trainer import PRMTrainer
+
+if TYPE_CHECKING:
+    from transformers import TrainerState
+
+    from rmtools.train.config import PRMConfig
 
 LOG_FILE = "training_log.json"
+CARD_FILE = "README.md"
 
 
 def settings_for(
-    policy: str, metadata: RolloutMetadata, rows: list[Rollout], trainer: PRMTrainer, data: str
+    base: str,
+    revision: str,
+    metadata: RolloutMetadata,
+    rows: Sequence[Rollout],
+    config: "PRMConfig",
+    data: str,
 ) -> CheckpointSettings:
-    """Return what the checkpoint must remember."""
+    """Return what a checkpoint trained on ``rows`` must remember; ``data`` says where they were.
+
+    Where the rollouts do not say which policy made them, the base model stands in for it.
+    """
     import peft
     import torch
     import transformers
 
-    config = trainer.args
     versions = {m.__name__: str(m.__version__) for m in (torch, transformers, peft)}
+    objective = {k: v for k, v in asdict(config.objective()).items() if k != "floor"}
+    weights = fingerprint(base)
     return CheckpointSettings(
-        policy=policy,
-        policy_fingerprint=fingerprint(policy),
+        policy=metadata.policy or base,
+        policy_fingerprint=metadata.policy_fingerprint if metadata.policy else weights,
+        base=base,
+        base_revision=revision,
+        base_fingerprint=weights,
         task=metadata.task,
         horizon=metadata.horizon,
         steps=metadata.steps,
         floor=config.floor,
-        # Converted rollouts do not say; 1 is the policy's own law.
         temperature=1.0 if metadata.temperature is None else metadata.temperature,
         seed=config.seed,
-        base_rate=float(np.mean([r.outcome for r in rows])),
+        base_rate=base_rate(rows),
         training={
-            "target": config.target,
-            "divergence": config.divergence,
+            **objective,
             "ema_decay": config.ema_decay,
-            "global_steps": trainer.state.global_step,
             "rollouts": data,
             "rollouts_seed": metadata.seed,
+            "rollouts_fingerprint": rollouts_fingerprint(rows),
             "trajectories": len(rows),
             "versions": versions,
         },
     )
 
 
-def save_checkpoint(trainer: PRMTrainer, settings: CheckpointSettings, folder: Path) -> None:
-    """Write the checkpoint; what stood at ``folder`` before is replaced only when all of it is written."""
-    from safetensors import SafetensorError
-
-    with replacing(folder) as temporary:
-        temporary.mkdir()
-        try:
-            trainer.accelerator.unwrap_model(trainer.model).save_pretrained(str(temporary))
-        except SafetensorError as error:  # a full disk is not an OSError there
-            raise OSError(str(error)) from error
-        trainer.steps.tokenizer.save_pretrained(str(temporary))
-        write_json(temporary / LOG_FILE, log_rows(trainer.state.log_history))
-        settings.save(temporary, seen_from=folder)
+def base_rate(rows: Sequence[Rollout]) -> float:
+    """Return the mean reward, or of rows without rewards the mean label: the constant control."""
+    rewards = [r.reward for r in rows if r.reward is not None]
+    labels = [x for r in rows for x in r.labels or () if x is not None]
+    return float(np.mean(rewards or labels))
 
 
-def log_rows(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the trainer's log as JSON values."""
-    return json.loads(json.dumps(history, default=float))
+def rollouts_fingerprint(rows: Sequence[Rollout]) -> str:
+    """Return a short hash of everything in ``rows``."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(json.dumps(asdict(row)).encode())
+    return digest.hexdigest()[:16]
+
+
+def write_description(
+    folder: Path, seen_from: Path, settings: CheckpointSettings | None, state: "TrainerState"
+) -> None:
+    """Write log, card and settings of a training at ``state`` into ``folder``, which will be moved to ``seen_from``."""
+    log = json.loads(json.dumps(state.log_history, default=float))
+    write_json(folder / LOG_FILE, log)
+    if settings is None:
+        return
+    settings = replace(settings, training={**settings.training, "global_steps": state.global_step})
+    settings.save(folder, seen_from=seen_from)
+    write_text(folder / CARD_FILE, card(settings, log))
+
+
+def card(settings: CheckpointSettings, log: Sequence[dict[str, Any]]) -> str:
+    """Return the model card."""
+    training, base = (
+        settings.training,
+        Path(settings.base).name if Path(settings.base).is_dir() else settings.base,
+    )
+    evaluated = [row for row in log if any(k.startswith("eval_") for k in row)]
+    lines = [
+        "---",
+        "library_name: rmtools",
+        "pipeline_tag: token-classification",
+        "tags: [process-reward-model, rmtools]",
+        "---",
+        "",
+        "# Process reward model",
+        "",
+        f"A two-label token classifier over `{base}`, read at the last token of the prompt and of every step: softmax[1] "
+        "estimates the probability that the solution will be right. Steps end with "
+        f"`{json.dumps(settings.steps.delimiter)}`; prompt and steps are tokenised apart and joined. The value is "
+        f"f + (1 - f) p with floor f = {settings.floor:g}.",
+        "",
+        f"Target `{training['target']}`, divergence `{training['divergence']}`, {training['global_steps']} optimiser steps on "
+        f"{training['trajectories']} trajectories; everything else is in `rmtools.json`.",
+        "",
+        *(
+            figures(evaluated[-1])
+            if evaluated
+            else ["Not evaluated on held-out rollouts while training.", ""]
+        ),
+        "    rmtools audit --model <this folder> --rollouts <held-out rollouts> --out audit",
+        "    rmtools export --model <this folder> --merge --out merged   # plain transformers, no rmtools needed",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def figures(row: dict[str, Any]) -> list[str]:
+    """Return the last held-out metrics as a table."""
+    named = {k.removeprefix("eval_"): v for k, v in row.items() if k.startswith("eval_")}
+    cells = [f"| {k} | {v:.4g} |" for k, v in named.items()]
+    return [
+        f"Held-out metrics after {row['step']} optimiser steps:",
+        "",
+        "| metric | value |",
+        "| --- | --- |",
+        *cells,
+        "",
+    ]
+
+
+def checkpoint_to_resume(named: str | None, out: Path) -> str | None:
+    """Return the checkpoint folder to go on from; ``true`` or ``last`` is the newest below ``out``.
+
+    Raises
+    ------
+    UserError
+        If there is none.
+    """
+    from transformers.trainer_utils import get_last_checkpoint
+
+    if not named or named.lower() == "false":
+        return None
+    found = get_last_checkpoint(str(out)) if named.lower() in ("true", "last") else named
+    if found is None or not (Path(found) / "trainer_state.json").exists():
+        raise UserError(
+            f"there is no checkpoint to resume from at {out if found is None else found}",
+            "name a checkpoint-<n> folder, or `last`; a run saves them with --save_strategy steps",
+        )
+    return found

@@ -1,7 +1,16 @@
 """What the value of a prefix is regressed on (docs/equations.md, section 8). All in log values, nats.
 
 ``mc`` is the outcome, averaged over the completions of the prefix; ``td`` the bootstrap value one step on,
-averaged over the children; ``td_lambda`` the lambda-return between the two.
+averaged over the children; ``n_step`` the same ``n`` steps on; ``td_lambda`` the lambda-return between them;
+``labels`` the given step labels. A trajectory that was cut short has no outcome of its own at its last prefix:
+returns then end in the bootstrap value there, and that prefix has no target.
+
+>>> import torch
+>>> after, none = torch.tensor([[0.2, 0.5]]).log(), torch.zeros(1, 2, 0)
+>>> one = one_step(after, none, none)
+>>> returns = lambda_return(one, torch.tensor([0.5]).log(), torch.tensor([2]), 0.5)
+>>> [round(x, 3) for x in returns.exp()[0].tolist()]
+[0.35, 0.5, 0.5]
 """
 
 import math
@@ -11,7 +20,8 @@ from torch import Tensor
 
 from rmtools.errors import UserError
 
-TARGETS = ("mc", "td", "td_lambda")
+TARGETS = ("mc", "td", "td_lambda", "n_step", "labels")
+BOOTSTRAPPED = ("td", "td_lambda", "n_step")
 
 
 def monte_carlo(log_potential: Tensor, log_completion: Tensor) -> Tensor:
@@ -30,10 +40,11 @@ def monte_carlo(log_potential: Tensor, log_completion: Tensor) -> Tensor:
         (B, T + 1).
     """
     own = log_potential[:, None, None].expand(-1, log_completion.shape[1], 1)
-    return mean_in_logs(torch.cat([own, log_completion], dim=-1))
+    values = torch.cat([own, log_completion], dim=-1)
+    return mean_in_logs(values, torch.where(values > -math.inf, 0.0, -math.inf))
 
 
-def one_step(log_next: Tensor, log_child: Tensor) -> Tensor:
+def one_step(log_next: Tensor, log_child: Tensor, log_count: Tensor) -> Tensor:
     """Return log of the mean value one step on, over the trajectory's own step and its alternatives.
 
     Parameters
@@ -41,31 +52,36 @@ def one_step(log_next: Tensor, log_child: Tensor) -> Tensor:
     log_next : Tensor
         (B, T) bootstrap value after the own step; the potential where that step ends.
     log_child : Tensor
-        (B, T, C) bootstrap values of the alternatives, -inf where there is none.
+        (B, T, C) bootstrap values of the distinct alternatives.
+    log_count : Tensor
+        (B, T, C) log of how often each was drawn, -inf where there is none.
 
     Returns
     -------
     Tensor
         (B, T).
     """
-    return mean_in_logs(torch.cat([log_next[..., None], log_child], dim=-1))
+    own = log_next[..., None]
+    return mean_in_logs(
+        torch.cat([own, log_child], dim=-1), torch.cat([torch.zeros_like(own), log_count], dim=-1)
+    )
 
 
-def mean_in_logs(log_values: Tensor) -> Tensor:
-    """Return log mean exp over the last axis, entries of -inf left out of the count."""
-    count = (log_values > -math.inf).sum(-1)
-    return torch.logsumexp(log_values, dim=-1) - count.log()
+def mean_in_logs(log_values: Tensor, log_count: Tensor) -> Tensor:
+    """Return the log of the weighted mean of exp over the last axis; what has weight zero is not looked at."""
+    counted = torch.where(log_count > -math.inf, log_values, 0.0)
+    return torch.logsumexp(counted + log_count, dim=-1) - torch.logsumexp(log_count, dim=-1)
 
 
-def lambda_return(log_one_step: Tensor, log_potential: Tensor, length: Tensor, lam: float) -> Tensor:
-    """Return log G with G_t = (1 - lambda) U_t + lambda G_{t+1}, and G the potential from the last prefix on.
+def lambda_return(log_one_step: Tensor, log_end: Tensor, length: Tensor, lam: float) -> Tensor:
+    """Return log G with G_t = (1 - lambda) U_t + lambda G_{t+1}, and G the end from the last prefix on.
 
     Parameters
     ----------
     log_one_step : Tensor
         (B, T) one-step targets log U_t.
-    log_potential : Tensor
-        (B,).
+    log_end : Tensor
+        (B,) log potential, or the bootstrap value of the last prefix of a trajectory that was cut short.
     length : Tensor
         (B,) steps of each trajectory; entries beyond are padding.
     lam : float
@@ -78,7 +94,7 @@ def lambda_return(log_one_step: Tensor, log_potential: Tensor, length: Tensor, l
     """
     if not 0 <= lam <= 1:
         raise UserError(f"td_lambda must be in [0, 1], got {lam}")
-    result = [log_potential]
+    result = [log_end]
     for t in range(log_one_step.shape[1] - 1, -1, -1):
         if lam == 0:
             mixed = log_one_step[:, t]
@@ -86,5 +102,46 @@ def lambda_return(log_one_step: Tensor, log_potential: Tensor, length: Tensor, l
             mixed = result[-1]
         else:
             mixed = torch.logaddexp(math.log1p(-lam) + log_one_step[:, t], math.log(lam) + result[-1])
-        result.append(torch.where(t < length, mixed, log_potential))
+        result.append(torch.where(t < length, mixed, log_end))
     return torch.stack(result[::-1], dim=1)
+
+
+def n_step_return(log_one_step: Tensor, log_end: Tensor, length: Tensor, n: int) -> Tensor:
+    """Return log of the value ``n`` steps on, the last of them averaged over the children of the prefix before.
+
+    Parameters
+    ----------
+    log_one_step, log_end, length : Tensor
+        As :func:`lambda_return`.
+    n : int
+        At least 1, which is ``td``; where fewer steps are left, the end.
+
+    Returns
+    -------
+    Tensor
+        (B, T + 1).
+    """
+    if n < 1:
+        raise UserError(f"n_step must be at least 1, got {n}", "1 is target td")
+    horizon = log_one_step.shape[1]
+    at = torch.arange(horizon + 1, device=length.device)[None, :] + (n - 1)
+    ahead = log_one_step.gather(1, at.clamp(max=horizon - 1).expand(len(length), -1))
+    return torch.where(at < length[:, None], ahead, log_end[:, None])
+
+
+def given_labels(log_label: Tensor) -> Tensor:
+    """Return the labels of the steps as targets of the prefixes they end, the first one's also of the root.
+
+    The value of the root is the mean value of first steps, so a first step's label is a one-step target of it.
+
+    Parameters
+    ----------
+    log_label : Tensor
+        (B, T) log values of the labels, NaN where a step has none.
+
+    Returns
+    -------
+    Tensor
+        (B, T + 1).
+    """
+    return torch.cat([log_label[:, :1], log_label], dim=1)

@@ -1,46 +1,27 @@
 """The process reward model trainer: transformers' Trainer with targets, divergences and a bootstrap copy."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import PreTrainedModel, Trainer, TrainerCallback
+from transformers import PreTrainedModel, Trainer
 
 from rmtools.core.tilt import Tilt
 from rmtools.data.rollouts import Rollout
-from rmtools.data.scoring import training_metrics
 from rmtools.errors import UserError
+from rmtools.files import replacing_files
+from rmtools.lm.checkpoint import SETTINGS_FILE, CheckpointSettings
 from rmtools.lm.steps import StepTokenizer
-from rmtools.lm.value import ValueModel, log_value_from_logits
-from rmtools.train.collate import Collator, example
+from rmtools.lm.value import ConstantValue, ValueModel
+from rmtools.train.bootstrap import EMACopy
+from rmtools.train.collate import Collator
 from rmtools.train.config import PRMConfig
-from rmtools.train.losses import divergence
-from rmtools.train.targets import lambda_return, monte_carlo, one_step
-
-
-class EMACopy(TrainerCallback):
-    """An exponential moving average of the trainable weights, updated after every optimiser step.
-
-    Parameters
-    ----------
-    model : torch.nn.Module
-        Whose trainable parameters are followed.
-    decay : float
-        0 follows the current weights.
-    """
-
-    def __init__(self, model: torch.nn.Module, decay: float) -> None:
-        self.decay = decay
-        self.model = model
-        self.weights = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
-
-    @torch.no_grad()
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Move the average towards the current weights."""
-        for name, parameter in self.model.named_parameters():
-            if name in self.weights:
-                self.weights[name] = self.weights[name].to(parameter.device).lerp_(parameter, 1 - self.decay)
+from rmtools.train.examples import prepare
+from rmtools.train.metrics import SharedOut, held_out_metrics
+from rmtools.train.objective import Objective, read_values
+from rmtools.train.sampler import LengthGrouped
+from rmtools.train.save import write_description
 
 
 class PRMTrainer(Trainer):
@@ -54,12 +35,21 @@ class PRMTrainer(Trainer):
     steps : StepTokenizer
     train_rollouts : sequence of Rollout
     eval_rollouts : sequence of Rollout, optional
-        Held-out, with children: the metrics need them.
+        Held-out; with children the metrics include the Bellman error.
+    settings : CheckpointSettings, optional
+        Written with every checkpoint; without, `rmtools audit` cannot load what is saved.
+
+    Raises
+    ------
+    UserError
+        If a row lacks what the target needs, no row is left within ``max_length``, or held-out prompts are trained on.
 
     Notes
     -----
-    The loss of a trajectory is the mean over its T + 1 prefixes (root to end); the last one's target is the
-    potential, so that the model also values finished solutions. Source: docs/equations.md, section 8.
+    The loss is the mean over the prefixes that have a target (root to end); the last one's is the
+    potential, so that the model also values finished solutions. It is normalised by the mean number of such prefixes
+    a row, not by the batch's own, so that batches of similar length weigh every prefix alike.
+    Source: docs/equations.md, section 8.
     """
 
     args: PRMConfig
@@ -71,84 +61,153 @@ class PRMTrainer(Trainer):
         steps: StepTokenizer,
         train_rollouts: Sequence[Rollout],
         eval_rollouts: Sequence[Rollout] = (),
+        settings: CheckpointSettings | None = None,
         **kwargs: Any,
     ) -> None:
-        self.steps = steps
+        self.steps, self.settings = steps, settings
         self.tilt = Tilt(args.floor)
+        self.objective: Objective = args.objective()
         self.eval_rollouts = list(eval_rollouts)
-        if args.eval_strategy != "no" and not self.eval_rollouts:
-            raise UserError(
-                "eval_strategy asks for evaluations, but there are no held-out rollouts (eval_rollouts)",
-                "name some with eval_rollouts, or set eval_strategy: no",
-            )
-        shared = {r.prompt_id for r in train_rollouts} & {r.prompt_id for r in eval_rollouts}
-        if shared:
-            raise UserError(
-                f"{len(shared)} prompts are in the training and in the held-out rollouts: the metrics would be of rows "
-                "the model was trained on",
-                "make the held-out rollouts with another --seed",
-            )
+        self._constant: dict[str, float] = {}
+        check_held_out(train_rollouts, self.eval_rollouts, args.eval_strategy != "no")
+        check_children(train_rollouts, args.bellman_residual)
         for row in train_rollouts[:64]:
             steps.check(row.prompt, row.steps)
+        limit = args.max_length or getattr(model.config, "max_position_embeddings", None)
+        self.prepared = prepare(train_rollouts, steps, self.tilt, args.target, limit)
+        examples = self.prepared.examples
+        self.targets_per_row = sum(map(self.objective.count, examples)) / len(examples)
         super().__init__(
             model=model,
             args=args,
-            data_collator=Collator(steps.pad_id),
-            train_dataset=[example(r, steps, self.tilt) for r in train_rollouts],
+            data_collator=Collator(steps.pad_id, children=self.objective.reads_children),
+            train_dataset=examples,
             eval_dataset=self.eval_rollouts or None,
             processing_class=steps.tokenizer,
             **kwargs,
         )
         self.bootstrap = EMACopy(model, args.ema_decay)
-        self.add_callback(self.bootstrap)
+        if self.objective.bootstraps and args.ema_decay:
+            self.add_callback(self.bootstrap)
         self.model_accepts_loss_kwargs = False
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_train_sampler(train_dataset)
+        reads = self.objective.reads_children
+        lengths = [len(e.tree.ids) if reads else int(e.tree.reads[-1]) + 1 for e in self.prepared.examples]
+        rows = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        return LengthGrouped(lengths, rows, self.args.data_seed or self.args.seed)
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Return the mean divergence over the prefixes of the batch."""
+        """Return the loss of the batch; raises ``ValueError`` where it is NaN or infinite."""
+        copy = None
+        if self.objective.bootstraps and self.args.ema_decay:
+            copy = read_values(self.bootstrap.logits(inputs["model"]), inputs, self.args.floor)[1]
         logits = model(**inputs["model"]).logits
-        at = logits.gather(1, inputs["reads"][..., None].expand(-1, -1, logits.shape[-1]))
-        log_value = log_value_from_logits(at, self.tilt.floor)
-        log_target = self.log_targets(model, inputs)
-        loss = divergence(self.args.divergence, log_target, at, log_value, self.tilt.floor)
-        depth = torch.arange(loss.shape[1], device=loss.device)[None, :]
-        real = depth <= inputs["length"][:, None]
-        loss = (loss * real).sum() / real.sum()
+        at, now = read_values(logits, inputs, self.args.floor)
+        total = self.objective.loss(inputs, at, now, now if copy is None else copy)
+        loss = total / (len(inputs["length"]) * self.targets_per_row)
+        if not bool(torch.isfinite(loss)):
+            raise ValueError(
+                f"the training loss is {float(loss)} at optimiser step {self.state.global_step}: "
+                "lower the learning rate or max_grad_norm"
+            )
         return (loss, logits) if return_outputs else loss
-
-    @torch.no_grad()
-    def log_targets(self, model: Any, inputs: dict[str, Any]) -> Tensor:
-        """Return log U (B, T + 1) nats of every prefix; at the last one the potential."""
-        phi, length = inputs["log_potential"], inputs["length"]
-        if self.args.target == "mc":
-            return monte_carlo(phi, inputs["completion_log_potential"])
-        own, child = self._bootstrap_values(model, inputs)
-        depth = torch.arange(own.shape[1], device=own.device)[None, :]
-        after = torch.where(depth + 1 >= length[:, None], phi[:, None], own)
-        lam = self.args.td_lambda if self.args.target == "td_lambda" else 0.0
-        return lambda_return(one_step(after, child), phi, length, lam)
-
-    def _bootstrap_values(self, model: Any, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """Return log values of the copy after the own step (B, T) and at the children (B, T, C)."""
-        bare = self.accelerator.unwrap_model(model)
-        logits = torch.func.functional_call(bare, self.bootstrap.weights, kwargs=inputs["model"]).logits
-        value = log_value_from_logits(logits, self.tilt.floor)
-        reads = inputs["child_reads"]
-        child = value.gather(1, reads.clamp(min=0).flatten(1)).view(reads.shape)
-        ended = inputs["child_log_potential"]
-        child = torch.where(torch.isnan(ended), child, ended).masked_fill(reads < 0, -torch.inf)
-        return value.gather(1, inputs["reads"][:, 1:]), child
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Return and log the held-out metrics: noise-corrected RMS log Bellman error (terminal verifier), Brier score."""
+        """Return and log the held-out metrics, and those of the constant control as ``constant_…``."""
         model = self.accelerator.unwrap_model(self.model)
         was_training = model.training
-        found = training_metrics(self.eval_rollouts, ValueModel(model, self.steps, self.tilt))
+        scorer = SharedOut(
+            ValueModel(model, self.steps, self.tilt),
+            self.accelerator.process_index,
+            self.accelerator.num_processes,
+            gather_lists,
+        )
+        if not self._constant:
+            self._constant = self._control()
+        found = held_out_metrics(self.eval_rollouts, scorer) | self._constant
         model.train(was_training)
         metrics = {f"{metric_key_prefix}_{k}": v for k, v in found.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def _control(self) -> dict[str, float]:
+        """Return the metrics of the constant value: the training rows' mean reward, or mean label."""
+        known = [e.log_potential for e in self.prepared.examples if e.log_potential == e.log_potential]
+        labels = [x for e in self.prepared.examples for x in e.log_label.tolist() if x == x]
+        potentials = torch.tensor(known or labels, dtype=torch.float64).exp()
+        base_rate = (float(potentials.mean()) - self.args.floor) / (1 - self.args.floor)
+        found = held_out_metrics(self.eval_rollouts, ConstantValue(base_rate, self.steps, self.tilt))
+        named = ("rms_log_bellman", "brier", "label_brier")
+        return {f"constant_{k}": found[k] for k in named if k in found}
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """Write weights, head, tokenizer, settings and card; all files whole before the first takes its place."""
+        from safetensors import SafetensorError
+
+        folder = Path(output_dir or str(self.args.output_dir))
+        if not self.args.should_save:
+            super()._save(str(folder), state_dict)
+            return
+        with replacing_files(folder, last=SETTINGS_FILE) as temporary:
+            try:
+                super()._save(str(temporary), state_dict)
+                if (
+                    self.objective.bootstraps
+                    and self.args.ema_decay
+                    and folder.name.startswith("checkpoint-")
+                ):
+                    self.bootstrap.save(temporary)
+            except SafetensorError as error:  # a full disk is not an OSError there
+                raise OSError(str(error)) from error
+            (temporary / "training_args.bin").unlink(missing_ok=True)  # a pickle of this machine's paths
+            write_description(temporary, folder, self.settings, self.state)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.objective.bootstraps and self.args.ema_decay:
+            self.bootstrap.load(Path(resume_from_checkpoint))
+
+
+def gather_lists(mine: list[Any]) -> list[Any]:
+    """Return the lists of all processes, joined."""
+    from accelerate.utils import gather_object
+
+    return list(gather_object(mine))
+
+
+def check_held_out(train: Sequence[Rollout], held_out: Sequence[Rollout], evaluates: bool) -> None:
+    """Raise ``UserError`` where there is nothing to evaluate on, or it was trained on."""
+    if evaluates and not held_out:
+        raise UserError(
+            "eval_strategy asks for evaluations, but there are no held-out rollouts (eval_rollouts)",
+            "name some with eval_rollouts, or set eval_strategy: no",
+        )
+    shared = {r.prompt_id for r in train} & {r.prompt_id for r in held_out}
+    if shared:
+        raise UserError(
+            f"{len(shared)} prompts are in the training and in the held-out rollouts: the metrics would be of rows "
+            "the model was trained on",
+            "make the held-out rollouts with another --seed",
+        )
+
+
+def check_children(rows: Sequence[Rollout], weight: float) -> None:
+    """Raise ``UserError`` where a Bellman residual is asked for of rows that have one next step a prefix."""
+    if weight and not any(at for r in rows for at in r.children):
+        raise UserError(
+            "bellman_residual needs two independent next steps of a prefix, the training rollouts have no children",
+            "make them with `rmtools rollout --children 2` or more, or set bellman_residual: 0",
+        )
+    if weight and any(r.reward is None for r in rows):
+        raise UserError(
+            "bellman_residual needs outcomes, and a training row has reward null",
+            "give rollouts with rewards, or set bellman_residual: 0",
+        )

@@ -21,10 +21,12 @@ from rmtools.lm.checkpoint import (
 )
 from rmtools.lm.policy import Policy
 from rmtools.lm.value import ValueModel
+from rmtools.train.bootstrap import EMACopy
 from rmtools.train.config import PRMConfig
 from rmtools.train.lora import lora_config
-from rmtools.train.save import LOG_FILE, save_checkpoint, settings_for
-from rmtools.train.trainer import EMACopy, PRMTrainer
+from rmtools.train.objective import read_values
+from rmtools.train.save import LOG_FILE, settings_for
+from rmtools.train.trainer import PRMTrainer
 
 
 @pytest.fixture(scope="module")
@@ -61,9 +63,11 @@ def adapted(policy_folder):
     return get_peft_model(model, lora_config(ModelConfig(lora_r=4, lora_alpha=8)))
 
 
-def trainer_for(policy_folder, step_tokenizer, rows, tmp_path, held_out=(), model=None, **changes):
+def trainer_for(
+    policy_folder, step_tokenizer, rows, tmp_path, held_out=(), model=None, settings=None, **changes
+):
     return PRMTrainer(
-        model or adapted(policy_folder), config(tmp_path, **changes), step_tokenizer, rows, held_out
+        model or adapted(policy_folder), config(tmp_path, **changes), step_tokenizer, rows, held_out, settings
     )
 
 
@@ -122,9 +126,15 @@ def test_training_lowers_the_loss(policy_folder, step_tokenizer, rollouts, tmp_p
 
 
 def batch_of(trainer, rows):
-    from rmtools.train.collate import example
+    from rmtools.train.examples import example
 
     return trainer.data_collator([example(r, trainer.steps, trainer.tilt) for r in rows])
+
+
+def log_targets(trainer, batch):
+    """log U as the trainer makes them."""
+    copy = read_values(trainer.bootstrap.logits(batch["model"]), batch, trainer.args.floor)[1]
+    return trainer.objective.targets(batch, copy)[0]
 
 
 def plain_targets(rows, value, phi, lam):
@@ -174,7 +184,7 @@ def test_targets_are_the_definition(policy_folder, step_tokenizer, tmp_path, tar
         return math.exp(scorer.score([step_tokenizer.encode(prompt, steps)])[0].log_value[-1])
 
     expected = plain_targets(RAGGED, value, lambda r: 0.05 + 0.95 * r, lam)
-    found = trainer.log_targets(model, batch_of(trainer, RAGGED)).exp().numpy()
+    found = log_targets(trainer, batch_of(trainer, RAGGED)).exp().numpy()
     for row, e in zip(found, expected, strict=True):
         np.testing.assert_allclose(row[: len(e)], e, rtol=2e-5)
 
@@ -190,7 +200,7 @@ def test_monte_carlo_targets_and_the_loss_by_hand(policy_folder, step_tokenizer,
         [np.mean([1.0, 0.0, 0.0]), 1.0],
         [0.0] * 4,
     ]
-    found = trainer.log_targets(model, batch).exp().numpy()
+    found = log_targets(trainer, batch).exp().numpy()
     losses = []
     scored = ValueModel(model, step_tokenizer, Tilt(0.05)).score(
         [step_tokenizer.encode(r.prompt, r.steps) for r in RAGGED]
@@ -204,10 +214,25 @@ def test_monte_carlo_targets_and_the_loss_by_hand(policy_folder, step_tokenizer,
     assert trainer.compute_loss(model, batch).item() == pytest.approx(np.mean(losses), rel=1e-4)
 
 
-def test_no_gradient_flows_through_the_target(policy_folder, step_tokenizer, tmp_path):
+@pytest.mark.parametrize("decay", [0.0, 0.5])
+def test_no_gradient_flows_through_the_target(policy_folder, step_tokenizer, tmp_path, decay):
+    """The gradient is that of the same loss with the targets as constants."""
     model = adapted(policy_folder)
-    trainer = trainer_for(policy_folder, step_tokenizer, RAGGED, tmp_path, model=model, ema_decay=0.0)
-    assert not trainer.log_targets(model, batch_of(trainer, RAGGED)).requires_grad
+    perturb(model)
+    trainer = trainer_for(
+        policy_folder, step_tokenizer, RAGGED, tmp_path, model=model, ema_decay=decay, divergence="poisson"
+    )
+    batch = batch_of(trainer, RAGGED)
+    trainer.compute_loss(model, batch).backward()
+    found = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    u = log_targets(trainer, batch).exp()
+    now = read_values(model(**batch["model"]).logits, batch, 0.05)[1].prefix
+    real = torch.arange(4)[None] <= batch["length"][:, None]
+    (((u * (u.log() - now) - u + now.exp()) * real).sum() / real.sum()).backward()
+    for name, p in model.named_parameters():
+        if p.grad is not None:
+            torch.testing.assert_close(found[name], p.grad, rtol=1e-4, atol=1e-6)
 
 
 def test_the_copy_is_an_exponential_moving_average():
@@ -229,11 +254,11 @@ def test_targets_come_from_the_copy_not_the_current_weights(policy_folder, step_
     perturb(model)
     trainer = trainer_for(policy_folder, step_tokenizer, RAGGED, tmp_path, model=model, ema_decay=0.98)
     batch = batch_of(trainer, RAGGED)
-    before = trainer.log_targets(model, batch)
+    before = log_targets(trainer, batch)
     perturb(model, 1)
-    torch.testing.assert_close(trainer.log_targets(model, batch), before)
+    torch.testing.assert_close(log_targets(trainer, batch), before)
     trainer.bootstrap.on_step_end(None, None, None)
-    assert not torch.allclose(trainer.log_targets(model, batch), before)
+    assert not torch.allclose(log_targets(trainer, batch), before)
 
 
 @pytest.mark.parametrize(
@@ -265,14 +290,13 @@ def test_rows_that_do_not_tokenise_apart_are_refused(policy_folder, step_tokeniz
 @pytest.fixture(scope="module")
 def saved(policy_folder, step_tokenizer, rollouts, tmp_path_factory, settings):
     folder = tmp_path_factory.mktemp("train") / "prm"
-    trainer = trainer_for(policy_folder, step_tokenizer, rollouts, folder.parent)
-    trainer.train()
     metadata = RolloutMetadata(
         str(policy_folder), fingerprint(policy_folder), "crossing", 3, settings, 1.6, 5
     )
-    save_checkpoint(
-        trainer, settings_for(str(policy_folder), metadata, rollouts, trainer, "rollouts"), folder
-    )
+    remembered = settings_for(str(policy_folder), "", metadata, rollouts, config(folder.parent), "rollouts")
+    trainer = trainer_for(policy_folder, step_tokenizer, rollouts, folder.parent, settings=remembered)
+    trainer.train()
+    trainer.save_model(str(folder))
     return folder, trainer
 
 

@@ -1,0 +1,242 @@
+r"""Which target with which divergence? Value models of the task crossing against enumerated truth.
+
+    python benchmarks/losses_on_crossing.py run --out runs/losses --horizon 8
+    python benchmarks/losses_on_crossing.py table --out runs/losses
+
+Every combination gets the same policy, the same 8,192 trajectories, the same number of optimiser steps and the same
+learning rate. Figures are of prompts that were not trained on: RMS of log rho and of rho - 1 from enumerated next steps, Brier
+and AUC of p against outcomes at all prefixes, and sigma^2 (docs/equations.md, section 5) of the policy written out as a table,
+pooled over prompts; terminal the verifier's potential. One line of JSON a run, appended: a rerun goes on where it stopped.
+"""
+
+import argparse
+import contextlib
+import itertools
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+
+STEPS, BATCH, PROMPTS, TRAJECTORIES = 500, 64, 1024, 8
+HELD_OUT, TABULATED, MIN_PROBABILITY = 96, 24, 1e-3
+# A second half of demonstrations this careful leaves a success rate of 4 to 10%; longer paths fail more often.
+CARE = {8: 0.35, 16: 0.62}
+RATE = {"lora": 3e-3, "full": 1e-3}
+PAIRS = [
+    *itertools.product(("mc", "td", "td_lambda", "n_step"), ("bce", "mse", "itakura_saito", "poisson")),
+    ("mc", "contrastive"),
+    ("td", "contrastive"),
+    ("labels", "pqm"),
+]
+
+
+def combinations(horizon: int) -> Iterator[dict[str, Any]]:
+    """Yield the runs, the most telling first."""
+    for method, floor in (("lora", 0.01), ("full", 0.01), ("lora", 0.05), ("full", 0.05)):
+        for seed, (target, divergence) in itertools.product(range(3), PAIRS):
+            yield {
+                "horizon": horizon,
+                "method": method,
+                "floor": floor,
+                "seed": seed,
+                "target": target,
+                "divergence": divergence,
+            }
+
+
+class Setting:
+    """One horizon: task, policy, rollouts to train on and rollouts to measure on."""
+
+    def __init__(self, out: Path, horizon: int) -> None:
+        from rmtools.data.collect import Branching, Collector
+        from rmtools.data.tasks import Crossing
+        from rmtools.lm.policy import load_policy
+        from rmtools.lm.steps import StepSettings
+
+        self.task, self.folder = Crossing(horizon), out / f"policy-{horizon}"
+        if not (self.folder / "gate.json").exists():
+            train_policy(self.folder, horizon)
+        self.policy = load_policy(self.folder, StepSettings(self.task.delimiter, horizon))
+        rng = np.random.default_rng([horizon, 1])
+        prompts = self.task.prompts(PROMPTS + HELD_OUT, rng)[0]
+        self.prompts = [p for p in dict.fromkeys(prompts[PROMPTS:]) if p not in set(prompts[:PROMPTS])]
+        self.rows = Collector(self.policy, self.task, Branching(TRAJECTORIES), rng).collect(prompts[:PROMPTS])
+        self.held_out = Collector(self.policy, self.task, Branching(4), rng).collect(self.prompts)
+
+    def labelled(self) -> list[Any]:
+        """Return the training rows with the outcome as the label of every step, for the ranking loss."""
+        from dataclasses import replace
+
+        return [replace(r, labels=[float(s) for s in self.step_labels(r)]) for r in self.rows]
+
+    def step_labels(self, row: Any) -> list[float]:
+        """Return 1 for the steps before the first wrong or failed one, 0 from there on."""
+        right = self.task.right_rows(row.prompt, row.steps)
+        good = [r and not s.endswith("x \n") for r, s in zip(right, row.steps, strict=True)]
+        return list(np.cumprod(good).astype(float))
+
+
+def train_policy(folder: Path, horizon: int) -> None:
+    """Make the policy with the recipe; its gate is for T = 8 and may fail elsewhere."""
+    recipe = Path(__file__).parents[1] / "recipes" / "train_policy.py"
+    command = [sys.executable, str(recipe), "--out", str(folder), "--horizon", str(horizon)]
+    subprocess.run([*command, "--care", str(CARE.get(horizon, 0.5))], check=False)
+
+
+def train(setting: Setting, spec: dict[str, Any], out: Path) -> Any:
+    """Train one value model; return it as a scorer, and the seconds it took."""
+    from transformers import set_seed
+    from trl import ModelConfig
+
+    from rmtools.core.tilt import Tilt
+    from rmtools.lm.value import ValueModel
+    from rmtools.train.config import PRMConfig
+    from rmtools.train.lora import build_model
+    from rmtools.train.trainer import PRMTrainer
+
+    config = PRMConfig(
+        output_dir=str(out / "unused"),
+        target=spec["target"],
+        divergence=spec["divergence"],
+        floor=spec["floor"],
+        seed=spec["seed"],
+        max_steps=STEPS,
+        per_device_train_batch_size=BATCH,
+        learning_rate=RATE[spec["method"]],
+        lr_scheduler_type="cosine",
+        warmup_steps=30,
+        weight_decay=0.0,
+        report_to="none",
+        use_cpu=True,
+        disable_tqdm=True,
+        logging_strategy="no",
+        dataloader_pin_memory=False,
+    )
+    set_seed(spec["seed"])
+    flags = ModelConfig(use_peft=spec["method"] == "lora", lora_r=32, lora_alpha=64)
+    model = build_model(str(setting.folder), flags, spec["seed"])
+    rows = setting.labelled() if spec["target"] == "labels" else setting.rows
+    trainer = PRMTrainer(model, config, setting.policy.steps, rows)
+    start = time.monotonic()
+    with contextlib.redirect_stdout(sys.stderr):
+        trainer.train()
+    seconds = time.monotonic() - start
+    return ValueModel(model, setting.policy.steps, Tilt(spec["floor"])), seconds
+
+
+def figures(setting: Setting, scorer: Any) -> dict[str, float]:
+    """Return what the model is worth on prompts it was not trained on."""
+    from rmtools.core.calibration import auc, brier
+    from rmtools.data.exact import exact_ratios
+    from rmtools.data.scoring import score_rollouts
+    from rmtools.lm.tabulate import tabulate
+
+    b = np.concatenate(exact_ratios(setting.policy, [scorer], setting.held_out, setting.task).log_error[0])
+    scored = score_rollouts(setting.held_out, scorer)
+    p = np.exp(scorer.tilt.log_probability(np.concatenate(scored.own_log_value)))
+    outcome = np.repeat(scored.reward, [len(v) for v in scored.own_log_value])
+    z2, sigma2, perfect = [], [], []
+    for prompt in setting.prompts[:TABULATED]:
+        choices = setting.task.step_choices(prompt, [])
+        model = tabulate(setting.policy, scorer, prompt, choices, setting.task.reward, MIN_PROBABILITY).model
+        exact = model.exact()
+        z2.append(np.exp(2 * exact.log_z))
+        sigma2.append(exact.sigma2)
+        perfect.append(exact.sigma2_true_value)
+    return {
+        "rms_log_rho": float(np.sqrt(np.nanmean(b**2))),
+        "rms_rho_minus_1": float(np.sqrt(np.nanmean(np.expm1(b) ** 2))),
+        "mean_log_rho": float(np.nanmean(b)),
+        "brier": float(brier(p, outcome)),
+        "auc": float(auc(p, outcome) or np.nan),
+        "sigma2": float(np.sum(np.asarray(z2) * sigma2) / np.sum(z2)),
+        "sigma2_of_the_true_value": float(np.sum(np.asarray(z2) * perfect) / np.sum(z2)),
+    }
+
+
+def controls(setting: Setting, floor: float) -> dict[str, float]:
+    """Return the figures of the constant base rate."""
+    from rmtools.core.tilt import Tilt
+    from rmtools.lm.value import ConstantValue
+
+    rate = float(np.mean([r.outcome for r in setting.rows]))
+    return figures(setting, ConstantValue(rate, setting.policy.steps, Tilt(floor)))
+
+
+def run(args: argparse.Namespace) -> None:
+    args.out.mkdir(parents=True, exist_ok=True)
+    log = args.out / f"losses-{args.horizon}.jsonl"
+    known = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    done = {json.dumps({k: v for k, v in row.items() if k not in ("figures", "seconds")}) for row in known}
+    setting = Setting(args.out, args.horizon)
+    rate = float(np.mean([r.outcome for r in setting.rows]))
+    print(f"T = {args.horizon}: {len(setting.rows)} trajectories, success {rate:.3f}", flush=True)
+    constants = [
+        {
+            "horizon": args.horizon,
+            "method": "constant",
+            "floor": f,
+            "seed": 0,
+            "target": "-",
+            "divergence": "-",
+        }
+        for f in (0.01, 0.05)
+    ]
+    for spec in [*constants, *combinations(args.horizon)]:
+        if json.dumps(spec) in done:
+            continue
+        if spec["method"] == "constant":
+            found, seconds = controls(setting, spec["floor"]), 0.0
+        else:
+            scorer, seconds = train(setting, spec, args.out)
+            found = figures(setting, scorer)
+        with log.open("a") as stream:
+            stream.write(json.dumps({**spec, "seconds": round(seconds, 1), "figures": found}) + "\n")
+        print(spec, {k: round(v, 3) for k, v in found.items()}, f"{seconds:.0f} s", flush=True)
+
+
+def table(args: argparse.Namespace) -> None:
+    """Print the medians over seeds, with the range of the first figure."""
+    rows = [
+        json.loads(line)
+        for f in sorted(args.out.glob("losses-*.jsonl"))
+        for line in f.read_text().splitlines()
+    ]
+    names = ("rms_log_rho", "rms_rho_minus_1", "mean_log_rho", "brier", "auc", "sigma2")
+    print(
+        "| T | method | floor | target | divergence | seeds | RMS log ρ [range] | RMS ρ − 1 | mean log ρ | Brier | AUC | σ² |"
+    )
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    key = ("horizon", "method", "floor", "target", "divergence")
+    groups: dict[tuple[Any, ...], list[dict[str, float]]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[k] for k in key), []).append(row["figures"])
+    for group in sorted(groups, key=lambda g: (*g[:3], np.median([f["rms_log_rho"] for f in groups[g]]))):
+        found = groups[group]
+        first = [f["rms_log_rho"] for f in found]
+        cells = [f"{np.median([f[n] for f in found]):.3g}" for n in names]
+        cells[0] += f" [{min(first):.3g}, {max(first):.3g}]"
+        print("| " + " | ".join([*map(str, group), str(len(found)), *cells]) + " |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=["run", "table"])
+    parser.add_argument("--out", type=Path, default=Path("runs/losses"))
+    parser.add_argument("--horizon", type=int, default=8)
+    args = parser.parse_args()
+    run(args) if args.what == "run" else table(args)
+
+
+if __name__ == "__main__":
+    main()

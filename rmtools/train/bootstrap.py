@@ -1,0 +1,66 @@
+"""The copy of the weights that gives bootstrap values: an exponential moving average, saved with every checkpoint."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import TrainerCallback
+
+from rmtools.errors import UserError
+
+FILE = "bootstrap.safetensors"
+
+
+class EMACopy(TrainerCallback):
+    """An exponential moving average of the trainable weights, updated after every optimiser step.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Whose trainable parameters are followed.
+    decay : float
+        In [0, 1); 0 follows the current weights.
+    """
+
+    def __init__(self, model: torch.nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.model = model
+        self.weights = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+
+    @torch.no_grad()
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Move the average towards the current weights."""
+        for name, parameter in self.model.named_parameters():
+            if name in self.weights:
+                self.weights[name] = self.weights[name].to(parameter.device).lerp_(parameter, 1 - self.decay)
+
+    @torch.no_grad()
+    def logits(self, inputs: dict[str, Any]) -> Tensor:
+        """Return the logits of the copy on the model's inputs."""
+        return torch.func.functional_call(self.model, self.weights, kwargs=inputs).logits
+
+    def save(self, folder: Path) -> None:
+        """Write the copy's weights into ``folder``."""
+        from safetensors.torch import save_file
+
+        save_file({n: w.contiguous() for n, w in self.weights.items()}, str(folder / FILE))
+
+    def load(self, folder: Path) -> None:
+        """Read the copy's weights; raises ``UserError`` where ``folder`` has none, or another model's."""
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            found = load_file(str(folder / FILE))
+        except (OSError, SafetensorError) as error:
+            raise UserError(
+                f"{folder} has no readable {FILE}: the bootstrap copy would start anew and the losses differ",
+                "resume from a checkpoint that this trainer saved",
+            ) from error
+        if {n: w.shape for n, w in found.items()} != {n: w.shape for n, w in self.weights.items()}:
+            raise UserError(
+                f"{folder / FILE} holds other weights than this model trains",
+                "resume with the same model flags",
+            )
+        self.weights = {n: found[n].to(w.device, w.dtype) for n, w in self.weights.items()}

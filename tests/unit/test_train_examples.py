@@ -1,0 +1,222 @@
+"""From rollouts to batches: what is encoded, counted, cut and left out."""
+
+import logging
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from rmtools.core.tilt import Tilt
+from rmtools.data.rollouts import Child, Rollout
+from rmtools.errors import UserError
+from rmtools.train.collate import Collator, ragged
+from rmtools.train.examples import example, prepare
+from rmtools.train.objective import Objective
+from rmtools.train.sampler import LengthGrouped
+
+FLOOR = 0.05
+
+ROWS = [
+    Rollout(
+        "a",
+        "r2 . \n",
+        ["u r3 \n", "s x \n"],
+        0.75,
+        [[Child("d r1 \n", False, None)], [Child("s r3 \n", True, 0.25)]],
+        [[0.5, 1.0], [0.0]],
+    ),
+    Rollout("b", "r1 . \n", ["u \n"], 0.0),
+]
+
+
+def test_examples_keep_soft_rewards(step_tokenizer):
+    """0.75 is not cast to 0: potentials of trajectory, ended child and completions."""
+    tilt = Tilt(FLOOR)
+    one = example(ROWS[0], step_tokenizer, tilt)
+    assert math.exp(one.log_potential) == pytest.approx(FLOOR + (1 - FLOOR) * 0.75)
+    assert np.isnan(one.child_log_potential[0]).all()
+    np.testing.assert_allclose(np.exp(one.child_log_potential[1]), FLOOR + (1 - FLOOR) * 0.25)
+    np.testing.assert_allclose(
+        np.exp(one.completion_log_potential[0]), [FLOOR + (1 - FLOOR) * r for r in (0.5, 1.0)]
+    )
+
+
+def test_a_batch_by_hand(step_tokenizer):
+    tilt = Tilt(FLOOR)
+    batch = Collator(step_tokenizer.pad_id)([example(r, step_tokenizer, tilt) for r in ROWS])
+    assert batch["reads"].tolist() == [[2, 5, 8], [2, 4, 0]]
+    assert batch["length"].tolist() == [2, 1]
+    assert batch["child_reads"].tolist() == [[[11], [-1]], [[-1], [-1]]]  # one child goes on, one ended
+    assert batch["child_log_count"].exp().tolist() == [[[1], [1]], [[0], [0]]]
+    assert batch["complete"].tolist() == [True, True]
+    assert torch.isnan(batch["child_log_potential"]).tolist() == [[[True], [False]], [[True], [True]]]
+    assert batch["completion_log_potential"].shape == (2, 3, 2)
+    assert (batch["completion_log_potential"] == -math.inf).tolist() == [
+        [[False, False], [False, True], [True, True]],
+        [[True, True]] * 3,
+    ]
+    assert batch["model"]["input_ids"].shape == (2, 12)
+    ids = batch["model"]["input_ids"].gather(1, batch["reads"])
+    newline = step_tokenizer.delimiter_ids[0]
+    assert ids[0].tolist() == [newline] * 3
+    assert ids[1, :2].tolist() == [newline] * 2
+
+
+def test_ragged_without_branches():
+    assert ragged([[], []], 3, -1).shape == (2, 3, 0)
+
+
+def test_without_children_the_forward_pass_is_the_trajectory_alone(step_tokenizer):
+    """And only then is no 4-d mask needed."""
+    examples = [example(r, step_tokenizer, Tilt(FLOOR)) for r in ROWS]
+    batch = Collator(step_tokenizer.pad_id, children=False)(examples)
+    assert batch["model"]["input_ids"].shape == (2, 9)
+    assert "attention_mask" not in batch["model"]
+    assert batch["child_reads"].shape == (2, 2, 0)
+    assert batch["completion_log_potential"].shape == (2, 3, 2)
+
+
+def test_equal_children_are_encoded_once_and_counted(step_tokenizer):
+    """Of seven alternatives three are the same, one ended, two equal the own step: one is encoded."""
+    down, own = Child("d r1 \n", False, None), Child("u r3 \n", False, None)
+    row = Rollout(
+        "a", "r2 . \n", ["u r3 \n"], 1.0, [[down, own, down, Child("s x \n", True, 0.0), own, down]]
+    )
+    found = example(row, step_tokenizer, Tilt(FLOOR))
+    assert len(found.tree.ids) == 9
+    assert found.child_reads[0].tolist() == [8, 5, -1]
+    np.testing.assert_allclose(np.exp(found.child_log_count[0]), [3, 2, 1])
+
+
+LONG = Rollout(
+    "long",
+    "r2 . \n",
+    ["u r3 \n", "s r3 \n", "d r2 \n"],
+    1.0,
+    labels=[None, None, 0.75],
+    completions=[[0.0]] * 3,
+)
+
+
+@pytest.mark.parametrize(("limit", "kept"), [(12, 3), (11, 2), (9, 2), (6, 1), (5, 0)])
+def test_a_long_row_loses_its_last_steps_whole(step_tokenizer, limit, kept, caplog):
+    with caplog.at_level(logging.WARNING):
+        found = prepare([LONG], step_tokenizer, Tilt(FLOOR), "mc", limit)
+    (one,) = found.examples
+    assert (one.length, one.complete) == (kept, kept == 3)
+    assert len(one.completion_log_potential) == min(kept + 1, 3)
+    assert found.shortened == (kept < 3)
+    assert ("1 of 1 rows lost their last steps" in caplog.text) == (kept < 3)
+
+
+def test_a_cut_row_has_no_target_at_its_last_prefix_but_the_outcome(step_tokenizer):
+    """Bootstrapped targets go on from the value of what was cut: the last prefix kept has none."""
+    cut = prepare([LONG], step_tokenizer, Tilt(FLOOR), "td", 9).examples
+    for target, known in (
+        ("td", [1, 1, 0]),
+        ("n_step", [1, 1, 0]),
+        ("td_lambda", [1, 1, 0]),
+        ("mc", [1, 1, 1]),
+    ):
+        objective = Objective(target, "mse", FLOOR, n_step=2)
+        batch = Collator(0)(cut)
+        copy = fake_values(batch)
+        log_target, has = objective.targets(batch, copy)
+        assert has[0].tolist() == list(map(bool, known))
+        assert objective.count(cut[0]) == sum(known)
+        assert bool(torch.isfinite(log_target[has]).all())
+        if target == "n_step":  # two steps on from the root is the last prefix kept; one step before it, too
+            np.testing.assert_allclose(log_target[0, :2], copy.prefix[0, 2])
+
+
+def fake_values(batch):
+    from rmtools.train.objective import Values
+
+    shape = batch["reads"].shape
+    prefix = torch.linspace(-2.0, -1.0, shape[1]).expand(shape)
+    return Values(prefix, torch.zeros(batch["child_reads"].shape))
+
+
+def test_a_truncation_that_leaves_no_label_is_named_and_counted(step_tokenizer, caplog):
+    """A peer's loss is NaN here."""
+    other = replace(LONG, prompt_id="other", labels=[1.0, None, 0.5])
+    with caplog.at_level(logging.WARNING):
+        found = prepare([LONG, other], step_tokenizer, Tilt(FLOOR), "labels", 9)
+    assert len(found.examples) == 1
+    assert found.dropped == ["row 0 (prompt long): no labelled step is left within max_length"]
+    assert "1 left out, first row 0 (prompt long)" in caplog.text
+    with pytest.raises(UserError, match=r"no row is left to train on: row 0 \(prompt long\)"):
+        prepare([LONG], step_tokenizer, Tilt(FLOOR), "labels", 9)
+    with pytest.raises(UserError, match="its prompt alone is longer than max_length"):
+        prepare([LONG], step_tokenizer, Tilt(FLOOR), "mc", 2)
+    with pytest.raises(UserError, match="not one step fits"):
+        prepare([LONG], step_tokenizer, Tilt(FLOOR), "td", 4)
+
+
+@pytest.mark.parametrize(
+    ("row", "target", "words"),
+    [
+        (replace(LONG, reward=None), "td", r"row 0 \(prompt long\), field reward: is null, target td needs"),
+        (replace(LONG, reward=None), "mc", "field reward: is null, target mc needs"),
+        (replace(LONG, labels=None), "labels", r"row 0 \(prompt long\), field labels: is null"),
+    ],
+)
+def test_rows_without_what_the_target_needs(step_tokenizer, row, target, words):
+    with pytest.raises(UserError, match=words):
+        prepare([row], step_tokenizer, Tilt(FLOOR), target, None)
+
+
+def test_labels_stay_soft_and_missing_ones_are_no_target(step_tokenizer):
+    (one,) = prepare([LONG], step_tokenizer, Tilt(FLOOR), "labels", None).examples
+    objective = Objective("labels", "bce", FLOOR)
+    log_target, known = objective.targets(Collator(0)([one]))
+    assert known[0].tolist() == [False, False, False, True]
+    assert objective.count(one) == 1
+    assert float(log_target[0, 3].exp()) == pytest.approx(FLOOR + (1 - FLOOR) * 0.75)
+    labelled = replace(LONG, labels=[0.25, None, 1.0])
+    (one,) = prepare([labelled], step_tokenizer, Tilt(FLOOR), "labels", None).examples
+    log_target, known = objective.targets(Collator(0)([one]))
+    assert known[0].tolist() == [True, True, False, True]
+    assert objective.count(one) == 3
+    np.testing.assert_allclose(log_target[0, :2].exp(), FLOOR + (1 - FLOOR) * 0.25, rtol=1e-6)
+
+
+# The order of the rows
+
+
+def lengths(n):
+    return np.random.default_rng(0).integers(10, 400, n)
+
+
+def test_every_row_once_an_epoch_whatever_the_length():
+    sampler = LengthGrouped(lengths(1003), 8, 5)
+    for epoch in (0, 1):
+        sampler.set_epoch(epoch)
+        assert sorted(sampler) == list(range(1003))
+    assert len(sampler) == 1003
+
+
+def test_the_order_is_that_of_seed_and_epoch():
+    a, b = LengthGrouped(lengths(500), 8, 5), LengthGrouped(lengths(500), 8, 5)
+    assert list(a) == list(b)
+    assert list(a) == list(a)
+    b.set_epoch(1)
+    assert list(a) != list(b)
+    assert list(a) != list(LengthGrouped(lengths(500), 8, 6))
+
+
+def test_batches_are_level_and_their_order_is_not():
+    """Padding: with lengths of 10 to 400 random batches of 8 are 45% pads, these a few percent."""
+    size = lengths(2000)
+
+    def padding(order):
+        batches = size[np.asarray(order)].reshape(-1, 8)
+        return 1 - batches.sum() / (8 * batches.max(1).sum())
+
+    order = list(LengthGrouped(size, 8, 0))
+    assert padding(np.random.default_rng(0).permutation(2000)) > 0.35
+    assert padding(order) < 0.05
+    longest = size[np.asarray(order)].reshape(-1, 8).max(1)
+    assert abs(np.corrcoef(longest[:-1], longest[1:])[0, 1]) < 0.2
