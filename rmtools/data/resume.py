@@ -3,13 +3,13 @@
 What the processes share is the folder. ``plan.json`` is there before the first shard. Shard i is drawn by process
 i mod size, from a generator of its own, and moved into place whole; before it, a small file ``tally/00000.json`` with
 its hash and its counts. A shard counts as done when the hash fits, so whatever a kill or a bad disk left behind is
-drawn again and comes out the same. Unfinished files lie in ``.partial/RANK``, which the next start sweeps. Once all
+drawn again and comes out the same. Unfinished files lie in ``.partial/RANK``, see
+rmtools.data.workplace. Once all
 shards are there, any process may write ``metadata.json``: all would write the same.
 """
 
 import contextlib
 import hashlib
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -19,12 +19,12 @@ from rmtools.data.collect import Tally
 from rmtools.data.plan import PLAN_FILE, Plan, differences, read_plan
 from rmtools.data.rollouts import META_FILE, Rollout, RolloutMetadata, read_metadata
 from rmtools.data.shards import DATA, write_rows
+from rmtools.data.workplace import PARTIAL, Workplace, remove
 from rmtools.errors import UserError
-from rmtools.files import claim_folder, json_text, read_json, replacing, unwritable
+from rmtools.files import claim_folder, json_text, read_json, replacing
 from rmtools.processes import Process
 
 TALLY = "tally"
-PARTIAL = ".partial"
 POLL = 0.2
 # How long the main process waits for another's next shard, in seconds: a shard of its own may have taken this long.
 PATIENCE = 600.0
@@ -64,7 +64,7 @@ class ShardedRollouts:
         self.folder = folder
         self.plan = plan
         self.process = process
-        self.workplace = folder / PARTIAL / str(process.rank)
+        self.workplace = Workplace(folder, process)
         self._done: dict[int, ShardTally] = {}
 
     @contextlib.contextmanager
@@ -79,33 +79,17 @@ class ShardedRollouts:
         Raises
         ------
         UserError
-            If it holds something else, rollouts of another plan, or cannot be written.
+            If it holds something else or rollouts of another plan, another run is at work on it, or it cannot be
+            written.
         """
         if self.process.main:
             claim_folder(self.folder, PLAN_FILE, PARTIAL)
         else:
             self._await_plan()
-        self._sweep()
-        try:
-            self._make_workplace()
+        with self.workplace.held():
             if self.process.main:
                 self._begin(overwrite)
             yield
-        finally:
-            self._sweep()
-            with contextlib.suppress(OSError):
-                (self.folder / PARTIAL).rmdir()
-
-    def _make_workplace(self) -> None:
-        while True:
-            try:
-                self.workplace.mkdir(parents=True, exist_ok=True)
-                return
-            except FileNotFoundError:
-                # A process that has just ended removed the empty parent between the two calls of mkdir.
-                continue
-            except OSError as error:
-                raise unwritable(self.workplace, error) from error
 
     def _begin(self, overwrite: bool) -> None:
         old = read_plan(self.folder)
@@ -116,11 +100,12 @@ class ShardedRollouts:
                 "choose another --out, pass the same arguments to go on, or --overwrite to replace them",
             )
         if changed:
+            self.workplace.check_alone()
             # The plan goes last: a kill in between leaves a folder that is still refused or overwritten.
             for name in (META_FILE, DATA, TALLY, PLAN_FILE):
                 remove(self.folder / name)
         if changed or old is None:
-            with replacing(self.folder / PLAN_FILE, self.workplace) as temporary:
+            with replacing(self.folder / PLAN_FILE, self.workplace.path) as temporary:
                 temporary.write_text(json_text(self.plan.to_dict()), encoding="utf-8")
 
     def _await_plan(self) -> None:
@@ -141,14 +126,6 @@ class ShardedRollouts:
             # The main process is replacing it.
             return False
         return old is not None and not differences(old, self.plan.to_dict())
-
-    def _sweep(self) -> None:
-        """Remove unfinished files of this process and, from the main one, of processes there are no longer."""
-        remove(self.workplace)
-        if self.process.main:
-            for other in (self.folder / PARTIAL).glob("*"):
-                if not other.name.isdigit() or int(other.name) >= self.process.size:
-                    remove(other)
 
     @property
     def own(self) -> range:
@@ -182,11 +159,11 @@ class ShardedRollouts:
 
     def write(self, shard: int, rows: Sequence[Rollout], tally: Tally) -> None:
         """Put a shard into place; raises ``UserError`` where the disk is full or the place cannot be written."""
-        with replacing(self.folder / DATA / self.plan.name(shard), self.workplace) as temporary:
+        with replacing(self.folder / DATA / self.plan.name(shard), self.workplace.path) as temporary:
             write_rows(temporary, [asdict(r) for r in rows])
             reward = sum(r.outcome for r in rows)
             counts = ShardTally(len(rows), reward, tally.tokens, tally.truncated, sha256(temporary))
-            with replacing(self._tally_file(shard), self.workplace) as beside:
+            with replacing(self._tally_file(shard), self.workplace.path) as beside:
                 beside.write_text(json_text(asdict(counts)), encoding="utf-8")
         self._done[shard] = counts
 
@@ -230,7 +207,7 @@ class ShardedRollouts:
             truncated=sum(t.truncated_steps for t in tallies),
         )
         if not self._says(metadata):
-            with replacing(self.folder / META_FILE, self.workplace) as temporary:
+            with replacing(self.folder / META_FILE, self.workplace.path) as temporary:
                 temporary.write_text(metadata.to_text(), encoding="utf-8")
         return Finished(metadata, sum(t.reward for t in tallies) / metadata.rows)
 
@@ -245,17 +222,3 @@ def sha256(path: Path) -> str:
     """Return the hash of a file."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def remove(path: Path) -> None:
-    """Remove a file or a folder, if it is there; raises ``UserError`` where it cannot be."""
-    try:
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
-    except FileNotFoundError:
-        # Another process swept the same leftover first.
-        pass
-    except OSError as error:
-        raise unwritable(path, error) from error

@@ -16,6 +16,7 @@ from checks import Result, check_error
 from rmtools.data.resume import ShardedRollouts
 from rmtools.data.rollouts import read_rollouts
 from rmtools.data.shards import find_shards
+from rmtools.data.workplace import Workplace
 from rmtools.errors import UserError
 from rmtools.processes import Process
 
@@ -244,6 +245,29 @@ def test_a_main_process_that_is_left_alone(policy, task, many_prompts, tmp_path,
     collect(policy, task, many_prompts, tmp_path / "r", process=Process(1, 2))
     assert capsys.readouterr().out == ""
     assert len(read_rollouts(tmp_path / "r")[0]) == 60
+
+
+@pytest.mark.parametrize("rank", [0, 5])
+def test_a_second_run_in_the_same_folder_is_refused(policy, task, many_prompts, tmp_path, rank):
+    """Also where only a worker of it is left; what the first one is about is not touched."""
+    out = tmp_path / "r"
+    collect(policy, task, many_prompts, out)
+    with Workplace(out, Process(rank, 6)).held():
+        (out / ".partial" / str(rank) / "half").write_text("a shard in the making")
+        with pytest.raises(UserError, match="another run is at work on the rollouts"):
+            collect(policy, task, many_prompts, out)
+        assert (out / ".partial" / str(rank) / "half").exists()
+    collect(policy, task, many_prompts, out)
+    assert not (out / ".partial").exists()
+
+
+def test_rollouts_that_others_work_on_are_not_replaced(run, policy_folder, many_prompts, tmp_path):
+    command = arguments(policy_folder, many_prompts, tmp_path / "r")
+    assert run(*command).code == 0
+    before = tree(tmp_path / "r")
+    with Workplace(tmp_path / "r", Process(1, 2)).held():
+        check_error(run(*command, "--seed", 5, "--overwrite"), "another run is at work")
+    assert tree(tmp_path / "r") == before
 
 
 def test_a_process_without_a_main_one(policy, task, many_prompts, tmp_path, monkeypatch):
