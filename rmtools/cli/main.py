@@ -1,4 +1,4 @@
-"""``rmtools``: prompts, rollout, audit, sample, verify, report. Heavy imports wait until a verb runs."""
+"""``rmtools``: prompts, rollout, audit, sample, verify, report, export. Heavy imports wait until a verb runs."""
 
 import sys
 
@@ -6,7 +6,7 @@ import typer
 from typer.exceptions import Abort, TyperException
 
 from rmtools import __version__
-from rmtools.cli import audit, prompts, report, rollout, sample, verify
+from rmtools.cli import audit, export, prompts, report, rollout, sample, verify
 from rmtools.cli.errors import exit_on_user_error
 from rmtools.errors import UserError
 
@@ -19,6 +19,7 @@ app.command("audit")(audit.command)
 app.command("sample")(sample.command)
 app.add_typer(verify.app, name="verify")
 app.command("report")(report.command)
+app.command("export")(export.command)
 
 
 @app.callback(invoke_without_command=True, help=SUMMARY)

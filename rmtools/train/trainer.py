@@ -133,6 +133,12 @@ class PRMTrainer(Trainer):
             self._constant = self._control()
         found = held_out_metrics(self.eval_rollouts, scorer) | self._constant
         model.train(was_training)
+        wanted = str(self.args.metric_for_best_model or "").removeprefix("eval_")
+        if wanted and wanted not in found:
+            raise UserError(
+                f"metric_for_best_model is {wanted}, which the held-out rollouts do not resolve: they give {', '.join(found)}",
+                "choose one of these, or give held-out rollouts with children and outcomes of both kinds",
+            )
         metrics = {f"{metric_key_prefix}_{k}": v for k, v in found.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)

@@ -1,0 +1,49 @@
+"""A checkpoint as a plain transformers model: adapter merged, loadable without rmtools or peft."""
+
+import shutil
+from pathlib import Path
+
+from rmtools.errors import UserError
+from rmtools.files import claim_folder, replacing_files
+from rmtools.lm.checkpoint import SETTINGS_FILE, CheckpointSettings, load_value_model
+
+CARD_FILE = "README.md"
+
+
+def export_merged(checkpoint: str | Path, out: str | Path) -> Path:
+    """Write ``checkpoint`` as an ``AutoModelForTokenClassification`` with its tokenizer; return the folder.
+
+    The settings travel with it, so that every verb of rmtools reads it too.
+
+    Parameters
+    ----------
+    checkpoint, out : path
+
+    Raises
+    ------
+    UserError
+        If the checkpoint cannot be loaded, or ``out`` holds something else or cannot be written.
+    """
+    import torch
+
+    checkpoint, out = Path(checkpoint), Path(out)
+    if out.resolve() == checkpoint.resolve():
+        raise UserError(f"--out {out} is the checkpoint itself", "name another folder: the adapter is kept")
+    value, settings = load_value_model(checkpoint, device=torch.device("cpu"))
+    claim_folder(out, SETTINGS_FILE)
+    with replacing_files(out, last=SETTINGS_FILE) as temporary:
+        value.model.save_pretrained(str(temporary))
+        value.steps.tokenizer.save_pretrained(str(temporary))
+        settings.save(temporary, seen_from=out)
+        if (checkpoint / CARD_FILE).exists():
+            shutil.copy(checkpoint / CARD_FILE, temporary / CARD_FILE)
+    return out
+
+
+def serving_notes(settings: CheckpointSettings, out: Path) -> str:
+    """Return how the exported model is loaded and served elsewhere."""
+    return (
+        f'transformers: AutoModelForTokenClassification.from_pretrained("{out}"); p of a step = softmax(logits)[1] at its '
+        f"last token, steps end with {settings.steps.delimiter!r}\n"
+        f"vLLM: vllm serve {out} --runner pooling, then token_classify on prompt + steps"
+    )

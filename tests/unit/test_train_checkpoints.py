@@ -1,0 +1,312 @@
+"""Checkpoints while training: resuming, the best of them, precision, what is saved, and the export."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from test_train_trainer import adapted, config, trainer_for
+
+from rmtools.core.tilt import Tilt
+from rmtools.data.collect import Branching, Collector
+from rmtools.data.rollouts import RolloutMetadata
+from rmtools.errors import UserError
+from rmtools.lm.checkpoint import (
+    SETTINGS_FILE,
+    Float32Head,
+    fingerprint,
+    load_value_model,
+    new_token_classifier,
+)
+from rmtools.lm.export import export_merged
+from rmtools.lm.value import ValueModel
+from rmtools.train.bootstrap import FILE
+from rmtools.train.save import CARD_FILE, checkpoint_to_resume, settings_for
+
+
+@pytest.fixture(scope="module")
+def rollouts(policy, task, prompts):
+    """The policy's own, with outcomes of both kinds in both halves: it seldom succeeds."""
+    rng = np.random.default_rng(0)
+    rows = Collector(policy, task, Branching(3, 3, 2), rng).collect(prompts)
+    return [replace(r, reward=float(i % 3 == 0)) for i, r in enumerate(rows)]
+
+
+@pytest.fixture
+def remembered(policy_folder, settings, rollouts, tmp_path):
+    metadata = RolloutMetadata(
+        str(policy_folder), fingerprint(policy_folder), "crossing", 3, settings, 1.6, 5
+    )
+    return settings_for(str(policy_folder), "", metadata, rollouts, config(tmp_path), "rollouts")
+
+
+def losses(trainer):
+    return [row["loss"] for row in trainer.state.log_history if "loss" in row]
+
+
+@pytest.mark.parametrize(
+    ("full", "changes"),
+    [
+        (False, {"target": "td", "ema_decay": 0.9}),
+        (True, {"target": "td_lambda", "ema_decay": 0.9}),
+        (False, {"target": "mc", "divergence": "bce"}),
+        (False, {"target": "td", "ema_decay": 0.0, "train_sampling_strategy": "random"}),
+    ],
+)
+def test_a_resumed_run_has_the_losses_of_an_uninterrupted_one(
+    policy_folder, step_tokenizer, rollouts, tmp_path, remembered, full, changes
+):
+    """24 rows in batches of 4: the checkpoint after 7 steps lies in the second epoch."""
+    values = {**changes, "max_steps": 14, "save_strategy": "steps", "save_steps": 7}
+
+    def fresh(folder, **more):
+        torch.manual_seed(3)
+        model = new_token_classifier(str(policy_folder), 0) if full else adapted(policy_folder)
+        return trainer_for(
+            policy_folder,
+            step_tokenizer,
+            rollouts,
+            folder,
+            model=model,
+            settings=remembered,
+            **values,
+            **more,
+        )
+
+    whole = fresh(tmp_path / "a")
+    whole.train()
+    checkpoint = tmp_path / "a" / "out" / "checkpoint-7"
+    again = fresh(tmp_path / "b")
+    again.train(resume_from_checkpoint=str(checkpoint))
+    assert len(losses(whole)) == 14
+    np.testing.assert_allclose(losses(again)[7:], losses(whole)[7:], rtol=1e-5)
+    assert (checkpoint / FILE).exists() == (values["target"] != "mc" and values["ema_decay"] > 0)
+    for name, weights in whole.bootstrap.weights.items():
+        torch.testing.assert_close(again.bootstrap.weights[name], weights)
+
+
+def test_a_resumed_run_without_its_copy_is_refused(
+    policy_folder, step_tokenizer, rollouts, tmp_path, remembered
+):
+    values = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+    trainer_for(policy_folder, step_tokenizer, rollouts, tmp_path, settings=remembered, **values).train()
+    checkpoint = tmp_path / "out" / "checkpoint-2"
+    (checkpoint / FILE).unlink()
+    again = trainer_for(policy_folder, step_tokenizer, rollouts, tmp_path, settings=remembered, **values)
+    with pytest.raises(UserError, match=f"no readable {FILE}"):
+        again.train(resume_from_checkpoint=str(checkpoint))
+
+
+def test_what_to_resume_from(tmp_path):
+    assert checkpoint_to_resume(None, tmp_path) is None
+    assert checkpoint_to_resume("false", tmp_path) is None
+    for named in ("last", str(tmp_path / "checkpoint-9")):
+        with pytest.raises(UserError, match="no checkpoint to resume from"):
+            checkpoint_to_resume(named, tmp_path)
+    for n in (3, 12):
+        (tmp_path / f"checkpoint-{n}").mkdir()
+        (tmp_path / f"checkpoint-{n}" / "trainer_state.json").write_text("{}")
+    assert checkpoint_to_resume("last", tmp_path) == str(tmp_path / "checkpoint-12")
+    assert checkpoint_to_resume(str(tmp_path / "checkpoint-3"), tmp_path) == str(tmp_path / "checkpoint-3")
+
+
+@pytest.mark.parametrize(("metric", "greater"), [("rms_log_bellman", False), ("auc", True)])
+def test_the_best_checkpoint_is_what_is_saved(
+    policy_folder, step_tokenizer, rollouts, tmp_path, remembered, metric, greater
+):
+    """The learning rate is so high that the metric goes up and down."""
+    trainer = trainer_for(
+        policy_folder,
+        step_tokenizer,
+        rollouts[12:],
+        tmp_path,
+        rollouts[:12],
+        settings=remembered,
+        max_steps=6,
+        learning_rate=0.3,
+        save_strategy="steps",
+        save_steps=1,
+        eval_strategy="steps",
+        eval_steps=1,
+        load_best_model_at_end=True,
+        metric_for_best_model=metric,
+    )
+    trainer.train()
+    seen = {
+        row["step"]: row[f"eval_{metric}"] for row in trainer.state.log_history if f"eval_{metric}" in row
+    }
+    best = (max if greater else min)(seen.values())
+    assert trainer.state.best_metric == best
+    assert len(set(seen.values())) > 1
+    assert trainer.evaluate()[f"eval_{metric}"] == pytest.approx(best, rel=1e-5)
+
+
+def test_a_metric_that_the_held_out_rows_do_not_resolve(policy_folder, step_tokenizer, rollouts, tmp_path):
+    """All held-out outcomes are equal: there is no AUC."""
+    failed = [replace(r, reward=0.0) for r in rollouts[12:]]
+    trainer = trainer_for(
+        policy_folder,
+        step_tokenizer,
+        rollouts[:12],
+        tmp_path,
+        failed,
+        save_strategy="steps",
+        save_steps=1,
+        eval_strategy="steps",
+        eval_steps=1,
+        metric_for_best_model="auc",
+    )
+    with pytest.raises(UserError, match=r"metric_for_best_model is auc.*brier, ece"):
+        trainer.train()
+
+
+def test_a_checkpoint_while_training_is_a_checkpoint(
+    policy_folder, step_tokenizer, rollouts, tmp_path, remembered
+):
+    trainer = trainer_for(
+        policy_folder,
+        step_tokenizer,
+        rollouts,
+        tmp_path,
+        settings=remembered,
+        save_strategy="steps",
+        save_steps=2,
+    )
+    trainer.train()
+    folder = tmp_path / "out" / "checkpoint-2"
+    _, settings = load_value_model(folder)
+    assert settings.training["global_steps"] == 2
+    assert not (folder / "training_args.bin").exists()
+
+
+def test_the_model_card_has_the_figures(policy_folder, step_tokenizer, rollouts, tmp_path, remembered):
+    trainer = trainer_for(
+        policy_folder,
+        step_tokenizer,
+        rollouts[:12],
+        tmp_path,
+        rollouts[12:],
+        settings=remembered,
+        eval_strategy="steps",
+        eval_steps=3,
+    )
+    trainer.train()
+    trainer.save_model(str(tmp_path / "prm"))
+    card = (tmp_path / "prm" / CARD_FILE).read_text()
+    figures = next(row for row in trainer.state.log_history if "eval_brier" in row)
+    for name in ("brier", "ece", "rms_log_bellman", "t_rms_log_bellman", "constant_rms_log_bellman"):
+        assert f"| {name} | {figures[f'eval_{name}']:.4g} |" in card
+    assert str(tmp_path) not in card
+    assert "`td`" in card
+    written = json.loads((tmp_path / "prm" / SETTINGS_FILE).read_text())
+    assert {"target", "divergence", "rollouts_fingerprint", "versions", "global_steps"} <= set(
+        written["training"]
+    )
+
+
+# Precision and memory
+
+
+def test_the_head_stays_in_fp32_under_bf16(policy_folder, step_tokenizer, rollouts, tmp_path):
+    """Under autocast a plain head returns bf16 logits: three digits, where log values near the floor need six."""
+    model = adapted(policy_folder)
+    trainer = trainer_for(policy_folder, step_tokenizer, rollouts, tmp_path, model=model, bf16=True)
+    seen, inner = [], model.base_model.model
+    for module in (inner.score, inner.model.layers[0].mlp.down_proj):
+        module.register_forward_hook(lambda m, i, out: seen.append((type(m).__name__, out.dtype)))
+    trainer.train()
+    assert len(losses(trainer)) == 3
+    assert np.isfinite(losses(trainer)).all()
+    assert {dtype for name, dtype in seen if name == "ModulesToSaveWrapper"} == {torch.float32}
+    assert {dtype for name, dtype in seen if name == "Linear"} == {torch.bfloat16}
+
+
+def test_a_head_loaded_in_bf16_computes_in_fp32(policy_folder):
+    model = new_token_classifier(str(policy_folder), 0, dtype=torch.bfloat16)
+    assert isinstance(model.score, Float32Head)
+    assert model.score.weight.dtype == torch.float32
+    assert next(model.model.parameters()).dtype == torch.bfloat16
+    assert model(input_ids=torch.arange(4, 12)[None]).logits.dtype == torch.float32
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_activation_checkpointing_changes_memory_not_losses(
+    policy_folder, step_tokenizer, rollouts, tmp_path, full
+):
+    found = []
+    for on in (False, True):
+        torch.manual_seed(3)
+        model = new_token_classifier(str(policy_folder), 0) if full else adapted(policy_folder)
+        trainer = trainer_for(
+            policy_folder, step_tokenizer, rollouts, tmp_path, model=model, activation_checkpointing=on
+        )
+        trainer.train()
+        found.append(losses(trainer))
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-5)
+
+
+def test_full_fine_tuning_moves_every_weight(policy_folder, step_tokenizer, rollouts, tmp_path, remembered):
+    model = new_token_classifier(str(policy_folder), 0)
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    trainer = trainer_for(policy_folder, step_tokenizer, rollouts, tmp_path, model=model, settings=remembered)
+    trainer.train()
+    assert all(not torch.equal(p, before[n]) for n, p in model.named_parameters() if "embed" not in n)
+    trainer.save_model(str(tmp_path / "prm"))
+    again, _ = load_value_model(tmp_path / "prm")
+    tree = [step_tokenizer.encode(r.prompt, r.steps) for r in rollouts[:3]]
+    for a, b in zip(
+        again.score(tree), ValueModel(model, step_tokenizer, Tilt(0.05)).score(tree), strict=True
+    ):
+        np.testing.assert_allclose(a.log_value, b.log_value, atol=1e-5)
+
+
+# Export
+
+PLAIN = """
+import sys, torch
+from transformers import AutoModelForTokenClassification, AutoTokenizer
+model, tokenizer = (c.from_pretrained(sys.argv[1]) for c in (AutoModelForTokenClassification, AutoTokenizer))
+assert not {"rmtools", "peft"} & set(sys.modules)
+ids = tokenizer(sys.argv[2], return_tensors="pt")
+print(*torch.softmax(model.eval()(**ids).logits.double(), -1)[0, :, 1].tolist())
+"""
+
+
+def test_adapter_merged_and_plain_values_agree(policy_folder, step_tokenizer, rollouts, tmp_path, remembered):
+    trainer = trainer_for(
+        policy_folder,
+        step_tokenizer,
+        rollouts,
+        tmp_path,
+        settings=remembered,
+        learning_rate=0.05,
+        max_steps=6,
+    )
+    trainer.train()
+    trainer.save_model(str(tmp_path / "prm"))
+    export_merged(tmp_path / "prm", tmp_path / "merged")
+    trees = [step_tokenizer.encode(r.prompt, r.steps) for r in rollouts[:4]]
+    live = ValueModel(trainer.model, step_tokenizer, Tilt(0.05)).score(trees)
+    reloaded = load_value_model(tmp_path / "prm")[0].score(trees)
+    merged = load_value_model(tmp_path / "merged")[0].score(trees)
+    for a, b, c in zip(live, reloaded, merged, strict=True):
+        np.testing.assert_allclose(b.log_value, a.log_value, atol=1e-5)
+        np.testing.assert_allclose(c.log_value, a.log_value, atol=1e-5)
+    assert not np.allclose(live[0].log_value, live[0].log_value[0])
+    row = rollouts[0]
+    command = [sys.executable, "-c", PLAIN, str(tmp_path / "merged"), row.prompt + "".join(row.steps)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+    p = np.asarray([float(x) for x in done.stdout.split()])[trees[0].reads]
+    np.testing.assert_allclose(np.log(0.05 + 0.95 * p), live[0].log_value, atol=1e-5)
+
+
+def test_export_over_something_else_is_refused(value_folder, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="holds something else"):
+        export_merged(value_folder, tmp_path)
+    with pytest.raises(UserError, match="is the checkpoint itself"):
+        export_merged(value_folder, value_folder)
+    assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
