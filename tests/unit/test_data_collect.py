@@ -10,11 +10,12 @@ from scipy import stats
 from rmtools.core.tilt import Tilt
 from rmtools.data.collect import Branching, Collector, prompt_id, prompts_per_batch
 from rmtools.data.rollouts import Child, Rollout
-from rmtools.data.scoring import score_rollouts, training_metrics
+from rmtools.data.scoring import score_rollouts
 from rmtools.errors import UserError
 from rmtools.lm.policy import Policy
 from rmtools.lm.steps import StepSettings, StepTokenizer
 from rmtools.lm.value import ConstantValue
+from rmtools.train.metrics import held_out_metrics
 
 
 def collect(policy, task, prompts, branching, seed=0, **kwargs):
@@ -263,18 +264,26 @@ def test_scored_rollouts_by_hand(value, task, terminal):
     assert scored.horizon == 2
 
 
-def test_training_metrics_of_a_constant(step_tokenizer, rows):
+def test_held_out_metrics_of_a_constant(step_tokenizer, rows):
     """Brier score by hand; the mean square error corrected."""
     scorer = ConstantValue(0.25, step_tokenizer, Tilt(0.05))
-    found = training_metrics(rows, scorer)
+    found = held_out_metrics(rows, scorer)
     n = [len(r.steps) + 1 for r in rows]
     reward = np.repeat([r.reward for r in rows], n)
     assert found["brier"] == pytest.approx(np.mean((0.25 - reward) ** 2))
     assert found["rms_log_bellman"] == pytest.approx(np.sqrt(max(0.0, found["mean_square_log_bellman"])))
 
 
-def test_training_metrics_need_children(value, prompts):
-    with pytest.raises(UserError, match="have no children"):
-        training_metrics([Rollout("a", prompts[0], ["u r2 \n"], 1.0)], value)
-    with pytest.raises(UserError, match="have no children"):
-        training_metrics([], value)
+def test_held_out_metrics_at_some_depths_are_those_of_the_branched_prefixes(policy, prompts, task, value):
+    """Depths without alternatives do not count as prefixes without error; without any there is no such metric."""
+    some = collect(policy, task, prompts, Branching(6, 3, 1, 1), 2)
+    assert any(at for r in some for at in r.children)
+    scored = score_rollouts(some, value)
+    square = scored.errors().log_error_square
+    branched = np.asarray([len(at) > 0 for r in some for at in r.children])
+    np.testing.assert_array_equal(scored.errors().resolved, branched)
+    found = held_out_metrics(some, value)
+    assert found["mean_square_log_bellman"] == pytest.approx(square[branched].mean())
+    none = held_out_metrics([Rollout("a", prompts[0], ["u r2 \n"], 1.0)], value)
+    assert "rms_log_bellman" not in none
+    assert "brier" in none
