@@ -1,0 +1,80 @@
+"""Training on two processes (gloo) is training on one with the same batch."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from rmtools.data.collect import Branching, Collector
+from rmtools.data.rollouts import RolloutMetadata, write_rollouts
+from rmtools.lm.checkpoint import fingerprint
+
+ROOT = Path(__file__).parents[2]
+CONFIG = ROOT / "recipes" / "accelerate" / "two_cpu_processes.yaml"
+
+
+@pytest.fixture
+def data(policy, policy_folder, task, settings, prompts, tmp_path):
+    """Rollouts of six prompts to train on and of two others to evaluate on."""
+    for name, chosen in (("train", prompts[:6]), ("heldout", prompts[6:])):
+        rows = Collector(policy, task, Branching(4, 3), np.random.default_rng(0)).collect(chosen)
+        metadata = RolloutMetadata(
+            str(policy_folder), fingerprint(policy_folder), "crossing", 3, settings, 1.0, 0
+        )
+        write_rollouts(tmp_path / name, rows, metadata)
+    return tmp_path
+
+
+def train(data, out, launch, batch):
+    flags = {
+        "train_rollouts": data / "train",
+        "eval_rollouts": data / "heldout",
+        "output_dir": out,
+        "per_device_train_batch_size": batch,
+        "max_steps": 5,
+        "logging_steps": 1,
+        "eval_strategy": "steps",
+        "eval_steps": 5,
+        "learning_rate": 0.02,
+        "report_to": "none",
+        "use_cpu": "true",
+        "lora_r": 4,
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        *launch,
+        str(ROOT / "recipes" / "train_prm.py"),
+    ]
+    done = subprocess.run(
+        [*command, *(str(x) for k, v in flags.items() for x in (f"--{k}", v))], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads((out / "training_log.json").read_text())
+
+
+def test_two_processes_are_one_with_twice_the_batch(data):
+    two = train(data, data / "two", ["--config_file", str(CONFIG)], 4)
+    one = train(data, data / "one", ["--num_processes", "1", "--cpu"], 8)
+    losses = [[row["loss"] for row in log if "loss" in row] for log in (one, two)]
+    assert len(losses[0]) == 5
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
+    metrics = [next(row for row in log if "eval_brier" in row) for log in (one, two)]
+    for name in ("eval_brier", "eval_rms_log_bellman", "eval_constant_brier"):
+        assert metrics[1][name] == pytest.approx(metrics[0][name], rel=1e-3)
+
+
+def test_the_configurations_are_ones_that_accelerate_reads():
+    """Those for several GPUs are not run here: their keys and names are checked."""
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    files = sorted((ROOT / "recipes" / "accelerate").glob("*.yaml"))
+    assert len(files) == 4
+    for file in files:
+        found = load_config_from_file(str(file))
+        assert found.distributed_type.value == yaml.safe_load(file.read_text())["distributed_type"]
