@@ -22,6 +22,27 @@ if TYPE_CHECKING:
     from rmtools.data.tasks import Task
     from rmtools.lm.policy import Policy as LoadedPolicy
 
+Depths = Annotated[
+    str,
+    typer.Option(
+        help="At how many depths of a trajectory children and completions are drawn: all, or a number. Which ones is "
+        "drawn for each trajectory beforehand, among all depths a solution may have."
+    ),
+]
+BatchSize = Annotated[
+    int | None,
+    typer.Option(
+        help="Prompts decoded together. Default: 32 on the CPU; on a GPU as many as half of the memory that the weights "
+        "leave takes, were every solution as long as the settings allow."
+    ),
+]
+ShardSize = Annotated[
+    int | None,
+    typer.Option(
+        help="Prompts of a shard, the most that an interruption loses. Default: 64, or the batch if larger."
+    ),
+]
+
 
 def command(
     policy: Policy,
@@ -36,30 +57,13 @@ def command(
     completions: Annotated[
         int, typer.Option(help="R: continuations from each prefix, the trajectory's own included.")
     ] = 1,
-    depths: Annotated[
-        str,
-        typer.Option(
-            help="At how many depths of a trajectory children and completions are drawn: all, or a number. Which ones is "
-            "drawn for each trajectory beforehand, among all depths a solution may have."
-        ),
-    ] = "all",
+    depths: Depths = "all",
     temperature: Annotated[float, typer.Option(help="Of the policy's sampling.")] = 1.0,
     max_step_tokens: Annotated[
         int, typer.Option(help="A step without delimiter is closed after this many tokens.")
     ] = 64,
-    batch_size: Annotated[
-        int | None,
-        typer.Option(
-            help="Prompts decoded together. Default: 32 on the CPU; on a GPU as many as half of its free memory takes, "
-            "were every solution as long as the settings allow."
-        ),
-    ] = None,
-    shard_size: Annotated[
-        int | None,
-        typer.Option(
-            help="Prompts of a shard, the most that an interruption loses. Default: 64, or the batch if larger."
-        ),
-    ] = None,
+    batch_size: BatchSize = None,
+    shard_size: ShardSize = None,
     form: Annotated[str, typer.Option("--format", help="Of the shards: parquet or jsonl.")] = "parquet",
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace rollouts that were made with other arguments.")
