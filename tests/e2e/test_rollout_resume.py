@@ -170,17 +170,14 @@ def test_killed_at_every_rename(whole, policy, task, many_prompts, tmp_path, aft
 
 
 def test_the_real_command_killed(whole, policy_folder, many_prompts, tmp_path):
-    """Twice: on its way in, and once a shard is there; then it is let finish, and run once more."""
+    """Once a shard is there; then it is let finish."""
     command = [sys.executable, "-m", "rmtools", *arguments(policy_folder, many_prompts, tmp_path / "r")]
-    seen = []
-    for wanted in ("plan.json", "data/train-00000*"):
-        running = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while not list((tmp_path / "r").glob(wanted)) and running.poll() is None:
-            time.sleep(0.002)
-        running.kill()
-        assert running.wait() == -signal.SIGKILL
-        seen.append(partial(tmp_path / "r"))
-    assert any(seen)
+    running = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not list((tmp_path / "r").glob("data/train-00000*")) and running.poll() is None:
+        time.sleep(0.002)
+    running.kill()
+    assert running.wait() == -signal.SIGKILL
+    assert partial(tmp_path / "r")
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert f"60 trajectories of {N_PROMPTS} prompts" in done.stdout
@@ -197,15 +194,6 @@ def test_several_processes(whole, policy_folder, many_prompts, tmp_path):
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.strip().splitlines()) == 1
     assert "60 trajectories" in done.stdout
-    check_same(tmp_path / "r", whole[0])
-
-    wrong = subprocess.run(
-        [*command, "--temperature", "2"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert wrong.returncode != 0
-    said = [x for x in wrong.stderr.splitlines() if "rmtools: error" in x]
-    assert len(said) == 1
-    assert "temperature (1.0 there, 2.0 now)" in said[0]
     check_same(tmp_path / "r", whole[0])
 
 
