@@ -64,6 +64,9 @@ class PRMConfig(TrainingArguments):
         default="group_by_length",
         metadata={"help": "group_by_length: batches of similar length; random; sequential"},
     )
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "every trained weight takes part in every step: nothing to look for"}
+    )
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "a loss of NaN ends the run"})
     target: str = field(default="td", metadata={"help": f"one of: {', '.join(TARGETS)}"})
     divergence: str = field(default="itakura_saito", metadata={"help": f"one of: {', '.join(DIVERGENCES)}"})

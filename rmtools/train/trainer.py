@@ -87,9 +87,15 @@ class PRMTrainer(Trainer):
             **kwargs,
         )
         self.bootstrap = EMACopy(model, args.ema_decay)
-        if self.objective.bootstraps and args.ema_decay:
+        if self.lags:
+            require_whole_weights(self.is_fsdp_enabled, self.accelerator.state.deepspeed_plugin)
             self.add_callback(self.bootstrap)
         self.model_accepts_loss_kwargs = False
+
+    @property
+    def lags(self) -> bool:
+        """Whether targets come from the averaged copy, not from the current weights."""
+        return self.objective.bootstraps and self.args.ema_decay > 0
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         if self.args.train_sampling_strategy != "group_by_length":
@@ -104,7 +110,7 @@ class PRMTrainer(Trainer):
     ) -> Any:
         """Return the loss of the batch; raises ``ValueError`` where it is NaN or infinite."""
         copy = None
-        if self.objective.bootstraps and self.args.ema_decay:
+        if self.lags:
             copy = read_values(self.bootstrap.logits(inputs["model"]), inputs, self.args.floor)[1]
         logits = model(**inputs["model"]).logits
         at, now = read_values(logits, inputs, self.args.floor)
@@ -178,7 +184,7 @@ class PRMTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        if self.objective.bootstraps and self.args.ema_decay:
+        if self.lags:
             self.bootstrap.load(Path(resume_from_checkpoint))
 
 
@@ -187,6 +193,15 @@ def gather_lists(mine: list[Any]) -> list[Any]:
     from accelerate.utils import gather_object
 
     return list(gather_object(mine))
+
+
+def require_whole_weights(fsdp: bool, deepspeed: Any) -> None:
+    """Raise ``UserError`` where a process holds only a part of each weight: the copy's forward pass needs all of it."""
+    if fsdp or (deepspeed is not None and deepspeed.zero_stage == 3):
+        raise UserError(
+            "the averaged copy (ema_decay) needs whole weights on every process, which FSDP and ZeRO 3 do not keep",
+            "set ema_decay: 0 to bootstrap from the current weights, use target mc or labels, or train with DDP or ZeRO 2",
+        )
 
 
 def check_held_out(train: Sequence[Rollout], held_out: Sequence[Rollout], evaluates: bool) -> None:

@@ -87,9 +87,16 @@ def test_training_then_sampling(run, training, tmp_path, prompts_file):
     [
         ({"colour": "red"}, [], ["colour"]),
         ({}, ["--colour", "red"], ["colour"]),
-        ({"save_strategy": "steps"}, [], ["save_strategy", "resumed"]),
-        ({"lora_dropout": 0.2, "dtype": "bfloat16"}, [], ["lora_dropout", "dtype", "lora_r"]),
-        ({}, ["--load_in_4bit", "true"], ["load_in_4bit"]),
+        ({"lora_dropout": 0.2, "attn_implementation": "eager"}, [], ["lora_dropout", "attn_impl", "lora_r"]),
+        ({"dtype": "int8"}, [], ["int8", "float32, bfloat16, float16"]),
+        ({}, ["--load_in_4bit", "true"], ["bitsandbytes", "pip install"]),
+        ({}, ["--load_in_4bit", "true", "--use_peft", "false"], ["cannot be trained whole"]),
+        ({}, ["--resume_from_checkpoint", "last"], ["no checkpoint to resume from", "save_strategy"]),
+        ({"n_step": 0}, [], ["n_step"]),
+        ({"bellman_residual": -1}, [], ["bellman_residual"]),
+        ({"max_length": 3}, [], ["no row is left to train on", "row 0", "max_length"]),
+        ({"target": "labels"}, [], ["row 0", "field labels", "--target mc or td"]),
+        ({"metric_for_best_model": "accuracy"}, [], ["accuracy", "brier"]),
         ({"target": "gae"}, [], ["mc, td, td_lambda"]),
         ({"divergence": "kl"}, [], ["itakura_saito"]),
         ({"floor": 0}, [], ["floor"]),
@@ -104,6 +111,49 @@ def test_training_then_sampling(run, training, tmp_path, prompts_file):
 def test_wrong_training_arguments(run, training, tmp_path, changes, flags, words):
     check_error(run("--config", training(**changes), *flags, script=RECIPE), *words)
     assert not list((tmp_path / "prm").glob("*"))
+
+
+def test_a_residual_without_children(run, training, tmp_path, policy_folder, prompts_file):
+    out = tmp_path / "single"
+    options = ("--policy", policy_folder, "--prompts", prompts_file, "--horizon", 3, "--trajectories", 1)
+    assert run("rollout", *options, "--out", out).code == 0
+    config = training(train_rollouts=str(out), bellman_residual=0.1)
+    check_error(run("--config", config, script=RECIPE), "bellman_residual", "no children", "--children 2")
+
+
+def test_without_arguments_it_trains_on_the_quick_start_or_says_what_is_missing(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    check_error(run(script=RECIPE), "runs/quickstart/rollouts/train", "is missing", "make quickstart")
+    assert not list(tmp_path.iterdir())
+
+
+def test_stopped_and_resumed_by_the_recipe(run, training, tmp_path):
+    """A run of two steps, and one of four that goes on from it; the best of its checkpoints is the result."""
+    config = training(
+        save_strategy="steps", save_steps=1, max_steps=2, eval_steps=1, lr_scheduler_type="constant"
+    )
+    assert run("--config", config, script=RECIPE).code == 0
+    flags = ("--max_steps", 4, "--resume_from_checkpoint", "last")
+    result = run("--config", config, *flags, script=RECIPE)
+    assert result.code == 0, result.err
+    log = json.loads((tmp_path / "prm" / "training_log.json").read_text())
+    assert [row["step"] for row in log if "loss" in row] == [1, 2, 3, 4]
+    assert json.loads((tmp_path / "prm" / "rmtools.json").read_text())["training"]["global_steps"] == 4
+
+
+def test_export(run, value_folder, tmp_path):
+    out = tmp_path / "merged"
+    result = run("export", "--model", value_folder, "--merge", "--out", out)
+    assert result.code == 0, result.err
+    assert "AutoModelForTokenClassification" in result.out
+    assert {"config.json", "model.safetensors", "tokenizer.json", "rmtools.json"} <= {
+        p.name for p in out.iterdir()
+    }
+    check_error(run("export", "--model", value_folder, "--out", tmp_path / "b"), "--merge")
+    check_error(
+        run("export", "--model", tmp_path / "nowhere", "--merge", "--out", tmp_path / "b"), "no checkpoint"
+    )
+    assert not (tmp_path / "b").exists()
 
 
 def test_wrong_training_files(run, training, tmp_path):
