@@ -15,12 +15,10 @@ import numpy as np
 
 from rmtools.data.collect import Branching
 from rmtools.data.rollouts import SCHEMA_VERSION, RolloutMetadata
-from rmtools.data.shards import check_format, shard_name
+from rmtools.data.shards import PLAN_FILE, check_format, shard_name
 from rmtools.errors import UserError
 from rmtools.files import read_json
 from rmtools.lm.steps import StepSettings
-
-PLAN_FILE = "plan.json"
 
 
 @dataclass(frozen=True)

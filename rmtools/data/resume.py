@@ -16,9 +16,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rmtools.data.collect import Tally
-from rmtools.data.plan import PLAN_FILE, Plan, differences, read_plan
+from rmtools.data.plan import Plan, differences, read_plan
 from rmtools.data.rollouts import META_FILE, Rollout, RolloutMetadata, read_metadata
-from rmtools.data.shards import DATA, write_rows
+from rmtools.data.shards import DATA, PLAN_FILE, write_rows
 from rmtools.data.workplace import PARTIAL, Workplace, remove
 from rmtools.errors import UserError
 from rmtools.files import claim_folder, json_text, read_json, replacing

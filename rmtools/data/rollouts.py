@@ -13,6 +13,7 @@ from typing import Any, Self
 
 from rmtools.data.shards import (
     DATA,
+    PLAN_FILE,
     REMEDY,
     check_format,
     find_shards,
@@ -159,10 +160,14 @@ def write_rollouts(
     Raises
     ------
     UserError
-        If there are no rows, the format is unknown, or the place cannot be written.
+        If there are no rows, the format is unknown, the place cannot be written, or `rmtools rollout` keeps it.
     """
     check_format(form)
     folder, rows, total, parts = Path(folder), iter(rows), 0, 0
+    if (folder / PLAN_FILE).exists():
+        raise UserError(
+            f"{folder} holds rollouts of `rmtools rollout`, which may go on there", "choose another folder"
+        )
     with replacing(folder / META_FILE) as described, replacing(folder / DATA) as inside:
         inside.mkdir()
         while shard := [asdict(r) for r in itertools.islice(rows, rows_per_shard)]:

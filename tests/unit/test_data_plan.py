@@ -8,7 +8,8 @@ import pytest
 
 from rmtools.cli.options import generator
 from rmtools.data.collect import Branching
-from rmtools.data.plan import PLAN_FILE, Plan, differences, hash_of, read_plan, shard_generator
+from rmtools.data.plan import Plan, differences, hash_of, read_plan, shard_generator
+from rmtools.data.shards import PLAN_FILE
 from rmtools.errors import UserError
 from rmtools.files import write_json
 from rmtools.lm.steps import StepSettings

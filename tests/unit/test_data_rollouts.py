@@ -123,6 +123,14 @@ def test_a_failure_while_writing_keeps_the_old(tmp_path):
         assert sorted(p.name for p in tmp_path.iterdir()) == ["data", META_FILE]
 
 
+def test_rollouts_with_a_plan_are_not_written_over(tmp_path):
+    write_rollouts(tmp_path, ROWS, META)
+    (tmp_path / "plan.json").write_text("{}")
+    with pytest.raises(UserError, match="holds rollouts of `rmtools rollout`"):
+        write_rollouts(tmp_path, ROWS[:1], META)
+    assert read_rollouts(tmp_path)[0] == ROWS
+
+
 @pytest.mark.parametrize("form", FORMATS)
 def test_datasets_loads_the_folder(tmp_path, form):
     from datasets import load_dataset
