@@ -18,11 +18,14 @@ from rmtools.cli.stages import Stage, run_stages
 STAGES = """
 policy | policy/gate.json | python {recipes}/train_policy.py --out {out}/policy
 rollouts for training | rollouts/train/metadata.json | rmtools rollout --policy {out}/policy --task crossing
-    --horizon 8 --prompts 1024 --trajectories 8 --seed 1 --out {out}/rollouts/train
+    --horizon 8 --prompts 1024 --trajectories 8 --seed 1 --overwrite
+    --out {out}/rollouts/train
 rollouts held out | rollouts/heldout/metadata.json | rmtools rollout --policy {out}/policy --task crossing
-    --horizon 8 --prompts 32 --trajectories 4 --children 8 --seed 2 --out {out}/rollouts/heldout
+    --horizon 8 --prompts 32 --trajectories 4 --children 8 --seed 2 --overwrite
+    --out {out}/rollouts/heldout
 rollouts for the audit | rollouts/audit/metadata.json | rmtools rollout --policy {out}/policy --task crossing
-    --horizon 8 --prompts 96 --trajectories 24 --children 8 --completions 3 --seed 3 --out {out}/rollouts/audit
+    --horizon 8 --prompts 96 --trajectories 24 --children 8 --completions 3 --seed 3 --overwrite
+    --out {out}/rollouts/audit
 value model | prm/rmtools.json | accelerate launch --config_file {config}
     {recipes}/train_prm.py --config {recipes}/quickstart_prm.yaml --train_rollouts {out}/rollouts/train
     --eval_rollouts {out}/rollouts/heldout --output_dir {out}/prm --seed {seed}

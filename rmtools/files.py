@@ -19,17 +19,19 @@ from rmtools.errors import UserError
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, within: Path | None = None) -> Iterator[Path]:
     """Yield a temporary path; on success it becomes ``path``, on failure ``path`` stays as it was.
 
-    The caller makes a file or a folder there; either replaces what stood at ``path``. Raises ``UserError`` where the disk is full
-    or the place cannot be written.
+    The caller makes a file or a folder there; either replaces what stood at ``path``. Temporary files lie beside it,
+    or in the folder ``within`` of the same file system, where those of a killed process are easily found. Raises
+    ``UserError`` where the disk is full or the place cannot be written.
     """
     path = Path(path)
     temporary: Path | None = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent)) / path.name
+        for folder in (path.parent, within or path.parent):
+            folder.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=within or path.parent)) / path.name
         yield temporary
         if path.is_dir() and temporary.is_dir():
             replace_folder(path, temporary)

@@ -147,7 +147,9 @@ def warnings_for(
     out = []
     if metadata.policy_fingerprint != settings.policy_fingerprint:
         out.append("the rollouts are of another policy than the checkpoint was trained for")
-    if metadata.temperature != settings.temperature:
+    if metadata.temperature is None:
+        out.append("the rollouts do not say at which temperature they were sampled")
+    elif metadata.temperature != settings.temperature:
         out.append(
             f"the rollouts were sampled at temperature {metadata.temperature}, the checkpoint was trained "
             f"at {settings.temperature}"

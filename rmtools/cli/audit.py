@@ -43,7 +43,7 @@ def command(
     from rmtools.audit.run import audit
     from rmtools.cli.loading import load
     from rmtools.cli.progress import progress
-    from rmtools.cli.rollout import make_rollouts
+    from rmtools.cli.rollout import Sharding, make_rollouts
     from rmtools.core.cost import n_for_cv, n_for_tv
     from rmtools.data.collect import Branching
     from rmtools.data.rollouts import read_rollouts
@@ -60,7 +60,9 @@ def command(
     if rollouts is None:
         rollouts = folder / "rollouts"
         branching = Branching(trajectories, children, completions)
-        make_rollouts(loaded.policy, loaded.task, prompts, branching, rollouts, seed, verb="audit")
+        # The folder is this verb's own: rollouts of other arguments in it make way, the same ones are used again.
+        sharding = Sharding(overwrite=True)
+        make_rollouts(loaded.policy, loaded.task, prompts, branching, rollouts, seed, sharding, verb="audit")
     rows, metadata = read_rollouts(rollouts)
     untrained, _ = load_value_model(model, untrained=True)
     scorers: dict[str, Scorer] = {

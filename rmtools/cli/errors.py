@@ -2,9 +2,15 @@
 
 import contextlib
 import sys
+import time
 from collections.abc import Iterator
 
 from rmtools.errors import UserError
+from rmtools.processes import this_process
+
+# What is wrong for all of several processes the main one says first, and the launcher then ends the others. One that is
+# still there after this many seconds has an error of its own to tell.
+SILENCE = 15.0
 
 
 @contextlib.contextmanager
@@ -13,7 +19,10 @@ def exit_on_user_error() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        print(f"rmtools: error: {' '.join(str(error).split())}", file=sys.stderr)
+        process = this_process()
+        where = "" if process.main else f"process {process.rank} of {process.size}: "
+        time.sleep(0 if process.main else SILENCE)
+        print(f"rmtools: error: {where}{' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("rmtools: interrupted; nothing half-written was kept", file=sys.stderr)

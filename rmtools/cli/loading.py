@@ -1,12 +1,16 @@
 """What several verbs load the same way: the value model, its policy and its task, flags overriding."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rmtools.errors import UserError
+from rmtools.processes import local_rank
 
 if TYPE_CHECKING:
+    import torch
+
     from rmtools.data.tasks import Task
     from rmtools.lm.checkpoint import CheckpointSettings
     from rmtools.lm.policy import Policy
@@ -45,3 +49,12 @@ def load(model: Path, policy: str | None, task: str | None, horizon: int | None)
         )
     source = load_policy(policy or settings.policy, settings.steps, settings.temperature)
     return Loaded(value, settings, source, chosen)
+
+
+def device_of_process() -> "torch.device":
+    """Return the device for this process: its own GPU of several; the CPU where accelerate was told to use it."""
+    import torch
+
+    if not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true"):
+        return torch.device("cpu")
+    return torch.device("cuda", local_rank() % torch.cuda.device_count())

@@ -2,10 +2,18 @@
 
 A prefix is decoded once: trajectories of one prompt fork the prompt's cache, children and completions fork the
 trajectory's.
+
+Branches may be drawn at some depths only. Which ones is drawn for each trajectory before its first step, among all
+that a solution may have: so it cannot depend on what the trajectory becomes, not even on its length, and a prefix
+that is branched at is a fair draw from the prefixes of its depth. (Choosing among the depths of the finished
+trajectory would favour the prefixes of short ones, whose own next steps would no longer be exchangeable with the
+alternatives.) A trajectory that ends early has fewer branched depths, and nothing has to be kept in memory for
+later.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,19 +37,39 @@ class Branching:
         K: next steps at each prefix, the trajectory's own included (1 = no alternatives).
     completions : int
         R: continuations from each prefix, the trajectory's own included (1 = no extra ones).
+    depths : int or None
+        At how many depths of a trajectory children and completions are drawn; None for all.
     """
 
     trajectories: int = 8
     children: int = 1
     completions: int = 1
+    depths: int | None = None
 
     def __post_init__(self) -> None:
+        if self.depths is not None and self.depths < 1:
+            raise UserError(f"depths must be all or at least 1, got {self.depths}", "--depths 4, say")
         for name in ("trajectories", "children", "completions"):
             if getattr(self, name) < 1:
                 raise UserError(
                     f"{name} must be at least 1, got {getattr(self, name)}",
                     "children and completions count the trajectory's own",
                 )
+
+    @property
+    def width(self) -> int:
+        """Sequences of a prompt that are decoded at the same time, at most."""
+        return self.trajectories * max(1, self.children - 1, self.completions - 1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the counts as saved with the rollouts; depths is "all" or a number."""
+        return asdict(self) | {"depths": self.depths or "all"}
+
+    def draw_depths(self, n: int, max_steps: int, rng: np.random.Generator) -> np.ndarray:
+        """Draw for each of ``n`` trajectories at which depths it branches: (n, max_steps) bool, ``depths`` true a row."""
+        if self.depths is None or self.depths >= max_steps:
+            return np.ones((n, max_steps), dtype=bool)
+        return rng.random((n, max_steps)).argsort(axis=1) < self.depths
 
 
 @dataclass
@@ -61,7 +89,7 @@ class Collector:
     task : Task
     branching : Branching
     rng : np.random.Generator
-        Seeds the policy's torch generator, one draw a decoded step.
+        Draws the depths, and seeds the policy's torch generator, one draw a decoded step.
     """
 
     def __init__(self, policy: Policy, task: Task, branching: Branching, rng: np.random.Generator) -> None:
@@ -77,11 +105,23 @@ class Collector:
         prompts_per_batch: int = 32,
         progress: Callable[[int], object] | None = None,
     ) -> list[Rollout]:
-        """Return the rollouts of ``prompts``, in order; ``progress`` is told how many prompts are done."""
+        """Return the rollouts of ``prompts``, in order; ``progress`` is told how many prompts are done.
+
+        Raises
+        ------
+        UserError
+            Also where the device has too little memory for a batch.
+        """
         rows: list[Rollout] = []
         for start in range(0, len(prompts), prompts_per_batch):
             batch = prompts[start : start + prompts_per_batch]
-            rows += self._batch(batch)
+            try:
+                rows += self._batch(batch)
+            except torch.OutOfMemoryError as error:
+                raise UserError(
+                    f"the device has too little memory to decode {len(batch)} prompts together",
+                    "pass a smaller --batch-size, and another --out: the rows depend on it",
+                ) from error
             if progress is not None:
                 progress(len(batch))
         return rows
@@ -99,32 +139,38 @@ class Collector:
         )
         children: list[list[list[Child]]] = [[] for _ in owner]
         completions: list[list[list[float]]] = [[] for _ in owner]
+        chosen = self.branching.draw_depths(len(owner), self.policy.steps.settings.max_steps, self.rng)
+        depth = 0
         while not grown.ended.all():
             live = np.flatnonzero(~grown.ended)
+            at = live[chosen[live, depth]]
             if self.branching.children > 1:
-                for i, found in zip(live, self._children(grown, live), strict=True):
-                    children[i].append(found)
+                place(self._children(grown, at), at, live, children)
             if self.branching.completions > 1:
-                for i, scores in zip(live, self._completions(grown, live), strict=True):
-                    completions[i].append(scores)
+                place(self._completions(grown, at), at, live, completions)
             grown = self._step(grown)
+            depth += 1
         return [
             Rollout(prompt_id(p), p, s, self.task.reward(p, s), c, r)
             for p, s, c, r in zip(grown.prompts, grown.steps, children, completions, strict=True)
         ]
 
-    def _children(self, grown: "Growing", live: np.ndarray) -> list[list[Child]]:
+    def _children(self, grown: "Growing", at: np.ndarray) -> list[list[Child]]:
+        if not len(at):
+            return []
         extra = self.branching.children - 1
-        after = self._step(grown.select(np.repeat(live, extra)))
+        after = self._step(grown.select(np.repeat(at, extra)))
         found = [
             Child(s[-1], bool(e), self.task.reward(p, s) if e else None)
             for p, s, e in zip(after.prompts, after.steps, after.ended, strict=True)
         ]
         return [found[k : k + extra] for k in range(0, len(found), extra)]
 
-    def _completions(self, grown: "Growing", live: np.ndarray) -> list[list[float]]:
+    def _completions(self, grown: "Growing", at: np.ndarray) -> list[list[float]]:
+        if not len(at):
+            return []
         extra = self.branching.completions - 1
-        branch = grown.select(np.repeat(live, extra))
+        branch = grown.select(np.repeat(at, extra))
         while not branch.ended.all():
             branch = self._step(branch)
         found = [self.task.reward(p, s) for p, s in zip(branch.prompts, branch.steps, strict=True)]
@@ -168,6 +214,35 @@ class Growing:
         return Growing(
             self.state.select(used), node, [self.prompts[i] for i in rows], [self.steps[i] for i in rows]
         )
+
+
+def place(found: Sequence[list[Any]], at: np.ndarray, live: np.ndarray, into: list[list[list[Any]]]) -> None:
+    """Append what was ``found`` at trajectories ``at`` to their lists, and nothing to those of the other live ones."""
+    drawn = dict(zip(at.tolist(), found, strict=True))
+    for i in live.tolist():
+        into[i].append(drawn.get(i, []))
+
+
+def prompts_per_batch(policy: Policy, branching: Branching, prompts: Sequence[str]) -> int:
+    """Return how many prompts to decode together.
+
+    On the CPU 32: more is not faster there. On a GPU as many as its memory takes, were every solution as long as the
+    settings allow: half of what the weights leave, for the key-value caches are copied when prefixes fork. It
+    depends on nothing that changes between two starts on the same machine.
+    """
+    if policy.device.type != "cuda":
+        return 32
+    settings, config = policy.steps.settings, policy.model.config.get_text_config()
+    longest = max(len(policy.steps.prompt_ids(p)) for p in prompts)
+    tokens = min(longest + settings.max_steps * settings.max_step_tokens, policy.context or 1 << 62)
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    cache = 2 * config.num_hidden_layers * heads * size * tokens * policy.model.dtype.itemsize
+    # Beside the caches: logits, probabilities and the race of one token, in fp32.
+    sequence = 2 * cache + 4 * 4 * config.vocab_size
+    weights = sum(p.numel() * p.element_size() for p in policy.model.parameters())
+    room = (torch.cuda.get_device_properties(policy.device).total_memory - weights) // 2
+    return max(1, room // (sequence * (branching.trajectories + branching.width)))
 
 
 def prompt_id(prompt: str) -> str:

@@ -1,23 +1,31 @@
-"""The dataset in the middle: branching rollouts of a policy, one row per trajectory, on disk as parquet.
+"""The dataset in the middle: branching rollouts of a policy, one row per trajectory, on disk as parquet or JSON lines.
 
 A rollout dataset knows nothing of any value model: one dataset trains and audits many. The fields are
-documented in docs/formats.md. A folder holds ``rollouts.parquet`` and, written last, ``metadata.json``.
+documented in docs/formats.md. A folder holds shards, ``data/train-00000-of-00004.parquet``, and, written last,
+``metadata.json``.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+import itertools
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
+from rmtools.data.shards import (
+    DATA,
+    PLAN_FILE,
+    REMEDY,
+    check_format,
+    find_shards,
+    read_rows,
+    shard_name,
+    write_rows,
+)
 from rmtools.errors import UserError
-from rmtools.files import read_json, replacing, write_json
+from rmtools.files import json_text, read_json, replacing
 from rmtools.lm.steps import StepSettings
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-SCHEMA_VERSION = 1
-ROWS_FILE = "rollouts.parquet"
+SCHEMA_VERSION = 2
 META_FILE = "metadata.json"
 
 
@@ -74,18 +82,45 @@ class Rollout:
 
 @dataclass(frozen=True)
 class RolloutMetadata:
-    """How the rollouts were made: everything an audit must know to say which policy it speaks of."""
+    """How the rollouts were made: everything an audit must know to say which policy it speaks of.
+
+    Attributes
+    ----------
+    policy, policy_fingerprint : str
+        Folder or hub name, and hash of the weights; "" where it is not known (converted data).
+    task : str
+    horizon : int
+        Steps of a solution at most.
+    steps : StepSettings
+    temperature : float or None
+        Of the policy's sampling; None where it is not known.
+    seed : int
+    removed_prompts : int
+        Drawn without a solution and left out.
+    generated_tokens, truncated_steps : int
+        Tokens drawn, branches included; steps cut at the length limit.
+    source : str
+        Name of the reader, for converted data; "" for rollouts drawn by rmtools.
+    branching : dict
+        Provenance: trajectories, children, completions, depths.
+    rows, shards : int
+        How many there are; ``write_rollouts`` counts them itself.
+    """
 
     policy: str
     policy_fingerprint: str
     task: str
     horizon: int
     steps: StepSettings
-    temperature: float
+    temperature: float | None
     seed: int
     removed_prompts: int = 0
     generated_tokens: int = 0
     truncated_steps: int = 0
+    source: str = ""
+    branching: dict[str, Any] = field(default_factory=dict)
+    rows: int = 0
+    shards: int = 0
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
@@ -98,34 +133,52 @@ class RolloutMetadata:
                 "make the rollouts again with `rmtools rollout`",
             ) from error
 
-
-def schema() -> "pa.Schema":
-    """Return the arrow schema of a row."""
-    import pyarrow as pa
-
-    child = pa.struct([("text", pa.string()), ("ended", pa.bool_()), ("reward", pa.float64())])
-    return pa.schema(
-        [
-            ("prompt_id", pa.string()),
-            ("prompt", pa.string()),
-            ("steps", pa.list_(pa.string())),
-            ("reward", pa.float64()),
-            ("children", pa.list_(pa.list_(child))),
-            ("completions", pa.list_(pa.list_(pa.float64()))),
-            ("labels", pa.list_(pa.float64())),
-        ]
-    )
+    def to_text(self) -> str:
+        """Return the metadata file's content."""
+        return json_text({"schema_version": SCHEMA_VERSION, **asdict(self)})
 
 
-def write_rollouts(folder: Path, rows: Sequence[Rollout], metadata: RolloutMetadata) -> None:
-    """Write rows and metadata into ``folder``: both whole before either takes its place, the metadata last."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+def write_rollouts(
+    folder: str | Path,
+    rows: Iterable[Rollout],
+    metadata: RolloutMetadata,
+    rows_per_shard: int = 10_000,
+    form: str = "parquet",
+) -> None:
+    """Write rows and metadata into ``folder``: both whole before either takes its place, the metadata last.
 
-    table = pa.Table.from_pylist([asdict(r) for r in rows], schema=schema())
-    with replacing(Path(folder) / META_FILE) as described, replacing(Path(folder) / ROWS_FILE) as temporary:
-        pq.write_table(table, temporary)
-        write_json(described, {"schema_version": SCHEMA_VERSION, **asdict(metadata)})
+    Parameters
+    ----------
+    folder : path
+    rows : iterable of Rollout
+        Consumed one shard at a time.
+    metadata : RolloutMetadata
+        Its ``rows`` and ``shards`` are filled in here.
+    rows_per_shard : int
+    form : {"parquet", "jsonl"}
+
+    Raises
+    ------
+    UserError
+        If there are no rows, the format is unknown, the place cannot be written, or `rmtools rollout` keeps it.
+    """
+    check_format(form)
+    folder, rows, total, parts = Path(folder), iter(rows), 0, 0
+    if (folder / PLAN_FILE).exists():
+        raise UserError(
+            f"{folder} holds rollouts of `rmtools rollout`, which may go on there", "choose another folder"
+        )
+    with replacing(folder / META_FILE) as described, replacing(folder / DATA) as inside:
+        inside.mkdir()
+        while shard := [asdict(r) for r in itertools.islice(rows, rows_per_shard)]:
+            write_rows(inside / f"{parts}.{form}", shard)
+            total, parts = total + len(shard), parts + 1
+        if not parts:
+            raise UserError(f"there are no rollouts to write into {folder}", "give at least one")
+        # How many shards there are is known, and so their names, once the last row has been seen.
+        for i in range(parts):
+            (inside / f"{i}.{form}").rename(inside / shard_name(i, parts, form))
+        described.write_text(replace(metadata, rows=total, shards=parts).to_text(), encoding="utf-8")
 
 
 def read_rollouts(folder: str | Path) -> tuple[list[Rollout], RolloutMetadata]:
@@ -134,9 +187,26 @@ def read_rollouts(folder: str | Path) -> tuple[list[Rollout], RolloutMetadata]:
     Raises
     ------
     UserError
-        If it is missing, of another schema version, unreadable, or a row breaks the schema (row and field named).
+        If it is missing or incomplete, of another schema version, unreadable, or a row breaks the schema (file, row
+        and field are named; rows count from 0 within their file).
     """
     folder = Path(folder)
+    metadata = read_metadata(folder)
+    shards = find_shards(folder)
+    rows = [r for path in shards for r in read_shard(path)]
+    if not rows:
+        raise UserError(f"the rollouts at {folder} are empty", "make them with `rmtools rollout`")
+    if (len(rows), len(shards)) != (metadata.rows, metadata.shards):
+        raise UserError(
+            f"{folder / META_FILE} speaks of {metadata.rows} rows in {metadata.shards} shards, there are {len(rows)} in "
+            f"{len(shards)}: files were changed or mixed",
+            "make the rollouts again",
+        )
+    return rows, metadata
+
+
+def read_metadata(folder: Path) -> RolloutMetadata:
+    """Read the metadata of a rollout folder; raises ``UserError`` where there is none or of another version."""
     if not (folder / META_FILE).exists():
         raise UserError(
             f"there are no rollouts at {folder}: no {META_FILE} in it", "make them with `rmtools rollout`"
@@ -148,71 +218,115 @@ def read_rollouts(folder: str | Path) -> tuple[list[Rollout], RolloutMetadata]:
             f"{folder} has rollout schema version {version!r}, this release reads {SCHEMA_VERSION}",
             "make the rollouts again with `rmtools rollout`",
         )
-    rows = [_row(i, r) for i, r in enumerate(_table(folder / ROWS_FILE))]
-    if not rows:
-        raise UserError(f"the rollouts at {folder} are empty", "make them with `rmtools rollout`")
-    return rows, RolloutMetadata.from_dict(values)
+    return RolloutMetadata.from_dict(values)
 
 
-def _table(path: Path) -> list[dict[str, Any]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        table = pq.read_table(path)
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(
-            f"the rollouts in {path} cannot be read: {str(error).splitlines()[0]}",
-            "make them again with `rmtools rollout`",
-        ) from error
-    missing = [n for n in schema().names if n not in table.column_names]
-    if missing:
-        raise UserError(
-            f"{path} lacks the columns {', '.join(missing)}", "see docs/formats.md for the schema"
-        )
-    return table.to_pylist()
+def read_shard(path: Path) -> list[Rollout]:
+    """Return the validated rows of one shard; raises ``UserError`` that names file, row and field."""
+    return [parse_row(r, f"{path}, row {i}") for i, r in enumerate(read_rows(path))]
 
 
-def _row(index: int, row: dict[str, Any]) -> Rollout:
+Wrong = Callable[[str, str], UserError]
+
+
+def parse_row(row: dict[str, Any], where: str) -> Rollout:
+    """Return the rollout of a row as read from a file.
+
+    Parameters
+    ----------
+    row : dict
+        Any content; what may be null may also be absent.
+    where : str
+        File and row, for the error.
+
+    Raises
+    ------
+    UserError
+        If the row breaks the schema; the field is named.
+    """
+
     def wrong(name: str, why: str) -> UserError:
-        return UserError(f"row {index}, field {name}: {why}", "see docs/formats.md for the schema")
+        return UserError(f"{where}, field {name}: {why}", REMEDY)
 
-    steps, reward, labels = row["steps"], row["reward"], row["labels"]
     for name in ("prompt_id", "prompt"):
-        if not row[name]:
-            raise wrong(name, "is empty")
-    if not steps:
+        if not is_text(row.get(name)):
+            raise wrong(name, "is empty or no text")
+    steps = row.get("steps")
+    if not isinstance(steps, list) or not steps:
         raise wrong("steps", "there is no step")
-    if not all(steps):
-        raise wrong("steps", "a step is empty")
-    if not in_unit_interval(reward):
-        raise wrong("reward", f"must be in [0, 1], got {reward}")
-    for name in ("children", "completions"):
-        branch = row[name]
-        if branch and (len(branch) != len(steps) or any(at is None for at in branch)):
-            raise wrong(name, f"has {sum(at is not None for at in branch)} depths for {len(steps)} steps")
-    children = [[_child(c, wrong) for c in at] for at in row["children"] or []]
-    completions = [list(at) for at in row["completions"] or []]
+    if not all(is_text(s) for s in steps):
+        raise wrong("steps", "a step is empty or no text")
+    reference = row.get("reference")
+    if not (reference is None or isinstance(reference, str)):
+        raise wrong("reference", f"must be text or null, got {reference!r}")
+    labels = _labels(row, len(steps), wrong)
+    completions = _depths(row, "completions", len(steps), wrong)
     if not all(in_unit_interval(r) for at in completions for r in at):
-        raise wrong("completions", "a reward is outside [0, 1]")
-    if labels is not None and len(labels) != len(steps):
-        raise wrong("labels", f"has {len(labels)} labels for {len(steps)} steps")
-    if not all(in_unit_interval(x) for x in labels or ()):
-        raise wrong("labels", "a label is outside [0, 1]")
-    return Rollout(row["prompt_id"], row["prompt"], list(steps), float(reward), children, completions, labels)
+        raise wrong("completions", "a reward is not in [0, 1]")
+    return Rollout(
+        prompt_id=row["prompt_id"],
+        prompt=row["prompt"],
+        steps=steps,
+        reward=_reward(row, labels, wrong),
+        children=[[_child(c, wrong) for c in at] for at in _depths(row, "children", len(steps), wrong)],
+        completions=[[float(r) for r in at] for at in completions],
+        labels=labels,
+        reference=reference,
+    )
 
 
-def _child(values: dict[str, Any] | None, wrong: Callable[[str, str], UserError]) -> Child:
-    if values is None or not values["text"] or values["ended"] is None:
+def _labels(row: dict[str, Any], n_steps: int, wrong: Wrong) -> list[float | None] | None:
+    labels = row.get("labels")
+    if labels is None:
+        return None
+    if not isinstance(labels, list) or len(labels) != n_steps:
+        count = f"has {len(labels)} labels" if isinstance(labels, list) else "is no list of labels"
+        raise wrong("labels", f"{count} for {n_steps} steps")
+    if not all(x is None or in_unit_interval(x) for x in labels):
+        raise wrong("labels", "a label is not in [0, 1]")
+    return [None if x is None else float(x) for x in labels]
+
+
+def _reward(row: dict[str, Any], labels: list[float | None] | None, wrong: Wrong) -> float | None:
+    reward = row.get("reward")
+    if reward is None and any(x is not None for x in labels or ()):
+        return None
+    if not in_unit_interval(reward):
+        raise wrong("reward", f"must be in [0, 1] (null only where a step has a label), got {reward!r}")
+    return float(reward)  # type: ignore[arg-type]
+
+
+def _depths(row: dict[str, Any], name: str, n_steps: int, wrong: Wrong) -> list[list[Any]]:
+    """Return the branches at each depth; none at all may be null or empty."""
+    branch = row.get(name) or []
+    found = [at for at in branch if isinstance(at, list)] if isinstance(branch, list) else []
+    if branch and (len(found) != n_steps or len(branch) != n_steps):
+        raise wrong(name, f"has {len(found)} depths for {n_steps} steps")
+    return found
+
+
+def _child(values: Any, wrong: Wrong) -> Child:
+    if (
+        not isinstance(values, dict)
+        or not is_text(values.get("text"))
+        or type(values.get("ended")) is not bool
+    ):
         raise wrong("children", "a child has no text, or does not say whether it ended")
-    child = Child(**values)
-    if child.ended and child.reward is None:
+    if unknown := set(values) - {"text", "ended", "reward"}:
+        raise wrong("children", f"a child has unknown fields {', '.join(sorted(unknown))}")
+    reward = values.get("reward")
+    if values["ended"] and reward is None:
         raise wrong("children", "an ended child has no reward")
-    if child.reward is not None and not in_unit_interval(child.reward):
-        raise wrong("children", f"a reward must be in [0, 1], got {child.reward}")
-    return child
+    if reward is not None and not in_unit_interval(reward):
+        raise wrong("children", f"a reward must be in [0, 1], got {reward!r}")
+    return Child(values["text"], values["ended"], None if reward is None else float(reward))
 
 
-def in_unit_interval(x: float | None) -> bool:
-    """Return whether ``x`` is a number in [0, 1]; NaN is not."""
-    return x is not None and 0 <= x <= 1
+def is_text(x: Any) -> bool:
+    """Return whether ``x`` is text and not empty."""
+    return isinstance(x, str) and bool(x)
+
+
+def in_unit_interval(x: Any) -> bool:
+    """Return whether ``x`` is a number in [0, 1]; NaN is not, nor is a truth value."""
+    return isinstance(x, int | float) and not isinstance(x, bool) and 0 <= x <= 1

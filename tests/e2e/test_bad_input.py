@@ -221,30 +221,39 @@ def test_disk_full_while_sampling(run, tmp_path, value_folder, prompts_file, mon
     assert sorted(p.name for p in tmp_path.iterdir()) == before
 
 
-def test_disk_full_while_writing_rollouts(run, tmp_path, policy_folder, prompts_file, monkeypatch):
-    """Whether rows or metadata no longer fit: the old pair stays, and stays a pair."""
-    options = (
-        "rollout",
-        "--policy",
-        policy_folder,
-        "--prompts",
-        prompts_file,
-        "--horizon",
-        3,
-        "--out",
-        tmp_path / "r",
-    )
-    assert run(*options, "--trajectories", 2).code == 0
-    old, names = read_rollouts(tmp_path / "r"), sorted(p.name for p in (tmp_path / "r").iterdir())
+@pytest.mark.parametrize("form", ["parquet", "jsonl"])
+def test_disk_full_while_writing_rollouts(run, tmp_path, policy_folder, prompts_file, monkeypatch, form):
+    """Whatever no longer fits, plan, rows or metadata: what is there is whole, and the same command goes on."""
+    options = ["rollout", "--policy", policy_folder, "--prompts", prompts_file, "--horizon", 3]
+    options += ["--trajectories", 2, "--shard-size", 1, "--format", form, "--out", tmp_path / "r"]
+    replace = Path.replace
+    for done in range(8):  # the plan, three shards with a tally each, the metadata
+
+        def full_after(self, target, left=[done]):  # noqa: B006 - counts down
+            left[0] -= 1
+            return full() if left[0] < 0 else replace(self, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "replace", full_after)
+            result = run(*options)
+        check_error(result, "No space left on device")
+        files = {p.name for p in (tmp_path / "r").rglob("*") if p.is_file()}
+        assert len(files) == done
+        assert files <= {"plan.json", *(f"{i:05d}.json" for i in range(3))} | {
+            f"train-{i:05d}-of-00003.{form}" for i in range(3)
+        }
+        assert not (tmp_path / "r" / ".partial").exists()
+        for path in tmp_path.glob("r/*"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
     import pyarrow.parquet
 
-    for target, name in ((Path, "write_text"), (pyarrow.parquet, "write_table"), (Path, "replace")):
-        with monkeypatch.context() as patch:
-            patch.setattr(target, name, full)
-            result = run(*options, "--trajectories", 3)
-        check_error(result, "No space left on device")
-        assert read_rollouts(tmp_path / "r") == old
-        assert sorted(p.name for p in (tmp_path / "r").iterdir()) == names
+    for target, name in ((Path, "write_text"), (pyarrow.parquet, "write_table")):
+        if form == "parquet" or name == "write_text":
+            with monkeypatch.context() as patch:
+                patch.setattr(target, name, full)
+                check_error(run(*options), "No space left on device")
+    assert run(*options).code == 0
+    assert len(read_rollouts(tmp_path / "r")[0]) == 6
 
 
 def test_a_folder_is_put_back_when_the_new_one_cannot_take_its_place(tmp_path, monkeypatch):

@@ -202,3 +202,28 @@ def verified(monkeypatch):
 
     monkeypatch.setattr(runner, "CHECKS", (guided, bound))
     monkeypatch.setattr(report, "drawings", lambda found: {"plot": ("<svg></svg>", "a caption")})
+
+
+def test_audit_of_rollouts_that_branch_at_some_depths(
+    run, tmp_path, value_folder, policy_folder, prompts_file
+):
+    """The Bellman error is there; sigma^2, which needs completions at every depth, is not."""
+    options = ("--policy", policy_folder, "--prompts", prompts_file, "--horizon", 3, "--trajectories", 12)
+    branches = (
+        "--children",
+        4,
+        "--completions",
+        3,
+        "--depths",
+        1,
+        "--format",
+        "jsonl",
+        "--max-step-tokens",
+        6,
+    )
+    assert run("rollout", *options, *branches, "--out", tmp_path / "r").code == 0
+    result = run("audit", "--model", value_folder, "--rollouts", tmp_path / "r", "--out", tmp_path / "audit")
+    assert result.code == 0, result.err
+    model = json.loads((tmp_path / "audit" / "audit.json").read_text())["models"][0]
+    assert model["bellman"]["rms_corrected"]["estimate"] >= 0
+    assert model["sigma2"] is None

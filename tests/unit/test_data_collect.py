@@ -1,17 +1,21 @@
 """Branching rollouts: counts, laws, seeds; and what scoring them gives."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 
 from rmtools.core.tilt import Tilt
-from rmtools.data.collect import Branching, Collector, prompt_id
+from rmtools.data.collect import Branching, Collector, prompt_id, prompts_per_batch
 from rmtools.data.rollouts import Child, Rollout
-from rmtools.data.scoring import score_rollouts, training_metrics
+from rmtools.data.scoring import score_rollouts
 from rmtools.errors import UserError
 from rmtools.lm.policy import Policy
 from rmtools.lm.steps import StepSettings, StepTokenizer
 from rmtools.lm.value import ConstantValue
+from rmtools.train.metrics import held_out_metrics
 
 
 def collect(policy, task, prompts, branching, seed=0, **kwargs):
@@ -67,6 +71,49 @@ def test_no_branches_without_being_asked(policy, prompts, task):
     rows = collect(policy, task, prompts[:2], Branching(3))
     assert len(rows) == 6
     assert all(not r.children and not r.completions for r in rows)
+
+
+def test_branches_at_some_depths(warm, prompts, task):
+    """Two depths of three; those after the end of a short trajectory are lost, not moved."""
+    rows = collect(warm, task, prompts, Branching(12, 3, 2, 2))
+    branched = [[len(at) for at in r.children] for r in rows]
+    assert {n for at in branched for n in at} == {0, 2}
+    assert branched == [[2 * len(at) for at in r.completions] for r in rows]
+    assert all(len(r.children) == len(r.steps) for r in rows)
+    whole = [at for at in branched if len(at) == 3]
+    assert {tuple(at) for at in whole} == {(0, 2, 2), (2, 0, 2), (2, 2, 0)}
+    assert all(sum(at) == 4 for at in whole)
+    short = [at for at in branched if len(at) < 3]
+    assert short
+    assert {sum(at) for at in short} <= {0, 2, 4}
+
+
+def test_as_many_depths_as_steps_are_all(policy, prompts, task):
+    rows = collect(policy, task, prompts[:3], Branching(3, 2, 2))
+    assert rows == collect(policy, task, prompts[:3], Branching(3, 2, 2, 3))
+    assert rows == collect(policy, task, prompts[:3], Branching(3, 2, 2, 9))
+
+
+def test_depths_are_chosen_blindly():
+    """Every depth of every trajectory equally often, every row with its number."""
+    chosen = Branching(1, 2, 1, 3).draw_depths(40_000, 7, np.random.default_rng(3))
+    assert (chosen.sum(axis=1) == 3).all()
+    assert np.abs(chosen.mean(axis=0) - 3 / 7).max() < 4.5 * np.sqrt(3 / 7 * 4 / 7 / 40_000)
+
+
+def test_branched_prefixes_are_a_fair_sample(warm, prompts, task):
+    """Own step and alternatives are exchangeable at the depths that were chosen, in trajectories of every length.
+
+    At depth 1 of 3, where some trajectories end: the share of own next steps that end there is that of the
+    alternatives. Choosing depths among those of the finished trajectory would count ending ones more often.
+    """
+    rows = collect(warm, task, prompts[:1], Branching(3000, 2, 1, 1), 8)
+    at = [(len(r.steps) == 2, r.children[1][0].ended) for r in rows if len(r.steps) > 1 and r.children[1]]
+    own, other = np.mean(at, axis=0)
+    assert len(at) > 500
+    assert 0.005 < other < 0.9
+    p = (own + other) / 2
+    assert abs(own - other) < 4.5 * np.sqrt(2 * p * (1 - p) / len(at))
 
 
 def test_batches_and_progress(policy, prompts, task):
@@ -128,6 +175,33 @@ def test_tokens_and_cut_steps_are_counted(policy, prompts, task):
 def test_counts_below_one_are_refused(name):
     with pytest.raises(UserError, match=f"{name} must be at least 1"):
         Branching(**{name: 0})
+    with pytest.raises(UserError, match="depths must be all or at least 1"):
+        Branching(depths=0)
+
+
+def test_too_little_memory(policy, prompts, task, monkeypatch):
+    def full(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(policy, "start", full)
+    with pytest.raises(UserError, match=r"too little memory to decode 5 prompts.*--batch-size"):
+        collect(policy, task, prompts[:5], Branching(2))
+
+
+def test_the_default_batch(policy, prompts, monkeypatch):
+    """32 on the CPU; on a GPU what fits, less with more branches, one at least."""
+    assert prompts_per_batch(policy, Branching(), prompts) == 32
+    memory = SimpleNamespace(total_memory=1 << 30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: memory)
+    monkeypatch.setattr(Policy, "device", torch.device("cuda"))
+    found = [
+        prompts_per_batch(policy, b, prompts) for b in (Branching(8), Branching(8, 16), Branching(999_999))
+    ]
+    assert found[0] > 8 * found[1] / 2 > found[2] == 1
+    # By hand: 2 layers of 2 heads of 8, keys and values in fp32, 12 + 3 * 6 tokens; 16 sequences a prompt.
+    sequence = 2 * (2 * 2 * 2 * 8 * 4) * 30 + 16 * policy.model.config.vocab_size
+    weights = 4 * sum(p.numel() for p in policy.model.parameters())
+    assert found[0] == ((1 << 30) - weights) // 2 // (16 * sequence)
 
 
 def test_a_prompt_id_is_stable():
@@ -190,18 +264,26 @@ def test_scored_rollouts_by_hand(value, task, terminal):
     assert scored.horizon == 2
 
 
-def test_training_metrics_of_a_constant(step_tokenizer, rows):
+def test_held_out_metrics_of_a_constant(step_tokenizer, rows):
     """Brier score by hand; the mean square error corrected."""
     scorer = ConstantValue(0.25, step_tokenizer, Tilt(0.05))
-    found = training_metrics(rows, scorer)
+    found = held_out_metrics(rows, scorer)
     n = [len(r.steps) + 1 for r in rows]
     reward = np.repeat([r.reward for r in rows], n)
     assert found["brier"] == pytest.approx(np.mean((0.25 - reward) ** 2))
     assert found["rms_log_bellman"] == pytest.approx(np.sqrt(max(0.0, found["mean_square_log_bellman"])))
 
 
-def test_training_metrics_need_children(value, prompts):
-    with pytest.raises(UserError, match="have no children"):
-        training_metrics([Rollout("a", prompts[0], ["u r2 \n"], 1.0)], value)
-    with pytest.raises(UserError, match="have no children"):
-        training_metrics([], value)
+def test_held_out_metrics_at_some_depths_are_those_of_the_branched_prefixes(policy, prompts, task, value):
+    """Depths without alternatives do not count as prefixes without error; without any there is no such metric."""
+    some = collect(policy, task, prompts, Branching(6, 3, 1, 1), 2)
+    assert any(at for r in some for at in r.children)
+    scored = score_rollouts(some, value)
+    square = scored.errors().log_error_square
+    branched = np.asarray([len(at) > 0 for r in some for at in r.children])
+    np.testing.assert_array_equal(scored.errors().resolved, branched)
+    found = held_out_metrics(some, value)
+    assert found["mean_square_log_bellman"] == pytest.approx(square[branched].mean())
+    none = held_out_metrics([Rollout("a", prompts[0], ["u r2 \n"], 1.0)], value)
+    assert "rms_log_bellman" not in none
+    assert "brier" in none

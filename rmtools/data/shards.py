@@ -1,0 +1,162 @@
+"""Shard files of a rollout dataset: ``data/train-00000-of-00004.parquet`` or ``.jsonl``, rows as plain dictionaries.
+
+The names are the ones ``datasets.load_dataset(DIR)`` looks for. Whether the rows are right is for
+rmtools.data.rollouts to say; here is whether the files can be read and whether all of them are there.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rmtools.errors import UserError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+DATA = "data"
+# Stands where `rmtools rollout` is at work or was: rmtools.data.plan.
+PLAN_FILE = "plan.json"
+FORMATS = ("parquet", "jsonl")
+NAME = re.compile(r"train-(\d{5,})-of-(\d{5,})\.(parquet|jsonl)")
+REMEDY = "see docs/formats.md for the schema"
+
+
+def schema() -> "pa.Schema":
+    """Return the arrow schema of a row; every column but prompt_id, prompt and steps may be null."""
+    import pyarrow as pa
+
+    child = pa.struct([("text", pa.string()), ("ended", pa.bool_()), ("reward", pa.float64())])
+    return pa.schema(
+        [
+            ("prompt_id", pa.string()),
+            ("prompt", pa.string()),
+            ("steps", pa.list_(pa.string())),
+            ("reward", pa.float64()),
+            ("children", pa.list_(pa.list_(child))),
+            ("completions", pa.list_(pa.list_(pa.float64()))),
+            ("labels", pa.list_(pa.float64())),
+            ("reference", pa.string()),
+        ]
+    )
+
+
+def check_format(name: str) -> None:
+    """Raise ``UserError`` where rollouts cannot be written as ``name``."""
+    if name not in FORMATS:
+        raise UserError(f"unknown rollout format {name!r}", f"the formats are: {', '.join(FORMATS)}")
+
+
+def shard_name(index: int, count: int, form: str) -> str:
+    """Return the file name of shard ``index`` of ``count``.
+
+    >>> shard_name(0, 4, "parquet")
+    'train-00000-of-00004.parquet'
+    """
+    return f"train-{index:05d}-of-{count:05d}.{form}"
+
+
+def find_shards(folder: Path) -> list[Path]:
+    """Return the shards of the dataset ``folder``, in order.
+
+    Raises
+    ------
+    UserError
+        If there is none, one of the numbering is missing (it is named), or shards of two datasets are mixed.
+    """
+    inside = folder / DATA
+    found = {p.name: m for p in inside.glob("train-*") if (m := NAME.fullmatch(p.name))}
+    kinds = sorted({(int(m[2]), m[3]) for m in found.values()})
+    if not kinds:
+        raise UserError(
+            f"there are no rollouts in {inside}: no file like {shard_name(0, 1, 'parquet')}",
+            "make them again with `rmtools rollout`",
+        )
+    if len(kinds) > 1:
+        names = " and ".join(f"-of-{count:05d}.{form}" for count, form in kinds)
+        raise UserError(
+            f"{inside} holds shards of more than one dataset: {names}", "keep one of them, or make it again"
+        )
+    (count, form) = kinds[0]
+    for i in range(count):
+        if shard_name(i, count, form) not in found:
+            raise UserError(
+                f"the rollouts are incomplete: {inside / shard_name(i, count, form)} is missing",
+                "run the command that made them again: it does what is missing",
+            )
+    return [inside / shard_name(i, count, form) for i in range(count)]
+
+
+def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Write ``rows`` in the format that the suffix of ``path`` names; NaN is refused in JSON lines."""
+    if path.suffix == ".jsonl":
+        lines = [json.dumps(r, ensure_ascii=False, allow_nan=False) + "\n" for r in rows]
+        path.write_text("".join(lines), encoding="utf-8")
+        return
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.Table.from_pylist(list(rows), schema=schema()), path)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a shard, unchecked; raises ``UserError`` that names the file where it cannot be read."""
+    return _json_rows(path) if path.suffix == ".jsonl" else _parquet_rows(path)
+
+
+def _parquet_rows(path: Path) -> list[dict[str, Any]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.ParquetFile(path).read()
+        _check_columns(path, table.column_names)
+        # Decoding text waits until here: bytes that are no UTF-8 are as unreadable as a broken page.
+        return table.to_pylist()
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+        raise unreadable(path, error) from error
+
+
+def _check_columns(path: Path, names: Sequence[str]) -> None:
+    missing = [n for n in schema().names if n not in names]
+    if missing:
+        raise UserError(f"{path} lacks the columns {', '.join(missing)}", REMEDY)
+    if unknown := [n for n in names if n not in schema().names]:
+        raise UserError(f"{path} has unknown columns {', '.join(unknown)}", f"drop them; {REMEDY}")
+
+
+def _json_rows(path: Path) -> list[dict[str, Any]]:
+    rows = []
+    try:
+        with path.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                rows.append(_json_row(path, number, line))
+    except (OSError, UnicodeDecodeError) as error:
+        raise unreadable(path, error) from error
+    return rows
+
+
+def _json_row(path: Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise UserError(
+            f"{path}, line {number} is not valid JSON: {error}", "repair or remove the line"
+        ) from error
+    if not isinstance(row, dict):
+        raise UserError(f"{path}, line {number} is not an object with the fields of a rollout", REMEDY)
+    if unknown := [n for n in row if n not in schema().names]:
+        raise UserError(
+            f"{path}, line {number} has unknown fields {', '.join(unknown)}", f"drop them; {REMEDY}"
+        )
+    return row
+
+
+def unreadable(path: Path, error: Exception) -> UserError:
+    """Return the error for a shard that is missing, cut off or corrupted."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    return UserError(
+        f"the rollouts in {path} cannot be read: {lines[0]}",
+        "delete the file and run the command that made it again: it does what is missing",
+    )

@@ -1,0 +1,132 @@
+"""The plan of a collection: blocks of prompts, differences, generators; and which process this is."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from rmtools.cli.options import generator
+from rmtools.data.collect import Branching
+from rmtools.data.plan import Plan, differences, hash_of, read_plan, shard_generator
+from rmtools.data.shards import PLAN_FILE
+from rmtools.errors import UserError
+from rmtools.files import write_json
+from rmtools.lm.steps import StepSettings
+from rmtools.processes import Process, local_rank, this_process
+
+PLAN = Plan(
+    verb="rollout",
+    policy="policy",
+    policy_fingerprint="abc",
+    device="cpu",
+    task="crossing",
+    horizon=3,
+    steps=StepSettings("\n", 3, 6),
+    temperature=1.0,
+    branching=Branching(4, 2, 3, 2),
+    seed=5,
+    prompts=10,
+    prompts_sha256="0123",
+    removed_prompts=1,
+    batch_size=2,
+    shard_size=4,
+    format="parquet",
+)
+
+
+@pytest.mark.parametrize("shard_size", [1, 3, 5, 10, 11])
+def test_shards_are_blocks_that_cover_the_prompts_once(shard_size):
+    plan = replace(PLAN, shard_size=shard_size)
+    prompts = list(range(10))
+    assert [p for i in range(plan.shards) for p in prompts[plan.block(i)]] == prompts
+    assert all(prompts[plan.block(i)] for i in range(plan.shards))
+    assert plan.name(0) == f"train-00000-of-{plan.shards:05d}.parquet"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"temperature": 0.7}, "temperature (1.0 there, 0.7 now)"),
+        ({"branching": Branching(4, 2, 3)}, 'depths (2 there, "all" now)'),
+        ({"branching": Branching(4, 9, 3, 2)}, "children (2 there, 9 now)"),
+        ({"steps": StepSettings("\n", 3, 7)}, "max_step_tokens (6 there, 7 now)"),
+        ({"prompts_sha256": "4567"}, 'prompts_sha256 ("0123" there, "4567" now)'),
+        ({"policy_fingerprint": "def"}, 'policy_fingerprint ("abc" there, "def" now)'),
+        ({"format": "jsonl"}, 'format ("parquet" there, "jsonl" now)'),
+        ({"seed": 6}, "seed (5 there, 6 now)"),
+    ],
+)
+def test_differences_are_named(tmp_path, change, words):
+    write_json(tmp_path / PLAN_FILE, PLAN.to_dict())
+    old = read_plan(tmp_path)
+    assert old is not None
+    assert differences(old, PLAN.to_dict()) == []
+    assert differences(old, replace(PLAN, **change).to_dict()) == [words]
+
+
+def test_the_name_of_a_policy_counts_only_where_its_weights_are_not_known():
+    def named(*policies):
+        one, two = (replace(PLAN, policy=p, policy_fingerprint=f).to_dict() for p, f in policies)
+        return differences(one, two)
+
+    assert named(("a", "123"), ("./a", "123")) == []
+    assert named(("a", ""), ("b", "")) == ['policy ("a" there, "b" now)']
+
+
+def test_a_plan_that_is_none(tmp_path):
+    assert read_plan(tmp_path) is None
+    for text, words in (("{", "not valid JSON"), ("[]", "no plan of rollouts"), ('{"a": 1}', "no plan")):
+        (tmp_path / PLAN_FILE).write_text(text)
+        with pytest.raises(UserError, match=words):
+            read_plan(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"batch_size": 0}, "--batch-size"),
+        ({"shard_size": -1}, "--shard-size"),
+        ({"format": "csv"}, "parquet, jsonl"),
+    ],
+)
+def test_wrong_plans(change, words):
+    with pytest.raises(UserError, match=words):
+        replace(PLAN, **change)
+
+
+def test_every_shard_has_a_generator_of_its_own():
+    """Also not that of the prompts, nor that of another verb or seed."""
+    made = [generator("rollout", 0), generator("audit", 0)]
+    made += [shard_generator(v, s, i) for v in ("rollout", "audit") for s in (0, 1) for i in range(50)]
+    assert len({g.integers(2**63) for g in made}) == len(made)
+    one, two = (shard_generator("rollout", 3, 7).integers(2**63, size=4) for _ in range(2))
+    np.testing.assert_array_equal(one, two)
+
+
+def test_the_hash_of_prompts_knows_their_order_and_borders():
+    assert len({hash_of(p) for p in (["a", "b"], ["b", "a"], ["ab"], ["a", "b", ""])}) == 4
+
+
+def test_metadata():
+    found = PLAN.metadata(rows=40, tokens=7, truncated=1)
+    assert json.loads(json.dumps(found.branching)) == {
+        "trajectories": 4,
+        "children": 2,
+        "completions": 3,
+        "depths": 2,
+    }
+    assert (found.rows, found.shards, found.generated_tokens, found.truncated_steps) == (40, 3, 7, 1)
+
+
+def test_which_process_this_is(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    assert this_process() == Process(0, 1)
+    assert this_process().main
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert this_process() == Process(3, 4)
+    assert local_rank() == 1
+    assert not this_process().main
