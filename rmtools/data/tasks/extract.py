@@ -27,12 +27,12 @@ WHOLE_NUMBER = re.compile(
     rf"(?P<sign>[-−+]?[$€£]?[-−]?)(?P<digits>{DIGITS})(?P<over>{OVER})\.?\s*(?P<percent>%|per ?cent\b)?"
     r"(?:(?<=[\s%])(?P<unit>[A-Za-z]{2,}(?:[ /][A-Za-z]+)*))?[.!]?"
 )
-NOT_UNITS = frozenset(
-    ["pi", "or", "and", "to", "sqrt", "mod", "times", "plus", "minus", "over"]
-    + ["dozen", "hundred", "thousand", "million", "billion", "trillion"]
+NOT_UNITS = re.compile(
+    r"\b(?:pi|or|and|to|sqrt|mod|times|plus|minus|over|dozen|hundred|thousand|[mbtr]+illion)\b", re.IGNORECASE
 )
 # What stands before the last `=` of `5 + 3 = 8`: no letters, so no unknown is being named.
 COMPUTED = re.compile(r"[^A-Za-z\\<>≤≥!]*=")
+TEXT = re.compile(r"\\(?:text|textbf|mathrm|mbox)\{([^{}]*)\}")
 SENTENCE = re.compile(r"[A-Za-z]{3,}")
 # Longer texts are no answers, and of many marks only the last ones are looked at: no text takes long to read.
 LONGEST = 1000
@@ -92,7 +92,7 @@ def in_braces(text: str, start: int) -> str:
 def stated(text: str) -> str:
     """Return the answer that the text after a mark begins with: its line, or the number where that is a sentence."""
     line = text.strip(" \t\n:*_`").split("\n")[0]
-    line = re.split(r"\.\s", line)[0].strip(" \t*_`").rstrip(".")
+    line = re.split(r"\.\s", line)[0].strip(" \t*_`").rstrip(" *_`.")
     if number(line) is not None or "\\" in line or not SENTENCE.search(line):
         return line
     numbers = ANY_NUMBER.findall(line.rsplit("=", 1)[-1])
@@ -107,13 +107,14 @@ def number(answer: str) -> Number | None:
     """
     if len(answer) > LONGEST:
         return None
-    plain = re.sub(r"\\[,!;]|\\(?=[$%])", "", answer.replace("{,}", ",").strip())
+    plain = TEXT.sub(r"\1", answer.replace("{,}", ",").strip())
+    plain = re.sub(r"\\[,!;]|\\(?=[$%])", "", plain)
     if plain.count("$") == 2 and plain[0] == plain[-1] == "$":
         plain = plain[1:-1]
     if computed := COMPUTED.match(plain):
         plain = plain[computed.end() :].strip()
     found = WHOLE_NUMBER.fullmatch(plain)
-    if found is None or not NOT_UNITS.isdisjoint((found["unit"] or "").lower().split()):
+    if found is None or NOT_UNITS.search(found["unit"] or ""):
         return None
     value = Fraction(found["digits"].replace(",", "")) / Fraction(found["over"][1:] or 1)
     negative = not {"-", "−"}.isdisjoint(found["sign"])
