@@ -4,7 +4,7 @@ A ``prompt`` is taken as it stands. A ``question`` (the files of GSM8K) or ``pro
 closing it with the task's delimiter, so that prompt and steps tokenise apart; of an ``answer`` with ``####`` (GSM8K)
 the rest after it counts. Unknown fields, such as ``prompt_id``, are passed over.
 
->>> parse_line("test.jsonl", 1, '{"question": "6 * 7?", "answer": "It is 42.\n#### 42"}')
+>>> parse_line("test.jsonl", 1, '{"question": "6 * 7?", "answer": "It is 42.\\n#### 42"}')
 Prompt(text='6 * 7?\n', reference='42')
 """
 

@@ -89,11 +89,19 @@ def test_errors_of_the_function_name_its_line(file):
         task.reward("a", [])
 
 
+def test_errors_inside_a_library_name_the_line_that_called_it(file):
+    path = file("import json\n\ndef reward(*_):\n    return json.loads('{')\n")
+    with pytest.raises(UserError, match=r"mine.py, line 4: JSONDecodeError"):
+        load_task(f"{path}:reward").reward("a", [])
+
+
 def test_modules(monkeypatch, file):
     path = file(example(), "palindromes_task.py")
     monkeypatch.syspath_prepend(path.parent)
     assert load_task("palindromes_task:reward").reward("p", ["anna\n"]) == 1
-    with pytest.raises(UserError, match="ModuleNotFoundError: No module named 'no_such_module'"):
+    with pytest.raises(
+        UserError, match="no_such_module:reward failed: ModuleNotFoundError: No module named 'no_such_module'"
+    ):
         load_task("no_such_module:reward")
 
 

@@ -21,6 +21,7 @@ Naming a file runs it.
 import importlib
 import importlib.util
 import sys
+import sysconfig
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -142,11 +143,17 @@ def user_code(what: str) -> Iterator[None]:
     except UserError:
         raise
     except (Exception, SystemExit) as error:
-        if isinstance(error, SyntaxError):
-            place = f"{error.filename}, line {error.lineno}"
-        else:
-            last = traceback.extract_tb(error.__traceback__)[-1]
-            place = f"{last.filename}, line {last.lineno}"
         raise UserError(
-            f"{what} failed at {place}: {type(error).__name__}: {error}", "correct the task's code"
+            f"{what} failed{place(error)}: {type(error).__name__}: {error}", "correct the task's code"
         ) from error
+
+
+def place(error: BaseException) -> str:
+    """Return the file and line of the user's code at which an error arose, not those of a library it called."""
+    if isinstance(error, SyntaxError):
+        return f" at {error.filename}, line {error.lineno}"
+    paths = sysconfig.get_paths()
+    libraries = (paths["stdlib"], paths["purelib"], paths["platlib"], __file__, "<")
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if not f.filename.startswith(libraries)]
+    return f" at {own[-1].filename}, line {own[-1].lineno}" if own else ""

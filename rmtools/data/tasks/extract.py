@@ -27,13 +27,13 @@ WHOLE_NUMBER = re.compile(
     rf"(?P<sign>[-−+]?[$€£]?[-−]?)(?P<digits>{DIGITS})(?P<over>{OVER})\.?\s*(?P<percent>%|per ?cent\b)?"
     r"(?:(?<=[\s%])(?P<unit>[A-Za-z]{2,}(?:[ /][A-Za-z]+)*))?[.!]?"
 )
-NOT_UNITS = re.compile(
-    r"\b(?:pi|or|and|to|sqrt|mod|times|plus|minus|over|dozen|hundred|thousand|[mbtr]+illion)\b", re.IGNORECASE
-)
+# Words that change the number before them.
+SCALES = re.compile(r"\b(?:pi|sqrt|half|halves|dozen|hundred|thousand|[mbtr]+illion)\b", re.IGNORECASE)
+JOINS = re.compile(r"\b(?:or|and|to|mod|times|plus|minus|over)\b", re.IGNORECASE)
 # What stands before the last `=` of `5 + 3 = 8`: no letters, so no unknown is being named.
 COMPUTED = re.compile(r"[^A-Za-z\\<>≤≥!]*=")
 TEXT = re.compile(r"\\(?:text|textbf|mathrm|mbox)\{([^{}]*)\}")
-SENTENCE = re.compile(r"[A-Za-z]{3,}")
+SENTENCE = re.compile(r"(?<!\S)[A-Za-z]{3,}(?![^\s,;])")
 # Longer texts are no answers, and of many marks only the last ones are looked at: no text takes long to read.
 LONGEST = 1000
 LAST_MARKS = 20
@@ -93,7 +93,7 @@ def stated(text: str) -> str:
     """Return the answer that the text after a mark begins with: its line, or the number where that is a sentence."""
     line = text.strip(" \t\n:*_`").split("\n")[0]
     line = re.split(r"\.\s", line)[0].strip(" \t*_`").rstrip(" *_`.")
-    if number(line) is not None or "\\" in line or not SENTENCE.search(line):
+    if number(line) is not None or "\\" in line or SCALES.search(line) or not SENTENCE.search(line):
         return line
     numbers = ANY_NUMBER.findall(line.rsplit("=", 1)[-1])
     return numbers[0] if numbers else line
@@ -114,7 +114,7 @@ def number(answer: str) -> Number | None:
     if computed := COMPUTED.match(plain):
         plain = plain[computed.end() :].strip()
     found = WHOLE_NUMBER.fullmatch(plain)
-    if found is None or NOT_UNITS.search(found["unit"] or ""):
+    if found is None or any(words.search(found["unit"] or "") for words in (SCALES, JOINS)):
         return None
     value = Fraction(found["digits"].replace(",", "")) / Fraction(found["over"][1:] or 1)
     negative = not {"-", "−"}.isdisjoint(found["sign"])
