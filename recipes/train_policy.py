@@ -7,7 +7,8 @@ The demonstrations are careless (``--care``), so the policy succeeds only now an
 a sampler are for. The gate, measured at the end with one-shot ``generate`` and written to ``gate.json``, says
 whether the policy is fit to build on: well-formed >= .98, resulting row right in >= .99 of the steps, success
 between .03 and .10. Exit code 1 where it is not. These limits are the quick start's, for ``crossing``; for the
-other tasks the same figures are reported and well-formedness alone is the gate.
+other tasks the same figures are reported and well-formedness alone is the gate: look at ``right_row``, the share of
+steps that are true to the prompt, before building on such a policy.
 """
 
 import argparse
@@ -172,8 +173,8 @@ def main() -> int:
         write_json(folder / "gate.json", found)
     print("gate:", ", ".join(f"{k} {v:.4g}" for k, v in found.items()))
     passed = not found or passes(found, args.task)
-    limits = ", right row >= .99, success in [.03, .10]" if args.task == "crossing" else ""
-    print("gate passed" if passed else "gate NOT passed", f"(task {args.task}: well-formed >= .98{limits})")
+    others = "right row >= .99, success in [.03, .10]" if args.task == "crossing" else "the rest is not judged"
+    print("gate passed" if passed else "gate NOT passed", f"(task {args.task}: well-formed >= .98, {others})")
     return 0 if passed else 1
 
 
