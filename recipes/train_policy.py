@@ -173,7 +173,9 @@ def main() -> int:
         write_json(folder / "gate.json", found)
     print("gate:", ", ".join(f"{k} {v:.4g}" for k, v in found.items()))
     passed = not found or passes(found, args.task)
-    others = "right row >= .99, success in [.03, .10]" if args.task == "crossing" else "the rest is not judged"
+    others = (
+        "right row >= .99, success in [.03, .10]" if args.task == "crossing" else "the rest is not judged"
+    )
     print("gate passed" if passed else "gate NOT passed", f"(task {args.task}: well-formed >= .98, {others})")
     return 0 if passed else 1
 
