@@ -1,11 +1,14 @@
-r"""Train a small Llama from scratch on demonstrations of the task ``crossing`` (trl's SFTTrainer).
+r"""Train a small Llama from scratch on demonstrations of a task with an exact check (trl's SFTTrainer).
 
     python recipes/train_policy.py --out runs/quickstart/policy
+    python recipes/train_policy.py --task arithmetic-silent --care 0.9 --out runs/arithmetic/policy
 
 The demonstrations are careless (``--care``), so the policy succeeds only now and then: what a reward model and
 a sampler are for. The gate, measured at the end with one-shot ``generate`` and written to ``gate.json``, says
 whether the policy is fit to build on: well-formed >= .98, resulting row right in >= .99 of the steps, success
-between .03 and .10. Exit code 1 where it is not.
+between .03 and .10. Exit code 1 where it is not. These limits are the quick start's, for ``crossing``; for the
+other tasks the same figures are reported and well-formedness alone is the gate: look at ``right_row``, the share of
+steps that are true to the prompt, before building on such a policy.
 """
 
 import argparse
@@ -15,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rmtools.cli.errors import exit_on_user_error
-from rmtools.data.tasks import Crossing
+from rmtools.data.tasks import ExactTask, load_exact_task
 from rmtools.errors import UserError
 from rmtools.files import claim_folder, replacing, write_json
 from rmtools.lm.oneshot import generate_once
@@ -33,15 +36,21 @@ def arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, default=Path("runs/quickstart/policy"))
+    parser.add_argument(
+        "--task", default="crossing", help="crossing, crossing-silent, arithmetic or arithmetic-silent"
+    )
     parser.add_argument("--horizon", type=int, default=8)
     parser.add_argument(
-        "--care", type=float, default=0.35, help="chance that a demonstration avoids the next block"
+        "--care",
+        type=float,
+        default=0.35,
+        help="chance that a demonstration does not risk a failure at a step",
     )
     parser.add_argument(
         "--early-care",
         type=float,
         default=0.95,
-        help="the same in the first half of the demonstrations, which teaches to see the blocks",
+        help="the same in the first half of the demonstrations, which teaches to read the prompt",
     )
     parser.add_argument("--iterations", type=int, default=600)
     parser.add_argument("--batch", type=int, default=64)
@@ -54,7 +63,7 @@ def arguments() -> argparse.Namespace:
 
 
 def demonstrations(
-    task: Crossing, tokenizer: "PreTrainedTokenizerFast", care: list[float], seed: int
+    task: ExactTask, tokenizer: "PreTrainedTokenizerFast", care: list[float], seed: int
 ) -> "Dataset":
     """Token ids with the prompt masked out of the labels: trl then has nothing left to tokenise."""
     from datasets import Dataset
@@ -74,7 +83,7 @@ def demonstrations(
     )
 
 
-def train(args: argparse.Namespace, task: Crossing, folder: Path) -> None:
+def train(args: argparse.Namespace, task: ExactTask, folder: Path) -> None:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
     from trl import SFTConfig, SFTTrainer
@@ -123,16 +132,18 @@ def train(args: argparse.Namespace, task: Crossing, folder: Path) -> None:
     tokenizer.save_pretrained(str(folder))
 
 
-def gate(task: Crossing, folder: Path, samples: int, seed: int) -> dict[str, float]:
+def gate(task: ExactTask, folder: Path, samples: int, seed: int) -> dict[str, float]:
     """Measure the trained policy on fresh prompts."""
     rng = np.random.default_rng([seed, 1])
     policy = load_policy(folder, StepSettings(task.delimiter, task.horizon))
     prompts, _ = task.prompts(samples, rng)
+    step = len(policy.steps.step_ids(task.step_choices(prompts[0], [])[0]))
     found = [
-        generate_once(policy, prompts[i : i + 256], 3 * task.horizon + 8, rng) for i in range(0, samples, 256)
+        generate_once(policy, prompts[i : i + 256], step * task.horizon + 8, rng)
+        for i in range(0, samples, 256)
     ]
     steps, closed = [s for batch, _ in found for s in batch], [c for _, batch in found for c in batch]
-    right = [r for p, s in zip(prompts, steps, strict=True) for r in task.right_rows(p, s)]
+    right = [r for p, s in zip(prompts, steps, strict=True) for r in task.right_steps(p, s)]
     return {
         "well_formed": float(
             np.mean([c and task.well_formed(s) for s, c in zip(steps, closed, strict=True)])
@@ -143,25 +154,29 @@ def gate(task: Crossing, folder: Path, samples: int, seed: int) -> dict[str, flo
     }
 
 
+def passes(found: dict[str, float], task: str) -> bool:
+    """Return whether the policy is fit to build on; only the quick start's task has limits beyond its format."""
+    if task != "crossing":
+        return found["well_formed"] >= 0.98
+    return found["well_formed"] >= 0.98 and found["right_row"] >= 0.99 and 0.03 <= found["success"] <= 0.10
+
+
 def main() -> int:
     args = arguments()
     if args.iterations < 1 or args.batch < 1 or not 0 <= args.care <= 1:
         raise UserError("iterations and batch must be at least 1 and care in [0, 1]")
-    task = Crossing(args.horizon)
+    task = load_exact_task(args.task, args.horizon)
     claim_folder(args.out, "config.json")
     with replacing(args.out) as folder:
         train(args, task, folder)
         found = gate(task, folder, args.gate_samples, args.seed) if args.gate_samples else {}
         write_json(folder / "gate.json", found)
     print("gate:", ", ".join(f"{k} {v:.4g}" for k, v in found.items()))
-    passed = not found or (
-        found["well_formed"] >= 0.98 and found["right_row"] >= 0.99 and 0.03 <= found["success"] <= 0.10
+    passed = not found or passes(found, args.task)
+    others = (
+        "right row >= .99, success in [.03, .10]" if args.task == "crossing" else "the rest is not judged"
     )
-    print(
-        "gate passed"
-        if passed
-        else "gate NOT passed: well-formed >= .98, right row >= .99, success in [.03, .10]"
-    )
+    print("gate passed" if passed else "gate NOT passed", f"(task {args.task}: well-formed >= .98, {others})")
     return 0 if passed else 1
 
 

@@ -30,6 +30,9 @@ class Loaded:
 def load(model: Path, policy: str | None, task: str | None, horizon: int | None) -> Loaded:
     """Load a checkpoint with the policy and task it remembers, or those that are named instead.
 
+    A task that compares answers knows none yet: ``read_prompts(path, task)`` and ``prompts_from`` tell it those of
+    the prompts file.
+
     Raises
     ------
     UserError
@@ -40,7 +43,7 @@ def load(model: Path, policy: str | None, task: str | None, horizon: int | None)
     from rmtools.lm.policy import load_policy
 
     value, settings = load_value_model(model)
-    chosen = load_task(task or settings.task, horizon or settings.horizon)
+    chosen = load_task(task or settings.task, horizon or settings.horizon, settings.steps.delimiter)
     if chosen.horizon != settings.steps.max_steps:
         raise UserError(
             f"the task has {chosen.horizon} steps, the checkpoint {model} was trained for {settings.steps.max_steps}: "

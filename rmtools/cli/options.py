@@ -12,9 +12,14 @@ if TYPE_CHECKING:
 
 Policy = Annotated[str, typer.Option(help="Folder or hub name of the policy.")]
 Model = Annotated[Path, typer.Option(help="Checkpoint of the value model.")]
-TaskName = Annotated[str | None, typer.Option("--task", help="Task: crossing.")]
+TASKS = (
+    "crossing, arithmetic (either -silent too: failures unwritten), gsm8k, math, answers, or your own "
+    "path/to/file.py:function"
+)
+TaskName = Annotated[str | None, typer.Option("--task", help=f"Task: {TASKS}.")]
 Horizon = Annotated[
-    int | None, typer.Option(min=1, help="Steps of a solution, where the task lets it be chosen.")
+    int | None,
+    typer.Option(min=1, help="Steps of a solution; where answers are free text, the most there may be."),
 ]
 Seed = Annotated[int, typer.Option(help="Seed of every random draw.")]
 Out = Annotated[Path, typer.Option(help="Output folder.")]

@@ -5,13 +5,13 @@ from typing import Annotated
 
 import typer
 
-from rmtools.cli.options import Horizon, Seed, at_least_one, generator
+from rmtools.cli.options import Horizon, Seed, TaskName, at_least_one, generator
 
 
 def command(
     n: Annotated[int, typer.Option("-n", "--count", help="How many prompts.")],
     out: Annotated[Path, typer.Option(help="JSONL file to write.")],
-    task: Annotated[str, typer.Option(help="Task: crossing.")] = "crossing",
+    task: TaskName = "crossing",
     horizon: Horizon = None,
     seed: Seed = 0,
 ) -> None:
@@ -21,7 +21,7 @@ def command(
     from rmtools.files import write_json
 
     at_least_one(count=n)
-    chosen = load_task(task, horizon)
+    chosen = load_task(task or "crossing", horizon)
     found, removed = chosen.prompts(n, generator("prompts", seed))
     write_prompts(out, found)
     write_json(

@@ -49,10 +49,10 @@ def command(
     if resampling not in RESAMPLING:
         raise UserError(f"unknown resampling {resampling!r}", f"choose one of: {', '.join(RESAMPLING)}")
     settings = SamplerSettings(n, pool_size, resampling, ess_threshold, cast("Terminal", terminal))
-    found = read_prompts(prompts)
     if out.is_dir():
         raise UserError(f"the output {out} is a folder", "name a JSONL file with --out")
     loaded = load(model, policy, task, horizon)
+    found = read_prompts(prompts, loaded.task)
     check_prompts(found, loaded.task, loaded.policy)
     rng, reward = generator("sample", seed), loaded.task.reward
     with progress(f"sampling {len(found)} prompts", len(found)) as tick:

@@ -37,13 +37,14 @@ def lm(
     from rmtools.cli.progress import progress
     from rmtools.data.prompts import check_prompts, prompts_from
     from rmtools.files import claim_folder, write_json
-    from rmtools.verify.scaling import verify_lm
+    from rmtools.verify.scaling import listed_steps, verify_lm
 
     at_least_one(n_prompts=n_prompts, runs=runs, max_particles=max_particles)
     loaded = load(model, policy, task, horizon)
     rng = generator("verify", seed)
     found, _ = prompts_from(prompts, loaded.task, rng)
     check_prompts(found, loaded.task, loaded.policy)
+    listed_steps(loaded.task, found[0])
     claim_folder(out, "verify.json")
     with progress(f"verifying {n_prompts} prompts, {runs} runs each", n_prompts) as tick:
         result = verify_lm(

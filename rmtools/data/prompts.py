@@ -1,26 +1,66 @@
-"""Prompts on disk: JSON lines with ``prompt`` and, optionally, ``prompt_id``."""
+r"""Prompts on disk: JSON lines with ``prompt`` and, where a task needs it, the right ``answer``.
+
+A ``prompt`` is taken as it stands. A ``question`` (the files of GSM8K) or ``problem`` (MATH) becomes a prompt by
+closing it with the task's delimiter, so that prompt and steps tokenise apart; of an ``answer`` with ``####`` (GSM8K)
+the rest after it counts. Unknown fields, such as ``prompt_id``, are passed over.
+
+>>> parse_line("test.jsonl", 1, '{"question": "6 * 7?", "answer": "It is 42.\\n#### 42"}')
+Prompt(text='6 * 7?\n', reference='42')
+"""
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from rmtools.data.collect import prompt_id
-from rmtools.data.tasks import Task
+from rmtools.data.tasks import Referenced, Task
 from rmtools.errors import UserError
 from rmtools.files import write_text
 from rmtools.lm.policy import Policy
 
+QUESTIONS = ("question", "problem")
 
-def read_prompts(path: str | Path) -> list[str]:
-    """Return the prompts of a JSONL file, in order.
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt and, where the file gives it, its right answer."""
+
+    text: str
+    reference: str | None = None
+
+
+def read_prompts(path: str | Path, task: Task | None = None) -> list[str]:
+    """Return the prompts of a JSONL file, in order; a ``task`` that compares answers is told the file's.
 
     Raises
     ------
     UserError
-        If it is missing or empty, or a line is not an object with a text ``prompt`` (the line's number is named).
+        If it is missing or empty, a line is not an object with a text ``prompt`` (the line's number is named), or
+        a prompt has two answers.
     """
+    found = read_rows(path, "\n" if task is None else task.delimiter)
+    if isinstance(task, Referenced):
+        task.references.update(references(path, found))
+    return [p.text for p in found]
+
+
+def references(path: str | Path, prompts: Sequence[Prompt]) -> dict[str, str]:
+    """Return the answers by prompt; raises ``UserError`` where a prompt has two."""
+    found: dict[str, str] = {}
+    for p in prompts:
+        if p.reference is not None and found.setdefault(p.text, p.reference) != p.reference:
+            raise UserError(
+                f"{path} has two answers to the prompt {p.text[:40]!r}: {found[p.text]!r} and {p.reference!r}",
+                "keep one of them",
+            )
+    return found
+
+
+def read_rows(path: str | Path, delimiter: str) -> list[Prompt]:
+    """Return the rows of a prompts file; ``delimiter`` closes questions. Errors as in ``read_prompts``."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -29,7 +69,9 @@ def read_prompts(path: str | Path) -> list[str]:
             "name a JSONL file with a prompt a line; `rmtools prompts` writes one",
         ) from error
     found = [
-        parse_line(path, number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()
+        parse_line(path, number, line, delimiter)
+        for number, line in enumerate(text.split("\n"), 1)
+        if line.strip()
     ]
     if not found:
         raise UserError(
@@ -39,20 +81,29 @@ def read_prompts(path: str | Path) -> list[str]:
     return found
 
 
-def parse_line(path: str | Path, number: int, line: str) -> str:
-    """Return the prompt of one line; raises ``UserError`` naming the line."""
+def parse_line(path: str | Path, number: int, line: str, delimiter: str = "\n") -> Prompt:
+    """Return the prompt of one line, a question closed by ``delimiter``; raises ``UserError`` naming the line."""
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
         raise UserError(
             f"{path}, line {number} is not valid JSON: {error}", "repair or remove the line"
         ) from error
-    prompt = row.get("prompt") if isinstance(row, dict) else None
-    if not isinstance(prompt, str) or not prompt:
+    values = row if isinstance(row, dict) else {}
+    name = next((n for n in ("prompt", *QUESTIONS) if n in values), "prompt")
+    text = values.get(name)
+    if not isinstance(text, str) or not text:
         raise UserError(
-            f'{path}, line {number} has no text field "prompt"', 'each line looks like {"prompt": "…"}'
+            f'{path}, line {number} has no text field "prompt" (or {" or ".join(QUESTIONS)})',
+            'each line looks like {"prompt": "…"} or {"prompt": "…", "answer": "…"}',
         )
-    return prompt
+    answer = values.get("answer")
+    if isinstance(answer, bool) or not isinstance(answer, str | int | float | None):
+        raise UserError(f'{path}, line {number}: the field "answer" is no text or number', "write it as text")
+    return Prompt(
+        text if name == "prompt" else text.strip() + delimiter,
+        None if answer is None else str(answer).rsplit("####", 1)[-1].strip() or None,
+    )
 
 
 def write_prompts(path: str | Path, prompts: Sequence[str]) -> None:
@@ -64,7 +115,7 @@ def write_prompts(path: str | Path, prompts: Sequence[str]) -> None:
 def prompts_from(source: str, task: Task, rng: np.random.Generator) -> tuple[list[str], int]:
     """Return prompts from a file, or drawn from the task where ``source`` is a number; and how many were unsolvable."""
     if not source.lstrip("-").isdigit():
-        return read_prompts(source), 0
+        return read_prompts(source, task), 0
     if int(source) < 1:
         raise UserError(f"the number of prompts must be at least 1, got {source}", "--prompts 64, say")
     return task.prompts(int(source), rng)
@@ -74,4 +125,4 @@ def check_prompts(prompts: Sequence[str], task: Task, policy: Policy) -> None:
     """Raise ``UserError``, before any work, where a prompt is not the task's or leaves the policy no room."""
     policy.check_length([policy.steps.prompt_ids(p) for p in prompts])
     for prompt in prompts:
-        task.reward(prompt, [])
+        task.check_prompt(prompt)

@@ -102,6 +102,17 @@ class Verification:
         return "\n".join(rows)
 
 
+def listed_steps(task: Task, prompt: str) -> list[str]:
+    """Return the task's steps; raises ``UserError`` where they cannot be listed."""
+    choices = task.step_choices(prompt, [])
+    if choices is None:
+        raise UserError(
+            f"the task {task.name} cannot list its steps: sigma^2 has no exact value to verify",
+            "use a task with step_choices, such as crossing",
+        )
+    return choices
+
+
 def verify_lm(
     policy: Policy,
     value: Scorer,
@@ -118,12 +129,7 @@ def verify_lm(
     Prompts that need more than ``max_particles`` are passed over and counted: chosen on the prediction alone,
     before anything is measured.
     """
-    choices = task.step_choices(prompts[0], [])
-    if choices is None:
-        raise UserError(
-            f"the task {task.name} cannot list its steps: sigma^2 has no exact value to verify",
-            "use a task with step_choices, such as crossing",
-        )
+    choices = listed_steps(task, prompts[0])
     found: list[PromptVerification] = []
     log_zs: list[np.ndarray] = []
     skipped = 0

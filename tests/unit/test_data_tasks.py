@@ -1,12 +1,14 @@
-"""The task ``crossing``: by hand, and against brute force on random small grids."""
+"""The task ``crossing``, and tasks by name: by hand, and against brute force on random small grids."""
 
+import hashlib
 import itertools
 
 import numpy as np
 import pytest
 
-from rmtools.data.prompts import parse_line, prompts_from, read_prompts, write_prompts
-from rmtools.data.tasks import CHOICES, MOVES, ROWS, Crossing, load_task, parse_grid
+from rmtools.data.tasks import Arithmetic, Crossing, load_exact_task, load_task
+from rmtools.data.tasks.crossing import CHOICES, MOVES, ROWS, parse_grid
+from rmtools.data.tasks.load import ANSWERS
 from rmtools.errors import UserError
 
 PROMPT = "r2 . \nc13 . \nc02 . \n"
@@ -25,7 +27,7 @@ def walk(prompt, moves):
 
 
 def test_parse_grid():
-    assert parse_grid(PROMPT) == (2, [{1, 3}, {0, 2}])
+    assert parse_grid(PROMPT) == (2, ({1, 3}, {0, 2}))
     for wrong in ("", "2+2=\n", "r2 . \ncx . \n", "\n"):
         with pytest.raises(UserError, match="not a prompt of the task crossing"):
             parse_grid(wrong)
@@ -65,13 +67,13 @@ def test_reward_by_hand(steps, reward):
         (["s r2 \n", "d r1 \n", "s r1 \n"], [True, True]),
     ],
 )
-def test_right_rows_by_hand(steps, right):
-    assert Crossing(2).right_rows(PROMPT, steps) == right
+def test_right_steps_by_hand(steps, right):
+    assert Crossing(2).right_steps(PROMPT, steps) == right
 
 
 def test_leaving_the_grid_is_never_right():
-    assert Crossing(1).right_rows("r4 . \nc01 . \n", ["u r4 \n"]) == [False]
-    assert Crossing(1).right_rows("r0 . \nc12 . \n", ["d x \n"]) == [False]
+    assert Crossing(1).right_steps("r4 . \nc01 . \n", ["u r4 \n"]) == [False]
+    assert Crossing(1).right_steps("r0 . \nc12 . \n", ["d x \n"]) == [False]
 
 
 def test_solvable_and_reward_against_brute_force():
@@ -108,7 +110,7 @@ def test_demonstrations_write_what_happens(care):
     for prompt in task.prompts(200, rng)[0]:
         steps = task.demonstration(prompt, care, rng)
         assert task.well_formed(steps)
-        assert all(task.right_rows(prompt, steps))
+        assert all(task.right_steps(prompt, steps))
         failed = [s.endswith("x \n") for s in steps]
         assert failed == sorted(failed)
         assert task.reward(prompt, steps) == float(not any(failed))
@@ -149,54 +151,83 @@ def test_tasks_by_name():
         load_task("chess")
 
 
-def test_prompts_file_round_trip(tmp_path):
-    found = Crossing(4).prompts(5, np.random.default_rng(0))[0]
-    write_prompts(tmp_path / "p.jsonl", found)
-    assert read_prompts(tmp_path / "p.jsonl") == found
-    assert prompts_from(str(tmp_path / "p.jsonl"), Crossing(4), np.random.default_rng(0)) == (found, 0)
-    assert [p.name for p in tmp_path.iterdir()] == ["p.jsonl"]
-
-
-def test_a_number_draws_prompts():
-    found, removed = prompts_from("7", Crossing(4), np.random.default_rng(0))
-    assert (found, removed) == Crossing(4).prompts(7, np.random.default_rng(0))
-    for wrong in ("0", "-3"):
-        with pytest.raises(UserError, match="at least 1"):
-            prompts_from(wrong, Crossing(4), np.random.default_rng(0))
+def test_every_task_by_name():
+    for name, kind in (("crossing", Crossing), ("arithmetic", Arithmetic)):
+        for silent in (False, True):
+            task = load_task(name + "-silent" * silent, 5)
+            assert task == load_exact_task(task.name, 5) == kind(5, silent=silent)
+            assert task.name == name + "-silent" * silent
+    defaults = {name: (load_task(name).horizon, load_task(name).delimiter) for name in ANSWERS}
+    assert defaults == {"gsm8k": (16, "\n"), "math": (32, "\n\n"), "answers": (16, "\n")}
+    assert load_task("math", 5, "\n").delimiter == "\n"
+    assert load_task("crossing", None, "\n") == Crossing(8)
+    with pytest.raises(UserError, match="ends with a newline"):
+        load_task("crossing", None, "\n\n")
+    with pytest.raises(UserError, match="the exact tasks are: crossing, crossing-silent"):
+        load_exact_task("gsm8k")
+    for name in ANSWERS:
+        with pytest.raises(UserError, match="horizon must be at least 1"):
+            load_task(name, 0)
 
 
 @pytest.mark.parametrize(
-    ("text", "why"),
+    ("steps", "labels", "reward"),
     [
-        ('{"prompt": "a"}\n{"prompt": \n', "line 2 is not valid JSON"),
-        ('{"prompt": "a"}\n\n\n[1]\n', "line 4 has no text"),
-        ('{"text": "a"}\n', "line 1 has no text field"),
-        ('{"prompt": 3}\n', "line 1 has no text field"),
-        ('{"prompt": ""}\n', "line 1 has no text field"),
-        ("", "is empty"),
-        ("\n  \n", "is empty"),
+        (["s r2 \n", "d r1 \n"], [1.0, 1.0], 1.0),
+        (["s r2 \n", "s r2 \n"], [1.0, 0.0], 0.0),  # onto a blocked row
+        (["u r3 \n", "s r3 \n"], [0.0, 0.0], 0.0),  # a blocked row first: the walk goes on
+        (["u r4 \n", "d r3 \n"], [0.0, 0.0], 0.0),  # a wrong row
+        (["s r2 \n", "s x \n"], [1.0, 0.0], 0.0),  # no such step
+        (["s r2 \n", "q\n"], [1.0, 0.0], 0.0),
+        (["s r2 \n", "d r1 \n", "s r1 \n"], [1.0, 1.0, 0.0], 0.0),
+        (["s r2 \n"], [1.0], 0.0),
+        ([], [], 0.0),
     ],
 )
-def test_broken_prompts_files(tmp_path, text, why):
-    path = tmp_path / "p.jsonl"
-    path.write_text(text)
-    with pytest.raises(UserError, match=why):
-        read_prompts(path)
+def test_silent_crossing_by_hand(steps, labels, reward):
+    task = Crossing(2, silent=True)
+    assert task.step_labels(PROMPT, steps) == labels
+    assert task.reward(PROMPT, steps) == reward
 
 
-def test_a_line_separator_inside_a_prompt_does_not_shift_lines(tmp_path):
-    """JSON allows U+2028 in a string: only newlines end a line."""
-    path = tmp_path / "p.jsonl"
-    path.write_text('{"prompt": "a\u2028b"}\n{"prompt": "c"}\n', encoding="utf-8")
-    assert read_prompts(path) == ["a\u2028b", "c"]
+def test_silence_changes_how_failures_read_and_nothing_else():
+    loud, silent = Crossing(3), Crossing(3, silent=True)
+    for prompt in loud.prompts(5, np.random.default_rng(2))[0]:
+        for steps in itertools.product(CHOICES, repeat=3):
+            reward = loud.reward(prompt, steps)
+            assert silent.reward(prompt, steps) == reward
+            assert reward == float(all(loud.step_labels(prompt, steps)))
+    assert silent.step_choices("", []) == [c for c in CHOICES if "x" not in c]
+    assert set(loud.vocabulary()) - set(silent.vocabulary()) == {"x "}
+    with pytest.raises(UserError, match=r"the task crossing-silent is set to 3 steps; fix: pass --horizon 2"):
+        silent.reward(PROMPT, [])
 
 
-def test_unreadable_prompts_files(tmp_path):
-    for path in (tmp_path / "missing.jsonl", tmp_path):
-        with pytest.raises(UserError, match="cannot be read"):
-            read_prompts(path)
-    (tmp_path / "latin.jsonl").write_bytes(b'{"prompt": "\xe9"}')
-    with pytest.raises(UserError, match="cannot be read"):
-        read_prompts(tmp_path / "latin.jsonl")
-    with pytest.raises(UserError, match="line 9"):
-        parse_line("f", 9, "{")
+@pytest.mark.parametrize("care", [0.0, 0.5, 1.0])
+def test_silent_demonstrations_walk_on(care):
+    task = Crossing(5, silent=True)
+    rng = np.random.default_rng(3)
+    rewards = []
+    for prompt in task.prompts(200, rng)[0]:
+        steps = task.demonstration(prompt, care, rng)
+        assert task.well_formed(steps)
+        assert all(task.right_steps(prompt, steps))
+        labels = task.step_labels(prompt, steps)
+        assert labels == sorted(labels, reverse=True)
+        moves = [s.split()[0] for s in steps]
+        assert task.reward(prompt, steps) == labels[-1] == float(walk(prompt, moves) is not None)
+        rewards.append(labels[-1])
+    assert {0.0: 0 <= np.mean(rewards) < 0.2, 0.5: True, 1.0: np.mean(rewards) > 0.5}[care]
+
+
+def test_labels_of_written_failures():
+    assert Crossing(2).step_labels(PROMPT, ["s r2 \n", "s x \n"]) == [1.0, 0.0]
+    assert Crossing(2).step_labels(PROMPT, ["u x \n", "s x \n"]) == [0.0, 0.0]
+
+
+def test_demonstrations_of_the_quick_start_stay_the_same():
+    """Its figures rest on them: prompts and demonstrations of a seed, as of the first release."""
+    task, rng = Crossing(8), np.random.default_rng(0)
+    prompts, _ = task.prompts(200, rng)
+    text = "".join(p + "".join(task.demonstration(p, 0.35, rng)) for p in prompts)
+    assert hashlib.sha256(text.encode()).hexdigest().startswith("fe4494dc81fd7e24")

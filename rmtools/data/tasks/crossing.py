@@ -1,62 +1,33 @@
-r"""Tasks: prompts, a verifier for their solutions, and how many steps a solution has.
+r"""The task ``crossing``: a safe way through a grid of 5 rows.
 
-``crossing`` asks for a safe way through a grid of 5 rows. Each of ``horizon`` columns blocks two rows; the
-prompt names the start row and then, a line per column, the blocked rows. A step is a move and the row it leads
-to; on a blocked row the result is ``x`` and every later step reads ``s x``, so that a failure stays readable.
+Each of ``horizon`` columns blocks two rows; the prompt names the start row and then, a line per column, the
+blocked rows. A step is a move and the row it leads to; on a blocked row the result is ``x`` and every later
+step reads ``s x``, so that a failure stays readable. In ``crossing-silent`` a blocked row is named like any
+other and the walk goes on from there: only the prompt tells that it failed.
 
->>> task = Crossing(horizon=2)
 >>> prompt = "r2 . \nc13 . \nc02 . \n"
+>>> task = Crossing(horizon=2)
 >>> task.reward(prompt, ["s r2 \n", "d r1 \n"]), task.reward(prompt, ["u x \n", "s x \n"])
 (1.0, 0.0)
+>>> Crossing(horizon=2, silent=True).step_labels(prompt, ["s r2 \n", "s r2 \n"])
+[1.0, 0.0]
 """
 
+import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import numpy as np
 
+from rmtools.data.tasks.labels import until_failure
 from rmtools.errors import UserError
 
 MOVES = {"u": 1, "s": 0, "d": -1}
 ROWS = 5
 BLOCKS = [f"c{a}{b}" for a, b in itertools.combinations(range(ROWS), 2)]
-
-
-class Task(Protocol):
-    """What rollouts, audits and the sampler need to know of a task."""
-
-    @property
-    def name(self) -> str:
-        """What the command line calls it."""
-        ...
-
-    @property
-    def horizon(self) -> int:
-        """Steps of a solution."""
-        ...
-
-    @property
-    def delimiter(self) -> str:
-        """Text that closes a step."""
-        ...
-
-    def prompts(self, n: int, rng: np.random.Generator) -> tuple[list[str], int]:
-        """Draw ``n`` solvable prompts; also return how many drawn ones were unsolvable and left out."""
-        ...
-
-    def well_formed(self, steps: Sequence[str]) -> bool:
-        """Return whether a finished solution is in the task's format, right or wrong."""
-        ...
-
-    def reward(self, prompt: str, steps: Sequence[str]) -> float:
-        """Return the verifier's r in [0, 1] for a finished solution."""
-        ...
-
-    def step_choices(self, prompt: str, steps: Sequence[str]) -> list[str] | None:
-        """Return every well-formed step, the same after any prefix of the task; None where they cannot be listed."""
-        ...
+CHOICES = tuple(f"{m} {r} \n" for m in MOVES for r in [*(f"r{i}" for i in range(ROWS)), "x"])
+SILENT_CHOICES = tuple(c for c in CHOICES if "x" not in c)
 
 
 @dataclass(frozen=True)
@@ -67,15 +38,22 @@ class Crossing:
     ----------
     horizon : int
         Number of columns, and so of steps.
+    silent : bool
+        Whether a step onto a blocked row reads like any other.
     """
 
     horizon: int = 8
-    name: str = field(default="crossing", init=False)
+    silent: bool = False
     delimiter: str = field(default="\n", init=False)
 
     def __post_init__(self) -> None:
         if self.horizon < 1:
-            raise UserError(f"horizon must be at least 1, got {self.horizon}")
+            raise UserError(f"horizon must be at least 1, got {self.horizon}", "--horizon 8, say")
+
+    @property
+    def name(self) -> str:
+        """What the command line calls it."""
+        return "crossing-silent" if self.silent else "crossing"
 
     def prompts(self, n: int, rng: np.random.Generator) -> tuple[list[str], int]:
         """Draw ``n`` uniform grids that have a safe path; also return how many had none."""
@@ -99,6 +77,17 @@ class Crossing:
             alive = {r + m for r in alive for m in MOVES.values() if 0 <= r + m < ROWS} - rows
         return bool(alive)
 
+    def check_prompt(self, prompt: str) -> None:
+        """Raise ``UserError`` where ``prompt`` is no grid of ``horizon`` columns."""
+        if (columns := len(parse_grid(prompt)[1])) != self.horizon:
+            raise UserError(
+                f"the prompt {prompt[:40]!r} has {columns} columns, the task {self.name} is set to {self.horizon} steps",
+                f"pass --horizon {columns}, or prompts with {self.horizon} columns",
+            )
+
+    def reference(self, prompt: str) -> None:
+        """Return None: many paths are right."""
+
     def demonstration(self, prompt: str, care: float, rng: np.random.Generator) -> list[str]:
         """Draw a solution: with probability ``care`` a random safe move if there is one, else any move."""
         row, blocked = parse_grid(prompt)
@@ -112,16 +101,20 @@ class Crossing:
             safe = [m for m in inside if row + MOVES[m] not in rows]
             among = safe if safe and rng.random() < care else inside
             move = among[rng.integers(len(among))]
-            steps.append(true_step(row, move, rows))
+            steps.append(true_step(row, move, self._shown(rows)))
             row += MOVES[move]
-            alive = row not in rows
+            alive = row not in self._shown(rows)
         return steps
 
-    def well_formed(self, steps: Sequence[str]) -> bool:
-        """Return whether there are ``horizon`` steps, each a move and a row (or ``x``)."""
-        return len(steps) == self.horizon and all(s in CHOICES for s in steps)
+    def _shown(self, rows: frozenset[int]) -> frozenset[int]:
+        """Return the blocked rows that a step shows as ``x``."""
+        return frozenset() if self.silent else rows
 
-    def right_rows(self, prompt: str, steps: Sequence[str]) -> list[bool]:
+    def well_formed(self, steps: Sequence[str]) -> bool:
+        """Return whether there are ``horizon`` steps, each a move and a row (or, unless silent, ``x``)."""
+        return len(steps) == self.horizon and all(s in self._choices for s in steps)
+
+    def right_steps(self, prompt: str, steps: Sequence[str]) -> list[bool]:
         """Return for each step whether its resulting row (or ``x``) is what its move leads to.
 
         A wrong row is counted once: later steps are judged from the row that was written.
@@ -134,36 +127,42 @@ class Crossing:
             if len(words) != 2 or words[0] not in MOVES:
                 right.append(False)
                 continue
-            expected = true_step(row, words[0], rows) if alive else "s x \n"
+            expected = true_step(row, words[0], self._shown(rows)) if alive else "s x \n"
             right.append(step == expected)
-            alive = alive and words[1] != "x"
+            alive = alive and (self.silent or words[1] != "x")
             row = int(words[1][1:]) if words[1][1:].isdigit() else row
         return right
 
+    def step_labels(self, prompt: str, steps: Sequence[str]) -> list[float]:
+        """Return for each step 1.0 while every row so far is right and none is blocked, else 0.0."""
+        blocked = parse_grid(prompt)[1]
+        safe = [
+            right and step.split()[1] not in {"x", *(f"r{i}" for i in rows)}
+            for step, rows, right in zip(steps, blocked, self.right_steps(prompt, steps), strict=False)
+        ]
+        return until_failure(safe, len(steps))
+
     def reward(self, prompt: str, steps: Sequence[str]) -> float:
         """Return 1.0 for a complete path whose every row is right and none is blocked, else 0.0."""
-        if (columns := len(parse_grid(prompt)[1])) != self.horizon:
-            raise UserError(
-                f"the prompt {prompt[:40]!r} has {columns} columns, the task crossing is set to {self.horizon} steps",
-                f"pass --horizon {columns}, or prompts with {self.horizon} columns",
-            )
-        if not self.well_formed(steps) or any(s.endswith("x \n") for s in steps):
-            return 0.0
-        return float(all(self.right_rows(prompt, steps)))
+        self.check_prompt(prompt)
+        return float(self.well_formed(steps) and all(self.step_labels(prompt, steps)))
 
-    def step_choices(self, prompt: str, steps: Sequence[str]) -> list[str] | None:
-        """Return the 18 well-formed steps (3 moves times 5 rows or ``x``), whatever the prefix."""
-        return list(CHOICES)
+    @property
+    def _choices(self) -> tuple[str, ...]:
+        return SILENT_CHOICES if self.silent else CHOICES
+
+    def step_choices(self, prompt: str, steps: Sequence[str]) -> list[str]:
+        """Return the well-formed steps (3 moves times 5 rows and, unless silent, ``x``), whatever the prefix."""
+        return list(self._choices)
 
     def vocabulary(self) -> list[str]:
         """Return the words of the task, each with its trailing space, and the newline."""
-        return [*(f"{w} " for w in (*MOVES, "x", ".", *(f"r{i}" for i in range(ROWS)), *BLOCKS)), "\n"]
+        failure = [] if self.silent else ["x"]
+        words = (*MOVES, *failure, ".", *(f"r{i}" for i in range(ROWS)), *BLOCKS)
+        return [*(f"{w} " for w in words), "\n"]
 
 
-CHOICES = tuple(f"{m} {r} \n" for m in MOVES for r in [*(f"r{i}" for i in range(ROWS)), "x"])
-
-
-def true_step(row: int, move: str, blocked: set[int]) -> str:
+def true_step(row: int, move: str, blocked: frozenset[int]) -> str:
     """Return the step that ``move`` from ``row`` into a column with ``blocked`` rows should read."""
     result = row + MOVES[move]
     if not 0 <= result < ROWS:
@@ -171,22 +170,16 @@ def true_step(row: int, move: str, blocked: set[int]) -> str:
     return f"{move} x \n" if result in blocked else f"{move} r{result} \n"
 
 
-def parse_grid(prompt: str) -> tuple[int, list[set[int]]]:
+@functools.lru_cache(maxsize=1024)
+def parse_grid(prompt: str) -> tuple[int, tuple[frozenset[int], ...]]:
     """Return the start row and the blocked rows of each column; raises ``UserError`` on another format."""
     lines = prompt.splitlines()
     try:
         start = int(lines[0].split()[0].removeprefix("r"))
-        blocked = [{int(c) for c in line.split()[0].removeprefix("c")} for line in lines[1:]]
+        blocked = tuple(frozenset(map(int, line.split()[0].removeprefix("c"))) for line in lines[1:])
     except (IndexError, ValueError) as error:
         raise UserError(
             f"not a prompt of the task crossing: {prompt[:40]!r}",
             "prompts look like 'r2 . \\nc13 . \\n…', as `rmtools prompts --task crossing` writes them",
         ) from error
     return start, blocked
-
-
-def load_task(name: str, horizon: int | None = None) -> Task:
-    """Return the task called ``name``, with ``horizon`` steps where the task lets it be chosen."""
-    if name == "crossing":
-        return Crossing(8 if horizon is None else horizon)
-    raise UserError(f"unknown task {name!r}", "the tasks are: crossing")

@@ -1,0 +1,32 @@
+r"""Tasks: prompts, a verifier for their solutions, and how many steps a solution has.
+
+``crossing`` and ``arithmetic`` check every step exactly, and exist in a ``-silent`` variant whose failures are
+not written into the text; ``gsm8k``, ``math`` and ``answers`` compare a final answer; a function of your own is a
+task too (``custom.py``).
+
+>>> load_task("crossing", 2).reward("r2 . \nc13 . \nc02 . \n", ["s r2 \n", "d r1 \n"])
+1.0
+"""
+
+from rmtools.data.tasks.answers import AnswerTask
+from rmtools.data.tasks.arithmetic import Arithmetic
+from rmtools.data.tasks.checker import AnswerChecker
+from rmtools.data.tasks.crossing import Crossing
+from rmtools.data.tasks.custom import CallableTask
+from rmtools.data.tasks.extract import final_answer
+from rmtools.data.tasks.load import load_exact_task, load_task
+from rmtools.data.tasks.protocol import ExactTask, Referenced, Task
+
+__all__ = [
+    "AnswerChecker",
+    "AnswerTask",
+    "Arithmetic",
+    "CallableTask",
+    "Crossing",
+    "ExactTask",
+    "Referenced",
+    "Task",
+    "final_answer",
+    "load_exact_task",
+    "load_task",
+]

@@ -1,0 +1,80 @@
+r"""Tasks with a final answer: ``gsm8k``, ``math`` and ``answers``, any JSONL with ``prompt`` and ``answer``.
+
+The prompts file brings the right answers. A solution is right where its final answer (``extract.py``) says the
+same as the reference (``checker.py``).
+
+>>> task = AnswerTask({"6 * 7 = ?\n": "42"})
+>>> task.reward("6 * 7 = ?\n", ["6 * 7 = <<6*7=42>>42\n", "#### 42"]), task.reward("6 * 7 = ?\n", ["A: 41"])
+(1.0, 0.0)
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from rmtools.data.tasks.checker import AnswerChecker
+from rmtools.data.tasks.extract import final_answer, marked_answer, visible
+from rmtools.errors import UserError
+
+
+@dataclass(frozen=True)
+class AnswerTask:
+    """Solutions are free text with a final answer.
+
+    Parameters
+    ----------
+    references : dict of str to str
+        The right answer of each prompt; ``rmtools.data.prompts`` adds those of a prompts file.
+    name : str
+    horizon : int
+        Steps after which a solution is cut.
+    delimiter : str
+        Text that closes a step; also ends the prompts made from questions.
+    checker : AnswerChecker
+        Holds the time limit of an answer, and counts those that ran out of it (``checker.timeouts``).
+    """
+
+    references: dict[str, str] = field(default_factory=dict)
+    name: str = "answers"
+    horizon: int = 16
+    delimiter: str = "\n"
+    checker: AnswerChecker = field(default_factory=AnswerChecker, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.horizon < 1:
+            raise UserError(f"horizon must be at least 1, got {self.horizon}", "--horizon 16, say")
+
+    def prompts(self, n: int, rng: np.random.Generator) -> tuple[list[str], int]:
+        """Raise ``UserError``: the prompts come from a file."""
+        raise from_a_file(self.name)
+
+    def check_prompt(self, prompt: str) -> None:
+        """Raise ``UserError`` where the prompt has no reference answer."""
+        if prompt not in self.references:
+            raise UserError(
+                f"the prompt {prompt[:40]!r} has no reference answer: the task {self.name} cannot verify its solutions",
+                'give every row of the prompts file an "answer"',
+            )
+
+    def reference(self, prompt: str) -> str | None:
+        """Return the right answer of a prompt; None where it is not known."""
+        return self.references.get(prompt)
+
+    def well_formed(self, steps: Sequence[str]) -> bool:
+        """Return whether the solution marks its final answer."""
+        return marked_answer(visible("".join(steps))) is not None
+
+    def reward(self, prompt: str, steps: Sequence[str]) -> float:
+        """Return 1.0 where the final answer is right, else 0.0; raises ``UserError`` for a prompt without reference."""
+        self.check_prompt(prompt)
+        return float(self.checker.right(self.references[prompt], final_answer("".join(steps))))
+
+    def step_choices(self, prompt: str, steps: Sequence[str]) -> list[str] | None:
+        """Return None: steps are free text."""
+        return None
+
+
+def from_a_file(name: str) -> UserError:
+    """Return the error to raise where prompts are to be drawn from a task that has none of its own."""
+    return UserError(f"the task {name} draws no prompts of its own", "name a JSONL file: --prompts FILE")

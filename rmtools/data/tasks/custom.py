@@ -1,0 +1,159 @@
+r'''Tasks of your own: a function from a finished solution to a reward.
+
+Ten lines in a file, ``palindromes.py``, are a task:
+
+    """Reward the share of steps that read the same backwards."""
+
+
+    def reward(prompt: str, steps: list[str], reference: str | None) -> float:
+        lines = [step.strip() for step in steps]
+        return sum(line == line[::-1] for line in lines) / max(len(lines), 1)
+
+and ``rmtools rollout --task palindromes.py:reward --prompts prompts.jsonl --policy …`` uses it (so does
+``--task package.module:function``). The prompts file's ``answer``, where a row has one, is the ``reference``.
+Naming a file runs it.
+
+>>> task = CallableTask(lambda prompt, steps, reference: float(steps[-1] == reference), references={"2+2=\n": "4"})
+>>> task.reward("2+2=\n", ["4"])
+1.0
+'''
+
+import importlib
+import importlib.util
+import sys
+import sysconfig
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from numbers import Real
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+
+from rmtools.data.tasks.answers import from_a_file
+from rmtools.errors import UserError
+
+Verifier = Callable[[str, list[str], str | None], float]
+
+
+@dataclass(frozen=True)
+class CallableTask:
+    """A task whose verifier is a function.
+
+    Parameters
+    ----------
+    function : callable
+        ``(prompt, steps, reference)`` to a number in [0, 1]; ``reference`` is None where the prompt has none.
+    horizon : int
+        Steps after which a solution is cut.
+    delimiter : str
+        Text that closes a step.
+    name : str
+        What the command line calls it.
+    references : dict of str to str
+        Right answers by prompt; ``rmtools.data.prompts`` adds those of a prompts file.
+    """
+
+    function: Verifier
+    horizon: int = 16
+    delimiter: str = "\n"
+    name: str = "custom"
+    references: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.horizon < 1:
+            raise UserError(f"horizon must be at least 1, got {self.horizon}", "--horizon 16, say")
+
+    def prompts(self, n: int, rng: np.random.Generator) -> tuple[list[str], int]:
+        """Raise ``UserError``: the prompts come from a file."""
+        raise from_a_file(self.name)
+
+    def check_prompt(self, prompt: str) -> None:
+        """Accept any prompt: whether it can be verified is the function's business."""
+
+    def reference(self, prompt: str) -> str | None:
+        """Return the right answer of a prompt; None where it is not known."""
+        return self.references.get(prompt)
+
+    def well_formed(self, steps: Sequence[str]) -> bool:
+        """Return True: the function alone judges a solution."""
+        return True
+
+    def reward(self, prompt: str, steps: Sequence[str]) -> float:
+        """Return what the function returns; raises ``UserError`` where that is no number in [0, 1], or an error."""
+        with user_code(f"the task {self.name}"):
+            found = self.function(prompt, list(steps), self.reference(prompt))
+        if not isinstance(found, Real | np.bool_) or not 0 <= found <= 1:
+            raise UserError(
+                f"the task {self.name} returned {found!r} ({type(found).__name__}) for the prompt {prompt[:40]!r}",
+                "return a number in [0, 1]",
+            )
+        return float(found)
+
+    def step_choices(self, prompt: str, steps: Sequence[str]) -> list[str] | None:
+        """Return None: steps are free text."""
+        return None
+
+
+def load_function(spec: str) -> Verifier:
+    """Return the function that ``path/to/file.py:function`` or ``module:function`` names; this runs the user's code.
+
+    Raises
+    ------
+    UserError
+        If it cannot be imported (the file and line of the error are named), or is no function.
+    """
+    source, _, name = spec.rpartition(":")
+    if not source or not name:
+        raise UserError(f"{spec!r} names no function", "write path/to/file.py:function or module:function")
+    with user_code(f"the task {spec}"):
+        module = import_file(Path(source)) if source.endswith(".py") else importlib.import_module(source)
+    function = getattr(module, name, None)
+    if not callable(function):
+        there = [n for n, x in vars(module).items() if callable(x) and not n.startswith("_")]
+        raise UserError(
+            f"{source} has no function {name!r}", f"name one of its functions: {', '.join(there) or 'none'}"
+        )
+    return function
+
+
+def import_file(path: Path) -> ModuleType:
+    """Run a Python file and return it as a module."""
+    if not path.is_file():
+        raise UserError(
+            f"there is no file {path} (from {Path.cwd()})", "name the task as path/to/file.py:function"
+        )
+    name = f"rmtools_task_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"{path} is no Python file", "name the task as path/to/file.py:function")
+    # Registered before it runs: dataclasses and pickle look a module up by its name.
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@contextmanager
+def user_code(what: str) -> Iterator[None]:
+    """Turn an error of the user's code into one line that names its file and line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise UserError(
+            f"{what} failed{place(error)}: {type(error).__name__}: {error}", "correct the task's code"
+        ) from error
+
+
+def place(error: BaseException) -> str:
+    """Return the file and line of the user's code at which an error arose, not those of a library it called."""
+    if isinstance(error, SyntaxError):
+        return f" at {error.filename}, line {error.lineno}"
+    paths = sysconfig.get_paths()
+    libraries = (paths["stdlib"], paths["purelib"], paths["platlib"], __file__, "<")
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if not f.filename.startswith(libraries)]
+    return f" at {own[-1].filename}, line {own[-1].lineno}" if own else ""

@@ -1,0 +1,69 @@
+"""Tasks by the names that the command line gives them."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from rmtools.data.tasks.answers import AnswerTask
+from rmtools.data.tasks.arithmetic import Arithmetic
+from rmtools.data.tasks.crossing import Crossing
+from rmtools.data.tasks.custom import CallableTask, load_function
+from rmtools.data.tasks.protocol import ExactTask, Task
+from rmtools.errors import UserError
+
+T = TypeVar("T")
+EXACT: dict[str, Callable[[int], ExactTask]] = {
+    "crossing": Crossing,
+    "crossing-silent": lambda horizon: Crossing(horizon, silent=True),
+    "arithmetic": Arithmetic,
+    "arithmetic-silent": lambda horizon: Arithmetic(horizon, silent=True),
+}
+# Default horizon and delimiter; longer solutions are cut. GSM8K references have at most 12 lines. Solutions of
+# MATH are written in paragraphs: an empty line is what policies put between their steps.
+ANSWERS = {"gsm8k": (16, "\n"), "math": (32, "\n\n"), "answers": (16, "\n")}
+CHOICES = (*EXACT, *ANSWERS, "path/to/file.py:function", "module:function")
+
+
+def load_task(name: str, horizon: int | None = None, delimiter: str | None = None) -> Task:
+    """Return the task called ``name``.
+
+    Parameters
+    ----------
+    name : str
+        One of ``CHOICES``; naming a function of your own runs the file it is in.
+    horizon : int, optional
+        Steps of a solution; the default is 8 for the exact tasks, 16 for the others, 32 for ``math``.
+    delimiter : str, optional
+        Text that closes a step, where the task lets it be chosen; the default is a newline, for ``math`` an empty line.
+
+    Raises
+    ------
+    UserError
+        If there is no such task, or a function cannot be loaded.
+    """
+    if name in EXACT:
+        return load_exact_task(name, horizon, delimiter)
+    if name in ANSWERS:
+        usual = ANSWERS[name]
+        return AnswerTask({}, name, given(horizon, usual[0]), given(delimiter, usual[1]))
+    if ":" in name:
+        return CallableTask(load_function(name), given(horizon, 16), given(delimiter, "\n"), name)
+    raise UserError(f"unknown task {name!r}", f"the tasks are: {', '.join(CHOICES)}")
+
+
+def given(value: T | None, default: T) -> T:
+    """Return ``value``, or ``default`` where it is None."""
+    return default if value is None else value
+
+
+def load_exact_task(name: str, horizon: int | None = None, delimiter: str | None = None) -> ExactTask:
+    """Return one of the four exact tasks; arguments and errors as in ``load_task``."""
+    if name not in EXACT:
+        raise UserError(
+            f"{name!r} is no task with an exact check", f"the exact tasks are: {', '.join(EXACT)}"
+        )
+    task = EXACT[name](given(horizon, 8))
+    if delimiter not in (None, task.delimiter):
+        raise UserError(
+            f"a step of the task {name} ends with a newline, not {delimiter!r}", "leave the delimiter out"
+        )
+    return task

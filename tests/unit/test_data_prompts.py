@@ -1,0 +1,117 @@
+"""Prompts files: what is read, what is refused, and how answers reach the task."""
+
+import json
+
+import numpy as np
+import pytest
+
+from rmtools.data.prompts import Prompt, check_prompts, parse_line, prompts_from, read_prompts, write_prompts
+from rmtools.data.tasks import AnswerTask, CallableTask, Crossing, load_task
+from rmtools.errors import UserError
+
+
+def test_prompts_file_round_trip(tmp_path):
+    found = Crossing(4).prompts(5, np.random.default_rng(0))[0]
+    write_prompts(tmp_path / "p.jsonl", found)
+    assert read_prompts(tmp_path / "p.jsonl") == found
+    assert prompts_from(str(tmp_path / "p.jsonl"), Crossing(4), np.random.default_rng(0)) == (found, 0)
+    assert [p.name for p in tmp_path.iterdir()] == ["p.jsonl"]
+
+
+def test_a_number_draws_prompts():
+    found, removed = prompts_from("7", Crossing(4), np.random.default_rng(0))
+    assert (found, removed) == Crossing(4).prompts(7, np.random.default_rng(0))
+    for wrong in ("0", "-3"):
+        with pytest.raises(UserError, match="at least 1"):
+            prompts_from(wrong, Crossing(4), np.random.default_rng(0))
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ('{"prompt": "a"}\n{"prompt": \n', "line 2 is not valid JSON"),
+        ('{"prompt": "a"}\n\n\n[1]\n', "line 4 has no text"),
+        ('{"text": "a"}\n', "line 1 has no text field"),
+        ('{"prompt": 3}\n', "line 1 has no text field"),
+        ('{"prompt": ""}\n', "line 1 has no text field"),
+        ("", "is empty"),
+        ("\n  \n", "is empty"),
+    ],
+)
+def test_broken_prompts_files(tmp_path, text, why):
+    path = tmp_path / "p.jsonl"
+    path.write_text(text)
+    with pytest.raises(UserError, match=why):
+        read_prompts(path)
+
+
+def test_a_line_separator_inside_a_prompt_does_not_shift_lines(tmp_path):
+    """JSON allows U+2028 in a string: only newlines end a line."""
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"prompt": "a\u2028b"}\n{"prompt": "c"}\n', encoding="utf-8")
+    assert read_prompts(path) == ["a\u2028b", "c"]
+
+
+def test_unreadable_prompts_files(tmp_path):
+    for path in (tmp_path / "missing.jsonl", tmp_path):
+        with pytest.raises(UserError, match="cannot be read"):
+            read_prompts(path)
+    (tmp_path / "latin.jsonl").write_bytes(b'{"prompt": "\xe9"}')
+    with pytest.raises(UserError, match="cannot be read"):
+        read_prompts(tmp_path / "latin.jsonl")
+    with pytest.raises(UserError, match="line 9"):
+        parse_line("f", 9, "{")
+
+
+@pytest.mark.parametrize(
+    ("row", "prompt"),
+    [
+        ({"prompt": "6*7="}, Prompt("6*7=")),
+        ({"prompt": "6*7=", "answer": None}, Prompt("6*7=")),
+        ({"prompt": "6*7=", "answer": " 42 "}, Prompt("6*7=", "42")),
+        ({"prompt": "6*7=", "answer": 42}, Prompt("6*7=", "42")),
+        ({"prompt_id": "a", "prompt": "6*7=", "answer": 0.5}, Prompt("6*7=", "0.5")),
+        ({"question": "6*7? ", "answer": "It is <<6*7=42>>42\n#### 42"}, Prompt("6*7?|", "42")),
+        ({"problem": "6*7?", "solution": "\\boxed{42}", "answer": "\\frac12"}, Prompt("6*7?|", "\\frac12")),
+        ({"prompt": "p", "question": "q", "answer": "1"}, Prompt("p", "1")),
+    ],
+)
+def test_rows(row, prompt):
+    assert parse_line("f", 1, json.dumps(row), "|") == prompt
+
+
+@pytest.mark.parametrize("answer", [True, [42], {"value": 42}])
+def test_answers_of_another_kind(answer):
+    with pytest.raises(UserError, match='f, line 3: the field "answer" is no text or number'):
+        parse_line("f", 3, json.dumps({"prompt": "a", "answer": answer}))
+
+
+def test_the_task_is_told_the_answers(tmp_path):
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"question": "6*7?", "answer": "42"}\n{"question": "why?"}\n')
+    for task in (load_task("gsm8k"), CallableTask(lambda p, s, reference: 1.0)):
+        assert prompts_from(str(path), task, np.random.default_rng(0)) == (["6*7?\n", "why?\n"], 0)
+        assert task.reference("6*7?\n") == "42"
+        assert task.reference("why?\n") is None
+    assert read_prompts(path, load_task("math")) == ["6*7?\n\n", "why?\n\n"]
+    assert read_prompts(path, Crossing(2)) == ["6*7?\n", "why?\n"]
+
+
+def test_two_answers_to_one_prompt(tmp_path):
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"prompt": "a", "answer": "1"}\n{"prompt": "a", "answer": 1}\n{"prompt": "a"}\n')
+    assert read_prompts(path, AnswerTask()) == ["a", "a", "a"]
+    path.write_text('{"prompt": "a", "answer": "1"}\n{"prompt": "a", "answer": "2"}\n')
+    with pytest.raises(UserError, match="two answers to the prompt 'a': '1' and '2'"):
+        read_prompts(path, AnswerTask())
+
+
+def test_prompts_are_checked_before_any_work(policy, prompts):
+    check_prompts(prompts, Crossing(3), policy)
+    with pytest.raises(UserError, match="has no reference answer"):
+        check_prompts(prompts, AnswerTask({prompts[0]: "1"}), policy)
+
+    def broken(prompt, steps, reference):
+        raise AssertionError
+
+    check_prompts(prompts, CallableTask(broken), policy)  # only finished solutions are its business
