@@ -192,7 +192,7 @@ def plan_for(
         branching=branching,
         seed=seed,
         prompts=len(prompts),
-        prompts_sha256=hash_of(prompts),
+        prompts_sha256=hash_of(prompts, [task.reference(p) for p in prompts]),
         removed_prompts=removed,
         batch_size=batch,
         shard_size=shard,

@@ -151,7 +151,7 @@ class Collector:
             grown = self._step(grown)
             depth += 1
         return [
-            Rollout(prompt_id(p), p, s, self.task.reward(p, s), c, r)
+            Rollout(prompt_id(p), p, s, self.task.reward(p, s), c, r, reference=self.task.reference(p))
             for p, s, c, r in zip(grown.prompts, grown.steps, children, completions, strict=True)
         ]
 

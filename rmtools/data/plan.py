@@ -34,7 +34,7 @@ class Plan:
     task, horizon, steps, temperature, branching, seed
         As in the metadata.
     prompts, prompts_sha256, removed_prompts : int, str, int
-        How many, hash of all of them, how many were drawn without a solution and left out.
+        How many, hash of all of them and of their right answers, how many were drawn without a solution and left out.
     batch_size, shard_size : int
         Prompts decoded together, and prompts of a shard.
     format : {"parquet", "jsonl"}
@@ -145,9 +145,9 @@ def _short(value: Any) -> str:
     return text if len(text) <= 40 else text[:16] + "…"
 
 
-def hash_of(prompts: Sequence[str]) -> str:
-    """Return a hash of prompts and their order."""
-    return hashlib.sha256(json.dumps(list(prompts)).encode()).hexdigest()[:16]
+def hash_of(prompts: Sequence[str], references: Sequence[str | None]) -> str:
+    """Return a hash of prompts, their order and their right answers: other answers are other rewards."""
+    return hashlib.sha256(json.dumps([list(prompts), list(references)]).encode()).hexdigest()[:16]
 
 
 def shard_generator(verb: str, seed: int, shard: int) -> np.random.Generator:

@@ -142,3 +142,18 @@ def test_own_tasks_that_fail(run, tmp_path, policy_folder, prompts_file):
     path.write_text("def reward(prompt, steps, reference):\n    raise KeyError(3)")
     result = run("rollout", *options, "--task", f"{path}:reward", "--out", tmp_path / "o")
     check_late(result, "mine.py, line 2", "KeyError: 3")
+
+
+def test_rollouts_keep_the_answers_they_were_judged_by(run, tmp_path, policy_folder, prompts, own_task):
+    """A row holds the right answer; the same prompts with other answers are other rollouts."""
+    path = tmp_path / "p.jsonl"
+
+    def rollout(answer):
+        path.write_text("".join(json.dumps({"prompt": p, "answer": answer}) + "\n" for p in prompts[:2]))
+        options = ("--policy", policy_folder, "--task", own_task, "--prompts", path, "--horizon", 3)
+        return run("rollout", *options, "--trajectories", 2, "--out", tmp_path / "o")
+
+    assert rollout("12").code == 0
+    assert [r.reference for r in read_rollouts(tmp_path / "o")[0]] == ["12"] * 4
+    check_error(rollout("13"), "prompts_sha256")
+    assert "finished already" in rollout("12").out

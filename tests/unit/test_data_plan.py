@@ -104,8 +104,10 @@ def test_every_shard_has_a_generator_of_its_own():
     np.testing.assert_array_equal(one, two)
 
 
-def test_the_hash_of_prompts_knows_their_order_and_borders():
-    assert len({hash_of(p) for p in (["a", "b"], ["b", "a"], ["ab"], ["a", "b", ""])}) == 4
+def test_the_hash_of_prompts_knows_their_order_borders_and_answers():
+    kinds = (["a", "b"], ["b", "a"], ["ab"], ["a", "b", ""])
+    hashes = {hash_of(p, [r] * len(p)) for p in kinds for r in (None, "1", "2")}
+    assert len(hashes) == 12
 
 
 def test_metadata():
