@@ -1,6 +1,7 @@
 """``rmtools convert``: public stepwise data sets into a rollout folder."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -8,7 +9,10 @@ import typer
 
 if TYPE_CHECKING:
     from rmtools.data.readers import Tally
-    from rmtools.data.rollouts import Rollout, RolloutMetadata
+    from rmtools.data.rollouts import Rollout
+
+MAX_STEP_TOKENS = 1024
+"""Of a policy that would go on from these rollouts: steps written by people and long chains of thought are long."""
 
 
 def command(
@@ -41,32 +45,29 @@ def command(
     ] = False,
 ) -> None:
     """Convert a public data set into rollouts, and say what was read and what had no place."""
-    from rmtools.data.readers import Tally, read_public
-    from rmtools.data.rollouts import META_FILE, write_rollouts
-    from rmtools.errors import UserError
-    from rmtools.files import claim_folder
+    from functools import partial
 
-    tally, closing = Tally(), unescaped(delimiter)
-    rows = list(
-        read_public(
-            source,
-            name,
-            neutral=neutral,
-            segment=segment if segment is None or segment.startswith("regex:") else unescaped(segment),
-            delimiter=closing,
-            first_step=first_step,
-            tokenizer=tokenizer,
-            limit=limit,
-            skip_bad=skip_bad,
-            tally=tally,
-        )
+    from rmtools.data.readers import Tally, read_public
+
+    closing, tally = unescaped(delimiter), Tally()
+    read = partial(
+        read_public,
+        source,
+        neutral=neutral,
+        segment=segment if segment is None or segment.startswith("regex:") else unescaped(segment),
+        delimiter=closing,
+        first_step=first_step,
+        tokenizer=tokenizer,
+        limit=limit,
+        skip_bad=skip_bad,
     )
-    print(summary(tally, rows))
-    if not rows:
-        raise UserError(
-            f"{source} gives no trajectory: nothing was written", "see what was dropped, and --help"
-        )
-    write_rollouts(claim_folder(out, META_FILE), rows, metadata(tally.format, rows, closing))
+    # Read twice: a bad last row, or the longest solution, is known before anything is written, and no more than a
+    # batch of rows is held.
+    found = Summary()
+    for rollout in read(name, tally=tally):
+        found.add(rollout)
+    print(found.table(tally))
+    write(out, source, read(tally.format), tally.format, found.horizon, closing)
     print(f"rollouts in {out}")
 
 
@@ -75,39 +76,68 @@ def unescaped(text: str) -> str:
     return text.replace(r"\n", "\n").replace(r"\t", "\t")
 
 
-def metadata(name: str, rows: "Sequence[Rollout]", delimiter: str) -> "RolloutMetadata":
-    """Return what is known of how the rollouts were made: nothing of the policy."""
-    from rmtools.data.rollouts import RolloutMetadata
+def write(
+    out: Path, source: Path, rows: "Iterator[Rollout]", name: str, horizon: int, delimiter: str
+) -> None:
+    """Write the rollouts into ``out``; nothing is known of the policy that made them."""
+    from rmtools.data.rollouts import META_FILE, RolloutMetadata, write_rollouts
+    from rmtools.errors import UserError
+    from rmtools.files import claim_folder
     from rmtools.lm.steps import StepSettings
 
-    horizon = max(len(r.steps) for r in rows)
-    return RolloutMetadata(
-        policy="unknown",
+    if not horizon:
+        raise UserError(
+            f"{source} gives no trajectory: nothing was written", "see what was dropped, and --help"
+        )
+    metadata = RolloutMetadata(
+        policy="",
         policy_fingerprint="",
         task=name,
         horizon=horizon,
-        steps=StepSettings(delimiter, horizon, max_step_tokens=1024),
+        steps=StepSettings(delimiter, horizon, MAX_STEP_TOKENS),
         temperature=1.0,
         seed=0,
     )
+    write_rollouts(claim_folder(out, META_FILE), list(rows), metadata)
 
 
-def summary(tally: "Tally", rows: "Sequence[Rollout]") -> str:
-    """Return what was read, as a table."""
-    labels = [x for r in rows for x in r.labels or () if x is not None]
-    rewards = [r.reward for r in rows if r.reward is not None]
-    lines = [
-        f"format          {tally.format}",
-        f"rows            {tally.rows}",
-        f"trajectories    {len(rows)}",
-        f"steps           {sum(len(r.steps) for r in rows)}",
-        f"labelled steps  {counted(labels, 'label')}",
-        f"outcomes        {counted(rewards, 'reward')}",
-    ]
-    dropped = [f"dropped         {n}: {reason}" for reason, n in tally.dropped.most_common()]
-    return "\n".join(lines + (dropped or ["dropped         0"]))
+@dataclass
+class Summary:
+    """Counts over the rollouts."""
+
+    trajectories: int = 0
+    steps: int = 0
+    horizon: int = 0
+    labels: int = 0
+    label_sum: float = 0.0
+    outcomes: int = 0
+    reward_sum: float = 0.0
+
+    def add(self, rollout: "Rollout") -> None:
+        """Count one rollout."""
+        known = [x for x in rollout.labels or () if x is not None]
+        self.trajectories += 1
+        self.steps += len(rollout.steps)
+        self.horizon = max(self.horizon, len(rollout.steps))
+        self.labels += len(known)
+        self.label_sum += sum(known)
+        self.outcomes += rollout.reward is not None
+        self.reward_sum += rollout.reward or 0.0
+
+    def table(self, tally: "Tally") -> str:
+        """Return what was read, a line each, and what was dropped."""
+        lines = [
+            f"format          {tally.format}",
+            f"rows            {tally.rows}",
+            f"trajectories    {self.trajectories}",
+            f"steps           {self.steps}, at most {self.horizon} a trajectory",
+            f"labelled steps  {self.labels}{mean(self.label_sum, self.labels, 'label')}",
+            f"outcomes        {self.outcomes}{mean(self.reward_sum, self.outcomes, 'reward')}",
+        ]
+        dropped = [f"dropped         {n}: {reason}" for reason, n in tally.dropped.most_common()]
+        return "\n".join(lines + (dropped or ["dropped         0"]))
 
 
-def counted(values: Sequence[float], name: str) -> str:
-    """Return how many there are, and their mean."""
-    return f"{len(values)}, mean {name} {sum(values) / len(values):.4f}" if values else "0"
+def mean(total: float, count: int, name: str) -> str:
+    """Return the mean as the table shows it, nothing where there is none."""
+    return f", mean {name} {total / count:.4f}" if count else ""

@@ -81,6 +81,8 @@ def json_rows(file: Path) -> Iterator[tuple[Place, Any]]:
         found = json.loads(file.read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
         raise unreadable(file, f"line {error.lineno} is not valid JSON: {error.msg}") from error
+    except RecursionError as error:
+        raise unreadable(file, "it is nested too deep") from error
     for row, values in enumerate(found if isinstance(found, list) else [found], 1):
         yield Place(file, row), values
 
@@ -93,7 +95,7 @@ def is_lines(file: Path) -> bool:
         first = next((line for line in source if line.strip()), "")
     try:
         return isinstance(json.loads(first), dict)
-    except json.JSONDecodeError:
+    except (json.JSONDecodeError, RecursionError):
         return False
 
 
@@ -108,10 +110,8 @@ def lines(file: Path) -> Iterator[tuple[Place, Any]]:
             place = Place(file, row, number)
             try:
                 values = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(
-                    f"{place} is not valid JSON: {error.msg}", "repair or remove the line"
-                ) from error
+            except (json.JSONDecodeError, RecursionError) as error:
+                raise UserError(f"{place} is not valid JSON: {error}", "repair or remove the line") from error
             yield place, values
 
 

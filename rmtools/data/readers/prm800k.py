@@ -74,6 +74,8 @@ def follow(walk: Walk, step: Any, where: str, options: Options) -> bool:
         for i, c in enumerate(items(get(step, "completions") or [], f"{where}.completions"))
     ]
     chosen, human = get(step, "chosen_completion"), written(step, where)
+    if chosen is not None and not found:
+        raise RowError(f"{where}.chosen_completion", f"is {shown(chosen)}, but there are no completions")
     if chosen is not None:
         taken = found.pop(index(chosen, f"{where}.chosen_completion", 0, len(found) - 1))
     elif human is not None:
