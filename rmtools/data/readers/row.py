@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rmtools.data.rollouts import Rollout, in_unit_interval
+from rmtools.data.rollouts import Rollout
 
 Row = dict[str, Any]
 
@@ -101,8 +101,8 @@ def texts(value: Any, field: str) -> list[str]:
 
 
 def unit(value: Any, field: str) -> float:
-    """Return a number in [0, 1] as it is: a soft label stays soft. True and False are 1 and 0."""
-    if not isinstance(value, (int, float)) or not in_unit_interval(value):
+    """Return a number in [0, 1] as it is: a soft label stays soft. True and False are 1 and 0; NaN is none."""
+    if not isinstance(value, (int, float)) or not 0 <= value <= 1:
         raise RowError(field, f"must be in [0, 1], got {shown(value)}")
     return float(value)
 
