@@ -1,4 +1,4 @@
-"""``rmtools``: prompts, rollout, audit, sample, verify, report, export. Heavy imports wait until a verb runs."""
+"""``rmtools``: prompts, rollout, convert, audit, sample, verify, report, export. Heavy imports wait until a verb runs."""
 
 import sys
 
@@ -6,7 +6,7 @@ import typer
 from typer.exceptions import Abort, TyperException
 
 from rmtools import __version__
-from rmtools.cli import audit, export, prompts, report, rollout, sample, verify
+from rmtools.cli import audit, convert, export, prompts, report, rollout, sample, verify
 from rmtools.cli.errors import exit_on_user_error
 from rmtools.errors import UserError
 
@@ -15,6 +15,7 @@ SUMMARY = "Train, audit and sample with process reward models that are consisten
 app = typer.Typer(name="rmtools", add_completion=False, pretty_exceptions_enable=False, help=SUMMARY)
 app.command("prompts")(prompts.command)
 app.command("rollout")(rollout.command)
+app.command("convert")(convert.command)
 app.command("audit")(audit.command)
 app.command("sample")(sample.command)
 app.add_typer(verify.app, name="verify")

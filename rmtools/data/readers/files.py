@@ -1,0 +1,133 @@
+"""Rows of JSON, JSONL, parquet and saved data sets, one after another, each with the place it stands at."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rmtools.errors import UserError
+
+SUFFIXES = (".jsonl", ".json", ".parquet", ".arrow")
+NOT_ROWS = {"dataset_info.json", "state.json", "dataset_dict.json", "dataset_infos.json"}
+"""What `datasets` writes beside the rows."""
+BATCH = 32
+"""Rows of a parquet file held at once: a row of vgs is megabytes."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a row stands: file, number of the row in it, and, in a file of lines, the line."""
+
+    file: Path
+    row: int
+    line: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.file}, row {self.row}" + ("" if self.line is None else f" (line {self.line})")
+
+
+def files(path: Path) -> list[Path]:
+    """Return the files of rows at ``path``: itself, or those in the folder and below, sorted.
+
+    Raises
+    ------
+    UserError
+        If there is none, or the file is of another kind.
+    """
+    if not path.exists():
+        raise UserError(f"there is no file {path}", "name a JSON, JSONL or parquet file, or a folder of them")
+    if path.is_file() and path.suffix not in SUFFIXES:
+        raise UserError(f"{path} is none of {', '.join(SUFFIXES)}", "name a JSON, JSONL or parquet file")
+    inside = [path] if path.is_file() else sorted(path.rglob("*"))
+    found = [p for p in inside if p.suffix in SUFFIXES and p.is_file() and p.name not in NOT_ROWS]
+    if not found:
+        raise UserError(
+            f"the folder {path} holds no file of rows", f"files of rows end with {', '.join(SUFFIXES)}"
+        )
+    return found
+
+
+def read_rows(path: Path) -> Iterator[tuple[Place, Any]]:
+    """Yield every row at ``path`` with its place, a line or a batch at a time (a JSON array: whole).
+
+    Raises
+    ------
+    UserError
+        If a file cannot be read, or a line is not valid JSON.
+    """
+    for file in files(path):
+        try:
+            if file.suffix in (".json", ".jsonl"):
+                yield from json_rows(file)
+            else:
+                for row, values in enumerate(arrow_rows(file), 1):
+                    yield Place(file, row), values
+        except (OSError, UnicodeDecodeError) as error:
+            raise unreadable(file, str(error).splitlines()[0]) from error
+
+
+def unreadable(file: Path, why: str) -> UserError:
+    """Return the error to raise where a file cannot be read."""
+    return UserError(f"{file} cannot be read: {why}", "repair or replace the file")
+
+
+def json_rows(file: Path) -> Iterator[tuple[Place, Any]]:
+    """Yield the rows of a JSON array, of one JSON object, or of JSON lines, whatever the file's name says."""
+    if is_lines(file):
+        yield from lines(file)
+        return
+    try:
+        found = json.loads(file.read_text(encoding="utf-8-sig"))
+    except json.JSONDecodeError as error:
+        raise unreadable(file, f"line {error.lineno} is not valid JSON: {error.msg}") from error
+    except RecursionError as error:
+        raise unreadable(file, "it is nested too deep") from error
+    for row, values in enumerate(found if isinstance(found, list) else [found], 1):
+        yield Place(file, row), values
+
+
+def is_lines(file: Path) -> bool:
+    """Return whether the file holds a JSON value a line: its name says so, or its first line is an object by itself."""
+    if file.suffix == ".jsonl":
+        return True
+    with file.open(encoding="utf-8-sig") as source:
+        first = next((line for line in source if line.strip()), "")
+    try:
+        return isinstance(json.loads(first), dict)
+    except (json.JSONDecodeError, RecursionError):
+        return False
+
+
+def lines(file: Path) -> Iterator[tuple[Place, Any]]:
+    """Yield the rows of a file of JSON lines; blank lines count as lines, not as rows."""
+    row = 0
+    with file.open(encoding="utf-8-sig", newline="\n") as source:
+        for number, line in enumerate(source, 1):
+            if not line.strip():
+                continue
+            row += 1
+            place = Place(file, row, number)
+            try:
+                values = json.loads(line)
+            except (json.JSONDecodeError, RecursionError) as error:
+                raise UserError(f"{place} is not valid JSON: {error}", "repair or remove the line") from error
+            yield place, values
+
+
+def arrow_rows(file: Path) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a parquet file, or of an arrow stream as `datasets` saves it."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        if file.suffix == ".parquet":
+            with pq.ParquetFile(file) as source:
+                for batch in source.iter_batches(batch_size=BATCH):
+                    yield from batch.to_pylist()
+        else:
+            with pa.memory_map(str(file)) as memory, pa.ipc.open_stream(memory) as stream:
+                for batch in stream:
+                    yield from batch.to_pylist()
+    except pa.ArrowException as error:
+        raise unreadable(file, str(error).splitlines()[0]) from error

@@ -1,0 +1,386 @@
+"""Public formats in their published layouts: what becomes of a row, and every way a row can be wrong."""
+
+import json
+
+import pytest
+
+from rmtools.data.readers import READERS, Tally, detect, read_public
+from rmtools.data.readers.question import split_question
+from rmtools.data.readers.row import Options
+from rmtools.errors import UserError
+
+TRL = {"prompt": "1 + 1?", "completions": ["One and one.", "Two."], "labels": [True, 0.75]}
+SHEPHERD = {
+    "input": "Ann has 2 eggs. How many? Step 1: She has 2. <<1+1=2>>2 ки\nStep 2: The answer is: 2 ки",
+    "label": "Ann has 2 eggs. How many? Step 1: She has 2. <<1+1=2>>2 +\nStep 2: The answer is: 2 -",
+    "task": "GSM8K",
+}
+ER_PRM = {"text": "How many? Step 1: Two. ки\nStep 2: Three. ки\n", "value": [1.0, 0.375]}
+RLHFLOW = {
+    "conversations": [
+        {"role": "user", "content": "How many? Step 1: Two."},
+        {"role": "assistant", "content": "+"},
+        {"role": "user", "content": "Step 2: Three."},
+        {"role": "assistant", "content": "-"},
+    ]
+}
+BENCH = {
+    "id": "gsm8k-0",
+    "generator": "G",
+    "problem": "How many?",
+    "steps": ["a", "b\n\nc", "d"],
+    "final_answer_correct": False,
+    "label": 1,
+}
+PRMBENCH = {
+    "original_question": "Old?",
+    "modified_question": "New?",
+    "original_process": ["x", "y"],
+    "modified_process": ["a", "b", "c"],
+    "modified_steps": [2],
+    "error_steps": [2, 3],
+    "classification": "confidence",
+}
+ROLLOUTS = {
+    "prompt": "How many?",
+    "reference": 2,
+    "completions": ["a\n\nb\n\n", "c"],
+    "correctness": [True, 0.25],
+    "steps": [None, ["c1", "c2"]],
+}
+GSM8K = {"question": "How many?", "answer": "Half of 4 is <<4/2=2>>2.\n#### 1,002"}
+SOLUTIONS = {
+    "question": "How many?",
+    "ground_truth": "It is 2.\nA: 2",
+    "6b": {"is_correct": False, "solution": "It is 3.\nA: 3"},
+    "175b": {"is_correct": True, "solution": "It is 2.\nA: 2"},
+}
+TREE = {
+    "text": "How many?",
+    "mc_value": 0.5,
+    "children": [
+        {
+            "text": "a",
+            "mc_value": 0.75,
+            "children": [
+                {"text": "b", "mc_value": 1.0, "children": []},
+                {"text": "c", "mc_value": None, "children": []},
+                {"text": "d", "mc_value": 0, "children": []},
+            ],
+        },
+        {"text": "e", "mc_value": 0.125, "children": []},
+    ],
+}
+PRM800K = {"question": {"problem": "p"}, "label": {"steps": []}}
+VGS = {"problem": "How many?", "roll_in_ids": [[1]], "roll_outs_ids": [[2]], "labels": [1]}
+ROWS = {
+    "trl": TRL,
+    "math-shepherd": SHEPHERD,
+    "er-prm": ER_PRM,
+    "rlhflow": RLHFLOW,
+    "processbench": BENCH,
+    "prmbench": PRMBENCH,
+    "rollouts": ROLLOUTS,
+    "gsm8k": GSM8K,
+    "gsm8k-solutions": SOLUTIONS,
+    "omegaprm": TREE,
+    "prm800k": PRM800K,
+    "vgs": VGS,
+}
+
+
+@pytest.fixture
+def read(tmp_path):
+    """``read("trl", row, …)``: the rollouts of rows in a file."""
+
+    def start(name, *rows, **how):
+        file = tmp_path / "rows.jsonl"
+        file.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows), encoding="utf-8")
+        return list(read_public(file, name, **how))
+
+    return start
+
+
+def test_trl_keeps_soft_labels_and_null(read):
+    row = {"prompt": "1 + 1?\n", "completions": ["a", "b\n", "c\nd\n\n"], "labels": [0.75, None, 1]}
+    (found,) = read("trl", row)
+    assert found.prompt == "1 + 1?\n"
+    assert found.steps == ["a\n", "b\n", "c\nd\n\n"]
+    assert found.labels == [0.75, None, 1.0]
+    assert found.reward is None
+    assert found.children == found.completions == []
+
+
+def test_hard_labels_are_floats(read):
+    (found,) = read("trl", TRL)
+    assert found.prompt == "1 + 1?\n"
+    assert found.labels == [1.0, 0.75]
+    assert all(isinstance(x, float) for x in found.labels)
+
+
+def test_math_shepherd(read):
+    (found,) = read("math-shepherd", SHEPHERD)
+    assert found.prompt == "Ann has 2 eggs. How many?\n"
+    assert found.steps == ["Step 1: She has 2. <<1+1=2>>2\n", "Step 2: The answer is: 2\n"]
+    assert found.labels == [1.0, 0.0]
+
+
+def test_a_step_behind_the_last_tag_has_no_label(read):
+    row = {k: f"{SHEPHERD[k]}\nStep 3: cut o" for k in ("input", "label")}
+    (found,) = read("math-shepherd", row)
+    assert found.steps[2] == "Step 3: cut o\n"
+    assert found.labels == [1.0, 0.0, None]
+
+
+def test_er_prm(read):
+    (found,) = read("er-prm", ER_PRM)
+    assert found.prompt == "How many?\n"
+    assert found.steps == ["Step 1: Two.\n", "Step 2: Three.\n"]
+    assert found.labels == [1.0, 0.375]
+
+
+def test_rlhflow(read):
+    (found,) = read("rlhflow", RLHFLOW)
+    assert (found.prompt, found.steps) == ("How many?\n", ["Step 1: Two.\n", "Step 2: Three.\n"])
+    assert found.labels == [1.0, 0.0]
+
+
+def test_where_the_first_step_begins_can_be_said(read):
+    row = {
+        "conversations": [{"role": "user", "content": "How many? Let us see."}, RLHFLOW["conversations"][1]]
+    }
+    (found,) = read("rlhflow", row, first_step=r"(?<=\? )")
+    assert (found.prompt, found.steps) == ("How many?\n", ["Let us see.\n"])
+    with pytest.raises(UserError, match=r"row 1 .*conversations\[0\].content: does not show .*'Step 1:'"):
+        read("rlhflow", row)
+
+
+def test_question_with_steps_of_its_own():
+    assert split_question("Q? Step 1: a Step 1: b", "x", Options()) == ("Q?", "Step 1: a Step 1: b")
+
+
+@pytest.mark.parametrize(
+    ("label", "right", "labels"),
+    [
+        (-1, True, [1.0, 1.0, 1.0]),
+        (0, False, [0.0, None, None]),
+        (1, True, [1.0, 0.0, None]),
+        (2, False, [1.0, 1.0, 0.0]),
+    ],
+)
+def test_processbench(read, label, right, labels):
+    (found,) = read("processbench", {**BENCH, "label": label, "final_answer_correct": right})
+    assert found.labels == labels
+    assert found.reward == float(right)
+    assert found.steps == ["a\n", "b\n\nc\n", "d\n"]
+
+
+def test_prmbench_counts_from_one(read):
+    (found,) = read("prmbench", PRMBENCH)
+    assert (found.prompt, found.labels) == ("New?\n", [1.0, 0.0, 0.0])
+    assert read("prmbench", {**PRMBENCH, "error_steps": []})[0].labels == [1.0, 1.0, 1.0]
+
+
+def test_rollouts(read):
+    first, second = read("rollouts", ROLLOUTS)
+    assert (first.steps, first.reward, first.labels) == (["a\n\n", "b\n\n"], 1.0, None)
+    assert (second.steps, second.reward, second.reference) == (["c1\n", "c2\n"], 0.25, "2")
+    assert first.prompt_id == second.prompt_id
+    row = {k: v for k, v in ROLLOUTS.items() if k not in ("steps", "reference")}
+    first, second = read("rollouts", row, segment="newline")
+    assert (first.steps, second.steps, first.reference) == (["a\n\n", "b\n\n"], ["c\n"], None)
+    row = {"prompt": "?", "steps": [["a"]], "correctness": [0]}
+    assert read("rollouts", row)[0].steps == ["a\n"]
+
+
+def test_gsm8k(read):
+    (found,) = read("gsm8k", GSM8K)
+    assert found.steps == ["Half of 4 is <<4/2=2>>2.\n", "#### 1,002\n"]
+    assert (found.reward, found.reference, found.labels) == (1.0, "1,002", None)
+
+
+def test_gsm8k_solutions(read):
+    wrong, right = read("gsm8k-solutions", SOLUTIONS)
+    assert (wrong.steps, wrong.reward, wrong.reference) == (["It is 3.\n", "A: 3\n"], 0.0, "2")
+    assert (right.steps, right.reward) == (["It is 2.\n", "A: 2\n"], 1.0)
+    assert wrong.prompt_id == right.prompt_id
+
+
+def test_omegaprm_labels_each_node_once(read):
+    tally = Tally()
+    found = read("omegaprm", TREE, tally=tally)
+    assert [(r.steps, r.labels) for r in found] == [
+        (["a\n", "b\n"], [0.75, 1.0]),
+        (["a\n", "d\n"], [None, 0.0]),
+        (["e\n"], [0.125]),
+    ]
+    assert {r.prompt for r in found} == {"How many?\n"}
+    assert tally.dropped == {
+        "value of a prompt alone (a rollout labels steps)": 1,
+        "trajectory without outcome or label": 1,
+    }
+
+
+def test_another_delimiter(read):
+    (found,) = read("trl", TRL, delimiter=" ки")
+    assert (found.prompt, found.steps) == ("1 + 1? ки", ["One and one. ки", "Two. ки"])
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_detection(name):
+    assert detect([ROWS[name], ROWS[name]]) == name
+
+
+def test_detection_refuses_to_guess():
+    with pytest.raises(UserError, match="2 formats: trl, rollouts"):
+        detect([{**TRL, "correctness": [1, 1]}])
+    with pytest.raises(
+        UserError, match=r"fields colour; fix: --from one of trl \(prompt, completions, labels\)"
+    ):
+        detect([{"colour": "red"}])
+    for rows, word in (([TRL, GSM8K], "not known"), ([], "no rows"), ([3], "not objects")):
+        with pytest.raises(UserError, match=word):
+            detect(rows)
+
+
+def turns(*said):
+    return {
+        "conversations": [{"role": ("user", "assistant")[t % 2], "content": x} for t, x in enumerate(said)]
+    }
+
+
+def child(**values):
+    return {**TREE, "children": [{"text": "a", "mc_value": 0.5, "children": [], **values}]}
+
+
+BAD = [
+    ("trl", {**TRL, "labels": [True]}, "labels: has 1 labels for 2 steps"),
+    ("trl", {**TRL, "labels": [1.5, 0]}, r"labels\[0\]: must be in \[0, 1\], got 1.5"),
+    ("trl", {**TRL, "labels": [-100, 0]}, r"labels\[0\]: must be in \[0, 1\], got -100"),
+    ("trl", {**TRL, "labels": [1, float("nan")]}, r"labels\[1\]: .*got nan"),
+    ("trl", {**TRL, "labels": [1, "0"]}, r"labels\[1\]: .*got '0'"),
+    ("trl", {**TRL, "labels": None}, "labels: must be a list, got None"),
+    ("trl", {**TRL, "completions": ["a", " \n"]}, r"completions\[1\]: is empty"),
+    ("trl", {**TRL, "completions": ["a", 3]}, r"completions\[1\]: must be a text, got 3"),
+    ("trl", {**TRL, "completions": []}, "completions: there is no step"),
+    ("trl", {**TRL, "completions": "ab"}, "completions: must be a list, got 'ab'"),
+    (
+        "trl",
+        {**TRL, "prompt": [{"role": "user", "content": "x" * 99}]},
+        r"prompt: must be a text, got .*\.\.\.",
+    ),
+    ("trl", {**TRL, "prompt": ""}, "prompt: is empty"),
+    ("trl", {"prompt": "a", "labels": [1]}, "completions: is missing"),
+    ("trl", [1, 2], r"prompt: is looked for in \[1, 2\], which is not an object"),
+    ("math-shepherd", {**SHEPHERD, "label": SHEPHERD["label"][:-2]}, "label: differs from input after tag 1"),
+    (
+        "math-shepherd",
+        {**SHEPHERD, "label": SHEPHERD["label"] + " +"},
+        "label: goes on after the last of input's 2",
+    ),
+    (
+        "math-shepherd",
+        {**SHEPHERD, "label": SHEPHERD["label"].replace("-", "ки")},
+        "label: has no .* tag 2 of 2",
+    ),
+    (
+        "math-shepherd",
+        {**SHEPHERD, "label": "x" + SHEPHERD["label"]},
+        "label: differs from input before tag 1",
+    ),
+    ("math-shepherd", {"input": "Q? Step 1: a", "label": "Q? Step 1: a"}, "input: has no step tag ки"),
+    (
+        "math-shepherd",
+        {"input": "Q? a ки", "label": "Q? a +"},
+        "input: does not show where the first step begins",
+    ),
+    ("math-shepherd", {"input": "Q? Step 1: a ки ки", "label": "Q? Step 1: a + +"}, "input: step 2 is empty"),
+    ("math-shepherd", {"input": "Step 1: a ки", "label": "Step 1: a +"}, "after a question"),
+    ("er-prm", {**ER_PRM, "value": [1.0]}, "value: has 1 labels for 2 steps"),
+    ("er-prm", {**ER_PRM, "value": [1.0, 0.5, 0.5]}, "value: has 3 labels for 2 steps"),
+    ("er-prm", {**ER_PRM, "value": [1.0, -0.1]}, r"value\[1\]: must be in"),
+    ("rlhflow", turns("Q? Step 1: a"), "conversations: has 1 turns"),
+    ("rlhflow", turns("Q? Step 1: a", "good"), r"conversations\[1\].content: must be \+ or -, got 'good'"),
+    ("rlhflow", turns("Q? Step 1: a", "+", "", "+"), r"conversations\[2\].content: is empty"),
+    ("rlhflow", {"conversations": turns("a", "+", "b")["conversations"][1:]}, r"\[0\].role: must be user"),
+    ("rlhflow", {"conversations": [{"from": "x"}, {}]}, "role: is missing"),
+    ("processbench", {**BENCH, "label": 3}, "label: must be an integer from -1 to 2, got 3"),
+    ("processbench", {**BENCH, "label": True}, "label: must be an integer from -1 to 2, got True"),
+    ("processbench", {**BENCH, "final_answer_correct": None}, "final_answer_correct: must be true or false"),
+    (
+        "prmbench",
+        {**PRMBENCH, "error_steps": [0]},
+        r"error_steps\[0\]: must be an integer from 1 to 3, got 0",
+    ),
+    (
+        "prmbench",
+        {**PRMBENCH, "error_steps": [4]},
+        r"error_steps\[0\]: must be an integer from 1 to 3, got 4",
+    ),
+    ("rollouts", {**ROLLOUTS, "correctness": [1]}, "steps: has 2 items for 1 of correctness"),
+    ("rollouts", {**ROLLOUTS, "completions": ["a"]}, "completions: has 1 items for 2 of correctness"),
+    ("rollouts", {**ROLLOUTS, "correctness": [2, 0]}, r"correctness\[0\]: must be in"),
+    ("rollouts", {**ROLLOUTS, "steps": [["a", ""], None]}, r"steps\[0\]\[1\]: is empty"),
+    ("rollouts", {**ROLLOUTS, "completions": None}, r"steps\[0\]: is null"),
+    ("rollouts", {"prompt": "a", "correctness": [1]}, "completions: is missing, and so is steps"),
+    ("gsm8k", {**GSM8K, "answer": "72"}, "answer: has no final answer behind ####"),
+    ("gsm8k", {**GSM8K, "answer": "a\n####"}, "answer: has no final answer behind ####"),
+    (
+        "gsm8k-solutions",
+        {**SOLUTIONS, "6b": {"is_correct": 1, "solution": "a"}},
+        "6b.is_correct: must be true or",
+    ),
+    ("gsm8k-solutions", {**SOLUTIONS, "6b": {"is_correct": True, "solution": ""}}, "6b.solution: is empty"),
+    ("gsm8k-solutions", {"question": "a", "ground_truth": "A: 2"}, "is_correct: is in no field"),
+    ("gsm8k-solutions", {**SOLUTIONS, "ground_truth": "2"}, "ground_truth: has no final answer behind A:"),
+    ("omegaprm", child(mc_value=2), r"children\[0\].mc_value: must be in \[0, 1\], got 2"),
+    ("omegaprm", child(text=""), r"children\[0\].text: is empty"),
+    ("omegaprm", child(children=None), r"children\[0\].children: must be a list"),
+    ("omegaprm", {**TREE, "mc_value": "high"}, "mc_value: must be in"),
+]
+
+
+@pytest.mark.parametrize(("name", "row", "words"), BAD)
+def test_bad_rows_name_file_row_and_field(read, name, row, words):
+    with pytest.raises(UserError, match=rf"rows.jsonl, row 2 \(line 2\), field .*{words}"):
+        read(name, ROWS[name], row)
+
+
+@pytest.mark.parametrize(("name", "row", "words"), BAD)
+def test_bad_rows_can_be_counted_instead(read, name, row, words):
+    tally = Tally()
+    found = read(name, ROWS[name], row, ROWS[name], skip_bad=True, tally=tally)
+    assert len(found) == 2 * len(read(name, ROWS[name]))
+    assert tally.rows == 3
+    (reason,) = [r for r in tally.dropped if "breaks the format" in r]
+    assert tally.dropped[reason] == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "reason"),
+    [
+        ("trl", {**TRL, "labels": [None, None]}, "trajectory without outcome or label"),
+        ("rollouts", {**ROLLOUTS, "correctness": [None, True]}, "trajectory without outcome or label"),
+        ("rollouts", {"prompt": "a", "completions": [], "correctness": []}, "prompt without any solution"),
+        ("omegaprm", {"text": "a", "mc_value": None, "children": []}, "tree without any step"),
+    ],
+)
+def test_what_has_no_place_is_counted(read, name, row, reason):
+    tally = Tally()
+    read(name, row, tally=tally)
+    assert tally.dropped == {reason: 1}
+
+
+@pytest.mark.parametrize(
+    ("how", "word"),
+    [
+        ({"name": "xml"}, "there is no format 'xml'; fix: --from one of trl, rlhflow"),
+        ({"neutral": "maybe"}, "no 'maybe' for neutral ratings; fix: one of positive, negative, skip"),
+        ({"segment": "regex:("}, "not a regular expression"),
+        ({"first_step": "("}, "not a regular expression"),
+        ({"delimiter": ""}, "delimiter is empty"),
+    ],
+)
+def test_options_are_checked_before_anything_is_read(tmp_path, how, word):
+    with pytest.raises(UserError, match=word):
+        read_public(tmp_path / "missing.jsonl", **how)

@@ -1,0 +1,79 @@
+"""Roll-ins and roll-outs of value-guided search: token ids, read with a tokenizer made here."""
+
+import json
+
+import pytest
+
+from rmtools.data.readers import read_public
+from rmtools.data.readers.vgs import ASSISTANT
+from rmtools.errors import UserError
+from rmtools.lm.tokenizers import word_tokenizer
+
+WORDS = ["How ", "many? ", f"{ASSISTANT} ", "<think> ", "Two ", "so ", "three ", "\n"]
+
+
+@pytest.fixture
+def tokenizer(tmp_path):
+    made = word_tokenizer(WORDS)
+    made.save_pretrained(tmp_path / "tokenizer")
+    return made
+
+
+@pytest.fixture
+def row(tokenizer):
+    def ids(text):
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    head = [tokenizer.bos_token_id, *ids(f"How many? {ASSISTANT} <think> \n")]
+    return {
+        "message_id": "m",
+        "problem": "How many?",
+        "answer": "2",
+        "processed_answer": "2",
+        "reward": [1, 0, 0],
+        "roll_in_ids": [[*head, *ids("Two \n\nso ")]] * 3,
+        "roll_outs_ids": [[*ids(s), tokenizer.eos_token_id] for s in ("Two ", "\n\nthree ", "Two so ")],
+        "labels": [1, 0, 2],
+    }
+
+
+@pytest.fixture
+def read(tmp_path):
+    def start(row, **how):
+        file = tmp_path / "rows.jsonl"
+        file.write_text(json.dumps(row))
+        return list(read_public(file, "vgs", **how))
+
+    return start
+
+
+def test_pairs_are_trajectories(read, row, tmp_path):
+    found = read(row, tokenizer=str(tmp_path / "tokenizer"))
+    assert [r.reward for r in found] == [1.0, 0.0, 0.0]
+    assert {r.prompt for r in found} == {f"How many? {ASSISTANT}\n"}
+    assert [r.steps for r in found] == [
+        [" <think> \nTwo \n\n", "so Two <eos>\n"],
+        [" <think> \nTwo \n\n", "so \n\n", "three <eos>\n"],
+        [" <think> \nTwo \n\n", "so Two so <eos>\n"],
+    ]
+    assert {(r.reference, r.labels) for r in found} == {("2", None)}
+
+
+def test_bad_rows(read, row, tmp_path):
+    folder = str(tmp_path / "tokenizer")
+    for change, words in (
+        ({"labels": [1, 0]}, "labels: has 2 for 3 roll-ins and 3 roll-outs"),
+        ({"labels": [1, 0, 3]}, r"labels\[2\]: must be an integer from 0 to 2"),
+        ({"roll_in_ids": [["a"]] * 3}, r"roll_in_ids\[0\]\[0\]: must be a token id"),
+        ({"roll_in_ids": [[7]] * 3}, "wrong tokenizer"),
+        ({"roll_outs_ids": None}, "roll_outs_ids: must be a list"),
+    ):
+        with pytest.raises(UserError, match=words):
+            read({**row, **change}, tokenizer=folder)
+
+
+def test_without_a_tokenizer(read, row):
+    with pytest.raises(UserError, match="stores token ids, and no tokenizer is named; fix: pass --tokenizer"):
+        read(row)
+    with pytest.raises(UserError, match="cannot be loaded"):
+        read(row, tokenizer="/nowhere")
