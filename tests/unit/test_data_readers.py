@@ -111,6 +111,12 @@ def test_trl_keeps_soft_labels_and_null(read):
     assert found.children == found.completions == []
 
 
+def test_newlines_that_open_a_step_close_the_piece_before(read):
+    row = {"prompt": "Q?", "completions": ["\na", "b", "\n\n# Answer\n\n2"], "labels": [1, 1, 0]}
+    (found,) = read("trl", row)
+    assert (found.prompt, found.steps) == ("Q?\n", ["a\n", "b\n\n", "# Answer\n\n2\n"])
+
+
 def test_hard_labels_are_floats(read):
     (found,) = read("trl", TRL)
     assert found.prompt == "1 + 1?\n"

@@ -134,13 +134,20 @@ def shown(value: Any) -> str:
     return found if len(found) <= 40 else f"{found[:37]}..."
 
 
-def closed(piece: str, delimiter: str) -> str:
-    r"""Return ``piece`` ending with the delimiter, so that prompt and steps tokenise apart.
+def apart(pieces: Sequence[str], delimiter: str) -> list[str]:
+    r"""Return prompt and steps so that they tokenise apart: each ends with the delimiter, no step begins with a newline.
 
-    >>> closed("a", "\n"), closed("a\n\n", "\n")
-    ('a\n', 'a\n\n')
+    Newlines that open a step close the piece before it: "a\n" and "\nb" would share a token "\n\n".
+
+    >>> apart(["1 + 1?", "One.", "\n\nTwo.\n\n"], "\n")
+    ['1 + 1?\n', 'One.\n\n', 'Two.\n\n']
     """
-    return piece if piece.endswith(delimiter) else piece + delimiter
+    found = list(pieces)
+    for i in range(1, len(found)):
+        rest = found[i].lstrip("\r\n")
+        found[i - 1] += found[i][: len(found[i]) - len(rest)]
+        found[i] = rest
+    return [p if p.endswith(delimiter) else p + delimiter for p in found]
 
 
 def rollout(
@@ -158,11 +165,11 @@ def rollout(
 
     if reward is None and (labels is None or all(x is None for x in labels)):
         return Dropped("trajectory without outcome or label")
-    ended = closed(prompt, options.delimiter)
+    ended, *closed = apart([prompt, *steps], options.delimiter)
     return Rollout(
         prompt_id(ended),
         ended,
-        [closed(s, options.delimiter) for s in steps],
+        closed,
         reward,
         labels=None if labels is None else list(labels),
         reference=reference,
