@@ -127,7 +127,7 @@ def value_folder(policy_folder, tokenizer, settings) -> Path:
             if "lora_B" in name:
                 p.normal_(std=0.1)
             elif p.requires_grad and "score" in name and p.ndim == 2:
-                p.normal_(std=0.3)
+                p.normal_(std=0.6)
     folder = policy_folder.parent / "prm"
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -92,13 +92,14 @@ def write(
     metadata = RolloutMetadata(
         policy="",
         policy_fingerprint="",
-        task=name,
+        task="",
         horizon=horizon,
         steps=StepSettings(delimiter, horizon, MAX_STEP_TOKENS),
-        temperature=1.0,
+        temperature=None,
         seed=0,
+        source=name,
     )
-    write_rollouts(claim_folder(out, META_FILE), list(rows), metadata)
+    write_rollouts(claim_folder(out, META_FILE), rows, metadata)
 
 
 @dataclass

@@ -259,8 +259,9 @@ def tree_batch(
             row[: len(tree.ids)] = getattr(tree, name)
         return torch.from_numpy(out).to(device)
 
-    inputs = {"input_ids": padded("ids", pad_id), "position_ids": padded("positions", 0)}
-    if any(len(at) for t in trees for at in t.child_reads):
+    inputs = {"input_ids": padded("ids", pad_id)}
+    if any(t.segment[-1] for t in trees):
+        inputs["position_ids"] = padded("positions", 0)
         visible = tree_mask(padded("segment", -1), padded("fork", 0))
         zero = torch.zeros((), dtype=dtype, device=device)
         inputs["attention_mask"] = torch.where(visible, zero, torch.finfo(dtype).min)[:, None]

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rmtools.lm.steps import EncodedTree
 from rmtools.lm.value import tree_batch
 from rmtools.train.examples import Example
 
@@ -20,33 +21,37 @@ class Collator:
     pad_id : int
     dtype : torch.dtype
         Of the attention mask, built where a batch has children.
-    children : bool
-        Whether the loss looks at children: without, they are left out of the forward pass.
+    children : {"none", "copy", "all"}
+        Which forward passes the alternatives are in: none, that of the copy which gives targets, or both.
     """
 
-    def __init__(self, pad_id: int, dtype: torch.dtype = torch.float32, children: bool = True) -> None:
+    def __init__(self, pad_id: int, children: str = "all", dtype: torch.dtype = torch.float32) -> None:
         self.pad_id = pad_id
-        self.dtype = dtype
         self.children = children
+        self.dtype = dtype
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
         """Return one padded batch of B trajectories of at most T steps.
 
-        The keys: ``model`` (its inputs), ``reads`` (B, T + 1), ``length``, ``complete`` and ``log_potential`` (B,),
-        ``log_label`` (B, T), ``child_reads``, ``child_log_potential`` and ``child_log_count`` (B, T, C),
-        ``completion_log_potential`` (B, T + 1, R).
+        The keys: ``model`` (inputs of the forward pass) and ``copy`` (of the copy's; None where they are the same),
+        ``reads`` (B, T + 1), ``length``, ``complete`` and ``log_potential`` (B,), ``log_label`` (B, T), ``child_reads``,
+        ``child_log_potential`` and ``child_log_count`` (B, T, C), ``completion_log_potential`` (B, T + 1, R).
         """
-        trees = [e.tree if self.children else e.tree.trunk() for e in examples]
+        trees, trunks = [e.tree for e in examples], [e.tree.trunk() for e in examples]
+        apart = self.children == "copy" and any(
+            len(a.ids) > len(b.ids) for a, b in zip(trees, trunks, strict=True)
+        )
         horizon = max(e.length for e in examples)
 
         def table(of: Callable[[Example], Sequence[np.ndarray]], fill: float) -> Tensor:
-            return ragged([of(e) if self.children else [] for e in examples], horizon, fill)
+            return ragged([of(e) if self.children != "none" else [] for e in examples], horizon, fill)
 
         reads = np.zeros((len(trees), horizon + 1), dtype=np.int64)
         for row, tree in zip(reads, trees, strict=True):
             row[: len(tree.reads)] = tree.reads
         return {
-            "model": tree_batch(trees, self.pad_id, torch.device("cpu"), self.dtype),
+            "model": self._inputs(trees if self.children == "all" else trunks),
+            "copy": self._inputs(trees) if apart else None,
             "reads": torch.from_numpy(reads),
             "length": torch.tensor([e.length for e in examples]),
             "complete": torch.tensor([e.complete for e in examples]),
@@ -59,6 +64,9 @@ class Collator:
                 [e.completion_log_potential for e in examples], horizon + 1, -math.inf
             ),
         }
+
+    def _inputs(self, trees: Sequence[EncodedTree]) -> dict[str, Tensor]:
+        return tree_batch(trees, self.pad_id, torch.device("cpu"), self.dtype)
 
 
 def ragged(

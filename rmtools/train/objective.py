@@ -44,7 +44,7 @@ def read_values(logits: Tensor, batch: Batch, floor: float) -> tuple[Tensor, Val
     Parameters
     ----------
     logits : Tensor
-        (B, L, 2) of every token.
+        (B, L, 2) of every token. Without the tokens of the alternatives, their values mean nothing.
     batch : mapping
         As :class:`rmtools.train.collate.Collator` returns it.
     floor : float
@@ -52,7 +52,7 @@ def read_values(logits: Tensor, batch: Batch, floor: float) -> tuple[Tensor, Val
     """
     at = logits.gather(1, batch["reads"][..., None].expand(-1, -1, 2))
     reads, ended = batch["child_reads"], batch["child_log_potential"]
-    flat = reads.clamp(min=0).flatten(1)
+    flat = reads.clamp(0, logits.shape[1] - 1).flatten(1)
     child = log_value_from_logits(logits.gather(1, flat[..., None].expand(-1, -1, 2)), floor).view(
         reads.shape
     )
@@ -91,9 +91,9 @@ class Objective:
         return self.target in BOOTSTRAPPED
 
     @property
-    def reads_children(self) -> bool:
-        """Whether values of children are looked at."""
-        return self.bootstraps or self.residual_weight > 0
+    def children(self) -> str:
+        """In which forward passes the alternatives are read: "none", that of the "copy", "all"."""
+        return "all" if self.residual_weight else "copy" if self.bootstraps else "none"
 
     def targets(self, batch: Batch, copy: Values | None = None) -> tuple[Tensor, Tensor]:
         """Return log U (B, T + 1) in nats, and which prefixes have a target.

@@ -19,7 +19,7 @@ from rmtools.train.collate import Collator
 from rmtools.train.config import PRMConfig
 from rmtools.train.examples import prepare
 from rmtools.train.metrics import SharedOut, held_out_metrics
-from rmtools.train.objective import Objective, read_values
+from rmtools.train.objective import Objective, Values, read_values
 from rmtools.train.sampler import LengthGrouped
 from rmtools.train.save import write_description
 
@@ -80,7 +80,7 @@ class PRMTrainer(Trainer):
         super().__init__(
             model=model,
             args=args,
-            data_collator=Collator(steps.pad_id, children=self.objective.reads_children),
+            data_collator=Collator(steps.pad_id, self.objective.children),
             train_dataset=examples,
             eval_dataset=self.eval_rollouts or None,
             processing_class=steps.tokenizer,
@@ -100,8 +100,8 @@ class PRMTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         if self.args.train_sampling_strategy != "group_by_length":
             return super()._get_train_sampler(train_dataset)
-        reads = self.objective.reads_children
-        lengths = [len(e.tree.ids) if reads else int(e.tree.reads[-1]) + 1 for e in self.prepared.examples]
+        whole = self.objective.children != "none"
+        lengths = [len(e.tree.ids) if whole else int(e.tree.reads[-1]) + 1 for e in self.prepared.examples]
         rows = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         return LengthGrouped(lengths, rows, self.args.data_seed or self.args.seed)
 
@@ -109,9 +109,7 @@ class PRMTrainer(Trainer):
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Return the loss of the batch; raises ``ValueError`` where it is NaN or infinite."""
-        copy = None
-        if self.lags:
-            copy = read_values(self.bootstrap.logits(inputs["model"]), inputs, self.args.floor)[1]
+        copy = self._copy_values(model, inputs)
         logits = model(**inputs["model"]).logits
         at, now = read_values(logits, inputs, self.args.floor)
         total = self.objective.loss(inputs, at, now, now if copy is None else copy)
@@ -122,6 +120,15 @@ class PRMTrainer(Trainer):
                 "lower the learning rate or max_grad_norm"
             )
         return (loss, logits) if return_outputs else loss
+
+    @torch.no_grad()
+    def _copy_values(self, model: Any, inputs: dict[str, Any]) -> Values | None:
+        """Return the values that make the targets, or None where they are those of the forward pass itself."""
+        if not self.objective.bootstraps or (not self.lags and inputs["copy"] is None):
+            return None
+        given = inputs["copy"] or inputs["model"]
+        logits = self.bootstrap.logits(given) if self.lags else model(**given).logits
+        return read_values(logits, inputs, self.args.floor)[1]
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"

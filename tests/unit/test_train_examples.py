@@ -71,7 +71,7 @@ def test_ragged_without_branches():
 def test_without_children_the_forward_pass_is_the_trajectory_alone(step_tokenizer):
     """And only then is no 4-d mask needed."""
     examples = [example(r, step_tokenizer, Tilt(FLOOR)) for r in ROWS]
-    batch = Collator(step_tokenizer.pad_id, children=False)(examples)
+    batch = Collator(step_tokenizer.pad_id, "none")(examples)
     assert batch["model"]["input_ids"].shape == (2, 9)
     assert "attention_mask" not in batch["model"]
     assert batch["child_reads"].shape == (2, 2, 0)

@@ -133,7 +133,9 @@ def batch_of(trainer, rows):
 
 def log_targets(trainer, batch):
     """log U as the trainer makes them."""
-    copy = read_values(trainer.bootstrap.logits(batch["model"]), batch, trainer.args.floor)[1]
+    copy = read_values(trainer.bootstrap.logits(batch["copy"] or batch["model"]), batch, trainer.args.floor)[
+        1
+    ]
     return trainer.objective.targets(batch, copy)[0]
 
 
