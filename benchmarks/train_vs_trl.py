@@ -67,7 +67,10 @@ def make_inputs(folder: Path) -> None:
     """Write two small models and the rows of every case."""
     sys.path.insert(0, str(HERE.parent))
     rows = [json.loads(line) for line in SOLUTIONS.read_text(encoding="utf-8").splitlines()]
-    write_model(folder / "gsm8k", bpe_tokenizer([r["question"] + "\n" + r["ground_truth"] for r in rows]))
+    from rmtools.lm.tokenizers import bpe_tokenizer
+
+    texts = [r["question"] + "\n" + r["ground_truth"] for r in rows]
+    write_model(folder / "gsm8k", bpe_tokenizer(texts, 2048))
     solved = [one for r in rows for one in solutions(r)]
     write_rows(folder / "ragged.jsonl", [as_trl(*s) for s in solved])
     write_children(folder, solved)
@@ -126,22 +129,6 @@ def write_equal(folder: Path) -> None:
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
-
-
-def bpe_tokenizer(texts: list[str]) -> Any:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(models.BPE(unk_token=None))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    special = ["<pad>", "<bos>", "<eos>"]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=2048, special_tokens=special, initial_alphabet=alphabet)
-    tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>"
-    )
 
 
 def write_model(folder: Path, tokenizer: Any) -> None:

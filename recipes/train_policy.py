@@ -13,7 +13,6 @@ steps that are true to the prompt, before building on such a policy.
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -25,10 +24,7 @@ from rmtools.lm.oneshot import generate_once
 from rmtools.lm.policy import load_policy
 from rmtools.lm.steps import StepSettings
 from rmtools.lm.tokenizers import word_tokenizer
-
-if TYPE_CHECKING:
-    from datasets import Dataset
-    from transformers import PreTrainedTokenizerFast
+from rmtools.train.scratch import small_llama, train_language_model
 
 
 def arguments() -> argparse.Namespace:
@@ -62,74 +58,27 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def demonstrations(
-    task: ExactTask, tokenizer: "PreTrainedTokenizerFast", care: list[float], seed: int
-) -> "Dataset":
-    """Token ids with the prompt masked out of the labels: trl then has nothing left to tokenise."""
-    from datasets import Dataset
-
+def demonstrations(task: ExactTask, care: list[float], seed: int) -> tuple[list[str], list[str]]:
+    """Draw prompts and solutions, one of each care."""
     rng = np.random.default_rng(seed)
     prompts, _ = task.prompts(len(care), rng)
-    asked = tokenizer(prompts)["input_ids"]
-    answers = tokenizer(["".join(task.demonstration(p, c, rng)) for p, c in zip(prompts, care, strict=True)])[
-        "input_ids"
-    ]
-    end = [tokenizer.eos_token_id]
-    return Dataset.from_dict(
-        {
-            "input_ids": [p + a + end for p, a in zip(asked, answers, strict=True)],
-            "labels": [[-100] * len(p) + a + end for p, a in zip(asked, answers, strict=True)],
-        }
-    )
+    return prompts, ["".join(task.demonstration(p, c, rng)) for p, c in zip(prompts, care, strict=True)]
 
 
 def train(args: argparse.Namespace, task: ExactTask, folder: Path) -> None:
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-    from trl import SFTConfig, SFTTrainer
-
-    torch.manual_seed(args.seed)
     tokenizer = word_tokenizer(task.vocabulary())
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=args.hidden,
-            intermediate_size=4 * args.hidden,
-            num_hidden_layers=args.layers,
-            num_attention_heads=4,
-            num_key_value_heads=4,
-            max_position_embeddings=12 * task.horizon + 64,
-            tie_word_embeddings=False,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
-    config = SFTConfig(
-        output_dir=str(folder),
-        max_steps=args.iterations,
-        per_device_train_batch_size=args.batch,
-        learning_rate=args.learning_rate,
-        warmup_steps=30,
-        lr_scheduler_type="cosine",
-        weight_decay=0.0,
-        logging_steps=100,
-        save_strategy="no",
-        report_to="none",
-        seed=args.seed,
-        dataloader_pin_memory=False,
-        bf16=False,
-        train_sampling_strategy="sequential",
-        activation_checkpointing=False,
-        disable_tqdm=False,
-    )
     half = args.iterations * args.batch // 2
     care = [args.early_care] * half + [args.care] * (args.iterations * args.batch - half)
-    data = demonstrations(task, tokenizer, care, args.seed)
-    trainer = SFTTrainer(model=model, args=config, train_dataset=data, processing_class=tokenizer)
-    trainer.train()
-    trainer.save_model(str(folder))
-    tokenizer.save_pretrained(str(folder))
+    train_language_model(
+        small_llama(tokenizer, args.hidden, args.layers, 12 * task.horizon + 64, args.seed),
+        tokenizer,
+        *demonstrations(task, care, args.seed),
+        folder,
+        steps=args.iterations,
+        batch=args.batch,
+        learning_rate=args.learning_rate,
+        seed=args.seed,
+    )
 
 
 def gate(task: ExactTask, folder: Path, samples: int, seed: int) -> dict[str, float]:

@@ -71,14 +71,17 @@ def main() -> None:
     data, config, model_args = arguments(sys.argv[1:])
     from transformers import set_seed
 
-    from rmtools.train.data import load_rows, require_base
+    from rmtools.train.data import hold_out, load_rows, require_base
     from rmtools.train.lora import build_model, refuse_ignored, revision
     from rmtools.train.save import checkpoint_to_resume, settings_for
     from rmtools.train.trainer import PRMTrainer
 
     refuse_ignored(model_args)
     rows, metadata = load_rows(data.train_rollouts)
-    held_out = load_rows(data.eval_rollouts)[0] if data.eval_rollouts else []
+    if data.eval_rollouts:
+        held_out = load_rows(data.eval_rollouts)[0]
+    else:
+        rows, held_out = hold_out(rows, data.eval_share)
     out = claim_folder(Path(str(config.output_dir)), SETTINGS_FILE, "checkpoint-*")
     resume = checkpoint_to_resume(config.resume_from_checkpoint, out)
     base = require_base(model_args.model_name_or_path, metadata)

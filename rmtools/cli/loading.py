@@ -43,6 +43,11 @@ def load(model: Path, policy: str | None, task: str | None, horizon: int | None)
     from rmtools.lm.policy import load_policy
 
     value, settings = load_value_model(model)
+    if not task and not settings.task:
+        raise UserError(
+            f"the data that {model} was trained on do not say which task they are of",
+            "name it with --task: answers, say, where prompts have right answers",
+        )
     chosen = load_task(task or settings.task, horizon or settings.horizon, settings.steps.delimiter)
     if chosen.horizon != settings.steps.max_steps:
         raise UserError(

@@ -29,3 +29,27 @@ def word_tokenizer(words: Sequence[str]) -> "PreTrainedTokenizerFast":
         unk_token="<unk>",
         clean_up_tokenization_spaces=False,
     )
+
+
+def bpe_tokenizer(texts: Sequence[str], vocabulary: int) -> "PreTrainedTokenizerFast":
+    """Return a byte-level BPE tokenizer of ``vocabulary`` tokens trained on ``texts``; no text is unknown to it."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=["<pad>", "<bos>", "<eos>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<bos>",
+        eos_token="<eos>",
+        clean_up_tokenization_spaces=False,
+    )

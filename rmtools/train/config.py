@@ -28,6 +28,9 @@ class DataArguments:
         default="",
         metadata={"help": "the same, held out, for the metrics; children resolve the Bellman error"},
     )
+    eval_share: float = field(
+        default=0.0, metadata={"help": "without eval_rollouts: this share of the prompts is held out instead"}
+    )
 
 
 @dataclass

@@ -1,5 +1,6 @@
 """Where training rows come from: rollouts of rmtools, or a file in a public stepwise format."""
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -52,3 +53,26 @@ def require_base(named: str | None, metadata: RolloutMetadata) -> str:
             "name the model to start from with --model_name_or_path",
         )
     return named or metadata.policy
+
+
+def hold_out(rows: Sequence[Rollout], share: float) -> tuple[list[Rollout], list[Rollout]]:
+    """Split off the rows of about ``share`` of the prompts, the same whatever else is in ``rows``.
+
+    Raises
+    ------
+    UserError
+        If ``share`` is not in [0, 1), or a part would be empty.
+    """
+    if not 0 <= share < 1:
+        raise UserError(f"eval_share is {share}", "it is a share of the prompts: at least 0, below 1")
+    kept: list[Rollout] = []
+    held_out: list[Rollout] = []
+    for row in rows:
+        place = int(hashlib.sha256(row.prompt.encode()).hexdigest()[-8:], 16) / 16**8
+        (held_out if place < share else kept).append(row)
+    if not kept or (share and not held_out):
+        raise UserError(
+            f"eval_share {share} of {len({r.prompt for r in rows})} prompts leaves none on one side",
+            "choose another share, or name eval_rollouts",
+        )
+    return kept, held_out

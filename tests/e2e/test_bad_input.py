@@ -291,10 +291,10 @@ def test_another_horizon_than_the_checkpoints_is_refused(run, checkpoint, prompt
 
 def test_a_retrained_policy_under_an_adapter_is_refused(run, checkpoint, prompts_file, tmp_path):
     settings = json.loads((checkpoint / "rmtools.json").read_text())
-    settings["policy_fingerprint"] = "0" * 16
+    settings["base_fingerprint"] = "0" * 16
     (checkpoint / "rmtools.json").write_text(json.dumps(settings))
     options = ("--model", checkpoint, "--prompts", prompts_file, "--out", tmp_path / "s.jsonl")
-    check_error(run("sample", *options), "weights differ", "policy")
+    check_error(run("sample", *options), "weights differ", "policy", "adapter")
 
 
 def test_verbs_draw_different_prompts_at_the_same_seed():

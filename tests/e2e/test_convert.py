@@ -5,7 +5,7 @@ import json
 import pytest
 from checks import check_error
 
-from rmtools.data.rollouts import META_FILE, SCHEMA_VERSION, read_rollouts
+from rmtools.data.rollouts import META_FILE, read_rollouts
 
 GSM8K = {"question": "How many?", "answer": "Half of 4 is <<4/2=2>>2.\n#### 2"}
 TRL = [
@@ -13,9 +13,6 @@ TRL = [
     {"prompt": "2 + 2?\n", "completions": ["Five.\n"], "labels": [0]},
     {"prompt": "3 + 3?", "completions": ["Six.", "Done."], "labels": [None, 0.5]},
 ]
-labels_only = pytest.mark.skipif(
-    SCHEMA_VERSION < 2, reason="rollouts of schema 1 on disk must have a reward and all labels"
-)
 
 
 @pytest.fixture
@@ -28,7 +25,6 @@ def lines(tmp_path):
     return write
 
 
-@labels_only
 def test_trl_rows_come_back_as_they_were(run, lines, tmp_path):
     done = run("convert", lines(*TRL), tmp_path / "out")
     assert done.code == 0, done.err
@@ -46,7 +42,7 @@ def test_outcomes_come_back(run, lines, tmp_path):
     assert done.code == 0, done.err
     rows, metadata = read_rollouts(tmp_path / "out")
     assert [(r.steps, r.reward) for r in rows] == [(["Half of 4 is <<4/2=2>>2.\n", "#### 2\n"], 1.0)] * 2
-    assert (metadata.task, metadata.horizon, metadata.policy) == ("gsm8k", 2, "")
+    assert (metadata.source, metadata.horizon, metadata.policy) == ("gsm8k", 2, "")
     table = [line.split(maxsplit=1) for line in done.out.splitlines()]
     assert ["rows", "2"] in table
     assert ["trajectories", "2"] in table

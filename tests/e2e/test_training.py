@@ -141,6 +141,49 @@ def test_stopped_and_resumed_by_the_recipe(run, training, tmp_path):
     assert json.loads((tmp_path / "prm" / "rmtools.json").read_text())["training"]["global_steps"] == 4
 
 
+def test_rows_of_trl_train_unchanged(run, training, tmp_path, policy_folder):
+    """Soft labels, no outcome, no policy named in them; held-out prompts split off; then audited as far as it goes."""
+    rng = np.random.default_rng(0)
+    rows = [
+        {
+            "prompt": f"r{i % 5} . \nc{a}{b} . \n",
+            "completions": ["s r1 ", "u r2 "][: 1 + i % 2],
+            "labels": rng.random(1 + i % 2).round(2).tolist(),
+        }
+        for i, (a, b) in enumerate([(a, b) for a in range(4) for b in range(a + 1, 5)] * 3)
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    values = {"train_rollouts": str(path), "eval_rollouts": None, "eval_share": 0.3, "target": "labels"}
+    config = training(**values, divergence="bce", model_name_or_path=str(policy_folder))
+    result = run("--config", config, script=RECIPE)
+    assert result.code == 0, result.err
+    log = json.loads((tmp_path / "prm" / "training_log.json").read_text())
+    metrics = next(row for row in log if "eval_label_brier" in row)
+    assert metrics["eval_constant_label_brier"] > 0
+    assert "eval_brier" not in metrics
+    settings = json.loads((tmp_path / "prm" / "rmtools.json").read_text())
+    assert settings["base_rate"] == pytest.approx(0.5, abs=0.15)
+    check_error(
+        run("--config", training(**values, model_name_or_path=None), script=RECIPE), "--model_name_or_path"
+    )
+    values["target"] = "td"
+    named = training(**values, model_name_or_path=str(policy_folder))
+    check_error(run("--config", named, script=RECIPE), "row 0", "field reward", "--target labels")
+
+
+def test_a_backbone_from_scratch(run, tmp_path, policy_folder, prompts_file):
+    rollouts = tmp_path / "text"
+    options = ("--policy", policy_folder, "--prompts", prompts_file, "--horizon", 3, "--trajectories", 2)
+    assert run("rollout", *options, "--out", rollouts).code == 0
+    script = ROOT / "recipes" / "train_backbone.py"
+    small = ("--hidden", 16, "--layers", 1, "--steps", 2, "--batch", 2, "--vocabulary", 300)
+    result = run("--rollouts", rollouts, "--out", tmp_path / "backbone", *small, script=script)
+    assert result.code == 0, result.err
+    assert (tmp_path / "backbone" / "tokenizer.json").exists()
+    check_error(run("--rollouts", tmp_path, "--out", tmp_path / "b", script=script), "no rollouts")
+
+
 def test_export(run, value_folder, tmp_path):
     out = tmp_path / "merged"
     result = run("export", "--model", value_folder, "--merge", "--out", out)
