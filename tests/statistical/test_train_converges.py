@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from rmtools.core.layered import FiniteModel
+from rmtools.lm.value import log_value_from_logits
 from rmtools.train.losses import BREGMAN
 from rmtools.train.objective import Objective, read_values
 from rmtools.train.targets import TARGETS
@@ -78,22 +79,60 @@ def tree_batch_of(rows, log_potential):
     }
 
 
-def fit(tree, objective, loss=None, steps=600, lr=0.1):
-    """Train a table of log odds with Adam and a falling learning rate; return log V of every node."""
-    odds = torch.zeros(2 ** (T + 1) - 1, dtype=torch.float64, requires_grad=True)
-    optimiser = torch.optim.Adam([odds], lr=lr)
+class Table(torch.nn.Module):
+    """Log odds of every node, free of each other."""
+
+    def __init__(self):
+        super().__init__()
+        self.odds = torch.nn.Parameter(torch.zeros(2 ** (T + 1) - 1, dtype=torch.float64))
+
+    def forward(self):
+        return torch.stack([torch.zeros_like(self.odds), self.odds], -1)
+
+
+class Transformer(torch.nn.Module):
+    """The same from a small Llama that reads the path to the node, a token a step."""
+
+    def __init__(self):
+        from transformers import LlamaConfig, LlamaForTokenClassification
+
+        super().__init__()
+        torch.manual_seed(0)
+        self.model = LlamaForTokenClassification(
+            LlamaConfig(
+                vocab_size=3,
+                hidden_size=32,
+                intermediate_size=64,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                num_labels=2,
+                classifier_dropout=0.0,
+            )
+        )
+        paths = list(itertools.product((0, 1), repeat=T))
+        self.ids = torch.tensor([[2, *p] for p in paths])
+        places = {node(p[:t]): (i, t) for i, p in enumerate(paths) for t in range(T + 1)}
+        self.row, self.column = (torch.tensor([places[n][k] for n in range(len(places))]) for k in (0, 1))
+
+    def forward(self):
+        return self.model(input_ids=self.ids).logits[self.row, self.column].double()
+
+
+def fit(tree, objective, loss=None, steps=600, lr=0.1, model=None):
+    """Train with Adam and a falling learning rate; return log V of every node."""
+    model = model or Table()
+    optimiser = torch.optim.Adam(model.parameters(), lr=lr)
     schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.01, steps)
     n = len(tree.batch["reads"])
     for _ in range(steps):
-        logits = torch.stack([torch.zeros_like(odds), odds], -1).expand(n, -1, -1)
-        at, now = read_values(logits, tree.batch, objective.floor)
+        at, now = read_values(model().expand(n, -1, -1), tree.batch, objective.floor)
         value = loss(now) if loss else objective.loss(tree.batch, at, now, now) / n
         optimiser.zero_grad()
         value.backward()
         optimiser.step()
         schedule.step()
     with torch.no_grad():
-        return torch.log(FLOOR + (1 - FLOOR) * torch.sigmoid(odds)).numpy()
+        return log_value_from_logits(model(), FLOOR).double().numpy()
 
 
 def rms_bellman(tree, log_value):
@@ -140,6 +179,23 @@ def test_the_rows_are_the_tree(tree):
 def test_a_table_finds_the_true_value(tree, target, name):
     found = fit(tree, Objective(target, name, FLOOR, td_lambda=0.5, n_step=2))
     np.testing.assert_allclose(found, tree.true, atol=0.01)
+    assert rms_bellman(tree, found) < 0.02
+
+
+@pytest.mark.parametrize(
+    ("target", "name"),
+    [
+        ("td", "itakura_saito"),
+        ("td", "bce"),
+        ("mc", "itakura_saito"),
+        ("td_lambda", "poisson"),
+        ("n_step", "mse"),
+        ("labels", "bce"),
+    ],
+)
+def test_a_transformer_finds_the_true_value(tree, target, name):
+    found = fit(tree, Objective(target, name, FLOOR, n_step=2), steps=700, lr=2e-3, model=Transformer())
+    np.testing.assert_allclose(found[: 2**T - 1], tree.true[: 2**T - 1], atol=0.03)
     assert rms_bellman(tree, found) < 0.02
 
 
