@@ -7,6 +7,7 @@ softmax at ``temperature`` until the delimiter, the end-of-sequence token, or ``
 """
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -198,11 +199,21 @@ class Policy:
         return (at / torch.empty_like(at).exponential_(generator=generator)).argmax(-1)
 
     def _closes(self, columns: tuple[Tensor, ...]) -> Tensor:
-        ids = self.steps.delimiter_ids
-        if len(columns) < len(ids):
-            return torch.zeros_like(columns[-1], dtype=torch.bool)
-        tail = torch.stack(columns[-len(ids) :], dim=1)
-        return (tail == torch.tensor(ids, device=tail.device)).all(1)
+        """Return which beginnings of a step end with the delimiter; most tokens settle it by themselves."""
+        ends, may = self._closing
+        token = columns[-1]
+        # Embeddings may be padded beyond the tokenizer's vocabulary; those tokens have no text.
+        known = (token >= 0) & (token < len(ends))
+        at = torch.where(known, token, 0)
+        closed = known & ends[at]
+        for row in (known & may[at]).nonzero()[:, 0].tolist():
+            closed[row] = self.steps.ends_step([int(c[row]) for c in columns if int(c[row]) >= 0])
+        return closed
+
+    @cached_property
+    def _closing(self) -> tuple[Tensor, Tensor]:
+        ends, may = self.steps.closing
+        return torch.from_numpy(ends).to(self.device), torch.from_numpy(may).to(self.device)
 
     def _out_of_context(self, cache: PrefixCache) -> Tensor:
         if self.context is None:

@@ -10,6 +10,7 @@ is what the policy emitted.
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -98,25 +99,25 @@ class EncodedTree:
 
 
 class StepTokenizer:
-    """Tokenises prompts and steps apart, so that ids never depend on what stands beside them.
+    r"""Tokenises prompts and steps apart, so that ids never depend on what stands beside them.
 
     Parameters
     ----------
     tokenizer : transformers.PreTrainedTokenizerBase
         The policy's tokenizer.
     settings : StepSettings
-        The delimiter must be one stable token sequence in every context; checked here.
+        A token must end where the delimiter ends, in every context: the step's last token, where its value is read.
+        The delimiter may be a part of that token, as the newline is of ".\n" in many tokenizers; checked here.
 
     Raises
     ------
     UserError
-        If the tokenizer splits the delimiter differently in context.
+        If what follows the delimiter changes its tokens.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", settings: StepSettings) -> None:
         self.tokenizer = tokenizer
         self.settings = settings
-        self.delimiter_ids = self._ids(settings.delimiter)
         self.eos_id: int = tokenizer.eos_token_id
         self.pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.eos_id
         self._cache: dict[str, list[int]] = {}
@@ -127,17 +128,32 @@ class StepTokenizer:
 
     def _check_delimiter(self) -> None:
         delimiter = self.settings.delimiter
-        for before, after in (("a", "b"), ("1 ", "2"), (".", "A"), (") ", "S")):
-            apart = self._ids(before) + self.delimiter_ids + self._ids(after)
-            if not self.delimiter_ids or self._ids(before + delimiter + after) != apart:
+        for before, after in (("a", "b"), ("1 ", "2"), (".", "A"), (") ", "S"), ("", " x")):
+            apart = self._ids(before + delimiter) + self._ids(after)
+            if not self._ids(delimiter) or self._ids(before + delimiter + after) != apart:
                 raise self._unstable(f"{before}{delimiter}{after}")
 
     def _unstable(self, where: str) -> UserError:
         return UserError(
             f"the tokenizer splits the delimiter {self.settings.delimiter!r} differently in context "
             f"(in {where!r}): values would be read at tokens the policy never emits",
-            "choose a delimiter that is one stable token sequence, such as a newline or an added special token",
+            "choose a delimiter after which a new token begins, such as a newline or an added special token",
         )
+
+    @cached_property
+    def closing(self) -> tuple[np.ndarray, np.ndarray]:
+        """(V,) bool each: tokens whose text ends with the delimiter, and those that may complete one begun before."""
+        size = len(self.tokenizer)
+        texts = self.tokenizer.batch_decode([[i] for i in range(size)], skip_special_tokens=False)
+        delimiter = self.settings.delimiter
+        tails = {delimiter[k:] for k in range(1, len(delimiter))}
+        ends = np.asarray([t.endswith(delimiter) for t in texts])
+        may = np.asarray([any(t.endswith(x) for x in tails) or t.endswith("\ufffd") for t in texts])
+        return ends, may & ~ends
+
+    def ends_step(self, ids: Sequence[int]) -> bool:
+        """Return whether the text of ``ids`` ends with the delimiter."""
+        return self.step_text(ids).endswith(self.settings.delimiter)
 
     def check(self, prompt: str, steps: Sequence[str]) -> None:
         """Raise ``UserError`` unless tokenising the joined text gives the ids of the parts."""

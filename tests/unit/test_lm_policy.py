@@ -52,16 +52,19 @@ def law_p_value(policy, prefix, steps, task):
 class Scripted(torch.nn.Module):
     """A model whose next token is a function of the last one: what is decoded is known."""
 
-    def __init__(self, model, following):
+    def __init__(self, model, following, vocabulary=None):
         super().__init__()
+        self.vocabulary = vocabulary or model.config.vocab_size
         self.model = model
         self.following = following
         self.config = model.config
         self.device = model.device
 
     def forward(self, input_ids, **kwargs):
-        out = self.model(input_ids=input_ids, **kwargs)
-        logits = torch.full_like(out.logits, -30.0)
+        self.model(
+            input_ids=input_ids.clamp(max=self.model.config.vocab_size - 1), **kwargs
+        )  # fills the cache
+        logits = torch.full((*input_ids.shape, self.vocabulary), -30.0)
         for i, row in enumerate(input_ids.tolist()):
             for j, token in enumerate(row):
                 logits[i, j, self.following.get(token, 8)] = 30.0
@@ -186,7 +189,7 @@ def test_a_step_is_closed_at_the_token_limit_and_goes_on(policy, prompts, genera
 
 def test_an_end_token_inside_a_step_ends_the_solution(policy, prompts, generator):
     eos = policy.steps.eos_id
-    newline = policy.steps.delimiter_ids[0]
+    (newline,) = policy.steps.step_ids("\n")
     stops = Policy(Scripted(policy.model, {newline: 4, 4: eos}), policy.steps)
     step = stops.decode_step(start(stops, prompts[:1]), torch.zeros(3, dtype=torch.long), generator(0))
     assert step.tokens.tolist() == [[4, eos]]
@@ -211,14 +214,31 @@ def test_a_prefix_at_the_end_of_the_context_ends(policy, prompts, generator):
 
 def test_a_delimiter_of_two_tokens(policy, prompts, generator):
     """Only both tokens in order close a step."""
-    tokenizer = policy.steps.tokenizer
+    steps = StepTokenizer(policy.steps.tokenizer, StepSettings("x \n", 2, max_step_tokens=9))
+    x, newline = steps.step_ids("x \n")
+    (other,) = steps.step_ids("u ")
+    follow = {newline: other, other: x, x: newline}
+    two = Policy(Scripted(policy.model, follow), steps)
+    step = two.decode_step(start(two, prompts[:1]), torch.zeros(1, dtype=torch.long), generator(0))
+    assert step.tokens.tolist() == [[other, x, newline]]
+    lone = Policy(Scripted(policy.model, {newline: other, other: newline}), steps)
+    step = lone.decode_step(start(lone, prompts[:1]), torch.zeros(1, dtype=torch.long), generator(0))
+    assert step.tokens.shape == (1, 9)
+
+
+def test_a_token_that_holds_the_delimiter_and_more_closes_a_step(policy, generator):
+    """As ".\n" is one token in Qwen's and Llama 3's vocabularies."""
+    from test_lm_steps import merging_tokenizer
+
+    tokenizer = merging_tokenizer([(".", "\n"), ("\n", "\n")])
     steps = StepTokenizer(tokenizer, StepSettings("\n", 2, max_step_tokens=9))
-    steps.delimiter_ids = [5, 6]
-    follow = {policy.steps.delimiter_ids[0]: 6, 6: 4, 4: 5, 5: 6}
-    step = (two := Policy(Scripted(policy.model, follow), steps)).decode_step(
-        start(two, prompts[:1]), torch.zeros(1, dtype=torch.long), generator(0)
-    )
-    assert step.tokens.tolist() == [[6, 4, 5, 6]]
+    stop, a = tokenizer.convert_tokens_to_ids([".\n", "a"])
+    scripted = Policy(Scripted(policy.model, {stop: a, a: stop}, len(tokenizer)), steps)
+    state = scripted.start([steps.prompt_ids("b.\n")])
+    step = scripted.decode_step(state, torch.zeros(1, dtype=torch.long), generator(0))
+    assert step.tokens.tolist() == [[a, stop]]
+    assert steps.step_text(step.tokens[0].tolist()) == "a.\n"
+    steps.check("b.\n", ["a.\n"])
 
 
 def test_prompts_longer_than_the_context_are_refused(policy):

@@ -48,12 +48,64 @@ def test_prompt_and_steps_apart_give_the_ids_of_the_joined_text(step_tokenizer, 
         assert [step_tokenizer.step_text(step_tokenizer.step_ids(s)) for s in steps] == steps
 
 
-@pytest.mark.parametrize("merge", [(".", "\n"), ("\n", "b"), (" ", "\n")])
-def test_a_tokenizer_that_merges_the_delimiter_is_refused(merge):
+@pytest.mark.parametrize("merges", [[("\n", "b")], [("\n", "A")], [(" ", "\n"), (" \n", "2")]])
+def test_a_tokenizer_that_merges_the_delimiter_with_what_follows_is_refused(merges):
     settings = StepSettings("\n", 4)
     StepTokenizer(merging_tokenizer([]), settings)
     with pytest.raises(UserError, match=r"splits the delimiter '\\n' differently in context"):
-        StepTokenizer(merging_tokenizer([merge]), settings)
+        StepTokenizer(merging_tokenizer(merges), settings)
+
+
+@pytest.mark.parametrize("merge", [(".", "\n"), (" ", "\n"), ("\n", "\n")])
+def test_a_tokenizer_that_merges_the_delimiter_with_what_precedes_it_is_not(merge):
+    """The step's last token then holds more than the delimiter: it is the same token wherever the step stands."""
+    steps = StepTokenizer(merging_tokenizer([merge]), StepSettings("\n", 4))
+    prompt, solution = "What? \n", ["One. \n", "Two.\n", "Three"]
+    steps.check(prompt, solution)
+    tree = steps.encode(prompt, solution)
+    assert steps.tokenizer.decode(tree.ids) == prompt + "".join(solution)
+    read = [steps.tokenizer.decode([i]) for i in tree.ids[tree.reads]]
+    assert all(text.endswith("\n") for text in read[:-1])
+
+
+def test_a_tokenizer_that_cuts_text_as_qwen_and_llama_3_do(tmp_path):
+    """Punctuation and the newlines behind it are one piece there, and ".\\n" becomes one token."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    cut = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(cut), "isolated"), pre_tokenizers.ByteLevel(False, use_regex=False)]
+    )
+    bpe.decoder = decoders.ByteLevel()
+    texts = ["He has 3 apples.\nShe has 4.\n\nSo 3 + 4 = 7.\n#### 7\n"] * 50
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=["<eos>"], initial_alphabet=alphabet, show_progress=False
+    )
+    bpe.train_from_iterator(texts, trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<eos>", pad_token="<eos>")
+    assert ".\n" in {tokenizer.decode([i]) for i in tokenizer("apples.\nShe")["input_ids"]}
+    prompt, solution = "How many? \n", ["He has 3.\n", "She has 4 \n", "So 7!\n", "#### 7"]
+    StepTokenizer(tokenizer, StepSettings("\n", 4)).check(prompt, solution)
+    blank = StepTokenizer(tokenizer, StepSettings("\n\n", 4))
+    blank.check("How many?\n\n", ["He has 3.\n\n", "She\nhas 4.\n\n"])
+    for text in ("3.\n\n", "3\n\n", "3 \n\n"):
+        assert blank.ends_step(blank.step_ids(text))
+        ends, may = blank.closing
+        assert ends[blank.step_ids(text)[-1]] or may[blank.step_ids(text)[-1]]
+
+
+def test_which_tokens_close_a_step():
+    tokenizer = merging_tokenizer([(".", "\n"), ("\n", "\n")])
+
+    def closing(delimiter):
+        ends, may = StepTokenizer(tokenizer, StepSettings(delimiter, 4)).closing
+        return [[tokenizer.decode([i]) for i in np.flatnonzero(x)] for x in (ends, may)]
+
+    assert closing("\n") == [["\n", ".\n", "\n\n"], []]
+    assert closing("\n\n") == [["\n\n"], ["\n", ".\n"]]
 
 
 def test_a_merge_across_the_end_of_the_prompt_is_refused_when_it_occurs():
@@ -98,7 +150,7 @@ def test_values_are_read_at_the_token_that_ends_the_step(step_tokenizer, prompts
     steps = task.demonstration(prompts[0], 0.5, np.random.default_rng(0))
     tree = step_tokenizer.encode(prompts[0], steps, [["u x \n"]] * len(steps))
     at = np.concatenate([tree.reads, *tree.child_reads])
-    assert (tree.ids[at] == step_tokenizer.delimiter_ids[-1]).all()
+    assert (tree.ids[at] == step_tokenizer.step_ids("\n")[-1]).all()
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,7 @@ def test_a_batch_by_hand(step_tokenizer):
     ]
     assert batch["model"]["input_ids"].shape == (2, 12)
     ids = batch["model"]["input_ids"].gather(1, batch["reads"])
-    newline = step_tokenizer.delimiter_ids[0]
+    (newline,) = step_tokenizer.step_ids("\n")
     assert ids[0].tolist() == [newline] * 3
     assert ids[1, :2].tolist() == [newline] * 2
 
