@@ -313,13 +313,30 @@ def require_head(folder: Path) -> None:
 
 
 def fingerprint(model: str | Path) -> str:
-    """Return a short hash of a local model's weights, or "" for a hub name."""
+    """Return what identifies a model: a short hash of a local one's weights, the commit of one from the hub.
+
+    "" where neither is known: a folder without weights, a hub model that is not in the cache.
+    """
     import hashlib
 
+    if not Path(model).is_dir():
+        return hub_commit(str(model))
     digest = hashlib.sha256()
-    files = sorted(Path(model).glob("*.safetensors")) if Path(model).is_dir() else []
+    files = sorted(Path(model).glob("*.safetensors"))
     for file in files:
         with file.open("rb") as stream:
             while block := stream.read(1 << 20):
                 digest.update(block)
     return digest.hexdigest()[:16] if files else ""
+
+
+def hub_commit(model: str) -> str:
+    """Return the commit of the newest cached revision of a hub model, "" where there is none."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(model, "config.json")
+    except HFValidationError:
+        return ""
+    return Path(found).parent.name if isinstance(found, str) else ""

@@ -206,14 +206,16 @@ class Policy:
         known = (token >= 0) & (token < len(ends))
         at = torch.where(known, token, 0)
         closed = known & ends[at]
-        for row in (known & may[at]).nonzero()[:, 0].tolist():
+        unsure = [] if may is None else (known & may[at]).nonzero()[:, 0].tolist()
+        for row in unsure:
             closed[row] = self.steps.ends_step([int(c[row]) for c in columns if int(c[row]) >= 0])
         return closed
 
     @cached_property
-    def _closing(self) -> tuple[Tensor, Tensor]:
+    def _closing(self) -> tuple[Tensor, Tensor | None]:
         ends, may = self.steps.closing
-        return torch.from_numpy(ends).to(self.device), torch.from_numpy(may).to(self.device)
+        on_device = torch.from_numpy(may).to(self.device) if may.any() else None
+        return torch.from_numpy(ends).to(self.device), on_device
 
     def _out_of_context(self, cache: PrefixCache) -> Tensor:
         if self.context is None:

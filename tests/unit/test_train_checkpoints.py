@@ -207,6 +207,21 @@ def test_the_model_card_has_the_figures(policy_folder, step_tokenizer, rollouts,
     )
 
 
+def test_a_hub_model_is_identified_by_its_commit(tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    folder = tmp_path / "models--some--model"
+    (folder / "snapshots" / "abc123").mkdir(parents=True)
+    (folder / "snapshots" / "abc123" / "config.json").write_text("{}")
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text("abc123")
+    assert fingerprint("some/model") == "abc123"
+    assert fingerprint("some/other") == ""
+    assert fingerprint("no model: at all") == ""
+    assert fingerprint(tmp_path) == ""
+
+
 # Precision and memory
 
 
