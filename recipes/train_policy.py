@@ -1,7 +1,8 @@
 r"""Train a small Llama from scratch on demonstrations of a task with an exact check (trl's SFTTrainer).
 
     python recipes/train_policy.py --out runs/quickstart/policy
-    python recipes/train_policy.py --task arithmetic-silent --care 0.9 --out runs/arithmetic/policy
+    python recipes/train_policy.py --task arithmetic-silent --layers 4 --iterations 800 --learning-rate 3e-3 --care 0.75 \
+        --early-care 1 --early-share 0.7 --initializer-range 0.1 --rope-theta 100 --out runs/hard/policy
 
 The demonstrations are careless (``--care``), so the policy succeeds only now and then: what a reward model and
 a sampler are for. The gate, measured at the end with one-shot ``generate`` and written to ``gate.json``, says
@@ -46,13 +47,18 @@ def arguments() -> argparse.Namespace:
         "--early-care",
         type=float,
         default=0.95,
-        help="the same in the first half of the demonstrations, which teaches to read the prompt",
+        help="the same in the first part of the demonstrations, which teaches to read the prompt",
+    )
+    parser.add_argument(
+        "--early-share", type=float, default=0.5, help="what part of them --early-care is for"
     )
     parser.add_argument("--iterations", type=int, default=600)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--learning-rate", type=float, default=6e-3)
     parser.add_argument("--hidden", type=int, default=64)
     parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--initializer-range", type=float, default=0.02)
+    parser.add_argument("--rope-theta", type=float, default=10_000.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--gate-samples", type=int, default=2048, help="0: no gate")
     return parser.parse_args()
@@ -67,10 +73,14 @@ def demonstrations(task: ExactTask, care: list[float], seed: int) -> tuple[list[
 
 def train(args: argparse.Namespace, task: ExactTask, folder: Path) -> None:
     tokenizer = word_tokenizer(task.vocabulary())
-    half = args.iterations * args.batch // 2
-    care = [args.early_care] * half + [args.care] * (args.iterations * args.batch - half)
+    rows = args.iterations * args.batch
+    early = int(rows * args.early_share)
+    care = [args.early_care] * early + [args.care] * (rows - early)
+    context = 12 * task.horizon + 64
     train_language_model(
-        small_llama(tokenizer, args.hidden, args.layers, 12 * task.horizon + 64, args.seed),
+        small_llama(
+            tokenizer, args.hidden, args.layers, context, args.seed, args.initializer_range, args.rope_theta
+        ),
         tokenizer,
         *demonstrations(task, care, args.seed),
         folder,
@@ -112,8 +122,8 @@ def passes(found: dict[str, float], task: str) -> bool:
 
 def main() -> int:
     args = arguments()
-    if args.iterations < 1 or args.batch < 1 or not 0 <= args.care <= 1:
-        raise UserError("iterations and batch must be at least 1 and care in [0, 1]")
+    if args.iterations < 1 or args.batch < 1 or not (0 <= args.care <= 1 and 0 <= args.early_share <= 1):
+        raise UserError("iterations and batch must be at least 1, care and early-share in [0, 1]")
     task = load_exact_task(args.task, args.horizon)
     claim_folder(args.out, "config.json")
     with replacing(args.out) as folder:

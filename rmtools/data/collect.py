@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from rmtools.data.rollouts import Child, Rollout
-from rmtools.data.tasks import Task
+from rmtools.data.tasks import Verifier
 from rmtools.errors import UserError
 from rmtools.lm.policy import Policy, PolicyState, distinct
 
@@ -86,13 +86,15 @@ class Collector:
     Parameters
     ----------
     policy : Policy
-    task : Task
+    task : Verifier
     branching : Branching
     rng : np.random.Generator
         Draws the depths, and seeds the policy's torch generator, one draw a decoded step.
     """
 
-    def __init__(self, policy: Policy, task: Task, branching: Branching, rng: np.random.Generator) -> None:
+    def __init__(
+        self, policy: Policy, task: Verifier, branching: Branching, rng: np.random.Generator
+    ) -> None:
         self.policy = policy
         self.task = task
         self.branching = branching

@@ -15,7 +15,7 @@ from rmtools.data.tasks.crossing import Crossing
 from rmtools.data.tasks.custom import CallableTask
 from rmtools.data.tasks.extract import final_answer
 from rmtools.data.tasks.load import load_exact_task, load_task
-from rmtools.data.tasks.protocol import ExactTask, Referenced, Task
+from rmtools.data.tasks.protocol import ExactTask, Referenced, Task, Verifier
 
 __all__ = [
     "AnswerChecker",
@@ -26,6 +26,7 @@ __all__ = [
     "ExactTask",
     "Referenced",
     "Task",
+    "Verifier",
     "final_answer",
     "load_exact_task",
     "load_task",

@@ -6,7 +6,19 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 
-class Task(Protocol):
+class Verifier(Protocol):
+    """What says how right a finished solution of a prompt is."""
+
+    def reference(self, prompt: str) -> str | None:
+        """Return the right answer of a prompt; None where the task has no such thing."""
+        ...
+
+    def reward(self, prompt: str, steps: Sequence[str]) -> float:
+        """Return the verifier's r in [0, 1] for a finished solution."""
+        ...
+
+
+class Task(Verifier, Protocol):
     """Prompts, a verifier for their solutions, and how many steps a solution has."""
 
     @property
@@ -32,16 +44,8 @@ class Task(Protocol):
         """Raise ``UserError`` where solutions of ``prompt`` cannot be verified."""
         ...
 
-    def reference(self, prompt: str) -> str | None:
-        """Return the right answer of a prompt; None where the task has no such thing."""
-        ...
-
     def well_formed(self, steps: Sequence[str]) -> bool:
         """Return whether a finished solution is in the task's format, right or wrong."""
-        ...
-
-    def reward(self, prompt: str, steps: Sequence[str]) -> float:
-        """Return the verifier's r in [0, 1] for a finished solution."""
         ...
 
     def step_choices(self, prompt: str, steps: Sequence[str]) -> list[str] | None:
