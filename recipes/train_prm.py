@@ -72,14 +72,17 @@ def main() -> None:
     from transformers import set_seed
 
     from rmtools.train.data import hold_out, load_rows, require_base
+    from rmtools.train.errors import refused_by_libraries
     from rmtools.train.lora import build_model, refuse_ignored, revision
-    from rmtools.train.save import checkpoint_to_resume, settings_for
+    from rmtools.train.save import checkpoint_to_resume, require_same_training, settings_for
     from rmtools.train.trainer import PRMTrainer
 
     refuse_ignored(model_args)
-    rows, metadata = load_rows(data.train_rollouts)
+    rows, metadata = load_rows(data.train_rollouts, data.data_format)
+    if data.eval_rollouts and data.eval_share:
+        raise UserError("eval_rollouts and eval_share both say what is held out", "name one of them")
     if data.eval_rollouts:
-        held_out = load_rows(data.eval_rollouts)[0]
+        held_out = load_rows(data.eval_rollouts, data.data_format)[0]
     else:
         rows, held_out = hold_out(rows, data.eval_share)
     out = claim_folder(Path(str(config.output_dir)), SETTINGS_FILE, "checkpoint-*")
@@ -87,10 +90,14 @@ def main() -> None:
     base = require_base(model_args.model_name_or_path, metadata)
     steps = StepTokenizer(load_tokenizer(base), metadata.steps)
     set_seed(config.seed)  # the adapters draw their initial weights from the global generator
-    model = build_model(base, model_args, config.seed, bool(config.activation_checkpointing))
+    with refused_by_libraries():
+        model = build_model(base, model_args, config.seed, bool(config.activation_checkpointing))
     settings = settings_for(base, revision(model_args), metadata, rows, config, data.train_rollouts)
-    trainer = PRMTrainer(model, config, steps, rows, held_out, settings)
-    trainer.train(resume_from_checkpoint=resume)
+    if resume:
+        require_same_training(resume, settings)
+    with refused_by_libraries():
+        trainer = PRMTrainer(model, config, steps, rows, held_out, settings)
+        trainer.train(resume_from_checkpoint=resume)
     trainer.save_model(str(out))
 
 

@@ -20,3 +20,4 @@ class UserError(ValueError):
 
     def __init__(self, fact: str, fix: str = "") -> None:
         super().__init__(f"{fact}; fix: {fix}" if fix else fact)
+        self.fact, self.fix = fact, fix

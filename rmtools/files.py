@@ -77,7 +77,7 @@ def unwritable(path: Path, error: OSError) -> UserError:
     reason = error.strerror or str(error)
     return UserError(
         f"cannot write {path}: {reason}; what stood there before is unchanged",
-        "free space or choose another folder with --out",
+        "free space or choose another folder",
     )
 
 
@@ -116,11 +116,11 @@ def claim_folder(path: Path, *ours: str) -> Path:
     """
     path = Path(path)
     if path.exists() and not path.is_dir():
-        raise UserError(f"the output folder {path} is a file", "choose another folder with --out")
+        raise UserError(f"the output folder {path} is a file", "choose another folder")
     if path.is_dir() and any(path.iterdir()) and not any(any(path.glob(name)) for name in ours):
         raise UserError(
             f"the output folder {path} exists and holds something else (no {' or '.join(ours)} in it)",
-            "choose another folder with --out, or empty this one",
+            "choose another folder, or empty this one",
         )
     try:
         path.mkdir(parents=True, exist_ok=True)

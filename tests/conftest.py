@@ -111,6 +111,7 @@ def value_folder(policy_folder, tokenizer, settings) -> Path:
 
     from rmtools.lm.checkpoint import CheckpointSettings, fingerprint, new_token_classifier
 
+    torch.manual_seed(1)
     model = get_peft_model(
         new_token_classifier(str(policy_folder), 0),
         LoraConfig(
@@ -121,7 +122,6 @@ def value_folder(policy_folder, tokenizer, settings) -> Path:
             modules_to_save=["score"],
         ),
     )
-    torch.manual_seed(1)
     with torch.no_grad():
         for name, p in model.named_parameters():
             if "lora_B" in name:

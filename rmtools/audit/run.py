@@ -8,7 +8,7 @@ import numpy as np
 from rmtools.audit.audit import AuditReport, ModelAudit, audit_model
 from rmtools.core.estimate import BellmanSummary
 from rmtools.data.exact import ExactRatios, exact_ratios
-from rmtools.data.rollouts import Rollout, RolloutMetadata
+from rmtools.data.rollouts import Rollout, RolloutMetadata, rollouts_fingerprint
 from rmtools.data.scoring import score_rollouts
 from rmtools.data.tasks import Task
 from rmtools.errors import UserError
@@ -84,6 +84,8 @@ def audit(
         "delta_tv": delta_tv,
     }
     notes = tuple(warnings_for(metadata, settings, found))
+    if settings.training.get("rollouts_fingerprint") == rollouts_fingerprint(rows):
+        notes = ("these are the rollouts the checkpoint was trained on: every figure flatters it", *notes)
     return AuditReport(tuple(found), provenance, None if ratios is None else coverage(ratios), notes)
 
 

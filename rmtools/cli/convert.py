@@ -43,11 +43,21 @@ def command(
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Count rows that break the format and go on.")
     ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace converted rollouts that stand at OUT.")
+    ] = False,
 ) -> None:
     """Convert a public data set into rollouts, and say what was read and what had no place."""
     from functools import partial
 
     from rmtools.data.readers import Tally, read_public
+    from rmtools.data.rollouts import META_FILE
+    from rmtools.errors import UserError
+
+    if (out / META_FILE).exists() and not overwrite:
+        raise UserError(
+            f"{out} holds rollouts already", "choose another folder, or pass --overwrite to replace them"
+        )
 
     closing, tally = unescaped(delimiter), Tally()
     read = partial(

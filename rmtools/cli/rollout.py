@@ -86,6 +86,11 @@ def command(
     branching = Branching(trajectories, children, completions, number_of_depths(depths))
     check_format(form)
     chosen = load_task(task or "crossing", horizon)
+    if branching.depths is not None and branching.depths > chosen.horizon:
+        raise UserError(
+            f"--depths is {branching.depths}, solutions have at most {chosen.horizon} steps",
+            f"pass --depths all, or at most {chosen.horizon}",
+        )
     if not process.main:
         from transformers.utils.logging import disable_progress_bar
 
@@ -171,6 +176,7 @@ def plan_for(
     """Return the plan; sizes that are not given are those ``out`` was begun with, or else the defaults."""
     from rmtools.data.collect import prompts_per_batch
     from rmtools.data.plan import Plan, hash_of, read_plan
+    from rmtools.data.tasks.custom import code_hash
     from rmtools.lm.checkpoint import fingerprint
 
     old = (None if sharding.overwrite else read_plan(out)) or {}
@@ -186,6 +192,7 @@ def plan_for(
         policy_fingerprint=fingerprint(policy.name),
         device=policy.device.type,
         task=task.name,
+        task_sha256=code_hash(task),
         horizon=task.horizon,
         steps=policy.steps.settings,
         temperature=policy.temperature,

@@ -33,6 +33,8 @@ class Plan:
         Name, hash of the weights ("" for a hub name), kind of device: random numbers differ between kinds.
     task, horizon, steps, temperature, branching, seed
         As in the metadata.
+    task_sha256 : str
+        Hash of the code of a task of the user's own, else "": edited code gives other rewards.
     prompts, prompts_sha256, removed_prompts : int, str, int
         How many, hash of all of them and of their right answers, how many were drawn without a solution and left out.
     batch_size, shard_size : int
@@ -45,6 +47,7 @@ class Plan:
     policy_fingerprint: str
     device: str
     task: str
+    task_sha256: str
     horizon: int
     steps: StepSettings
     temperature: float
@@ -113,7 +116,9 @@ def read_plan(folder: Path) -> dict[str, Any] | None:
         return None
     found = read_json(path, "the plan of the rollouts")
     if not isinstance(found, dict) or "prompts_sha256" not in found:
-        raise UserError(f"{path} is no plan of rollouts", "choose another folder with --out")
+        raise UserError(
+            f"{path} is no plan of rollouts", "choose another --out, or pass --overwrite to begin anew"
+        )
     return found
 
 

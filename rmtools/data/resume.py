@@ -92,7 +92,12 @@ class ShardedRollouts:
             yield
 
     def _begin(self, overwrite: bool) -> None:
-        old = read_plan(self.folder)
+        try:
+            old = read_plan(self.folder)
+        except UserError:
+            if not overwrite:
+                raise
+            old = {}
         changed = differences(old, self.plan.to_dict()) if old is not None else []
         if changed and not overwrite:
             raise UserError(

@@ -5,8 +5,10 @@ documented in docs/formats.md. A folder holds shards, ``data/train-00000-of-0000
 ``metadata.json``.
 """
 
+import hashlib
 import itertools
-from collections.abc import Callable, Iterable
+import json
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
@@ -208,6 +210,11 @@ def read_rollouts(folder: str | Path) -> tuple[list[Rollout], RolloutMetadata]:
 def read_metadata(folder: Path) -> RolloutMetadata:
     """Read the metadata of a rollout folder; raises ``UserError`` where there is none or of another version."""
     if not (folder / META_FILE).exists():
+        if (folder / PLAN_FILE).exists():
+            raise UserError(
+                f"the rollouts at {folder} are not finished: no {META_FILE} in it yet",
+                "run the `rmtools rollout` command that began them again: it goes on where it was",
+            )
         raise UserError(
             f"there are no rollouts at {folder}: no {META_FILE} in it", "make them with `rmtools rollout`"
         )
@@ -330,3 +337,11 @@ def is_text(x: Any) -> bool:
 def in_unit_interval(x: Any) -> bool:
     """Return whether ``x`` is a number in [0, 1]; NaN is not, nor is a truth value."""
     return isinstance(x, int | float) and not isinstance(x, bool) and 0 <= x <= 1
+
+
+def rollouts_fingerprint(rows: Sequence[Rollout]) -> str:
+    """Return a short hash of everything in ``rows``."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(json.dumps(asdict(row)).encode())
+    return digest.hexdigest()[:16]

@@ -182,7 +182,7 @@ def _trained(folder: Path, settings: CheckpointSettings) -> "PreTrainedModel":
     from transformers import AutoModelForTokenClassification
 
     try:
-        model = AutoModelForTokenClassification.from_pretrained(folder)
+        model = AutoModelForTokenClassification.from_pretrained(folder, dtype=torch.float32)
     except (OSError, ValueError) as error:
         raise not_a_model(folder, error) from error
     model.score = float32_head(model.score)
@@ -209,8 +209,10 @@ def classifier_config(model: str, revision: str = "") -> Any:
 
     config = AutoConfig.from_pretrained(model, revision=revision or "main", num_labels=2)
     config.id2label, config.label2id = {0: "wrong", 1: "right"}, {"wrong": 0, "right": 1}
-    for name in ("classifier_dropout", "hidden_dropout", "attention_dropout"):
-        setattr(config, name, 0.0)
+    config.classifier_dropout = 0.0
+    for name, value in config.to_dict().items():
+        if ("dropout" in name or name.endswith("_pdrop")) and isinstance(value, float):
+            setattr(config, name, 0.0)
     return config
 
 
@@ -233,16 +235,18 @@ def new_token_classifier(model: str, seed: int, *, revision: str = "", **options
     UserError
         If there is no model, or it has no head called ``score``.
     """
+    from safetensors import SafetensorError
     from transformers import AutoModelForTokenClassification
 
     with quiet_new_head(), torch.random.fork_rng():
         torch.manual_seed(seed)
         try:
             config = classifier_config(model, revision)
+            # fp32 unless asked otherwise: transformers would take the precision the weights are stored in.
             found = AutoModelForTokenClassification.from_pretrained(
-                model, config=config, revision=revision or "main", **options
+                model, config=config, revision=revision or "main", **{"dtype": torch.float32, **options}
             )
-        except (OSError, ValueError, ImportError) as error:
+        except (OSError, ValueError, ImportError, SafetensorError) as error:
             raise not_a_model(model, error) from error
     if not isinstance(getattr(found, "score", None), torch.nn.Linear):
         raise UserError(

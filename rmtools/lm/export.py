@@ -4,10 +4,12 @@ import shutil
 from pathlib import Path
 
 from rmtools.errors import UserError
-from rmtools.files import claim_folder, replacing_files
-from rmtools.lm.checkpoint import SETTINGS_FILE, CheckpointSettings, load_value_model
+from rmtools.files import claim_folder, replacing_files, write_json
+from rmtools.lm.checkpoint import CheckpointSettings, fingerprint, load_value_model
 
 CARD_FILE = "README.md"
+MARK_FILE = "export.json"
+"""Says that a folder is an export: only such a folder is written over, never a trained checkpoint."""
 
 
 def export_merged(checkpoint: str | Path, out: str | Path) -> Path:
@@ -25,16 +27,21 @@ def export_merged(checkpoint: str | Path, out: str | Path) -> Path:
         If the checkpoint cannot be loaded, or ``out`` holds something else or cannot be written.
     """
     import torch
+    from safetensors import SafetensorError
 
     checkpoint, out = Path(checkpoint), Path(out)
     if out.resolve() == checkpoint.resolve():
         raise UserError(f"--out {out} is the checkpoint itself", "name another folder: the adapter is kept")
     value, settings = load_value_model(checkpoint, device=torch.device("cpu"))
-    claim_folder(out, SETTINGS_FILE)
-    with replacing_files(out, last=SETTINGS_FILE) as temporary:
-        value.model.save_pretrained(str(temporary))
+    claim_folder(out, MARK_FILE)
+    with replacing_files(out, last=MARK_FILE) as temporary:
+        try:
+            value.model.save_pretrained(str(temporary))
+        except SafetensorError as error:  # a full disk is not an OSError there
+            raise OSError(str(error)) from error
         value.steps.tokenizer.save_pretrained(str(temporary))
         settings.save(temporary, seen_from=out)
+        write_json(temporary / MARK_FILE, {"schema_version": 1, "merged_from": fingerprint(checkpoint)})
         if (checkpoint / CARD_FILE).exists():
             shutil.copy(checkpoint / CARD_FILE, temporary / CARD_FILE)
     return out

@@ -9,7 +9,7 @@ softmax at ``temperature`` until the delimiter, the end-of-sequence token, or ``
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from rmtools.lm.cache import PrefixCache
 from rmtools.lm.steps import StepSettings, StepTokenizer
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -253,15 +253,41 @@ def load_policy(
     UserError
         If there is no model, or its tokenizer has no end-of-sequence token or an unstable delimiter.
     """
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
+    if (Path(path) / "rmtools.json").exists() or (Path(path) / "adapter_config.json").exists():
+        raise UserError(
+            f"{path} is a reward model or an adapter, not a policy: it has no head that writes text",
+            "name the causal language model that solutions are drawn from",
+        )
     tokenizer = load_tokenizer(path)
     try:
-        model = AutoModelForCausalLM.from_pretrained(path)
-    except (OSError, ValueError) as error:
+        found: Any = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True)
+        model, loading = found
+    except (OSError, ValueError, SafetensorError) as error:
         raise not_a_model(path, error) from error
-    model = model.to(device or best_device())  # type: ignore[arg-type]
+    if loading["missing_keys"]:
+        raise UserError(
+            f"the weights of {path} lack {', '.join(sorted(loading['missing_keys'])[:3])}: drawn at random they would write "
+            "random text",
+            "name a causal language model that was saved whole",
+        )
+    require_vocabulary(tokenizer, model.config, path)
+    model = model.to(device or best_device())
     return Policy(model, StepTokenizer(tokenizer, settings), temperature, str(path))
+
+
+def require_vocabulary(
+    tokenizer: "PreTrainedTokenizerBase", config: "PretrainedConfig", path: str | Path
+) -> None:
+    """Raise ``UserError`` where the tokenizer has ids that the model has no embedding for."""
+    largest = max(tokenizer.get_vocab().values())
+    if largest >= config.vocab_size:
+        raise UserError(
+            f"the tokenizer of {path} has token ids up to {largest}, the model only {config.vocab_size} embeddings",
+            "use the tokenizer that belongs to the model, or resize its embeddings",
+        )
 
 
 def load_tokenizer(path: str | Path):  # type: ignore[no-untyped-def]

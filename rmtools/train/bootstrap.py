@@ -26,19 +26,23 @@ class EMACopy(TrainerCallback):
     def __init__(self, model: torch.nn.Module, decay: float) -> None:
         self.decay = decay
         self.model = model
-        self.weights = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+        # fp32 whatever the weights are: an average moves by less than bf16 resolves.
+        self.weights = {n: p.detach().float().clone() for n, p in model.named_parameters() if p.requires_grad}
+        self.precision = {n: p.dtype for n, p in model.named_parameters() if p.requires_grad}
 
     @torch.no_grad()
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Move the average towards the current weights."""
         for name, parameter in self.model.named_parameters():
             if name in self.weights:
-                self.weights[name] = self.weights[name].to(parameter.device).lerp_(parameter, 1 - self.decay)
+                average = self.weights[name].to(parameter.device)
+                self.weights[name] = average.lerp_(parameter.float(), 1 - self.decay)
 
     @torch.no_grad()
     def logits(self, inputs: dict[str, Any]) -> Tensor:
         """Return the logits of the copy on the model's inputs."""
-        return torch.func.functional_call(self.model, self.weights, kwargs=inputs).logits
+        weights = {n: w.to(self.precision[n]) for n, w in self.weights.items()}
+        return torch.func.functional_call(self.model, weights, kwargs=inputs).logits
 
     def save(self, folder: Path) -> None:
         """Write the copy's weights into ``folder``."""

@@ -1,5 +1,6 @@
 """The arguments of the trainer: transformers' own, and what a value model needs beyond them."""
 
+import os
 from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
@@ -10,8 +11,10 @@ from rmtools.train.losses import DIVERGENCES
 from rmtools.train.objective import Objective
 from rmtools.train.targets import TARGETS
 
+ORDERS = ("group_by_length", "random", "sequential")
 # Held-out metrics of which more is better; of the others less is.
-GREATER_IS_BETTER = ("auc", "label_auc")
+GREATER_IS_BETTER = ("auc", "last_auc", "label_auc")
+SIGNED = ("mean_log_bellman",)
 
 
 @dataclass
@@ -27,6 +30,10 @@ class DataArguments:
     eval_rollouts: str = field(
         default="",
         metadata={"help": "the same, held out, for the metrics; children resolve the Bellman error"},
+    )
+    data_format: str = field(
+        default="",
+        metadata={"help": "of public files: told from the fields of the first rows where it is not given"},
     )
     eval_share: float = field(
         default=0.0, metadata={"help": "without eval_rollouts: this share of the prompts is held out instead"}
@@ -92,7 +99,8 @@ class PRMConfig(TrainingArguments):
 
     def __post_init__(self) -> None:
         """Check the choices, then let transformers check its own."""
-        for name, valid in (("target", TARGETS), ("divergence", DIVERGENCES)):
+        choices = (("target", TARGETS), ("divergence", DIVERGENCES), ("train_sampling_strategy", ORDERS))
+        for name, valid in choices:
             if getattr(self, name) not in valid:
                 raise UserError(
                     f"unknown {name} {getattr(self, name)!r}", f"choose one of: {', '.join(valid)}"
@@ -100,9 +108,21 @@ class PRMConfig(TrainingArguments):
         self._check_numbers()
         Tilt(self.floor)
         metric = str(self.metric_for_best_model or "").removeprefix("eval_")
+        if metric in SIGNED:
+            raise UserError(
+                f"metric_for_best_model {metric} is signed: neither its largest nor its smallest value is best",
+                "choose rms_log_bellman or mean_square_log_bellman",
+            )
+        if self.load_best_model_at_end and not metric:
+            raise UserError(
+                "load_best_model_at_end needs to know which metric: there is no evaluation loss",
+                "name one with metric_for_best_model, such as rms_log_bellman or brier",
+            )
         if metric and self.greater_is_better is None:
             self.greater_is_better = metric in GREATER_IS_BETTER
         self.remove_unused_columns = False
+        if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true"):
+            self.use_cpu = True  # else transformers trains a copy of its own in every process
         super().__post_init__()
 
     def _check_numbers(self) -> None:
@@ -112,6 +132,14 @@ class PRMConfig(TrainingArguments):
             "n_step": (self.n_step >= 1, "at least 1, which is target td"),
             "bellman_residual": (0 <= self.bellman_residual < float("inf"), "at least 0 and finite"),
             "pqm_margin": (0 <= self.pqm_margin < float("inf"), "at least 0 and finite"),
+            "label_smoothing_factor": (
+                self.label_smoothing_factor == 0,
+                "0: targets are soft already, and smoothing moves their mean",
+            ),
+            "per_device_train_batch_size": (self.per_device_train_batch_size >= 1, "at least 1"),
+            "gradient_accumulation_steps": (self.gradient_accumulation_steps >= 1, "at least 1"),
+            "learning_rate": (0 <= self.learning_rate < float("inf"), "at least 0 and finite"),
+            "seed": (self.seed >= 0, "at least 0"),
             "max_length": (self.max_length is None or self.max_length >= 1, "at least 1 token"),
         }
         for name, (holds, valid) in ranges.items():

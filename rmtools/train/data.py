@@ -1,16 +1,22 @@
 """Where training rows come from: rollouts of rmtools, or a file in a public stepwise format."""
 
 import hashlib
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 from rmtools.data.rollouts import META_FILE, Rollout, RolloutMetadata, read_rollouts
+from rmtools.data.shards import DATA, PLAN_FILE
 from rmtools.errors import UserError
 from rmtools.lm.steps import StepSettings
 
+logger = logging.getLogger(__name__)
 
-def load_rows(path: str) -> tuple[list[Rollout], RolloutMetadata]:
-    """Read a rollout folder, or a file in a public format, which is recognised by its fields.
+
+def load_rows(path: str, name: str = "") -> tuple[list[Rollout], RolloutMetadata]:
+    """Read a rollout folder, or a file in a public format: the one called ``name``, or the one its fields tell.
+
+    What has no place among the rows, one without any label say, is counted in a warning.
 
     Raises
     ------
@@ -21,13 +27,20 @@ def load_rows(path: str) -> tuple[list[Rollout], RolloutMetadata]:
         raise UserError(
             "there are no rollouts to train on: train_rollouts is empty", "name them with --train_rollouts"
         )
-    if (Path(path) / META_FILE).exists() or not Path(path).exists():
+    folder = Path(path)
+    if not folder.exists() or any((folder / name).exists() for name in (META_FILE, PLAN_FILE, DATA)):
         return read_rollouts(path)
-    from rmtools.data.readers import read_public
+    from rmtools.data.readers import Tally, read_public
 
-    rows = list(read_public(path))
+    tally = Tally()
+    rows = list(read_public(path, name or None, tally=tally))
+    left_out = "; ".join(f"{n}: {reason}" for reason, n in tally.dropped.most_common())
     if not rows:
-        raise UserError(f"{path} has no rows", "name a file with at least one")
+        raise UserError(
+            f"{path} gives no row to train on ({left_out or 'it is empty'})", "name a file with at least one"
+        )
+    if left_out:
+        logger.warning("%s (%s): left out %s", path, tally.format, left_out)
     return rows, described(rows)
 
 

@@ -133,9 +133,9 @@ def prepare(
     found = Prepared()
     for i, row in enumerate(rows):
         keep = steps_that_fit(row, steps, max_length)
-        why = nothing_to_train(row, keep, target)
+        why = nothing_to_train(row, keep, target) or tokenised_otherwise(row, steps)
         if why:
-            found.dropped.append(f"row {i} (prompt {row.prompt_id}): {why}")
+            found.dropped.append(f"{called(i, row)}: {why}")
             continue
         found.shortened += keep < len(row.steps)
         found.examples.append(example(row, steps, tilt, keep))
@@ -157,17 +157,32 @@ def prepare(
     return found
 
 
+def tokenised_otherwise(row: Rollout, steps: StepTokenizer) -> str:
+    """Return why the parts of a row are not the tokens of its text, or an empty string."""
+    try:
+        steps.check(row.prompt, row.steps)
+    except UserError as error:
+        return error.fact
+    return ""
+
+
+def called(index: int, row: Rollout) -> str:
+    """Return how errors call a row: its place among the rows, from 0, and how its prompt begins."""
+    begin = row.prompt if len(row.prompt) <= 40 else f"{row.prompt[:40]}…"
+    return f"row {index} (prompt {row.prompt_id}, {begin!r})"
+
+
 def require_fields(rows: Sequence[Rollout], target: str) -> None:
     """Raise ``UserError`` where a row has not what ``target`` is made from."""
     for i, row in enumerate(rows):
         if target != "labels" and row.reward is None:
             raise UserError(
-                f"row {i} (prompt {row.prompt_id}), field reward: is null, target {target} needs the outcome",
+                f"{called(i, row)}, field reward: is null, target {target} needs the outcome",
                 "train with --target labels, or give rollouts with rewards",
             )
         if target == "labels" and row.labels is None:
             raise UserError(
-                f"row {i} (prompt {row.prompt_id}), field labels: is null, target labels needs a label a step",
+                f"{called(i, row)}, field labels: is null, target labels needs a label a step",
                 "train with --target mc or td, or give rows with labels",
             )
 

@@ -62,8 +62,10 @@ def contrastive(log_target: Tensor, log_value: Tensor, known: Tensor) -> Tensor:
 
     Notes
     -----
-    Values are found up to a factor per depth, which SMC does not see and the raw Bellman error does.
-    Source: Zhao et al., arXiv 2404.17546, section 4.
+    Prompts are compared with each other as well as solutions, the prompt counting as part of the sequence. The
+    minimiser is E[U] up to a factor per depth in the limit of large batches; in small ones the normalised targets
+    favour what is compared with little. SMC does not see a factor per depth where all solutions end at the same one;
+    the raw Bellman error always does. Source: Zhao et al., arXiv 2404.17546, section 4.
     """
     u = torch.log_softmax(log_target.masked_fill(~known, -torch.inf), dim=0)
     v = torch.log_softmax(log_value.masked_fill(~known, -torch.inf), dim=0)
@@ -72,7 +74,7 @@ def contrastive(log_target: Tensor, log_value: Tensor, known: Tensor) -> Tensor:
 
 
 def pqm(p_target: Tensor, logits: Tensor, known: Tensor, margin: float) -> Tensor:
-    """Return the ranking loss of a trajectory's steps, the same at each of its prefixes.
+    """Return the ranking loss of a trajectory's steps, shared out evenly over its prefixes that have a target.
 
     With Q the log odds of p, the right steps (target of at least one half) are to grow along the trajectory from
     Q = 0 at the root, and every wrong one to stay ``margin`` below them.
@@ -102,7 +104,8 @@ def pqm(p_target: Tensor, logits: Tensor, known: Tensor, margin: float) -> Tenso
     so_far = torch.logcumsumexp(q.masked_fill(~right, -torch.inf), dim=1)
     against = torch.logsumexp((q + margin).masked_fill(~wrong, -math.inf), dim=1, keepdim=True)
     each = torch.where(right, torch.logaddexp(so_far, against) - q, 0.0)
-    return (each.sum(1) / right.sum(1))[:, None].expand_as(q)
+    whole = each.sum(1) / right.sum(1)
+    return (whole / known.sum(1).clamp(min=1))[:, None].expand_as(q)
 
 
 def probability(log_value: Tensor, floor: float) -> Tensor:

@@ -1,6 +1,5 @@
 """What a checkpoint says of itself: ``rmtools.json``, the training log, and a model card with the figures."""
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -9,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rmtools.data.rollouts import Rollout, RolloutMetadata
+from rmtools.data.rollouts import Rollout, RolloutMetadata, rollouts_fingerprint
 from rmtools.errors import UserError
 from rmtools.files import write_json, write_text
-from rmtools.lm.checkpoint import CheckpointSettings, fingerprint
+from rmtools.lm.checkpoint import SETTINGS_FILE, CheckpointSettings, fingerprint
 
 if TYPE_CHECKING:
     from transformers import TrainerState
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from rmtools.train.config import PRMConfig
 
 LOG_FILE = "training_log.json"
+NEEDED_TO_RESUME = ("trainer_state.json", "optimizer.pt", "scheduler.pt", SETTINGS_FILE)
 CARD_FILE = "README.md"
 
 
@@ -72,14 +72,6 @@ def base_rate(rows: Sequence[Rollout]) -> float:
     rewards = [r.reward for r in rows if r.reward is not None]
     labels = [x for r in rows for x in r.labels or () if x is not None]
     return float(np.mean(rewards or labels))
-
-
-def rollouts_fingerprint(rows: Sequence[Rollout]) -> str:
-    """Return a short hash of everything in ``rows``."""
-    digest = hashlib.sha256()
-    for row in rows:
-        digest.update(json.dumps(asdict(row)).encode())
-    return digest.hexdigest()[:16]
 
 
 def write_description(
@@ -145,21 +137,42 @@ def figures(row: dict[str, Any]) -> list[str]:
 
 
 def checkpoint_to_resume(named: str | None, out: Path) -> str | None:
-    """Return the checkpoint folder to go on from; ``true`` or ``last`` is the newest below ``out``.
+    """Return the checkpoint folder to go on from; ``true`` or ``last`` is the newest whole one below ``out``.
 
     Raises
     ------
     UserError
         If there is none.
     """
-    from transformers.trainer_utils import get_last_checkpoint
-
     if not named or named.lower() == "false":
         return None
-    found = get_last_checkpoint(str(out)) if named.lower() in ("true", "last") else named
-    if found is None or not (Path(found) / "trainer_state.json").exists():
+    if named.lower() not in ("true", "last"):
+        found = [Path(named)]
+    else:
+        numbered = [p for p in out.glob("checkpoint-*") if p.name.removeprefix("checkpoint-").isdigit()]
+        found = sorted(numbered, key=lambda p: int(p.name.removeprefix("checkpoint-")))
+    whole = [p for p in found if all((p / name).exists() for name in NEEDED_TO_RESUME)]
+    if not whole:
         raise UserError(
-            f"there is no checkpoint to resume from at {out if found is None else found}",
+            f"there is no whole checkpoint to resume from at {out if len(found) != 1 else found[0]} (with "
+            f"{', '.join(NEEDED_TO_RESUME)})",
             "name a checkpoint-<n> folder, or `last`; a run saves them with --save_strategy steps",
         )
-    return found
+    return str(whole[-1])
+
+
+def require_same_training(resumed: str, settings: CheckpointSettings) -> None:
+    """Raise ``UserError`` where a checkpoint was trained otherwise than it is to go on."""
+    there = CheckpointSettings.load(resumed)
+    one, two = ({**s.training, "floor": s.floor, "base": s.base_fingerprint} for s in (there, settings))
+    free = ("rollouts", "rollouts_seed", "versions", "global_steps")
+    other = [
+        f"{k} ({one.get(k)} there, {two.get(k)} now)"
+        for k in dict.fromkeys([*one, *two])
+        if k not in free and one.get(k) != two.get(k)
+    ]
+    if other:
+        raise UserError(
+            f"{resumed} is of another training: {', '.join(other)}",
+            "resume with the same arguments and data, or start anew without --resume_from_checkpoint",
+        )

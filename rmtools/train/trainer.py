@@ -1,9 +1,11 @@
 """The process reward model trainer: transformers' Trainer with targets, divergences and a bootstrap copy."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel, Trainer
 
@@ -12,16 +14,20 @@ from rmtools.data.rollouts import Rollout
 from rmtools.errors import UserError
 from rmtools.files import replacing_files
 from rmtools.lm.checkpoint import SETTINGS_FILE, CheckpointSettings
+from rmtools.lm.policy import require_vocabulary
 from rmtools.lm.steps import StepTokenizer
-from rmtools.lm.value import ConstantValue, ValueModel
+from rmtools.lm.value import ConstantValue, ValueModel, require_full_attention
 from rmtools.train.bootstrap import EMACopy
 from rmtools.train.collate import Collator
 from rmtools.train.config import PRMConfig
-from rmtools.train.examples import prepare
+from rmtools.train.examples import Example, prepare
 from rmtools.train.metrics import SharedOut, held_out_metrics
 from rmtools.train.objective import Objective, Values, read_values
 from rmtools.train.sampler import LengthGrouped
 from rmtools.train.save import write_description
+
+COMPARED = ("rms_log_bellman", "brier", "label_brier")
+"""Metrics of the constant value that are reported beside the model's."""
 
 
 class PRMTrainer(Trainer):
@@ -71,11 +77,13 @@ class PRMTrainer(Trainer):
         self._constant: dict[str, float] = {}
         check_held_out(train_rollouts, self.eval_rollouts, args.eval_strategy != "no")
         check_children(train_rollouts, args.bellman_residual)
-        for row in train_rollouts[:64]:
-            steps.check(row.prompt, row.steps)
+        require_vocabulary(steps.tokenizer, model.config, "the policy")
         limit = args.max_length or getattr(model.config, "max_position_embeddings", None)
         self.prepared = prepare(train_rollouts, steps, self.tilt, args.target, limit)
         examples = self.prepared.examples
+        packed = [len(e.tree.ids) for e in examples if e.tree.segment[-1]]
+        if packed and self.objective.children != "none":
+            require_full_attention(model.config, max(packed))
         self.targets_per_row = sum(map(self.objective.count, examples)) / len(examples)
         super().__init__(
             model=model,
@@ -86,16 +94,15 @@ class PRMTrainer(Trainer):
             processing_class=steps.tokenizer,
             **kwargs,
         )
-        self.bootstrap = EMACopy(model, args.ema_decay)
-        if self.lags:
-            require_whole_weights(self.is_fsdp_enabled, self.accelerator.state.deepspeed_plugin)
+        if self.eval_rollouts:
+            self._constant = self._control()
+            self._check_metric()
+        self.bootstrap: EMACopy | None = None
+        if self.objective.bootstraps and args.ema_decay > 0:
+            require_whole_weights(self.is_fsdp_enabled, self.is_deepspeed_enabled)
+            self.bootstrap = EMACopy(model, args.ema_decay)
             self.add_callback(self.bootstrap)
         self.model_accepts_loss_kwargs = False
-
-    @property
-    def lags(self) -> bool:
-        """Whether targets come from the averaged copy, not from the current weights."""
-        return self.objective.bootstraps and self.args.ema_decay > 0
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         if self.args.train_sampling_strategy != "group_by_length":
@@ -103,31 +110,39 @@ class PRMTrainer(Trainer):
         whole = self.objective.children != "none"
         lengths = [len(e.tree.ids) if whole else int(e.tree.reads[-1]) + 1 for e in self.prepared.examples]
         rows = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        return LengthGrouped(lengths, rows, self.args.data_seed or self.args.seed)
+        return LengthGrouped(
+            lengths, rows, self.args.seed if self.args.data_seed is None else self.args.data_seed
+        )
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Return the loss of the batch; raises ``ValueError`` where it is NaN or infinite."""
         copy = self._copy_values(model, inputs)
+        if copy is not None and not bool(torch.isfinite(copy.prefix).all()):
+            raise UserError(
+                f"the bootstrap copy returned NaN at optimiser step {self.state.global_step}",
+                "lower learning_rate or max_grad_norm, or warm up longer (warmup_steps)",
+            )
         logits = model(**inputs["model"]).logits
         at, now = read_values(logits, inputs, self.args.floor)
         total = self.objective.loss(inputs, at, now, now if copy is None else copy)
-        loss = total / (len(inputs["length"]) * self.targets_per_row)
+        # The rows of a whole batch, also in a last one that is shorter: a row weighs the same in all.
+        loss = total / (self.args.per_device_train_batch_size * self.targets_per_row)
         if not bool(torch.isfinite(loss)):
-            raise ValueError(
-                f"the training loss is {float(loss)} at optimiser step {self.state.global_step}: "
-                "lower the learning rate or max_grad_norm"
+            raise UserError(
+                f"the training loss is {float(loss)} at optimiser step {self.state.global_step}",
+                "lower learning_rate or max_grad_norm, or warm up longer (warmup_steps)",
             )
         return (loss, logits) if return_outputs else loss
 
     @torch.no_grad()
     def _copy_values(self, model: Any, inputs: dict[str, Any]) -> Values | None:
         """Return the values that make the targets, or None where they are those of the forward pass itself."""
-        if not self.objective.bootstraps or (not self.lags and inputs["copy"] is None):
+        if not self.objective.bootstraps or (self.bootstrap is None and inputs["copy"] is None):
             return None
         given = inputs["copy"] or inputs["model"]
-        logits = self.bootstrap.logits(given) if self.lags else model(**given).logits
+        logits = model(**given).logits if self.bootstrap is None else self.bootstrap.logits(given)
         return read_values(logits, inputs, self.args.floor)[1]
 
     def evaluate(
@@ -136,36 +151,42 @@ class PRMTrainer(Trainer):
         """Return and log the held-out metrics, and those of the constant control as ``constant_…``."""
         model = self.accelerator.unwrap_model(self.model)
         was_training = model.training
-        scorer = SharedOut(
-            ValueModel(model, self.steps, self.tilt),
-            self.accelerator.process_index,
-            self.accelerator.num_processes,
-            gather_lists,
-        )
-        if not self._constant:
-            self._constant = self._control()
-        found = held_out_metrics(self.eval_rollouts, scorer) | self._constant
-        model.train(was_training)
-        wanted = str(self.args.metric_for_best_model or "").removeprefix("eval_")
-        if wanted and wanted not in found:
-            raise UserError(
-                f"metric_for_best_model is {wanted}, which the held-out rollouts do not resolve: they give {', '.join(found)}",
-                "choose one of these, or give held-out rollouts with children and outcomes of both kinds",
+        scorer = ValueModel(model, self.steps, self.tilt)
+        if (
+            self.accelerator.num_processes > 1 and not self.is_fsdp_enabled
+        ):  # there every forward pass needs all
+            scorer = SharedOut(
+                scorer, self.accelerator.process_index, self.accelerator.num_processes, gather_lists
             )
+        constant = {f"constant_{k}": self._constant[k] for k in COMPARED if k in self._constant}
+        found = held_out_metrics(self.eval_rollouts, scorer) | constant
+        model.train(was_training)
         metrics = {f"{metric_key_prefix}_{k}": v for k, v in found.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    def _check_metric(self) -> None:
+        """Raise ``UserError``, before any step, where the best checkpoint is to be chosen by what cannot be measured."""
+        wanted = str(self.args.metric_for_best_model or "").removeprefix("eval_")
+        if wanted and wanted not in self._constant:
+            raise UserError(
+                f"metric_for_best_model is {wanted}, which the held-out rollouts do not resolve: they give "
+                f"{', '.join(self._constant)}",
+                "choose one of these, or give held-out rollouts with children and outcomes of both kinds",
+            )
+
     def _control(self) -> dict[str, float]:
         """Return the metrics of the constant value: the training rows' mean reward, or mean label."""
-        known = [e.log_potential for e in self.prepared.examples if e.log_potential == e.log_potential]
-        labels = [x for e in self.prepared.examples for x in e.log_label.tolist() if x == x]
-        potentials = torch.tensor(known or labels, dtype=torch.float64).exp()
-        base_rate = (float(potentials.mean()) - self.args.floor) / (1 - self.args.floor)
-        found = held_out_metrics(self.eval_rollouts, ConstantValue(base_rate, self.steps, self.tilt))
-        named = ("rms_log_bellman", "brier", "label_brier")
-        return {f"constant_{k}": found[k] for k in named if k in found}
+        of_rewards, of_labels = base_rates(self.prepared.examples, self.tilt)
+
+        def measured(rate: float | None) -> dict[str, float]:
+            if rate is None:
+                return {}
+            return held_out_metrics(self.eval_rollouts, ConstantValue(rate, self.steps, self.tilt))
+
+        labels = {k: v for k, v in measured(of_labels).items() if k.startswith("label_")}
+        return (measured(of_rewards) or measured(of_labels)) | labels
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """Write weights, head, tokenizer, settings and card; all files whole before the first takes its place."""
@@ -178,11 +199,7 @@ class PRMTrainer(Trainer):
         with replacing_files(folder, last=SETTINGS_FILE) as temporary:
             try:
                 super()._save(str(temporary), state_dict)
-                if (
-                    self.objective.bootstraps
-                    and self.args.ema_decay
-                    and folder.name.startswith("checkpoint-")
-                ):
+                if self.bootstrap is not None and folder.name.startswith("checkpoint-"):
                     self.bootstrap.save(temporary)
             except SafetensorError as error:  # a full disk is not an OSError there
                 raise OSError(str(error)) from error
@@ -191,7 +208,7 @@ class PRMTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        if self.lags:
+        if self.bootstrap is not None:
             self.bootstrap.load(Path(resume_from_checkpoint))
 
 
@@ -202,13 +219,25 @@ def gather_lists(mine: list[Any]) -> list[Any]:
     return list(gather_object(mine))
 
 
-def require_whole_weights(fsdp: bool, deepspeed: Any) -> None:
-    """Raise ``UserError`` where a process holds only a part of each weight: the copy's forward pass needs all of it."""
-    if fsdp or (deepspeed is not None and deepspeed.zero_stage == 3):
+def require_whole_weights(fsdp: bool, deepspeed: bool) -> None:
+    """Raise ``UserError`` where an engine keeps the weights its own way: the averaged copy reads and saves them whole."""
+    if fsdp or deepspeed:
         raise UserError(
-            "the averaged copy (ema_decay) needs whole weights on every process, which FSDP and ZeRO 3 do not keep",
-            "set ema_decay: 0 to bootstrap from the current weights, use target mc or labels, or train with DDP or ZeRO 2",
+            f"the averaged copy (ema_decay) does not work under {'FSDP' if fsdp else 'DeepSpeed'}, which keeps the weights "
+            "its own way",
+            "set ema_decay: 0 to bootstrap from the current weights, use target mc or labels, or train with DDP",
         )
+
+
+def base_rates(examples: Sequence[Example], tilt: Tilt) -> tuple[float | None, float | None]:
+    """Return the mean reward and the mean label, None where there are none."""
+
+    def mean(log_values: list[float]) -> float | None:
+        known = np.asarray([x for x in log_values if not math.isnan(x)])
+        return float(np.exp(tilt.log_probability(known)).mean()) if len(known) else None
+
+    labels = [x for e in examples for x in e.log_label.tolist()]
+    return mean([e.log_potential for e in examples]), mean(labels)
 
 
 def check_held_out(train: Sequence[Rollout], held_out: Sequence[Rollout], evaluates: bool) -> None:

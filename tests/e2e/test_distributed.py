@@ -30,7 +30,7 @@ def data(policy, policy_folder, task, settings, prompts, tmp_path):
 
 
 def train(data, out, launch, batch):
-    flags = {
+    flags = {  # not use_cpu: accelerate's configuration says it
         "train_rollouts": data / "train",
         "eval_rollouts": data / "heldout",
         "output_dir": out,
@@ -41,7 +41,6 @@ def train(data, out, launch, batch):
         "eval_steps": 5,
         "learning_rate": 0.02,
         "report_to": "none",
-        "use_cpu": "true",
         "lora_r": 4,
     }
     command = [

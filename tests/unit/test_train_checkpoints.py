@@ -1,6 +1,7 @@
 """Checkpoints while training: resuming, the best of them, precision, what is saved, and the export."""
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -24,7 +25,13 @@ from rmtools.lm.checkpoint import (
 from rmtools.lm.export import export_merged
 from rmtools.lm.value import ValueModel
 from rmtools.train.bootstrap import FILE
-from rmtools.train.save import CARD_FILE, checkpoint_to_resume, settings_for
+from rmtools.train.save import (
+    CARD_FILE,
+    NEEDED_TO_RESUME,
+    checkpoint_to_resume,
+    require_same_training,
+    settings_for,
+)
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +91,7 @@ def test_a_resumed_run_has_the_losses_of_an_uninterrupted_one(
     assert len(losses(whole)) == 14
     np.testing.assert_allclose(losses(again)[7:], losses(whole)[7:], rtol=1e-5)
     assert (checkpoint / FILE).exists() == (values["target"] != "mc" and values["ema_decay"] > 0)
-    for name, weights in whole.bootstrap.weights.items():
+    for name, weights in whole.bootstrap.weights.items() if whole.bootstrap else ():
         torch.testing.assert_close(again.bootstrap.weights[name], weights)
 
 
@@ -101,19 +108,35 @@ def test_a_resumed_run_without_its_copy_is_refused(
 
 
 def test_what_to_resume_from(tmp_path):
+    """The newest whole checkpoint: one that a kill left half-written is passed over."""
     assert checkpoint_to_resume(None, tmp_path) is None
     assert checkpoint_to_resume("false", tmp_path) is None
     for named in ("last", str(tmp_path / "checkpoint-9")):
-        with pytest.raises(UserError, match="no checkpoint to resume from"):
+        with pytest.raises(UserError, match="no whole checkpoint to resume from"):
             checkpoint_to_resume(named, tmp_path)
-    for n in (3, 12):
+    for n in (3, 12, 20):
         (tmp_path / f"checkpoint-{n}").mkdir()
-        (tmp_path / f"checkpoint-{n}" / "trainer_state.json").write_text("{}")
+        for name in NEEDED_TO_RESUME[: 2 if n == 20 else None]:
+            (tmp_path / f"checkpoint-{n}" / name).write_text("{}")
     assert checkpoint_to_resume("last", tmp_path) == str(tmp_path / "checkpoint-12")
     assert checkpoint_to_resume(str(tmp_path / "checkpoint-3"), tmp_path) == str(tmp_path / "checkpoint-3")
 
 
-@pytest.mark.parametrize(("metric", "greater"), [("rms_log_bellman", False), ("auc", True)])
+def test_another_training_is_not_resumed(policy_folder, step_tokenizer, rollouts, tmp_path, remembered):
+    values = {"max_steps": 2, "save_strategy": "steps", "save_steps": 2}
+    trainer_for(policy_folder, step_tokenizer, rollouts, tmp_path, settings=remembered, **values).train()
+    checkpoint = str(tmp_path / "out" / "checkpoint-2")
+    require_same_training(checkpoint, remembered)
+    other = replace(remembered, training={**remembered.training, "target": "mc"})
+    with pytest.raises(UserError, match=r"another training: target \(td there, mc now\)"):
+        require_same_training(checkpoint, other)
+    with pytest.raises(UserError, match=r"floor \(0.05 there, 0.1 now\)"):
+        require_same_training(checkpoint, replace(remembered, floor=0.1))
+
+
+@pytest.mark.parametrize(
+    ("metric", "greater"), [("rms_log_bellman", False), ("auc", True), ("last_auc", True)]
+)
 def test_the_best_checkpoint_is_what_is_saved(
     policy_folder, step_tokenizer, rollouts, tmp_path, remembered, metric, greater
 ):
@@ -147,20 +170,19 @@ def test_the_best_checkpoint_is_what_is_saved(
 def test_a_metric_that_the_held_out_rows_do_not_resolve(policy_folder, step_tokenizer, rollouts, tmp_path):
     """All held-out outcomes are equal: there is no AUC."""
     failed = [replace(r, reward=0.0) for r in rollouts[12:]]
-    trainer = trainer_for(
-        policy_folder,
-        step_tokenizer,
-        rollouts[:12],
-        tmp_path,
-        failed,
-        save_strategy="steps",
-        save_steps=1,
-        eval_strategy="steps",
-        eval_steps=1,
-        metric_for_best_model="auc",
-    )
     with pytest.raises(UserError, match=r"metric_for_best_model is auc.*brier, ece"):
-        trainer.train()
+        trainer_for(
+            policy_folder,
+            step_tokenizer,
+            rollouts[:12],
+            tmp_path,
+            failed,
+            save_strategy="steps",
+            save_steps=1,
+            eval_strategy="steps",
+            eval_steps=1,
+            metric_for_best_model="auc",
+        )
 
 
 def test_a_checkpoint_while_training_is_a_checkpoint(
@@ -278,6 +300,46 @@ def test_full_fine_tuning_moves_every_weight(policy_folder, step_tokenizer, roll
         np.testing.assert_allclose(a.log_value, b.log_value, atol=1e-5)
 
 
+def test_an_adapter_on_a_base_stored_in_bf16_reloads_to_its_own_values(
+    policy_folder, step_tokenizer, rollouts, tmp_path, settings
+):
+    """Training is in fp32 unless asked otherwise, whatever the files hold: loading has to be, too."""
+    from transformers import AutoModelForCausalLM
+
+    base = tmp_path / "base"
+    AutoModelForCausalLM.from_pretrained(policy_folder, dtype=torch.bfloat16).save_pretrained(base)
+    step_tokenizer.tokenizer.save_pretrained(base)
+    metadata = RolloutMetadata(str(base), fingerprint(base), "crossing", 3, settings, 1.0, 5)
+    remembered = settings_for(str(base), "", metadata, rollouts, config(tmp_path), "rollouts")
+    trainer = trainer_for(
+        base, step_tokenizer, rollouts, tmp_path, settings=remembered, learning_rate=0.05, max_steps=6
+    )
+    trainer.train()
+    trainer.save_model(str(tmp_path / "prm"))
+    export_merged(tmp_path / "prm", tmp_path / "merged")
+    trees = [step_tokenizer.encode(r.prompt, r.steps) for r in rollouts[:4]]
+    live = ValueModel(trainer.model, step_tokenizer, Tilt(0.05)).score(trees)
+    for folder in ("prm", "merged"):
+        for a, b in zip(live, load_value_model(tmp_path / folder)[0].score(trees), strict=True):
+            np.testing.assert_allclose(b.log_value, a.log_value, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["Phi", "Phi3", "Starcoder2"])
+def test_dropout_is_off_under_every_name(tmp_path, kind):
+    import transformers
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    drops = dict.fromkeys(("resid_pdrop", "embd_pdrop", "residual_dropout", "embedding_dropout"), 0.3)
+    made = getattr(transformers, f"{kind}Config")(
+        vocab_size=32, num_key_value_heads=2, pad_token_id=0, eos_token_id=2, bos_token_id=1, **sizes, **drops
+    )
+    getattr(transformers, f"{kind}ForCausalLM")(made).save_pretrained(tmp_path / kind)
+    model = new_token_classifier(str(tmp_path / kind), 0).train()
+    ids = torch.arange(4, 12)[None]
+    assert torch.equal(model(input_ids=ids).logits, model(input_ids=ids).logits)
+
+
 # Export
 
 PLAIN = """
@@ -324,4 +386,8 @@ def test_export_over_something_else_is_refused(value_folder, tmp_path):
         export_merged(value_folder, tmp_path)
     with pytest.raises(UserError, match="is the checkpoint itself"):
         export_merged(value_folder, value_folder)
+    shutil.copytree(value_folder, tmp_path / "trained")
+    with pytest.raises(UserError, match="holds something else"):
+        export_merged(value_folder, tmp_path / "trained")
+    shutil.rmtree(tmp_path / "trained")
     assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]

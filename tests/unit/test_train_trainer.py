@@ -133,9 +133,10 @@ def batch_of(trainer, rows):
 
 def log_targets(trainer, batch):
     """log U as the trainer makes them."""
-    copy = read_values(trainer.bootstrap.logits(batch["copy"] or batch["model"]), batch, trainer.args.floor)[
-        1
-    ]
+    copy = trainer._copy_values(trainer.model, batch)
+    if copy is None and trainer.objective.bootstraps:
+        with torch.no_grad():
+            copy = read_values(trainer.model(**batch["model"]).logits, batch, trainer.args.floor)[1]
     return trainer.objective.targets(batch, copy)[0]
 
 
@@ -195,7 +196,15 @@ def test_monte_carlo_targets_and_the_loss_by_hand(policy_folder, step_tokenizer,
     """Soft rewards stay soft; the loss is the mean over real prefixes, root and end included."""
     model = adapted(policy_folder)
     perturb(model)
-    trainer = trainer_for(policy_folder, step_tokenizer, RAGGED, tmp_path, model=model, target="mc")
+    trainer = trainer_for(
+        policy_folder,
+        step_tokenizer,
+        RAGGED,
+        tmp_path,
+        model=model,
+        target="mc",
+        per_device_train_batch_size=3,
+    )
     batch = batch_of(trainer, RAGGED)
     means = [
         [np.mean([0.25, 1.0, 0.5]), np.mean([0.25, 0.75, 0.0]), 0.25],
@@ -222,7 +231,14 @@ def test_no_gradient_flows_through_the_target(policy_folder, step_tokenizer, tmp
     model = adapted(policy_folder)
     perturb(model)
     trainer = trainer_for(
-        policy_folder, step_tokenizer, RAGGED, tmp_path, model=model, ema_decay=decay, divergence="poisson"
+        policy_folder,
+        step_tokenizer,
+        RAGGED,
+        tmp_path,
+        model=model,
+        ema_decay=decay,
+        divergence="poisson",
+        per_device_train_batch_size=3,
     )
     batch = batch_of(trainer, RAGGED)
     trainer.compute_loss(model, batch).backward()
@@ -279,6 +295,85 @@ def test_targets_come_from_the_copy_not_the_current_weights(policy_folder, step_
 def test_wrong_settings_are_refused(tmp_path, changes):
     with pytest.raises(UserError, match=next(iter(changes))):
         config(tmp_path, **changes)
+
+
+def test_the_copy_moves_with_every_optimiser_step(policy_folder, step_tokenizer, rollouts, tmp_path):
+    """The average after training is the recursion over the weights after each step; accumulation does not count."""
+    from transformers import TrainerCallback
+
+    seen = []
+
+    class Watch(TrainerCallback):
+        def on_step_end(self, args, state, control, model=None, **kwargs):
+            seen.append({n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad})
+
+    trainer = trainer_for(
+        policy_folder, step_tokenizer, rollouts, tmp_path, ema_decay=0.7, gradient_accumulation_steps=2
+    )
+    trainer.add_callback(Watch())
+    average = {n: p.detach().clone() for n, p in trainer.model.named_parameters() if p.requires_grad}
+    trainer.train()
+    assert len(seen) == 3
+    for weights in seen:
+        average = {n: 0.7 * w + 0.3 * weights[n] for n, w in average.items()}
+    for name, w in average.items():
+        torch.testing.assert_close(trainer.bootstrap.weights[name], w)
+
+
+def test_without_a_lag_targets_follow_the_current_weights(policy_folder, step_tokenizer, tmp_path):
+    model = adapted(policy_folder)
+    trainer = trainer_for(policy_folder, step_tokenizer, RAGGED, tmp_path, model=model, ema_decay=0.0)
+    assert trainer.bootstrap is None
+    batch = batch_of(trainer, RAGGED)
+    before = trainer.compute_loss(model, batch).item()
+    perturb(model)
+    assert trainer.compute_loss(model, batch).item() != pytest.approx(before, rel=1e-3)
+
+
+def test_the_copy_of_bf16_weights_is_kept_in_fp32():
+    """Steps of a fiftieth of a small change are below what bf16 resolves: the copy would stand still."""
+    model = torch.nn.Linear(1, 1, bias=False).to(torch.bfloat16)
+    model.weight.data[:] = 1.0
+    copy = EMACopy(model, 0.98)
+    model.weight.data[:] = 1.05
+    for _ in range(500):
+        copy.on_step_end(None, None, None)
+    assert copy.weights["weight"].item() == pytest.approx(model.weight.float().item(), abs=1e-3)
+
+
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_every_row_weighs_the_same_in_an_epoch(policy_folder, step_tokenizer, tmp_path, accumulation):
+    """Nine rows of unequal length in batches of two, the last alone: the epoch's losses sum to that of all rows."""
+    model = adapted(policy_folder)
+    perturb(model)
+    rows = RAGGED * 3
+    values = {"target": "mc", "num_train_epochs": 1, "max_steps": -1, "learning_rate": 0.0}
+    trainer = trainer_for(
+        policy_folder,
+        step_tokenizer,
+        rows,
+        tmp_path,
+        model=model,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=accumulation,
+        **values,
+    )
+    seen, compute = [], trainer.compute_loss
+    trainer.compute_loss = lambda *a, **k: seen.append(compute(*a, **k)) or seen[-1]
+    trainer.train()
+    whole = trainer_for(
+        policy_folder, step_tokenizer, rows, tmp_path, model=model, per_device_train_batch_size=9, target="mc"
+    )
+    expected = whole.compute_loss(model, batch_of(whole, rows)).item()
+    assert len(seen) == 5
+    assert sum(x.item() for x in seen) * 2 / 9 == pytest.approx(expected, rel=1e-5)
+
+
+def test_evaluation_leaves_the_model_training(policy_folder, step_tokenizer, rollouts, tmp_path):
+    trainer = trainer_for(policy_folder, step_tokenizer, rollouts[:12], tmp_path, rollouts[12:])
+    trainer.model.train()
+    trainer.evaluate()
+    assert trainer.model.training
 
 
 def test_rows_that_do_not_tokenise_apart_are_refused(policy_folder, step_tokenizer, tmp_path):

@@ -38,8 +38,10 @@ class Tally:
     dropped: Counter[str] = field(default_factory=Counter)
 
 
-def detect(rows: Sequence[Any]) -> str:
+def detect(rows: Sequence[Any], source: str = "") -> str:
     """Return the name of the one format that all ``rows`` fit.
+
+    Where none fits by the types of its fields, their names decide: the reader then names the row that is wrong.
 
     Raises
     ------
@@ -47,18 +49,25 @@ def detect(rows: Sequence[Any]) -> str:
         If none fits, or more than one does: the candidates are listed.
     """
     found = [n for n, f in READERS.items() if rows and all(isinstance(r, dict) and f.fits(r) for r in rows)]
+    if not found:
+        found = [
+            n
+            for n, f in READERS.items()
+            if rows and all(isinstance(r, dict) and f.fields.keys() <= r.keys() for r in rows)
+        ]
     if len(found) == 1:
         return found[0]
+    named = f"{source}: " if source else ""
     if found:
         raise UserError(
-            f"the rows fit {len(found)} formats: {', '.join(found)}",
-            f"choose one with --from {found[0]}, say",
+            f"{named}the rows fit {len(found)} formats: {', '.join(found)}",
+            f"choose one (convert: --from {found[0]}; training: --data_format {found[0]}), say",
         )
     fields = sorted(rows[0]) if rows and isinstance(rows[0], dict) else []
     what = f"with the fields {', '.join(fields)}" if fields else "that are not objects" if rows else "at all"
     known = "; ".join(f"{n} ({', '.join(f.fields)})" for n, f in READERS.items())
     raise UserError(
-        f"the format is not known: {'rows' if rows else 'no rows'} {what}", f"--from one of {known}"
+        f"{named}the format is not known: {'rows' if rows else 'no rows'} {what}", f"the formats are {known}"
     )
 
 
@@ -126,7 +135,7 @@ def read_public(
         raise UserError(f"there is no format {name!r}", f"--from one of {', '.join(READERS)}")
     rows = itertools.islice(read_rows(Path(path)), limit)
     first = list(itertools.islice(rows, LOOK))
-    count.format = name or detect([values for _, values in first])
+    count.format = name or detect([values for _, values in first], str(path))
     return convert(itertools.chain(first, rows), options, skip_bad, count)
 
 
@@ -163,7 +172,8 @@ def convert(
             if not skip_bad:
                 raise UserError(
                     f"{place}, {error}",
-                    f"repair the row, leave such rows out with --skip-bad, or see docs/formats.md for {tally.format}",
+                    "repair the row, leave such rows out (`rmtools convert --skip-bad`), or see docs/formats.md for "
+                    f"{tally.format}",
                 ) from None
             tally.dropped[f"row breaks the format: field {error.kind}"] += 1
             continue

@@ -18,6 +18,7 @@ Naming a file runs it.
 1.0
 '''
 
+import hashlib
 import importlib
 import importlib.util
 import sys
@@ -95,6 +96,14 @@ class CallableTask:
     def step_choices(self, prompt: str, steps: Sequence[str]) -> list[str] | None:
         """Return None: steps are free text."""
         return None
+
+
+def code_hash(task: object) -> str:
+    """Return a short hash of the file that a task's function is from, "" for tasks that are not the user's."""
+    if not isinstance(task, CallableTask):
+        return ""
+    file = getattr(sys.modules.get(getattr(task.function, "__module__", "")), "__file__", None)
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16] if file else ""
 
 
 def load_function(spec: str) -> Verifier:
