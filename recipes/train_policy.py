@@ -1,7 +1,7 @@
 r"""Train a small Llama from scratch on demonstrations of a task with an exact check (trl's SFTTrainer).
 
     python recipes/train_policy.py --out runs/quickstart/policy
-    python recipes/train_policy.py --task arithmetic-silent --layers 4 --iterations 800 --learning-rate 3e-3 --care 0.75 \
+    python recipes/train_policy.py --task arithmetic-silent --layers 4 --iterations 800 --learning-rate 3e-3 --care 0.88 \
         --early-care 1 --early-share 0.7 --initializer-range 0.1 --rope-theta 100 --out runs/hard/policy
 
 The demonstrations are careless (``--care``), so the policy succeeds only now and then: what a reward model and

@@ -92,12 +92,7 @@ class ShardedRollouts:
             yield
 
     def _begin(self, overwrite: bool) -> None:
-        try:
-            old = read_plan(self.folder)
-        except UserError:
-            if not overwrite:
-                raise
-            old = {}
+        old = read_plan(self.folder)
         changed = differences(old, self.plan.to_dict()) if old is not None else []
         if changed and not overwrite:
             raise UserError(

@@ -3,6 +3,7 @@
 import os
 from dataclasses import dataclass, field
 
+import torch
 from transformers import TrainingArguments
 
 from rmtools.core.tilt import Tilt
@@ -78,7 +79,7 @@ class PRMConfig(TrainingArguments):
         default=False, metadata={"help": "every trained weight takes part in every step: nothing to look for"}
     )
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "a loss of NaN ends the run"})
-    target: str = field(default="td", metadata={"help": f"one of: {', '.join(TARGETS)}"})
+    target: str = field(default="td_lambda", metadata={"help": f"one of: {', '.join(TARGETS)}"})
     divergence: str = field(default="itakura_saito", metadata={"help": f"one of: {', '.join(DIVERGENCES)}"})
     td_lambda: float = field(default=0.5, metadata={"help": "lambda of target td_lambda"})
     n_step: int = field(default=2, metadata={"help": "steps that target n_step looks ahead"})
@@ -121,7 +122,7 @@ class PRMConfig(TrainingArguments):
         if metric and self.greater_is_better is None:
             self.greater_is_better = metric in GREATER_IS_BETTER
         self.remove_unused_columns = False
-        if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true"):
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available():
             self.use_cpu = True  # else transformers trains a copy of its own in every process
         super().__post_init__()
 

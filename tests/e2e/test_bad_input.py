@@ -105,8 +105,8 @@ def test_a_policy_whose_tokenizer_splits_the_delimiter(run, tmp_path, policy_fol
 
     folder = tmp_path / "policy"
     shutil.copytree(policy_folder, folder)
-    words = ["<eos>", *(chr(c) for c in range(32, 127)), "\n", ".\n"]
-    bpe = Tokenizer(models.BPE({w: i for i, w in enumerate(words)}, [(".", "\n")]))
+    words = ["<eos>", *"ab12.A)Sx ", "\n", "\nb"]  # no more than the policy has embeddings
+    bpe = Tokenizer(models.BPE({w: i for i, w in enumerate(words)}, [("\n", "b")]))
     PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<eos>", pad_token="<eos>").save_pretrained(
         folder
     )

@@ -58,7 +58,7 @@ def test_segmentation_and_delimiter_of_the_shell(run, lines, tmp_path):
         (["--segment", "newline", "--delimiter", r"\n\n"], ["a\n\n", "b. c\n\n"]),
         (["--segment", r"\n\nb"], ["a\n\nb\n", ". c\n"]),
     ):
-        done = run("convert", lines(row), tmp_path / "out", *how)
+        done = run("convert", lines(row), tmp_path / "out", "--overwrite", *how)
         assert done.code == 0, done.err
         assert read_rollouts(tmp_path / "out")[0][0].steps == steps
 
@@ -84,9 +84,9 @@ def test_a_bad_last_row_leaves_nothing(run, lines, tmp_path):
 
 def test_earlier_rollouts_are_kept_where_the_new_are_bad(run, lines, tmp_path):
     assert run("convert", lines(GSM8K), tmp_path / "out").code == 0
-    check_error(
-        run("convert", lines({**GSM8K, "answer": ""}), tmp_path / "out", "--from", "gsm8k"), "is empty"
-    )
+    bad = ("convert", lines({**GSM8K, "answer": ""}), tmp_path / "out", "--from", "gsm8k")
+    check_error(run(*bad, "--overwrite"), "is empty")
+    check_error(run(*bad), "holds rollouts already", "--overwrite")
     assert len(read_rollouts(tmp_path / "out")[0]) == 1
 
 

@@ -91,7 +91,7 @@ def test_training_then_sampling(run, training, tmp_path, prompts_file):
         ({"dtype": "int8"}, [], ["int8", "float32, bfloat16, float16"]),
         ({}, ["--load_in_4bit", "true"], ["bitsandbytes", "pip install"]),
         ({}, ["--load_in_4bit", "true", "--use_peft", "false"], ["cannot be trained whole"]),
-        ({}, ["--resume_from_checkpoint", "last"], ["no checkpoint to resume from", "save_strategy"]),
+        ({}, ["--resume_from_checkpoint", "last"], ["no whole checkpoint to resume from", "save_strategy"]),
         ({"n_step": 0}, [], ["n_step"]),
         ({"bellman_residual": -1}, [], ["bellman_residual"]),
         ({"max_length": 3}, [], ["no row is left to train on", "row 0", "max_length"]),

@@ -21,6 +21,7 @@ PLAN = Plan(
     policy_fingerprint="abc",
     device="cpu",
     task="crossing",
+    task_sha256="",
     horizon=3,
     steps=StepSettings("\n", 3, 6),
     temperature=1.0,

@@ -241,7 +241,7 @@ def test_detection_refuses_to_guess():
     with pytest.raises(UserError, match="2 formats: trl, rollouts"):
         detect([{**TRL, "correctness": [1, 1]}])
     with pytest.raises(
-        UserError, match=r"fields colour; fix: --from one of trl \(prompt, completions, labels\)"
+        UserError, match=r"fields colour; fix: the formats are trl \(prompt, completions, labels\)"
     ):
         detect([{"colour": "red"}])
     for rows, word in (([TRL, GSM8K], "not known"), ([], "no rows"), ([3], "not objects")):

@@ -74,13 +74,16 @@ class Arithmetic:
         """Return the right solution."""
         return "".join(result_step(result) for result in parse_worksheet(prompt))
 
-    def demonstration(self, prompt: str, care: float, rng: np.random.Generator) -> list[str]:
-        """Draw a solution: a step is right with probability ``care``, else it fails (any wrong digit, or ``x``)."""
+    def demonstration(
+        self, prompt: str, care: float | Sequence[float], rng: np.random.Generator
+    ) -> list[str]:
+        """Draw a solution: a step is right with probability ``care`` (of each), else it fails (any wrong digit, or ``x``)."""
+        careful = np.broadcast_to(np.asarray(care), self.horizon)
         steps: list[str] = []
-        for result in parse_worksheet(prompt):
+        for chance, result in zip(careful, parse_worksheet(prompt), strict=True):
             if FAILED in steps:
                 steps.append(FAILED)
-            elif rng.random() < care:
+            elif rng.random() < chance:
                 steps.append(result_step(result))
             else:
                 steps.append(result_step((result + 1 + int(rng.integers(9))) % 10) if self.silent else FAILED)

@@ -88,18 +88,21 @@ class Crossing:
     def reference(self, prompt: str) -> None:
         """Return None: many paths are right."""
 
-    def demonstration(self, prompt: str, care: float, rng: np.random.Generator) -> list[str]:
-        """Draw a solution: with probability ``care`` a random safe move if there is one, else any move."""
+    def demonstration(
+        self, prompt: str, care: float | Sequence[float], rng: np.random.Generator
+    ) -> list[str]:
+        """Draw a solution: with probability ``care`` (of each step) a random safe move if there is one, else any move."""
+        careful = np.broadcast_to(np.asarray(care), self.horizon)
         row, blocked = parse_grid(prompt)
         steps: list[str] = []
         alive = True
-        for rows in blocked:
+        for chance, rows in zip(careful, blocked, strict=True):
             if not alive:
                 steps.append("s x \n")
                 continue
             inside = [m for m in MOVES if 0 <= row + MOVES[m] < ROWS]
             safe = [m for m in inside if row + MOVES[m] not in rows]
-            among = safe if safe and rng.random() < care else inside
+            among = safe if safe and rng.random() < chance else inside
             move = among[rng.integers(len(among))]
             steps.append(true_step(row, move, self._shown(rows)))
             row += MOVES[move]

@@ -74,8 +74,10 @@ class ExactTask(Task, Protocol):
         """Return (T,) 1.0 while everything so far is right, 0.0 from the first failure on."""
         ...
 
-    def demonstration(self, prompt: str, care: float, rng: np.random.Generator) -> list[str]:
-        """Draw a well-formed solution whose chance of success grows with ``care`` in [0, 1]."""
+    def demonstration(
+        self, prompt: str, care: float | Sequence[float], rng: np.random.Generator
+    ) -> list[str]:
+        """Draw a well-formed solution whose chance of success grows with ``care`` in [0, 1], of all steps or of each."""
         ...
 
     def step_choices(self, prompt: str, steps: Sequence[str]) -> list[str]:
