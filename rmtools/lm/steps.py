@@ -65,6 +65,10 @@ class StepSettings:
             ) from error
 
 
+NONE = np.zeros(0, dtype=np.int64)
+"""Where a prefix has no alternatives: one array for all of them."""
+
+
 @dataclass(frozen=True)
 class EncodedTree:
     """Token ids of a trajectory followed by its alternative next steps, for one forward pass.
@@ -92,7 +96,7 @@ class EncodedTree:
     def trunk(self) -> "EncodedTree":
         """Return the trajectory without its alternatives."""
         n = int(self.reads[-1]) + 1
-        none = [np.zeros(0, dtype=np.int64) for _ in self.child_reads]
+        none = [NONE] * len(self.child_reads)
         return EncodedTree(
             self.ids[:n], self.positions[:n], self.segment[:n], self.fork[:n], self.reads, none
         )
@@ -223,15 +227,9 @@ class StepTokenizer:
                 segment += [count] * len(new)
                 fork += [start] * len(new)
                 at.append(len(ids) - 1)
-            child_reads.append(np.asarray(at, dtype=np.int64))
-        return EncodedTree(
-            np.asarray(ids),
-            np.asarray(positions),
-            np.asarray(segment),
-            np.asarray(fork),
-            np.asarray(reads),
-            child_reads,
-        )
+            child_reads.append(np.asarray(at, dtype=np.int64) if at else NONE)
+        small = [np.asarray(x, dtype=np.int32) for x in (ids, positions, segment, fork, reads)]
+        return EncodedTree(small[0], small[1], small[2], small[3], small[4], child_reads)
 
 
 def split_steps(text: str, delimiter: str) -> list[str]:

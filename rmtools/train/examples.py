@@ -32,8 +32,8 @@ class Example:
     complete : bool
         False where the last steps were cut off: its last prefix is then not the end.
     child_reads, child_log_potential, child_log_count : list of np.ndarray
-        For each depth: where a distinct alternative is read (-1: it ended), its potential (NaN: it goes on), and log
-        of how often it was drawn.
+        For each depth (none of a row without alternatives): where a distinct alternative is read (-1: it ended),
+        its potential (NaN: it goes on), and log of how often it was drawn.
     completion_log_potential : list of np.ndarray
         For each depth: of the extra completions.
     log_label : np.ndarray
@@ -59,9 +59,10 @@ def example(row: Rollout, steps: StepTokenizer, tilt: Tilt, keep: int | None = N
     """Encode a rollout, or its first ``keep`` steps."""
     kept = len(row.steps) if keep is None else keep
     own = row.steps[:kept]
-    counted = [count_children(at) for at in row.children[:kept]] or [[] for _ in own]
+    counted = [count_children(at) for at in row.children[:kept]]
     going_on = [
-        [c.text for c, _ in at if not c.ended and c.text != s] for at, s in zip(counted, own, strict=True)
+        [c.text for c, _ in at if not c.ended and c.text != s]
+        for at, s in zip(counted, own, strict=bool(counted))
     ]
     tree = steps.encode(row.prompt, own, going_on)
     labels = np.asarray([math.nan if x is None else x for x in (row.labels or [None] * kept)[:kept]])

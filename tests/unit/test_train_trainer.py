@@ -411,7 +411,7 @@ def test_the_checkpoint_reloads_with_the_same_values(saved, step_tokenizer, roll
         np.testing.assert_allclose(np.concatenate(a.children), np.concatenate(b.children), atol=1e-5)
     assert (settings.task, settings.horizon, settings.temperature, settings.seed) == ("crossing", 3, 1.6, 0)
     assert settings.base_rate == pytest.approx(np.mean([r.reward for r in rollouts]))
-    assert settings.training["target"] == "td"
+    assert settings.training["target"] == "td_lambda"
     assert again.tilt == Tilt(0.05)
 
 
