@@ -128,7 +128,7 @@ def test_another_training_is_not_resumed(policy_folder, step_tokenizer, rollouts
     checkpoint = str(tmp_path / "out" / "checkpoint-2")
     require_same_training(checkpoint, remembered)
     other = replace(remembered, training={**remembered.training, "target": "mc"})
-    with pytest.raises(UserError, match=r"another training: target \(td there, mc now\)"):
+    with pytest.raises(UserError, match=r"another training: target \(td_lambda there, mc now\)"):
         require_same_training(checkpoint, other)
     with pytest.raises(UserError, match=r"floor \(0.05 there, 0.1 now\)"):
         require_same_training(checkpoint, replace(remembered, floor=0.1))
@@ -222,7 +222,7 @@ def test_the_model_card_has_the_figures(policy_folder, step_tokenizer, rollouts,
     for name in ("brier", "ece", "rms_log_bellman", "t_rms_log_bellman", "constant_rms_log_bellman"):
         assert f"| {name} | {figures[f'eval_{name}']:.4g} |" in card
     assert str(tmp_path) not in card
-    assert "`td`" in card
+    assert "`td_lambda`" in card
     written = json.loads((tmp_path / "prm" / SETTINGS_FILE).read_text())
     assert {"target", "divergence", "rollouts_fingerprint", "versions", "global_steps"} <= set(
         written["training"]
