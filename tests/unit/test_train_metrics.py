@@ -145,4 +145,4 @@ def test_children_are_not_packed_where_they_would_see_too_little(values):
     ],
 )
 def test_children_are_packed_elsewhere(values):
-    require_full_attention(Config(**values), 17)
+    assert require_full_attention(Config(**values), 17) is None

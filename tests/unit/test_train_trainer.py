@@ -21,7 +21,6 @@ from rmtools.lm.checkpoint import (
 )
 from rmtools.lm.policy import Policy
 from rmtools.lm.value import ValueModel
-from rmtools.train.bootstrap import EMACopy
 from rmtools.train.config import PRMConfig
 from rmtools.train.lora import lora_config
 from rmtools.train.objective import read_values
@@ -253,32 +252,6 @@ def test_no_gradient_flows_through_the_target(policy_folder, step_tokenizer, tmp
             torch.testing.assert_close(found[name], p.grad, rtol=1e-4, atol=1e-6)
 
 
-def test_the_copy_is_an_exponential_moving_average():
-    model = torch.nn.Linear(2, 1, bias=False)
-    model.weight.data[:] = 1.0
-    copy, current = EMACopy(model, 0.9), EMACopy(model, 0.0)
-    expected = 1.0
-    for step in (2.0, 5.0):
-        model.weight.data[:] = step
-        for each in (copy, current):
-            each.on_step_end(None, None, None)
-        expected = 0.9 * expected + 0.1 * step
-        np.testing.assert_allclose(copy.weights["weight"], expected, rtol=1e-6)
-        np.testing.assert_allclose(current.weights["weight"], step)
-
-
-def test_targets_come_from_the_copy_not_the_current_weights(policy_folder, step_tokenizer, tmp_path):
-    model = adapted(policy_folder)
-    perturb(model)
-    trainer = trainer_for(policy_folder, step_tokenizer, RAGGED, tmp_path, model=model, ema_decay=0.98)
-    batch = batch_of(trainer, RAGGED)
-    before = log_targets(trainer, batch)
-    perturb(model, 1)
-    torch.testing.assert_close(log_targets(trainer, batch), before)
-    trainer.bootstrap.on_step_end(None, None, None)
-    assert not torch.allclose(log_targets(trainer, batch), before)
-
-
 @pytest.mark.parametrize(
     "changes",
     [
@@ -295,50 +268,6 @@ def test_targets_come_from_the_copy_not_the_current_weights(policy_folder, step_
 def test_wrong_settings_are_refused(tmp_path, changes):
     with pytest.raises(UserError, match=next(iter(changes))):
         config(tmp_path, **changes)
-
-
-def test_the_copy_moves_with_every_optimiser_step(policy_folder, step_tokenizer, rollouts, tmp_path):
-    """The average after training is the recursion over the weights after each step; accumulation does not count."""
-    from transformers import TrainerCallback
-
-    seen = []
-
-    class Watch(TrainerCallback):
-        def on_step_end(self, args, state, control, model=None, **kwargs):
-            seen.append({n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad})
-
-    trainer = trainer_for(
-        policy_folder, step_tokenizer, rollouts, tmp_path, ema_decay=0.7, gradient_accumulation_steps=2
-    )
-    trainer.add_callback(Watch())
-    average = {n: p.detach().clone() for n, p in trainer.model.named_parameters() if p.requires_grad}
-    trainer.train()
-    assert len(seen) == 3
-    for weights in seen:
-        average = {n: 0.7 * w + 0.3 * weights[n] for n, w in average.items()}
-    for name, w in average.items():
-        torch.testing.assert_close(trainer.bootstrap.weights[name], w)
-
-
-def test_without_a_lag_targets_follow_the_current_weights(policy_folder, step_tokenizer, tmp_path):
-    model = adapted(policy_folder)
-    trainer = trainer_for(policy_folder, step_tokenizer, RAGGED, tmp_path, model=model, ema_decay=0.0)
-    assert trainer.bootstrap is None
-    batch = batch_of(trainer, RAGGED)
-    before = trainer.compute_loss(model, batch).item()
-    perturb(model)
-    assert trainer.compute_loss(model, batch).item() != pytest.approx(before, rel=1e-3)
-
-
-def test_the_copy_of_bf16_weights_is_kept_in_fp32():
-    """Steps of a fiftieth of a small change are below what bf16 resolves: the copy would stand still."""
-    model = torch.nn.Linear(1, 1, bias=False).to(torch.bfloat16)
-    model.weight.data[:] = 1.0
-    copy = EMACopy(model, 0.98)
-    model.weight.data[:] = 1.05
-    for _ in range(500):
-        copy.on_step_end(None, None, None)
-    assert copy.weights["weight"].item() == pytest.approx(model.weight.float().item(), abs=1e-3)
 
 
 @pytest.mark.parametrize("accumulation", [1, 3])
@@ -464,31 +393,3 @@ def test_settings_name_the_policy_relative_to_the_checkpoint(saved, policy_folde
     monkeypatch.chdir(tmp_path)
     settings = CheckpointSettings.load(folder)
     assert (tmp_path / settings.policy).resolve() == policy_folder.resolve()
-
-
-def test_seeds_of_the_head(policy_folder):
-    a, b, c = (new_token_classifier(str(policy_folder), s).score.weight for s in (0, 0, 1))
-    assert torch.equal(a, b)
-    assert not torch.equal(a, c)
-
-
-@pytest.mark.parametrize("targets", [None, ["all-linear"], ["q_proj", "v_proj"]])
-def test_lora_leaves_the_head_whole(policy_folder, targets):
-    from peft import get_peft_model
-    from trl import ModelConfig
-
-    model = get_peft_model(
-        new_token_classifier(str(policy_folder), 0), lora_config(ModelConfig(lora_target_modules=targets))
-    )
-    names = [n for n, p in model.named_parameters() if p.requires_grad]
-    assert any("score.modules_to_save" in n for n in names)
-    assert not any("score" in n and "lora" in n for n in names)
-    assert any("lora" in n for n in names)
-
-
-def test_the_classifier_has_no_dropout(policy_folder):
-    """In training mode two passes agree: dropout would perturb the bootstrap target too."""
-    model = new_token_classifier(str(policy_folder), 0).train()
-    assert all(m.p == 0 for m in model.modules() if isinstance(m, torch.nn.Dropout))
-    ids = torch.arange(4, 12)[None]
-    assert torch.equal(model(input_ids=ids).logits, model(input_ids=ids).logits)

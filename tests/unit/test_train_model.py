@@ -1,0 +1,35 @@
+"""The model that is trained: a seeded head, adapters beside it, no dropout."""
+
+import pytest
+import torch
+
+from rmtools.lm.checkpoint import new_token_classifier
+from rmtools.train.lora import lora_config
+
+
+def test_seeds_of_the_head(policy_folder):
+    a, b, c = (new_token_classifier(str(policy_folder), s).score.weight for s in (0, 0, 1))
+    assert torch.equal(a, b)
+    assert not torch.equal(a, c)
+
+
+@pytest.mark.parametrize("targets", [None, ["all-linear"], ["q_proj", "v_proj"]])
+def test_lora_leaves_the_head_whole(policy_folder, targets):
+    from peft import get_peft_model
+    from trl import ModelConfig
+
+    model = get_peft_model(
+        new_token_classifier(str(policy_folder), 0), lora_config(ModelConfig(lora_target_modules=targets))
+    )
+    names = [n for n, p in model.named_parameters() if p.requires_grad]
+    assert any("score.modules_to_save" in n for n in names)
+    assert not any("score" in n and "lora" in n for n in names)
+    assert any("lora" in n for n in names)
+
+
+def test_the_classifier_has_no_dropout(policy_folder):
+    """In training mode two passes agree: dropout would perturb the bootstrap target too."""
+    model = new_token_classifier(str(policy_folder), 0).train()
+    assert all(m.p == 0 for m in model.modules() if isinstance(m, torch.nn.Dropout))
+    ids = torch.arange(4, 12)[None]
+    assert torch.equal(model(input_ids=ids).logits, model(input_ids=ids).logits)
