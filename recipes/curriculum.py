@@ -1,6 +1,6 @@
 """Demonstrations from easy to hard, to train a verifier of silent failures: at first all steps but the last are given.
 
-    python recipes/curriculum.py --policy runs/hard/policy --task arithmetic-silent --out runs/hard/rollouts
+    python recipes/curriculum.py --policy runs/hard/policy --out runs/hard/rollouts
 
 A failure that is not written into the text is credited to the right step only by chance; with all steps but the last given
 there is one step to blame. A stage is OPTIMISER_STEPS:K-K':CARE: K to K' right steps are part of the prompt, the others are
@@ -34,9 +34,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--policy", type=Path, required=True, help="whose weights the value model starts from"
     )
-    parser.add_argument("--task", default="arithmetic-silent")
+    parser.add_argument("--task", default="crossing-silent")
     parser.add_argument("--horizon", type=int, default=8)
-    parser.add_argument("--stages", default="500:7-7:.5,300:5-7:.6,300:2-7:.7,600:0-0:.88", help="see above")
+    parser.add_argument("--stages", default="300:6-7:.2,200:2-7:.5,900:0-0:.85", help="see above")
     parser.add_argument("--batch", type=int, default=64, help="rows of one optimiser step")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)

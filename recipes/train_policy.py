@@ -1,8 +1,8 @@
 r"""Train a small Llama from scratch on demonstrations of a task with an exact check (trl's SFTTrainer).
 
     python recipes/train_policy.py --out runs/quickstart/policy
-    python recipes/train_policy.py --task arithmetic-silent --layers 4 --iterations 800 --learning-rate 3e-3 --care 0.88 \
-        --early-care 1 --early-share 0.7 --initializer-range 0.1 --rope-theta 100 --out runs/hard/policy
+    python recipes/train_policy.py --task crossing-silent --layers 4 --learning-rate 3e-3 --care 0.85 \
+        --early-care 1 --early-share 0.6 --initializer-range 0.1 --rope-theta 100 --out runs/hard/policy
 
 The demonstrations are careless (``--care``), so the policy succeeds only now and then: what a reward model and
 a sampler are for. The gate, measured at the end with one-shot ``generate`` and written to ``gate.json``, says

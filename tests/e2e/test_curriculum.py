@@ -20,7 +20,7 @@ def test_rows_come_in_the_order_of_the_stages(run, tmp_path, policy_folder):
     assert lengths[:8] == [1] * 8
     assert set(lengths[8:12]) <= {1, 2}
     assert lengths[12:] == [3] * 12
-    assert (metadata.task, metadata.horizon) == ("arithmetic-silent", 3)
+    assert (metadata.task, metadata.horizon) == ("crossing-silent", 3)
 
 
 @pytest.mark.parametrize("stages", ["", "5", "5:0:.5", "5:0-3:.5", "5:2-1:.5", "5:0-0:1.5"])
