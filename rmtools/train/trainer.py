@@ -117,7 +117,7 @@ class PRMTrainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Return the loss of the batch; raises ``ValueError`` where it is NaN or infinite."""
+        """Return the loss of the batch; raises ``UserError`` where it is NaN or infinite."""
         copy = self._copy_values(model, inputs)
         if copy is not None and not bool(torch.isfinite(copy.prefix).all()):
             raise UserError(

@@ -184,6 +184,21 @@ def test_a_backbone_from_scratch(run, tmp_path, policy_folder, prompts_file):
     check_error(run("--rollouts", tmp_path, "--out", tmp_path / "b", script=script), "no rollouts")
 
 
+@pytest.mark.parametrize("decay", [0.0, 0.9])
+def test_a_loss_that_blows_up_ends_the_run(run, training, tmp_path, decay):
+    config = training(
+        learning_rate=1e30, max_grad_norm=0, max_steps=5, ema_decay=decay, eval_strategy="no", logging_steps=9
+    )
+    check_error(run("--config", config, script=RECIPE), "learning")
+    assert not list((tmp_path / "prm").glob("*"))
+
+
+def test_a_reward_model_is_no_policy(run, value_folder, tmp_path):
+    result = run("rollout", "--policy", value_folder, "--prompts", 2, "--horizon", 3, "--out", tmp_path / "r")
+    check_error(result, "is a reward model or an adapter, not a policy")
+    assert not (tmp_path / "r").exists()
+
+
 def test_export(run, value_folder, tmp_path):
     out = tmp_path / "merged"
     result = run("export", "--model", value_folder, "--merge", "--out", out)

@@ -36,7 +36,7 @@ import numpy as np
 from rmtools.data.tasks.answers import from_a_file
 from rmtools.errors import UserError
 
-Verifier = Callable[[str, list[str], str | None], float]
+Judge = Callable[[str, list[str], str | None], float]
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class CallableTask:
         Right answers by prompt; ``rmtools.data.prompts`` adds those of a prompts file.
     """
 
-    function: Verifier
+    function: Judge
     horizon: int = 16
     delimiter: str = "\n"
     name: str = "custom"
@@ -106,7 +106,7 @@ def code_hash(task: object) -> str:
     return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16] if file else ""
 
 
-def load_function(spec: str) -> Verifier:
+def load_function(spec: str) -> Judge:
     """Return the function that ``path/to/file.py:function`` or ``module:function`` names; this runs the user's code.
 
     Raises
