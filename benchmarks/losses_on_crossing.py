@@ -72,16 +72,10 @@ class Setting:
         self.held_out = Collector(self.policy, self.task, Branching(4), rng).collect(self.prompts)
 
     def labelled(self) -> list[Any]:
-        """Return the training rows with the outcome as the label of every step, for the ranking loss."""
+        """Return the training rows with exact step labels, for the ranking loss."""
         from dataclasses import replace
 
-        return [replace(r, labels=[float(s) for s in self.step_labels(r)]) for r in self.rows]
-
-    def step_labels(self, row: Any) -> list[float]:
-        """Return 1 for the steps before the first wrong or failed one, 0 from there on."""
-        right = self.task.right_rows(row.prompt, row.steps)
-        good = [r and not s.endswith("x \n") for r, s in zip(right, row.steps, strict=True)]
-        return list(np.cumprod(good).astype(float))
+        return [replace(r, labels=self.task.step_labels(r.prompt, r.steps)) for r in self.rows]
 
 
 def train_policy(folder: Path, horizon: int) -> None:
