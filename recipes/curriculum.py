@@ -1,15 +1,23 @@
-"""Demonstrations from easy to hard, to train a verifier of silent failures: at first all steps but the last are given.
+r"""Demonstrations from easy to hard, to train a verifier of silent failures: at first all steps but the last are given.
 
     python recipes/curriculum.py --policy runs/hard/policy --out runs/hard/rollouts
 
 A failure that is not written into the text is credited to the right step only by chance; with all steps but the last given
 there is one step to blame. A stage is OPTIMISER_STEPS:K-K':CARE: K to K' right steps are part of the prompt, the others are
-demonstrations as careful as CARE, the outcome is all that is kept of them. The rows are written in the order of
-training: train on them with `train_sampling_strategy: sequential` and the same batch size (recipes/hard_prm.yaml).
+demonstrations as careful as CARE, the outcome is all that is kept of them. A stage that ends in :steps keeps of each step
+whether it is right by itself, whatever came before (none are given then): what a verifier of sums has to learn first.
+Then every row has labels, the outcome at each step in the other stages: train with `target: labels`, otherwise with `mc`.
+
+    python recipes/curriculum.py --task arithmetic-silent --policy runs/hard-sums/policy --out runs/hard-sums/rollouts \
+        --stages 800:0-0:.5:steps,300:2-7:.7,600:0-0:.88
+
+The rows are written in the order of training: train on them with `train_sampling_strategy: sequential` and the same
+batch size (recipes/hard_prm.yaml, recipes/hard_sums_prm.yaml).
 """
 
 import argparse
 import re
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +26,24 @@ from rmtools.cli.errors import exit_on_user_error
 from rmtools.cli.progress import progress
 from rmtools.data.given import given_demonstrations
 from rmtools.data.rollouts import META_FILE, Rollout, RolloutMetadata, write_rollouts
-from rmtools.data.tasks import load_exact_task
+from rmtools.data.tasks import ExactTask, load_exact_task
 from rmtools.errors import UserError
 from rmtools.files import claim_folder
 from rmtools.lm.checkpoint import fingerprint
 from rmtools.lm.steps import StepSettings
 
-STAGE = re.compile(r"(\d+):(\d+)-(\d+):(0?\.\d+|1)")
+STAGE = re.compile(r"(\d+):(\d+)-(\d+):(0?\.\d+|1)(:steps)?")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Rows for so many optimiser steps, with ``fewest`` to ``most`` right steps given."""
+
+    steps: int
+    fewest: int
+    most: int
+    care: float
+    own_labels: bool
 
 
 def arguments() -> argparse.Namespace:
@@ -43,22 +62,46 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def parsed(stages: str, horizon: int) -> list[tuple[int, int, int, float]]:
-    """Return (optimiser steps, fewest, most given steps, care) of each stage."""
+def parsed(stages: str, horizon: int) -> list[Stage]:
     found = []
     for stage in stages.split(","):
         parts = STAGE.fullmatch(stage)
         if not parts:
             raise UserError(
-                f"the stage {stage!r} is not OPTIMISER_STEPS:K-K':CARE", "500:7-7:.5,600:0-0:.88, say"
+                f"the stage {stage!r} is not OPTIMISER_STEPS:K-K':CARE or OPTIMISER_STEPS:K-K':CARE:steps",
+                "500:7-7:.5,600:0-0:.88, say",
             )
         steps, fewest, most = (int(x) for x in parts.groups()[:3])
         if not fewest <= most < horizon:
             raise UserError(
                 f"the stage {stage!r} gives {fewest} to {most} of {horizon} steps", "give fewer than all"
             )
-        found.append((steps, fewest, most, float(parts[4])))
+        if parts[5] and most:
+            raise UserError(
+                f"the stage {stage!r} gives steps, and labels every one",
+                f"write {steps}:0-0:{parts[4]}:steps",
+            )
+        found.append(Stage(steps, fewest, most, float(parts[4]), bool(parts[5])))
     return found
+
+
+def drawn(task: ExactTask, stage: Stage, batch: int, rng: np.random.Generator) -> list[Rollout]:
+    """Draw the rows of one stage, without labels."""
+    given = rng.integers(stage.fewest, stage.most + 1, size=stage.steps * batch)
+    found = given_demonstrations(task, given.tolist(), stage.care, rng)
+    rate = np.mean([r.outcome for r in found])
+    print(
+        f"{stage.steps} optimiser steps with {stage.fewest} to {stage.most} steps given: success {rate:.3f}"
+    )
+    return found
+
+
+def labelled(task: ExactTask, row: Rollout, own: bool) -> Rollout:
+    """Return the row with a label a step: whether it is right by itself, or the outcome of all."""
+    if not own:
+        return replace(row, labels=[row.outcome] * len(row.steps))
+    right = task.right_steps(row.prompt, row.steps)
+    return replace(row, labels=[float(r) for r in right])
 
 
 def main() -> None:
@@ -66,16 +109,19 @@ def main() -> None:
     if args.batch < 1:
         raise UserError("batch must be at least 1")
     task, stages = load_exact_task(args.task, args.horizon), parsed(args.stages, args.horizon)
+    with_labels = any(stage.own_labels for stage in stages)
+    if with_labels and args.task != "arithmetic-silent":
+        raise UserError(
+            f"a stage of the task {args.task} cannot end in :steps",
+            "only in arithmetic-silent does the right step not depend on those before",
+        )
     claim_folder(args.out, META_FILE)
     rng = np.random.default_rng([args.seed, 7])
     rows: list[Rollout] = []
     with progress("stages", len(stages)) as tick:
-        for steps, fewest, most, care in stages:
-            given = rng.integers(fewest, most + 1, size=steps * args.batch)
-            found = given_demonstrations(task, given.tolist(), care, rng)
-            rate = np.mean([r.outcome for r in found])
-            print(f"{steps} optimiser steps with {fewest} to {most} steps given: success {rate:.3f}")
-            rows += found
+        for stage in stages:
+            found = drawn(task, stage, args.batch, rng)
+            rows += [labelled(task, r, stage.own_labels) for r in found] if with_labels else found
             tick(1)
     settings = StepSettings(task.delimiter, args.horizon)
     weights = fingerprint(args.policy)

@@ -6,6 +6,7 @@ import pytest
 from checks import check_error
 
 from rmtools.data.rollouts import read_rollouts
+from rmtools.data.tasks import Arithmetic
 
 SCRIPT = Path(__file__).parents[2] / "recipes" / "curriculum.py"
 
@@ -23,7 +24,31 @@ def test_rows_come_in_the_order_of_the_stages(run, tmp_path, policy_folder):
     assert (metadata.task, metadata.horizon) == ("crossing-silent", 3)
 
 
-@pytest.mark.parametrize("stages", ["", "5", "5:0:.5", "5:0-3:.5", "5:2-1:.5", "5:0-0:1.5"])
+def test_a_stage_labels_each_step_by_itself(run, tmp_path, policy_folder):
+    out = tmp_path / "rollouts"
+    options = ("--policy", policy_folder, "--horizon", 4, "--batch", 8, "--out", out)
+    stages = ("--task", "arithmetic-silent", "--stages", "4:0-0:.5:steps,1:2-2:.5")
+    result = run(*options, *stages, script=SCRIPT)
+    assert result.code == 0, result.err
+    rows, _ = read_rollouts(out)
+    task = Arithmetic(4, silent=True)
+    for row in rows[:32]:
+        right = zip(row.steps, task.reference(row.prompt).splitlines(keepends=True), strict=True)
+        assert row.labels == [float(step == due) for step, due in right]
+    assert any(0.0 in r.labels[:-1] and r.labels[-1] == 1.0 for r in rows[:32])
+    assert all(r.labels == [r.outcome] * 2 for r in rows[32:])
+    assert 0 < sum(r.outcome for r in rows[32:]) < 8
+
+
+def test_labels_by_itself_need_a_task_of_independent_steps(run, tmp_path, policy_folder):
+    options = ("--policy", policy_folder, "--horizon", 3, "--out", tmp_path / "r")
+    check_error(run(*options, "--stages", "5:0-0:.5:steps", script=SCRIPT), "arithmetic-silent")
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize(
+    "stages", ["", "5", "5:1-1:.5:steps", "5:0-0:.5:labels", "5:0:.5", "5:0-3:.5", "5:2-1:.5", "5:0-0:1.5"]
+)
 def test_wrong_stages(run, tmp_path, policy_folder, stages):
     options = ("--policy", policy_folder, "--horizon", 3, "--out", tmp_path / "r", "--stages", stages)
     check_error(run(*options, script=SCRIPT), "the stage")
