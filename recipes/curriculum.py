@@ -5,11 +5,12 @@ r"""Demonstrations from easy to hard, to train a verifier of silent failures: at
 A failure that is not written into the text is credited to the right step only by chance; with all steps but the last given
 there is one step to blame. A stage is OPTIMISER_STEPS:K-K':CARE: K to K' right steps are part of the prompt, the others are
 demonstrations as careful as CARE, the outcome is all that is kept of them. A stage that ends in :steps keeps of each step
-whether it is right by itself, whatever came before (none are given then): what a verifier of sums has to learn first.
-Then every row has labels, the outcome at each step in the other stages: train with `target: labels`, otherwise with `mc`.
+whether it is right by itself, whatever came before: what a verifier of sums has to learn first; one in :prefixes, whether all
+steps so far are right (no steps are given in either). With such a stage every row
+has labels, the outcome at each step in the other stages: train with `target: labels`, otherwise with `mc`.
 
     python recipes/curriculum.py --task arithmetic-silent --policy runs/hard-sums/policy --out runs/hard-sums/rollouts \
-        --stages 800:0-0:.5:steps,300:2-7:.7,600:0-0:.88
+        --stages 600:0-0:.5:steps,200:0-0:.7:prefixes,500:0-0:.88
 
 The rows are written in the order of training: train on them with `train_sampling_strategy: sequential` and the same
 batch size (recipes/hard_prm.yaml, recipes/hard_sums_prm.yaml).
@@ -32,7 +33,7 @@ from rmtools.files import claim_folder
 from rmtools.lm.checkpoint import fingerprint
 from rmtools.lm.steps import StepSettings
 
-STAGE = re.compile(r"(\d+):(\d+)-(\d+):(0?\.\d+|1)(:steps)?")
+STAGE = re.compile(r"(\d+):(\d+)-(\d+):(0?\.\d+|1)(:steps|:prefixes)?")
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Stage:
     fewest: int
     most: int
     care: float
-    own_labels: bool
+    labels: str  # ":steps", ":prefixes" or "" for the outcome
 
 
 def arguments() -> argparse.Namespace:
@@ -68,7 +69,7 @@ def parsed(stages: str, horizon: int) -> list[Stage]:
         parts = STAGE.fullmatch(stage)
         if not parts:
             raise UserError(
-                f"the stage {stage!r} is not OPTIMISER_STEPS:K-K':CARE or OPTIMISER_STEPS:K-K':CARE:steps",
+                f"the stage {stage!r} is not OPTIMISER_STEPS:K-K':CARE, with :steps or :prefixes behind it or not",
                 "500:7-7:.5,600:0-0:.88, say",
             )
         steps, fewest, most = (int(x) for x in parts.groups()[:3])
@@ -79,9 +80,9 @@ def parsed(stages: str, horizon: int) -> list[Stage]:
         if parts[5] and most:
             raise UserError(
                 f"the stage {stage!r} gives steps, and labels every one",
-                f"write {steps}:0-0:{parts[4]}:steps",
+                f"write {steps}:0-0:{parts[4]}{parts[5]}",
             )
-        found.append(Stage(steps, fewest, most, float(parts[4]), bool(parts[5])))
+        found.append(Stage(steps, fewest, most, float(parts[4]), parts[5] or ""))
     return found
 
 
@@ -96,12 +97,13 @@ def drawn(task: ExactTask, stage: Stage, batch: int, rng: np.random.Generator) -
     return found
 
 
-def labelled(task: ExactTask, row: Rollout, own: bool) -> Rollout:
-    """Return the row with a label a step: whether it is right by itself, or the outcome of all."""
-    if not own:
-        return replace(row, labels=[row.outcome] * len(row.steps))
-    right = task.right_steps(row.prompt, row.steps)
-    return replace(row, labels=[float(r) for r in right])
+def labelled(task: ExactTask, row: Rollout, labels: str) -> Rollout:
+    """Return the row with a label a step: right by itself, right up to there, or the outcome of all."""
+    if labels == ":steps":
+        return replace(row, labels=[float(r) for r in task.right_steps(row.prompt, row.steps)])
+    if labels == ":prefixes":
+        return replace(row, labels=list(task.step_labels(row.prompt, row.steps)))
+    return replace(row, labels=[row.outcome] * len(row.steps))
 
 
 def main() -> None:
@@ -109,8 +111,8 @@ def main() -> None:
     if args.batch < 1:
         raise UserError("batch must be at least 1")
     task, stages = load_exact_task(args.task, args.horizon), parsed(args.stages, args.horizon)
-    with_labels = any(stage.own_labels for stage in stages)
-    if with_labels and args.task != "arithmetic-silent":
+    with_labels = any(stage.labels for stage in stages)
+    if any(s.labels == ":steps" for s in stages) and args.task != "arithmetic-silent":
         raise UserError(
             f"a stage of the task {args.task} cannot end in :steps",
             "only in arithmetic-silent does the right step not depend on those before",
@@ -121,7 +123,7 @@ def main() -> None:
     with progress("stages", len(stages)) as tick:
         for stage in stages:
             found = drawn(task, stage, args.batch, rng)
-            rows += [labelled(task, r, stage.own_labels) for r in found] if with_labels else found
+            rows += [labelled(task, r, stage.labels) for r in found] if with_labels else found
             tick(1)
     settings = StepSettings(task.delimiter, args.horizon)
     weights = fingerprint(args.policy)

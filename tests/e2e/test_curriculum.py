@@ -27,7 +27,7 @@ def test_rows_come_in_the_order_of_the_stages(run, tmp_path, policy_folder):
 def test_a_stage_labels_each_step_by_itself(run, tmp_path, policy_folder):
     out = tmp_path / "rollouts"
     options = ("--policy", policy_folder, "--horizon", 4, "--batch", 8, "--out", out)
-    stages = ("--task", "arithmetic-silent", "--stages", "4:0-0:.5:steps,1:2-2:.5")
+    stages = ("--task", "arithmetic-silent", "--stages", "4:0-0:.5:steps,1:2-2:.5,1:0-0:.7:prefixes")
     result = run(*options, *stages, script=SCRIPT)
     assert result.code == 0, result.err
     rows, _ = read_rollouts(out)
@@ -36,8 +36,10 @@ def test_a_stage_labels_each_step_by_itself(run, tmp_path, policy_folder):
         right = zip(row.steps, task.reference(row.prompt).splitlines(keepends=True), strict=True)
         assert row.labels == [float(step == due) for step, due in right]
     assert any(0.0 in r.labels[:-1] and r.labels[-1] == 1.0 for r in rows[:32])
-    assert all(r.labels == [r.outcome] * 2 for r in rows[32:])
-    assert 0 < sum(r.outcome for r in rows[32:]) < 8
+    assert all(r.labels == [r.outcome] * 2 for r in rows[32:40])
+    assert 0 < sum(r.outcome for r in rows[32:40]) < 8
+    assert all(r.labels == task.step_labels(r.prompt, r.steps) for r in rows[40:])
+    assert any(r.labels[0] > r.labels[-1] for r in rows[40:])
 
 
 def test_labels_by_itself_need_a_task_of_independent_steps(run, tmp_path, policy_folder):
@@ -47,7 +49,18 @@ def test_labels_by_itself_need_a_task_of_independent_steps(run, tmp_path, policy
 
 
 @pytest.mark.parametrize(
-    "stages", ["", "5", "5:1-1:.5:steps", "5:0-0:.5:labels", "5:0:.5", "5:0-3:.5", "5:2-1:.5", "5:0-0:1.5"]
+    "stages",
+    [
+        "",
+        "5",
+        "5:1-1:.5:steps",
+        "5:1-1:.5:prefixes",
+        "5:0-0:.5:labels",
+        "5:0:.5",
+        "5:0-3:.5",
+        "5:2-1:.5",
+        "5:0-0:1.5",
+    ],
 )
 def test_wrong_stages(run, tmp_path, policy_folder, stages):
     options = ("--policy", policy_folder, "--horizon", 3, "--out", tmp_path / "r", "--stages", stages)
