@@ -10,7 +10,7 @@ steps so far are right (no steps are given in either). With such a stage every r
 has labels, the outcome at each step in the other stages: train with `target: labels`, otherwise with `mc`.
 
     python recipes/curriculum.py --task arithmetic-silent --policy runs/hard-sums/policy --out runs/hard-sums/rollouts \
-        --stages 600:0-0:.5:steps,700:0-0:.88
+        --stages 600:0-0:.5:steps,200:0-0:.7:prefixes,500:0-0:.88
 
 The rows are written in the order of training: train on them with `train_sampling_strategy: sequential` and the same
 batch size (recipes/hard_prm.yaml, recipes/hard_sums_prm.yaml).
