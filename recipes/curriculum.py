@@ -4,10 +4,10 @@ r"""Demonstrations from easy to hard, to train a verifier of silent failures: at
 
 A failure that is not written into the text is credited to the right step only by chance; with all steps but the last given
 there is one step to blame. A stage is OPTIMISER_STEPS:K-K':CARE: K to K' right steps are part of the prompt, the others are
-demonstrations as careful as CARE, the outcome is all that is kept of them. A stage that ends in :steps keeps of each step
-whether it is right by itself, whatever came before: what a verifier of sums has to learn first; one in :prefixes, whether all
-steps so far are right (no steps are given in either). With such a stage every row
-has labels, the outcome at each step in the other stages: train with `target: labels`, otherwise with `mc`.
+demonstrations as careful as CARE, the outcome is all that is kept of them. Without given steps a stage may keep more, at
+its end: `:steps`, whether each step is right by itself, whatever came before, which is what a verifier of sums has to
+learn first; `:prefixes`, whether all steps so far are right. With such a stage every row has labels, in the other
+stages the outcome at each step: train on them with `target: labels`, otherwise with `target: mc`.
 
     python recipes/curriculum.py --task arithmetic-silent --policy runs/hard-sums/policy --out runs/hard-sums/rollouts \
         --stages 600:0-0:.5:steps,200:0-0:.7:prefixes,500:0-0:.88
@@ -25,26 +25,31 @@ import numpy as np
 
 from rmtools.cli.errors import exit_on_user_error
 from rmtools.cli.progress import progress
+from rmtools.core.arguments import check_count
 from rmtools.data.given import given_demonstrations
 from rmtools.data.rollouts import META_FILE, Rollout, RolloutMetadata, write_rollouts
 from rmtools.data.tasks import ExactTask, load_exact_task
 from rmtools.errors import UserError
 from rmtools.files import claim_folder
 from rmtools.lm.checkpoint import fingerprint
+from rmtools.lm.policy import load_tokenizer
 from rmtools.lm.steps import StepSettings
 
-STAGE = re.compile(r"(\d+):(\d+)-(\d+):(0?\.\d+|1)(:steps|:prefixes)?")
+STAGE = re.compile(r"(\d+):(\d+)-(\d+):(0?\.\d+|1)(?::(steps|prefixes))?")
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Rows for so many optimiser steps, with ``fewest`` to ``most`` right steps given."""
+    """Rows for so many optimiser steps, with ``fewest`` to ``most`` right steps given.
+
+    ``labels`` is "steps", "prefixes" or, where the outcome is all there is, "".
+    """
 
     steps: int
     fewest: int
     most: int
     care: float
-    labels: str  # ":steps", ":prefixes" or "" for the outcome
+    labels: str
 
 
 def arguments() -> argparse.Namespace:
@@ -64,6 +69,7 @@ def arguments() -> argparse.Namespace:
 
 
 def parsed(stages: str, horizon: int) -> list[Stage]:
+    """Return the stages that the flag asks for; raises ``UserError`` that names the one which cannot be."""
     found = []
     for stage in stages.split(","):
         parts = STAGE.fullmatch(stage)
@@ -73,6 +79,8 @@ def parsed(stages: str, horizon: int) -> list[Stage]:
                 "500:7-7:.5,600:0-0:.88, say",
             )
         steps, fewest, most = (int(x) for x in parts.groups()[:3])
+        if steps < 1:
+            raise UserError(f"the stage {stage!r} has no optimiser steps", "leave it out, or give it some")
         if not fewest <= most < horizon:
             raise UserError(
                 f"the stage {stage!r} gives {fewest} to {most} of {horizon} steps", "give fewer than all"
@@ -80,7 +88,7 @@ def parsed(stages: str, horizon: int) -> list[Stage]:
         if parts[5] and most:
             raise UserError(
                 f"the stage {stage!r} gives steps, and labels every one",
-                f"write {steps}:0-0:{parts[4]}{parts[5]}",
+                f"write {steps}:0-0:{parts[4]}:{parts[5]}",
             )
         found.append(Stage(steps, fewest, most, float(parts[4]), parts[5] or ""))
     return found
@@ -99,24 +107,25 @@ def drawn(task: ExactTask, stage: Stage, batch: int, rng: np.random.Generator) -
 
 def labelled(task: ExactTask, row: Rollout, labels: str) -> Rollout:
     """Return the row with a label a step: right by itself, right up to there, or the outcome of all."""
-    if labels == ":steps":
+    if labels == "steps":
         return replace(row, labels=[float(r) for r in task.right_steps(row.prompt, row.steps)])
-    if labels == ":prefixes":
+    if labels == "prefixes":
         return replace(row, labels=list(task.step_labels(row.prompt, row.steps)))
     return replace(row, labels=[row.outcome] * len(row.steps))
 
 
 def main() -> None:
     args = arguments()
-    if args.batch < 1:
-        raise UserError("batch must be at least 1")
+    check_count("batch", args.batch, fix=64)
+    check_count("seed", args.seed, 0)
     task, stages = load_exact_task(args.task, args.horizon), parsed(args.stages, args.horizon)
     with_labels = any(stage.labels for stage in stages)
-    if any(s.labels == ":steps" for s in stages) and args.task != "arithmetic-silent":
+    if any(s.labels == "steps" for s in stages) and args.task != "arithmetic-silent":
         raise UserError(
             f"a stage of the task {args.task} cannot end in :steps",
             "only in arithmetic-silent does the right step not depend on those before",
         )
+    load_tokenizer(args.policy)  # an unusable policy is refused before anything is drawn
     claim_folder(args.out, META_FILE)
     rng = np.random.default_rng([args.seed, 7])
     rows: list[Rollout] = []

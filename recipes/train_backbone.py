@@ -10,8 +10,8 @@ import argparse
 from pathlib import Path
 
 from rmtools.cli.errors import exit_on_user_error
+from rmtools.core.arguments import check_count
 from rmtools.data.rollouts import read_rollouts
-from rmtools.errors import UserError
 from rmtools.files import claim_folder, replacing
 from rmtools.lm.tokenizers import bpe_tokenizer
 from rmtools.train.scratch import small_llama, train_language_model
@@ -36,10 +36,10 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = arguments()
-    if min(args.steps, args.batch, args.hidden, args.layers, args.context) < 1 or args.vocabulary < 300:
-        raise UserError(
-            "steps, batch, hidden, layers and context must be at least 1, vocabulary at least 300"
-        )
+    for name in ("steps", "batch", "hidden", "layers", "context"):
+        check_count(name, getattr(args, name))
+    check_count("vocabulary", args.vocabulary, 300, fix=2048)
+    check_count("seed", args.seed, 0)
     rows, _ = read_rollouts(args.rollouts)
     prompts, answers = [r.prompt for r in rows], ["".join(r.steps) for r in rows]
     claim_folder(args.out, "config.json")

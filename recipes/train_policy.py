@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from rmtools.cli.errors import exit_on_user_error
+from rmtools.core.arguments import check_count
 from rmtools.data.tasks import ExactTask, load_exact_task
 from rmtools.errors import UserError
 from rmtools.files import claim_folder, replacing, write_json
@@ -122,8 +123,13 @@ def passes(found: dict[str, float], task: str) -> bool:
 
 def main() -> int:
     args = arguments()
-    if args.iterations < 1 or args.batch < 1 or not (0 <= args.care <= 1 and 0 <= args.early_share <= 1):
-        raise UserError("iterations and batch must be at least 1, care and early-share in [0, 1]")
+    for name in ("iterations", "batch", "hidden", "layers"):
+        check_count(name, getattr(args, name))
+    for name in ("seed", "gate_samples"):
+        check_count(name, getattr(args, name), 0)
+    for name in ("care", "early_care", "early_share"):
+        if not 0 <= getattr(args, name) <= 1:
+            raise UserError(f"{name} must be in [0, 1], got {getattr(args, name)}", "0.5, say")
     task = load_exact_task(args.task, args.horizon)
     claim_folder(args.out, "config.json")
     with replacing(args.out) as folder:

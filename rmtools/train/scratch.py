@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rmtools.errors import UserError
+
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -21,7 +23,13 @@ def small_llama(
 
     Embeddings are not tied to the head: tied ones do not learn the task ``crossing`` reliably. transformers' defaults for
     the last two suit large models: a small one learns to add modulo 10 with .1 and 100 only (docs/log.md).
+
+    Raises ``UserError`` where ``hidden`` cannot be cut into four heads of even width.
     """
+    if hidden % 8:
+        raise UserError(
+            f"hidden is {hidden}, no multiple of 8: four heads of even width", f"{hidden // 8 * 8 + 8}, say"
+        )
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 

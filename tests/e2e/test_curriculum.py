@@ -57,6 +57,7 @@ def test_labels_by_itself_need_a_task_of_independent_steps(run, tmp_path, policy
         "5:1-1:.5:prefixes",
         "5:0-0:.5:labels",
         "5:0:.5",
+        "0:0-0:.5",
         "5:0-3:.5",
         "5:2-1:.5",
         "5:0-0:1.5",
@@ -65,4 +66,14 @@ def test_labels_by_itself_need_a_task_of_independent_steps(run, tmp_path, policy
 def test_wrong_stages(run, tmp_path, policy_folder, stages):
     options = ("--policy", policy_folder, "--horizon", 3, "--out", tmp_path / "r", "--stages", stages)
     check_error(run(*options, script=SCRIPT), "the stage")
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "fact"),
+    [(("--seed", -1), "seed"), (("--batch", 0), "batch"), (("--policy", "nowhere"), "nowhere")],
+)
+def test_wrong_options_write_nothing(run, tmp_path, policy_folder, options, fact):
+    given = ("--policy", policy_folder, "--horizon", 3, "--stages", "1:0-0:.5", "--out", tmp_path / "r")
+    check_error(run(*given, *options, script=SCRIPT), fact)
     assert not (tmp_path / "r").exists()

@@ -30,6 +30,22 @@ def test_tasks_without_demonstrations(run, tmp_path):
     assert not (tmp_path / "policy").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "fact"),
+    [
+        (("--seed", -1), "seed"),
+        (("--iterations", 0), "iterations"),
+        (("--care", 1.5), "care"),
+        (("--early-care", -0.1), "early_care"),
+        (("--gate-samples", -1), "gate_samples"),
+        (("--hidden", 20), "no multiple of 8"),
+    ],
+)
+def test_wrong_options_write_nothing(run, tmp_path, options, fact):
+    check_error(run("--out", tmp_path / "policy", *TINY, *options, script=RECIPE), fact)
+    assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+
+
 def test_only_the_quick_start_has_limits_beyond_the_format():
     import runpy
 
