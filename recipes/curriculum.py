@@ -25,17 +25,20 @@ import numpy as np
 
 from rmtools.cli.errors import exit_on_user_error
 from rmtools.cli.progress import progress
-from rmtools.core.arguments import check_count
+from rmtools.core.arguments import check_count, check_seed
 from rmtools.data.given import given_demonstrations
 from rmtools.data.rollouts import META_FILE, Rollout, RolloutMetadata, write_rollouts
 from rmtools.data.tasks import ExactTask, load_exact_task
 from rmtools.errors import UserError
 from rmtools.files import claim_folder
 from rmtools.lm.checkpoint import fingerprint
-from rmtools.lm.policy import load_tokenizer
+from rmtools.lm.policy import load_policy
 from rmtools.lm.steps import StepSettings
 
-STAGE = re.compile(r"(\d+):(\d+)-(\d+):(0?\.\d+|1)(?::(steps|prefixes))?")
+STAGE = re.compile(r"([0-9]{1,9}):([0-9]{1,9})-([0-9]{1,9}):(0?\.[0-9]+|1)(?::(steps|prefixes))?")
+
+# All rows are in memory at once, a kilobyte each.
+MOST_ROWS = 2_000_000
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,7 @@ def labelled(task: ExactTask, row: Rollout, labels: str) -> Rollout:
 def main() -> None:
     args = arguments()
     check_count("batch", args.batch, fix=64)
-    check_count("seed", args.seed, 0)
+    check_seed(args.seed)
     task, stages = load_exact_task(args.task, args.horizon), parsed(args.stages, args.horizon)
     with_labels = any(stage.labels for stage in stages)
     if any(s.labels == "steps" for s in stages) and args.task != "arithmetic-silent":
@@ -125,7 +128,13 @@ def main() -> None:
             f"a stage of the task {args.task} cannot end in :steps",
             "only in arithmetic-silent does the right step not depend on those before",
         )
-    load_tokenizer(args.policy)  # an unusable policy is refused before anything is drawn
+    n = sum(stage.steps for stage in stages) * args.batch
+    if n > MOST_ROWS:
+        raise UserError(
+            f"the stages ask for {n} rows, more than {MOST_ROWS}", "lower their optimiser steps, or the batch"
+        )
+    settings = StepSettings(task.delimiter, args.horizon)
+    load_policy(args.policy, settings)  # one that cannot be loaded is refused before anything is drawn
     claim_folder(args.out, META_FILE)
     rng = np.random.default_rng([args.seed, 7])
     rows: list[Rollout] = []
@@ -134,7 +143,6 @@ def main() -> None:
             found = drawn(task, stage, args.batch, rng)
             rows += [labelled(task, r, stage.labels) for r in found] if with_labels else found
             tick(1)
-    settings = StepSettings(task.delimiter, args.horizon)
     weights = fingerprint(args.policy)
     metadata = RolloutMetadata(str(args.policy), weights, task.name, args.horizon, settings, 1.0, args.seed)
     write_rollouts(args.out, rows, metadata)

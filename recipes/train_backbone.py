@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 
 from rmtools.cli.errors import exit_on_user_error
-from rmtools.core.arguments import check_count
+from rmtools.core.arguments import check_count, check_positive, check_seed
 from rmtools.data.rollouts import read_rollouts
 from rmtools.files import claim_folder, replacing
 from rmtools.lm.tokenizers import bpe_tokenizer
@@ -39,7 +39,8 @@ def main() -> None:
     for name in ("steps", "batch", "hidden", "layers", "context"):
         check_count(name, getattr(args, name))
     check_count("vocabulary", args.vocabulary, 300, fix=2048)
-    check_count("seed", args.seed, 0)
+    check_positive("learning_rate", args.learning_rate)
+    check_seed(args.seed)
     rows, _ = read_rollouts(args.rollouts)
     prompts, answers = [r.prompt for r in rows], ["".join(r.steps) for r in rows]
     claim_folder(args.out, "config.json")

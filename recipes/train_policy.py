@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from rmtools.cli.errors import exit_on_user_error
-from rmtools.core.arguments import check_count
+from rmtools.core.arguments import check_count, check_positive, check_seed
 from rmtools.data.tasks import ExactTask, load_exact_task
 from rmtools.errors import UserError
 from rmtools.files import claim_folder, replacing, write_json
@@ -125,8 +125,10 @@ def main() -> int:
     args = arguments()
     for name in ("iterations", "batch", "hidden", "layers"):
         check_count(name, getattr(args, name))
-    for name in ("seed", "gate_samples"):
-        check_count(name, getattr(args, name), 0)
+    check_count("gate_samples", args.gate_samples, 0)
+    for name in ("learning_rate", "initializer_range", "rope_theta"):
+        check_positive(name, getattr(args, name))
+    check_seed(args.seed)
     for name in ("care", "early_care", "early_share"):
         if not 0 <= getattr(args, name) <= 1:
             raise UserError(f"{name} must be in [0, 1], got {getattr(args, name)}", "0.5, say")

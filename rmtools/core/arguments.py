@@ -32,6 +32,18 @@ def check_number(name: str, value: object, least: float, why: str = "", fix: str
         )
 
 
+def check_positive(name: str, value: float) -> None:
+    """Raise UserError unless `value` is finite and above zero."""
+    if not 0 < value < np.inf:
+        raise UserError(f"`{name}` must be finite and above 0, got {value!r}", fix=f"{name}=0.01, say")
+
+
+def check_seed(seed: int) -> None:
+    """Raise UserError unless `seed` is one that numpy's and torch's global generators take: 0 to 2**32 - 1."""
+    if not 0 <= seed < 2**32:
+        raise UserError(f"`seed` must be in 0 to {2**32 - 1}, got {seed}", fix="seed=0")
+
+
 def is_number(value: object) -> bool:
     """Whether `value` is a real scalar of Python or numpy; bools are not."""
     return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)

@@ -1,5 +1,6 @@
 """The recipe that writes demonstrations from easy to hard."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,7 @@ def test_labels_by_itself_need_a_task_of_independent_steps(run, tmp_path, policy
         "5:0-0:.5:labels",
         "5:0:.5",
         "0:0-0:.5",
+        "9" * 5000 + ":0-0:.5",
         "5:0-3:.5",
         "5:2-1:.5",
         "5:0-0:1.5",
@@ -71,9 +73,31 @@ def test_wrong_stages(run, tmp_path, policy_folder, stages):
 
 @pytest.mark.parametrize(
     ("options", "fact"),
-    [(("--seed", -1), "seed"), (("--batch", 0), "batch"), (("--policy", "nowhere"), "nowhere")],
+    [
+        (("--seed", -1), "seed"),
+        (("--batch", 0), "batch"),
+        (("--batch", 10**13), "rows"),
+        (("--policy", "nowhere"), "nowhere"),
+    ],
 )
 def test_wrong_options_write_nothing(run, tmp_path, policy_folder, options, fact):
     given = ("--policy", policy_folder, "--horizon", 3, "--stages", "1:0-0:.5", "--out", tmp_path / "r")
     check_error(run(*given, *options, script=SCRIPT), fact)
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_policy_without_weights_is_refused(run, tmp_path, policy_folder):
+    shutil.copytree(policy_folder, tmp_path / "policy")
+    (tmp_path / "policy" / "model.safetensors").unlink()
+    options = (
+        "--policy",
+        tmp_path / "policy",
+        "--horizon",
+        3,
+        "--stages",
+        "1:0-0:.5",
+        "--out",
+        tmp_path / "r",
+    )
+    check_error(run(*options, script=SCRIPT), "policy")
     assert not (tmp_path / "r").exists()

@@ -34,6 +34,11 @@ def test_tasks_without_demonstrations(run, tmp_path):
     ("options", "fact"),
     [
         (("--seed", -1), "seed"),
+        (("--seed", 2**32), "seed"),
+        (("--learning-rate", "nan"), "learning_rate"),
+        (("--learning-rate", -1), "learning_rate"),
+        (("--initializer-range", -1), "initializer_range"),
+        (("--rope-theta", 0), "rope_theta"),
         (("--iterations", 0), "iterations"),
         (("--care", 1.5), "care"),
         (("--early-care", -0.1), "early_care"),

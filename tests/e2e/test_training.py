@@ -181,9 +181,16 @@ def test_a_backbone_from_scratch(run, tmp_path, policy_folder, prompts_file):
     result = run("--rollouts", rollouts, "--out", tmp_path / "backbone", *small, script=script)
     assert result.code == 0, result.err
     assert (tmp_path / "backbone" / "tokenizer.json").exists()
-    for wrong in (("--vocabulary", 299), ("--layers", 0), ("--seed", -1), ("--hidden", 20)):
+    for wrong in (
+        ("--vocabulary", 299),
+        ("--layers", 0),
+        ("--seed", -1),
+        ("--hidden", 20),
+        ("--learning-rate", "nan"),
+    ):
         check_error(
-            run("--rollouts", rollouts, "--out", tmp_path / "b", *small, *wrong, script=script), wrong[0][2:]
+            run("--rollouts", rollouts, "--out", tmp_path / "b", *small, *wrong, script=script),
+            wrong[0][2:].replace("-", "_"),
         )
         assert not list(tmp_path.glob("b/*"))
     check_error(run("--rollouts", tmp_path, "--out", tmp_path / "b", script=script), "no rollouts")
