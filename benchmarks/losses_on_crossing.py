@@ -1,6 +1,6 @@
 r"""Which target with which divergence? Value models of the task crossing against enumerated truth.
 
-    python benchmarks/losses_on_crossing.py run --out runs/losses --horizon 8
+    python benchmarks/losses_on_crossing.py run --out runs/losses --horizon 8 --jobs 2
     python benchmarks/losses_on_crossing.py table --out runs/losses
 
 Every combination gets the same policy, the same 8,192 trajectories, the same number of optimiser steps and the same
@@ -13,11 +13,13 @@ import argparse
 import contextlib
 import itertools
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +28,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 
 STEPS, BATCH, PROMPTS, TRAJECTORIES = 500, 64, 1024, 8
-HELD_OUT, TABULATED, MIN_PROBABILITY = 96, 24, 1e-3
+HELD_OUT = 96
+# Prompts written out as tables, and the rarest step in them: a prompt of T = 16 has some 10,000 live paths.
+TABULATED, MIN_PROBABILITY = {8: 24, 16: 6}, {8: 1e-3, 16: 1e-2}
 # A second half of demonstrations this careful leaves a success rate of 4 to 10%; longer paths fail more often.
 CARE = {8: 0.35, 16: 0.62}
 RATE = {"lora": 3e-3, "full": 1e-3}
+SETTING: list[Any] = []
 PAIRS = [
     *itertools.product(("mc", "td", "td_lambda", "n_step"), ("bce", "mse", "itakura_saito", "poisson")),
     ("mc", "contrastive"),
@@ -56,6 +61,8 @@ class Setting:
     """One horizon: task, policy, rollouts to train on and rollouts to measure on."""
 
     def __init__(self, out: Path, horizon: int) -> None:
+        import torch
+
         from rmtools.data.collect import Branching, Collector
         from rmtools.data.tasks import Crossing
         from rmtools.lm.policy import load_policy
@@ -64,12 +71,18 @@ class Setting:
         self.task, self.folder = Crossing(horizon), out / f"policy-{horizon}"
         if not (self.folder / "gate.json").exists():
             train_policy(self.folder, horizon)
-        self.policy = load_policy(self.folder, StepSettings(self.task.delimiter, horizon))
+        self.policy = load_policy(
+            self.folder, StepSettings(self.task.delimiter, horizon), device=torch.device("cpu")
+        )
         rng = np.random.default_rng([horizon, 1])
         prompts = self.task.prompts(PROMPTS + HELD_OUT, rng)[0]
         self.prompts = [p for p in dict.fromkeys(prompts[PROMPTS:]) if p not in set(prompts[:PROMPTS])]
         self.rows = Collector(self.policy, self.task, Branching(TRAJECTORIES), rng).collect(prompts[:PROMPTS])
         self.held_out = Collector(self.policy, self.task, Branching(4), rng).collect(self.prompts)
+
+    def move(self, device: str) -> None:
+        """Move the policy, which every worker has a copy of."""
+        self.policy.model.to(device)
 
     def labelled(self) -> list[Any]:
         """Return the training rows with exact step labels, for the ranking loss."""
@@ -109,7 +122,7 @@ def train(setting: Setting, spec: dict[str, Any], out: Path) -> Any:
         warmup_steps=30,
         weight_decay=0.0,
         report_to="none",
-        use_cpu=True,
+        use_cpu=setting.policy.device.type == "cpu",
         disable_tqdm=True,
         logging_strategy="no",
         dataloader_pin_memory=False,
@@ -138,9 +151,11 @@ def figures(setting: Setting, scorer: Any) -> dict[str, float]:
     p = np.exp(scorer.tilt.log_probability(np.concatenate(scored.own_log_value)))
     outcome = np.repeat(scored.reward, [len(v) for v in scored.own_log_value])
     z2, sigma2, perfect = [], [], []
-    for prompt in setting.prompts[:TABULATED]:
+    horizon = setting.task.horizon
+    rarest = MIN_PROBABILITY.get(horizon, 1e-2)
+    for prompt in setting.prompts[: TABULATED.get(horizon, 6)]:
         choices = setting.task.step_choices(prompt, [])
-        model = tabulate(setting.policy, scorer, prompt, choices, setting.task.reward, MIN_PROBABILITY).model
+        model = tabulate(setting.policy, scorer, prompt, choices, setting.task.reward, rarest).model
         exact = model.exact()
         z2.append(np.exp(2 * exact.log_z))
         sigma2.append(exact.sigma2)
@@ -165,36 +180,49 @@ def controls(setting: Setting, floor: float) -> dict[str, float]:
     return figures(setting, ConstantValue(rate, setting.policy.steps, Tilt(floor)))
 
 
+def constants(horizon: int) -> list[dict[str, Any]]:
+    """Return the controls, as runs."""
+    named = {"method": "constant", "seed": 0, "target": "-", "divergence": "-"}
+    order = ("horizon", "method", "floor", "seed", "target", "divergence")
+    return [{k: {**named, "horizon": horizon, "floor": f}[k] for k in order} for f in (0.01, 0.05)]
+
+
+def work(spec: dict[str, Any]) -> dict[str, Any]:
+    """Make one row; the setting is the one this process was forked with."""
+    if spec["method"] == "constant":
+        found, seconds = controls(SETTING[0], spec["floor"]), 0.0
+    else:
+        scorer, seconds = train(SETTING[0], spec, SETTING[1])
+        found = figures(SETTING[0], scorer)
+    return {**spec, "seconds": round(seconds, 1), "figures": found}
+
+
+def begin(device: str) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    SETTING[0].move(device)
+
+
 def run(args: argparse.Namespace) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     log = args.out / f"losses-{args.horizon}.jsonl"
     known = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     done = {json.dumps({k: v for k, v in row.items() if k not in ("figures", "seconds")}) for row in known}
     setting = Setting(args.out, args.horizon)
+    SETTING[:] = [setting, args.out]
     rate = float(np.mean([r.outcome for r in setting.rows]))
     print(f"T = {args.horizon}: {len(setting.rows)} trajectories, success {rate:.3f}", flush=True)
-    constants = [
-        {
-            "horizon": args.horizon,
-            "method": "constant",
-            "floor": f,
-            "seed": 0,
-            "target": "-",
-            "divergence": "-",
-        }
-        for f in (0.01, 0.05)
-    ]
-    for spec in [*constants, *combinations(args.horizon)]:
-        if json.dumps(spec) in done:
-            continue
-        if spec["method"] == "constant":
-            found, seconds = controls(setting, spec["floor"]), 0.0
-        else:
-            scorer, seconds = train(setting, spec, args.out)
-            found = figures(setting, scorer)
-        with log.open("a") as stream:
-            stream.write(json.dumps({**spec, "seconds": round(seconds, 1), "figures": found}) + "\n")
-        print(spec, {k: round(v, 3) for k, v in found.items()}, f"{seconds:.0f} s", flush=True)
+    left = [s for s in [*constants(args.horizon), *combinations(args.horizon)] if json.dumps(s) not in done]
+    # Forked: the rollouts are drawn once, and no process has touched a GPU before.
+    pool = ProcessPoolExecutor(args.jobs, multiprocessing.get_context("fork"), begin, (args.device,))
+    with pool:
+        for future in as_completed([pool.submit(work, s) for s in left]):
+            row = future.result()
+            with log.open("a") as stream:
+                stream.write(json.dumps(row) + "\n")
+            short = {k: round(v, 3) for k, v in row["figures"].items()}
+            print({k: v for k, v in row.items() if k != "figures"}, short, flush=True)
 
 
 def table(args: argparse.Namespace) -> None:
@@ -228,6 +256,10 @@ def main() -> None:
     parser.add_argument("what", choices=["run", "table"])
     parser.add_argument("--out", type=Path, default=Path("runs/losses"))
     parser.add_argument("--horizon", type=int, default=8)
+    parser.add_argument("--jobs", type=int, default=1, help="processes, one core each")
+    parser.add_argument(
+        "--device", default="cpu", help="cpu or cuda: the models are small, cores matter more"
+    )
     args = parser.parse_args()
     run(args) if args.what == "run" else table(args)
 

@@ -88,7 +88,7 @@ class PRMTrainer(Trainer):
         super().__init__(
             model=model,
             args=args,
-            data_collator=Collator(steps.pad_id, self.objective.children),
+            data_collator=Collator(steps.pad_id, self.objective.children, model.dtype),
             train_dataset=examples,
             eval_dataset=self.eval_rollouts or None,
             processing_class=steps.tokenizer,
