@@ -81,7 +81,7 @@ class Setting:
         self.held_out = Collector(self.policy, self.task, Branching(4), rng).collect(self.prompts)
 
     def move(self, device: str) -> None:
-        """Move the policy, which every worker has a copy of."""
+        """Move the policy to ``device``."""
         self.policy.model.to(device)
 
     def labelled(self) -> list[Any]:
@@ -197,10 +197,12 @@ def work(spec: dict[str, Any]) -> dict[str, Any]:
     return {**spec, "seconds": round(seconds, 1), "figures": found}
 
 
-def begin(device: str) -> None:
+def begin(out: Path, horizon: int, device: str) -> None:
+    """Draw the same rollouts again, in a worker that is spawned: a forked one cannot use a GPU."""
     import torch
 
     torch.set_num_threads(1)
+    SETTING[:] = [Setting(out, horizon), out]
     SETTING[0].move(device)
 
 
@@ -210,12 +212,11 @@ def run(args: argparse.Namespace) -> None:
     known = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     done = {json.dumps({k: v for k, v in row.items() if k not in ("figures", "seconds")}) for row in known}
     setting = Setting(args.out, args.horizon)
-    SETTING[:] = [setting, args.out]
     rate = float(np.mean([r.outcome for r in setting.rows]))
     print(f"T = {args.horizon}: {len(setting.rows)} trajectories, success {rate:.3f}", flush=True)
     left = [s for s in [*constants(args.horizon), *combinations(args.horizon)] if json.dumps(s) not in done]
-    # Forked: the rollouts are drawn once, and no process has touched a GPU before.
-    pool = ProcessPoolExecutor(args.jobs, multiprocessing.get_context("fork"), begin, (args.device,))
+    given = (args.out, args.horizon, args.device)
+    pool = ProcessPoolExecutor(args.jobs, multiprocessing.get_context("spawn"), begin, given)
     with pool:
         for future in as_completed([pool.submit(work, s) for s in left]):
             row = future.result()

@@ -2,10 +2,11 @@ r"""Tokens a second and peak memory of the trainer beside a bare loop: bf16 LoRA
 
     python benchmarks/train_on_gpu.py --out docs/benchmarks/train_on_gpu.json
 
-A Llama in the shape of Qwen2.5-0.5B (24 layers, d = 896, 151,936 words, bf16), LoRA r = 16 on all linear layers, fp32 head and loss, rows of
-576 tokens (prompt and 8 steps of 64), 32 a step. The bare loop runs the same model under the same autocast over batches made
-before the clock starts: forward pass, cross-entropy at the step ends, backward pass, AdamW. All in one process, in
-turn, medians over rounds. ``children``: 4 alternatives of 24 tokens at 8 prefixes; their tokens are counted.
+A Llama in the shape of Qwen2.5-0.5B (24 layers, d = 896, 151,936 words, bf16), LoRA r = 16 on all linear
+layers, fp32 head and loss, rows of 576 tokens (prompt and 8 steps of 64), 32 a step. The bare loop runs the same
+model under the same autocast over batches made before the clock starts: forward pass, cross-entropy at the step
+ends, backward pass, AdamW. All in one process, in turn, medians over rounds. ``children``: 4 alternatives of 24
+tokens at 8 prefixes; their tokens are counted.
 """
 
 import argparse
@@ -28,7 +29,7 @@ SIDES: dict[str, dict[str, Any]] = {
     "labels, activation checkpointing": {
         "target": "labels",
         "divergence": "bce",
-        "activation_checkpointing": True,
+        "checkpointing": True,
     },
     "children, td": {"target": "td"},
     "children, loss on children": {"target": "mc", "divergence": "bce", "bellman_residual": 0.1},
@@ -91,7 +92,7 @@ def build(folder: Path, told: dict[str, Any], rows: list[Any], steps: int, out: 
 
     from rmtools.lm.policy import load_tokenizer
     from rmtools.lm.steps import StepSettings, StepTokenizer
-    from rmtools.train.config import PRMConfig
+    from rmtools.train.config import CHECKPOINTING, PRMConfig
     from rmtools.train.lora import build_model
     from rmtools.train.trainer import PRMTrainer
 
@@ -103,7 +104,8 @@ def build(folder: Path, told: dict[str, Any], rows: list[Any], steps: int, out: 
                 torch.cuda.synchronize()
                 self.start, self.end = self.end, time.perf_counter()
 
-    flags = ModelConfig(dtype="bfloat16", lora_r=16, lora_alpha=32)
+    told = {{"checkpointing": CHECKPOINTING}.get(k, k): v for k, v in told.items()}
+    flags = ModelConfig(dtype="bfloat16", use_peft=True, lora_r=16, lora_alpha=32)
     model = build_model(str(folder), flags, 0)
     config = PRMConfig(
         output_dir=out,

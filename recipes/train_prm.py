@@ -71,6 +71,7 @@ def main() -> None:
     data, config, model_args = arguments(sys.argv[1:])
     from transformers import set_seed
 
+    from rmtools.train.config import CHECKPOINTING
     from rmtools.train.data import hold_out, load_rows, require_base
     from rmtools.train.errors import refused_by_libraries
     from rmtools.train.lora import build_model, refuse_ignored, revision
@@ -91,7 +92,7 @@ def main() -> None:
     steps = StepTokenizer(load_tokenizer(base), metadata.steps)
     set_seed(config.seed)  # the adapters draw their initial weights from the global generator
     with refused_by_libraries():
-        model = build_model(base, model_args, config.seed, bool(config.activation_checkpointing))
+        model = build_model(base, model_args, config.seed, bool(getattr(config, CHECKPOINTING)))
     settings = settings_for(base, revision(model_args), metadata, rows, config, data.train_rollouts)
     if resume:
         require_same_training(resume, settings)

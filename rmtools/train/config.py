@@ -16,6 +16,12 @@ ORDERS = ("group_by_length", "random", "sequential")
 # Held-out metrics of which more is better; of the others less is.
 GREATER_IS_BETTER = ("auc", "last_auc", "label_auc")
 SIGNED = ("mean_log_bellman",)
+# Activations computed anew in the backward pass: transformers before 5.23 knows it by its old name only.
+CHECKPOINTING = next(
+    n
+    for n in ("activation_checkpointing", "gradient_checkpointing")
+    if n in TrainingArguments.__dataclass_fields__
+)
 
 
 @dataclass

@@ -21,9 +21,11 @@ def refused_by_libraries() -> Iterator[None]:
         raise
     except (ValueError, ImportError, RuntimeError, OSError, SafetensorError, json.JSONDecodeError) as error:
         if "out of memory" in str(error).lower():
+            from rmtools.train.config import CHECKPOINTING
+
             raise UserError(
                 "the device is out of memory",
-                "lower per_device_train_batch_size or max_length, or add --activation_checkpointing true",
+                f"lower per_device_train_batch_size or max_length, or add --{CHECKPOINTING} true",
             ) from error
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         raise UserError(

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rmtools.errors import UserError
 
@@ -80,6 +80,8 @@ def train_language_model(
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
+    from rmtools.train.config import CHECKPOINTING
+
     asked, given = tokenizer(list(prompts))["input_ids"], tokenizer(list(answers))["input_ids"]
     end = [tokenizer.eos_token_id]
     ids = [p + a + end for p, a in zip(asked, given, strict=True)]
@@ -87,6 +89,7 @@ def train_language_model(
     labels = (
         ids if learn_prompts else [[-100] * len(p) + row[len(p) :] for p, row in zip(asked, ids, strict=True)]
     )
+    no_recomputation: dict[str, Any] = {CHECKPOINTING: False}
     config = SFTConfig(
         output_dir=str(folder),
         max_steps=steps,
@@ -102,8 +105,8 @@ def train_language_model(
         dataloader_pin_memory=False,
         bf16=False,
         train_sampling_strategy=order,
-        activation_checkpointing=False,
         disable_tqdm=False,
+        **no_recomputation,
     )
     data = Dataset.from_dict({"input_ids": ids, "labels": labels})
     trainer = SFTTrainer(model=model, args=config, train_dataset=data, processing_class=tokenizer)

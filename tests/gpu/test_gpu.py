@@ -16,12 +16,11 @@ import torch
 
 from rmtools.core.tilt import Tilt
 from rmtools.data.collect import Branching, Collector
-from rmtools.data.rollouts import RolloutMetadata, write_rollouts
+from rmtools.data.rollouts import RolloutMetadata, read_rollouts, write_rollouts
 from rmtools.data.scoring import score_rollouts
 from rmtools.lm.checkpoint import fingerprint, load_value_model
 from rmtools.lm.policy import load_policy
-from rmtools.lm.value import ValueModel
-from rmtools.train.config import PRMConfig
+from rmtools.train.config import CHECKPOINTING, PRMConfig
 from rmtools.train.lora import build_model
 from rmtools.train.trainer import PRMTrainer
 
@@ -48,7 +47,7 @@ def rollouts(on_gpu, task, prompts):
 def flags(**changes):
     from trl import ModelConfig
 
-    return ModelConfig(lora_r=4, lora_alpha=8, **changes)
+    return ModelConfig(use_peft=True, lora_r=4, lora_alpha=8, **changes)
 
 
 def train(model, steps, rows, held_out, folder, **changes):
@@ -69,8 +68,8 @@ def train(model, steps, rows, held_out, folder, **changes):
     return trainer, [row["loss"] for row in trainer.state.log_history if "loss" in row]
 
 
-def values(model, steps, rows):
-    scored = score_rollouts(rows, ValueModel(model, steps, Tilt(0.05)))
+def values(value, rows):
+    scored = score_rollouts(rows, value)
     return np.concatenate([*scored.own_log_value, scored.child_log_value[scored.child_present]])
 
 
@@ -79,7 +78,7 @@ def test_values_are_those_of_the_cpu(value_folder, rollouts):
     for device in ("cpu", "cuda"):
         value, _ = load_value_model(value_folder, device=torch.device(device))
         assert value.device.type == device
-        found.append(values(value.model, value.steps, rollouts))
+        found.append(values(value, rollouts))
     assert found[0].std() > 0.1
     np.testing.assert_allclose(found[1], found[0], atol=1e-4)
 
@@ -150,8 +149,8 @@ def test_activation_checkpointing_changes_no_loss(policy_folder, step_tokenizer,
                 rollouts[:24],
                 [],
                 tmp_path / str(on),
-                activation_checkpointing=on,
                 bellman_residual=0.1,
+                **{CHECKPOINTING: on},
             )[1]
         )
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-3)
@@ -206,26 +205,27 @@ def data(policy_folder, rollouts, settings, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("use_peft", ["true", "false"])
+PLAIN = ["--num_processes", "1", "--mixed_precision", "bf16"]
+
+
+@pytest.fixture(scope="module", params=["true", "false"], ids=["lora", "full"])
+def plain(request, data):
+    """A run without any engine: its losses, its checkpoint, and the flag it was given."""
+    out = data / f"plain-{request.param}"
+    return run_recipe(data, out, PLAIN, use_peft=request.param), out, request.param
+
+
 @pytest.mark.parametrize("engine", ["fsdp", "deepspeed_zero2", "ddp"])
-def test_the_given_configurations_train(data, tmp_path, engine, use_peft):
+def test_the_given_configurations_train(data, plain, tmp_path, engine):
     """Each of recipes/accelerate on a world of one: the losses of a plain run, and a checkpoint that loads."""
     if engine.startswith("deepspeed") and importlib.util.find_spec("deepspeed") is None:
         pytest.skip("needs deepspeed")
-    file = CONFIGURATIONS / f"{engine}.yaml"
-    launch = ["--config_file", str(file), "--num_processes", "1"]
-    found = run_recipe(data, tmp_path / "engine", launch, use_peft=use_peft)
-    plain = run_recipe(
-        data, tmp_path / "plain", ["--num_processes", "1", "--mixed_precision", "bf16"], use_peft=use_peft
-    )
-    losses = [[row["loss"] for row in log if "loss" in row] for log in (found, plain)]
+    launch = ["--config_file", str(CONFIGURATIONS / f"{engine}.yaml"), "--num_processes", "1"]
+    found = run_recipe(data, tmp_path, launch, use_peft=plain[2])
+    losses = [[row["loss"] for row in log if "loss" in row] for log in (found, plain[0])]
     assert len(losses[0]) == 6
     np.testing.assert_allclose(losses[0], losses[1], rtol=0.05)
-    value, _ = load_value_model(tmp_path / "engine")
-    other, _ = load_value_model(tmp_path / "plain")
-    from rmtools.data.rollouts import read_rollouts
-
-    rows = list(read_rollouts(data / "heldout")[0])
-    one, two = (values(v.model, v.steps, rows) for v in (value, other))
+    rows = read_rollouts(data / "heldout")[0]
+    one, two = (values(load_value_model(folder)[0], rows) for folder in (tmp_path, plain[1]))
     assert one.std() > 0
     assert np.corrcoef(one, two)[0, 1] > 0.98

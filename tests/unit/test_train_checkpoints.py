@@ -25,6 +25,7 @@ from rmtools.lm.checkpoint import (
 from rmtools.lm.export import export_merged
 from rmtools.lm.value import ValueModel
 from rmtools.train.bootstrap import FILE
+from rmtools.train.config import CHECKPOINTING
 from rmtools.train.save import (
     CARD_FILE,
     NEEDED_TO_RESUME,
@@ -278,7 +279,7 @@ def test_activation_checkpointing_changes_memory_not_losses(
         torch.manual_seed(3)
         model = new_token_classifier(str(policy_folder), 0) if full else adapted(policy_folder)
         trainer = trainer_for(
-            policy_folder, step_tokenizer, rollouts, tmp_path, model=model, activation_checkpointing=on
+            policy_folder, step_tokenizer, rollouts, tmp_path, model=model, **{CHECKPOINTING: on}
         )
         trainer.train()
         found.append(losses(trainer))
