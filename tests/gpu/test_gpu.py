@@ -141,6 +141,7 @@ def test_weights_of_bf16_without_autocast(policy_folder, step_tokenizer, rollout
 def test_activation_checkpointing_changes_no_loss(policy_folder, step_tokenizer, rollouts, tmp_path):
     losses = []
     for on in (False, True):
+        torch.manual_seed(0)  # the adapters draw their first weights from the global generator
         model = build_model(str(policy_folder), flags(), 0)
         losses.append(
             train(
@@ -149,11 +150,12 @@ def test_activation_checkpointing_changes_no_loss(policy_folder, step_tokenizer,
                 rollouts[:24],
                 [],
                 tmp_path / str(on),
+                max_steps=3,
                 bellman_residual=0.1,
                 **{CHECKPOINTING: on},
             )[1]
         )
-    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-3)
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="needs bitsandbytes")
