@@ -78,11 +78,24 @@ class Setting:
         prompts = self.task.prompts(PROMPTS + HELD_OUT, rng)[0]
         self.prompts = [p for p in dict.fromkeys(prompts[PROMPTS:]) if p not in set(prompts[:PROMPTS])]
         self.rows = Collector(self.policy, self.task, Branching(TRAJECTORIES), rng).collect(prompts[:PROMPTS])
+        self._enumerated: list[Any] = []
         self.held_out = Collector(self.policy, self.task, Branching(4), rng).collect(self.prompts)
 
     def move(self, device: str) -> None:
         """Move the policy to ``device``."""
         self.policy.model.to(device)
+
+    def enumerations(self) -> list[Any]:
+        """Return the prefixes of the first held-out prompts under the policy."""
+        from rmtools.lm.tabulate import enumerate_prefixes
+
+        if not self._enumerated:
+            horizon, reward = self.task.horizon, self.task.reward
+            rarest = MIN_PROBABILITY.get(horizon, 1e-2)
+            for prompt in self.prompts[: TABULATED.get(horizon, 6)]:
+                choices = self.task.step_choices(prompt, [])
+                self._enumerated.append(enumerate_prefixes(self.policy, prompt, choices, reward, rarest))
+        return self._enumerated
 
     def labelled(self) -> list[Any]:
         """Return the training rows with exact step labels, for the ranking loss."""
@@ -144,18 +157,14 @@ def figures(setting: Setting, scorer: Any) -> dict[str, float]:
     from rmtools.core.calibration import auc, brier
     from rmtools.data.exact import exact_ratios
     from rmtools.data.scoring import score_rollouts
-    from rmtools.lm.tabulate import tabulate
 
     b = np.concatenate(exact_ratios(setting.policy, [scorer], setting.held_out, setting.task).log_error[0])
     scored = score_rollouts(setting.held_out, scorer)
     p = np.exp(scorer.tilt.log_probability(np.concatenate(scored.own_log_value)))
     outcome = np.repeat(scored.reward, [len(v) for v in scored.own_log_value])
     z2, sigma2, perfect = [], [], []
-    horizon = setting.task.horizon
-    rarest = MIN_PROBABILITY.get(horizon, 1e-2)
-    for prompt in setting.prompts[: TABULATED.get(horizon, 6)]:
-        choices = setting.task.step_choices(prompt, [])
-        model = tabulate(setting.policy, scorer, prompt, choices, setting.task.reward, rarest).model
+    for table in setting.enumerations():
+        model = table.score(scorer).model
         exact = model.exact()
         z2.append(np.exp(2 * exact.log_z))
         sigma2.append(exact.sigma2)

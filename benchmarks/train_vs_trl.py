@@ -284,7 +284,7 @@ def compare(args: argparse.Namespace) -> None:
             found: dict[str, list[dict[str, float]]] = {s: [] for s in sides}
             for _ in range(args.rounds):
                 for side in sides:
-                    python = sys.executable if side.startswith("rmtools") else args.trl_python
+                    python = args.rmtools_python if side.startswith("rmtools") else args.trl_python
                     found[side].append(one(python, case, side, folder))
             results[case] = summary(found)
             print(case, json.dumps(results[case], indent=1), flush=True)
@@ -322,6 +322,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--trl-python", default=".venv-trl/bin/python")
+    parser.add_argument(
+        "--rmtools-python",
+        default=sys.executable,
+        help="of this side; trl's own to compare memory in one environment",
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
     parser.add_argument("--out", type=Path)

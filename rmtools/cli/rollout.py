@@ -59,6 +59,12 @@ def command(
     ] = 1,
     depths: Depths = "all",
     temperature: Annotated[float, typer.Option(help="Of the policy's sampling.")] = 1.0,
+    delimiter: Annotated[
+        str | None,
+        typer.Option(
+            help=r"What ends a step, \n and \t as escapes: '\n\n' for a policy that writes paragraphs. Default: the task's."
+        ),
+    ] = None,
     max_step_tokens: Annotated[
         int, typer.Option(help="A step without delimiter is closed after this many tokens.")
     ] = 64,
@@ -95,7 +101,7 @@ def command(
         from transformers.utils.logging import disable_progress_bar
 
         disable_progress_bar()
-    settings = StepSettings(chosen.delimiter, chosen.horizon, max_step_tokens)
+    settings = StepSettings(delimiter_for(chosen, delimiter), chosen.horizon, max_step_tokens)
     source = load_policy(policy, settings, temperature, device_of_process())
     sharding = Sharding(batch_size, shard_size, form, overwrite)
     make_rollouts(source, chosen, prompts, branching, out, seed, sharding, process)
@@ -109,6 +115,23 @@ class Sharding:
     shard_size: int | None = None
     form: str = "parquet"
     overwrite: bool = False
+
+
+def delimiter_for(task: "Task", given: str | None) -> str:
+    """Return what ends a step; raises ``UserError`` on an empty one, and where the task's steps end otherwise."""
+    from rmtools.data.tasks.protocol import ExactTask
+
+    if given is None:
+        return task.delimiter
+    text = given.replace("\\n", "\n").replace("\\t", "\t")
+    if not text:
+        raise UserError("--delimiter is empty: no step would end", r"pass --delimiter '\n', say")
+    if text != task.delimiter and isinstance(task, ExactTask):
+        raise UserError(
+            f"--delimiter is {text!r}, the steps of task {task.name} end with {task.delimiter!r}",
+            "leave --delimiter out, or use a task whose answers are free text",
+        )
+    return text
 
 
 def number_of_depths(text: str) -> int | None:

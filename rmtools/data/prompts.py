@@ -126,3 +126,4 @@ def check_prompts(prompts: Sequence[str], task: Task, policy: Policy) -> None:
     policy.check_length([policy.steps.prompt_ids(p) for p in prompts])
     for prompt in prompts:
         task.check_prompt(prompt)
+        policy.steps.require_known(prompt)

@@ -303,6 +303,11 @@ def load_tokenizer(path: str | Path):  # type: ignore[no-untyped-def]
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError) as error:
+        if (Path(path) / "config.json").exists() and not any(Path(path).glob("*token*")):
+            raise UserError(
+                f"{path} has no tokenizer beside the model",
+                "save it there too: tokenizer.save_pretrained(folder)",
+            ) from error
         raise not_a_model(path, error) from error
     if tokenizer.eos_token_id is None:
         raise UserError(

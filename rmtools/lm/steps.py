@@ -175,6 +175,17 @@ class StepTokenizer:
             )
         return ids
 
+    def require_known(self, prompt: str) -> None:
+        """Raise ``UserError`` where the tokenizer has no token for a piece of the prompt: the model would not see it."""
+        ids, unknown = self.prompt_ids(prompt), self.tokenizer.unk_token_id
+        if unknown is None or unknown not in ids or self.tokenizer.unk_token in prompt:
+            return
+        raise UserError(
+            f"the tokenizer does not know {list(ids).count(unknown)} of the {len(ids)} tokens of the prompt "
+            f"{prompt[:60]!r}: its vocabulary is made for other texts",
+            "use the model that belongs to these prompts, or prompts of its task",
+        )
+
     def step_ids(self, step: str) -> list[int]:
         """Return the token ids of one step, delimiter included."""
         found = self._cache.get(step)

@@ -196,6 +196,29 @@ def steps_that_fit(row: Rollout, steps: StepTokenizer, max_length: int | None) -
     return int(np.searchsorted(np.cumsum(sizes), max_length, side="right")) - 1
 
 
+def within(rows: Sequence[Rollout], steps: StepTokenizer, max_length: int | None) -> list[Rollout]:
+    """Return the rows of at most ``max_length`` tokens; how many were left out is logged.
+
+    A cut solution has no outcome of its own: held-out figures are of whole ones.
+
+    Raises
+    ------
+    UserError
+        If none is left of some.
+    """
+    kept = [r for r in rows if steps_that_fit(r, steps, max_length) == len(r.steps)]
+    if rows and not kept:
+        raise UserError(
+            f"all {len(rows)} held-out rows are longer than {max_length} tokens",
+            "raise max_length, or hold out shorter rows",
+        )
+    if len(kept) < len(rows):
+        logger.warning(
+            "max_length %s: %d of %d held-out rows left out", max_length, len(rows) - len(kept), len(rows)
+        )
+    return kept
+
+
 def nothing_to_train(row: Rollout, keep: int, target: str) -> str:
     """Return why no prefix of the row's first ``keep`` steps has a target, or an empty string."""
     if keep < 0:

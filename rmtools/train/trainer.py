@@ -20,7 +20,7 @@ from rmtools.lm.value import ConstantValue, ValueModel, require_full_attention
 from rmtools.train.bootstrap import EMACopy
 from rmtools.train.collate import Collator
 from rmtools.train.config import PRMConfig
-from rmtools.train.examples import Example, prepare
+from rmtools.train.examples import Example, prepare, within
 from rmtools.train.metrics import SharedOut, held_out_metrics
 from rmtools.train.objective import Objective, Values, read_values
 from rmtools.train.sampler import LengthGrouped
@@ -80,6 +80,7 @@ class PRMTrainer(Trainer):
         require_vocabulary(steps.tokenizer, model.config, "the policy")
         limit = args.max_length or getattr(model.config, "max_position_embeddings", None)
         self.prepared = prepare(train_rollouts, steps, self.tilt, args.target, limit)
+        self.eval_rollouts = within(self.eval_rollouts, steps, limit)
         examples = self.prepared.examples
         packed = [len(e.tree.ids) for e in examples if e.tree.segment[-1]]
         if packed and self.objective.children != "none":

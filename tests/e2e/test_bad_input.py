@@ -305,3 +305,23 @@ def test_verbs_draw_different_prompts_at_the_same_seed():
         set(task.prompts(20, generator(verb, 0))[0]) for verb in ("rollout", "audit", "prompts", "verify")
     ]
     assert len(set().union(*drawn)) == 80
+
+
+def test_a_policy_without_tokenizer(run, tmp_path, policy_folder):
+    shutil.copytree(policy_folder, tmp_path / "policy", ignore=shutil.ignore_patterns("*token*"))
+    result = run("rollout", "--policy", tmp_path / "policy", "--out", tmp_path / "o")
+    check_error(result, "has no tokenizer beside the model", "save_pretrained")
+
+
+def test_a_policy_of_another_task(run, tmp_path, policy_folder):
+    """Its vocabulary has no word for the prompts: every one would be the same to it."""
+    result = run("rollout", "--policy", policy_folder, "--task", "arithmetic", "--out", tmp_path / "o")
+    check_error(result, "does not know", "tokens of the prompt")
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize(("given", "words"), [("", "is empty"), (r"\n\n", "end with '\\n'")])
+def test_wrong_delimiters(run, tmp_path, policy_folder, given, words):
+    result = run("rollout", "--policy", policy_folder, "--delimiter", given, "--out", tmp_path / "o")
+    check_error(result, "--delimiter", words)
+    assert not (tmp_path / "o").exists()

@@ -157,3 +157,15 @@ def test_rollouts_keep_the_answers_they_were_judged_by(run, tmp_path, policy_fol
     assert [r.reference for r in read_rollouts(tmp_path / "o")[0]] == ["12"] * 4
     check_error(rollout("13"), "prompts_sha256")
     assert "finished already" in rollout("12").out
+
+
+def test_steps_of_free_text_end_where_the_command_says(run, tmp_path, policy_folder, answers_file):
+    """Two lines a step: the policy's six are three steps, and the rows remember it."""
+    options = ("--policy", policy_folder, "--task", "answers", "--prompts", answers_file, "--horizon", 2)
+    result = run("rollout", *options, "--delimiter", r". \n", "--max-step-tokens", 9, "--out", tmp_path / "o")
+    assert result.code == 0, result.err
+    rows, metadata = read_rollouts(tmp_path / "o")
+    assert metadata.steps.delimiter == ". \n"
+    # The policy never writes a full stop: each step runs to its limit and holds several lines.
+    assert all(len(r.steps) <= 2 for r in rows)
+    assert any(s.count("\n") > 1 for r in rows for s in r.steps)

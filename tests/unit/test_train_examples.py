@@ -12,7 +12,7 @@ from rmtools.core.tilt import Tilt
 from rmtools.data.rollouts import Child, Rollout
 from rmtools.errors import UserError
 from rmtools.train.collate import Collator, ragged
-from rmtools.train.examples import example, prepare
+from rmtools.train.examples import example, prepare, within
 from rmtools.train.objective import Objective
 from rmtools.train.sampler import LengthGrouped
 
@@ -224,3 +224,14 @@ def test_batches_are_level_and_their_order_is_not():
     assert padding(order) < 0.05
     longest = size[np.asarray(order)].reshape(-1, 8).max(1)
     assert abs(np.corrcoef(longest[:-1], longest[1:])[0, 1]) < 0.2
+
+
+def test_held_out_rows_are_whole_or_left_out(step_tokenizer, caplog):
+    """Tokens of the two rows: 9 and 5."""
+    assert within(ROWS, step_tokenizer, None) == within(ROWS, step_tokenizer, 9) == ROWS
+    with caplog.at_level(logging.WARNING):
+        assert within(ROWS, step_tokenizer, 8) == ROWS[1:]
+    assert "1 of 2 held-out rows left out" in caplog.text
+    with pytest.raises(UserError, match="all 2 held-out rows are longer than 4 tokens"):
+        within(ROWS, step_tokenizer, 4)
+    assert within([], step_tokenizer, 4) == []

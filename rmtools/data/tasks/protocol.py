@@ -60,6 +60,7 @@ class Referenced(Protocol):
     references: dict[str, str]
 
 
+@runtime_checkable
 class ExactTask(Task, Protocol):
     """A task that checks every step and can show how it is done: a policy is trained on it from nothing."""
 
