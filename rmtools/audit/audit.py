@@ -1,100 +1,50 @@
-"""Rollouts and values in, an audit report out (docs/equations.md, sections 5 and 6).
+"""Rollouts and a value model in, an audit report out (docs/equations.md, sections 5 and 6).
 
-Every figure is an estimate with a 95% interval over prompts; the model and its controls are audited on the same
-rollouts. Only estimators of rmtools.core are used.
+The model, its controls and the models it is compared with are audited on the same rollouts. What needs torch is
+imported where it is used: a report can be read and drawn without it.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from rmtools.core.calibration import CalibrationSummary, calibration_summary
-from rmtools.core.cost import (
-    InfluenceSD,
-    Sigma2,
-    influence_sd,
-    n_for_cv,
-    n_for_tv,
-    pooled_influence_sd,
-    pooled_sigma2,
-    sigma2_parts,
-    value_square_estimate,
-)
-from rmtools.core.estimate import (
-    BellmanSummary,
-    PathSummary,
-    RatioBound,
-    bellman_summary,
-    exact_summary,
-    path_summary,
-    path_sums,
-    ratio_bound_quantiles,
-)
-from rmtools.core.intervals import Interval
-from rmtools.core.tilt import Tilt
-from rmtools.data.rollouts import Rollout
-from rmtools.data.scoring import ScoredRollouts
-from rmtools.lm.particles import Terminal
+from rmtools.audit.model import Asked, ModelAudit, audit_model
+from rmtools.audit.notes import notes
+from rmtools.audit.tabulated import MOST_PROMPTS, enumerations, tabulated
+from rmtools.core.cost import n_for_cv, n_for_tv
+from rmtools.core.paired import PairedDifference
+from rmtools.errors import UserError
 
-SCHEMA_VERSION = 1
+if TYPE_CHECKING:
+    from rmtools.audit.subjects import Subject
+    from rmtools.data.exact import ExactRatios
+    from rmtools.data.rollouts import Rollout, RolloutMetadata
+    from rmtools.data.tasks import Task
+    from rmtools.lm.checkpoint import CheckpointSettings
+    from rmtools.lm.policy import Policy
+    from rmtools.lm.tabulate import Enumeration
+    from rmtools.lm.value import Scorer
 
+    Rollouts = str | Path | Sequence[Rollout] | tuple[Sequence[Rollout], RolloutMetadata]
 
-@dataclass(frozen=True)
-class ModelAudit:
-    """One model or control.
+SCHEMA_VERSION = 2
 
-    Attributes
-    ----------
-    role, name : str
-        ``model``, ``constant`` or ``untrained``; where it came from.
-    bellman : BellmanSummary
-        From sampled children, noise-corrected and plug-in.
-    exact : BellmanSummary or None
-        From enumerated children, where the task lists its steps.
-    ratio_bound : RatioBound
-        Quantiles of L.
-    calibration : CalibrationSummary
-        p against outcomes, at all prefixes.
-    paths : PathSummary
-        Sums of b along trajectories.
-    sigma2 : Sigma2 or None
-        Pooled; None without extra completions.
-    influence : InfluenceSD or None
-        Spread of H; None with fewer than two extra completions.
-    n_for_cv, n_for_tv : Interval or None
-        Particles for the accuracies asked for; None where the spread could not be told from noise.
-    """
-
-    role: str
-    name: str
-    bellman: BellmanSummary
-    exact: BellmanSummary | None
-    ratio_bound: RatioBound
-    calibration: CalibrationSummary
-    paths: PathSummary
-    sigma2: Sigma2 | None
-    influence: InfluenceSD | None
-    n_for_cv: Interval | None
-    n_for_tv: Interval | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return JSON values; what could not be estimated is null."""
-        return {
-            name: value.to_dict() if hasattr(value, "to_dict") else value
-            for name, value in ((n, getattr(self, n)) for n in self.__dataclass_fields__)
-        }
+Progress = Callable[[str, int], Any]
 
 
 @dataclass(frozen=True)
 class AuditReport:
-    """The audit of a model and its controls on the same rollouts.
+    """The audit of a model, its controls and the models it is compared with, on the same rollouts.
 
     Attributes
     ----------
     models : tuple of ModelAudit
         The model first.
+    pairs : dict
+        Role of a compared model to `PairedDifference`: the model minus that one.
     provenance : dict
         Checkpoint, policy, task, terminal, floor, counts, seed, accuracies asked for, tokens.
     uncovered : dict or None
@@ -102,12 +52,21 @@ class AuditReport:
         it is over one half.
     warnings : tuple of str
         What a reader must know before trusting a figure.
+    measured : dict or None
+        What the sampler did at the predicted particles, as `rmtools.audit.verify.Measured` writes it.
     """
 
     models: tuple[ModelAudit, ...]
+    pairs: dict[str, PairedDifference]
     provenance: dict[str, Any]
     uncovered: dict[str, float] | None
     warnings: tuple[str, ...]
+    measured: dict[str, Any] | None = None
+
+    @property
+    def model(self) -> ModelAudit:
+        """The audited model."""
+        return self.models[0]
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values with a schema version."""
@@ -117,204 +76,269 @@ class AuditReport:
             "uncovered": self.uncovered,
             "warnings": list(self.warnings),
             "models": [m.to_dict() for m in self.models],
+            "pairs": {role: pair.to_dict() for role, pair in self.pairs.items()},
+            "measured": self.measured,
         }
 
-    def table(self) -> list[tuple[str, list[str]]]:
-        """Return the ten-line table: a label and one cell a model."""
-        cv, tv = self.provenance["delta_cv"], self.provenance["delta_tv"]
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Read what `to_dict` wrote.
 
-        def row(label: str, cell: Any) -> tuple[str, list[str]]:
-            return label, [shown(cell(m)) for m in self.models]
-
-        return [
-            row("RMS b, enumerated", lambda m: m.exact and m.exact.rms_corrected),
-            row("RMS b, sampled, corrected", lambda m: resolved(m.bellman)),
-            row("RMS b, sampled, plug-in", lambda m: m.bellman.rms_plug_in),
-            row("mean b (bias)", lambda m: (m.exact or m.bellman).signed_mean),
-            row("c = T RMS b", lambda m: (m.exact or m.bellman).c),
-            row(
-                "L, 50% / 95% / max",
-                lambda m: (
-                    f"{m.ratio_bound.quantiles['0.5'].estimate:.3g} / "
-                    f"{m.ratio_bound.quantiles['0.95'].estimate:.3g} / {m.ratio_bound.largest:.3g}"
-                ),
-            ),
-            row("Brier (constant)", lambda m: f"{m.calibration.brier} ({m.calibration.brier_constant:.3g})"),
-            row("ECE / AUC", lambda m: f"{m.calibration.ece:.3g} / {m.calibration.auc.estimate:.3g}"),
-            row("sigma^2, pooled", lambda m: m.sigma2 and m.sigma2.estimate),
-            row(
-                f"particles: CV of Z {cv:g} | TV {tv:g} (at most)",
-                lambda m: f"{count(m.n_for_cv)} | {count(m.n_for_tv)}",
-            ),
-        ]
-
-    def __str__(self) -> str:
-        rows = [("", [m.role for m in self.models]), *self.table()]
-        width = max(len(label) for label, _ in rows)
-        columns = [max(len(cells[i]) for _, cells in rows) for i in range(len(self.models))]
-        return "\n".join(
-            f"{label:<{width}}  " + "  ".join(f"{c:<{w}}" for c, w in zip(cells, columns, strict=True))
-            for label, cells in rows
+        Raises
+        ------
+        UserError
+            If it has another schema version.
+        """
+        if values.get("schema_version") != SCHEMA_VERSION:
+            raise UserError(
+                f"the audit has schema version {values.get('schema_version')}, this release reads {SCHEMA_VERSION}",
+                "run the audit again",
+            )
+        return cls(
+            tuple(ModelAudit.from_dict(m) for m in values["models"]),
+            {role: PairedDifference.from_dict(p) for role, p in values["pairs"].items()},
+            values["provenance"],
+            values["uncovered"],
+            tuple(values["warnings"]),
+            values["measured"],
         )
 
+    def __str__(self) -> str:
+        from rmtools.audit.table import as_text
 
-def shown(value: Any) -> str:
-    """Return a cell's text."""
-    return "not available" if value is None else str(value)
-
-
-def resolved(summary: BellmanSummary) -> str:
-    """Return the corrected RMS, marked where the number of children cannot resolve it."""
-    return str(summary.rms_corrected) + ("" if summary.resolved else " not resolved")
+        return as_text(self)
 
 
-def count(n: Interval | None) -> str:
-    """Return a number of particles, rounded up."""
-    if n is None or not np.isfinite(n.estimate):
-        return "not resolved"
-    ends = ", ".join("?" if e is None else f"{np.ceil(e):.0f}" for e in (n.low, n.high))
-    return f"{np.ceil(n.estimate):.0f} [{ends}]"
-
-
-def audit_model(
-    role: str,
-    name: str,
-    rows: Sequence[Rollout],
-    scored: ScoredRollouts,
-    tilt: Tilt,
-    exact_log_error: np.ndarray | None,
-    delta_cv: float,
-    delta_tv: float,
-    rng: np.random.Generator,
-    terminal: Terminal = "verifier",
-) -> ModelAudit:
-    """Audit one model on scored rollouts.
+def audit(
+    rollouts: "Rollouts",
+    value_model: "str | Path | Scorer",
+    *,
+    controls: bool = True,
+    compare: "Sequence[str | Path | Scorer]" = (),
+    policy: "Policy | None" = None,
+    task: "Task | None" = None,
+    terminal: str = "verifier",
+    delta_cv: float = 0.25,
+    delta_tv: float = 0.05,
+    prompts_limit: int | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> AuditReport:
+    """Audit a reward model on branching rollouts.
 
     Parameters
     ----------
-    role, name : str
-    rows : sequence of Rollout
-    scored : ScoredRollouts
-        Of the same rows.
-    tilt : Tilt
-    exact_log_error : np.ndarray or None
-        (P,) enumerated b, nats; NaN where it could not be enumerated: left out.
+    rollouts : path, or sequence of Rollout, or (rollouts, RolloutMetadata)
+        A folder written by `rmtools rollout` or `rmtools convert`, or its rows.
+    value_model : path or Scorer
+        A checkpoint, or anything that scores prefixes.
+    controls : bool
+        Audit the controls that apply too: constant, position only, untrained head, Monte-Carlo oracle.
+    compare : sequence of path or Scorer
+        Further models, paired with the first.
+    policy, task : optional
+        With both, and terminal "verifier", the Bellman ratios are also enumerated where the task lists its steps.
+    terminal : {"verifier", "model"}
+        What a finished solution is worth, for the model; a control without weights has no value of its own there.
     delta_cv, delta_tv : float
         Accuracies for which particles are predicted.
-    rng : np.random.Generator
-        Source of the bootstrap.
-    terminal : {"verifier", "model"}
-        With "model" sigma^2 is not available: completions carry rewards, not the model's values.
+    prompts_limit : int, optional
+        Audit the first so many prompts only.
+    seed : int
+        Of the bootstrap.
+    progress : callable, optional
+        ``progress(label, total)`` returns a context manager that yields a tick.
+
+    Returns
+    -------
+    AuditReport
+
+    Raises
+    ------
+    UserError
+        If there are no rollouts, an outcome is missing, or a model gives NaN (the prefix is named).
     """
-    errors = scored.errors()
-    prompts, depths = scored.prefix_prompt, scored.prefix_depth
-    known = np.ones(0, dtype=bool) if exact_log_error is None else np.isfinite(exact_log_error)
-    p, outcome, prompt = outcomes(scored, tilt)
-    cost, influence = particle_cost(rows, scored, tilt, rng) if terminal == "verifier" else (None, None)
-    trajectories = path_sums(scored.alternative_errors(), scored.prefix_trajectory)
-    return ModelAudit(
-        role=role,
-        name=name,
-        bellman=bellman_summary(errors, prompts, depths, scored.horizon, rng=rng),
-        exact=None
-        if exact_log_error is None
-        else exact_summary(exact_log_error[known], prompts[known], depths[known], scored.horizon, rng=rng),
-        ratio_bound=ratio_bound_quantiles(
-            scored.prefix_log_value, scored.child_log_value, scored.child_present, scored.prefix_prompt
-        ),
-        calibration=calibration_summary(p, outcome, prompt, rng=rng),
-        paths=path_summary(trajectories, scored.prompt[trajectories.trajectory], rng=rng),
-        sigma2=cost,
-        influence=influence,
-        n_for_cv=particles(None if cost is None else cost.estimate, lambda s: n_for_cv(s, delta_cv)),
-        n_for_tv=particles(None if influence is None else influence.sd, lambda s: n_for_tv(s, delta_tv)),
+    from rmtools.audit.subjects import no_progress, subjects_of
+    from rmtools.data.rollouts import rollouts_fingerprint
+
+    n_for_cv(1.0, delta_cv), n_for_tv(1.0, delta_tv)
+    if terminal not in ("verifier", "model"):
+        raise UserError(f"unknown terminal {terminal!r}", "choose one of: verifier, model")
+    rows, metadata = rows_of(rollouts, prompts_limit)
+    shown = progress or no_progress
+    subjects, settings = subjects_of(rows, value_model, compare, controls, terminal, seed)
+    ratios = enumerated(rows, metadata, subjects, policy, task, shown)
+    tables = [] if ratios is None else tables_of(rows, policy, task, shown)
+    asked = Asked(delta_cv, delta_tv, terminal, tokens_of(rows, subjects[0].scorer))
+    found: list[ModelAudit] = []
+    scored: dict[str, Any] = {}
+    for k, subject in enumerate(subjects):
+        with shown(f"scoring: {subject.role}", len(rows)) as tick:
+            used, values = subject.score(rows, tick)
+        exact = exact_of(ratios, subject, subjects)
+        its = replace(asked, terminal=subject.terminal)
+        rng = np.random.default_rng([seed, k])
+        found.append(
+            audit_model(
+                subject.role,
+                subject.name,
+                used,
+                values,
+                subject.tilt,
+                exact,
+                its,
+                rng,
+                subject.probability,
+                tabulated(tables, subject.scorer, rng) if tables and subject.tabulated else None,
+            )
+        )
+        scored[subject.role] = (subject, (used, values))
+    provenance = provenance_of(rows, metadata, settings) | {
+        "checkpoint": subjects[0].name,
+        "terminal": terminal,
+        "floor": subjects[0].tilt.floor,
+        "seed": seed,
+        "delta_cv": delta_cv,
+        "delta_tv": delta_tv,
+        "rollouts_fingerprint": rollouts_fingerprint(rows),
+    }
+    return AuditReport(
+        tuple(found),
+        pairs_of(scored, seed),
+        provenance,
+        None if ratios is None else coverage(ratios),
+        tuple(notes(rows, metadata, settings, found)),
     )
 
 
-def particles(spread: Interval | None, needed: Callable[[float], float]) -> Interval | None:
-    """Return the particles ``needed`` for a spread, at least 1; None where the spread was not above its noise."""
-    if spread is None or not spread.estimate > 0:
-        return None
-    return spread.map(lambda s: max(needed(max(s, 0.0)), 1.0))
+def rows_of(rollouts: "Rollouts", limit: int | None) -> "tuple[Sequence[Rollout], RolloutMetadata | None]":
+    """Return the rows and what is known of them, the first ``limit`` prompts."""
+    from rmtools.core.arguments import check_count
+    from rmtools.data.rollouts import RolloutMetadata, read_rollouts
+
+    if isinstance(rollouts, str | Path):
+        rows, metadata = read_rollouts(rollouts)
+    elif len(rollouts) == 2 and isinstance(rollouts[1], RolloutMetadata):
+        rows, metadata = list(rollouts[0]), rollouts[1]  # type: ignore[arg-type]
+    else:
+        rows, metadata = list(rollouts), None  # type: ignore[arg-type]
+    if limit is not None:
+        check_count("prompts_limit", limit, 1, "it is a number of prompts", fix=96)
+        kept = set(list(dict.fromkeys(r.prompt_id for r in rows))[:limit])
+        rows = [r for r in rows if r.prompt_id in kept]
+    if not rows:
+        raise UserError("there are no rollouts to audit", "make some with `rmtools rollout`")
+    return rows, metadata
 
 
-def outcomes(scored: ScoredRollouts, tilt: Tilt) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return p, reward and prompt (n,) at every prefix, the model's own value also at the end."""
-    length = [len(v) for v in scored.own_log_value]
-    p = np.exp(tilt.log_probability(np.concatenate(scored.own_log_value)))
-    return p, np.repeat(scored.reward, length), np.repeat(scored.prompt, length)
+def tokens_of(rows: "Sequence[Rollout]", scorer: "Scorer") -> float:
+    """Return the mean number of tokens of a solution."""
+    return float(np.mean([sum(len(scorer.steps.step_ids(s)) for s in r.steps) for r in rows]))
 
 
-def particle_cost(
-    rows: Sequence[Rollout], scored: ScoredRollouts, tilt: Tilt, rng: np.random.Generator
-) -> tuple[Sigma2 | None, InfluenceSD | None]:
-    """Return pooled sigma^2 and the pooled spread of H, None where the rollouts have too few completions."""
-    extra = min((len(at) for r in rows if len(r.steps) > 1 for at in r.completions[1:] or [[]]), default=0)
-    single = all(len(r.steps) == 1 for r in rows)
-    trajectories = np.bincount(scored.prompt)
-    if trajectories.min() < 2 or not (single or extra >= 1):
-        return None, None
-    parts, spreads = [], []
-    for g in range(len(trajectories)):
-        at = np.flatnonzero(scored.prompt == g).tolist()
-        arrays = PromptArrays.of(
-            [rows[i] for i in at], [scored.log_value[i] for i in at], scored.horizon, tilt
-        )
-        parts.append(sigma2_parts(arrays.log_value, arrays.value_square, arrays.potential))
-        if extra >= 2 and trajectories.min() >= 3:
-            spreads.append(
-                influence_sd(arrays.log_value, arrays.potential, arrays.extra, arrays.present, arrays.ended)
-            )
-    usable = any(np.isfinite(s.variance.estimate) for s in spreads)
-    return pooled_sigma2(parts, rng), pooled_influence_sd(spreads, rng) if usable else None
+def enumerated(
+    rows: "Sequence[Rollout]",
+    metadata: "RolloutMetadata | None",
+    subjects: "Sequence[Subject]",
+    policy: "Policy | None",
+    task: "Task | None",
+    progress: Progress,
+) -> "ExactRatios | None":
+    """Return the exact Bellman ratios of the subjects that can be asked for any prefix.
 
-
-@dataclass(frozen=True)
-class PromptArrays:
-    """The n trajectories of one prompt, an ended prefix absorbing.
-
-    Attributes
-    ----------
-    log_value : np.ndarray
-        (n, T + 1) nats.
-    value_square : np.ndarray
-        (n, T + 1) unbiased estimates of V*^2; the squared potential at ended prefixes.
-    potential : np.ndarray
-        (n,).
-    extra, present : np.ndarray
-        (n, T, R_extra) potentials of extra completions, and which exist.
-    ended : np.ndarray
-        (n, T) bool.
+    None where the steps cannot be listed, every terminal is a model's, or the policy is not that of the rollouts.
     """
+    if policy is None or task is None or metadata is None or not any(s.enumerable for s in subjects):
+        return None
+    from rmtools.data.exact import exact_ratios
+    from rmtools.lm.checkpoint import fingerprint
 
-    log_value: np.ndarray
-    value_square: np.ndarray
-    potential: np.ndarray
-    extra: np.ndarray
-    present: np.ndarray
-    ended: np.ndarray
+    if not task.step_choices(rows[0].prompt, []):
+        return None
+    # Ratios under another policy than the rollouts' would stand beside sampled ones as if they were the same.
+    same_weights = fingerprint(policy.name) == metadata.policy_fingerprint
+    if not same_weights or policy.temperature != metadata.temperature:
+        return None
+    scorers = [s.scorer for s in subjects if s.enumerable]
+    with progress("enumerating one-step children", len(rows)) as tick:
+        return exact_ratios(policy, scorers, rows, task, progress=tick)
 
-    @classmethod
-    def of(
-        cls, rows: Sequence[Rollout], values: Sequence[np.ndarray], horizon: int, tilt: Tilt
-    ) -> "PromptArrays":
-        """Pad the trajectories of one prompt to ``horizon`` steps."""
-        width = max((len(at) for r in rows for at in r.completions), default=0)
-        potential = np.exp(tilt.log_potential(np.asarray([r.outcome for r in rows])))
-        log_value = np.stack([np.pad(v, (0, horizon + 1 - len(v)), mode="edge") for v in values])
-        extra = np.ones((len(rows), horizon, width))
-        present = np.zeros(extra.shape, dtype=bool)
-        ended = np.zeros(extra.shape[:2], dtype=bool)
-        for i, row in enumerate(rows):
-            ended[i, len(row.steps) :] = True
-            for t, at in enumerate(row.completions):
-                extra[i, t, : len(at)] = at
-                present[i, t, : len(at)] = True
-        extra = np.exp(tilt.log_potential(np.where(present, extra, 0.0)))
-        own = np.broadcast_to(potential[:, None, None], (*ended.shape, 1))
-        square = np.repeat(potential[:, None] ** 2, horizon + 1, axis=1)
-        drawn = value_square_estimate(
-            np.concatenate([own, extra], 2), np.concatenate([np.ones_like(own, bool), present], 2)
-        )
-        square[:, 1:-1] = np.where(ended[:, 1:], square[:, 1:-1], drawn[:, 1:])
-        return cls(log_value, square, potential, extra, present, ended)
+
+def tables_of(
+    rows: "Sequence[Rollout]", policy: "Policy | None", task: "Task | None", progress: Progress
+) -> "list[Enumeration]":
+    """Return the prompts written out as tables, as many as is cheap."""
+    assert policy is not None
+    assert task is not None
+    prompts = list(dict.fromkeys(r.prompt for r in rows))
+    with progress("enumerating solutions", min(len(prompts), MOST_PROMPTS)) as tick:
+        return enumerations(policy, task, prompts, tick)
+
+
+def exact_of(
+    ratios: "ExactRatios | None", subject: "Subject", subjects: "Sequence[Subject]"
+) -> np.ndarray | None:
+    """Return the enumerated b of ``subject``, None where there is none."""
+    if ratios is None or not subject.enumerable:
+        return None
+    place = [s.role for s in subjects if s.enumerable].index(subject.role)
+    return np.concatenate(ratios.log_error[place])
+
+
+def coverage(ratios: "ExactRatios") -> dict[str, float]:
+    """Return mean and largest probability outside the listed steps, and the prefixes left out for it."""
+    return {
+        "mean": float(ratios.uncovered.mean()),
+        "largest": float(ratios.uncovered.max()),
+        "left_out": float((ratios.uncovered > 0.5).sum()),
+    }
+
+
+def pairs_of(scored: Mapping[str, Any], seed: int) -> dict[str, PairedDifference]:
+    """Return the paired differences of the first model and every compared one."""
+    from rmtools.audit.subjects import paired
+
+    first, *others = scored.values()
+    return {
+        other[0].role: paired(first, other, np.random.default_rng([seed, 1000 + k]))
+        for k, other in enumerate(others)
+        if other[0].role.startswith("compare")
+    }
+
+
+def provenance_of(
+    rows: "Sequence[Rollout]", metadata: "RolloutMetadata | None", settings: "CheckpointSettings | None"
+) -> dict[str, Any]:
+    """Return where the rollouts and the model come from, and how many branches there are."""
+    import rmtools
+
+    known = (
+        {}
+        if metadata is None
+        else {
+            "policy": metadata.policy,
+            "task": metadata.task,
+            "horizon": metadata.horizon,
+            "temperature": metadata.temperature,
+            "rollouts_seed": metadata.seed,
+            "removed_prompts": metadata.removed_prompts,
+            "generated_tokens": metadata.generated_tokens,
+            "rollouts_source": metadata.source,
+        }
+    )
+    return {
+        "policy": "",
+        "task": "",
+        **known,
+        "n_prompts": len({r.prompt_id for r in rows}),
+        "n_trajectories": len(rows),
+        "children": 1 + max((len(at) for r in rows for at in r.children), default=0),
+        "completions": 1 + max((len(at) for r in rows for at in r.completions), default=0),
+        "training": {} if settings is None else settings.training,
+        "rmtools": rmtools.__version__,
+    }
+
+
+def with_measured(report: AuditReport, measured: dict[str, Any]) -> AuditReport:
+    """Return ``report`` with what the sampler did at the predicted particles."""
+    return replace(report, measured=measured)

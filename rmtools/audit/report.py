@@ -9,39 +9,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rmtools import plots
+from rmtools.audit.details import costs_table, prompts_table, where
 from rmtools.audit.page import Items, Plot, Section, Table, page
+from rmtools.audit.reading import reading
+from rmtools.audit.table import sentences, table
 from rmtools.core.intervals import as_plain
 from rmtools.files import write_json, write_text
 
 if TYPE_CHECKING:
-    # The audit itself needs torch; its report does not.
     from rmtools.audit.audit import AuditReport
 
 Values = Mapping[str, Any]
 
 JSON_FILE, MARKDOWN_FILE, PAGE_FILE = "audit.json", "audit.md", "audit.html"
-
-# The start of a line's label, and how to read the line.
-READING = {
-    "RMS b, enumerated": "Root mean square over prefixes of b = log ρ, where ρ is the mean value one step later over the value "
-    "now; in nats, 0 for a consistent model. Exact: the steps of every prefix were enumerated under the policy. This is "
-    "the line to compare models by.",
-    "RMS b, sampled, corrected": "The same from the sampled children, their noise taken off. A mean square below 0 has root 0. "
-    "'Not resolved' means that half of the children give another answer: more children are needed, do not quote it.",
-    "RMS b, sampled, plug-in": "The same without the correction: too large, by sampling noise. It says how much noise there was.",
-    "mean b (bias)": "Signed mean of b. Errors of random sign cancel along a solution, a bias of one sign adds up.",
-    "c = T RMS b": "Steps of a solution times the error: with b of this size throughout, the value stays within e^±c of the "
-    "true one. The theorems need c bounded as solutions grow longer.",
-    "L, 50% / 95% / max": "How much one step changes the value: quantiles of the larger of the ratio and its inverse.",
-    "Brier (constant)": "Mean squared error of the predicted probability of success; in brackets the score of always "
-    "predicting the base rate, which a useful model beats.",
-    "ECE / AUC": "Mean gap between predicted probability and success rate over ten bins (0 is best, noise adds to it); chance "
-    "that a success is ranked above a failure (.5 is a guess).",
-    "sigma^2, pooled": "The sampler's cost: N particles estimate Z with relative variance σ²/N, with multinomial resampling at "
-    "every step.",
-    "particles": "Particles for the accuracies named, rounded up: for the coefficient of variation of the estimate of Z, and "
-    "for the total variation between output and target (that one is an upper bound).",
-}
 
 
 def write_report(report: "AuditReport", out: Path) -> None:
@@ -60,11 +40,12 @@ def write_report(report: "AuditReport", out: Path) -> None:
 
 def report_values(report: "AuditReport") -> dict[str, Any]:
     """Return the content of ``audit.json``: the report's values, and the table as a person reads it."""
-    table = {
+    lines = {
         "columns": [m.role for m in report.models],
-        "rows": [{"label": label, "cells": cells} for label, cells in report.table()],
+        "rows": [{"label": label, "cells": cells} for label, cells in table(report)],
+        "sentences": sentences(report),
     }
-    return {**as_plain(report.to_dict()), "table": table}
+    return {**as_plain(report.to_dict()), "table": lines}
 
 
 def title(values: Values) -> str:
@@ -80,11 +61,6 @@ def introduction(values: Values) -> str:
         f"{p['n_prompts']} prompts of the task {p['task']} by the policy {p['policy']}; the controls are scored on "
         f"the same prefixes. Brackets are 95% intervals over prompts."
     )
-
-
-def reading(label: str) -> str:
-    """Return how to read a line of the table."""
-    return next((text for start, text in READING.items() if label.startswith(start)), "")
 
 
 def readings(values: Values) -> tuple[tuple[str, str], ...]:
@@ -110,8 +86,12 @@ def counts_table(values: Values) -> Table:
         ("whose children all have one value", "n_identical"),
     )
     summaries = [m["bellman"] for m in values["models"]]
-    rows = [(label, *(str(s[key]) for s in summaries)) for label, key in lines]
-    rows.append(("largest |b| of a prompt", *(bound_text(s["prompt_max_bound"]) for s in summaries)))
+    rows = [(label, *("-" if s is None else str(s[key]) for s in summaries)) for label, key in lines]
+    for label, key in (
+        ("largest |b| of a prompt", "prompt_max_bound"),
+        ("mean |b| of a prompt", "prompt_mean_bound"),
+    ):
+        rows.append((label, *("-" if s is None else bound_text(s[key]) for s in summaries)))
     return Table(
         "Counts, and what holds without assumptions (observed |b|, sampling noise included)",
         ("", *values["table"]["columns"]),
@@ -146,28 +126,39 @@ def warnings(values: Values) -> tuple[tuple[str, str], ...]:
 
 
 def figures(values: Values) -> tuple[Plot, ...]:
-    """Return the plots of an audit."""
+    """Return the plots of an audit: those that its rollouts have figures for."""
     models, delta = values["models"], values["provenance"]["delta_cv"]
+    branching = [m for m in models if m["bellman"]]
     roles = ", ".join(plots.style_of(m["role"])[0] for m in models)
-    found = [
-        Plot(
-            plots.bellman_by_depth(models),
-            "RMS log Bellman error by depth, 95% intervals over prompts. A consistent "
-            "model is at 0 everywhere.",
-            f"Bellman error by depth of {roles}",
-        ),
-        Plot(
-            plots.error_sizes(models),
-            "How large the error is, over prefixes and added up along solutions.",
-            f"Quantiles of the Bellman error and path sums of {roles}",
-        ),
-        Plot(
-            plots.reliability(models),
-            "Reliability: share of right solutions against the predicted probability, in "
-            "bins of equal mass; bars are 95% intervals over prompts.",
-            "Reliability curve of the trained model",
-        ),
-    ]
+    found = []
+    if branching:
+        found = [
+            Plot(
+                plots.bellman_by_depth(branching),
+                "RMS log Bellman error by depth, 95% intervals over prompts. A consistent model is at 0 everywhere.",
+                f"Bellman error by depth of {roles}",
+            ),
+            Plot(
+                plots.error_sizes(branching),
+                "How large the error is, over prefixes and added up along solutions.",
+                f"Quantiles of the Bellman error and path sums of {roles}",
+            ),
+            Plot(
+                plots.distributions(branching),
+                "Distribution of b over prefixes, and of its sums along solutions: cumulative shares. Right of 0 the value is "
+                "too low for what follows, left of 0 too high.",
+                f"Distribution of the Bellman error of {roles}",
+            ),
+        ]
+    if models[0]["calibration"]:
+        found.append(
+            Plot(
+                plots.reliability(models),
+                "Reliability: share of right solutions against the predicted probability, in "
+                "bins of equal mass; bars are 95% intervals over prompts.",
+                "Reliability curve of the trained model",
+            )
+        )
     particles = plots.particles_for_accuracy(models, delta)
     if particles is not None:
         found.append(
@@ -183,10 +174,16 @@ def figures(values: Values) -> tuple[Plot, ...]:
 
 def sections(values: Values) -> list[Section]:
     """Return the sections of the audit's page."""
+    in_words = tuple(("", text) for text in values["table"]["sentences"])
     return [
-        Section("The audit", (introduction(values), main_table(values))),
+        Section(
+            "The audit",
+            (introduction(values), main_table(values), *([Items(in_words)] if in_words else [])),
+        ),
         Section("Warnings", (Items(warnings(values)),)),
         Section("Plots", figures(values)),
+        Section("Where the model is inconsistent", tuple(where(values))),
+        Section("What it costs", (costs_table(values), prompts_table(values))),
         Section("How to read each line", (Items(readings(values)),)),
         Section("Counts", (counts_table(values),)),
         Section("Provenance", (Items(provenance(values)),)),
@@ -195,21 +192,26 @@ def sections(values: Values) -> list[Section]:
 
 def markdown(values: Values) -> str:
     """Return the report as Markdown that can be pasted into a model card."""
-    table, counts = main_table(values), counts_table(values)
+    blocks = [b for b in where(values) if isinstance(b, Table)]
     parts = [
         f"## {escape(title(values))}",
         escape(introduction(values)),
-        markdown_table(table),
+        markdown_table(main_table(values)),
+        "\n".join(f"- {escape(text)}" for text in values["table"]["sentences"]),
         "### Warnings",
         "\n".join(f"- {escape(text)}" for _, text in warnings(values)),
+        "### Where the model is inconsistent",
+        *map(markdown_table, blocks),
+        "### What it costs",
+        markdown_table(costs_table(values)),
         "### How to read each line",
         "\n".join(f"- **{escape(a)}**: {escape(b)}" for a, b in readings(values)),
         "### Counts",
-        markdown_table(counts),
+        markdown_table(counts_table(values)),
         "### Provenance",
         "\n".join(f"- {escape(a)}: `{b.replace('`', chr(39))}`" for a, b in provenance(values)),
     ]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(p for p in parts if p) + "\n"
 
 
 def markdown_table(table: Table) -> str:

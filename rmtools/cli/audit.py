@@ -5,11 +5,16 @@ from typing import Annotated
 
 import typer
 
-from rmtools.cli.options import Horizon, Model, Seed, TaskName, TerminalName
+from rmtools.cli.options import Horizon, Seed, TaskName, TerminalName
 
 
 def command(
-    model: Model,
+    model: Annotated[
+        str,
+        typer.Option(
+            help="Checkpoint of the value model, or implicit:FOLDER: the log ratio of that language model to the policy."
+        ),
+    ],
     rollouts: Annotated[
         Path | None, typer.Option(help="Folder written by `rmtools rollout`; default: made here.")
     ] = None,
@@ -18,7 +23,10 @@ def command(
     ] = None,
     task: TaskName = None,
     horizon: Horizon = None,
-    prompts: Annotated[str, typer.Option(help="JSONL file, or how many to draw from the task.")] = "96",
+    prompts: Annotated[
+        str, typer.Option(help="JSONL file, a task's name, or how many to draw from the task.")
+    ] = "96",
+    prompts_limit: Annotated[int | None, typer.Option(help="Use the first so many prompts only.")] = None,
     trajectories: Annotated[int, typer.Option(help="Independent trajectories a prompt.")] = 16,
     children: Annotated[
         int, typer.Option(help="K: next steps at each prefix, the trajectory's own included.")
@@ -26,6 +34,10 @@ def command(
     completions: Annotated[
         int, typer.Option(help="R: continuations from each prefix, the trajectory's own included.")
     ] = 4,
+    compare: Annotated[
+        list[str] | None,
+        typer.Option(help="Another checkpoint, on the same rollouts, paired. May be given again."),
+    ] = None,
     terminal: TerminalName = "verifier",
     delta_cv: Annotated[
         float, typer.Option(help="Relative accuracy of Z for which particles are predicted.")
@@ -33,58 +45,45 @@ def command(
     delta_tv: Annotated[
         float, typer.Option(help="Total variation of the output for which they are predicted.")
     ] = 0.05,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Run the sampler at the predicted N and print its accuracy.")
+    ] = False,
+    fail_above: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="METRIC=VALUE", help="Exit with 1 where the metric is above it. May be given again."
+        ),
+    ] = None,
+    card: Annotated[
+        bool, typer.Option("--card", help="Write the audit into the checkpoint's README.md too.")
+    ] = False,
     out: Annotated[
         Path | None, typer.Option(help="Output folder; default: audit inside the checkpoint.")
     ] = None,
     seed: Seed = 0,
 ) -> None:
-    """Audit a reward model and two controls, the constant base rate and the untrained head, on the same rollouts."""
-    from rmtools.audit.report import write_report
-    from rmtools.audit.run import audit
-    from rmtools.cli.loading import load
-    from rmtools.cli.progress import progress
-    from rmtools.cli.rollout import Sharding, make_rollouts
+    """Audit a reward model and its controls on the same rollouts: the Bellman error and what it costs in particles.
+
+    Exit code 1 if a threshold of --fail-above is not met.
+    """
+    from rmtools.audit.metrics import not_met, thresholds
+    from rmtools.cli.auditing import audited, finish, source_of
     from rmtools.core.cost import n_for_cv, n_for_tv
     from rmtools.data.collect import Branching
-    from rmtools.data.rollouts import read_rollouts
-    from rmtools.files import claim_folder
-    from rmtools.lm.checkpoint import load_value_model
     from rmtools.lm.particles import check_terminal_name
-    from rmtools.lm.value import ConstantValue, Scorer
 
+    limits = thresholds(fail_above or [])
     n_for_cv(1.0, delta_cv), n_for_tv(1.0, delta_tv)
     check_terminal_name(terminal)
-    loaded = load(model, policy, task, horizon)
-    value, checkpoint = loaded.value, loaded.settings
-    folder = claim_folder(out or model / "audit", "audit.json", "rollouts")
-    if rollouts is None:
-        rollouts = folder / "rollouts"
-        branching = Branching(trajectories, children, completions)
-        # The folder is this verb's own: rollouts of other arguments in it make way, the same ones are used again.
-        sharding = Sharding(overwrite=True)
-        make_rollouts(loaded.policy, loaded.task, prompts, branching, rollouts, seed, sharding, verb="audit")
-    rows, metadata = read_rollouts(rollouts)
-    untrained, _ = load_value_model(model, untrained=True)
-    scorers: dict[str, Scorer] = {
-        "model": value,
-        "constant": ConstantValue(checkpoint.base_rate, value.steps, value.tilt),
-        "untrained": untrained,
-    }
-    report = audit(
-        rows,
-        metadata,
-        scorers,
-        checkpoint,
-        loaded.policy,
-        loaded.task,
-        terminal=terminal,  # type: ignore[arg-type]
-        delta_cv=delta_cv,
-        delta_tv=delta_tv,
-        seed=seed,
-        progress=progress,
+    branching = Branching(trajectories, children, completions)
+    source = source_of(model, policy, task, horizon, rollouts, prompts, out)
+    source.need_policy(rollouts is None or verify, "--verify" if verify else "rollouts")
+    report = audited(
+        source, compare or [], branching, prompts_limit, terminal, delta_cv, delta_tv, verify, seed
     )
-    write_report(report, folder)
-    print(report)
-    for warning in report.warnings:
-        print(f"note: {warning}")
-    print(f"report: {folder / 'audit.html'}")
+    finish(report, source, card)
+    missed = not_met(report.model, limits)
+    for sentence in missed:
+        print(f"not met: {sentence}")
+    if missed:
+        raise typer.Exit(1)

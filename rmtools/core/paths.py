@@ -106,6 +106,13 @@ class RatioBound:
         largest = self.largest if np.isfinite(self.largest) else None
         return {"quantiles": shown, "largest": largest, "n": self.n, "n_zero": self.n_zero}
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Read what `to_dict` wrote."""
+        quantiles = {level: Interval.from_dict(value) for level, value in values["quantiles"].items()}
+        largest = np.nan if values["largest"] is None else values["largest"]
+        return cls(quantiles, largest, values["n"], values["n_zero"])
+
 
 def ratio_bound_quantiles(
     log_value: np.ndarray,

@@ -10,7 +10,7 @@ unbiased for (rho - 1)^2, and log rho is estimated with its first-order bias and
 [1.0, -0.041667, 0.020833]
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -69,6 +69,11 @@ class PrefixErrors:
 
     def __len__(self) -> int:
         return len(self.count)
+
+    def take(self, index: np.ndarray) -> "PrefixErrors":
+        """Return those of the prefixes ``index`` (integers)."""
+        arrays = {f.name: getattr(self, f.name)[index] for f in fields(self) if f.name != "exact"}
+        return PrefixErrors(**arrays, exact=self.exact)
 
 
 def prefix_errors(

@@ -3,13 +3,20 @@
 The functions take the JSON values of the reports, so that a report can be drawn again from its files.
 """
 
-from rmtools.plots.audit import bellman_by_depth, error_sizes, particles_for_accuracy, reliability
+from rmtools.plots.audit import (
+    bellman_by_depth,
+    distributions,
+    error_sizes,
+    particles_for_accuracy,
+    reliability,
+)
 from rmtools.plots.drawing import style_of
 from rmtools.plots.exact import output_law, phase_transition, variance_approach
 from rmtools.plots.run import sigma2_scatter, success_bars, training_curve
 
 __all__ = [
     "bellman_by_depth",
+    "distributions",
     "error_sizes",
     "output_law",
     "particles_for_accuracy",

@@ -34,7 +34,9 @@ def bellman_by_depth(models: Sequence[Values]) -> str:
             label, colour, marker, dash = style_of(m["role"])
             rows = m[source]["by_depth"]
             middle, ends = whiskers([r["rms_corrected"] for r in rows])
-            depth = np.asarray([r["depth"] for r in rows]) + 0.12 * (k - (len(models) - 1) / 2)
+            depth = np.asarray([r["depth"] for r in rows]) + min(0.12, 0.6 / len(models)) * (
+                k - (len(models) - 1) / 2
+            )
             ax.errorbar(
                 depth,
                 middle,
@@ -116,7 +118,7 @@ def side_by_side(ax: "Axes", k: int, n: int, role: str, intervals: Sequence[Valu
     """Draw model ``k`` of ``n`` at the categories, beside the others."""
     label, colour, marker, _ = style_of(role)
     middle, ends = whiskers(intervals)
-    at = np.arange(len(middle)) + 0.2 * (k - (n - 1) / 2)
+    at = np.arange(len(middle)) + min(0.2, 0.8 / n) * (k - (n - 1) / 2)
     ax.errorbar(
         at,
         middle,
@@ -184,4 +186,26 @@ def particles_for_accuracy(models: Sequence[Values], delta_cv: float) -> str | N
         ax.set_xticks([0.05, 0.1, 0.25, 0.5, 1.0], ["0.05", "0.1", "0.25", "0.5", "1"])
         ax.set_xticks([], minor=True)
         ax.legend(loc="upper right")
+        return svg_text(figure)
+
+
+def distributions(models: Sequence[Values]) -> str:
+    """Draw the cumulative shares of b over prefixes and of its sums along trajectories."""
+    with drawing(5.2, rows=2) as (figure, axes):
+        for ax, name, what in zip(
+            axes,
+            ("log_error", "path_sum"),
+            ("b at a prefix (nats)", "sum of b along a solution (nats)"),
+            strict=True,
+        ):
+            for m in models:
+                label, colour, _, dash = style_of(m["role"])
+                found = m["distribution"]
+                if found[name]:
+                    ax.plot(
+                        found[name], found["level"], color=colour, linestyle=dash, linewidth=2, label=label
+                    )
+            ax.axvline(0, color=GREY, linewidth=1)
+            ax.set(xlabel=what, ylabel="share below", ylim=(0, 1))
+        axes[0].legend(loc="upper left")
         return svg_text(figure)

@@ -22,8 +22,12 @@ STYLES = {
     "model": ("trained model", "#0072B2", "o", "-"),
     "constant": ("constant base rate", "#D55E00", "s", "--"),
     "untrained": ("untrained head", "#009E73", "^", ":"),
+    "position only": ("position only", "#E69F00", "v", "--"),
+    "oracle": ("Monte-Carlo oracle", "#000000", "P", ":"),
+    "compare 1": ("compared model 1", "#CC79A7", "D", "-."),
+    "compare 2": ("compared model 2", "#56B4E9", "X", "-."),
 }
-OTHER = ("#CC79A7", "D", "-.")
+OTHER = ("#8C564B", "*", "-.")
 GREY = "#666666"
 STYLE_SHEET: Any = {
     "font.size": 11,

@@ -20,7 +20,8 @@ EXACT: dict[str, Callable[[int], ExactTask]] = {
 # Default horizon and delimiter; longer solutions are cut. GSM8K references have at most 12 lines. Solutions of
 # MATH are written in paragraphs: an empty line is what policies put between their steps.
 ANSWERS = {"gsm8k": (16, "\n"), "math": (32, "\n\n"), "answers": (16, "\n")}
-CHOICES = (*EXACT, *ANSWERS, "path/to/file.py:function", "module:function")
+NAMES = (*EXACT, *ANSWERS)
+CHOICES = (*NAMES, "path/to/file.py:function", "module:function")
 
 
 def load_task(name: str, horizon: int | None = None, delimiter: str | None = None) -> Task:

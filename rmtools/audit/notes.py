@@ -1,0 +1,115 @@
+"""What a reader must know before trusting a figure: another policy, what the sample cannot resolve, how to resolve it."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rmtools.audit.model import ModelAudit
+from rmtools.core.estimate import BellmanSummary
+
+if TYPE_CHECKING:
+    from rmtools.data.rollouts import Rollout, RolloutMetadata
+    from rmtools.lm.checkpoint import CheckpointSettings
+
+SMALL_SHARE = 0.1
+
+
+def notes(
+    rows: "Sequence[Rollout]",
+    metadata: "RolloutMetadata | None",
+    settings: "CheckpointSettings | None",
+    found: Sequence[ModelAudit],
+) -> list[str]:
+    """Return the notes: on provenance, on the rollouts, on each model."""
+    out = [*provenance_notes(rows, metadata, settings), *sample_notes(rows, found[0])]
+    for m in found:
+        out += model_notes(m)
+    return out
+
+
+def provenance_notes(
+    rows: "Sequence[Rollout]", metadata: "RolloutMetadata | None", settings: "CheckpointSettings | None"
+) -> list[str]:
+    """Return what differs between the rollouts and what the checkpoint was trained for."""
+    if metadata is None or settings is None:
+        return []
+    from rmtools.data.rollouts import rollouts_fingerprint
+
+    out = []
+    if settings.training.get("rollouts_fingerprint") == rollouts_fingerprint(rows):
+        out.append("these are the rollouts the checkpoint was trained on: every figure flatters it")
+    if metadata.policy_fingerprint != settings.policy_fingerprint:
+        out.append("the rollouts are of another policy than the checkpoint was trained for")
+    if metadata.temperature is None:
+        out.append("the rollouts do not say at which temperature they were sampled")
+    elif metadata.temperature != settings.temperature:
+        out.append(
+            f"the rollouts were sampled at temperature {metadata.temperature}, the checkpoint was trained "
+            f"at {settings.temperature}"
+        )
+    return out
+
+
+def sample_notes(rows: "Sequence[Rollout]", model: ModelAudit) -> list[str]:
+    """Return what these rollouts cannot resolve whatever the model, and how many would halve the intervals."""
+    prompts = len(model.by_prompt)
+    out = []
+    if prompts == 1:
+        out.append("one prompt: there are no intervals, they are over prompts")
+    else:
+        out.append(
+            f"intervals shrink with the root of the number of prompts: {3 * prompts} more prompts like these "
+            f"{prompts} would halve them"
+        )
+    rewards = {r.outcome for r in rows}
+    if len(rewards) == 1:
+        out.append(
+            f"every trajectory has reward {rewards.pop():g}: AUC, calibration and sigma^2 say nothing about successes "
+            "or failures that were never seen"
+        )
+    silent = model.other_ways.prompts_without_success
+    if silent and len(rewards) > 1:
+        out.append(
+            f"{silent} of {prompts} prompts have no right solution among their trajectories: their share of Z is the "
+            "floor's, and their particles are not known"
+        )
+    if model.flat is not None:
+        out.append(
+            "the trajectories have no children (K = 1): only signed errors averaged over bins are identified, "
+            "and what they give is a lower bound; make rollouts with --children 8 or more for the error itself"
+        )
+    if model.sigma2 is None:
+        out.append(
+            "sigma^2 and particles need terminal verifier, two trajectories a prompt and extra completions "
+            "(--completions 3 or more)"
+        )
+    return out
+
+
+def model_notes(m: ModelAudit) -> list[str]:
+    """Return what is not resolved of one model."""
+    out = []
+    if m.bellman is not None and not m.bellman.resolved:
+        out.append(
+            f"{m.role}: the sampled RMS log Bellman error is not resolved with this many children "
+            "(K and K/2 differ by more than the interval)"
+        )
+    if m.bellman is not None and m.exact is None and identical_share(m.bellman) > 0.5:
+        out.append(
+            f"{m.role}: over half of the mean square is from prefixes whose children are all identical: forced "
+            "steps, or good children too rare for this many children to show"
+        )
+    guided = m.guided
+    if guided is not None and guided.effective_sample_size < SMALL_SHARE * guided.n_resolved:
+        out.append(
+            f"{m.role}: the guided figures rest on an effective {guided.effective_sample_size:.0f} of {guided.n_resolved} "
+            "prefixes"
+        )
+    if m.sigma2 is not None and not m.sigma2.resolved:
+        out.append(f"{m.role}: sigma^2 is not resolved (the interval of Z^2 reaches 0)")
+    return out
+
+
+def identical_share(summary: BellmanSummary) -> float:
+    """Return the share of the corrected mean square that prefixes with identical children carry."""
+    total = summary.mean_square_corrected.estimate
+    return summary.mean_square_identical.estimate / total if total > 0 else 0.0

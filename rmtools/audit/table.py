@@ -1,0 +1,192 @@
+"""The audit as a table: a label and one cell a model."""
+
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rmtools.core.estimate import BellmanSummary
+from rmtools.core.intervals import Interval
+
+if TYPE_CHECKING:
+    from rmtools.audit.audit import AuditReport
+    from rmtools.audit.model import ModelAudit
+
+NOT_AVAILABLE = "not available"
+
+
+def table(report: "AuditReport") -> list[tuple[str, list[str]]]:
+    """Return the lines of the table; those that no model has a figure for are left out."""
+    cv, tv = report.provenance["delta_cv"], report.provenance["delta_tv"]
+    lines: list[tuple[str, Callable[[ModelAudit], Any]]] = [
+        ("RMS b, enumerated", lambda m: m.exact and m.exact.rms_corrected),
+        ("RMS b, sampled, corrected", lambda m: resolved(m.bellman)),
+        ("RMS b, sampled, plug-in", lambda m: m.bellman and m.bellman.rms_plug_in),
+        ("RMS b where the sampler goes", guided),
+        ("RMS b, gauge-fixed", gauge_fixed),
+        ("mean (rho - 1)^2", lambda m: m.error and m.error.squared_ratio_error),
+        ("mean (rho - 1)^2, at least", lambda m: m.flat and m.flat.squared_ratio_error_at_least),
+        ("mean b (bias)", lambda m: m.error and m.error.signed_mean),
+        ("sum of b along a solution: mean", lambda m: m.paths and m.paths.mean),
+        ("sum of b along a solution: RMS", lambda m: m.paths and m.paths.rms_corrected),
+        ("c = T RMS b", lambda m: m.error and m.error.c),
+        ("L, 50% / 95% / max", ratio_bound),
+        ("Brier (constant)", brier),
+        (
+            "ECE / AUC",
+            lambda m: m.calibration and f"{m.calibration.ece:.3g} / {m.calibration.auc.estimate:.3g}",
+        ),
+        ("V(s0) minus Z", lambda m: m.z.difference),
+        ("sigma^2, pooled", lambda m: m.sigma2 and m.sigma2.estimate),
+        ("sigma^2, enumerated", lambda m: m.tabulated and m.tabulated.sigma2),
+        ("sigma^2 of a perfect value, enumerated", lambda m: m.tabulated and m.tabulated.perfect),
+        ("sigma^2 of a perfect value, from rollouts", perfect),
+        ("particles of a perfect value times", cost_ratio),
+        (
+            f"particles: CV of Z {cv:g} | TV {tv:g} (at most)",
+            lambda m: (m.sigma2 or m.influence) and f"{count(m.n_for_cv)} | {count(m.n_for_tv)}",
+        ),
+        (f"particles of Thm 5.1 for TV {tv:g}", lambda m: power(m.paper.log10_particles)),
+    ]
+    cells = [(label, [cell(m) for m in report.models]) for label, cell in lines]
+    return [(label, [shown(c) for c in row]) for label, row in cells if any(c is not None for c in row)]
+
+
+def as_text(report: "AuditReport") -> str:
+    """Return the table, the paired differences and what was measured, as a terminal shows them."""
+    rows = [("", [m.role for m in report.models]), *table(report)]
+    # A terminal is narrow: intervals of the first model only, the others have theirs in the files.
+    rows = [(label, [cells[0], *map(without_interval, cells[1:])]) for label, cells in rows]
+    width = max(len(label) for label, _ in rows)
+    columns = [max(len(cells[i]) for _, cells in rows) for i in range(len(report.models))]
+    lines = [
+        f"{label:<{width}}  " + "  ".join(f"{c:<{w}}" for c, w in zip(cells, columns, strict=True)).rstrip()
+        for label, cells in rows
+    ]
+    return "\n".join([*lines, *sentences(report)])
+
+
+def without_interval(cell: str) -> str:
+    """Return a cell without what stands in brackets."""
+    return re.sub(r" \[[^\]]*\]|, ESS.*", "", cell).replace(NOT_AVAILABLE, "-")
+
+
+def sentences(report: "AuditReport") -> list[str]:
+    """Return the consequence in words, the comparisons, and the accuracy measured beside the one asked for."""
+    found = [costs(report.model)] if report.model.perfect_ratio or report.model.tabulated else []
+    found += [f"{role}: {difference(pair)}" for role, pair in report.pairs.items()]
+    if report.measured is not None:
+        found.append(measured(report.measured))
+    return found
+
+
+BELOW_ONE = (
+    "; below 1 because the true value is not quite the cheapest one, which also weighs how much the next step can change it, "
+    "or by noise"
+)
+
+
+def costs(model: "ModelAudit") -> str:
+    """Return what the model's error costs its user."""
+    what = "the particles of a perfect value"
+    if model.tabulated is not None:
+        ratio = model.tabulated.ratio
+        text = f"this model's error costs you {ratio.estimate:.2g}× {what} (enumerated: {ratio})"
+        return text + (BELOW_ONE if ratio.estimate < 1 else "")
+    bracket = model.perfect_ratio
+    assert bracket is not None
+    low, high = bracket.at_least.estimate, bracket.at_most.estimate
+    if not np.isfinite(low) or (low < 1 and not np.isfinite(high)):
+        return f"how many times {what} this model costs is not resolved: it takes more completions of every prefix"
+    between = f"{low:.2g}× to {high:.2g}×" if np.isfinite(high) else f"at least {low:.2g}×"
+    return f"this model's error costs you {between} {what}" + (BELOW_ONE if low < 1 else "")
+
+
+def difference(pair: Any) -> str:
+    """Return the paired differences, the first model minus the other."""
+    shown_ = [
+        f"{name.replace('_', ' ')} {value}"
+        for name, value in vars(pair).items()
+        if isinstance(value, Interval)
+    ]
+    return "this model minus that one, paired: " + "; ".join(shown_)
+
+
+def measured(values: Any) -> str:
+    """Return the accuracy that the sampler had at the predicted particles."""
+    cv = values["cv"]
+    ends = ", ".join("?" if cv[e] is None else f"{cv[e]:.3g}" for e in ("low", "high"))
+    return (
+        f"measured with N = {values['n_particles']} (predicted for a CV of {values['delta_cv']:g}), {values['runs']} runs of "
+        f"{values['prompts']} prompts, multinomial resampling at every step: CV of Z {cv['estimate']:.3g} [{ends}]; "
+        f"right solutions in the output {values['success']:.3g}, in the target {values['target_success']:.3g}"
+    )
+
+
+def shown(value: Any) -> str:
+    """Return a cell's text."""
+    return NOT_AVAILABLE if value is None else str(value)
+
+
+def resolved(summary: BellmanSummary | None) -> str | None:
+    """Return the corrected RMS, marked where the number of children cannot resolve it."""
+    if summary is None:
+        return None
+    return str(summary.rms_corrected) + ("" if summary.resolved else " not resolved")
+
+
+def gauge_fixed(model: "ModelAudit") -> Interval | None:
+    """Return the error without a constant per prompt and depth, where a cell has enough prefixes."""
+    found = model.gauge_fixed
+    return found.rms if found is not None and found.n_cells else None
+
+
+def guided(model: "ModelAudit") -> str | None:
+    """Return the error under the sampler's weights, and their effective sample size."""
+    summary = model.guided_error
+    if summary is None:
+        return None
+    return f"{summary.rms_corrected}, ESS {summary.effective_sample_size:.0f} of {summary.n_resolved}"
+
+
+def ratio_bound(model: "ModelAudit") -> str:
+    """Return quantiles of L and the largest one."""
+    q = model.ratio_bound.quantiles
+    return f"{q['0.5'].estimate:.3g} / {q['0.95'].estimate:.3g} / {model.ratio_bound.largest:.3g}"
+
+
+def brier(model: "ModelAudit") -> str | None:
+    """Return the Brier score beside the constant's."""
+    c = model.calibration
+    return None if c is None else f"{c.brier} ({c.brier_constant:.3g})"
+
+
+def perfect(model: "ModelAudit") -> str | None:
+    """Return the bracket of a perfect value's sigma^2."""
+    found = model.perfect
+    return None if found is None else f"{found.lower.estimate:.3g} to {found.upper.estimate:.3g}"
+
+
+def cost_ratio(model: "ModelAudit") -> str | None:
+    """Return how many times a perfect value's particles the model needs: exactly, or as a bracket."""
+    if model.tabulated is not None:
+        return str(model.tabulated.ratio)
+    ratio = model.perfect_ratio
+    if ratio is None:
+        return None
+    ends = (ratio.at_least.estimate, ratio.at_most.estimate)
+    return " to ".join(f"{x:.3g}" if np.isfinite(x) else "?" for x in ends)
+
+
+def count(n: Interval | None) -> str:
+    """Return a number of particles, rounded up."""
+    if n is None or not np.isfinite(n.estimate):
+        return "not resolved"
+    ends = ", ".join("?" if e is None else f"{np.ceil(e):.0f}" for e in (n.low, n.high))
+    return f"{np.ceil(n.estimate):.0f} [{ends}]"
+
+
+def power(log10: float) -> str:
+    """Return ten to the ``log10`` as text."""
+    return f"{10**log10:.0f}" if log10 < 6 else f"1e{log10:.0f}"
