@@ -57,11 +57,15 @@ class ValueState(Protocol):
 
 
 class Scorer(Protocol):
-    """Anything that values prefixes: a trained model, or a control that has no weights."""
+    """Anything that values prefixes: a trained model, or a control that has no weights.
+
+    Where ``is_probability`` is False the value is no tilted probability: it has no p, and no calibration.
+    """
 
     steps: StepTokenizer
     tilt: Tilt
     name: str
+    is_probability: bool
 
     def score(
         self, trees: Sequence[EncodedTree], progress: Callable[[int], object] | None = None
@@ -111,6 +115,8 @@ class ConstantValue:
     tilt : Tilt
     """
 
+    is_probability = True
+
     def __init__(self, probability: float, steps: StepTokenizer, tilt: Tilt) -> None:
         self.steps = steps
         self.tilt = tilt
@@ -152,6 +158,8 @@ class ValueModel:
     name : str
         For provenance.
     """
+
+    is_probability = True
 
     def __init__(self, model: "PreTrainedModel", steps: StepTokenizer, tilt: Tilt, name: str = "") -> None:
         self.model = model.eval()
