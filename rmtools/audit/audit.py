@@ -193,6 +193,7 @@ def audit(
             )
         )
         scored[subject.role] = (subject, (used, values))
+    fingerprint = rollouts_fingerprint(rows)
     provenance = provenance_of(rows, metadata, settings) | {
         "checkpoint": subjects[0].name,
         "terminal": terminal,
@@ -200,14 +201,14 @@ def audit(
         "seed": seed,
         "delta_cv": delta_cv,
         "delta_tv": delta_tv,
-        "rollouts_fingerprint": rollouts_fingerprint(rows),
+        "rollouts_fingerprint": fingerprint,
     }
     return AuditReport(
         tuple(found),
         pairs_of(scored, seed),
         provenance,
         None if ratios is None else coverage(ratios),
-        tuple(notes(rows, metadata, settings, found)),
+        tuple(notes(rows, metadata, settings, found, fingerprint)),
     )
 
 

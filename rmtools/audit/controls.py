@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rmtools.core.tilt import Tilt
-from rmtools.data.rollouts import Rollout, rollouts_fingerprint
+from rmtools.data.rollouts import Rollout
 from rmtools.data.scoring import ScoredRollouts
 from rmtools.errors import UserError
 from rmtools.lm.steps import EncodedTree, StepTokenizer
@@ -141,8 +141,7 @@ def position_only(
         {tuple(steps.prompt_ids(p)): h for p, h in half.items()},
         steps,
         tilt,
-        f"{len(rows)} trajectories of {len(prompts)} prompts, fingerprint {rollouts_fingerprint(rows)}, "
-        "cross-fitted by halves of the prompts",
+        f"{len(rows)} trajectories of {len(prompts)} prompts, cross-fitted by halves of the prompts",
     )
 
 

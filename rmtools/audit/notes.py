@@ -18,24 +18,23 @@ def notes(
     metadata: "RolloutMetadata | None",
     settings: "CheckpointSettings | None",
     found: Sequence[ModelAudit],
+    fingerprint: str,
 ) -> list[str]:
-    """Return the notes: on provenance, on the rollouts, on each model."""
-    out = [*provenance_notes(rows, metadata, settings), *sample_notes(rows, found[0])]
+    """Return the notes: on provenance (``fingerprint`` of the rollouts), on the rollouts, on each model."""
+    out = [*provenance_notes(metadata, settings, fingerprint), *sample_notes(rows, found[0])]
     for m in found:
         out += model_notes(m)
     return out
 
 
 def provenance_notes(
-    rows: "Sequence[Rollout]", metadata: "RolloutMetadata | None", settings: "CheckpointSettings | None"
+    metadata: "RolloutMetadata | None", settings: "CheckpointSettings | None", fingerprint: str
 ) -> list[str]:
     """Return what differs between the rollouts and what the checkpoint was trained for."""
     if metadata is None or settings is None:
         return []
-    from rmtools.data.rollouts import rollouts_fingerprint
-
     out = []
-    if settings.training.get("rollouts_fingerprint") == rollouts_fingerprint(rows):
+    if settings.training.get("rollouts_fingerprint") == fingerprint:
         out.append("these are the rollouts the checkpoint was trained on: every figure flatters it")
     if metadata.policy_fingerprint != settings.policy_fingerprint:
         out.append("the rollouts are of another policy than the checkpoint was trained for")

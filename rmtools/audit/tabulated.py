@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rmtools.lm.tabulate import Enumeration
     from rmtools.lm.value import Scorer
 
-MIN_PROBABILITY, MOST_PROMPTS, MOST_PATHS = 1e-3, 32, 100_000
+MIN_PROBABILITY, MOST_PROMPTS, MOST_PATHS = 3e-3, 24, 50_000
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,7 @@ def command(
     Exit code 1 if a threshold of --fail-above is not met.
     """
     from rmtools.audit.metrics import not_met, thresholds
-    from rmtools.cli.auditing import audited, finish, source_of
+    from rmtools.cli.auditing import audited, finish, source_of, with_sampler
     from rmtools.core.cost import n_for_cv, n_for_tv
     from rmtools.data.collect import Branching
     from rmtools.lm.particles import check_terminal_name
@@ -78,10 +78,12 @@ def command(
     branching = Branching(trajectories, children, completions)
     source = source_of(model, policy, task, horizon, rollouts, prompts, out)
     source.need_policy(rollouts is None or verify, "--verify" if verify else "rollouts")
-    report = audited(
-        source, compare or [], branching, prompts_limit, terminal, delta_cv, delta_tv, verify, seed
-    )
-    finish(report, source, card)
+    source.need_card(card)
+    report = audited(source, compare or [], branching, prompts_limit, terminal, delta_cv, delta_tv, seed)
+    try:
+        report = with_sampler(report, source, seed) if verify else report
+    finally:  # an audit that cannot be verified is an audit still
+        finish(report, source, card)
     missed = not_met(report.model, limits)
     for sentence in missed:
         print(f"not met: {sentence}")

@@ -52,6 +52,11 @@ class Source:
     prompts: str
     folder: Path
 
+    def need_card(self, needed: bool) -> None:
+        """Raise ``UserError`` where a card is asked for and there is no checkpoint to put it in."""
+        if needed and not isinstance(self.value, Path):
+            raise UserError("an implicit model has no model card", "leave --card out")
+
     def need_policy(self, needed: bool, what: str) -> None:
         """Raise ``UserError`` where something has to be drawn and there is nothing to draw with."""
         if needed and (self.policy is None or self.task is None):
@@ -142,17 +147,16 @@ def audited(
     terminal: str,
     delta_cv: float,
     delta_tv: float,
-    verify: bool,
     seed: int,
 ) -> "AuditReport":
-    """Make the rollouts where none are named, audit, and run the sampler where asked to."""
+    """Make the rollouts where none are named, and audit."""
     from rmtools.audit import audit
     from rmtools.cli.progress import progress
     from rmtools.data.rollouts import read_rollouts
 
     folder = source.rollouts or make_rollouts(source, branching, prompts_limit, seed)
     rows, metadata = read_rollouts(folder)
-    report = audit(
+    return audit(
         (rows, metadata),
         source.value,
         compare=[Path(c) for c in compare],
@@ -165,7 +169,6 @@ def audited(
         seed=seed,
         progress=progress,
     )
-    return with_sampler(report, source, seed) if verify else report
 
 
 def make_rollouts(source: Source, branching: "Branching", prompts_limit: int | None, seed: int) -> Path:
@@ -226,8 +229,6 @@ def finish(report: "AuditReport", source: Source, card: bool) -> None:
     for warning in report.warnings:
         print(f"note: {warning}")
     print(f"report: {source.folder / PAGE_FILE}")
-    if card:
-        if not isinstance(source.value, Path):
-            raise UserError("an implicit model has no model card", "leave --card out")
+    if card and isinstance(source.value, Path):
         text = (source.folder / MARKDOWN_FILE).read_text(encoding="utf-8")
         print(f"model card: {write_card(source.value, text)}")

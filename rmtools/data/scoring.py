@@ -8,8 +8,9 @@ import numpy as np
 from rmtools.core.estimate import PrefixErrors, prefix_errors
 from rmtools.core.tilt import Tilt
 from rmtools.data.rollouts import Rollout
+from rmtools.errors import UserError
 from rmtools.lm.particles import Terminal
-from rmtools.lm.value import Scorer
+from rmtools.lm.value import Scorer, TreeValues
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,8 @@ def score_rollouts(
     texts = [[sorted({c.text for c in at}) for at in r.children] for r in rows]
     trees = [scorer.steps.encode(r.prompt, r.steps, t) for r, t in zip(rows, texts, strict=True)]
     found = scorer.score(trees, progress=progress)
+    for row, v in zip(rows, found, strict=True):
+        refuse_nan(row, v, scorer.name)
     own = [v.log_value for v in found]
     reward = np.asarray([r.outcome for r in rows])
     log_value = [v.copy() for v in own]
@@ -117,6 +120,19 @@ def score_rollouts(
         child_present=present,
         horizon=int(length.max()),
     )
+
+
+def refuse_nan(row: Rollout, values: TreeValues, name: str) -> None:
+    """Raise ``UserError`` naming the first prefix or next step of ``row`` that has NaN for a value."""
+    for t, value in enumerate(values.log_value):
+        children = values.children[t] if t < len(values.children) else np.zeros(0)
+        if np.isnan(value) or np.isnan(children).any():
+            what = "a prefix" if np.isnan(value) else "a next step of a prefix"
+            raise UserError(
+                f"{name} gives NaN at {what} of prompt {row.prompt_id} after {t} steps: "
+                f"{(row.prompt + ''.join(row.steps[:t]))[-120:]!r}",
+                "look for weights that are not finite, or for a precision the model was not trained in",
+            )
 
 
 def _places(row: Rollout, t: int, known: list[str]) -> np.ndarray:

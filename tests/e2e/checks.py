@@ -21,3 +21,9 @@ def check_error(result, *words):
     assert "fix: " in result.lines[0]
     for word in words:
         assert str(word) in result.lines[0]
+
+
+def check_late(result, *words):
+    """As ``check_error``, after a progress bar has begun."""
+    result.lines = result.lines[-1:]
+    check_error(result, *words)

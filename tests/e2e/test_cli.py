@@ -162,7 +162,7 @@ def test_audit_of_a_tiny_model(run, tmp_path, value_folder, prompts_file):
     names = {p.name for p in (tmp_path / "audit").iterdir()}
     assert {"audit.json", "audit.md", "audit.html", "rollouts"} <= names
     found = json.loads((tmp_path / "audit" / "audit.json").read_text())
-    assert [m["role"] for m in found["models"]] == ["model", "constant", "untrained"]
+    assert [m["role"] for m in found["models"]] == ["model", "constant", "position only", "untrained"]
     assert found["provenance"]["terminal"] == "verifier"
     assert not [n for n in names if n.startswith(".")]
 

@@ -4,16 +4,10 @@ import json
 
 import numpy as np
 import pytest
-from checks import check_error
+from checks import check_error, check_late
 
 from rmtools.data.rollouts import read_rollouts
 from rmtools.data.tasks import custom, load_exact_task
-
-
-def check_late(result, *words):
-    """As ``check_error``, after a progress bar has begun."""
-    result.lines = result.lines[-1:]
-    check_error(result, *words)
 
 
 @pytest.mark.parametrize("name", ["crossing", "crossing-silent", "arithmetic", "arithmetic-silent"])

@@ -7,13 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from rmtools.audit.audit import PromptArrays, audit_model, outcomes, particle_cost
+from rmtools.audit.arrays import PromptArrays, prompt_arrays
 from rmtools.audit.controls import monte_carlo_oracle, position_only
+from rmtools.audit.cost import spread_of
+from rmtools.audit.model import Asked, audit_model, calibration
 from rmtools.core.cost import influence_sd, sigma2_parts
 from rmtools.core.estimate import ratio_bound_quantiles
 from rmtools.core.tilt import Tilt
 from rmtools.data.collect import Branching, Collector
-from rmtools.data.rollouts import Rollout, rollouts_fingerprint
+from rmtools.data.rollouts import Rollout
 from rmtools.data.scoring import score_rollouts
 from rmtools.errors import UserError
 from rmtools.lm.particles import LMParticles
@@ -69,7 +71,6 @@ def test_position_says_what_it_was_fitted_on(step_tokenizer):
     value = position_only(rows, step_tokenizer, TILT, np.random.default_rng(0))
     assert value.name == "position only"
     assert "5 trajectories of 2 prompts" in value.fitted_on
-    assert rollouts_fingerprint(rows) in value.fitted_on
     with pytest.raises(UserError, match="1 prompt: the value of a depth is fitted on half"):
         position_only(FIRST, step_tokenizer, TILT, np.random.default_rng(0))
     labelled = replace(FIRST[0], reward=None, labels=[1.0, 1.0, 1.0])
@@ -98,9 +99,7 @@ def test_position_is_audited_like_a_model(policy, task, prompts):
     rows = Collector(policy, task, Branching(4, 6, 3), np.random.default_rng(1)).collect(prompts)
     value = position_only(rows, policy.steps, TILT, np.random.default_rng(2))
     scored = score_rollouts(rows, value)
-    found = audit_model(
-        "position", value.name, rows, scored, TILT, None, 0.25, 0.05, np.random.default_rng(3)
-    )
+    found = audit_model("position", value.name, rows, scored, TILT, None, Asked(), np.random.default_rng(3))
     assert found.bellman.n_resolved == len(scored.prefix_depth)
     assert found.sigma2 is not None
     # What was drawn does not matter, only that it is one step.
@@ -359,8 +358,11 @@ def test_the_root_does_not_enter_particle_costs():
     rows = draw(rng, "p", 6, 4)
     oracle = monte_carlo_oracle(rows, TILT, rng)
     moved = replace(oracle, log_value=[np.r_[v[0] - 1.7, v[1:]] for v in oracle.log_value])
-    costs = [particle_cost(o.rows, o.scored(), TILT, np.random.default_rng(0)) for o in (oracle, moved)]
-    for a, b in zip(*costs, strict=True):
+    costs = [
+        spread_of(o.rows, prompt_arrays(o.rows, o.scored(), TILT), np.random.default_rng(0))
+        for o in (oracle, moved)
+    ]
+    for a, b in ((costs[0].sigma2, costs[1].sigma2), (costs[0].influence, costs[1].influence)):
         assert a is not None
         assert str(a.to_dict()) == str(b.to_dict())
     # Not for nothing: another depth does.
@@ -393,12 +395,10 @@ def test_what_can_be_estimated_with_the_oracle():
         assert scored.prefix_log_value[at].tolist() == v[:-1].tolist()
         assert scored.child_log_value[at, 0].tolist() == v[1:].tolist()
         assert scored.prefix_depth[at].tolist() == list(range(len(v) - 1))
-    cost, influence = particle_cost(oracle.rows, scored, TILT, rng)
-    assert cost is not None
-    assert influence is not None
-    p, outcome, _ = outcomes(scored, TILT)
-    assert ((p >= 0) & (p <= 1)).all()
-    assert outcome.shape == p.shape
+    spread = spread_of(oracle.rows, prompt_arrays(oracle.rows, scored, TILT), rng)
+    assert spread.sigma2 is not None
+    assert spread.influence is not None
+    assert calibration(scored, TILT, rng).n == sum(len(v) for v in scored.own_log_value)
     bound = ratio_bound_quantiles(scored.prefix_log_value, scored.child_log_value, scored.child_present)
     assert bound.n == len(scored.prefix_depth)
 

@@ -10,9 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rmtools.audit.audit import AuditReport, audit_model
+from rmtools.audit import AuditReport
+from rmtools.audit.model import Asked, audit_model
 from rmtools.audit.page import Items, Section, Table, page
-from rmtools.audit.report import READING, reading, write_report
+from rmtools.audit.reading import READING, reading
+from rmtools.audit.report import write_report
 from rmtools.core import Tilt
 from rmtools.core.intervals import Interval
 from rmtools.data.rollouts import SCHEMA_VERSION, Child, Rollout, RolloutMetadata
@@ -79,8 +81,7 @@ def report():
             scored(rows, rng, noise),
             TILT,
             noise * rng.normal(size=len(rows) * T),
-            0.25,
-            0.05,
+            Asked(0.25, 0.05, "verifier", 6.0),
             np.random.default_rng(k),
         )
         for k, (role, noise) in enumerate((("model", 0.1), ("constant", 0.5), ("untrained", 0.8)))
@@ -99,6 +100,7 @@ def report():
     }
     return AuditReport(
         tuple(found),
+        {},
         provenance,
         {"mean": 0.001, "largest": 0.02, "left_out": 3.0},
         ("mind the <script>gap</script> | end",),
@@ -192,6 +194,15 @@ def run(tmp_path, audited):
     return tmp_path
 
 
+# Lines that these rollouts have no figure for: children, no tables, four prefixes a prompt and depth.
+NOT_HERE = (
+    "RMS b, gauge-fixed",
+    "mean (rho - 1)^2, at least",
+    "sigma^2, enumerated",
+    "sigma^2 of a perfect value, enumerated",
+)
+
+
 def visible(html):
     """The words of a page, without tags."""
     return unescape(re.sub(r"<[^>]+>", " ", html))
@@ -226,9 +237,13 @@ def test_every_cell_of_the_audit_is_in_the_json(audited):
             f"{m['calibration']['ece']:.3g} / {m['calibration']['auc']['estimate']:.3g}"
             == cells["ECE / AUC"][i]
         )
-    assert len(cells) == len(READING) == 10
-    widths = {len(re.findall(r"(?<!\\)\|", line)) for line in text.splitlines() if line.startswith("|")}
-    assert widths == {5}
+    assert len(cells) == 18
+    missing = [start for start in READING if not any(label.startswith(start) for label in cells)]
+    assert missing == list(NOT_HERE)
+    tables = [t for t in text.split("\n\n") if t.startswith("|")]
+    widths = [{len(re.findall(r"(?<!\\)\|", line)) for line in t.splitlines()} for t in tables]
+    assert widths[0] == {5}
+    assert all(len(w) == 1 for w in widths)
 
 
 def test_texts_are_escaped(audited):
@@ -320,7 +335,7 @@ def test_the_page_of_a_run_shows_the_summary(run):
     assert all(str(Interval.from_dict(i)) in words for i in shown)
     assert all(c["name"] in words for c in found["checks"])
     assert "rmtools audit <x>" in words
-    assert html.count("<img ") == 7
+    assert html.count("<img ") == 8
 
 
 @pytest.mark.parametrize("name", list(STAGES))

@@ -1,0 +1,117 @@
+"""``rmtools audit`` from the command line: what it makes, what it refuses, how it ends."""
+
+import json
+import shutil
+
+import pytest
+from checks import check_error, check_late
+
+BRANCHES = ("--trajectories", 6, "--children", 4, "--completions", 4)
+
+
+@pytest.fixture
+def rollouts(run, tmp_path, policy_folder, prompts_file):
+    """Rollouts as another command made them."""
+    options = ("--policy", policy_folder, "--prompts", prompts_file, "--horizon", 3, "--max-step-tokens", 6)
+    assert run("rollout", *options, *BRANCHES, "--out", tmp_path / "r").code == 0
+    return tmp_path / "r"
+
+
+def audit_file(folder):
+    return json.loads((folder / "audit.json").read_text())
+
+
+def test_compare_verify_thresholds_and_card(run, tmp_path, checkpoint, rollouts):
+    options = ("--model", checkpoint, "--rollouts", rollouts, "--compare", checkpoint, "--verify", "--card")
+    result = run("audit", *options, "--fail-above", "brier=1", "--out", tmp_path / "a")
+    assert result.code == 0, result.err
+    assert "compare 1: this model minus that one, paired: squared ratio error 0 [0, 0]" in result.out
+    assert "measured with N =" in result.out
+    found = audit_file(tmp_path / "a")
+    assert found["measured"]["prompts"] == found["provenance"]["n_prompts"]
+    card = (checkpoint / "README.md").read_text()
+    assert "Audit of" in card
+    assert card.count("<!-- rmtools audit -->") == 1
+
+    result = run(
+        "audit", *options[:4], "--fail-above", "brier=0", "--fail-above", "ece=1", "--out", tmp_path / "a"
+    )
+    assert result.code == 1
+    assert "not met: brier is" in result.out
+    assert "not met: ece" not in result.out
+    assert (tmp_path / "a" / "audit.html").exists()
+
+
+def test_a_metric_that_does_not_exist(run, tmp_path, checkpoint):
+    result = run("audit", "--model", checkpoint, "--fail-above", "accuracy=1", "--out", tmp_path / "a")
+    check_error(result, "no metric 'accuracy'", "rms_log_bellman", "n_for_tv")
+    assert not (tmp_path / "a").exists()
+
+
+def test_prompts_named_by_their_task_and_a_limit(run, tmp_path, checkpoint):
+    options = ("--model", checkpoint, "--prompts", "crossing", "--prompts-limit", 4, *BRANCHES)
+    result = run("audit", *options, "--out", tmp_path / "a")
+    assert result.code == 0, result.err
+    assert audit_file(tmp_path / "a")["provenance"]["n_prompts"] == 4
+
+
+def test_trajectories_without_branches(run, tmp_path, checkpoint, policy_folder, prompts_file):
+    options = ("--policy", policy_folder, "--prompts", prompts_file, "--horizon", 3, "--max-step-tokens", 6)
+    assert run("rollout", *options, "--trajectories", 8, "--out", tmp_path / "r").code == 0
+    result = run("audit", "--model", checkpoint, "--rollouts", tmp_path / "r", "--out", tmp_path / "a")
+    assert result.code == 0, result.err
+    assert "mean (rho - 1)^2, at least" in result.out
+    assert "lower bound" in result.out
+    options = ("--model", checkpoint, "--rollouts", tmp_path / "r", "--verify")
+    result = run("audit", *options, "--out", tmp_path / "b")
+    check_late(result, "needs a predicted number")
+    assert "mean b" not in result.out
+    assert (tmp_path / "b" / "audit.json").exists()
+
+
+def test_an_implicit_model(run, tmp_path, policy_folder, rollouts):
+    options = ("--model", f"implicit:{policy_folder}", "--policy", policy_folder, "--rollouts", rollouts)
+    check_error(run("audit", *options), "no folder for its audit", "--out")
+    result = run("audit", *options, "--out", tmp_path / "a")
+    assert result.code == 0, result.err
+    model = audit_file(tmp_path / "a")["models"][0]
+    assert model["calibration"] is None
+    # The ratio of a model to itself is 1 everywhere.
+    assert model["bellman"]["rms_plug_in"]["estimate"] == pytest.approx(0, abs=1e-5)
+    check_error(run("audit", *options, "--card", "--out", tmp_path / "b"), "no model card")
+
+
+def test_a_checkpoint_that_knows_no_task_scores_rollouts(run, tmp_path, checkpoint, rollouts):
+    """Trained on converted data: it can be scored, not drawn from."""
+    settings = json.loads((checkpoint / "rmtools.json").read_text())
+    (checkpoint / "rmtools.json").write_text(json.dumps({**settings, "task": ""}))
+    result = run("audit", "--model", checkpoint, "--rollouts", rollouts, "--out", tmp_path / "a")
+    assert result.code == 0, result.err
+    assert audit_file(tmp_path / "a")["models"][0]["exact"] is None
+    check_error(
+        run("audit", "--model", checkpoint, "--rollouts", rollouts, "--verify", "--out", tmp_path / "b"),
+        "need the policy and the task",
+        "--task",
+    )
+    assert not (tmp_path / "b" / "audit.json").exists()
+
+
+def test_rollouts_of_another_temperature_are_noted(run, tmp_path, checkpoint, rollouts):
+    metadata = json.loads((rollouts / "metadata.json").read_text())
+    (rollouts / "metadata.json").write_text(
+        json.dumps({**metadata, "temperature": 0.7, "policy_fingerprint": "x"})
+    )
+    result = run("audit", "--model", checkpoint, "--rollouts", rollouts, "--out", tmp_path / "a")
+    assert result.code == 0, result.err
+    found = audit_file(tmp_path / "a")
+    assert any("temperature 0.7" in text for text in found["warnings"])
+    assert any("another policy" in text for text in found["warnings"])
+    assert found["models"][0]["exact"] is None
+
+
+def test_a_missing_shard(run, tmp_path, checkpoint, rollouts):
+    shards = sorted(rollouts.rglob("*.parquet"))
+    shutil.move(shards[0], tmp_path / "elsewhere")
+    result = run("audit", "--model", checkpoint, "--rollouts", rollouts, "--out", tmp_path / "a")
+    check_error(result, str(rollouts))
+    assert not (tmp_path / "a" / "audit.json").exists()

@@ -1,0 +1,291 @@
+"""The audit's own parts: what is added to the estimators of rmtools.core, by hand and on a tiny model."""
+
+import itertools
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from rmtools.audit import AuditReport, audit
+from rmtools.audit.card import write_card
+from rmtools.audit.cost import other_ways, paper_counts
+from rmtools.audit.metrics import METRICS, figure, not_met, thresholds
+from rmtools.audit.report import write_report
+from rmtools.audit.verify import measure, output_law
+from rmtools.core.intervals import Interval
+from rmtools.core.theory import particle_bound
+from rmtools.core.tilt import Tilt
+from rmtools.data.collect import Branching, Collector
+from rmtools.data.rollouts import RolloutMetadata
+from rmtools.errors import UserError
+from rmtools.lm.checkpoint import fingerprint, load_value_model
+from rmtools.lm.policy import Policy
+from rmtools.lm.tabulate import tabulate
+from rmtools.lm.value import ConstantValue
+
+TILT = Tilt(0.05)
+
+
+@pytest.fixture(scope="module")
+def rows(policy, task, prompts):
+    return Collector(policy, task, Branching(8, 4, 4), np.random.default_rng(0)).collect(prompts)
+
+
+@pytest.fixture(scope="module")
+def metadata(policy, policy_folder, settings):
+    return RolloutMetadata(str(policy_folder), fingerprint(policy_folder), "crossing", 3, settings, 1.0, 0)
+
+
+@pytest.fixture(scope="module")
+def report(rows, metadata, value_folder, policy, task):
+    return audit((rows, metadata), value_folder, compare=[value_folder], policy=policy, task=task)
+
+
+def test_everything_is_audited(report):
+    roles = ["model", "compare 1", "constant", "position only", "untrained", "oracle"]
+    assert [m.role for m in report.models] == roles
+    model, again = report.models[:2]
+    assert model.exact is not None
+    assert model.tabulated is not None
+    assert model.tabulated.n_prompts == 8
+    assert model.bellman is not None
+    assert again.bellman is not None
+    assert again.bellman.squared_ratio_error.estimate == model.bellman.squared_ratio_error.estimate
+    pair = report.pairs["compare 1"]
+    for name in ("squared_ratio_error", "mean_square_corrected", "signed_mean", "brier", "sigma2"):
+        assert getattr(pair, name) == Interval(0.0, 0.0, 0.0)
+    oracle = report.models[-1]
+    assert oracle.bellman is None
+    assert oracle.flat is not None
+    assert oracle.sigma2 is not None
+
+
+def test_round_trip(report, tmp_path):
+    write_report(report, tmp_path)
+    values = json.loads((tmp_path / "audit.json").read_text())
+    again = AuditReport.from_dict(values)
+    assert json.dumps(again.to_dict(), allow_nan=False) == json.dumps(report.to_dict(), allow_nan=False)
+    assert str(again) == str(report)
+    with pytest.raises(UserError, match="schema version 1"):
+        AuditReport.from_dict({**values, "schema_version": 1})
+
+
+def test_the_cost_of_enumerated_solutions_is_pooled(report, rows, policy, task, value_folder):
+    value, _ = load_value_model(value_folder)
+    cost = perfect = z_square = 0.0
+    for prompt in dict.fromkeys(r.prompt for r in rows):
+        exact = tabulate(
+            policy, value, prompt, task.step_choices(prompt, []), task.reward, 3e-3
+        ).model.exact()
+        z2 = math.exp(2 * exact.log_z)
+        cost, perfect, z_square = (
+            cost + z2 * exact.sigma2,
+            perfect + z2 * exact.sigma2_true_value,
+            z_square + z2,
+        )
+    found = report.model.tabulated
+    assert found.sigma2.estimate == pytest.approx(cost / z_square)
+    assert found.ratio.estimate == pytest.approx(cost / perfect)
+    assert found.sigma2.contains(found.sigma2.estimate)
+
+
+def test_guided_weights_by_hand(report, rows, value_folder):
+    """Weights V(s_t) / V(s_0), normalised within prompt and depth; b enumerated or sampled, here sampled."""
+    from rmtools.data.scoring import score_rollouts
+
+    value, _ = load_value_model(value_folder)
+    scored = score_rollouts(rows, value)
+    b = scored.errors().log_error
+    total = weight = 0.0
+    for g in range(scored.prompt.max() + 1):
+        for t in range(scored.horizon):
+            at = (scored.prefix_prompt == g) & (scored.prefix_depth == t)
+            if at.any():
+                v = np.exp(scored.prefix_log_value[at])
+                total += at.sum() * (v * b[at]).sum() / v.sum()
+                weight += at.sum()
+    assert report.model.guided.signed_mean.estimate == pytest.approx(total / weight)
+    assert report.model.guided.effective_sample_size < report.model.bellman.effective_sample_size
+
+
+def test_worst_prefixes_are_enumerated_ones(report):
+    sizes = [abs(w.log_error) for w in report.model.worst]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] == pytest.approx(report.model.exact.largest)
+    worst = report.model.worst[0]
+    assert worst.standard_error == 0
+    assert sum(c.drawn for c in worst.children) <= worst.n_children == 4
+    assert len({(w.prompt_id, w.steps) for w in report.model.worst}) == len(report.model.worst)
+
+
+def test_by_prompt_and_by_value_add_up(report, rows):
+    prompts = report.model.by_prompt
+    assert sum(p.n_trajectories for p in prompts) == len(rows)
+    assert np.mean([p.success for p in prompts]) == pytest.approx(np.mean([r.reward for r in rows]))
+    prefixes = sum(len(r.steps) for r in rows)
+    assert sum(p.n_prefixes for p in prompts) == prefixes
+    assert sum(b.n_prefixes for b in report.model.by_value) == prefixes
+    total = sum(p.signed_mean * p.n_prefixes for p in prompts)
+    assert total / prefixes == pytest.approx(report.model.bellman.signed_mean.estimate)
+    ends = [(b.low, b.high) for b in report.model.by_value]
+    assert all(a[1] < b[0] for a, b in itertools.pairwise(ends))
+
+
+def test_other_ways_by_hand():
+    """Z = .1 + .9 p; a draw from the target fails with probability .1 (1 - p) / Z."""
+    p = np.array([0.0, 0.5])
+    found = other_ways(p, 0.1 + 0.9 * p, 20.0, Interval(7.2, 5.0, 9.0), 0.05)
+    assert found.smc_tokens == 8 * 20
+    assert found.rejection_solutions == pytest.approx((1 / 0.1 + 1 / 0.55) / 2)
+    failing = 0.1 * 0.5 / 0.55 + 0.05
+    assert found.best_of_n_solutions == pytest.approx(math.log(failing) / math.log(0.5))
+    assert found.prompts_without_success == 1
+    nobody = other_ways(np.zeros(2), np.full(2, 0.1), 20.0, None, 0.05)
+    assert (nobody.best_of_n_solutions, nobody.smc_tokens, nobody.rejection_tokens) == (None, None, 200.0)
+
+
+def test_the_papers_count_is_the_theorems():
+    found = paper_counts(2.0, math.log(1.1), 4, 0.05)
+    assert found.log10_particles == pytest.approx(math.log10(particle_bound(2.0, 4, 0.1, 0.05)))
+    assert paper_counts(1e9, 50.0, 64, 0.05).pool_size == math.inf
+
+
+def test_trajectories_without_children(rows, policy):
+    """Only a lower bound is identified, and the report says so."""
+    flat = [replace(r, children=[], completions=[]) for r in rows]
+    report = audit(flat, ConstantValue(0.3, policy.steps, TILT))
+    model = report.model
+    assert (model.bellman, model.guided, model.paths, model.sigma2, model.worst) == (None,) * 4 + ((),)
+    assert model.flat.squared_ratio_error_at_least.estimate > 0
+    assert any("no children" in text for text in report.warnings)
+    assert "mean (rho - 1)^2, at least" in str(report)
+    assert "RMS b" not in str(report)
+    assert figure(model, "rms_log_bellman") is None
+    assert figure(model, "mean_square_bellman_at_least") > 0
+
+
+@pytest.mark.parametrize("what", ["one prompt", "all wrong", "at the floor"])
+def test_poor_rollouts_are_audited_as_far_as_they_go(rows, policy, what, tmp_path):
+    value = ConstantValue(0.3, policy.steps, TILT)
+    if what == "one prompt":
+        rows = [r for r in rows if r.prompt == rows[0].prompt]
+    elif what == "all wrong":
+        ended = [[[replace(c, reward=0.0) if c.ended else c for c in at] for at in r.children] for r in rows]
+        rows = [
+            replace(r, reward=0.0, children=c, completions=[[0.0] * len(at) for at in r.completions])
+            for r, c in zip(rows, ended, strict=True)
+        ]
+    else:
+        value = ConstantValue(0.0, policy.steps, TILT)
+    report = audit(rows, value)
+    write_report(report, tmp_path)
+    noted = {"one prompt": "one prompt", "all wrong": "every trajectory has reward 0", "at the floor": ""}[
+        what
+    ]
+    assert any(noted in text for text in report.warnings)
+    assert AuditReport.from_dict(report.to_dict()).to_dict() == report.to_dict()
+
+
+def test_nan_of_a_model_names_the_prefix(rows, policy):
+    class Broken(ConstantValue):
+        def score(self, trees, progress=None):
+            found = super().score(trees, progress)
+            found[3].log_value[2] = math.nan
+            return found
+
+    with pytest.raises(UserError, match=rf"NaN at a prefix of prompt {rows[3].prompt_id} after 2 steps"):
+        audit(rows, Broken(0.3, policy.steps, TILT))
+
+
+def test_prompts_limit(rows, policy):
+    report = audit(rows, ConstantValue(0.3, policy.steps, TILT), controls=False, prompts_limit=2)
+    assert report.provenance["n_prompts"] == 2
+    with pytest.raises(UserError, match="prompts_limit"):
+        audit(rows, ConstantValue(0.3, policy.steps, TILT), prompts_limit=0)
+    with pytest.raises(UserError, match="no rollouts"):
+        audit([], ConstantValue(0.3, policy.steps, TILT))
+
+
+def test_thresholds(report):
+    assert thresholds(["sigma2=1e3", "brier=.25"]) == {"sigma2": 1000.0, "brier": 0.25}
+    with pytest.raises(UserError, match="no metric 'sigma'") as error:
+        thresholds(["sigma=3"])
+    assert all(name in error.value.fix for name in METRICS)
+    for text in ("sigma2", "sigma2=", "sigma2=many", "sigma2=nan"):
+        with pytest.raises(UserError, match="is no number"):
+            thresholds([text])
+    sigma2 = report.model.sigma2.estimate.estimate
+    assert not_met(report.model, {"sigma2": sigma2}) == []
+    assert "should be at most" in not_met(report.model, {"sigma2": sigma2 - 1e-9})[0]
+    assert "could not be estimated" in not_met(report.model, {"mean_square_bellman_at_least": 1.0})[0]
+    assert figure(report.model, "abs_mean_log_bellman") == abs(report.model.exact.signed_mean.estimate)
+    for name in METRICS:
+        value = figure(report.model, name)
+        assert value is None or math.isfinite(value)
+
+
+def test_the_card_keeps_what_else_it_says(tmp_path):
+    (tmp_path / "README.md").write_text("---\nlibrary_name: peft\n---\n\n# Mine\n")
+    write_card(tmp_path, "## First")
+    write_card(tmp_path, "## Second")
+    text = (tmp_path / "README.md").read_text()
+    assert text.startswith("---\nlibrary_name: peft\n---\n\n# Mine\n")
+    assert "First" not in text
+    assert text.count("## Second") == 1
+    (tmp_path / "README.md").write_text(text + "\nafter\n")
+    write_card(tmp_path, "## Third")
+    assert (tmp_path / "README.md").read_text().endswith("\nafter\n")
+
+
+def test_the_sampler_at_a_given_number_of_particles(policy, task, prompts, value_folder):
+    """Against the table: the CV that sigma^2 predicts, and the share of right solutions in the target."""
+    value, _ = load_value_model(value_folder)
+    exact, right = [], []
+    for prompt in prompts:
+        table = tabulate(policy, value, prompt, task.step_choices(prompt, []), task.reward, 0.0)
+        found = table.model.exact()
+        exact.append((math.exp(2 * found.log_z) * found.sigma2, math.exp(2 * found.log_z)))
+        reward = np.asarray([task.reward(prompt, p) for p in table.paths])
+        weight = table.path_probability * np.exp(value.tilt.log_potential(reward))
+        right.append((weight * reward).sum() / weight.sum())
+    n = 64
+    result = measure(
+        policy, value, task, prompts, Interval(n - 0.5, None, None), 0.25, np.random.default_rng(0)
+    )
+    assert (result.n_particles, result.prompts) == (n, len(prompts))
+    cost, z_square = np.sum(exact, axis=0)
+    assert result.cv.estimate == pytest.approx(math.sqrt(cost / z_square / n), rel=0.1)
+    assert result.target_success == pytest.approx(np.mean(right), abs=0.05)
+    with pytest.raises(UserError, match="needs a predicted number"):
+        measure(policy, value, task, prompts, None, 0.25, np.random.default_rng(0))
+    with pytest.raises(UserError, match="the most it runs"):
+        measure(policy, value, task, prompts, Interval(1e6, None, None), 0.25, np.random.default_rng(0))
+
+
+def test_weighting_runs_by_their_z_gives_the_target():
+    """Two outcomes, two particles drawn from one half each, weights 1 and 3: the target has 3/4, the output less."""
+    rng = np.random.default_rng(0)
+    good = rng.random((20_000, 2)) < 0.5
+    weight = np.where(good, 3.0, 1.0)
+    share = (weight * good).sum(1) / weight.sum(1)
+    difference, success, target = output_law(np.log(weight.mean(1))[:, None], share[:, None], rng)
+    assert target == pytest.approx(0.75, abs=0.01)
+    assert success == pytest.approx(0.25 * 1 + 0.5 * 0.75, abs=0.01)
+    assert difference.contains(-0.125)
+    assert difference.high < 0
+
+
+def test_the_implicit_model_has_no_error(rows, policy, metadata):
+    """A ratio of two laws: its Bellman error is zero under the policy, whatever the other one is."""
+    from rmtools.lm.implicit import ImplicitValue
+
+    other = Policy(policy.model, policy.steps, 1.4)
+    report = audit((rows, metadata), ImplicitValue(other, policy, TILT), policy=policy, controls=False)
+    model = report.model
+    assert model.calibration is None
+    assert model.exact is None
+    assert model.sigma2 is None
+    assert model.bellman.squared_ratio_error.contains(0.0)
+    assert model.bellman.rms_plug_in.estimate > 0.02
