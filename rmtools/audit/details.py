@@ -174,10 +174,11 @@ def prompts_table(values: Values) -> Table:
     )
 
 
-def needs(prompt: Values) -> tuple[float, float]:
-    """Return what prompts are ordered by."""
+def needs(prompt: Values) -> tuple[bool, float, float]:
+    """Return what prompts are ordered by; particles of those without a right solution are not known."""
     cost = prompt["sigma2"]
     return (
+        prompt["success"] > 0,
         -math.inf if cost is None or cost["estimate"] is None else cost["estimate"],
         prompt["mean_square_corrected"] or 0.0,
     )

@@ -17,7 +17,7 @@ READING = {
     ),
     "RMS b where the sampler goes": (
         "The same at the prefixes that the sampler visits: each weighed with its value over the "
-        "root's, within prompt and depth. ESS is how many equally weighed prefixes that is worth."
+        "root's, within prompt and depth. ESS: as many equally weighed prefixes are worth as much."
     ),
     "RMS b, gauge-fixed": (
         "The same without a constant per prompt and depth, which the sampler does not feel: the "

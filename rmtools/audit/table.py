@@ -69,7 +69,7 @@ def as_text(report: "AuditReport") -> str:
 
 def without_interval(cell: str) -> str:
     """Return a cell without what stands in brackets."""
-    return re.sub(r" \[[^\]]*\]|, ESS.*", "", cell).replace(NOT_AVAILABLE, "-")
+    return re.sub(r" \[[^\]]*\]| \(ESS.*", "", cell).replace(NOT_AVAILABLE, "-")
 
 
 def sentences(report: "AuditReport") -> list[str]:
@@ -147,7 +147,8 @@ def guided(model: "ModelAudit") -> str | None:
     summary = model.guided_error
     if summary is None:
         return None
-    return f"{summary.rms_corrected}, ESS {summary.effective_sample_size:.0f} of {summary.n_resolved}"
+    share = summary.effective_sample_size / max(summary.n_resolved, 1)
+    return f"{summary.rms_corrected} (ESS {share:.0%})"
 
 
 def ratio_bound(model: "ModelAudit") -> str:
