@@ -10,8 +10,8 @@ number of terms are those that suit all other prompts.
 >>> phi, extra = rng.choice([0.5, 1.0], (99, 4)), rng.choice([0.5, 1.0], (99, 4, 2, 3))
 >>> values = np.log(np.full((4, 3), 0.75))  # V* = 0.75 before the last step, so V = V*
 >>> lower, upper = perfect_ends([perfect_parts(values, *row) for row in zip(phi, extra)])
->>> abs(lower.mean() - 0.0625) < 0.02, abs(upper.mean() - 0.0625) < 0.02  # Z^2 sigma^2 = Var(phi)
-(True, True)
+>>> [bool(abs(end.mean() - 0.0625) < 0.02) for end in (lower, upper)]  # Z^2 sigma^2 = Var(phi)
+[True, True]
 """
 
 from collections.abc import Sequence
