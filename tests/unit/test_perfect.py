@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from rmtools.core.cost import sigma2_parts, value_square_estimate
+from rmtools.core.cost import Sigma2Parts, pooled_sigma2, sigma2_parts, value_square_estimate
 from rmtools.core.families import random_tree
 from rmtools.core.intervals import Interval
 from rmtools.core.perfect import (
@@ -115,6 +115,13 @@ def test_one_step_by_hand():
     assert pooled.lower.estimate == pytest.approx((1.25 + 0.09) / (0.75 + 0.11 / 3) - 1)
     assert pooled.lower == pooled.upper
     assert pooled.n_prompts == 2
+
+
+def test_rollouts_of_one_step_need_no_completions():
+    phi = np.array([0.5, 1.5])
+    log_value = np.log(np.stack([np.ones(2), phi], axis=1))
+    without = perfect_parts(log_value, phi, np.ones((2, 1, 0)))
+    assert (without.known, without.z_square) == (one_step(phi).known, one_step(phi).z_square)
 
 
 def exact_parts(model, log_value):
@@ -308,6 +315,13 @@ def test_cost_ratio_is_not_available_where_a_cost_is_not_above_zero():
     assert found.at_most.estimate > 0
     assert perfect_sigma2(near, rng).lower.low < 0
     assert found.at_most.high is None
+    # A model whose cost is above 0 by less than its noise: estimates, but no interval.
+    noisy = [Sigma2Parts(2 + x, 1.0, 2, np.zeros(3), np.zeros(3)) for x in np.linspace(-1, 1.2, 8)]
+    assert pooled_sigma2(noisy, rng).estimate.low < 0 < pooled_sigma2(noisy, rng).estimate.estimate
+    found = cost_ratio(noisy, [made(k + 1, [0.9, 0.9, NAN, NAN], 1.5, [NAN] * 3) for k in known], rng)
+    for ratio in (found.at_least, found.at_most):
+        assert ratio.estimate > 0
+        assert (ratio.low, ratio.high) == (None, None)
     # A model whose cost is not above 0 has no ratio at all.
     free = [sigma2_parts(np.zeros((3, 3)), np.ones((3, 3)), np.ones(3)) for _ in range(8)]
     found = cost_ratio(free, near, rng)
