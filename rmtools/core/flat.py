@@ -163,7 +163,7 @@ def flat_summary(
     value, depth, who, error = value[found], depth[found], who[found], error[found]
     if len(error) == 0:
         raise UserError("there is no prefix with a value above zero", fix="pass at least one step")
-    bins, total = labels_of(depth * n_bins + _equal_mass(value, depth, n_bins), len(error))
+    bins, total = labels_of(depth * n_bins + equal_mass_bins(value, depth, n_bins), len(error))
     _, n_prompts = labels_of(prompt, len(log_value))
     sums, counts = (
         np.bincount(who * total + bins, weights, n_prompts * total).reshape(n_prompts, total)
@@ -211,7 +211,7 @@ def _prefixes(
     return value, depth, np.repeat(label, steps), error
 
 
-def _equal_mass(value: np.ndarray, depth: np.ndarray, n_bins: int) -> np.ndarray:
+def equal_mass_bins(value: np.ndarray, depth: np.ndarray, n_bins: int) -> np.ndarray:
     """Bin 0..n_bins-1 of each prefix among those of its depth; equal values share one."""
     bins = np.zeros(len(value), dtype=np.intp)
     for t in np.unique(depth):

@@ -1,7 +1,7 @@
 """What a perfect value would cost in particles, from rollouts: a bracket around sigma^2 with V = V*.
 
-Its lower and upper end are made of `perfect_parts`, summed over prompts; over them the model's own sigma^2
-says how many times too many particles the model's errors cost (docs/equations.md section 5).
+Its ends are made of `perfect_parts`, summed over prompts; the model's own sigma^2 over them says how many times
+the particles of a perfect value the model needs (docs/equations.md section 5).
 
 >>> import numpy as np
 >>> rng = np.random.default_rng(0)
@@ -25,6 +25,7 @@ import numpy as np
 
 from rmtools.core.cv_cost import Sigma2Parts
 from rmtools.core.intervals import Interval, as_dict, bootstrap_all, ratio_of_means, read_intervals
+from rmtools.core.perfect_ends import perfect_ends
 from rmtools.core.perfect_parts import PerfectParts, perfect_parts
 from rmtools.errors import UserError
 
@@ -38,7 +39,7 @@ class PerfectSigma2:
     Attributes
     ----------
     lower : Interval
-        Expected to be at most sigma^2, and equal to it where the model is V* up to a factor per depth.
+        Expected to be at most sigma^2; close to it where V* is close to a function of depth and the model's value.
     upper : Interval
         Expected to be at least sigma^2. With fewer than 3 extra completions, or a model far from V*, it is too
         large by about the sum over steps of Var(phi given s) / (R_extra V*(s)^2).
@@ -61,7 +62,11 @@ class PerfectSigma2:
 
 
 def perfect_sigma2(
-    parts: Sequence[PerfectParts], rng: np.random.Generator, n_resamples: int = 2000, level: float = 0.95
+    parts: Sequence[PerfectParts],
+    rng: np.random.Generator,
+    n_resamples: int = 2000,
+    level: float = 0.95,
+    n_bins: int = 4,
 ) -> PerfectSigma2:
     """Bracket sigma^2 of a perfect value, pooled over prompts with weights Z_p^2 as sigma^2 is pooled.
 
@@ -75,6 +80,8 @@ def perfect_sigma2(
         Number of resamples.
     level : float
         Nominal coverage of each interval.
+    n_bins : int
+        Bins of the model's value at each depth (`perfect_ends`).
 
     Returns
     -------
@@ -83,16 +90,15 @@ def perfect_sigma2(
     Raises
     ------
     UserError
-        If there is no prompt.
+        If there is no prompt, or `n_bins` is below 1.
 
     Notes
     -----
-    The scale c of each depth and the number of terms (m = 2 or 4 below, 0 or 2 above) are those that suit all
-    other prompts best: chosen with the prompt's own noise, the lower end would be too high and the upper end
-    too low. Any choice that a prompt has no influence on is a bound in expectation, so the interval treats it
-    as given. A prompt without others has c = 1 and the fewest terms. Source: docs/equations.md section 5.
+    Each prompt's ends rest on choices made on all other prompts: with choices that suit its own noise, the
+    lower end would be too high and the upper end too low. Any choice that a prompt has no influence on gives a
+    bound in expectation, so the interval treats it as given. Source: docs/equations.md section 5.
     """
-    lower, upper = _excess(parts)
+    lower, upper = perfect_ends(parts, n_bins)
     z_square = np.array([p.z_square for p in parts])
     problems = {
         name: (np.stack([excess, z_square], axis=1), ratio_of_means)
@@ -100,40 +106,6 @@ def perfect_sigma2(
     }
     found = bootstrap_all(problems, rng, n_resamples, level)
     return PerfectSigma2(found["lower"], found["upper"], len(parts))
-
-
-def _excess(parts: Sequence[PerfectParts]) -> tuple[np.ndarray, np.ndarray]:
-    """Z_p^2 sigma_p^2 of a perfect value as each prompt's lower and upper end, (C,) each."""
-    if not parts:
-        raise UserError("there is no prompt to pool over", fix="pass the parts of at least one prompt")
-    depths = max(p.horizon for p in parts) - 1
-    moments, inverse, remainder = (
-        np.stack([np.pad(a, [(0, 0)] * (a.ndim - 1) + [(0, depths - a.shape[-1])]) for a in arrays], axis=-2)
-        for arrays in zip(*[(p.moments, p.inverse, p.remainder) for p in parts], strict=True)
-    )
-    own, rest = _others(moments[0]), _others(moments[1])
-    c = np.where(rest > 0, own / np.where(rest > 0, rest, 1.0), 1.0)
-    two = 2 * c * moments[0] - c**2 * moments[1]
-    four = 4 * c * moments[0] - 6 * c**2 * moments[1] + 4 * c**3 * moments[2] - c**4 * moments[3]
-    corrected = two + remainder[0] - 2 * c * remainder[1] + c**2 * remainder[2]
-    base = np.array([p.known - p.horizon * p.z_square for p in parts])
-    return base + _largest(np.stack([two, four])), base - _largest(-np.stack([inverse, corrected]))
-
-
-def _largest(terms: np.ndarray) -> np.ndarray:
-    """Sum over depths of the candidate that is largest for all other prompts, (M, C, D) -> (C,)."""
-    usable = np.isfinite(terms).all(axis=1, keepdims=True)
-    terms = np.where(usable, terms, 0.0)
-    best = np.where(usable, _others(terms), -np.inf).argmax(axis=0)
-    return np.take_along_axis(terms, best[None], axis=0)[0].sum(axis=1)
-
-
-def _others(x: np.ndarray) -> np.ndarray:
-    """Sum over all prompts but each one, (..., C, D); nothing is subtracted, which could lose a small rest."""
-    none = np.zeros_like(x[..., :1, :])
-    before = np.concatenate([none, np.cumsum(x[..., :-1, :], axis=-2)], axis=-2)
-    after = np.concatenate([np.cumsum(x[..., :0:-1, :], axis=-2)[..., ::-1, :], none], axis=-2)
-    return before + after
 
 
 @dataclass(frozen=True)
@@ -170,6 +142,7 @@ def cost_ratio(
     rng: np.random.Generator,
     n_resamples: int = 2000,
     level: float = 0.95,
+    n_bins: int = 4,
 ) -> CostRatio:
     """Bracket how many times the particles of a perfect value the model needs, pooled over prompts.
 
@@ -185,6 +158,8 @@ def cost_ratio(
         Number of resamples.
     level : float
         Nominal coverage of each interval.
+    n_bins : int
+        Bins of the model's value at each depth (`perfect_ends`).
 
     Returns
     -------
@@ -193,7 +168,7 @@ def cost_ratio(
     Raises
     ------
     UserError
-        If there is no prompt, or the numbers of prompts differ.
+        If there is no prompt, the numbers of prompts differ, or `n_bins` is below 1.
 
     Notes
     -----
@@ -205,7 +180,7 @@ def cost_ratio(
             fix="pass the parts of the same prompts in the same order",
         )
     cost = np.array([p.numerator - p.horizon * p.z_square for p in model])
-    ends = dict(zip(("at_most", "at_least"), _excess(perfect), strict=True))
+    ends = dict(zip(("at_most", "at_least"), perfect_ends(perfect, n_bins), strict=True))
     # The model's cost is the less noisy of the two: it divides, and the share is inverted.
     problems = {name: (np.stack([end, cost], axis=1), ratio_of_means) for name, end in ends.items()}
     problems["model"] = (cost[:, None], lambda means: means[:, 0])

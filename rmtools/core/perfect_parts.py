@@ -14,7 +14,7 @@ which is too large on average (Jensen): at least 1 / B. Both hold for every c an
 >>> phi = np.array([0.5, 1.5])  # one step: nothing is divided, and Z^2 (sigma^2 + 1) = E[phi^2]
 >>> parts = perfect_parts(np.log([[1.0, 0.5], [1.0, 1.5]]), phi, np.ones((2, 1, 1)))
 >>> parts.known, parts.z_square, parts.moments.shape
-(1.25, 0.75, (4, 0))
+(1.25, 0.75, (4, 2, 0))
 """
 
 from dataclasses import dataclass
@@ -31,30 +31,37 @@ class PerfectParts:
     """Parts of Z^2 (sigma^2 + T) of a perfect value for one prompt, each unbiased for what it names.
 
     With A = V*(s_t), B = V*(s_{t-1}), V the model's value at s_{t-1}, and J one over the mean of completions of
-    s_{t-1} that are in nothing else; expectations over prefixes s_{t-1} that have not ended, at t = 2..T.
+    s_{t-1} that are in nothing else. Arrays hold what each of n trajectories adds at t = 2..T; their sums over
+    trajectories have the expectations named, taken over prefixes s_{t-1} that have not ended.
 
     Attributes
     ----------
     known : float
         The steps at which nothing is divided by an unknown V*: the first, and those of prefixes that ended.
+    log_value : np.ndarray
+        (n, T - 1) log V, nats; NaN where s_{t-1} had ended.
     moments : np.ndarray
-        (4, T - 1) Z E[A^2 B^k / V^{k+1}], k = 0..3; NaN where a prefix has fewer than k extra completions.
+        (4, n, T - 1) Z E[A^2 B^k / V^{k+1}], k = 0..3; NaN with fewer than k extra completions.
     inverse : np.ndarray
-        (T - 1,) Z E[A^2 J], J of all extra completions.
+        (n, T - 1) Z E[A^2 J], J of all extra completions.
     remainder : np.ndarray
-        (3, T - 1) Z E[A^2 J B^k / V^k], k = 0..2, J of all extra completions but two; NaN with fewer than 3.
+        (3, n, T - 1) Z E[A^2 J B^k / V^k], k = 0..2, J of all extra completions but two; NaN with fewer than 3.
     z_square : float
         Z^2.
     horizon : int
         T.
+    largest : float
+        Largest potential that was read.
     """
 
     known: float
+    log_value: np.ndarray
     moments: np.ndarray
     inverse: np.ndarray
     remainder: np.ndarray
     z_square: float
     horizon: int
+    largest: float
 
 
 def perfect_parts(
@@ -70,7 +77,7 @@ def perfect_parts(
     ----------
     log_value : np.ndarray
         (n, T + 1) nats, as `sigma2_parts`. They only say where 1 / V* is expanded: any model will do, and the
-        closer it is to V*, up to a factor per depth, the closer the ends.
+        more V* is a function of depth and V, the closer the ends.
     potential : np.ndarray
         (n,) phi of each trajectory, above zero.
     extra : np.ndarray
@@ -102,28 +109,26 @@ def perfect_parts(
     extra, mask = _completions(phi, extra, present, live)
     square = _next_square(phi, extra, mask, live)
     before = live[:, 1:]  # the prefixes 1..T-1, from which the steps 2..T are taken
+    # Weighed like this, a sum over trajectories is Z E[x]: the mean of phi_i x_j over pairs i != j.
+    times_z = ((phi.sum() - phi) / (len(phi) * (len(phi) - 1)))[:, None]
 
-    def averaged(factor: np.ndarray) -> np.ndarray:
-        return _times_z(phi, np.where(before, square[:, 1:] * factor, 0.0))
+    def added(factor: np.ndarray) -> np.ndarray:
+        return np.where(before, times_z * square[:, 1:] * factor, 0.0)
 
     value = np.where(before, np.exp(log_v[:, 1:]), 1.0)
     extra, mask = extra[:, 1:], mask[:, 1:]
     ratio = extra / value[:, :, None]
     count = np.maximum(mask.sum(axis=2), 1)
     return PerfectParts(
-        known=float(square[:, 0].mean() + _times_z(phi, np.where(before, 0.0, phi[:, None])).sum()),
-        moments=np.stack([averaged(mean / value) for mean in _product_means(ratio, count)]),
-        inverse=averaged(count / np.where(before, extra.sum(axis=2), 1.0)),
-        remainder=np.stack([averaged(mean) for mean in _jensen_means(extra, ratio, mask, count)]),
+        known=float(square[:, 0].mean() + np.where(before, 0.0, times_z * phi[:, None]).sum()),
+        log_value=np.where(before, log_v[:, 1:], np.nan),
+        moments=np.stack([added(mean / value) for mean in _product_means(ratio, count)]),
+        inverse=added(count / np.where(before, extra.sum(axis=2), 1.0)),
+        remainder=np.stack([added(mean) for mean in _jensen_means(extra, ratio, mask, count)]),
         z_square=float(value_square_estimate(phi)),
         horizon=log_v.shape[1],
+        largest=float(max(phi.max(), extra.max(initial=0.0))),
     )
-
-
-def _times_z(phi: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """Z E[x] of each column of x (n, D), (D,): the mean of phi_i x_j over pairs i != j."""
-    n = len(phi)
-    return (phi.sum() * x.sum(axis=0) - phi @ x) / (n * (n - 1))
 
 
 def _product_means(ratio: np.ndarray, count: np.ndarray) -> list[np.ndarray]:

@@ -42,12 +42,12 @@ def test_parts_are_unbiased_at_every_depth_of_a_tree():
         true, value = tree.true[t][0], np.exp(tree.log_value[t][0])
         for k in range(4):
             exact = tree.z[0] * (second * true**k / value ** (k + 1)).sum()
-            assert abs(z_score([p.moments[k, t - 1] for p in parts], exact)) < Z_MAX
+            assert abs(z_score([p.moments[k, :, t - 1].sum() for p in parts], exact)) < Z_MAX
         # One over a mean is too large on average, never too small; alone or times what is not negative.
         exact = tree.z[0] * (second / true).sum()
-        assert z_score([p.inverse[t - 1] for p in parts], exact) > -Z_MAX
+        assert z_score([p.inverse[:, t - 1].sum() for p in parts], exact) > -Z_MAX
         exact = tree.z[0] * (second * (1 - true / value) ** 2 / true).sum()
-        rest = [p.remainder[:, t - 1] @ [1, -2, 1] for p in parts]
+        rest = [p.remainder[:, :, t - 1].sum(axis=1) @ [1, -2, 1] for p in parts]
         assert z_score(rest, exact) > -Z_MAX
 
 
@@ -65,8 +65,8 @@ def test_ends_hold_and_are_close_where_completions_are_three_or_more(eps, r):
     assert np.mean([c.at_least.low is None or c.at_least.low <= ratio for _, c in found]) >= 0.9
     assert np.mean([c.at_most.high is None or c.at_most.high >= ratio for _, c in found]) >= 0.9
     if r > 4:
-        assert abs(np.mean(lower) / exact - 1) < 0.15
-        assert abs(np.mean(upper) / exact - 1) < 0.15
+        assert np.mean(lower) > 0.75 * exact
+        assert np.mean(upper) < 1.25 * exact
     if r == 2:  # one extra completion: far apart, and said so
         assert np.mean(lower) < 0.7 * exact
         assert np.mean(upper) > 2 * exact

@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import json
 import math
@@ -5,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from rmtools.core.cost import sigma2_parts, value_square_estimate
+from rmtools.core.cost import Sigma2Parts, pooled_sigma2, sigma2_parts, value_square_estimate
 from rmtools.core.families import random_tree
 from rmtools.core.intervals import Interval
 from rmtools.core.perfect import (
@@ -16,6 +17,7 @@ from rmtools.core.perfect import (
     perfect_parts,
     perfect_sigma2,
 )
+from rmtools.core.perfect_ends import perfect_ends
 from rmtools.core.tilt import Tilt
 from rmtools.errors import UserError
 
@@ -63,7 +65,10 @@ def expected(n_extra, ended=None, n=2):
             over,
         )
         for name in ("known", "moments", "inverse", "remainder", "z_square"):
-            total[name] = total.get(name, 0.0) + p * getattr(parts, name)
+            part = getattr(parts, name)
+            if np.ndim(part) > 1:
+                part = part.sum(axis=-2)
+            total[name] = total.get(name, 0.0) + p * part
     return total
 
 
@@ -112,54 +117,76 @@ def test_one_step_by_hand():
     assert pooled.n_prompts == 2
 
 
+def test_rollouts_of_one_step_need_no_completions():
+    phi = np.array([0.5, 1.5])
+    log_value = np.log(np.stack([np.ones(2), phi], axis=1))
+    without = perfect_parts(log_value, phi, np.ones((2, 1, 0)))
+    assert (without.known, without.z_square) == (one_step(phi).known, one_step(phi).z_square)
+
+
 def exact_parts(model, log_value):
-    """Parts without noise and without Jensen's excess, at the values `log_value`."""
+    """Parts without noise and without Jensen's excess, at the values `log_value`: a row a state, not a trajectory."""
     exact = model.exact()
     true, z = [np.exp(v) for v in exact.true_log_value], math.exp(exact.log_z)
-    moments, remainder, inverse = [], [], []
+    shape = (len(true[-2]), model.horizon - 1)
+    value, rows = np.full(shape, np.nan), np.zeros((8, *shape))
     for t in range(1, model.horizon):
         second = model.reach(t) * (model.policy[t] * np.exp(2 * model.gather(t, np.log(true[t + 1])))).sum(1)
-        value = np.exp(log_value[t])
-        moments.append([z * np.sum(second * true[t] ** k / value ** (k + 1)) for k in range(4)])
-        remainder.append([z * np.sum(second * true[t] ** (k - 1) / value**k) for k in range(3)])
-        inverse.append(z * np.sum(second / true[t]))
+        at, size = np.exp(log_value[t]), len(true[t])
+        value[:size, t - 1] = log_value[t]
+        powers = [true[t] ** k / at ** (k + 1) for k in range(4)]
+        rest = [true[t] ** (k - 1) / at**k for k in range(3)]
+        rows[:, :size, t - 1] = z * second * np.stack([*powers, 1 / true[t], *rest])
     known = float(model.policy[0][0] @ true[1] ** 2)
-    arrays = (np.array(moments).T, np.array(inverse), np.array(remainder).T)
-    return PerfectParts(known, *arrays, z**2, model.horizon)
+    return PerfectParts(known, value, rows[:4], rows[4], rows[5:], z**2, model.horizon, float(true[-1].max()))
 
 
 @pytest.mark.parametrize("eps", [0.1, 0.4, 1.5])
-def test_exact_parts_bracket_the_exact_cost(eps):
+@pytest.mark.parametrize("n_bins", [1, 4])
+def test_exact_parts_bracket_the_exact_cost(eps, n_bins):
     """Both ends hold at any value; the upper is exact without Jensen's excess; at V* both are exact."""
-    model = random_tree(4, 3, eps, Tilt(0.1), np.random.default_rng(5))
+    model = random_tree(4, 3, eps, Tilt(0.3), np.random.default_rng(5))
     truth, rng = model.exact().sigma2_true_value, np.random.default_rng(6)
     parts = exact_parts(model, model.log_value)
-    found = perfect_sigma2([parts] * 3, rng)
+    found = perfect_sigma2([parts] * 30, rng, n_bins=n_bins)
     assert found.upper.estimate == pytest.approx(truth)
     assert found.lower.estimate < truth
-    one_term = parts.known + np.sum(parts.moments[0] ** 2 / parts.moments[1])
-    assert found.lower.estimate >= one_term / parts.z_square - model.horizon - 1e-12
+    if n_bins == 1:
+        first, second = (parts.moments[k].sum(axis=0) for k in (0, 1))
+        cauchy_schwarz = (parts.known + np.sum(first**2 / second)) / parts.z_square - model.horizon
+        assert found.lower.estimate >= cauchy_schwarz - 1e-12
     if eps == 0.1:
-        assert found.lower.estimate == pytest.approx(truth, rel=5e-3)
+        assert found.lower.estimate == pytest.approx(truth, rel=0.05)
     # A factor per depth makes no difference, at V* or away from it.
     scaled = [v + math.log(k) for v, k in zip(model.log_value, (1.0, 5.0, 0.3, 2.0, 1.0), strict=True)]
-    again = perfect_sigma2([exact_parts(model, scaled)] * 3, rng)
+    again = perfect_sigma2([exact_parts(model, scaled)] * 30, rng, n_bins=n_bins)
     assert again.lower.estimate == pytest.approx(found.lower.estimate)
     perfect = exact_parts(model, model.exact().true_log_value)
-    found = perfect_sigma2([perfect] * 3, rng)
+    found = perfect_sigma2([perfect] * 30, rng, n_bins=n_bins)
     assert (found.lower.estimate, found.upper.estimate) == pytest.approx((truth, truth))
 
 
-def made(known, moments, inverse, remainder, z_square=1.0, horizon=2):
-    arrays = [np.array(a, dtype=float)[..., None] for a in (moments, inverse, remainder)]
-    return PerfectParts(known, *arrays, z_square, horizon)
+def test_more_bins_know_more_of_a_value_that_is_not_calibrated():
+    model = random_tree(4, 3, 0.1, Tilt(0.3), np.random.default_rng(5))
+    parts = exact_parts(model, [0.2 * v for v in model.log_value])
+    rng = np.random.default_rng(0)
+    lower = [perfect_sigma2([parts] * 3, rng, n_bins=n).lower.estimate for n in (1, 3, 9)]
+    assert lower[0] < lower[1] < lower[2] < model.exact().sigma2_true_value
+
+
+def made(known, moments, inverse, remainder, value=1.0):
+    """Parts of two steps of one prompt, Z = 1, a single prefix before the last."""
+    arrays = [np.array(a, dtype=float)[..., None, None] for a in (np.log(value), moments, inverse, remainder)]
+    return PerfectParts(known, *arrays, 1.0, 2, 1.0)
+
+
+NAN = math.nan
 
 
 def test_each_prompt_is_weighed_with_the_scale_of_the_others():
-    nan = math.nan
     parts = [
-        made(1.0, [3.0, 2.0, nan, nan], 4.0, [nan] * 3),
-        made(1.5, [5.0, 4.0, nan, nan], 6.0, [nan] * 3),
+        made(1.0, [3.0, 2.0, NAN, NAN], 4.0, [NAN] * 3),
+        made(1.5, [5.0, 4.0, NAN, NAN], 6.0, [NAN] * 3),
     ]
     found = perfect_sigma2(parts, np.random.default_rng(0))
     c = (5 / 4, 3 / 2)
@@ -173,14 +200,35 @@ def test_each_prompt_is_weighed_with_the_scale_of_the_others():
     assert alone.lower == Interval(pytest.approx(1 + 2 * 3 - 2 - 2), None, None)
 
 
+def test_a_bin_ruled_by_one_prompt_is_pulled_to_its_depth():
+    """Two bins: the others' c is 10 in the first, from one prompt, and 1 in the depth but for it."""
+    low = [
+        made(0.0, [1.0, 0.1, NAN, NAN], 1.0, [NAN] * 3, 0.1),
+        made(0.0, [1.0, 1.0, NAN, NAN], 1.0, [NAN] * 3, 0.1),
+    ]
+    high = [made(0.0, [1.0, 1.0, NAN, NAN], 1.0, [NAN] * 3, 0.9) for _ in range(2)]
+    lower, _ = perfect_ends([*low, *high], n_bins=2)
+    depth = 3 / 2.1
+    c = (1 + 2) / (0.1 + 2 / depth)
+    assert lower[1] == pytest.approx(-2 + 2 * c - c**2)
+    assert c < 2.1
+
+
 def test_the_number_of_terms_is_chosen_on_the_other_prompts():
     """With c = 1: two terms give 2 a - b, four give 4 a - 6 b + 4 c - d; the upper end likewise."""
     good = made(0.0, [1, 1, 1, 0.9], 2.0, [1.5, 1.4, 1.4])  # four: 1.1 over 1; corrected: 1.1 under 2
     bad = made(0.0, [1, 1, 1, 1.2], 1.0, [1.5, 1.0, 1.2])  # four: 0.8 under 1; corrected: 1.7 over 1
-    found = perfect_sigma2([good, bad], np.random.default_rng(0))
-    # Each has what suits the other.
-    assert found.lower.estimate == pytest.approx((1.0 + 0.8) / 2 - 2)
-    assert found.upper.estimate == pytest.approx((2.0 + 1.7) / 2 - 2)
+    rng = np.random.default_rng(0)
+    many = perfect_sigma2([good] * 20 + [bad], rng)
+    assert many.lower.estimate == pytest.approx((20 * 1.1 + 0.8) / 21 - 2)
+    assert many.upper.estimate == pytest.approx((20 * 1.1 + 1.7) / 21 - 2)
+    # Three others are not enough to tell, however they agree.
+    few = perfect_sigma2([good] * 4, rng)
+    assert (few.lower.estimate, few.upper.estimate) == pytest.approx((1.0 - 2, 2.0 - 2))
+    # Nor are four terms used where phi h may be above 3.
+    steep = [dataclasses.replace(good, log_value=np.full((1, 1), np.log(0.3)))] * 20
+    found = perfect_sigma2(steep, rng)
+    assert (found.lower.estimate, found.upper.estimate) == pytest.approx((1.0 - 2, 1.1 - 2))
 
 
 def rollouts(n, horizon, n_extra, rng):
@@ -199,8 +247,9 @@ def test_padding_with_ended_prefixes_and_absent_completions_changes_nothing():
     wide = np.full((6, 5, 7), np.nan)
     wide[:, 1:3, 2:6] = extra[:, 1:]
     padded = perfect_parts(more, phi, wide, np.isfinite(wide), ended)
-    np.testing.assert_allclose(padded.moments, np.pad(parts.moments, [(0, 0), (0, 2)]))
-    np.testing.assert_allclose(padded.remainder, np.pad(parts.remainder, [(0, 0), (0, 2)]))
+    np.testing.assert_allclose(padded.moments, np.pad(parts.moments, [(0, 0), (0, 0), (0, 2)]))
+    np.testing.assert_allclose(padded.remainder, np.pad(parts.remainder, [(0, 0), (0, 0), (0, 2)]))
+    assert np.isnan(padded.log_value).sum() == 12
     found = [perfect_sigma2([p, p], np.random.default_rng(0)) for p in (parts, padded)]
     for name in ("lower", "upper"):
         ends = [getattr(f, name).estimate for f in found]
@@ -215,9 +264,10 @@ def test_a_prefix_with_few_completions_takes_the_higher_terms_from_all():
     present = np.ones(extra.shape, dtype=bool)
     present[2, 1, 1:] = False
     parts = perfect_parts(log_value, phi, extra, present)
-    assert np.isnan(parts.moments[2:, 0]).all()
-    assert np.isnan(parts.remainder[:, 0]).all()
-    assert np.isfinite(parts.moments[:, 1]).all()
+    few = np.zeros((6, 2), dtype=bool)
+    few[2, 0] = True
+    for array in (parts.moments[2:], parts.remainder):
+        np.testing.assert_array_equal(np.isnan(array), np.broadcast_to(few, array.shape))
     assert np.isfinite(parts.moments[:2]).all()
     assert np.isfinite(perfect_sigma2([parts, perfect_parts(log_value, phi, extra)], rng).lower.estimate)
 
@@ -249,22 +299,29 @@ def test_cost_ratio_is_the_ratio_of_the_pooled_costs():
 
 
 def test_cost_ratio_is_not_available_where_a_cost_is_not_above_zero():
-    rng, nan = np.random.default_rng(4), math.nan
+    rng = np.random.default_rng(4)
     expensive = [cost(*rollouts(8, 2, 3, rng)) for _ in range(8)]
     assert sum(p.numerator - 2 * p.z_square for p in expensive) > 0
     # The lower end: known - 2 + (2 c a - c^2 b) with a = b, so c = 1.
     known = np.linspace(0.8, 1.2, 8)
-    perfect = [made(k, [0.9, 0.9, nan, nan], 1.5, [nan] * 3) for k in known]
+    perfect = [made(k, [0.9, 0.9, NAN, NAN], 1.5, [NAN] * 3) for k in known]
     found = cost_ratio(expensive, perfect, rng)
     assert math.isnan(found.at_most.estimate)
     assert (found.at_most.low, found.at_most.high) == (None, None)
     assert found.at_least.estimate > 0
     # A lower end above 0 by less than its noise: an estimate, but no upper limit.
-    near = [made(k + 0.15, [0.9, 0.9, nan, nan], 1.5, [nan] * 3) for k in known]
+    near = [made(k + 0.15, [0.9, 0.9, NAN, NAN], 1.5, [NAN] * 3) for k in known]
     found = cost_ratio(expensive, near, rng)
     assert found.at_most.estimate > 0
     assert perfect_sigma2(near, rng).lower.low < 0
     assert found.at_most.high is None
+    # A model whose cost is above 0 by less than its noise: estimates, but no interval.
+    noisy = [Sigma2Parts(2 + x, 1.0, 2, np.zeros(3), np.zeros(3)) for x in np.linspace(-1, 1.2, 8)]
+    assert pooled_sigma2(noisy, rng).estimate.low < 0 < pooled_sigma2(noisy, rng).estimate.estimate
+    found = cost_ratio(noisy, [made(k + 1, [0.9, 0.9, NAN, NAN], 1.5, [NAN] * 3) for k in known], rng)
+    for ratio in (found.at_least, found.at_most):
+        assert ratio.estimate > 0
+        assert (ratio.low, ratio.high) == (None, None)
     # A model whose cost is not above 0 has no ratio at all.
     free = [sigma2_parts(np.zeros((3, 3)), np.ones((3, 3)), np.ones(3)) for _ in range(8)]
     found = cost_ratio(free, near, rng)
@@ -303,5 +360,7 @@ def test_prompts_must_be_given_and_match():
     rng = np.random.default_rng(0)
     with pytest.raises(UserError, match="no prompt"):
         perfect_sigma2([], rng)
+    with pytest.raises(UserError, match="`n_bins`"):
+        perfect_sigma2([one_step(np.array([0.5, 1.5]))], rng, n_bins=0)
     with pytest.raises(UserError, match="1 prompts of the model and 0"):
         cost_ratio([cost(*rollouts(3, 2, 2, rng))], [], rng)
