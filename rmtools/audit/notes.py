@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from rmtools.audit.model import ModelAudit
 from rmtools.core.estimate import BellmanSummary
+from rmtools.core.tv_cost import FEWEST_TRAJECTORIES
 
 if TYPE_CHECKING:
     from rmtools.data.rollouts import Rollout, RolloutMetadata
@@ -102,6 +103,11 @@ def model_notes(m: ModelAudit) -> list[str]:
         out.append(
             f"{m.role}: the guided figures rest on an effective {guided.effective_sample_size:.0f} of {guided.n_resolved} "
             "prefixes"
+        )
+    if m.influence is not None and not m.influence.resolved:
+        out.append(
+            f"{m.role}: particles for the TV are not resolved: {m.influence.effective_trajectories:.1f} trajectories of a "
+            f"prompt carry the potential, it takes {FEWEST_TRAJECTORIES:g} for an interval that holds"
         )
     if m.sigma2 is not None and not m.sigma2.resolved:
         out.append(f"{m.role}: sigma^2 is not resolved (the interval of Z^2 reaches 0)")

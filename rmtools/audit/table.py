@@ -45,7 +45,7 @@ def table(report: "AuditReport") -> list[tuple[str, list[str]]]:
         ("particles of a perfect value times", cost_ratio),
         (
             f"particles: CV of Z {cv:g} | TV {tv:g} (at most)",
-            lambda m: (m.sigma2 or m.influence) and f"{count(m.n_for_cv)} | {count(m.n_for_tv)}",
+            lambda m: (m.sigma2 or m.influence) and f"{count(m.n_for_cv)} | {particles_tv(m)}",
         ),
         (f"particles of Thm 5.1 for TV {tv:g}", lambda m: power(m.paper.log10_particles)),
     ]
@@ -178,6 +178,12 @@ def cost_ratio(model: "ModelAudit") -> str | None:
         return None
     ends = (ratio.at_least.estimate, ratio.at_most.estimate)
     return " to ".join(f"{x:.3g}" if np.isfinite(x) else "?" for x in ends)
+
+
+def particles_tv(model: "ModelAudit") -> str:
+    """Return the particles for the TV, marked where too few trajectories carry the potential."""
+    marked = model.n_for_tv is not None and model.influence is not None and not model.influence.resolved
+    return count(model.n_for_tv) + (" not resolved" if marked else "")
 
 
 def count(n: Interval | None) -> str:

@@ -34,6 +34,8 @@ from rmtools.core.intervals import (
 )
 from rmtools.errors import UserError
 
+FEWEST_TRAJECTORIES = 6.0
+
 
 @dataclass(frozen=True)
 class InfluenceSD:
@@ -52,6 +54,9 @@ class InfluenceSD:
         E|H - E H| with H estimated for each trajectory: biased upward by the noise of H.
     scaled_variance, z_square : float
         Jackknifed Z^2 Var H and unbiased Z^2 (their means if pooled): what pooling sums before it divides.
+    effective_trajectories : float
+        (sum phi)^2 / sum phi^2: how many trajectories carry the potential. Pooled: the mean over prompts with
+        weights Z_p^2.
     n_prompts, n_trajectories : int
         What it was made of.
     """
@@ -62,8 +67,14 @@ class InfluenceSD:
     mad_plug_in: float
     scaled_variance: float
     z_square: float
+    effective_trajectories: float
     n_prompts: int
     n_trajectories: int
+
+    @property
+    def resolved(self) -> bool:
+        """Whether enough trajectories carry the potential: with fewer the interval misses too often (docs/log.md)."""
+        return self.effective_trajectories >= FEWEST_TRAJECTORIES
 
     def to_dict(self) -> dict[str, Any]:
         """Return a dict fit for JSON."""
@@ -133,7 +144,8 @@ def influence_sd(
     scaled = jackknife(float(whole[2][0]), left_out[2]).estimate if phi.any() else 0.0
     mad = _plug_in_mad(y, own, phi) if phi.any() else math.nan
     z_square = float(value_square_estimate(phi))
-    return InfluenceSD(float(whole[0][0]), variance, root(variance), mad, scaled, z_square, 1, n)
+    carry = float(phi.sum() ** 2 / np.sum(phi**2)) if phi.any() else 0.0
+    return InfluenceSD(float(whole[0][0]), variance, root(variance), mad, scaled, z_square, carry, 1, n)
 
 
 def _plug_in_mad(y: np.ndarray, own: np.ndarray, phi: np.ndarray) -> float:
@@ -227,7 +239,8 @@ def pooled_influence_sd(
         _weighted(values, sums[:, 1])
         for values in zip(*[(p.mean, p.mad_plug_in) for p in usable], strict=True)
     )
-    return InfluenceSD(mean, variance, root(variance), mad, scaled, z_square, len(usable), n)
+    carry = _weighted([p.effective_trajectories for p in usable], sums[:, 1])
+    return InfluenceSD(mean, variance, root(variance), mad, scaled, z_square, carry, len(usable), n)
 
 
 def _weighted(values: Sequence[float], weights: np.ndarray) -> float:

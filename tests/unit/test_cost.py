@@ -347,3 +347,20 @@ def test_measured_sigma2_is_scale_free():
         for shift in (-600, 600)
     )
     assert low.pooled.estimate == pytest.approx(high.pooled.estimate, rel=1e-9)
+
+
+def test_effective_trajectories_by_hand():
+    """Potentials 1, 1, 2: (sum)^2 / sum of squares = 16 / 6; pooled with weights Z^2."""
+    rng = np.random.default_rng(0)
+    found = []
+    for phi in ([1.0, 1.0, 2.0], [0.5, 0.5, 0.5]):
+        phi = np.asarray(phi)
+        log_value = np.log(np.stack([np.ones(3), phi], axis=1))
+        found.append(influence_sd(log_value, phi, np.ones((3, 1, 2))))
+    assert found[0].effective_trajectories == pytest.approx(16 / 6)
+    assert found[1].effective_trajectories == pytest.approx(3)
+    weights = [p.z_square for p in found]
+    pooled = pooled_influence_sd(found, rng)
+    assert pooled.effective_trajectories == pytest.approx(np.average([16 / 6, 3], weights=weights))
+    assert not pooled.resolved
+    assert type(pooled).from_dict(pooled.to_dict()) == pooled
