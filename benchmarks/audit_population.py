@@ -152,8 +152,8 @@ def noisy(sd: float) -> ValueKind:
 
 
 def uneven(sd: float) -> ValueKind:
-    """As `noisy`, the size of the error drawn for each prompt: its standard deviation is ``sd`` times lognormal(1)."""
-    return lambda model, rng: noisy(sd * np.exp(rng.normal()))(model, rng)
+    """As `noisy`, the size of the error drawn for each prompt: its standard deviation is uniform on [0, 2 ``sd``]."""
+    return lambda model, rng: noisy(2 * sd * rng.random())(model, rng)
 
 
 def flattened(power: float) -> ValueKind:

@@ -56,7 +56,7 @@ def tree_populations(rng: np.random.Generator) -> Iterator[tuple[str, Population
     yield "trees, persistent .2", trees, Design(40, 16, 8, 3), False
     trees = random_trees(TREES, 3, 4, 0.1, rng)
     trees = trees.valued(constant(base_rate(trees)), rng)
-    yield "trees, constant", trees, Design(80, 6, 32, 8), True
+    yield "trees, constant", trees, Design(60, 24, 32, 8), True
 
 
 def crossing_populations(
@@ -157,7 +157,8 @@ TEXT = {
     "log ρ, averaged over audits of 96 × 4 trajectories, and how many of the audits called it not resolved.",
     "prediction": "The smallest N that reaches the accuracy, by bisection on what runs of the sampler show (multinomial "
     "resampling at every step), beside the prediction, from two audits: 1,536 and 12,288 trajectories in all. "
-    "Accuracies: CV .1 and TV .01 on trees, .2 and .02 on crossing. All are pooled over prompts with weights Z². SD(H) from rollouts is an upper bound "
+    "Accuracies: CV .1 and TV .01 on trees, .2 and .02 on crossing. "
+    "All are pooled over prompts with weights Z². SD(H) from rollouts is an upper bound "
     "of MAD(H). The default setting is systematic resampling when ESS < N/2.",
     "ranking": "Value models of one policy, different losses and numbers of optimiser steps, all audited on the same rollouts; "
     f"N needed for a coefficient of variation of .2, by bisection. T = 8, floor {FLOOR}.",
