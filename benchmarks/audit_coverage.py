@@ -67,11 +67,14 @@ def coverage_of(
     name: str,
     population: Population,
     design: Design,
-    clustered: bool,
+    differs: tuple[str, ...],
     audits: int,
     rng: np.random.Generator,
 ) -> dict[str, Any]:
-    """Return how often each interval held the truth, over ``audits`` audits."""
+    """Return how often each interval held the truth, over ``audits`` audits.
+
+    ``differs`` names the figures that differ so much between prompts that their negative control must fail.
+    """
     truth = population.truth
     names = [*truth, *CONTROLS.values()]
     target = {**truth, **{CONTROLS[key]: truth[key] for key in CONTROLS}}
@@ -100,7 +103,7 @@ def coverage_of(
         "population": name,
         "size": len(population),
         "horizon": population.horizon,
-        "clustered": clustered,
+        "differs": list(differs),
         "design": str(design),
         "audits": audits,
         "resolved": resolved_share,
@@ -117,12 +120,12 @@ def verdicts(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if not CELL[0] <= cell["coverage"] <= CELL[1]
     ]
     pooled = float(np.mean([cell["coverage"] for _, _, cell in judged]))
-    # Errors that are independent from prefix to prefix do not cluster, and the wrong interval of them is right.
+    # Where prompts are alike, trajectories and prefixes are all but independent, and the wrong interval is right.
     controls = [
-        f"{key} on {row['population']}: {row['cells'][key]['coverage']:.3f}"
+        f"{CONTROLS[key]} on {row['population']}: {row['cells'][CONTROLS[key]]['coverage']:.3f}"
         for row in found
-        for key in CONTROLS.values()
-        if (row["clustered"] or key == CONTROLS["Z"]) and row["cells"][key]["coverage"] >= CONTROL_BELOW
+        for key in row["differs"]
+        if row["cells"][CONTROLS[key]]["coverage"] >= CONTROL_BELOW
     ]
     return [
         verdict(f"each of {len(judged)} cells within [{CELL[0]}, {CELL[1]}]", outside),
@@ -131,8 +134,8 @@ def verdicts(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
             [] if POOLED[0] <= pooled <= POOLED[1] else [f"{pooled:.3f}"],
         ),
         verdict(
-            f"negative controls cover less than {CONTROL_BELOW}: trajectories as clusters for Z everywhere, prefixes as "
-            "clusters for the squared error where its size differs from prompt to prompt",
+            f"negative controls cover less than {CONTROL_BELOW}: trajectories as clusters for Z, prefixes as clusters for the "
+            "squared error, each where prompts differ much in it",
             controls,
         ),
     ]

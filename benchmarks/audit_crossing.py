@@ -10,7 +10,7 @@ from typing import Any
 
 import losses_on_crossing as losses
 import numpy as np
-from audit_population import Population, perfect, with_values
+from audit_population import Population, perfect
 
 from rmtools.core.layered import FiniteModel
 
@@ -104,9 +104,3 @@ def trained(work: Path, horizon: int) -> Iterator[tuple[str, Population]]:
 def base_rate(population: Population) -> float:
     """Return the value of the constant control."""
     return float(population.z.mean())
-
-
-def shared(population: Population, value_of: Population) -> Population:
-    """Return ``population`` with the values of ``value_of``, which holds the same states."""
-    pairs = zip(population.models, value_of.models, strict=True)
-    return Population(tuple(with_values(m, v.log_value[:-1]) for m, v in pairs))

@@ -43,31 +43,36 @@ from rmtools.core.intervals import as_plain
 from rmtools.files import write_json, write_text
 
 TREES, TABLES = 200, 100
+EASE, ERROR = "Z", "squared ratio error"
+Case = tuple[str, Population, Design, tuple[str, ...]]
 Table = tuple[list[str], list[list[str]]]
 
 
-def tree_populations(rng: np.random.Generator) -> Iterator[tuple[str, Population, Design, bool]]:
-    """Yield populations of trees, an audit's design, and whether the size of the error differs between prompts."""
+def tree_populations(rng: np.random.Generator) -> Iterator[Case]:
+    """Yield populations of trees, an audit's design, and in what the prompts differ much."""
     trees = random_trees(TREES, 4, 3, 0.1, rng).valued(perturbed(0.3, "random_signs"), rng)
-    yield "trees, random signs .3", trees, Design(60, 8, 16, 4), False
+    yield "trees, random signs .3", trees, Design(60, 8, 16, 4), (EASE,)
     trees = random_trees(TREES, 5, 2, 0.1, rng).valued(uneven(0.3), rng)
-    yield "trees, uneven noise .3", trees, Design(96, 4, 16, 3), True
+    yield "trees, uneven noise .3", trees, Design(96, 4, 16, 3), (EASE, ERROR)
     trees = random_trees(TREES, 6, 2, 0.05, rng).valued(perturbed(0.2, "persistent"), rng)
-    yield "trees, persistent .2", trees, Design(40, 16, 8, 3), False
+    yield "trees, persistent .2", trees, Design(40, 16, 8, 3), (EASE,)
     trees = random_trees(TREES, 3, 4, 0.1, rng)
     trees = trees.valued(constant(base_rate(trees)), rng)
-    yield "trees, constant", trees, Design(60, 24, 32, 8), True
+    yield "trees, constant", trees, Design(60, 24, 32, 8), (EASE, ERROR)
 
 
-def crossing_populations(
-    work: Path, rng: np.random.Generator
-) -> Iterator[tuple[str, Population, Design, bool]]:
-    """Yield the same for tabulated prompts of crossing; its errors differ between prompts as their difficulty does."""
+def crossing_populations(work: Path, rng: np.random.Generator) -> Iterator[Case]:
+    """Yield the same for tabulated prompts of crossing."""
     tables = tabulated(work, 8, TABLES, 0)
-    yield "crossing, noise .3", tables.valued(noisy(0.3), rng), Design(60, 16, 16, 4), False
-    yield "crossing, uneven noise .3", tables.valued(uneven(0.3), rng), Design(96, 24, 16, 4), True
-    yield "crossing, flattened .5", tables.valued(flattened(0.5), rng), Design(96, 24, 16, 4), True
-    yield "crossing, constant", tables.valued(constant(base_rate(tables)), rng), Design(96, 24, 16, 4), True
+    yield "crossing, noise .3", tables.valued(noisy(0.3), rng), Design(60, 16, 16, 4), ()
+    yield "crossing, uneven noise .3", tables.valued(uneven(0.3), rng), Design(96, 24, 16, 4), (ERROR,)
+    yield "crossing, flattened .5", tables.valued(flattened(0.5), rng), Design(96, 24, 16, 4), (ERROR,)
+    yield (
+        "crossing, constant",
+        tables.valued(constant(base_rate(tables)), rng),
+        Design(96, 24, 16, 4),
+        (ERROR,),
+    )
 
 
 def run_coverage(args: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, Any]], list[Table]]:

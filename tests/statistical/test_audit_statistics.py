@@ -3,6 +3,7 @@
 The whole is `benchmarks/audit_statistics.py`; what it is made of is imported from there.
 """
 
+import json
 import sys
 from pathlib import Path
 
@@ -13,10 +14,11 @@ sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
 from audit_bias import Z_MAX, bias_of, z_score
 from audit_coverage import CONTROLS, Design, coverage_of
+from audit_crossing import load, save
 from audit_needed import Sampler, smallest
 from audit_population import Population, constant, draw_rollouts, noisy, perturbed, random_trees, uneven
 from audit_prediction import audited, rank_correlation
-from audit_statistics import Effort
+from audit_statistics import Effort, main
 
 from rmtools.core.families import product
 from rmtools.verify.exact.case import Setting, output_bias
@@ -79,7 +81,7 @@ def test_the_joined_model_holds_every_prompt():
 def test_intervals_of_an_audit_cover_and_the_wrong_ones_do_not(value, design):
     rng = np.random.default_rng(3)
     population = random_trees(200, 3, 3, 0.1, rng).valued(value, rng)
-    found = coverage_of("trees", population, design, True, AUDITS, rng)["cells"]
+    found = coverage_of("trees", population, design, (), AUDITS, rng)["cells"]
     judged = [name for name, cell in found.items() if cell["judged"]]
     assert {"squared ratio error", "Z", "sigma^2", "SD of H"} <= set(judged)
     assert all(found[name]["coverage"] >= LOWEST for name in judged), found
@@ -137,3 +139,25 @@ def test_rank_correlation_of_monotone_figures_is_one():
     x = np.array([3.0, 1.0, 2.0, 9.0])
     assert rank_correlation(x, np.exp(x)) == pytest.approx(1)
     assert rank_correlation(x, -x) == pytest.approx(-1)
+
+
+def test_tables_are_read_as_they_were_written(tmp_path):
+    models = random_trees(2, 3, 2, 0.1, np.random.default_rng(9)).models
+    save(tmp_path / "tables.npz", list(models))
+    for model, again in zip(models, load(tmp_path / "tables.npz"), strict=True):
+        assert again.exact().sigma2 == model.exact().sigma2
+        assert all(np.array_equal(a, b) for a, b in zip(model.log_value, again.log_value, strict=True))
+
+
+def test_the_command_writes_figures_and_what_was_met(tmp_path, monkeypatch, capsys):
+    out = tmp_path / "bias.json"
+    small = ["--trees-only", "--audits", "1", "--groups", "100"]
+    monkeypatch.setattr(sys, "argv", ["audit_statistics.py", "bias", "--out", str(out), *small])
+    main()
+    values = json.loads(out.read_text())
+    assert [v["met"] for v in values["requirements"]] == [not v["exceptions"] for v in values["requirements"]]
+    assert {row["count"] for row in values["scores"]} == {2, 4, 16}
+    page = out.with_suffix(".md").read_text()
+    assert page.strip() == capsys.readouterr().out.strip()
+    assert "means; largest" in page
+    assert all(f"| {row['model']} |" in page for row in values["rms"])
