@@ -183,44 +183,42 @@ def rank(
     models: list[tuple[str, Population]], effort: Effort, rng: np.random.Generator
 ) -> list[dict[str, Any]]:
     """Return audited and needed of every model, all audited on the same rollouts of the same prompts."""
-    rollouts = audit_rollouts(models[0][1], effort.trajectories[0], rng)
+    audits = [audit_rollouts(models[0][1], n, rng) for n in effort.trajectories]
     rows = []
     for name, population in models:
-        sigma2 = predicted(population, rollouts, rng).estimate
+        sigma2 = [predicted(population, rollouts, rng).estimate for rollouts in audits]
         sampler = Sampler(population, "multinomial", 1.0, effort.runs, effort.seed)
         needed = smallest(lambda n, sampler=sampler: sampler.at(n).cv, effort.delta_cv, 0.5)
         row = {
             "model": name,
             "prompts": len(population),
-            "trajectories": int(rollouts.potential.size),
-            "sigma2_rollouts": sigma2.to_dict(),
+            "trajectories": [int(rollouts.potential.size) for rollouts in audits],
+            "sigma2_rollouts": [x.to_dict() for x in sigma2],
             "sigma2_exact": population.truth["sigma^2"],
             "rms_b": population.truth["RMS b"],
             "needed_cv": needed,
         }
         rows.append(row)
-        print(name, row["sigma2_exact"], sigma2, needed, file=sys.stderr)
+        print(name, row["sigma2_exact"], *sigma2, needed, file=sys.stderr)
     return rows
 
 
 def ranking_verdicts(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the rank correlations of what predicts with what is needed."""
     needed = np.array([r["needed_cv"] for r in rows])
-    by = {
-        "sigma^2 from rollouts": np.array([r["sigma2_rollouts"]["estimate"] for r in rows]),
-        "sigma^2 exact": np.array([r["sigma2_exact"] for r in rows]),
-        "RMS b exact": np.array([r["rms_b"] for r in rows]),
-    }
-    found = {name: rank_correlation(x, needed) for name, x in by.items()}
-    others = ", ".join(f"by {name} {found[name]:.3f}" for name in list(by)[1:])
-    audited = found["sigma^2 from rollouts"]
-    return [
-        verdict(
-            f"Spearman of audited sigma^2 with needed particles, {len(rows)} models, at least {RANKING}: "
-            f"{audited:.3f} ({others})",
-            [] if audited >= RANKING else [f"{audited:.3f}"],
+    others = ", ".join(
+        f"by {label} {rank_correlation(np.array([r[key] for r in rows]), needed):.3f}"
+        for label, key in (("sigma^2 exact", "sigma2_exact"), ("RMS b exact", "rms_b"))
+    )
+    verdicts = []
+    for i, size in enumerate(rows[0]["trajectories"]):
+        found = rank_correlation(np.array([r["sigma2_rollouts"][i]["estimate"] for r in rows]), needed)
+        text = (
+            f"Spearman of sigma^2 audited from {size} trajectories with needed particles, {len(rows)} models, at least "
+            f"{RANKING}: {found:.3f} ({others})"
         )
-    ]
+        verdicts.append(verdict(text, [] if found >= RANKING else [f"{found:.3f}"]))
+    return verdicts
 
 
 def ranking_table(rows: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
@@ -230,7 +228,7 @@ def ranking_table(rows: list[dict[str, Any]]) -> tuple[list[str], list[list[str]
     return heads, [
         [
             r["model"],
-            str(Interval.from_dict(r["sigma2_rollouts"])),
+            "; ".join(str(Interval.from_dict(x)) for x in r["sigma2_rollouts"]),
             f"{r['sigma2_exact']:.3g}",
             f"{r['rms_b']:.3g}",
             f"{r['needed_cv']:.1f}",

@@ -148,7 +148,7 @@ def run_prediction(args: argparse.Namespace) -> tuple[dict[str, Any], list[dict[
 
 def run_ranking(args: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, Any]], list[Table]]:
     rng = np.random.default_rng([args.seed, 4])
-    effort = Effort(0.2, 0.02, (1536,), 1000, args.seed)
+    effort = Effort(0.2, 0.02, (1536, 12288), 1000, args.seed)
     rows = prediction.rank(list(trained(args.work, 8)), effort, rng)
     return {"models": rows}, prediction.ranking_verdicts(rows), [prediction.ranking_table(rows)]
 
@@ -165,7 +165,8 @@ TEXT = {
     "Accuracies: CV .1 and TV .01 on trees, .2 and .02 on crossing. "
     "All are pooled over prompts with weights Z². SD(H) from rollouts is an upper bound "
     "of MAD(H). The default setting is systematic resampling when ESS < N/2.",
-    "ranking": "Value models of one policy, different losses and numbers of optimiser steps, all audited on the same rollouts; "
+    "ranking": "Value models of one policy, different losses and numbers of optimiser steps, all audited on the same rollouts "
+    "(1,536 and 12,288 trajectories); "
     f"N needed for a coefficient of variation of .2, by bisection. T = 8, floor {FLOOR}.",
 }
 
