@@ -15,6 +15,7 @@ from rmtools.core.intervals import Interval
 CLOSE, ROUGH = (0.8, 1.25), (0.5, 2.0)
 RANKING = 0.9
 COMPLETIONS = 4
+REPEATS = 20
 
 
 @dataclass(frozen=True)
@@ -201,6 +202,37 @@ def rank(
         rows.append(row)
         print(name, row["sigma2_exact"], *sigma2, needed, file=sys.stderr)
     return rows
+
+
+def repeated_ranks(
+    models: list[tuple[str, Population]],
+    rows: list[dict[str, Any]],
+    effort: Effort,
+    rng: np.random.Generator,
+) -> dict[str, list[float]]:
+    """Return the rank correlations of ``REPEATS`` fresh audits of each size with what is needed: how sure one is."""
+    needed, found = np.array([r["needed_cv"] for r in rows]), {}
+    for n in effort.trajectories:
+        audits = [audit_rollouts(models[0][1], n, rng) for _ in range(REPEATS)]
+        estimates = [[pooled_ratio(population, rollouts) for _, population in models] for rollouts in audits]
+        found[str(audits[0].potential.size)] = [rank_correlation(np.array(x), needed) for x in estimates]
+    return found
+
+
+def pooled_ratio(population: Population, rollouts: Rollouts) -> float:
+    """Return the estimate of `pooled_sigma2` without its interval."""
+    parts = rollouts.parts(rollouts.values(population.joined)[0])
+    numerator = sum(p.numerator - p.horizon * p.z_square for p in parts)
+    return numerator / sum(p.z_square for p in parts)
+
+
+def repeats_table(found: dict[str, list[float]]) -> tuple[list[str], list[list[str]]]:
+    """Return the heads and rows of the repeated audits."""
+    heads = ["trajectories", "fresh audits", "Spearman: median", "lowest", "at least .9 in"]
+    return heads, [
+        [size, str(len(x)), f"{np.median(x):.3f}", f"{min(x):.3f}", str(sum(r >= RANKING for r in x))]
+        for size, x in found.items()
+    ]
 
 
 def ranking_verdicts(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

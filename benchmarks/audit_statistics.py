@@ -149,8 +149,11 @@ def run_prediction(args: argparse.Namespace) -> tuple[dict[str, Any], list[dict[
 def run_ranking(args: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, Any]], list[Table]]:
     rng = np.random.default_rng([args.seed, 4])
     effort = Effort(0.2, 0.02, (1536, 12288), 1000, args.seed)
-    rows = prediction.rank(list(trained(args.work, 8)), effort, rng)
-    return {"models": rows}, prediction.ranking_verdicts(rows), [prediction.ranking_table(rows)]
+    models = list(trained(args.work, 8))
+    rows = prediction.rank(models, effort, rng)
+    repeats = prediction.repeated_ranks(models, rows, effort, rng)
+    tables = [prediction.ranking_table(rows), prediction.repeats_table(repeats)]
+    return {"models": rows, "repeats": repeats}, prediction.ranking_verdicts(rows), tables
 
 
 COMMANDS = {"coverage": run_coverage, "bias": run_bias, "prediction": run_prediction, "ranking": run_ranking}
