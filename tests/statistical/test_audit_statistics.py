@@ -17,7 +17,7 @@ from audit_coverage import CONTROLS, Design, coverage_of
 from audit_crossing import load, save
 from audit_needed import Sampler, smallest
 from audit_population import Population, constant, draw_rollouts, noisy, perturbed, random_trees, uneven
-from audit_prediction import audited, rank_correlation
+from audit_prediction import audited, rank, rank_correlation, ranking_verdicts, repeated_ranks
 from audit_statistics import Effort, main
 
 from rmtools.core.families import product
@@ -133,6 +133,23 @@ def test_total_variation_is_measured_as_the_check_of_the_output_law_does():
     error = np.hypot(found.tv_error, other.controlled_error[0])
     assert abs(found.tv - other.controlled[0]) < Z_MAX * error
     assert found.tv > 10 * found.tv_error
+
+
+def test_audits_rank_value_models_as_the_sampler_does():
+    rng = np.random.default_rng(10)
+    trees = random_trees(6, 4, 2, 0.05, rng)
+    models = [(f"noise {sd}", trees.valued(noisy(sd), rng)) for sd in (0.0, 0.6, 0.3, 1.0)]
+    effort = Effort(0.2, 0.02, (2400,), 400, 11)
+    rows = rank(models, effort, rng)
+    assert np.argsort([r["needed_cv"] for r in rows]).tolist() == [0, 2, 1, 3]
+    found = ranking_verdicts(rows)
+    assert found[0]["met"]
+    assert "1.000" in found[0]["requirement"]
+    repeats = repeated_ranks(models, rows, effort, rng)
+    assert min(repeats["2400"]) >= 0.8
+    # Against another order the correlation is another.
+    again = repeated_ranks(models, [*rows[::-1]], effort, np.random.default_rng(12))
+    assert max(again["2400"]) < 0
 
 
 def test_rank_correlation_of_monotone_figures_is_one():
