@@ -128,7 +128,7 @@ def train(setting: Setting, spec: dict[str, Any], out: Path) -> Any:
         divergence=spec["divergence"],
         floor=spec["floor"],
         seed=spec["seed"],
-        max_steps=STEPS,
+        max_steps=spec.get("steps", STEPS),
         per_device_train_batch_size=BATCH,
         learning_rate=RATE[spec["method"]],
         lr_scheduler_type="cosine",

@@ -6,11 +6,14 @@ import torch
 from scipy import stats
 
 from rmtools.core.smc import smc
+from rmtools.core.tilt import Tilt
 from rmtools.data.collect import Branching, Collector
 from rmtools.lm.oneshot import generate_once
 from rmtools.lm.particles import LMParticles
 from rmtools.lm.policy import Policy
 from rmtools.lm.tabulate import tabulate
+from rmtools.lm.value import ConstantValue
+from rmtools.verify.law import path_test
 from rmtools.verify.scaling import repeated_runs, verify_lm
 
 
@@ -64,9 +67,6 @@ def test_paths_with_value_blind_resampling_keep_their_law(policy, task, step_tok
     """Selection by index alone (repeats, drops, reordering) does not change what follows."""
     prompt, table, covered = enumerated
     rng = np.random.default_rng(13)
-    from rmtools.core.tilt import Tilt
-    from rmtools.lm.value import ConstantValue
-
     particles = LMParticles.start(policy, ConstantValue(0.5, step_tokenizer, Tilt(0.05)), [prompt] * 8000)
     for _ in range(task.horizon):
         particles = particles.extend(3, rng)
@@ -157,3 +157,21 @@ def test_verify_lm_pools_prediction_and_measurement(cool, value, task, prompts):
     assert 0.5 < found.ratio["low"] < found.ratio["estimate"] < found.ratio["high"] < 2
     assert "pooled: predicted" in str(found)
     assert found.to_dict()["schema_version"] == 1
+
+
+@pytest.mark.parametrize("which", [0, 1, 3])
+def test_decoding_agrees_with_the_table_on_several_prompts(policy, task, prompts, which):
+    """Paths of 4,000 rollouts against enumerated probabilities; those of a hotter policy do not pass."""
+    prompt, rng = prompts[which], np.random.default_rng([51, which])
+    assert path_test(policy, task, prompt, task.horizon, 4000, rng)["p_value"] > 1e-3
+    table = tabulate(
+        policy,
+        ConstantValue(0.5, policy.steps, Tilt(0.01)),
+        prompt,
+        task.step_choices(prompt, []),
+        task.reward,
+        1e-4,
+    )
+    hot = Policy(policy.model, policy.steps, 1.2)
+    rows = Collector(hot, task, Branching(4000), rng).collect([prompt])
+    assert path_p_value([r.steps for r in rows], table, table.path_probability) < 1e-6
