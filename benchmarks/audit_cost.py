@@ -299,8 +299,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--policy", type=Path, help="a policy of crossing, T = 8; trained here if not given")
-    parser.add_argument("--prompts", type=int, default=256)
-    parser.add_argument("--long-prompts", type=int, default=32)
+    parser.add_argument("--prompts", type=int, default=160)
+    parser.add_argument("--long-prompts", type=int, default=16)
     parser.add_argument("--repetitions", type=int, default=3, help="at least 2")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
