@@ -300,7 +300,7 @@ def main() -> None:
     )
     parser.add_argument("--policy", type=Path, help="a policy of crossing, T = 8; trained here if not given")
     parser.add_argument("--prompts", type=int, default=160)
-    parser.add_argument("--long-prompts", type=int, default=16)
+    parser.add_argument("--long-prompts", type=int, default=28)
     parser.add_argument("--repetitions", type=int, default=3, help="at least 2")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()

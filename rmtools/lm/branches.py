@@ -69,16 +69,17 @@ def padded(rows: Sequence[np.ndarray], fill: int, device: torch.device) -> Tenso
 def child_rows(tree: EncodedTree) -> list[np.ndarray]:
     """Return indices into the tree's tokens, a row of whole children each: of even length, about that of the trajectory."""
     trunk = int(tree.reads[-1]) + 1
-    ends = np.flatnonzero(np.diff(tree.segment[trunk:])) + 1
-    children = [c for c in np.split(np.arange(trunk, len(tree.ids)), ends) if len(c)]
-    n = min(len(children), max(1, (len(tree.ids) - trunk) // trunk))
-    rows: list[list[np.ndarray]] = [[] for _ in range(n)]
-    size = np.zeros(n, dtype=np.int64)
-    for child in sorted(children, key=len, reverse=True):
-        k = int(size.argmin())
-        rows[k].append(child)
-        size[k] += len(child)
-    return [np.concatenate(row) for row in rows]
+    segment = tree.segment[trunk:]
+    size = np.bincount(segment)[1:].tolist()
+    n = min(len(size), max(1, len(segment) // trunk))
+    row = np.zeros(len(size) + 1, dtype=np.int64)
+    filled = [0] * n
+    for child in sorted(range(len(size)), key=size.__getitem__, reverse=True):
+        k = filled.index(min(filled))
+        row[child + 1] = k
+        filled[k] += size[child]
+    owner = row[segment]
+    return [np.flatnonzero(owner == k) + trunk for k in range(n)]
 
 
 def row_mask(
