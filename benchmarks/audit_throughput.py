@@ -5,7 +5,8 @@ r"""Tokens a second of scoring rollouts, children packed, beside bare forward pa
 `score_rollouts` tokenises (nothing kept from before), packs, builds the masks, runs the model, reads the values and makes
 the arrays of the audit. The bare side runs the same model over the same ids, a trajectory and its children one padded row,
 made before the clock starts, in the same batches, causal and without a mask of its own. Real tokens are counted, padding is
-not. In turn, the order changing from round to round, medians, seconds of one core (of the process, not of the clock). Two models of random weights (d = 64 with 2 layers,
+not. In turn, the order changing from round to round, medians, seconds of the process, not of the
+clock. Two models of random weights (d = 64 with 2 layers,
 where Python weighs most, and d = 256 with 4) and two shapes: rows of crossing (27 tokens of prompt, 8 steps of 3) and rows of
 grade-school length (80, 6 steps of 25), 7 alternatives to every step.
 """
@@ -140,7 +141,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)
