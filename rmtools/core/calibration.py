@@ -21,6 +21,7 @@ from rmtools.core.intervals import (
     Interval,
     Statistic,
     as_dict,
+    as_plain,
     bootstrap_all,
     cluster_sums,
     labels_of,
@@ -98,7 +99,7 @@ class ReliabilityCurve:
 
     def to_dict(self) -> dict[str, Any]:
         """Return a dict fit for JSON, without `index`."""
-        return {name: value for name, value in as_dict(self).items() if name != "index"}
+        return {name: as_plain(getattr(self, name)) for name in ("mean_p", "mean_outcome", "mass", "count")}
 
 
 def reliability_curve(

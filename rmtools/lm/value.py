@@ -15,6 +15,7 @@ from torch import Tensor
 
 from rmtools.core.tilt import Tilt
 from rmtools.errors import UserError
+from rmtools.lm.branches import padded, tree_logits
 from rmtools.lm.cache import PrefixCache
 from rmtools.lm.steps import EncodedTree, StepTokenizer
 
@@ -176,7 +177,7 @@ class ValueModel:
     def score(
         self, trees: Sequence[EncodedTree], progress: Callable[[int], object] | None = None
     ) -> list[TreeValues]:
-        """Score every prefix and child of every tree, one forward pass a tree, batched by length.
+        """Score every prefix and child of every tree, every token read once, batched by length.
 
         Parameters
         ----------
@@ -195,9 +196,7 @@ class ValueModel:
         order = sorted(range(len(trees)), key=lambda i: len(trees[i].ids))
         found: dict[int, TreeValues] = {}
         for batch in batches_by_length(order, trees, TOKENS_PER_BATCH):
-            logits = self.model(
-                **tree_batch([trees[i] for i in batch], self.steps.pad_id, self.device, self.model.dtype)
-            ).logits
+            logits = self._logits([trees[i] for i in batch])
             values = log_value_from_logits(logits, self.tilt.floor).cpu().numpy().astype(np.float64)
             # fp32 rounds log f; what lies outside by that much is the bound itself.
             values = np.clip(values, math.log(self.tilt.floor), 0.0)
@@ -206,6 +205,11 @@ class ValueModel:
             if progress is not None:
                 progress(len(batch))
         return [found[i] for i in range(len(trees))]
+
+    def _logits(self, trees: Sequence[EncodedTree]) -> Tensor:
+        if any(t.segment[-1] for t in trees):
+            return tree_logits(self.model, trees, self.steps.pad_id)
+        return self.model(input_ids=padded([t.ids for t in trees], self.steps.pad_id, self.device)).logits
 
     @torch.inference_mode()
     def start(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, ValueState]:
