@@ -44,6 +44,7 @@ def intervals(rollouts: Rollouts, population: Population, rng: np.random.Generat
     """Return the intervals of the population's value on given rollouts."""
     horizon, (n_groups, n) = population.horizon, rollouts.potential.shape
     log_value, child = rollouts.values(population.joined)
+    spread = pooled_influence_sd(rollouts.spreads(log_value), rng, N_RESAMPLES)
     errors = prefix_errors(log_value[..., :-1].ravel(), child.reshape(n_groups * n * horizon, -1))
     label = np.repeat(np.arange(n_groups), n * horizon)
     # Depths are taken together: nothing is asked of a single one.
@@ -52,11 +53,11 @@ def intervals(rollouts: Rollouts, population: Population, rng: np.random.Generat
         "squared ratio error": summary.squared_ratio_error,
         "Z": mean_interval(rollouts.potential.mean(axis=1), N_RESAMPLES, rng),
         "sigma^2": pooled_sigma2(rollouts.parts(log_value), rng, N_RESAMPLES).estimate,
-        "SD of H": pooled_influence_sd(rollouts.spreads(log_value), rng, N_RESAMPLES).sd,
+        "SD of H": spread.sd,
         "RMS b": summary.rms_corrected,
         CONTROLS["squared ratio error"]: mean_interval(errors.squared_error, N_RESAMPLES_CONTROL, rng),
         CONTROLS["Z"]: mean_interval(rollouts.potential.ravel(), N_RESAMPLES_CONTROL, rng),
-        "resolved": summary.resolved,
+        "resolved": {"RMS b": summary.resolved, "SD of H": spread.resolved},
     }
 
 
@@ -87,21 +88,18 @@ def coverage_of(
             hits[key][i] = found[key].contains(target[key])
             estimates[key].append(found[key].estimate)
         resolved.append(found["resolved"])
-    resolved_share = float(np.mean(resolved))
+    share = {key: float(np.mean([r[key] for r in resolved])) for key in ("RMS b", "SD of H")}
     cells = {
         key: {
             "truth": target[key],
             "mean_estimate": float(np.mean(estimates[key])),
             "sd_of_estimates": float(np.std(estimates[key], ddof=1)),
             "coverage": float(hits[key].mean()),
-            "judged": key not in CONTROLS.values()
-            and (key != "RMS b" or resolved_share >= RESOLVED_AT_LEAST),
+            "judged": key not in CONTROLS.values() and share.get(key, 1.0) >= RESOLVED_AT_LEAST,
         }
         for key in names
     }
-    print(
-        name, design, {k: round(c["coverage"], 3) for k, c in cells.items()}, resolved_share, file=sys.stderr
-    )
+    print(name, design, {k: round(c["coverage"], 3) for k, c in cells.items()}, share, file=sys.stderr)
     return {
         "population": name,
         "size": len(population),
@@ -109,7 +107,7 @@ def coverage_of(
         "differs": list(differs),
         "design": str(design),
         "audits": audits,
-        "resolved": resolved_share,
+        "resolved": share,
         "cells": cells,
     }
 
@@ -157,13 +155,13 @@ def shown(cell: dict[str, Any]) -> str:
 def table(found: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
     """Return the heads and rows of the printed table."""
     names = list(found[0]["cells"])
-    heads = ["population", "audit", *names, "RMS b called resolved"]
+    heads = ["population", "audit", *names, "called resolved: RMS b, SD of H"]
     rows = [
         [
             f"{row['population']} ({row['size']} prompts, T = {row['horizon']})",
             row["design"],
             *(shown(row["cells"][n]) for n in names),
-            f"{row['resolved']:.2f}",
+            ", ".join(f"{share:.2f}" for share in row["resolved"].values()),
         ]
         for row in found
     ]

@@ -24,7 +24,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 
-from rmtools.audit.audit import AuditReport, audit_model
+from rmtools.audit import AuditReport
+from rmtools.audit.model import Asked, audit_model
 from rmtools.audit.report import write_report
 from rmtools.core.tilt import Tilt
 from rmtools.data.rollouts import Child, Rollout
@@ -95,7 +96,7 @@ def report_of(scored: dict[str, ScoredRollouts], rows: list[Rollout], tilt: Tilt
     for k, (role, scores) in enumerate(scored.items()):
         exact = scores.errors().plug_in
         models.append(
-            audit_model(role, role, rows, scores, tilt, exact, 0.25, 0.05, np.random.default_rng([0, k]))
+            audit_model(role, role, rows, scores, tilt, exact, Asked(), np.random.default_rng([0, k]))
         )
     provenance = {
         "checkpoint": "a random walk",
@@ -107,7 +108,7 @@ def report_of(scored: dict[str, ScoredRollouts], rows: list[Rollout], tilt: Tilt
         "n_prompts": len({r.prompt_id for r in rows}),
         "n_trajectories": len(rows),
     }
-    return AuditReport(tuple(models), provenance, None, ())
+    return AuditReport(tuple(models), {}, provenance, None, ())
 
 
 def timed(what: Callable[[], Any]) -> tuple[Any, float]:

@@ -159,8 +159,8 @@ def run_ranking(args: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str
 COMMANDS = {"coverage": run_coverage, "bias": run_bias, "prediction": run_prediction, "ranking": run_ranking}
 TEXT = {
     "coverage": "Share of audits on fresh rollouts whose nominal 95% interval held the truth of the population its prompts were "
-    "drawn from, with replacement. SD of H is what n_for_tv is made of. In brackets what is not judged: RMS b where the "
-    "audit itself calls it not resolved in more than a tenth of the cases, and the negative controls.",
+    "drawn from, with replacement. SD of H is what n_for_tv is made of. In brackets what is not judged: RMS b "
+    "and SD of H where the audit itself calls them not resolved in more than a tenth of the cases, and the negative controls.",
     "bias": "z-scores of the mean over independent groups of 6 trajectories against the exact value; then the corrected RMS of "
     "log ρ, averaged over audits of 96 × 4 trajectories, and how many of the audits called it not resolved.",
     "prediction": "The smallest N that reaches the accuracy, by bisection on what runs of the sampler show (multinomial "
