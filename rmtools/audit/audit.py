@@ -164,7 +164,9 @@ def audit(
     n_for_cv(1.0, delta_cv), n_for_tv(1.0, delta_tv)
     if terminal not in ("verifier", "model"):
         raise UserError(f"unknown terminal {terminal!r}", "choose one of: verifier, model")
-    rows, metadata = rows_of(rollouts, prompts_limit)
+    rows, metadata = rows_of(rollouts)
+    fingerprint = rollouts_fingerprint(rows)
+    rows = limited(rows, prompts_limit)
     shown = progress or no_progress
     subjects, settings = subjects_of(rows, value_model, compare, controls, terminal, seed)
     ratios = enumerated(rows, metadata, subjects, policy, task, shown)
@@ -176,7 +178,13 @@ def audit(
         with shown(f"scoring: {subject.role}", len(rows)) as tick:
             used, values = subject.score(rows, tick)
         exact = exact_of(ratios, subject, subjects)
-        its = replace(asked, terminal=subject.terminal)
+        its = replace(
+            asked,
+            terminal=subject.terminal,
+            probability=subject.probability,
+            fitted=subject.fitted,
+            knows_end=subject.knows_end,
+        )
         rng = np.random.default_rng([seed, k])
         found.append(
             audit_model(
@@ -188,15 +196,14 @@ def audit(
                 exact,
                 its,
                 rng,
-                subject.probability,
                 tabulated(tables, subject.scorer, rng) if tables and subject.tabulated else None,
             )
         )
         scored[subject.role] = (subject, (used, values))
-    fingerprint = rollouts_fingerprint(rows)
+    outside = None if ratios is None else coverage(ratios)
     provenance = provenance_of(rows, metadata, settings) | {
         "checkpoint": subjects[0].name,
-        "terminal": terminal,
+        "terminal": subjects[0].terminal,
         "floor": subjects[0].tilt.floor,
         "seed": seed,
         "delta_cv": delta_cv,
@@ -207,29 +214,56 @@ def audit(
         tuple(found),
         pairs_of(scored, seed),
         provenance,
-        None if ratios is None else coverage(ratios),
-        tuple(notes(rows, metadata, settings, found, fingerprint)),
+        outside,
+        tuple(notes(rows, metadata, settings, found, fingerprint, outside)),
     )
 
 
-def rows_of(rollouts: "Rollouts", limit: int | None) -> "tuple[Sequence[Rollout], RolloutMetadata | None]":
-    """Return the rows and what is known of them, the first ``limit`` prompts."""
-    from rmtools.core.arguments import check_count
+def rows_of(rollouts: "Rollouts") -> "tuple[list[Rollout], RolloutMetadata | None]":
+    """Return the rows, one id for every prompt text, and what is known of them."""
     from rmtools.data.rollouts import RolloutMetadata, read_rollouts
 
+    metadata: RolloutMetadata | None = None
     if isinstance(rollouts, str | Path):
         rows, metadata = read_rollouts(rollouts)
     elif len(rollouts) == 2 and isinstance(rollouts[1], RolloutMetadata):
         rows, metadata = list(rollouts[0]), rollouts[1]  # type: ignore[arg-type]
     else:
-        rows, metadata = list(rollouts), None  # type: ignore[arg-type]
-    if limit is not None:
-        check_count("prompts_limit", limit, 1, "it is a number of prompts", fix=96)
-        kept = set(list(dict.fromkeys(r.prompt_id for r in rows))[:limit])
-        rows = [r for r in rows if r.prompt_id in kept]
+        rows = list(rollouts)  # type: ignore[arg-type]
     if not rows:
         raise UserError("there are no rollouts to audit", "make some with `rmtools rollout`")
-    return rows, metadata
+    return one_id_a_prompt(rows), metadata
+
+
+def one_id_a_prompt(rows: "list[Rollout]") -> "list[Rollout]":
+    """Give a text that stands under several ids the first of them: its trajectories are of one prompt.
+
+    Raises
+    ------
+    UserError
+        If one id has two texts: trajectories of different prompts would be paired.
+    """
+    ids: dict[str, str] = {}
+    texts: dict[str, str] = {}
+    for row in rows:
+        ids.setdefault(row.prompt, row.prompt_id)
+        if texts.setdefault(row.prompt_id, row.prompt) != row.prompt:
+            raise UserError(
+                f"the prompt id {row.prompt_id} stands before two different prompts",
+                "give every prompt an id of its own",
+            )
+    return [r if ids[r.prompt] == r.prompt_id else replace(r, prompt_id=ids[r.prompt]) for r in rows]
+
+
+def limited(rows: "list[Rollout]", limit: int | None) -> "list[Rollout]":
+    """Return the rows of the first ``limit`` prompts."""
+    from rmtools.core.arguments import check_count
+
+    if limit is None:
+        return rows
+    check_count("prompts_limit", limit, 1, "it is a number of prompts", fix=96)
+    kept = set(list(dict.fromkeys(r.prompt_id for r in rows))[:limit])
+    return [r for r in rows if r.prompt_id in kept]
 
 
 def tokens_of(rows: "Sequence[Rollout]", scorer: "Scorer") -> float:

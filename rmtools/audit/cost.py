@@ -21,7 +21,8 @@ from rmtools.core.cost import (
     pooled_sigma2,
     sigma2_parts,
 )
-from rmtools.core.intervals import Interval, as_dict, read_intervals
+from rmtools.core.cv_cost import value_square_estimate
+from rmtools.core.intervals import Interval, as_dict, cluster_bootstrap, ratio_of_means, read_intervals
 
 if TYPE_CHECKING:
     from rmtools.data.rollouts import Rollout
@@ -73,29 +74,31 @@ def particles(spread: Interval | None, needed: Callable[[float], float]) -> Inte
 class OtherWays:
     """One answer within the total variation asked for, bought in three ways; tokens are the policy's, generated.
 
+    All three are means over prompts with weights Z^2, as sigma^2 is pooled: prompts that are often solved count most.
+
     Attributes
     ----------
     tokens_per_solution : float
         Mean of the audited trajectories.
-    smc_tokens : float or None
+    smc_tokens : Interval or None
         Particles for the TV times that.
-    rejection_solutions : float
-        Mean over prompts of 1 / Z: solutions until one is accepted with probability phi. Its law is the target's.
-    rejection_tokens : float
-    best_of_n_solutions : float or None
-        Median over the prompts that have successes and failures: N at which one of N solutions is right as often as a draw
-        from the target is, less the TV. It needs a verifier that picks it, and its law is another one.
-    best_of_n_tokens : float or None
+    rejection_solutions, rejection_tokens : Interval or None
+        Solutions until one is accepted with probability phi, 1 / Z. Its law is the target's. None with a single
+        trajectory of a prompt.
+    best_of_n_solutions, best_of_n_tokens : Interval or None
+        N at which one of N solutions is right as often as a draw from the target is, less the TV. It needs a verifier that
+        picks it, and its law is another one. A plug-in of each prompt's share of right solutions: rough with few of
+        them. None where rewards are not 0 or 1.
     prompts_without_success : int
-        Of all trajectories of a prompt none was right: both other ways are unbounded as far as one can see.
+        Of all trajectories of a prompt none was right: their weight is next to nothing, and what they take is not known.
     """
 
     tokens_per_solution: float
-    smc_tokens: float | None
-    rejection_solutions: float
-    rejection_tokens: float
-    best_of_n_solutions: float | None
-    best_of_n_tokens: float | None
+    smc_tokens: Interval | None
+    rejection_solutions: Interval | None
+    rejection_tokens: Interval | None
+    best_of_n_solutions: Interval | None
+    best_of_n_tokens: Interval | None
     prompts_without_success: int
 
     def to_dict(self) -> dict[str, Any]:
@@ -105,38 +108,55 @@ class OtherWays:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Read what `to_dict` wrote."""
-        return cls(**values)
+        return cls(**read_intervals(values))
 
 
 def other_ways(
-    success: np.ndarray, z: np.ndarray, tokens: float, n_for_tv: Interval | None, delta_tv: float
+    rewards: Sequence[np.ndarray],
+    potentials: Sequence[np.ndarray],
+    tokens: float,
+    n_for_tv: Interval | None,
+    delta_tv: float,
+    rng: np.random.Generator,
 ) -> OtherWays:
     """Compare the sampler with rejection and best-of-N.
 
     Parameters
     ----------
-    success, z : np.ndarray
-        (P,) mean reward and mean potential of each prompt's trajectories.
+    rewards, potentials : sequence of np.ndarray
+        P arrays (n,) of the trajectories of each prompt.
     tokens : float
         Mean tokens of a solution.
     n_for_tv : Interval, optional
         Particles of the sampler.
     delta_tv : float
+    rng : np.random.Generator
+        Source of the resamples of prompts.
     """
-    rejection = float(np.mean(1 / z))
-    usable = (success > 0) & (success < 1)
-    # A draw from the target fails with probability 1 - success / z.
-    failing = np.minimum(1 - success[usable] / z[usable] + delta_tv, 1.0)
-    best = float(np.median(np.log(failing) / np.log1p(-success[usable]))) if usable.any() else None
+    success = np.asarray([r.mean() for r in rewards])
+    z = np.asarray([phi.mean() for phi in potentials])
+    rejection = best = None
+    if min(len(phi) for phi in potentials) > 1:
+        weight = np.asarray([float(value_square_estimate(phi)) for phi in potentials])
+        rejection = cluster_bootstrap(np.stack([z, weight], axis=1), ratio_of_means, rng)
+        if all(np.isin(r, (0.0, 1.0)).all() for r in rewards):
+            columns = np.stack([weight * best_of_n(success, z, delta_tv), weight], axis=1)[success > 0]
+            best = cluster_bootstrap(columns, ratio_of_means, rng) if len(columns) else None
+
+    def priced(count: Interval | None) -> Interval | None:
+        return None if count is None else count.map(lambda n: n * tokens)
+
     return OtherWays(
-        tokens_per_solution=tokens,
-        smc_tokens=None if n_for_tv is None else math.ceil(n_for_tv.estimate) * tokens,
-        rejection_solutions=rejection,
-        rejection_tokens=rejection * tokens,
-        best_of_n_solutions=None if best is None else max(best, 1.0),
-        best_of_n_tokens=None if best is None else max(best, 1.0) * tokens,
-        prompts_without_success=int((success == 0).sum()),
+        tokens, priced(n_for_tv), rejection, priced(rejection), best, priced(best), int((success == 0).sum())
     )
+
+
+def best_of_n(success: np.ndarray, z: np.ndarray, delta_tv: float) -> np.ndarray:
+    """Return N (P,) at which one of N is right as often as a draw from the target less ``delta_tv``; inf without success."""
+    failing = np.minimum(1 - success / z + delta_tv, 1.0)  # a draw from the target fails with 1 - success / z
+    with np.errstate(divide="ignore", invalid="ignore"):
+        n = np.log(failing) / np.log1p(-success)
+    return np.where(success == 0, np.inf, np.maximum(np.nan_to_num(n, nan=1.0), 1.0))
 
 
 @dataclass(frozen=True)
@@ -146,7 +166,7 @@ class PaperCounts:
     Attributes
     ----------
     ratio_bound, bellman_error : float
-        L and epsilon, the largest observed (sampling noise included unless enumerated).
+        L and epsilon, the largest observed; of sampled ratios what is left of them after two standard errors.
     log10_particles : float
         Of Thm 5.1's count for the TV asked for.
     pool_size, mh_steps : float

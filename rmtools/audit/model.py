@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from rmtools.audit.arrays import prompt_arrays
+from rmtools.audit.arrays import PromptArrays, prompt_arrays
 from rmtools.audit.cost import (
     OtherWays,
     PaperCounts,
@@ -65,12 +65,21 @@ class Asked:
         "verifier" or "model".
     tokens : float
         Mean tokens of a solution, for the costs.
+    probability : bool
+        Whether values are potentials of a probability of success: else there is nothing to calibrate.
+    fitted : bool
+        Whether the values were fitted on these outcomes: V(s_0) beside Z says nothing then.
+    knows_end : bool
+        Whether the value at the end is made of the outcome: it is left out of the calibration.
     """
 
     delta_cv: float = 0.25
     delta_tv: float = 0.05
     terminal: str = "verifier"
     tokens: float = 0.0
+    probability: bool = True
+    fitted: bool = False
+    knows_end: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,6 +90,8 @@ class ModelAudit:
     ----------
     role, name : str
         ``model``, a control's name, or ``compare 1``; where it came from.
+    terminal : str
+        What an ended solution is worth to it; Z, sigma^2 and the target are those of it.
     bellman, guided : BellmanSummary or None
         From sampled children, noise-corrected and plug-in: at the policy's prefixes, and at those the sampler visits (weights
         V(s_t) / V(s_0) within prompt and depth). None without children.
@@ -95,7 +106,8 @@ class ModelAudit:
         Quantiles of L.
     calibration : CalibrationSummary or None
         p against outcomes, at all prefixes. None where the values are no probabilities.
-    z : ZCheck
+    z : ZCheck or None
+        None where the value was fitted on these outcomes.
     paths : PathSummary or None
         Sums of b along trajectories.
     sigma2 : Sigma2 or None
@@ -110,8 +122,10 @@ class ModelAudit:
         Both exactly, where solutions can be enumerated.
     n_for_cv, n_for_tv : Interval or None
         Particles for the accuracies asked for; None where the spread could not be told from noise.
-    paper : PaperCounts
-    other_ways : OtherWays
+    paper : PaperCounts or None
+        None without children: single steps bound epsilon by L - 1 only.
+    other_ways : OtherWays or None
+        None where the target is not the verifier's.
     by_prompt, by_value, worst : tuple
     distribution : dict
         Quantiles of b over prefixes and of its sums along trajectories (nats), sampling noise included unless enumerated:
@@ -120,6 +134,7 @@ class ModelAudit:
 
     role: str
     name: str
+    terminal: str
     bellman: BellmanSummary | None
     guided: BellmanSummary | None
     gauge_fixed: GaugeFixed | None
@@ -128,7 +143,7 @@ class ModelAudit:
     flat: FlatSummary | None
     ratio_bound: RatioBound
     calibration: CalibrationSummary | None
-    z: ZCheck
+    z: ZCheck | None
     paths: PathSummary | None
     sigma2: Sigma2 | None
     influence: InfluenceSD | None
@@ -137,8 +152,8 @@ class ModelAudit:
     tabulated: Tabulated | None
     n_for_cv: Interval | None
     n_for_tv: Interval | None
-    paper: PaperCounts
-    other_ways: OtherWays
+    paper: PaperCounts | None
+    other_ways: OtherWays | None
     by_prompt: tuple[PromptAudit, ...]
     by_value: tuple[ValueBin, ...]
     worst: tuple[WorstPrefix, ...]
@@ -202,7 +217,6 @@ def audit_model(
     exact_log_error: np.ndarray | None,
     asked: Asked,
     rng: np.random.Generator,
-    probability: bool = True,
     exact_cost: Tabulated | None = None,
 ) -> ModelAudit:
     """Audit one model on scored rollouts.
@@ -220,8 +234,6 @@ def audit_model(
         With terminal "model" sigma^2 is not available: completions carry rewards, not the model's values.
     rng : np.random.Generator
         Source of the bootstrap.
-    probability : bool
-        Whether values are potentials of a probability of success: else there is nothing to calibrate.
     exact_cost : Tabulated, optional
     """
     errors, prompt, depth = scored.errors(), scored.prefix_prompt, scored.prefix_depth
@@ -233,7 +245,7 @@ def audit_model(
         return bellman_summary(errors, prompt, depth, scored.horizon, w, rng=rng) if branching else None
 
     def enumerated(w: np.ndarray | None) -> BellmanSummary | None:
-        if exact_log_error is None or known is None:
+        if exact_log_error is None or known is None or not known.any():
             return None
         kept = None if w is None else w[known]
         return exact_summary(
@@ -242,7 +254,7 @@ def audit_model(
 
     sampled_bellman, exact = sampled(None), enumerated(None)
     arrays = prompt_arrays(rows, scored, tilt)
-    z = np.asarray([a.potential.mean() for a in arrays])
+    z = np.asarray([end_values(a, asked.terminal).mean() for a in arrays])
     roots = np.asarray([np.exp(a.log_value[0, 0]) for a in arrays])
     verified = asked.terminal == "verifier"
     spread = spread_of(rows, arrays, rng) if verified else Spread(None, None, (), ())
@@ -252,8 +264,8 @@ def audit_model(
     tv = particles(
         None if spread.influence is None else spread.influence.sd, lambda s: n_for_tv(s, asked.delta_tv)
     )
-    success = np.bincount(scored.prompt, scored.reward) / np.bincount(scored.prompt)
-    largest = largest_error(exact or sampled_bellman, scored)
+    rewards = [scored.reward[scored.prompt == g] for g in range(len(arrays))]
+    largest = largest_error(errors, exact_log_error) if branching or exact is not None else None
     perfect = [
         perfect_parts(a.log_value, a.potential, a.extra, a.present, a.ended)
         for a in (arrays if spread.parts else ())
@@ -261,6 +273,7 @@ def audit_model(
     return ModelAudit(
         role=role,
         name=name,
+        terminal=asked.terminal,
         bellman=sampled_bellman,
         guided=sampled(weights),
         gauge_fixed=gauge_fixed(scored, errors, rng) if branching else None,
@@ -268,8 +281,8 @@ def audit_model(
         exact_guided=enumerated(weights),
         flat=None if branching else flat_summary(scored.log_value, scored.prompt, rng=rng),
         ratio_bound=bound,
-        calibration=calibration(scored, tilt, rng) if probability else None,
-        z=z_check(z, roots, rng),
+        calibration=calibration(scored, tilt, rng, asked.knows_end) if asked.probability else None,
+        z=None if asked.fitted else z_check(z, roots, rng),
         paths=paths(scored, rng) if branching else None,
         sigma2=spread.sigma2,
         influence=spread.influence,
@@ -280,8 +293,12 @@ def audit_model(
             None if spread.sigma2 is None else spread.sigma2.estimate, lambda s: n_for_cv(s, asked.delta_cv)
         ),
         n_for_tv=tv,
-        paper=paper_counts(bound.largest, largest, scored.horizon, asked.delta_tv),
-        other_ways=other_ways(success, z, asked.tokens, tv, asked.delta_tv),
+        paper=None
+        if largest is None
+        else paper_counts(bound.largest, largest, scored.horizon, asked.delta_tv),
+        other_ways=other_ways(rewards, [a.potential for a in arrays], asked.tokens, tv, asked.delta_tv, rng)
+        if verified
+        else None,
         by_prompt=by_prompt(rows, scored, errors, z, spread, asked.delta_cv, asked.delta_tv),
         by_value=by_value(scored.prefix_log_value, errors, prompt, rng) if branching else (),
         worst=worst_prefixes(rows, scored, errors, exact_log_error) if branching else (),
@@ -308,11 +325,18 @@ def root_values(scored: "ScoredRollouts") -> np.ndarray:
     return np.asarray([v[0] for v in scored.log_value])[scored.prefix_trajectory]
 
 
-def largest_error(summary: BellmanSummary | None, scored: "ScoredRollouts") -> float:
-    """Return the largest absolute b seen, nats; that of single steps without children."""
-    if summary is not None and np.isfinite(summary.largest):
-        return summary.largest
-    return float(max(np.abs(np.diff(v)).max() for v in scored.log_value))
+def end_values(arrays: PromptArrays, terminal: str) -> np.ndarray:
+    """Return what the trajectories of a prompt end in (n,): their potentials, or the model's own values."""
+    return arrays.potential if terminal == "verifier" else np.exp(arrays.log_value[:, -1])
+
+
+def largest_error(errors: PrefixErrors, exact: np.ndarray | None) -> float:
+    """Return the largest absolute b, nats: enumerated, or what is left of a sampled one after two standard errors."""
+    if exact is not None and np.isfinite(exact).any():
+        return float(np.nanmax(np.abs(exact[np.isfinite(exact)])))
+    left = np.abs(errors.log_error) - 2 * np.sqrt(errors.log_error_noise)
+    left = left[np.isfinite(left) & ~errors.identical]
+    return max(float(left.max()), 0.0) if len(left) else 0.0
 
 
 def gauge_fixed(
@@ -337,9 +361,12 @@ def paths(scored: "ScoredRollouts", rng: np.random.Generator) -> PathSummary:
     return path_summary(sums, scored.prompt[sums.trajectory], rng=rng)
 
 
-def calibration(scored: "ScoredRollouts", tilt: Tilt, rng: np.random.Generator) -> CalibrationSummary:
-    """Return the calibration of p at every prefix, the model's own value also at the end."""
-    length = [len(v) for v in scored.own_log_value]
-    p = np.exp(tilt.log_probability(np.concatenate(scored.own_log_value)))
+def calibration(
+    scored: "ScoredRollouts", tilt: Tilt, rng: np.random.Generator, knows_end: bool = False
+) -> CalibrationSummary:
+    """Return the calibration of p at every prefix, the model's own value also at the end unless it is the outcome."""
+    values = [v[:-1] if knows_end else v for v in scored.own_log_value]
+    length = [len(v) for v in values]
+    p = np.exp(tilt.log_probability(np.concatenate(values)))
     outcome, prompt = np.repeat(scored.reward, length), np.repeat(scored.prompt, length)
     return calibration_summary(p, outcome, prompt, rng=rng)

@@ -1,6 +1,6 @@
 """What a reader must know before trusting a figure: another policy, what the sample cannot resolve, how to resolve it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rmtools.audit.model import ModelAudit
@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     from rmtools.data.rollouts import Rollout, RolloutMetadata
     from rmtools.lm.checkpoint import CheckpointSettings
 
-SMALL_SHARE = 0.1
+LISTED_MUCH = 0.02
+# Weights are normalised within a prompt and depth: with few trajectories there they are nearly equal.
+FEWEST_GUIDED = 16
 
 
 def notes(
@@ -20,9 +22,15 @@ def notes(
     settings: "CheckpointSettings | None",
     found: Sequence[ModelAudit],
     fingerprint: str,
+    uncovered: "Mapping[str, float] | None" = None,
 ) -> list[str]:
     """Return the notes: on provenance (``fingerprint`` of the rollouts), on the rollouts, on each model."""
     out = [*provenance_notes(metadata, settings, fingerprint), *sample_notes(rows, found[0])]
+    if uncovered is not None and uncovered["mean"] > LISTED_MUCH:
+        out.append(
+            f"enumerated figures are of the policy given that its step is a listed one: {uncovered['mean']:.1%} of the "
+            f"probability is not, up to {uncovered['largest']:.0%} at a prefix; sampled figures are of the policy itself"
+        )
     for m in found:
         out += model_notes(m)
     return out
@@ -66,11 +74,16 @@ def sample_notes(rows: "Sequence[Rollout]", model: ModelAudit) -> list[str]:
             f"every trajectory has reward {rewards.pop():g}: AUC, calibration and sigma^2 say nothing about successes "
             "or failures that were never seen"
         )
-    silent = model.other_ways.prompts_without_success
+    silent = 0 if model.other_ways is None else model.other_ways.prompts_without_success
     if silent and len(rewards) > 1:
         out.append(
             f"{silent} of {prompts} prompts have no right solution among their trajectories: their share of Z is the "
             "floor's, and their particles are not known"
+        )
+    if not guided_resolved(model):
+        out.append(
+            f"errors where the sampler goes are not resolved with fewer than {FEWEST_GUIDED} trajectories of a prompt: they "
+            "are pulled towards those of the policy's own prefixes"
         )
     if model.flat is not None:
         out.append(
@@ -80,9 +93,17 @@ def sample_notes(rows: "Sequence[Rollout]", model: ModelAudit) -> list[str]:
     if model.sigma2 is None:
         out.append(
             "sigma^2 and particles need terminal verifier, two trajectories a prompt and extra completions "
-            "(--completions 3 or more)"
+            "(--completions 2 or more; 3 for the total variation)"
         )
     return out
+
+
+def guided_resolved(model: ModelAudit) -> bool:
+    """Return whether there are enough trajectories of a prompt for weights to matter, in the median prompt."""
+    if model.guided_error is None:
+        return True
+    sizes = sorted(p.n_trajectories for p in model.by_prompt)
+    return sizes[len(sizes) // 2] >= FEWEST_GUIDED
 
 
 def model_notes(m: ModelAudit) -> list[str]:
@@ -97,12 +118,6 @@ def model_notes(m: ModelAudit) -> list[str]:
         out.append(
             f"{m.role}: over half of the mean square is from prefixes whose children are all identical: forced "
             "steps, or good children too rare for this many children to show"
-        )
-    guided = m.guided
-    if guided is not None and guided.effective_sample_size < SMALL_SHARE * guided.n_resolved:
-        out.append(
-            f"{m.role}: the guided figures rest on an effective {guided.effective_sample_size:.0f} of {guided.n_resolved} "
-            "prefixes"
         )
     if m.influence is not None and not m.influence.resolved:
         out.append(

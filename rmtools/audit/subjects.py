@@ -38,6 +38,8 @@ class Subject:
         Whether its values are potentials of a probability.
     enumerable : bool
         Whether it has a value at any prefix, not only at the rollouts' own.
+    fitted, knows_end : bool
+        As in `rmtools.audit.model.Asked`.
     """
 
     role: str
@@ -45,6 +47,8 @@ class Subject:
     terminal: str
     probability: bool = True
     enumerable: bool = True
+    fitted: bool = False
+    knows_end: bool = False
 
     @property
     def tabulated(self) -> bool:
@@ -112,16 +116,21 @@ def controls_of(
     from rmtools.lm.checkpoint import load_value_model
 
     rate = float(np.mean([r.outcome for r in rows])) if settings is None else settings.base_rate
-    found = [Subject("constant", ConstantValue(rate, scorer.steps, scorer.tilt), "verifier")]
+    flat = ConstantValue(rate, scorer.steps, scorer.tilt)
+    found = [Subject("constant", flat, "verifier", fitted=settings is None)]
     rng = np.random.default_rng([seed, zlib.crc32(b"controls")])
     if len({r.prompt for r in rows}) > 1:
         fitted = position_only(rows, scorer.steps, scorer.tilt, rng)
-        found.append(Subject("position only", fitted, "verifier"))
+        found.append(Subject("position only", fitted, "verifier", fitted=True))
     if settings is not None:
         untrained, _ = load_value_model(Path(str(value_model)), untrained=True)
         found.append(Subject("untrained", untrained, "verifier"))
     if extra_completions(rows) >= 3:
-        found.append(OracleSubject("oracle", scorer, "verifier", enumerable=False, seed=seed))
+        found.append(
+            OracleSubject(
+                "oracle", scorer, "verifier", enumerable=False, fitted=True, knows_end=True, seed=seed
+            )
+        )
     return found
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rmtools.audit.notes import guided_resolved
 from rmtools.core.estimate import BellmanSummary
 from rmtools.core.intervals import Interval
 
@@ -14,12 +15,14 @@ if TYPE_CHECKING:
     from rmtools.audit.model import ModelAudit
 
 NOT_AVAILABLE = "not available"
+ENDS = {"verifier": "the verifier's", "model": "the model's own"}
 
 
 def table(report: "AuditReport") -> list[tuple[str, list[str]]]:
     """Return the lines of the table; those that no model has a figure for are left out."""
     cv, tv = report.provenance["delta_cv"], report.provenance["delta_tv"]
     lines: list[tuple[str, Callable[[ModelAudit], Any]]] = [
+        ("a finished solution is worth", lambda m: ENDS[m.terminal]),
         ("RMS b, enumerated", lambda m: m.exact and m.exact.rms_corrected),
         ("RMS b, sampled, corrected", lambda m: resolved(m.bellman)),
         ("RMS b, sampled, plug-in", lambda m: m.bellman and m.bellman.rms_plug_in),
@@ -37,7 +40,7 @@ def table(report: "AuditReport") -> list[tuple[str, list[str]]]:
             "ECE / AUC",
             lambda m: m.calibration and f"{m.calibration.ece:.3g} / {m.calibration.auc.estimate:.3g}",
         ),
-        ("V(s0) minus Z", lambda m: m.z.difference),
+        ("V(s0) minus Z", lambda m: m.z and m.z.difference),
         ("sigma^2, pooled", lambda m: m.sigma2 and m.sigma2.estimate),
         ("sigma^2, enumerated", lambda m: m.tabulated and m.tabulated.sigma2),
         ("sigma^2 of a perfect value, enumerated", lambda m: m.tabulated and m.tabulated.perfect),
@@ -47,7 +50,7 @@ def table(report: "AuditReport") -> list[tuple[str, list[str]]]:
             f"particles: CV of Z {cv:g} | TV {tv:g} (at most)",
             lambda m: (m.sigma2 or m.influence) and f"{count(m.n_for_cv)} | {particles_tv(m)}",
         ),
-        (f"particles of Thm 5.1 for TV {tv:g}", lambda m: power(m.paper.log10_particles)),
+        (f"particles of Thm 5.1 for TV {tv:g}", lambda m: m.paper and power(m.paper.log10_particles)),
     ]
     cells = [(label, [cell(m) for m in report.models]) for label, cell in lines]
     return [(label, [shown(c) for c in row]) for label, row in cells if any(c is not None for c in row)]
@@ -94,13 +97,18 @@ def costs(model: "ModelAudit") -> str:
         ratio = model.tabulated.ratio
         text = f"this model's error costs you {ratio.estimate:.2g}× {what} (enumerated: {ratio})"
         return text + (BELOW_ONE if ratio.estimate < 1 else "")
-    bracket = model.perfect_ratio
-    assert bracket is not None
-    low, high = bracket.at_least.estimate, bracket.at_most.estimate
-    if not np.isfinite(low) or (low < 1 and not np.isfinite(high)):
+    low, high = bracket_ends(model)
+    if low is None or (high is None and low < 1) or (high is not None and low < 1 < high):
         return f"how many times {what} this model costs is not resolved: it takes more completions of every prefix"
-    between = f"{low:.2g}× to {high:.2g}×" if np.isfinite(high) else f"at least {low:.2g}×"
-    return f"this model's error costs you {between} {what}" + (BELOW_ONE if low < 1 else "")
+    between = f"at least {low:.2g}×" if high is None else f"{low:.2g}× to {high:.2g}×"
+    text = f"this model's error costs you {between} {what} (95%, bracketed from rollouts)"
+    return text + (BELOW_ONE if high is not None and high < 1 else "")
+
+
+def bracket_ends(model: "ModelAudit") -> tuple[float | None, float | None]:
+    """Return the outer ends of the intervals of the two ends of the bracket."""
+    bracket = model.perfect_ratio
+    return (None, None) if bracket is None else (bracket.at_least.low, bracket.at_most.high)
 
 
 def difference(pair: Any) -> str:
@@ -115,12 +123,13 @@ def difference(pair: Any) -> str:
 
 def measured(values: Any) -> str:
     """Return the accuracy that the sampler had at the predicted particles."""
-    cv = values["cv"]
-    ends = ", ".join("?" if cv[e] is None else f"{cv[e]:.3g}" for e in ("low", "high"))
+    n, delta = values["n_particles"], values["delta_cv"]
+    early = "; the prediction is exact from 25 σ² particles on, these are fewer" if 25 * delta**2 > 1 else ""
     return (
-        f"measured with N = {values['n_particles']} (predicted for a CV of {values['delta_cv']:g}), {values['runs']} runs of "
-        f"{values['prompts']} prompts, multinomial resampling at every step: CV of Z {cv['estimate']:.3g} [{ends}]; "
-        f"right solutions in the output {values['success']:.3g}, in the target {values['target_success']:.3g}"
+        f"measured with N = {n} (predicted for a CV of {delta:g}{early}), {values['runs']} runs of {values['prompts']} prompts, "
+        f"multinomial resampling at every step: CV of Z {Interval.from_dict(values['cv'])}; right solutions in the output "
+        f"{values['success']:.3g}, in the target {values['target_success']:.3g}, difference "
+        f"{Interval.from_dict(values['success_difference'])}"
     )
 
 
@@ -148,7 +157,8 @@ def guided(model: "ModelAudit") -> str | None:
     if summary is None:
         return None
     share = summary.effective_sample_size / max(summary.n_resolved, 1)
-    return f"{summary.rms_corrected} (ESS {share:.0%})"
+    mark = "" if guided_resolved(model) else " not resolved"
+    return f"{summary.rms_corrected} (ESS {share:.0%}){mark}"
 
 
 def ratio_bound(model: "ModelAudit") -> str:
@@ -173,11 +183,9 @@ def cost_ratio(model: "ModelAudit") -> str | None:
     """Return how many times a perfect value's particles the model needs: exactly, or as a bracket."""
     if model.tabulated is not None:
         return str(model.tabulated.ratio)
-    ratio = model.perfect_ratio
-    if ratio is None:
+    if model.perfect_ratio is None:
         return None
-    ends = (ratio.at_least.estimate, ratio.at_most.estimate)
-    return " to ".join(f"{x:.3g}" if np.isfinite(x) else "?" for x in ends)
+    return " to ".join("?" if x is None else f"{x:.3g}" for x in bracket_ends(model))
 
 
 def particles_tv(model: "ModelAudit") -> str:

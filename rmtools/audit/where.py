@@ -216,7 +216,8 @@ def worst_prefixes(
     if exact is not None:
         b, noise = exact, np.zeros(len(exact))
     else:
-        b, noise = errors.log_error, np.sqrt(errors.log_error_noise)
+        # Children that are all alike say nothing of their noise: their b may be luck, and would fill the list.
+        b, noise = np.where(errors.identical, np.nan, errors.log_error), np.sqrt(errors.log_error_noise)
     size = np.where(np.isfinite(b), np.maximum(np.abs(b) - 2 * noise, 0.0), -1.0)
     found: list[WorstPrefix] = []
     seen: set[tuple[str, str]] = set()
