@@ -14,7 +14,8 @@ import numpy as np
 from rmtools.audit.model import Asked, ModelAudit, audit_model
 from rmtools.audit.notes import notes
 from rmtools.audit.tabulated import MOST_PROMPTS, enumerations, tabulated
-from rmtools.core.cost import n_for_cv, n_for_tv
+from rmtools.core.arguments import check_seed
+from rmtools.core.cost import n_for_cv
 from rmtools.core.paired import PairedDifference
 from rmtools.errors import UserError
 
@@ -161,7 +162,8 @@ def audit(
     from rmtools.audit.subjects import no_progress, subjects_of
     from rmtools.data.rollouts import rollouts_fingerprint
 
-    n_for_cv(1.0, delta_cv), n_for_tv(1.0, delta_tv)
+    check_accuracies(delta_cv, delta_tv)
+    check_seed(seed)
     if terminal not in ("verifier", "model"):
         raise UserError(f"unknown terminal {terminal!r}", "choose one of: verifier, model")
     rows, metadata = rows_of(rollouts)
@@ -169,15 +171,18 @@ def audit(
     rows = limited(rows, prompts_limit)
     shown = progress or no_progress
     subjects, settings = subjects_of(rows, value_model, compare, controls, terminal, seed)
-    ratios = enumerated(rows, metadata, subjects, policy, task, shown)
+    scored: dict[str, Any] = {}
+    for subject in subjects:
+        with shown(f"scoring: {subject.role}", len(rows)) as tick:
+            scored[subject.role] = (subject, subject.score(rows, tick))
+    listed = [s for s in subjects if s.enumerable and same_ids(rows, policy, task, s.scorer)]
+    ratios = enumerated(rows, metadata, listed, policy, task, shown)
     tables = [] if ratios is None else tables_of(rows, policy, task, shown)
     asked = Asked(delta_cv, delta_tv, terminal, tokens_of(rows, subjects[0].scorer))
     found: list[ModelAudit] = []
-    scored: dict[str, Any] = {}
     for k, subject in enumerate(subjects):
-        with shown(f"scoring: {subject.role}", len(rows)) as tick:
-            used, values = subject.score(rows, tick)
-        exact = exact_of(ratios, subject, subjects)
+        used, values = scored[subject.role][1]
+        exact = exact_of(ratios, subject, listed)
         its = replace(
             asked,
             terminal=subject.terminal,
@@ -196,12 +201,13 @@ def audit(
                 exact,
                 its,
                 rng,
-                tabulated(tables, subject.scorer, rng) if tables and subject.tabulated else None,
+                tabulated(tables, subject.scorer, rng)
+                if tables and subject.tabulated and subject in listed
+                else None,
             )
         )
-        scored[subject.role] = (subject, (used, values))
     outside = None if ratios is None else coverage(ratios)
-    provenance = provenance_of(rows, metadata, settings) | {
+    provenance = provenance_of(rows, metadata, settings["model"]) | {
         "checkpoint": subjects[0].name,
         "terminal": subjects[0].terminal,
         "floor": subjects[0].tilt.floor,
@@ -255,6 +261,28 @@ def one_id_a_prompt(rows: "list[Rollout]") -> "list[Rollout]":
     return [r if ids[r.prompt] == r.prompt_id else replace(r, prompt_id=ids[r.prompt]) for r in rows]
 
 
+def check_accuracies(delta_cv: float, delta_tv: float) -> None:
+    """Raise ``UserError`` where an accuracy asked for is none."""
+    n_for_cv(1.0, delta_cv)
+    if not 0 < delta_tv < 1:
+        raise UserError(
+            f"delta_tv is {delta_tv}: a total variation is between 0 and 1", "pass --delta-tv 0.05, say"
+        )
+
+
+def same_ids(
+    rows: "Sequence[Rollout]", policy: "Policy | None", task: "Task | None", scorer: "Scorer"
+) -> bool:
+    """Return whether ``scorer`` reads the policy's tokens: only then can it be asked while they are enumerated."""
+    if policy is None or task is None:
+        return False
+    prompts = list(dict.fromkeys(r.prompt for r in rows))
+    choices = task.step_choices(prompts[0], []) or []
+    return all(scorer.steps.prompt_ids(p) == policy.steps.prompt_ids(p) for p in prompts) and all(
+        scorer.steps.step_ids(c) == policy.steps.step_ids(c) for c in choices
+    )
+
+
 def limited(rows: "list[Rollout]", limit: int | None) -> "list[Rollout]":
     """Return the rows of the first ``limit`` prompts."""
     from rmtools.core.arguments import check_count
@@ -283,7 +311,7 @@ def enumerated(
 
     None where the steps cannot be listed, every terminal is a model's, or the policy is not that of the rollouts.
     """
-    if policy is None or task is None or metadata is None or not any(s.enumerable for s in subjects):
+    if policy is None or task is None or metadata is None or not subjects:
         return None
     from rmtools.data.exact import exact_ratios
     from rmtools.lm.checkpoint import fingerprint
@@ -294,7 +322,7 @@ def enumerated(
     same_weights = fingerprint(policy.name) == metadata.policy_fingerprint
     if not same_weights or policy.temperature != metadata.temperature:
         return None
-    scorers = [s.scorer for s in subjects if s.enumerable]
+    scorers = [s.scorer for s in subjects]
     with progress("enumerating one-step children", len(rows)) as tick:
         return exact_ratios(policy, scorers, rows, task, progress=tick)
 
@@ -314,9 +342,9 @@ def exact_of(
     ratios: "ExactRatios | None", subject: "Subject", subjects: "Sequence[Subject]"
 ) -> np.ndarray | None:
     """Return the enumerated b of ``subject``, None where there is none."""
-    if ratios is None or not subject.enumerable:
+    if ratios is None or subject not in subjects:
         return None
-    place = [s.role for s in subjects if s.enumerable].index(subject.role)
+    place = [s.role for s in subjects].index(subject.role)
     return np.concatenate(ratios.log_error[place])
 
 

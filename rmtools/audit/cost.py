@@ -46,7 +46,9 @@ def spread_of(rows: "Sequence[Rollout]", arrays: Sequence[PromptArrays], rng: np
     """Return what the rollouts resolve of sigma^2 and of the spread of H."""
     extra, fewest = extra_completions(rows), min(len(a.potential) for a in arrays)
     single = all(len(r.steps) == 1 for r in rows)
-    if fewest < 2 or not (single or extra >= 1):
+    # Where all outcomes are alike, what successes or failures would cost was never seen.
+    alike = len({float(x) for a in arrays for x in a.potential}) == 1
+    if fewest < 2 or alike or not (single or extra >= 1):
         return Spread(None, None, (), ())
     parts = tuple(sigma2_parts(a.log_value, a.value_square, a.potential) for a in arrays)
     influences = (

@@ -128,21 +128,38 @@ def costs_table(values: Values) -> Table:
     columns = tuple(values["table"]["columns"])
     models = values["models"]
 
-    def cells(find: Any) -> tuple[str, ...]:
-        return tuple("-" if find(m) is None else f"{find(m):,.0f}" for m in models)
+    def cells(name: str) -> tuple[str, ...]:
+        return tuple("-" if m["other_ways"] is None else whole(m["other_ways"][name]) for m in models)
+
+    def worst_case(name: str) -> tuple[str, ...]:
+        return tuple("-" if m["paper"] is None else large(m["paper"][name]) for m in models)
 
     rows = (
-        ("tokens of a solution", *cells(lambda m: m["other_ways"]["tokens_per_solution"])),
-        ("sampler: tokens", *cells(lambda m: m["other_ways"]["smc_tokens"])),
-        ("rejection: solutions, mean over prompts", *cells(lambda m: m["other_ways"]["rejection_solutions"])),
-        ("rejection: tokens", *cells(lambda m: m["other_ways"]["rejection_tokens"])),
-        ("best-of-N: N, median over prompts", *cells(lambda m: m["other_ways"]["best_of_n_solutions"])),
-        ("best-of-N: tokens", *cells(lambda m: m["other_ways"]["best_of_n_tokens"])),
-        ("prompts without a right solution", *cells(lambda m: m["other_ways"]["prompts_without_success"])),
-        ("Algorithm 2: pool M (worst case)", *(large(m["paper"]["pool_size"]) for m in models)),
-        ("Algorithm 2: proposals H (worst case)", *(large(m["paper"]["mh_steps"]) for m in models)),
+        ("tokens of a solution", *cells("tokens_per_solution")),
+        ("sampler: tokens", *cells("smc_tokens")),
+        ("rejection: solutions", *cells("rejection_solutions")),
+        ("rejection: tokens", *cells("rejection_tokens")),
+        ("best-of-N: N (rough)", *cells("best_of_n_solutions")),
+        ("best-of-N: tokens", *cells("best_of_n_tokens")),
+        ("prompts without a right solution", *cells("prompts_without_success")),
+        ("Algorithm 2: pool M (worst case)", *worst_case("pool_size")),
+        ("Algorithm 2: proposals H (worst case)", *worst_case("mh_steps")),
     )
-    return Table(f"One answer within a total variation of {delta:g}", ("", *columns), rows)
+    return Table(
+        f"One answer within a total variation of {delta:g}; means over prompts with weights Z², as σ² is pooled",
+        ("", *columns),
+        rows,
+    )
+
+
+def whole(value: Any) -> str:
+    """Return a count, with its interval where it has one."""
+    if value is None or (isinstance(value, Mapping) and value["estimate"] is None):
+        return "-"
+    if not isinstance(value, Mapping):
+        return f"{value:,.0f}"
+    ends = ", ".join("?" if value[e] is None else f"{value[e]:,.0f}" for e in ("low", "high"))
+    return f"{value['estimate']:,.0f} [{ends}]"
 
 
 def large(value: float | None) -> str:

@@ -1,6 +1,8 @@
 """What a reader must know before trusting a figure: another policy, what the sample cannot resolve, how to resolve it."""
 
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from rmtools.audit.model import ModelAudit
@@ -19,13 +21,16 @@ FEWEST_GUIDED = 16
 def notes(
     rows: "Sequence[Rollout]",
     metadata: "RolloutMetadata | None",
-    settings: "CheckpointSettings | None",
+    settings: "Mapping[str, CheckpointSettings | None]",
     found: Sequence[ModelAudit],
     fingerprint: str,
     uncovered: "Mapping[str, float] | None" = None,
 ) -> list[str]:
     """Return the notes: on provenance (``fingerprint`` of the rollouts), on the rollouts, on each model."""
-    out = [*provenance_notes(metadata, settings, fingerprint), *sample_notes(rows, found[0])]
+    out = sample_notes(rows, found[0])
+    for role, its in settings.items():
+        about = provenance_notes(metadata, its, fingerprint)
+        out += about if role == "model" else [f"{role}: {text}" for text in about]
     if uncovered is not None and uncovered["mean"] > LISTED_MUCH:
         out.append(
             f"enumerated figures are of the policy given that its step is a listed one: {uncovered['mean']:.1%} of the "
@@ -45,7 +50,14 @@ def provenance_notes(
     out = []
     if settings.training.get("rollouts_fingerprint") == fingerprint:
         out.append("these are the rollouts the checkpoint was trained on: every figure flatters it")
-    if metadata.policy_fingerprint != settings.policy_fingerprint:
+    if metadata.steps.max_steps != settings.steps.max_steps:
+        out.append(
+            f"the rollouts have up to {metadata.steps.max_steps} steps, the checkpoint was trained for "
+            f"{settings.steps.max_steps}"
+        )
+    if not metadata.policy_fingerprint:
+        out.append("the rollouts do not say which policy they are of")
+    elif metadata.policy_fingerprint != settings.policy_fingerprint:
         out.append("the rollouts are of another policy than the checkpoint was trained for")
     if metadata.temperature is None:
         out.append("the rollouts do not say at which temperature they were sampled")
@@ -67,6 +79,12 @@ def sample_notes(rows: "Sequence[Rollout]", model: ModelAudit) -> list[str]:
         out.append(
             f"intervals shrink with the root of the number of prompts: {3 * prompts} more prompts like these "
             f"{prompts} would halve them"
+        )
+    repeated = len(rows) - len({json.dumps(asdict(r)) for r in rows if r.children or r.completions})
+    if repeated and all(r.children or r.completions for r in rows):
+        out.append(
+            f"{repeated} rows are repeated to the letter, branches included: if a file is there twice, every interval is "
+            "too narrow"
         )
     rewards = {r.outcome for r in rows}
     if len(rewards) == 1:
@@ -108,7 +126,9 @@ def guided_resolved(model: ModelAudit) -> bool:
 
 def model_notes(m: ModelAudit) -> list[str]:
     """Return what is not resolved of one model."""
-    out = []
+    out: list[str] = []
+    if len(m.by_prompt) == 1:
+        return out
     if m.bellman is not None and not m.bellman.resolved:
         out.append(
             f"{m.role}: the sampled RMS log Bellman error is not resolved with this many children "

@@ -2,6 +2,10 @@
 
 # The start of a line's label, and how to read the line.
 READING = {
+    "a finished solution is worth": (
+        "To the model and to the controls: the verifier's potential, or the model's own last value. Z, σ² and the target "
+        "are of that."
+    ),
     "RMS b, enumerated": (
         "Root mean square over prefixes of b = log ρ, where ρ is the mean value one step later "
         "over the value now; in nats, 0 for a consistent model. Exact: the steps of every prefix "

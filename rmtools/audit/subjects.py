@@ -77,13 +77,15 @@ def subjects_of(
     controls: bool,
     terminal: str,
     seed: int,
-) -> "tuple[list[Subject], CheckpointSettings | None]":
-    """Return the model, the models it is compared with and the controls, and the model's settings if it has any."""
-    scorer, settings = loaded(value_model)
-    found = [subject("model", scorer, terminal)]
-    found += [subject(f"compare {k}", loaded(m)[0], terminal) for k, m in enumerate(compare, 1)]
+) -> "tuple[list[Subject], dict[str, CheckpointSettings | None]]":
+    """Return the model, those it is compared with and the controls, and the settings of the first ones by role."""
+    scorer, own = loaded(value_model)
+    found, settings = [subject("model", scorer, terminal)], {"model": own}
+    for k, other in enumerate(compare, 1):
+        compared, settings[f"compare {k}"] = loaded(other)
+        found.append(subject(f"compare {k}", compared, terminal))
     if controls:
-        found += controls_of(rows, value_model, scorer, settings, seed)
+        found += controls_of(rows, value_model, scorer, own, seed)
     return found, settings
 
 

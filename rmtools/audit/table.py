@@ -36,12 +36,9 @@ def table(report: "AuditReport") -> list[tuple[str, list[str]]]:
         ("c = T RMS b", lambda m: m.error and m.error.c),
         ("L, 50% / 95% / max", ratio_bound),
         ("Brier (constant)", brier),
-        (
-            "ECE / AUC",
-            lambda m: m.calibration and f"{m.calibration.ece:.3g} / {m.calibration.auc.estimate:.3g}",
-        ),
+        ("ECE / AUC", ece_auc),
         ("V(s0) minus Z", lambda m: m.z and m.z.difference),
-        ("sigma^2, pooled", lambda m: m.sigma2 and m.sigma2.estimate),
+        ("sigma^2, pooled", sigma2),
         ("sigma^2, enumerated", lambda m: m.tabulated and m.tabulated.sigma2),
         ("sigma^2 of a perfect value, enumerated", lambda m: m.tabulated and m.tabulated.perfect),
         ("sigma^2 of a perfect value, from rollouts", perfect),
@@ -135,7 +132,8 @@ def measured(values: Any) -> str:
 
 def shown(value: Any) -> str:
     """Return a cell's text."""
-    return NOT_AVAILABLE if value is None else str(value)
+    nothing = value is None or (isinstance(value, Interval) and not np.isfinite(value.estimate))
+    return NOT_AVAILABLE if nothing else str(value)
 
 
 def resolved(summary: BellmanSummary | None) -> str | None:
@@ -176,7 +174,9 @@ def brier(model: "ModelAudit") -> str | None:
 def perfect(model: "ModelAudit") -> str | None:
     """Return the bracket of a perfect value's sigma^2."""
     found = model.perfect
-    return None if found is None else f"{found.lower.estimate:.3g} to {found.upper.estimate:.3g}"
+    if found is None:
+        return None
+    return " to ".join(f"{x:.3g}" if x > 0 else "?" for x in (found.lower.estimate, found.upper.estimate))
 
 
 def cost_ratio(model: "ModelAudit") -> str | None:
@@ -186,6 +186,21 @@ def cost_ratio(model: "ModelAudit") -> str | None:
     if model.perfect_ratio is None:
         return None
     return " to ".join("?" if x is None else f"{x:.3g}" for x in bracket_ends(model))
+
+
+def ece_auc(model: "ModelAudit") -> str | None:
+    """Return both, a dash for an AUC without outcomes of both kinds."""
+    if model.calibration is None:
+        return None
+    auc = model.calibration.auc.estimate
+    return f"{model.calibration.ece:.3g} / {f'{auc:.3g}' if np.isfinite(auc) else '-'}"
+
+
+def sigma2(model: "ModelAudit") -> str | None:
+    """Return pooled sigma^2, marked where Z^2 is not resolved."""
+    if model.sigma2 is None:
+        return None
+    return str(model.sigma2.estimate) + ("" if model.sigma2.resolved else " not resolved")
 
 
 def particles_tv(model: "ModelAudit") -> str:

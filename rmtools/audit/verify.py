@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rmtools.core.cost import measured_sigma2
-from rmtools.core.intervals import Interval, as_dict, bootstrap_all
+from rmtools.core.intervals import Interval, as_dict, cluster_bootstrap
 from rmtools.core.smc import smc
 from rmtools.errors import UserError
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rmtools.lm.value import Scorer
 
 BUDGET, PER_BATCH, MOST_PARTICLES = 200_000, 40_000, 4096
-FEWEST_RUNS, MOST_RUNS = 8, 400
+FEWEST_RUNS, MOST_RUNS, MOST_IN_ALL = 32, 400, 3_000_000
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,11 @@ def measure(
             f"--verify would run {n} particles, the most it runs is {MOST_PARTICLES}",
             "ask for a larger --delta-cv, or train the value model further",
         )
+    if n * FEWEST_RUNS * len(prompts) > MOST_IN_ALL:
+        raise UserError(
+            f"--verify would run {n} particles {FEWEST_RUNS} times on {len(prompts)} prompts: too many",
+            "audit fewer prompts (--prompts-limit 24), or ask for a larger --delta-cv",
+        )
     runs = int(np.clip(BUDGET // (n * len(prompts)), FEWEST_RUNS, MOST_RUNS))
     log_z, right = np.zeros((runs, len(prompts))), np.zeros((runs, len(prompts)))
     size = max(1, PER_BATCH // (n * runs))
@@ -144,13 +149,8 @@ def output_law(
     their Z-hat gives the target, equal weights the output.
     """
     z = np.exp(log_z - log_z.max(axis=0))
-    columns = np.concatenate([right, z * right, z], axis=1)
-    p = right.shape[1]
-
-    def statistic(means: np.ndarray) -> np.ndarray:
-        target = means[:, p : 2 * p] / means[:, 2 * p :]
-        return (means[:, :p] - target).mean(axis=1)
-
-    difference = bootstrap_all({"d": (columns, statistic)}, rng, 2000)["d"]
     target = (z * right).mean(axis=0) / z.mean(axis=0)
+    # One column: a run's part of the mean over prompts, the ratio linearised at its value.
+    parts = right - target - z / z.mean(axis=0) * (right - target)
+    difference = cluster_bootstrap(parts.mean(axis=1)[:, None], lambda means: means[:, 0], rng)
     return difference, float(right.mean()), float(target.mean())

@@ -66,16 +66,22 @@ def command(
 
     Exit code 1 if a threshold of --fail-above is not met.
     """
+    from rmtools.audit.audit import check_accuracies
     from rmtools.audit.metrics import not_met, thresholds
-    from rmtools.cli.auditing import audited, finish, source_of, with_sampler
-    from rmtools.core.cost import n_for_cv, n_for_tv
+    from rmtools.cli.auditing import audited, check_verifiable, finish, source_of, with_sampler
+    from rmtools.cli.options import generator
     from rmtools.data.collect import Branching
+    from rmtools.lm.checkpoint import CheckpointSettings
     from rmtools.lm.particles import check_terminal_name
 
     limits = thresholds(fail_above or [])
-    n_for_cv(1.0, delta_cv), n_for_tv(1.0, delta_tv)
+    check_accuracies(delta_cv, delta_tv)
+    generator("audit", seed)  # refuses a negative seed before anything is made
     check_terminal_name(terminal)
     branching = Branching(trajectories, children, completions)
+    check_verifiable(verify, model, terminal)
+    for other in compare or []:
+        CheckpointSettings.load(Path(other))
     source = source_of(model, policy, task, horizon, rollouts, prompts, out)
     source.need_policy(rollouts is None or verify, "--verify" if verify else "rollouts")
     source.need_card(card)

@@ -66,6 +66,15 @@ class Source:
             )
 
 
+def check_verifiable(verify: bool, model: str, terminal: str) -> None:
+    """Raise ``UserError``, before any work, where there will be no particles to verify."""
+    if verify and (terminal == "model" or model.startswith(IMPLICIT)):
+        raise UserError(
+            "--verify runs the sampler against the verifier, and this audit is with the model's own ends",
+            "leave --verify out, or audit a checkpoint with --terminal verifier",
+        )
+
+
 def source_of(
     model: str,
     policy: str | None,
@@ -83,6 +92,8 @@ def source_of(
     if prompts in NAMES:
         task, prompts = task or prompts, DEFAULT_PROMPTS
     known = None if rollouts is None else read_metadata(rollouts)
+    if known is not None and known.task and task and task != known.task:
+        raise UserError(f"the rollouts are of the task {known.task}, --task names {task}", "leave --task out")
     if model.startswith(IMPLICIT):
         if out is None:
             raise UserError("an implicit model has no folder for its audit", "name one with --out")
@@ -203,6 +214,7 @@ def with_sampler(report: "AuditReport", source: Source, seed: int) -> "AuditRepo
 
     assert source.policy is not None
     assert source.task is not None
+    require_same_policy(source)
     prompts = [p.prompt for p in report.model.by_prompt]
     scorer, _ = loaded(source.value)
     with progress("running the sampler at the predicted particles", len(prompts)) as tick:
@@ -217,6 +229,23 @@ def with_sampler(report: "AuditReport", source: Source, seed: int) -> "AuditRepo
             tick,
         )
     return with_measured(report, found.to_dict())
+
+
+def require_same_policy(source: Source) -> None:
+    """Raise ``UserError`` where the sampler would run another policy than the rollouts are of."""
+    from rmtools.data.rollouts import read_metadata
+    from rmtools.lm.checkpoint import fingerprint
+
+    assert source.policy is not None
+    if source.rollouts is None:
+        return
+    known = read_metadata(source.rollouts)
+    alike = fingerprint(source.policy.name) == known.policy_fingerprint
+    if not alike or source.policy.temperature != known.temperature:
+        raise UserError(
+            "--verify would run another policy or temperature than the rollouts were drawn with",
+            "name theirs with --policy, or leave --rollouts out",
+        )
 
 
 def finish(report: "AuditReport", source: Source, card: bool) -> None:

@@ -118,30 +118,29 @@ def _level(
     covered = np.bincount(owner, p, len(level))
     # After a malformed step the policy may be off its format: the listed steps then say little of rho.
     known = np.where(covered >= 0.5, covered, np.nan)
-    terminal = _terminal(scorers[0], level, owner, choices, grown, task)
+    reward = _terminal(level, owner, choices, grown, task)
     errors = np.empty((len(scorers), len(level)))
     for k, (scorer, (value, scored)) in enumerate(zip(scorers, read, strict=True)):
         child = to_numpy(scorer.advance(scored.select(grown.parent), grown.tokens)[0])
-        child = np.where(np.isnan(terminal), child, terminal)
+        # Every scorer has its own floor: a finished solution is worth another potential to each.
+        child = np.where(np.isnan(reward), child, scorer.tilt.log_potential(np.nan_to_num(reward)))
         ratio = np.bincount(owner, p * np.exp(child - to_numpy(value)[owner]), len(level))
         errors[k] = np.log(np.where(np.isnan(known), 1.0, ratio) / known)
     return errors, 1 - covered
 
 
 def _terminal(
-    scorer: Scorer,
     level: Sequence[Prefix],
     owner: np.ndarray,
     choices: Sequence[str],
     grown: Expansion,
     task: Task,
 ) -> np.ndarray:
-    """Return the log potential of the children that have ended, NaN for the others."""
+    """Return the reward of the children that have ended, NaN for the others."""
     out = np.full(len(owner), np.nan)
     at = np.flatnonzero(grown.state.ended.cpu().numpy())
     chosen = grown.choice.tolist()
-    rewards = [task.reward(level[owner[i]][0], [*level[owner[i]][1], choices[chosen[i]]]) for i in at]
-    out[at] = scorer.tilt.log_potential(np.asarray(rewards, dtype=float))
+    out[at] = [task.reward(level[owner[i]][0], [*level[owner[i]][1], choices[chosen[i]]]) for i in at]
     return out
 
 

@@ -10,7 +10,7 @@ from rmtools.core.tilt import Tilt
 from rmtools.data.rollouts import Rollout
 from rmtools.errors import UserError
 from rmtools.lm.particles import Terminal
-from rmtools.lm.value import Scorer, TreeValues
+from rmtools.lm.value import BROKEN, NaNValueError, Scorer, TreeValues
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,10 @@ def score_rollouts(
         scorer.steps.check(row.prompt, row.steps)
     texts = [[sorted({c.text for c in at}) for at in r.children] for r in rows]
     trees = [scorer.steps.encode(r.prompt, r.steps, t) for r, t in zip(rows, texts, strict=True)]
-    found = scorer.score(trees, progress=progress)
+    try:
+        found = scorer.score(trees, progress=progress)
+    except NaNValueError as error:
+        raise nan_at(rows[error.trajectory], error.step, scorer.name) from error
     for row, v in zip(rows, found, strict=True):
         refuse_nan(row, v, scorer.name)
     own = [v.log_value for v in found]
@@ -123,16 +126,20 @@ def score_rollouts(
 
 
 def refuse_nan(row: Rollout, values: TreeValues, name: str) -> None:
-    """Raise ``UserError`` naming the first prefix or next step of ``row`` that has NaN for a value."""
+    """Raise ``UserError`` naming the first prefix of ``row`` that has NaN for a value, or a next step with one."""
     for t, value in enumerate(values.log_value):
         children = values.children[t] if t < len(values.children) else np.zeros(0)
         if np.isnan(value) or np.isnan(children).any():
-            what = "a prefix" if np.isnan(value) else "a next step of a prefix"
-            raise UserError(
-                f"{name} gives NaN at {what} of prompt {row.prompt_id} after {t} steps: "
-                f"{(row.prompt + ''.join(row.steps[:t]))[-120:]!r}",
-                "look for weights that are not finite, or for a precision the model was not trained in",
-            )
+            raise nan_at(row, t, name)
+
+
+def nan_at(row: Rollout, t: int, name: str) -> UserError:
+    """Return the error for NaN at the prefix of ``t`` steps, or at a next step of it."""
+    return UserError(
+        f"{name} gives NaN at a prefix of prompt {row.prompt_id} after {t} steps, or at a next step there: "
+        f"{(row.prompt + ''.join(row.steps[:t]))[-120:]!r}",
+        BROKEN,
+    )
 
 
 def _places(row: Rollout, t: int, known: list[str]) -> np.ndarray:

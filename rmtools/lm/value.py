@@ -234,18 +234,28 @@ class ValueModel:
         last = (present * torch.arange(1, tokens.shape[1] + 1, device=tokens.device)).argmax(1)
         at = logits[torch.arange(len(tokens), device=tokens.device), last]
         if bool(torch.isnan(at).any()):
-            raise ValueError(
-                f"the value model {self.name} returned NaN: its weights or its precision are broken"
-            )
+            raise UserError(f"the value model {self.name} returned NaN", BROKEN)
         value = log_value_from_logits(at, self.tilt.floor)
         return torch.where(present.any(1), value, torch.nan), ReadCache(cache)
+
+
+BROKEN = "look for weights that are not finite, or for a precision the model was not trained in"
+
+
+class NaNValueError(UserError):
+    """A value that is NaN, after ``step`` steps of ``trajectory``, or at a next step there."""
+
+    def __init__(self, trajectory: int, step: int) -> None:
+        super().__init__(f"the value model returned NaN at step {step} of trajectory {trajectory}", BROKEN)
+        self.trajectory = trajectory
+        self.step = step
 
 
 def _read(values: np.ndarray, tree: EncodedTree, index: int) -> TreeValues:
     result = TreeValues(values[tree.reads], [values[at] for at in tree.child_reads])
     for t, v in enumerate(result.log_value):
         if np.isnan(v) or (t < len(result.children) and np.isnan(result.children[t]).any()):
-            raise ValueError(f"the value model returned NaN at step {t} of trajectory {index}")
+            raise NaNValueError(index, t)
     return result
 
 

@@ -65,7 +65,7 @@ def test_trajectories_without_branches(run, tmp_path, checkpoint, policy_folder,
     options = ("--model", checkpoint, "--rollouts", tmp_path / "r", "--verify")
     result = run("audit", *options, "--out", tmp_path / "b")
     check_late(result, "needs a predicted number")
-    assert "sampled" not in result.out  # what stands there was enumerated
+    assert "RMS b, sampled" not in result.out  # what stands there was enumerated
     assert (tmp_path / "b" / "audit.json").exists()
 
 
@@ -115,3 +115,45 @@ def test_a_missing_shard(run, tmp_path, checkpoint, rollouts):
     result = run("audit", "--model", checkpoint, "--rollouts", rollouts, "--out", tmp_path / "a")
     check_error(result, str(rollouts))
     assert not (tmp_path / "a" / "audit.json").exists()
+
+
+def test_what_is_refused_before_any_work(run, tmp_path, checkpoint, rollouts):
+    options = ("--model", checkpoint, "--rollouts", rollouts, "--out", tmp_path / "a")
+    for more, words in (
+        (("--delta-tv", 2), "delta_tv is 2.0"),
+        (("--seed", -1), "seed"),
+        (("--compare", tmp_path / "none"), "no checkpoint at"),
+        (("--task", "arithmetic"), "rollouts are of the task crossing"),
+        (("--verify", "--terminal", "model"), "--verify runs the sampler against the verifier"),
+    ):
+        check_error(run("audit", *options, *more), words)
+        assert not (tmp_path / "a").exists()
+
+
+def test_weights_that_are_not_finite(run, tmp_path, checkpoint, rollouts):
+    from safetensors.torch import load_file, save_file
+
+    path = next(checkpoint.glob("*.safetensors"))
+    weights = load_file(path)
+    save_file({k: v * float("nan") if "score" in k else v for k, v in weights.items()}, path)
+    result = run("audit", "--model", checkpoint, "--rollouts", rollouts, "--out", tmp_path / "a")
+    check_late(result, "gives NaN at a prefix of prompt")
+    assert not (tmp_path / "a" / "audit.json").exists()
+
+
+def test_a_compared_model_with_other_token_ids_is_not_enumerated(run, tmp_path, checkpoint, rollouts):
+    """Swapped words: what the policy writes is not what it reads."""
+    other = checkpoint.parent / f"other-{tmp_path.name}"  # bases are named relative to the folder
+    shutil.copytree(checkpoint, other)
+    text = (other / "tokenizer.json").read_text()
+    tokenizer = json.loads(text)
+    words = tokenizer["model"]["vocab"]
+    words["r0 "], words["r1 "] = words["r1 "], words["r0 "]
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    options = ("--model", checkpoint, "--compare", other, "--rollouts", rollouts)
+    result = run("audit", *options, "--out", tmp_path / "a")
+    assert result.code == 0, result.err
+    models = audit_file(tmp_path / "a")["models"]
+    assert models[0]["exact"] is not None
+    assert models[1]["exact"] is None
+    assert models[1]["bellman"] is not None

@@ -83,7 +83,9 @@ def test_intervals_of_an_audit_cover_and_the_wrong_ones_do_not(value, design):
     population = random_trees(200, 3, 3, 0.1, rng).valued(value, rng)
     found = coverage_of("trees", population, design, (), AUDITS, rng)["cells"]
     judged = [name for name, cell in found.items() if cell["judged"]]
-    assert {"squared ratio error", "Z", "sigma^2", "SD of H"} <= set(judged)
+    assert {"squared ratio error", "Z", "sigma^2"} <= set(judged)
+    # Of six trajectories fewer than six carry the potential: the spread of H says that it is not resolved.
+    assert ("SD of H" in judged) == (design.n > 6)
     assert all(found[name]["coverage"] >= LOWEST for name in judged), found
     assert found[CONTROLS["Z"]]["coverage"] < LOWEST
     # The error of a constant is nearly the same for all prompts; the other's is not.

@@ -134,16 +134,22 @@ def test_by_prompt_and_by_value_add_up(report, rows):
 
 
 def test_other_ways_by_hand():
-    """Z = .1 + .9 p; a draw from the target fails with probability .1 (1 - p) / Z."""
-    p = np.array([0.0, 0.5])
-    found = other_ways(p, 0.1 + 0.9 * p, 20.0, Interval(7.2, 5.0, 9.0), 0.05)
-    assert found.smc_tokens == 8 * 20
-    assert found.rejection_solutions == pytest.approx((1 / 0.1 + 1 / 0.55) / 2)
+    """Two prompts, potentials .1 + .9 r; weights Z^2 from pairs; a draw from the target fails with .1 (1 - p) / Z."""
+    rng = np.random.default_rng(0)
+    rewards = [np.array([0.0, 0.0]), np.array([0.0, 1.0])]
+    potentials = [0.1 + 0.9 * r for r in rewards]
+    found = other_ways(rewards, potentials, 20.0, Interval(7.0, 5.0, 9.0), 0.05, rng)
+    assert found.smc_tokens == Interval(140.0, 100.0, 180.0)
+    weight = np.array([0.01, 0.1])
+    assert found.rejection_solutions.estimate == pytest.approx((0.1 + 0.55) / weight.sum())
     failing = 0.1 * 0.5 / 0.55 + 0.05
-    assert found.best_of_n_solutions == pytest.approx(math.log(failing) / math.log(0.5))
+    assert found.best_of_n_solutions.estimate == pytest.approx(math.log(failing) / math.log(0.5))
     assert found.prompts_without_success == 1
-    nobody = other_ways(np.zeros(2), np.full(2, 0.1), 20.0, None, 0.05)
-    assert (nobody.best_of_n_solutions, nobody.smc_tokens, nobody.rejection_tokens) == (None, None, 200.0)
+    nobody = other_ways([np.zeros(2)] * 2, [np.full(2, 0.1)] * 2, 20.0, None, 0.05, rng)
+    assert (nobody.best_of_n_solutions, nobody.smc_tokens) == (None, None)
+    assert nobody.rejection_tokens.estimate == pytest.approx(200.0)
+    soft = other_ways([np.full(2, 0.5)], [np.full(2, 0.55)], 20.0, None, 0.05, rng)
+    assert soft.best_of_n_solutions is None
 
 
 def test_the_papers_count_is_the_theorems():
@@ -181,6 +187,7 @@ def test_poor_rollouts_are_audited_as_far_as_they_go(rows, policy, what, tmp_pat
         value = ConstantValue(0.0, policy.steps, TILT)
     report = audit(rows, value)
     write_report(report, tmp_path)
+    assert (report.model.sigma2 is None) == (what == "all wrong")
     noted = {"one prompt": "one prompt", "all wrong": "every trajectory has reward 0", "at the floor": ""}[
         what
     ]
@@ -197,6 +204,40 @@ def test_nan_of_a_model_names_the_prefix(rows, policy):
 
     with pytest.raises(UserError, match=rf"NaN at a prefix of prompt {rows[3].prompt_id} after 2 steps"):
         audit(rows, Broken(0.3, policy.steps, TILT))
+
+
+def test_ids_and_texts_of_prompts(rows, policy):
+    """One text under two ids is one prompt; two texts under one id are refused."""
+    value = ConstantValue(0.3, policy.steps, TILT)
+    renamed = [replace(r, prompt_id=f"{r.prompt_id}-{i % 2}") for i, r in enumerate(rows)]
+    assert audit(renamed, value, controls=False).provenance["n_prompts"] == 8
+    with pytest.raises(UserError, match="two different prompts"):
+        audit([replace(r, prompt_id="x") for r in rows], value)
+    twice = audit([*rows, *rows], value, controls=False)
+    assert any("repeated to the letter" in text for text in twice.warnings)
+
+
+def test_every_compared_model_has_its_own_floor(rows, metadata, policy, task):
+    """Enumerated next steps that end the solution are worth another potential to each."""
+    values = [ConstantValue(0.3, policy.steps, Tilt(f)) for f in (0.05, 0.3)]
+    both = audit((rows, metadata), values[0], compare=values[1:], policy=policy, task=task, controls=False)
+    alone = audit((rows, metadata), values[1], policy=policy, task=task, controls=False)
+    assert both.models[1].exact.rms_corrected.estimate == pytest.approx(
+        alone.model.exact.rms_corrected.estimate
+    )
+    assert both.pairs["compare 1"].sigma2 is None
+
+
+def test_terminals(rows, metadata, policy, task, value_folder):
+    """With the model's own ends Z is the mean of those, and nothing is priced against the verifier's target."""
+    report = audit((rows, metadata), value_folder, policy=policy, task=task, terminal="model")
+    assert [m.terminal for m in report.models] == ["model"] + ["verifier"] * 4
+    value, _ = load_value_model(value_folder)
+    ends = [v.log_value[-1] for v in value.score([value.steps.encode(r.prompt, r.steps) for r in rows])]
+    assert report.model.z.z.estimate == pytest.approx(np.exp(ends).mean())
+    assert report.model.other_ways is None
+    assert report.model.exact is None
+    assert report.models[1].other_ways is not None
 
 
 def test_prompts_limit(rows, policy):

@@ -232,12 +232,12 @@ def test_every_cell_of_the_audit_is_in_the_json(audited):
         assert cells["RMS b, enumerated"][i] == str(Interval.from_dict(m["exact"]["rms_corrected"]))
         assert cells["RMS b, sampled, plug-in"][i] == str(Interval.from_dict(m["bellman"]["rms_plug_in"]))
         assert cells["c = T RMS b"][i] == str(Interval.from_dict(m["exact"]["c"]))
-        assert cells["sigma^2, pooled"][i] == str(Interval.from_dict(m["sigma2"]["estimate"]))
+        assert cells["sigma^2, pooled"][i].startswith(str(Interval.from_dict(m["sigma2"]["estimate"])))
         assert (
             f"{m['calibration']['ece']:.3g} / {m['calibration']['auc']['estimate']:.3g}"
             == cells["ECE / AUC"][i]
         )
-    assert len(cells) == 18
+    assert len(cells) == 19
     missing = [start for start in READING if not any(label.startswith(start) for label in cells)]
     assert missing == list(NOT_HERE)
     tables = [t for t in text.split("\n\n") if t.startswith("|")]
