@@ -51,7 +51,7 @@ def command(
     settings = SamplerSettings(n, pool_size, resampling, ess_threshold, cast("Terminal", terminal))
     if out.is_dir():
         raise UserError(f"the output {out} is a folder", "name a JSONL file with --out")
-    loaded = load(model, policy, task, horizon)
+    loaded = load(model, policy, task, horizon, share=True)
     found = read_prompts(prompts, loaded.task)
     check_prompts(found, loaded.task, loaded.policy)
     rng, reward = generator("sample", seed), loaded.task.reward
