@@ -1,9 +1,34 @@
-"""Laws of the sampler on a language model: sampled against enumerated, stepwise against one-shot, Z-hat against Z."""
+"""Laws of the sampler on a language model: sampled against enumerated, stepwise against one-shot, Z-hat against Z.
+
+What the output's law is measured with, and a larger run of it, is `benchmarks/lm_law.py`.
+"""
+
+import dataclasses
+import math
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from scipy import stats
+
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+
+import lm_law_parts as parts
+from lm_output import (
+    exact_draws,
+    influence_signs,
+    mean_and_error,
+    noise_floor,
+    on_language_model,
+    on_table,
+    run,
+    split_tv,
+    total_variation,
+    witness,
+    z_score,
+)
 
 from rmtools.core.smc import smc
 from rmtools.core.tilt import Tilt
@@ -13,7 +38,8 @@ from rmtools.lm.particles import LMParticles
 from rmtools.lm.policy import Policy
 from rmtools.lm.tabulate import tabulate
 from rmtools.lm.value import ConstantValue
-from rmtools.verify.law import path_test
+from rmtools.verify.exact.case import Setting
+from rmtools.verify.law import chi_square, path_test
 from rmtools.verify.scaling import repeated_runs, verify_lm
 
 
@@ -175,3 +201,115 @@ def test_decoding_agrees_with_the_table_on_several_prompts(policy, task, prompts
     hot = Policy(policy.model, policy.steps, 1.2)
     rows = Collector(hot, task, Branching(4000), rng).collect([prompt])
     assert path_p_value([r.steps for r in rows], table, table.path_probability) < 1e-6
+
+
+@pytest.fixture(scope="module")
+def table(cool, value, task, prompts):
+    """A prompt with sigma^2 = 5.4: its 214 likeliest solutions, all but .001 of the mass."""
+    return tabulate(cool, value, prompts[1], task.step_choices(prompts[1], []), task.reward, 1e-4)
+
+
+@pytest.fixture(scope="module")
+def subject(cool, value, task, table):
+    return on_language_model(cool, value, table, task.reward)
+
+
+def test_the_enumerated_law_is_one_law_on_the_model_and_on_its_table(subject, table, value):
+    assert subject.target.sum() == pytest.approx(1, abs=1e-9)
+    assert subject.policy.sum() == pytest.approx(1, abs=1e-9)
+    assert total_variation(subject.target[:-1], on_table(table).target) < table.uncovered
+    # The table scales each step's law to one, the other Z leaves the mass outside where it is.
+    assert math.exp(subject.log_z) == pytest.approx(exact_z(table, value.tilt), rel=table.uncovered)
+    assert 1e-4 < table.uncovered < 5e-3
+
+
+@pytest.mark.parametrize(("pool", "n"), [(1, 64), (2, 64), (4, 32)])
+def test_output_of_pools_is_mad_over_2n_from_the_target(subject, pool, n):
+    """3,000 runs; 15% for the terms of order 1/N^2, as everywhere the prediction is judged."""
+    found = run(subject, Setting(n, pool), 3000, np.random.default_rng([61, pool]))
+    signs, mad = influence_signs(subject, pool)
+    plain, controlled = found.bias(subject.target)
+    tv, error = mean_and_error(0.5 * controlled @ signs)
+    predicted = mad / (2 * n)
+    assert tv > 4.5 * error  # the bias is resolved
+    assert abs(tv - predicted) < 0.15 * predicted + 4.5 * error
+    uncontrolled, its_error = mean_and_error(0.5 * plain @ signs)
+    assert abs(uncontrolled - predicted) < 0.15 * predicted + 4.5 * its_error
+    # Signs that one half chooses find as much, and no more.
+    halves, halves_error = split_tv(controlled)
+    assert abs(halves - tv) < 0.15 * predicted + 4.5 * math.hypot(error, halves_error)
+    assert abs(z_score(found.ratio)) < 4.5
+    largest, cells = witness(found, subject, n)
+    assert cells >= 10
+    assert largest < 4.5
+    counted = np.bincount(found.drawn, minlength=len(subject.target)) / len(found.drawn)
+    floor = noise_floor(subject.target, len(found.drawn), np.random.default_rng(1))[1]
+    assert total_variation(counted, subject.target) < 1.15 * predicted + floor
+
+
+def test_metropolis_brings_the_output_nearer_with_every_doubling(subject):
+    rows = [{"prompt": 1, **r} for r in parts.metropolis_chains(subject, 2000, np.random.default_rng(62))]
+    assert [r["mh_steps"] for r in rows] == 2 * [0, 1, 2, 4, 8]
+    assert parts.metropolis_exceptions(rows) == []
+    # The judge does object where distances grow.
+    reversed_rows = [{**r, "mh_steps": s["mh_steps"]} for r, s in zip(rows[:5][::-1], rows, strict=False)]
+    assert len(parts.metropolis_exceptions(reversed_rows)) > 2
+
+
+def test_particle_gibbs_keeps_the_target_from_an_exact_draw(subject):
+    rows = [{"prompt": 1, **r} for r in parts.gibbs(subject, 1000, np.random.default_rng(63))]
+    assert parts.gibbs_exceptions(rows) == []
+    assert [r["control"] for r in rows] == 6 * [False] + [True]
+    assert all(r["cells"] > 10 for r in rows)
+
+
+def test_exact_draws_have_the_law_of_the_target(subject):
+    path = exact_draws(subject.start(2000), 110, np.random.default_rng(64))
+    assert [level.shape for level in path] == 4 * [(2000, 1)]
+    cells = subject.cells(path[-1])[:, 0]
+    assert len({*cells}) > 20
+    counts = np.bincount(cells, minlength=len(subject.target)).astype(float)
+    assert chi_square(counts, 2000 * subject.target)["p_value"] > 1e-4
+    assert chi_square(counts, 2000 * subject.policy)["p_value"] < 1e-6
+    # What runs ends in distance zero, by frequencies and by halves.
+    each = np.eye(len(subject.target))[cells] - subject.target
+    tv, error = split_tv(each)
+    assert abs(tv) < 4.5 * error
+    assert (
+        total_variation(counts / 2000, subject.target)
+        < noise_floor(subject.target, 2000, np.random.default_rng(2))[1]
+    )
+    with pytest.raises(ValueError, match="no solution of 1 was kept"):
+        exact_draws(subject.start(200), 1, np.random.default_rng(65))
+
+
+def test_halves_find_a_distance_that_is_known():
+    rng, p = np.random.default_rng(66), np.asarray([0.5, 0.3, 0.15, 0.05])
+    q = np.asarray([0.4, 0.3, 0.2, 0.1])
+    each = np.eye(4)[rng.choice(4, size=20_000, p=q)] - p
+    tv, error = split_tv(each)
+    assert abs(tv - total_variation(p, q)) < 4.5 * error
+    assert error < 0.01
+
+
+def test_the_default_setting_converges_as_one_over_n(subject, table):
+    """The slope on the table, and the decoding as far from its target as the table at small N."""
+    runs = 20_000
+    default = Setting(0, 1, "systematic", 0.5)
+    rows = {
+        n: parts.measured(
+            on_table(table), dataclasses.replace(default, n=n), runs, None, np.random.default_rng(n)
+        )
+        for n in (8, 16, 64, 128, 256, 512)
+    }
+    slope, error = parts.slope(list(rows.values()))
+    assert error < 0.05
+    assert abs(slope + 1) < 0.15
+    for n in (8, 16):
+        row = parts.measured(
+            subject, dataclasses.replace(default, n=n), 4000, None, np.random.default_rng([67, n])
+        )
+        assert abs(row["tv"] - rows[n]["tv"]) < 4.5 * math.hypot(row["tv_error"], rows[n]["tv_error"])
+        assert row["tv"] > 4.5 * row["tv_error"]
+        assert abs(row["z"]) < 4.5
+        assert row["witness"] < 4.5
