@@ -29,6 +29,7 @@ from lm_output import Z_MAX, Subject, on_language_model, on_table
 
 from rmtools.core.intervals import as_plain
 from rmtools.files import read_json, write_json, write_text
+from rmtools.plots.accuracy import sampler_law
 
 HORIZON, RAREST = 6, 1e-4
 # Cool enough that what the table leaves out is some thousandths of the mass.
@@ -163,6 +164,7 @@ def markdown(values: Row) -> str:
     for v in values["requirements"]:
         lines.append(f"- {'met' if v['met'] else '**not met**'}: {v['requirement']}")
         lines += [f"  - {exception}" for exception in v["exceptions"]]
+    lines += ["", "![distance from the target](lm_law.svg)"]
     heads = ["prompt", "paths", "mass outside the table", "Z", "σ²", "MAD(H), pool 1, 2, 4"]
     rows = [
         [
@@ -290,6 +292,7 @@ def save(args: argparse.Namespace, settings: Row, found: dict[str, list[Row]]) -
     values = as_plain({"command": command, **settings, "requirements": verdicts(found), "parts": found})
     write_json(args.out, values)
     write_text(args.out.with_suffix(".md"), markdown(values))
+    write_text(args.out.with_suffix(".svg"), sampler_law(values["parts"]))
     print(f"written: {args.out}", file=sys.stderr, flush=True)
 
 

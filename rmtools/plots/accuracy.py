@@ -1,11 +1,11 @@
-"""Plot of success against generated tokens, one line a sampler, as SVG text."""
+"""Plots of the samplers over a language model, as SVG text: success against tokens, distance from the target."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rmtools.plots.drawing import GREY, Values, drawing, number, svg_text
+from rmtools.plots.drawing import GREY, STYLES, Values, drawing, number, svg_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,6 +20,8 @@ SAMPLERS = {
     "SMC, one draw": ("#56B4E9", "o", "--"),
     "SP-gSMC + MH": ("#CC79A7", "D", "-"),
 }
+COLOURS = [colour for _, colour, _, _ in STYLES.values()]
+MARKERS = "os^vDPX"  # a prompt each
 TERMINALS = {"model": "final weight: the model", "verifier": "final weight: the verifier"}
 
 
@@ -65,3 +67,106 @@ def panel(ax: "Axes", points: Sequence[Values]) -> None:
     places = sorted({round(p["nominal_tokens"] / p["budget"]) * p["budget"] for p in points})
     ax.set_xticks(places, [str(x) for x in places])
     ax.tick_params(axis="x", which="minor", length=0, labelbottom=False)
+
+
+def sampler_law(parts: Values) -> str:
+    """Draw how far the output is from the target: pools against their prediction, chains, the default setting.
+
+    Parameters
+    ----------
+    parts : mapping
+        ``parts`` of ``lm_law.json``; a panel whose part is missing stays empty.
+    """
+    with drawing(3.9) as (figure, _):
+        figure.clear()
+        figure.set_size_inches(11.5, 3.9)
+        first, second, third = figure.subplots(1, 3)
+        default = [parts.get(name, []) for name in ("default", "default-tables")]
+        for ax, there in zip(
+            (first, second, third), ("pools" in parts, "metropolis" in parts, any(default)), strict=True
+        ):
+            ax.set_visible(there)
+        if first.get_visible():
+            ratios(first, parts["pools"])
+        if second.get_visible():
+            chains(second, parts["metropolis"])
+        if third.get_visible():
+            slopes(third, *default)
+        return svg_text(figure)
+
+
+def ratios(ax: "Axes", rows: Sequence[Values]) -> None:
+    """Draw measured over predicted distance against N / sigma^2; a colour a pool, a marker a prompt."""
+    ax.axhspan(0.85, 1.15, color=GREY, alpha=0.15, linewidth=0)
+    ax.axhline(1, color=GREY, linewidth=1)
+    pools = sorted({r["m"] for r in rows})
+    for prompt, m in dict.fromkeys((r["prompt"], r["m"]) for r in rows):
+        own = [r for r in rows if (r["prompt"], r["m"]) == (prompt, m)]
+        ax.errorbar(
+            [r["n"] / r["sigma2"] for r in own],
+            [r["signed"] / r["predicted"] for r in own],
+            [1.96 * r["signed_error"] / r["predicted"] for r in own],
+            color=COLOURS[pools.index(m)],
+            marker=MARKERS[prompt - 1],
+            markersize=4,
+            linestyle="none",
+            capsize=2,
+            elinewidth=0.8,
+        )
+    for k, m in enumerate(pools):
+        ax.plot([], [], color=COLOURS[k], marker="o", linestyle="none", label=f"pool {m}")
+    ax.set(xscale="log", xlabel="N / σ²", ylabel="TV measured / (MAD(H)/2N)", ylim=(0, 1.6))
+    ax.set_title("multinomial at every step")
+    ax.legend(loc="lower left", fontsize=9)
+
+
+def chains(ax: "Axes", rows: Sequence[Values]) -> None:
+    """Draw the distance of a chain's state from the target after H proposals; a colour a sampler, a marker a prompt."""
+    names = list(dict.fromkeys(r["sampler"] for r in rows))
+    for prompt, name in dict.fromkeys((r["prompt"], r["sampler"]) for r in rows):
+        own = [r for r in rows if (r["prompt"], r["sampler"]) == (prompt, name)]
+        ax.errorbar(
+            [r["mh_steps"] for r in own],
+            [r["tv"] for r in own],
+            [1.96 * r["tv_error"] for r in own],
+            color=COLOURS[names.index(name)],
+            marker=MARKERS[prompt - 1],
+            markersize=4,
+            linewidth=1,
+            capsize=2,
+            label=name if prompt == 1 else None,
+        )
+    ax.axhline(0, color=GREY, linewidth=1)
+    ax.set(xlabel="Metropolis–Hastings proposals H", ylabel="TV to the target")
+    ax.set_title("Metropolis–Hastings")
+    ax.legend(fontsize=9)
+
+
+def slopes(ax: "Axes", decoded: Sequence[Values], tabled: Sequence[Values]) -> None:
+    """Draw the distance against N in the default setting: points decoded, lines from the table."""
+    for prompt in dict.fromkeys(r["prompt"] for r in [*decoded, *tabled]):
+        colour, marker = COLOURS[3 + (prompt - 1) % 3], MARKERS[prompt - 1]
+        lines = [r for r in tabled if r["prompt"] == prompt and r["tv"] > 0]
+        ax.plot([r["n"] for r in lines], [r["tv"] for r in lines], color=colour, linewidth=1)
+        own = [r for r in decoded if r["prompt"] == prompt and r["tv"] > 0]
+        ax.errorbar(
+            [r["n"] for r in own],
+            [r["tv"] for r in own],
+            [1.96 * r["tv_error"] for r in own],
+            color=colour,
+            marker=marker,
+            markersize=4,
+            linestyle="none",
+            capsize=2,
+            label=f"prompt {prompt}",
+        )
+    ax.set(xscale="log", yscale="log", xlabel="particles N", ylabel="TV to the target")
+    sizes = sorted({r["n"] for r in [*decoded, *tabled]})
+    if last := [r["tv"] for r in [*decoded, *tabled] if r["n"] == sizes[-1] and r["tv"] > 0]:
+        x, middle = np.asarray(sizes, dtype=float), np.exp(np.mean(np.log(last)))
+        ax.plot(x, middle * x[-1] / x, color=GREY, linestyle=":", label="slope −1")
+        ax.set_ylim(bottom=min(last) / 3)
+    ax.set_xticks(sizes, [str(n) for n in sizes])
+    ax.tick_params(axis="x", which="minor", length=0, labelbottom=False)
+    ax.set_title("default: systematic, ESS < N/2")
+    ax.legend(fontsize=9)
