@@ -37,7 +37,7 @@ TEMPERATURE = 0.75
 Part = Callable[[Subject, int, np.random.Generator], Iterator[Row]]
 # Part -> what measures it, runs or chains, whether on tables.
 PARTS: dict[str, tuple[Part, int, bool]] = {
-    "pools": (parts.pools, 6000, False),
+    "pools": (parts.pools, 12_000, False),
     "metropolis": (parts.metropolis_chains, 20_000, False),
     "gibbs": (parts.gibbs, 4000, False),
     "gibbs-tables": (parts.gibbs, 20_000, True),
