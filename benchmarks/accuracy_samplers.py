@@ -16,15 +16,15 @@ from rmtools.core import SMCResult, metropolis
 from rmtools.core.smc import smc
 from rmtools.lm.particles import LMParticles, Terminal
 
-BUDGETS = (4, 8, 16, 32, 64)
+BUDGETS = (4, 16, 64)
 # N -> pool M and runs H + 1 of single-particle guided SMC with Metropolis-Hastings, M (H + 1) = N.
-CHAINS = {4: (2, 2), 8: (4, 2), 16: (4, 4), 32: (8, 4), 64: (8, 8)}
+CHAINS = {4: (2, 2), 16: (4, 4), 64: (8, 8)}
 BRANCHES = 4  # candidates of each of the N / 4 beams
 PARTICLES_AT_ONCE = 4096
 TERMINALS: tuple[Terminal, ...] = ("model", "verifier")
 PLAIN, BEST, MAJORITY, BEAM = "plain", "best-of-N", "weighted majority", "beam"
 SMC, SMC_DRAW, SMC_MAJORITY, CHAIN = "SMC, argmax", "SMC, one draw", "SMC, majority", "SP-gSMC + MH"
-Successes = dict[str, list[float]]
+Reading = tuple[str, Terminal]
 
 
 @dataclass
@@ -120,40 +120,37 @@ class Bench:
         return self.rewards[key]
 
     def points(
-        self,
-        terminal: Terminal,
-        budget: int,
-        run: Callable[[Sequence[str], Tally], dict[str, np.ndarray]],
-        size: int,
+        self, budget: int, size: int, run: Callable[[Sequence[str], Tally], dict[Reading, np.ndarray]]
     ) -> list[Point]:
-        """Return a point for every answer that ``run`` reads off its batches, tokens shared."""
-        tally, found = Tally(), list[dict[str, np.ndarray]]()
+        """Return a point for every answer that ``run`` reads off its batches, whose tokens they share."""
+        tally, found = Tally(), list[dict[Reading, np.ndarray]]()
         for prompts in self.batches(size):
             found.append(run(prompts, tally))
         per_prompt = (tally.nominal / len(self.prompts), tally.distinct / len(self.prompts))
         return [
-            Point(name, terminal, budget, np.concatenate([f[name] for f in found]), *per_prompt)
-            for name in found[0]
+            Point(name, terminal, budget, np.concatenate([f[name, terminal] for f in found]), *per_prompt)
+            for name, terminal in found[0]
         ]
 
     def independent(self, budget: int, rng: np.random.Generator) -> list[Point]:
         """Plain samples, best-of-N and weighted majority: readings of the same N samples for either final weight."""
-        out = []
-        for terminal in TERMINALS:
 
-            def run(
-                prompts: Sequence[str], tally: Tally, terminal: Terminal = terminal
-            ) -> dict[str, np.ndarray]:
-                result = smc(self.root(prompts, terminal, tally), budget, 1, "none", 0.0, rng)
-                right = self.right(prompts, result.particles)
-                chosen = result.particles.log_value().argmax(1)
-                return {
-                    PLAIN: right.mean(1),
-                    BEST: at(right, chosen),
-                    MAJORITY: at(right, majority(result)),
-                }
+        def run(prompts: Sequence[str], tally: Tally) -> dict[Reading, np.ndarray]:
+            result = smc(self.root(prompts, "model", tally), budget, 1, "none", 0.0, rng, history=False)
+            steps, right = result.particles.inner.steps(), self.right(prompts, result.particles)
+            # Nothing was resampled, so the weights are the final values.
+            final = {
+                "model": result.particles.log_value(),
+                "verifier": self.models.value.tilt.log_potential(right),
+            }
+            found: dict[Reading, np.ndarray] = {}
+            for terminal in TERMINALS:
+                found[PLAIN, terminal] = right.mean(1)
+                found[BEST, terminal] = at(right, final[terminal].argmax(1))
+                found[MAJORITY, terminal] = at(right, majority(final[terminal], steps))
+            return found
 
-            out += self.points(terminal, budget, run, budget)
+        out = self.points(budget, budget, run)
         for point in out:
             if point.sampler == PLAIN:
                 point.nominal, point.distinct = point.nominal / budget, point.nominal / budget
@@ -162,50 +159,52 @@ class Bench:
     def resampled(self, terminal: Terminal, budget: int, rng: np.random.Generator) -> list[Point]:
         """SMC in its default setting, read in three ways."""
 
-        def run(prompts: Sequence[str], tally: Tally) -> dict[str, np.ndarray]:
+        def run(prompts: Sequence[str], tally: Tally) -> dict[Reading, np.ndarray]:
             result = smc(self.root(prompts, terminal, tally), budget, rng=rng, history=False)
             right = self.right(prompts, result.particles)
-            return {
-                SMC: at(right, result.particles.log_value().argmax(1)),
-                SMC_DRAW: at(right, result.draw(rng)),
-                SMC_MAJORITY: at(right, majority(result)),
+            chosen = {
+                SMC: result.particles.log_value().argmax(1),
+                SMC_DRAW: result.draw(rng),
+                SMC_MAJORITY: majority(result.log_weights, result.particles.inner.steps()),
             }
+            return {(name, terminal): at(right, index) for name, index in chosen.items()}
 
-        return self.points(terminal, budget, run, budget)
+        return self.points(budget, budget, run)
 
     def beam(self, terminal: Terminal, budget: int, rng: np.random.Generator) -> list[Point]:
         """Step-level beam search: N / 4 beams, 4 candidates of each."""
 
-        def run(prompts: Sequence[str], tally: Tally) -> dict[str, np.ndarray]:
+        def run(prompts: Sequence[str], tally: Tally) -> dict[Reading, np.ndarray]:
             root = self.root(prompts, terminal, tally)
             result = smc(root, budget // BRANCHES, BRANCHES, "top_k", rng=rng, history=False)
             right = self.right(prompts, result.particles)
-            return {BEAM: at(right, result.particles.log_value().argmax(1))}
+            return {(BEAM, terminal): at(right, result.particles.log_value().argmax(1))}
 
-        return self.points(terminal, budget, run, budget)
+        return self.points(budget, budget, run)
 
     def chain(self, terminal: Terminal, budget: int, rng: np.random.Generator) -> list[Point]:
         """Single-particle guided SMC with a pool of M, the state after H proposals."""
         pool, runs = CHAINS[budget]
 
-        def run(prompts: Sequence[str], tally: Tally) -> dict[str, np.ndarray]:
+        def run(prompts: Sequence[str], tally: Tally) -> dict[Reading, np.ndarray]:
             def once(rng: np.random.Generator) -> SMCResult[Any]:
                 return smc(self.root(prompts, terminal, tally), 1, pool, rng=rng, history=False)
 
             chains = metropolis(once, runs - 1, rng)
-            return {CHAIN: chains.collect(lambda particles: self.right(prompts, particles))[:, 0]}
+            right = chains.collect(lambda particles: self.right(prompts, particles))
+            return {(CHAIN, terminal): right[:, 0]}
 
-        return self.points(terminal, budget, run, pool)
+        return self.points(budget, pool, run)
 
 
 def at(right: np.ndarray, index: np.ndarray) -> np.ndarray:
     return right[np.arange(len(right)), index]
 
 
-def majority(result: SMCResult[Counted]) -> np.ndarray:
+def majority(log_weights: np.ndarray, solutions: Sequence[Sequence[Sequence[str]]]) -> np.ndarray:
     """Return a particle (G,) of the solution whose copies weigh most together: crossing has no shorter answer."""
-    weights, found = np.exp(result.log_weights), []
-    for own, group in zip(weights, result.particles.inner.steps(), strict=True):
+    weights, found = np.exp(log_weights - log_weights.max(axis=1, keepdims=True)), []
+    for own, group in zip(weights, solutions, strict=True):
         total: dict[tuple[str, ...], float] = {}
         for weight, steps in zip(own, group, strict=True):
             total[tuple(steps)] = total.get(tuple(steps), 0.0) + weight

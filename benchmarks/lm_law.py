@@ -37,9 +37,9 @@ TEMPERATURE = 0.75
 Part = Callable[[Subject, int, np.random.Generator], Iterator[Row]]
 # Part -> what measures it, runs or chains, whether on tables.
 PARTS: dict[str, tuple[Part, int, bool]] = {
-    "pools": (parts.pools, 12_000, False),
+    "pools": (parts.pools, 6000, False),
     "metropolis": (parts.metropolis_chains, 20_000, False),
-    "gibbs": (parts.gibbs, 4000, False),
+    "gibbs": (parts.gibbs, 8000, False),
     "gibbs-tables": (parts.gibbs, 20_000, True),
     "default": (parts.default_setting, 8000, False),
     "default-tables": (parts.default_setting, 40_000, True),
@@ -257,7 +257,8 @@ TEXT = (
     "'Halves': half of the runs choose the signs, the other half is measured, times 1 − Ẑ/Z, which keeps the mean and takes the "
     "noise (docs/equations.md, section 5); for chains without that factor. 'Along H': the signs of H − E H, for which MAD(H)/2N "
     "is predicted. 'Of frequencies': one weighted draw a run, counted; beside it what as many exact draws give. In brackets: N "
-    f"too small for a prediction of first order (N < {parts.FIRST_ORDER} σ²). After ± standard errors."
+    f"too small for a prediction of first order (N < {parts.FIRST_ORDER} σ²). After ± standard errors. Gibbs: chi-square of the "
+    "cells, sweep 0 the exact draws themselves; the sweeps of a chain are not independent of each other."
 )
 
 

@@ -78,9 +78,7 @@ def pools(subject: Subject, runs: int, rng: np.random.Generator) -> Iterator[Row
     for m in POOLS:
         direction, mad = influence_signs(subject, m)
         for n in POOL_SIZES:
-            # The relative error does not depend on N, the cost does: a third of the runs where N is largest.
-            few = runs // 3 if n == max(POOL_SIZES) else runs
-            row = measured(subject, Setting(n, m), few, direction, rng)
+            row = measured(subject, Setting(n, m), runs, direction, rng)
             judged = n >= FIRST_ORDER * exact.sigma2_pool(m)
             yield {**row, "sigma2": exact.sigma2_pool(m), "predicted": mad / (2 * n), "judged": judged}
 
@@ -99,7 +97,7 @@ def pools_exceptions(rows: list[Row]) -> list[str]:
             )
     for prompt, m in dict.fromkeys((r["prompt"], r["m"]) for r in rows):
         ratio, error = pooled_ratio([r for r in rows if (r["prompt"], r["m"]) == (prompt, m)])
-        if abs(ratio - 1) > WITHIN or error > WITHIN / 3:
+        if abs(ratio - 1) > WITHIN or error > WITHIN / 2:
             out.append(f"prompt {prompt}, M = {m}: {ratio:.3f} of MAD(H)/2N, standard error {error:.3f}")
     return out
 
@@ -189,19 +187,24 @@ def gibbs(subject: Subject, chains: int, rng: np.random.Generator) -> Iterator[R
 def gibbs_states(
     subject: Subject, setting: Setting, chains: int, attempts: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Return the cells after every sweep, (sweeps, chains); ``attempts`` = 0 starts from an ordinary run."""
+    """Return the cells of the exact draws and after every sweep, (1 + sweeps, chains).
+
+    ``attempts`` = 0 starts from an ordinary run: (sweeps, chains).
+    """
     found = []
     size = max(1, CANDIDATES_AT_ONCE // max(attempts, setting.n * setting.m))
     for start in range(0, chains, size):
         root = subject.start(min(size, chains - start))
         reference = exact_draws(root, attempts, rng) if attempts else None
         result = particle_gibbs(root, setting.n, SWEEPS, setting.m, rng=rng, reference=reference)
-        found.append([subject.cells(draw)[:, 0] for draw in result.draws])
+        path = [reference[-1]] if reference else []
+        found.append([subject.cells(draw)[:, 0] for draw in (*path, *result.draws)])
     return np.concatenate(found, axis=1)
 
 
 def of_sweeps(subject: Subject, label: str, sweeps: np.ndarray, control: bool = False) -> Iterator[Row]:
-    for sweep, cells in enumerate(sweeps, 1):
+    """Yield a chi-square test of every sweep; sweep 0 is the exact draws."""
+    for sweep, cells in enumerate(sweeps, int(control)):
         counts = np.bincount(cells, minlength=len(subject.target)).astype(float)
         found = chi_square(counts, len(cells) * subject.target)
         yield {"sampler": label, "sweep": sweep, "control": control, **found}

@@ -259,7 +259,7 @@ def test_metropolis_brings_the_output_nearer_with_every_doubling(subject):
 def test_particle_gibbs_keeps_the_target_from_an_exact_draw(subject):
     rows = [{"prompt": 1, **r} for r in parts.gibbs(subject, 1000, np.random.default_rng(63))]
     assert parts.gibbs_exceptions(rows) == []
-    assert [r["control"] for r in rows] == 6 * [False] + [True]
+    assert [r["control"] for r in rows] == 8 * [False] + [True]
     assert all(r["cells"] > 10 for r in rows)
 
 

