@@ -313,3 +313,11 @@ def test_the_default_setting_converges_as_one_over_n(subject, table):
         assert row["tv"] > 4.5 * row["tv_error"]
         assert abs(row["z"]) < 4.5
         assert row["witness"] < 4.5
+
+
+def test_a_policy_that_is_not_the_tables_is_seen(policy, value, task, table):
+    """The check of every cell, on decoding at .6 where the table was made at .5; Z hardly differs."""
+    warmer = Policy(policy.model, policy.steps, 0.6)
+    wrong = on_language_model(warmer, value, table, task.reward)
+    found = run(wrong, Setting(32), 2000, np.random.default_rng(68))
+    assert witness(found, wrong, 32)[0] > 4.5
