@@ -130,14 +130,16 @@ def verdicts(found: dict[str, list[Row]]) -> list[Row]:
 
 def slope_verdict(part: str, rows: list[Row]) -> Row:
     """Return whether the distance of every prompt falls as 1/N."""
-    out, said = [], []
+    out, said, before = [], [], []
     for k in dict.fromkeys(r["prompt"] for r in rows):
         value, error = parts.slope(of_prompt(rows, k))
         said.append(f"{value:.3f} +- {error:.3f}")
+        before.append(f"{parts.slope(of_prompt(rows, k), *parts.BEFORE)[0]:.2f}")
         if not abs(value + 1) <= parts.SLOPE_WITHIN:
             out.append(f"prompt {k}: slope {value:.3f}, standard error {error:.3f}")
     text = f"{part}: slope -1 +- {parts.SLOPE_WITHIN} over N = {parts.FITTED_FROM} to {max(parts.DEFAULT_SIZES)}: "
-    return verdict(text + ", ".join(said), out)
+    text += f"{', '.join(said)} (over N = {parts.BEFORE[0]} to {parts.BEFORE[1]}, not judged: {', '.join(before)})"
+    return verdict(text, out)
 
 
 def agreement(decoded: list[Row], tabled: list[Row]) -> Row:

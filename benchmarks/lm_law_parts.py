@@ -35,6 +35,7 @@ POOLS, POOL_SIZES = (1, 2, 4), (16, 32, 64, 128)
 # First order in 1/N: judged where N is this many times sigma^2, within this much of the prediction.
 FIRST_ORDER, WITHIN = 10, 0.15
 DEFAULT_SIZES, FITTED_FROM, SLOPE_WITHIN = (8, 16, 32, 64, 128, 256, 512), 64, 0.15
+BEFORE = (8, 64)  # not of first order yet: told, not judged
 PROPOSALS = (0, 1, 2, 4, 8)
 CHAINS = {"SMC, N = 4": Setting(4, 1, "systematic", 0.5), "Algorithm 2, M = 4": Setting(1, 4)}
 GIBBS, SWEEPS = {"N = 4": Setting(4), "N = 3, M = 2": Setting(3, 2)}, 3
@@ -118,9 +119,9 @@ def default_setting(subject: Subject, runs: int, rng: np.random.Generator) -> It
         yield measured(subject, Setting(n, 1, "systematic", 0.5), runs, None, rng)
 
 
-def slope(rows: list[Row], start: int = FITTED_FROM) -> tuple[float, float]:
-    """Return the slope of log TV on log N from ``start`` on, and its standard error."""
-    used = [r for r in rows if r["n"] >= start]
+def slope(rows: list[Row], start: int = FITTED_FROM, stop: int = max(DEFAULT_SIZES)) -> tuple[float, float]:
+    """Return the slope of log TV on log N between ``start`` and ``stop``, and its standard error."""
+    used = [r for r in rows if start <= r["n"] <= stop]
     return weighted_slope([{"n": r["n"], "tv": r["tv"], "error": r["tv_error"]} for r in used])
 
 
