@@ -13,12 +13,13 @@ bare     a batched decode loop of the same policy, its cache reindexed after eve
 naive    `generate` a step at a time, every prefix read again by policy and value model (what stacks do that pass texts)
 
 The ratio that is asked for: run / bare >= .8; run / naive >= 3 at T = 8 and >= 8 at T = 32. A further row has steps of uneven
-length (geometric, mean 12, at most 64) in both; its bare loop feeds pads to the prefixes that wait. Memory: what the caches of run reserve after
-each step beside what the tokens of the live distinct prefixes need, at most 1.3. Overhead: microseconds of
+length (geometric, mean 12, at most 64) in both; its bare loop feeds pads to the prefixes that wait. Memory: what the caches of
+run reserve after each step beside what the tokens of the live distinct prefixes need, at most 1.3. Overhead: microseconds of
 the sampler and the particles per particle and step where policy and value cost nothing, N = 512.
 """
 
 import argparse
+import functools
 import os
 import statistics
 import time
@@ -281,7 +282,7 @@ def compare(case: Case, rounds: int, device: torch.device) -> dict[str, Any]:
         for side in sorted(sides, reverse=k % 2 == 0):
             if side == "naive" and k not in (1, 2):
                 continue
-            found = rate(lambda side=side: sides[side](k), device)  # type: ignore[misc]
+            found = rate(functools.partial(sides[side], k), device)
             rates[side] += [found] if k else []
     medians = {side: statistics.median(r) for side, r in rates.items()}
     ratios = {
