@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 MISSING = "□"
 MORE = "…"
+LONGEST = 600  # characters; no line of a picture has room for as many
 
 
 def plain(text: str) -> str:
@@ -19,7 +20,7 @@ def plain(text: str) -> str:
     from matplotlib.font_manager import FontProperties, findfont, get_font
 
     lines = (" ".join(line.split()) for line in text.splitlines())
-    flat = " ⏎ ".join(line for line in lines if line)
+    flat = " ⏎ ".join(line for line in lines if line)[:LONGEST]
     font = get_font(findfont(FontProperties()))
     return "".join(c if c.isprintable() and font.get_char_index(ord(c)) else MISSING for c in flat)
 
