@@ -154,6 +154,7 @@ def trace_records(
     settings: Mapping[str, Any] | None = None,
     draw: np.ndarray | None = None,
     rewards: np.ndarray | None = None,
+    judge: bool = True,
 ) -> list[dict[str, Any]]:
     """Return one JSON-ready record a group (docs/formats.md, Trace); -inf is null.
 
@@ -168,7 +169,9 @@ def trace_records(
     draw : np.ndarray, optional
         (G,) index of the sample that was drawn.
     rewards : np.ndarray, optional
-        (G, N) rewards of the samples. Default: asked of the particles' own verifier, where there is one.
+        (G, N) rewards of the samples, where the caller has them.
+    judge : bool
+        Else ask the particles' own verifier, where there is one.
 
     Raises
     ------
@@ -183,17 +186,18 @@ def trace_records(
             f"the trace has {len(traced.levels)} steps of {traced.shape} particles, the result {len(result.log_increments)} "
             f"of {result.log_weights.shape}: they are not of one run, or it kept no history"
         )
-    found = judged(traced) if rewards is None else np.asarray(rewards, dtype=float)
+    found = judged(traced) if rewards is None and judge else rewards
     return [
         {
             "schema_version": SCHEMA_VERSION,
             "kind": KIND,
+            "run": 0,
             "sampler": dict(settings or {}),
             "n_particles": traced.shape[1],
             "pool_size": traced.levels[0].candidates.shape[1] // traced.shape[1] if traced.levels else 1,
             **group_record(traced, result, g),
             "draw": None if draw is None or result.log_weights[g].max() == -np.inf else int(draw[g]),
-            "rewards": None if found is None else numbers(found[g]),
+            "rewards": None if found is None else numbers(np.asarray(found[g], dtype=float)),
         }
         for g in range(traced.shape[0])
     ]
@@ -223,14 +227,15 @@ def group_record(traced: Traced, result: SMCResult[Any], g: int) -> dict[str, An
                 "resampled": bool(result.resampled[t, g]),
             }
         )
-    final = traced.log_value()[g]
+    weights = result.log_weights[g]
+    final = np.where(weights > -np.inf, traced.log_value()[g], -np.inf)
     return {
         "prompt": tree.text[root],
         "root": {"id": 0, "log_value": number(tree.log_value[root])},
         "steps": steps,
         "log_z": None if result.log_z is None else number(result.log_z[g]),
-        "log_weights": numbers(result.log_weights[g]),
-        "argmax": int(final.argmax()),
+        "log_weights": numbers(weights),
+        "argmax": int(final.argmax()) if final.max() > -np.inf else None,
     }
 
 

@@ -10,7 +10,6 @@ rmtools.errors.UserError: ...trace.jsonl, line 1: schema version 99, this rmtool
 """
 
 import json
-import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,6 +20,7 @@ from rmtools.lm.trace import KIND, SCHEMA_VERSION
 
 FIX = "write it again with `rmtools sample --trace FILE`"
 Record = dict[str, Any]
+LARGEST = 1e300  # nats and the like; JSON knows numbers that no float holds
 
 
 class _FaultError(Exception):
@@ -88,12 +88,8 @@ def parse_record(path: str | Path, number: int, line: str) -> Record:
     try:
         values = json.loads(line, parse_constant=_refuse)
         check_record(values)
-    except json.JSONDecodeError as error:
-        what = (
-            "the line is cut off"
-            if not line.endswith("\n")
-            else f"not valid JSON: {error.msg} at column {error.colno}"
-        )
+    except (ValueError, RecursionError) as error:
+        what = "the line is cut off" if not line.endswith("\n") else f"not valid JSON: {error}"
         raise UserError(f"{path}, line {number}: {what}", FIX) from error
     except _FaultError as fault:
         raise UserError(f"{path}, line {number}: {fault}", FIX) from None
@@ -107,6 +103,7 @@ def check_record(values: Any) -> None:
     need(version == SCHEMA_VERSION, f"schema version {version}, this rmtools reads {SCHEMA_VERSION}")
     for name in ("n_particles", "pool_size"):
         need(is_count(values.get(name)) and values[name] > 0, f'"{name}" must be a count of at least 1')
+    need(is_count(values.get("run")), '"run" must be a count')
     n, m = values["n_particles"], values["pool_size"]
     need(isinstance(values.get("prompt"), str), '"prompt" must be a text')
     need(isinstance(values.get("sampler"), dict), '"sampler" must be an object')
@@ -127,17 +124,16 @@ def check_record(values: Any) -> None:
 
 def check_end(values: Mapping[str, Any], n: int) -> None:
     """Raise ``_FaultError`` unless the figures of the final particles are there."""
+    for name in ("rewards", "log_z", "draw", "argmax"):
+        need(name in values, f'there is no "{name}"')
     check_list(values, "log_weights", n, is_number)
-    need(
-        values.get("rewards") is None or is_list(values["rewards"], n, is_number),
-        f'"rewards" must be {n} numbers or null',
-    )
-    need(is_number(values.get("log_z")), '"log_z" must be a number or null')
+    rewards = values["rewards"]
+    rewarded = rewards is None or (is_list(rewards, n, is_number) and None not in rewards)
+    need(rewarded, f'"rewards" must be {n} numbers, or null')
+    need(is_number(values["log_z"]), '"log_z" must be a number or null')
     for name in ("draw", "argmax"):
-        i: Any = values.get(name)
-        need(
-            (i is None and name == "draw") or (is_count(i) and i < n), f'"{name}" must be one of 0 to {n - 1}'
-        )
+        i = values[name]
+        need(i is None or (is_count(i) and i < n), f'"{name}" must be one of 0 to {n - 1}, or null')
 
 
 def check_step(step: Any, n: int, m: int, before: Mapping[int, int]) -> dict[int, int]:
@@ -192,9 +188,9 @@ def is_count(value: Any) -> bool:
 
 def is_number(value: Any) -> bool:
     """Whether ``value`` is a finite number or null."""
-    return value is None or (
-        isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    )
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return value is None
+    return abs(value) < LARGEST
 
 
 def need(holds: bool, what: str) -> None:

@@ -39,6 +39,7 @@ TREE_WIDTH = 16.0  # inches, beyond which columns are made narrower
 LEAST_ROWS = 6.0
 LEFT, RIGHT = 0.6, 0.95
 ESS_HEIGHT, GAP, TITLE, FOOT = 1.25, 0.42, 0.86, 0.78
+BLANK = "(blank)"
 COLOURS = "viridis"
 CURVE = np.linspace(0, 1, 17)
 BEND = CURVE**2 * (3 - 2 * CURVE)
@@ -195,7 +196,8 @@ def draw_label(ax: "Axes", spot: Spot, sheet: Sheet, n: int) -> None:
         return
     font = label_font(spot.drawn)
     start = (area(spot, n) ** 0.5 / 2 + 2) / 72
-    text = "prompt" if spot.step == 0 else fitted(spot.text, 72 * (FLAT * sheet.column - start) - 3, font)
+    room = 72 * (FLAT * sheet.column - start) - 3
+    text = "prompt" if spot.step == 0 else fitted(spot.text, room, font) or BLANK
     ax.annotate(
         text,
         (spot.step, spot.y),

@@ -6,6 +6,7 @@ import pickle
 
 import numpy as np
 import pytest
+from traced_words import Words, rng, run, words
 
 from rmtools.core import random_tree, smc
 from rmtools.core.conditional import log_z_bounds, particle_gibbs
@@ -15,6 +16,7 @@ from rmtools.errors import UserError
 from rmtools.lm.particles import LMParticles
 from rmtools.lm.trace import Traced, trace_records
 from rmtools.lm.trace_file import read_trace, read_traced_prompt
+from rmtools.lm.tracer import Tracer
 
 SETTINGS = [
     (16, 1, "systematic", 0.5),
@@ -23,73 +25,6 @@ SETTINGS = [
     (5, 4, "top_k", 0.5),
     (1, 4, "systematic", 0.5),
 ]
-
-
-def rng(seed=0):
-    return np.random.default_rng(seed)
-
-
-class Words:
-    """A few words a step, written out; a prefix ends at "stop" or after ``horizon`` steps, each prompt its own way."""
-
-    def __init__(self, texts, horizons, table=None):
-        self.texts, self.horizons, self.table = texts, horizons, table
-
-    @property
-    def shape(self):
-        return len(self.texts), len(self.texts[0])
-
-    @property
-    def ended(self):
-        return np.asarray(
-            [
-                [x[-1:] == ["stop"] or len(x) == h for x in g]
-                for g, h in zip(self.texts, self.horizons, strict=True)
-            ]
-        )
-
-    def log_value(self):
-        value = {"a": -0.1, "bb": -1.3, "stop": -0.7, "dead": -np.inf}
-        return np.asarray([[sum((value[w] for w in x), 0.2) for x in g] for g in self.texts])
-
-    def extend(self, pool_size, draws):
-        words = self.table or ["a", "bb", "stop"]
-        ended = self.ended
-        return self.of(
-            [
-                [
-                    x if ended[g, i] else [*x, str(draws.choice(words))]
-                    for i, x in enumerate(row)
-                    for _ in range(pool_size)
-                ]
-                for g, row in enumerate(self.texts)
-            ]
-        )
-
-    def select(self, index):
-        return self.of([[row[i] for i in at] for row, at in zip(self.texts, index.tolist(), strict=True)])
-
-    def join(self, other):
-        return self.of([a + b for a, b in zip(self.texts, other.texts, strict=True)])
-
-    def of(self, texts):
-        return Words(texts, self.horizons, self.table)
-
-    def steps(self):
-        return self.texts
-
-
-def words(horizons=(5, 2, 4), table=None):
-    return Words([[[]] for _ in horizons], horizons, table), [f"prompt {i}" for i in range(len(horizons))]
-
-
-def run(root, prompts, how, seed=3):
-    """The result and its records; as written to a file and read again."""
-    n, m, scheme, threshold = how
-    result = smc(Traced.start(root, prompts), n, m, scheme, threshold, rng(seed))
-    settings = {"resampling": scheme, "ess_threshold": threshold}
-    records = trace_records(result.particles, result, settings, result.draw(rng(seed)))
-    return result, [json.loads(json.dumps(r, allow_nan=False)) for r in records]
 
 
 def value(x):
@@ -459,10 +394,14 @@ def check_refused(tmp_path, records, edit, *words):
         (lambda r: r.update(root={"id": 0, "log_value": "0"}), '"root" must'),
         (lambda r: r.update(steps={}), '"steps" must be a list'),
         (lambda r: r.update(log_weights=[0.0]), '"log_weights" must be a list of 6'),
+        (lambda r: r.update(run=-1), '"run" must be a count'),
+        (lambda r: r.pop("draw"), 'there is no "draw"'),
+        (lambda r: r.update(rewards=[None] * 6), '"rewards" must be 6 numbers'),
+        (lambda r: r.update(log_z=10**400), '"log_z" must be a number'),
         (lambda r: r.update(rewards=[0.0]), '"rewards" must be 6 numbers'),
         (lambda r: r.update(log_z="x"), '"log_z" must be a number'),
         (lambda r: r.update(draw=6), '"draw" must be one of 0 to 5'),
-        (lambda r: r.update(argmax=None), '"argmax" must be one of 0 to 5'),
+        (lambda r: r.update(argmax=6), '"argmax" must be one of 0 to 5'),
         (lambda r: r["steps"].__setitem__(0, []), 'step 1: "nodes" must be a list'),
         (lambda r: r["steps"][0]["nodes"].append(7), "step 1: a node has no id"),
         (lambda r: r["steps"][0]["nodes"][0].pop("text"), "step 1: node 1 has no text"),
@@ -497,6 +436,8 @@ def test_broken_files_are_named(tmp_path, records):
         ("{,}\n", "line 1: not valid JSON"),
         ("[]\n", "line 1: no trace"),
         ('{"kind": "trace", "x": NaN}\n', "NaN is no JSON number"),
+        ("[" * 100_000 + "\n", "line 1: not valid JSON"),
+        ("9" * 5000 + "\n", "line 1: not valid JSON"),
     ):
         file.write_text(text)
         with pytest.raises(UserError, match=what):
@@ -509,3 +450,50 @@ def test_broken_files_are_named(tmp_path, records):
         read_trace(file)
     with pytest.raises(UserError, match="cannot be read: No such file"):
         read_trace(tmp_path / "none")
+
+
+# Beside a sampler
+
+
+def sampled(prompt, results, groups, draw, rewarded=True):
+    """The part of a sample record that the traces are taken by: several runs, pooled."""
+    steps = [s for r, g in zip(results, groups, strict=True) for s in r.particles.steps()[g]]
+    rows = [{"steps": s, "reward": len(s) / 8} if rewarded else {"steps": s} for s in steps]
+    return {"prompt": prompt, "samples": rows, "draw": draw}
+
+
+def test_a_tracer_gives_each_sample_record_its_runs():
+    """Two replicates of one prompt, two runs each, watched run by run and taken prompt by prompt."""
+    root, prompts = words((5, 5, 3))
+    prompts = [prompts[0], prompts[0], prompts[2]]
+    tracer = Tracer(lambda policy, value, prompts, terminal: root, {"resampling": "systematic"})
+    results = []
+    for seed in (0, 1):
+        results.append(smc(tracer.start(None, None, prompts, terminal="model"), 4, 2, rng=rng(seed)))
+        tracer.watch(prompts, results[-1])
+    for g, draw in ((0, 5), (1, 2), (2, None)):
+        record = sampled(prompts[g], results, (g, g), draw, rewarded=g != 2)
+        taken = tracer.take(record)
+        assert [r["run"] for r in taken] == [0, 1]
+        assert [r["draw"] for r in taken] == {0: [None, 1], 1: [2, None], 2: [None, None]}[g]
+        for run_, result in zip(taken, results, strict=True):
+            assert replayed(run_) == result.particles.steps()[g]
+            assert run_["rewards"] == (None if g == 2 else [len(s) / 8 for s in replayed(run_)])
+            check_weights(json.loads(json.dumps(run_)), result, g)
+    with pytest.raises(ValueError, match="no run was watched that gave samples 0"):
+        tracer.take(record)
+
+
+def test_a_tracer_asks_no_verifier(policy, value, prompts):
+    asked = []
+
+    def reward(prompt, steps):
+        asked.append(prompt)
+        return 1.0
+
+    tracer = Tracer(LMParticles.start)
+    result = smc(tracer.start(policy, value, prompts[:2], terminal="model", reward=reward), 4, rng=rng())
+    tracer.watch(prompts[:2], result)
+    assert not asked
+    (taken,) = tracer.take(sampled(prompts[1], [result], [1], 0))
+    assert taken["prompt"] == prompts[1]
