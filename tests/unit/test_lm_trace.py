@@ -3,6 +3,7 @@
 import copy
 import json
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -369,6 +370,18 @@ def test_what_is_written_is_read(tmp_path, records):
     assert [read_traced_prompt(file, i) for i in range(3)] == records
     file.write_text("\n".join(json.dumps(r) for r in records))
     assert read_trace(file) == records
+
+
+def test_every_field_is_documented(records):
+    section = (
+        (Path(__file__).parents[2] / "docs" / "formats.md")
+        .read_text()
+        .split("\n## Trace\n")[1]
+        .split("\n## ")[0]
+    )
+    step = records[0]["steps"][0]
+    for name in (*records[0], *records[0]["root"], *step, *step["nodes"][0]):
+        assert f"`{name}`" in section
 
 
 def check_refused(tmp_path, records, edit, *words):
