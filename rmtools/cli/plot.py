@@ -35,8 +35,14 @@ def trace(
 
     if prompt < 0:
         raise UserError(f"--prompt must be at least 0, got {prompt}", "count from 0")
+    if file.is_dir():
+        raise UserError(
+            f"the trace {file} is a folder", "name the file that `rmtools sample --trace FILE` wrote"
+        )
     picture = file.with_suffix(".svg") if out is None else out
     form = form_of(picture)
+    if file.exists() and picture.exists() and picture.samefile(file):
+        raise UserError(f"the picture would replace the trace {file}", "name another file with --out")
     record = read_traced_prompt(file, prompt)
     from rmtools.plots import trace_picture
 

@@ -32,7 +32,8 @@ class Level:
 class Traced:
     """Particles that remember every candidate drawn on the way to them; see ``rmtools.core.particles.Particles``.
 
-    Made by :meth:`start`. Whatever is not listed here (``steps()``, ``decoded``, …) is that of the particles within.
+    Made by :meth:`start`. Whatever is not listed here (``steps()``, ``decoded``, …) is that of the particles within;
+    ``join`` is there where they have it, and keeps the trace.
 
     Attributes
     ----------
@@ -97,7 +98,7 @@ class Traced:
             levels = (*levels[:-1], replace(levels[-1], candidates=at))
         return Traced(self.inner.select(index), self.tree, at, levels)
 
-    def join(self, other: "Traced") -> "Traced":
+    def _join(self, other: "Traced") -> "Traced":
         """Return these prefixes with those of ``other``, (G, k), behind them; the trace stays ours."""
         at = other.at
         if other.tree is not self.tree:
@@ -114,7 +115,9 @@ class Traced:
     def __getattr__(self, name: str) -> Any:
         if name == "inner":  # not there yet while an object is being copied or unpickled
             raise AttributeError(name)
-        return getattr(self.inner, name)
+        found = getattr(self.inner, name)
+        # Only particles that can be joined are traced ones that can.
+        return self._join if name == "join" else found
 
     def _numbers(self, children: Any, parents: np.ndarray) -> np.ndarray:
         """Return the numbers of ``children``, (G, n), of prefixes ``parents``, (G, n)."""

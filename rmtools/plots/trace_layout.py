@@ -119,6 +119,9 @@ def choose(
             spot.labelled = i < labels and not spot.waits
             if spot.parent is not None:
                 spot.parent.children.append(spot)
+        for parent in chosen[-1]:
+            # They are there by size. The largest goes to the middle, or the lineages would drift to one side.
+            parent.children = parent.children[1::2][::-1] + parent.children[::2]
         chosen.append([s for parent in chosen[-1] for s in parent.children])
     return chosen
 

@@ -46,7 +46,9 @@ def test_help(run):
 
 
 def test_refusals(run, trace, tmp_path):
-    check_error(run("plot", "trace", tmp_path / "none.jsonl"), "none.jsonl", "cannot be read")
+    for _ in range(2):  # without and with a picture of that name
+        check_error(run("plot", "trace", tmp_path / "none.jsonl"), "none.jsonl", "cannot be read")
+        (tmp_path / "none.svg").touch()
     check_error(run("plot", "trace", trace, "--prompt", 2), "there is no prompt 2", "it has 2", "0 to 1")
     check_error(run("plot", "trace", trace, "--prompt", -1), "--prompt must be at least 0")
     check_error(run("plot", "trace", trace, "--out", tmp_path / "a.jpeg"), "a.jpeg", ".svg, .png, .pdf")
@@ -54,7 +56,9 @@ def test_refusals(run, trace, tmp_path):
     (tmp_path / "folder.svg").mkdir()
     check_error(run("plot", "trace", trace, "--out", tmp_path / "folder.svg"), "is a folder")
     check_error(run("plot", "trace"), "Missing argument")
-    assert sorted(x.name for x in tmp_path.iterdir()) == ["folder.svg", "trace.jsonl"]
+    check_error(run("plot", "trace", tmp_path), "is a folder")
+    check_error(run("plot", "trace", "."), "is a folder")
+    assert sorted(x.name for x in tmp_path.iterdir()) == ["folder.svg", "none.svg", "trace.jsonl"]
 
 
 def test_a_broken_trace_leaves_the_old_picture(run, trace):
@@ -65,3 +69,10 @@ def test_a_broken_trace_leaves_the_old_picture(run, trace):
     trace.write_text('{"schema_version": 2, "sampler": {}}\n')
     check_error(run("plot", "trace", trace), "trace.jsonl, line 1: no trace")
     assert picture.read_text() == "old"
+
+
+def test_a_trace_is_not_replaced_by_its_picture(run, trace):
+    text = trace.read_text()
+    odd = trace.rename(trace.with_suffix(".svg"))
+    check_error(run("plot", "trace", odd), "would replace the trace")
+    assert odd.read_text() == text

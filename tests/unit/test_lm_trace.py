@@ -330,6 +330,15 @@ def descend(particles):
         yield particles
 
 
+def test_only_what_can_be_joined_has_join():
+    root, prompts = leaves(2)
+    assert hasattr(Traced.start(root, prompts), "join")
+    leaf = type(
+        "Leaf", (), {"shape": (2, 1), "ended": root.ended, "log_value": lambda self: root.log_value()}
+    )
+    assert not hasattr(Traced.start(leaf(), prompts), "join")
+
+
 def test_metropolis_draws_the_same():
     root, prompts = leaves(30)
 
