@@ -39,7 +39,7 @@ from rmtools.verify.law import chi_square
 
 HORIZON, BRANCHING, FLOOR, TOYS = 3, 3, 0.05, 999
 SIZES = (8, 64, 256, 4096)
-PARTICLES, PARTICLES_OF_OURS = 2**20, 2**26  # at most, of a row
+PARTICLES, PARTICLES_OF_OURS = 2**19, 2**25  # at most, of a row
 DELIMITER = "\n"
 DEFAULT = ("systematic", 0.5)
 MANY = 200  # runs of ours for the prediction, in multiples of the runs that are compared

@@ -11,7 +11,7 @@ A step ends where our own sampler ends it: at the delimiter, after ``max_step_to
 its sequences end there too.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any, Literal
 
@@ -98,6 +98,7 @@ class ValuePotential(Potential):
         self.prompt = prompt
         self.over = over
         self.reward = reward if terminal == "verifier" else None
+        value.steps.require_known(prompt)
         self._prompt_ids = value.steps.prompt_ids(prompt)
         self._known: dict[tuple[Steps, bool], float] = {}
         if over == "bytes":
@@ -189,13 +190,18 @@ class PolicyPotential(Potential):
     prompt : str
     vocabulary : list of Token, optional
         Default: :func:`token_vocabulary`.
+
+    Raises
+    ------
+    UserError
+        When used: if a sequence is longer than the model's context.
     """
 
     def __init__(self, policy: Policy, prompt: str, vocabulary: list[Any] | None = None) -> None:
         super().__init__(checked_tokens(vocabulary or token_vocabulary(policy.steps), policy.steps))
         self.policy = policy
         self._prompt_ids = policy.steps.prompt_ids(prompt)
-        self._ids = torch.tensor([*(t.token_id for t in self.vocab), policy.steps.eos_id])
+        self._ids = [*(t.token_id for t in self.vocab), policy.steps.eos_id]
 
     async def prefix(self, context: Sequence[Any]) -> float:
         """Return the log probability of the tokens, nats."""
@@ -219,31 +225,33 @@ class PolicyPotential(Potential):
 
     async def batch_logw_next(self, contexts: Sequence[Sequence[Any]]) -> Any:
         """Return the log probabilities of every next token and the end, (B, V + 1) nats."""
-        ids = [[t.token_id for t in c] for c in required(contexts)]
-        each = self._next(ids)
-        last = torch.tensor([len(i) for i in ids]) + len(self._prompt_ids) - 1
-        return self.make_lazy_weights(each[torch.arange(len(ids)), last][:, self._ids].numpy())
+        ids = [tuple(t.token_id for t in c) for c in required(contexts)]
+        new = list(dict.fromkeys(ids))  # particles share beginnings
+        after = self._next(new, [[len(i)] for i in new])
+        row = {i: each[0, self._ids].cpu() for i, each in zip(new, after, strict=True)}
+        return self.make_lazy_weights(torch.stack([row[i] for i in ids]).numpy())
 
     def _log_probabilities(self, rows: list[list[int]]) -> np.ndarray:
-        each, first = self._next([r[:-1] for r in rows]), len(self._prompt_ids) - 1
+        after = self._next([r[:-1] for r in rows], [list(range(len(r))) for r in rows])
         return np.asarray(
-            [
-                float(e[first + torch.arange(len(r)), torch.tensor(r, dtype=torch.long)].sum())
-                for e, r in zip(each, rows, strict=True)
-            ]
+            [float(each[range(len(r)), r].sum()) if r else 0.0 for each, r in zip(after, rows, strict=True)]
         )
 
     @torch.inference_mode()
-    def _next(self, rows: list[list[int]]) -> Tensor:
-        """(B, L, V) log probabilities behind every token of prompt and row; pads are read by nothing in front."""
+    def _next(self, rows: Sequence[Sequence[int]], at: list[list[int]]) -> Iterator[Tensor]:
+        """Yield the log probabilities behind ``at[b]`` tokens of row b, (len(at[b]), V), a row at a time."""
         ids = [[*self._prompt_ids, *r] for r in rows]
         self.policy.check_length(ids)
+        # Pads stand behind all that is read: a causal mask keeps them out.
         inputs = padded([np.asarray(i) for i in ids], self.policy.steps.pad_id, self.policy.device)
         logits = self.policy.model(input_ids=inputs).logits
-        each = torch.log_softmax(logits.double() / self.policy.temperature, -1)
-        if bool(torch.isnan(each).any()):
-            raise ValueError("the policy returned NaN logits: its weights or its precision are broken")
-        return each.cpu()
+        for row, places in zip(logits, at, strict=True):
+            chosen = row[
+                torch.tensor(places, dtype=torch.long, device=row.device) + len(self._prompt_ids) - 1
+            ]
+            if bool(torch.isnan(chosen).any()):
+                raise ValueError("the policy returned NaN logits: its weights or its precision are broken")
+            yield torch.log_softmax(chosen.double() / self.policy.temperature, -1)
 
     def __repr__(self) -> str:
         return f"PolicyPotential({self.policy.name!r})"

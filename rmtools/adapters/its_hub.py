@@ -60,7 +60,8 @@ class ItsHubReward(AbstractProcessRewardModel):
 
     Notes
     -----
-    its_hub runs one step more than ``StepGeneration(max_steps=...)`` says: give it the checkpoint's max_steps less 1.
+    Inside its algorithms a list of messages arrives as their text, "user: ...": pass the prompt as a string there. its_hub
+    runs one step more than ``StepGeneration(max_steps=...)`` says: give it the checkpoint's max_steps less 1.
     The end-of-sequence token is not part of its answers, so an answer that has ended is read at its last delimiter.
     """
 
@@ -110,6 +111,8 @@ class ItsHubReward(AbstractProcessRewardModel):
         prompts = self._prompts(prompt_or_messages, len(answers))
         with self._busy:
             encoder = self.value.steps
+            for prompt in dict.fromkeys(prompts):
+                encoder.require_known(prompt)
             trees = [encoder.encode(p, self._cut(a)) for p, a in zip(prompts, answers, strict=True)]
             log_values = [v.log_value for v in self.value.score(trees)] if trees else []
         found = [self._number(v) for v in log_values]
