@@ -241,7 +241,8 @@ last odds once more: policy * odds * odds * odds^2, normalised. That law is {lim
 this shape: median {median:.2f}, 5 to 95% {low:.2f} to {high:.2f}); "argmax" goes to the leaf of the largest value, {argmax:.3f}
 away (once N is large enough to find that leaf). It is another target, by its own design perhaps: a score counts at every
 step, as an observation of its own. With scores whose odds are V(s_t) / V(s_{{t-1}}) (`ItsHubReward(scores="ratio")`) and one
-of its responses taken uniformly, the same filter draws from policy * V.
+of its responses taken uniformly, the same filter draws from policy * V (here, where all solutions have {horizon} steps: one
+that stops early is weighed by its last odds again at every step of the others).
 """
 PREDICTED = """## What rmtools predicts of itself
 
@@ -256,7 +257,9 @@ def report(found: dict[str, Any]) -> str:
     low, median, high = toy["apart"]
     shape = {"horizon": HORIZON, "branching": BRANCHING, "floor": FLOOR, "seed": toy["seed"]}
     head = HEAD.format(command=found["command"], its_hub=found["its_hub"], **shape)
-    ours = OURS.format(limit=toy["limit"], argmax=toy["argmax_limit"], low=low, median=median, high=high)
+    ours = OURS.format(
+        horizon=HORIZON, limit=toy["limit"], argmax=toy["argmax_limit"], low=low, median=median, high=high
+    )
     main_columns = [
         ("N", lambda r: str(r["n"])),
         ("runs", lambda r: str(r["runs"])),

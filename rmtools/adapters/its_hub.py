@@ -8,7 +8,8 @@ and tilts what comes back.
 Its particle filter weighs by the odds p / (1 - p) of each score and draws the answer by the last odds once more: it
 samples from policy * product of odds * last odds, not from policy * V. With ``scores="ratio"`` the odds are V(s_t) /
 V(s_{t-1}), whose product telescopes: the answers it returns, drawn *uniformly*, then follow policy * V. (Its own
-selection, by the last weight again or by its largest, does not: draw from ``result.responses``.)
+selection, by the last weight again or by its largest, does not: draw from ``result.responses``.) This holds where all
+answers end at the same step: one that has stopped is weighed by its last odds again at every step of the others.
 """
 
 import asyncio
