@@ -20,7 +20,6 @@ takes one of its particles uniformly.
 import argparse
 import asyncio
 import random
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -180,9 +179,7 @@ def our_laws(model: FiniteModel, setting: Setting, runs: int, rng: np.random.Gen
 def compare(model: FiniteModel, n: int, runs: int, seed: int) -> dict[str, Any]:
     """Return the distances of both at N particles, from the same number of runs."""
     target, leaves = target_of(model), len(model.log_value[-1])
-    start = time.perf_counter()
     theirs = run_its_hub(model, n, runs, seed)
-    seconds = time.perf_counter() - start
     sampled = theirs.law("sample", leaves)
     drawn = np.bincount(theirs.leaf[np.arange(runs), theirs.selected], minlength=leaves)
     uniform = run_its_hub(model, n, runs, seed + 1, ratio=True).law("uniform", leaves)
@@ -197,7 +194,6 @@ def compare(model: FiniteModel, n: int, runs: int, seed: int) -> dict[str, Any]:
             "uniform to its own law": distance(theirs.law("uniform", leaves), limit_law(model, 1)),
             "ratio scores, uniform": distance(uniform, target),
             "draws against weights": chi_square(drawn.astype(float), runs * sampled.mean(axis=0)),
-            "microseconds a particle-step": 1e6 * seconds / (runs * n * HORIZON),
         },
         "rmtools": {
             "multinomial": distance(our_laws(model, Setting(n), runs, rng), target),
@@ -286,10 +282,8 @@ def report(found: dict[str, Any]) -> str:
         ("its ratio", lambda r: signed(r["predicted"], "multinomial", r["predicted"]["mad_over_2n"], 3)),
         ("default", lambda r: signed(r["predicted"], "default", 1, 5)),
     ]
-    cost = rows[-2]["its_hub"]["microseconds a particle-step"]
     parts = [head, table(main_columns, rows), ours, table(own_columns, rows), PREDICTED]
-    last = f"its_hub took {cost:.0f} microseconds a particle-step, no model behind it."
-    return "\n".join([*parts, table(predicted_columns, rows), last]) + "\n"
+    return "\n".join([*parts, table(predicted_columns, rows)])
 
 
 def table(columns: list[tuple[str, Callable[[dict[str, Any]], str]]], rows: list[dict[str, Any]]) -> str:
