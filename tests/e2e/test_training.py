@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import logging
 import resource
 from pathlib import Path
 
@@ -122,6 +123,11 @@ def test_four_bits_where_their_package_is_missing(run, training, monkeypatch):
     )
     result = run("--config", training(), "--load_in_4bit", "true", script=RECIPE)
     check_error(result, "bitsandbytes", "pip install")
+
+
+def test_a_package_that_warns_of_its_kernels_is_not_heard(run):
+    assert run("--version").code == 0
+    assert not logging.getLogger("bitsandbytes.backends.cpu.ops").isEnabledFor(logging.WARNING)
 
 
 def test_a_residual_without_children(run, training, tmp_path, policy_folder, prompts_file):
