@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
-LEAST_ROOM, ROOM_SHARE = 4, 16
+LEAST_ROOM, ROOM_SHARE = 4, 12
 
 
 def with_room(width: int) -> int:
