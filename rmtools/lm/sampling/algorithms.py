@@ -1,0 +1,154 @@
+"""Every algorithm of docs/equations.md section 4 on a batch of prompts: one run, a chain of runs, particle Gibbs."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from rmtools.core.conditional import first_paths, particle_gibbs
+from rmtools.core.smc import smc
+from rmtools.errors import UserError
+from rmtools.lm.sampling.budget import Meter, next_runs
+from rmtools.lm.sampling.runs import Drawn, Run, Spent, pooled, runs_of
+from rmtools.lm.sampling.settings import SamplerSettings
+from rmtools.lm.sampling.source import Source
+
+PARTICLES_PER_BATCH = 4096
+
+
+def draw_batch(
+    source: Source, prompts: Sequence[str], settings: SamplerSettings, rng: np.random.Generator
+) -> list[Drawn]:
+    """Run the sampler on ``prompts``, all in one batch; under a budget one after the other.
+
+    Raises
+    ------
+    UserError
+        See `SamplerSettings` and `LMParticles.start`; also where particle Gibbs is asked of particles that cannot be
+        joined.
+    """
+    if settings.sweeps:
+        batches = [[p] for p in prompts] if settings.budgeted else [list(prompts)]
+        return [d for batch in batches for d in gibbs(source, batch, settings, rng)]
+    if settings.budgeted:
+        return [within_budget(source, p, settings, rng) for p in prompts]
+    root = source.root(prompts, settings.terminal)
+    runs = [run_once(source, root, prompts, settings, rng) for _ in range(1 + settings.mh_steps)]
+    return [pooled(of_prompt, rng, settings.chain) for of_prompt in zip(*runs, strict=True)]
+
+
+def run_once(
+    source: Source, root: Any, prompts: Sequence[str], settings: SamplerSettings, rng: np.random.Generator
+) -> list[Run]:
+    """Return one run of the sampler from ``root``, by prompt."""
+    result = smc(
+        root, settings.n_particles, settings.pool_size, settings.resampling, settings.ess_threshold, rng
+    )
+    return runs_of(source.told(prompts, result))
+
+
+def within_budget(
+    source: Source, prompt: str, settings: SamplerSettings, rng: np.random.Generator
+) -> Drawn:
+    """Return runs of one prompt until its budget is spent, the first one whatever it takes.
+
+    Runs go in batches of replicates that grow while there is budget for twice as many.
+    """
+    meter = Meter(settings)
+    most = max(1, PARTICLES_PER_BATCH // (settings.n_particles * settings.pool_size))
+    runs: list[Run] = []
+    n = 1
+    while n:
+        batch = [prompt] * n
+        new = run_once(source, source.root(batch, settings.terminal), batch, settings, rng)
+        meter.spend(sum(r.tokens for r in new), n)
+        runs += new
+        n = next_runs(meter.affordable(), n, most)
+    return pooled(runs, rng, settings.chain, meter.spent())
+
+
+def gibbs(
+    source: Source, prompts: Sequence[str], settings: SamplerSettings, rng: np.random.Generator
+) -> list[Drawn]:
+    """Return the draws of particle Gibbs, ``sweeps`` of them a prompt or as many as the budget allows.
+
+    A chain starts from a draw of an ordinary run. A prompt whose first run has no positive weight is left out: it has
+    nothing to condition on.
+    """
+    found: dict[int, Drawn] = {}
+    left, tokens = list(range(len(prompts))), 0.0
+    while left:
+        meter = Meter(settings)
+        batch = [prompts[i] for i in left]
+        root = source.root(batch, settings.terminal)
+        require_join(root)
+        path, alive = first_paths(root, settings.n_particles, settings.pool_size, rng)
+        tokens += path[-1].decoded / len(batch)
+        meter.spend(tokens, 1)
+        if alive.all():
+            chains = sweep(root, path, settings, meter, rng)
+            found |= dict(zip(left, chains, strict=True))
+            break
+        found |= {left[i]: nothing(meter, settings) for i in np.flatnonzero(~alive)}
+        left = [left[i] for i in np.flatnonzero(alive)]
+    return [found[i] for i in range(len(prompts))]
+
+
+def sweep(
+    root: Any, path: tuple[Any, ...], settings: SamplerSettings, meter: Meter, rng: np.random.Generator
+) -> list[Drawn]:
+    """Return the draws of every sweep, by prompt; the last one is the state of the chain."""
+    groups = root.shape[0]
+    steps: list[list[list[str]]] = [[] for _ in range(groups)]
+    values: list[np.ndarray] = []
+    kept: list[np.ndarray] = []
+    while meter.affordable() if settings.budgeted else len(values) < settings.sweeps:
+        result = particle_gibbs(
+            root, settings.n_particles, 1, settings.pool_size, settings.resampling, rng, path
+        )
+        path, draw = result.path, result.draws[0]
+        for own, text in zip(steps, draw.steps(), strict=True):
+            own.append(text[0])
+        values.append(draw.log_value()[:, 0])
+        kept.append(result.kept[0])
+        meter.spend(draw.decoded / groups, 1)
+    if not values:
+        # The budget went into the first run: its draw is the state of a chain without sweeps.
+        for own, text in zip(steps, path[-1].steps(), strict=True):
+            own.append(text[0])
+        values.append(path[-1].log_value()[:, 0])
+    n = len(values)
+    return [
+        Drawn(
+            steps=steps[g],
+            log_weight=np.full(n, -np.log(n)),
+            log_value=np.asarray([v[g] for v in values]),
+            log_z=None,
+            draw=n - 1,
+            runs=(),
+            tokens=meter.tokens,
+            kept=[bool(k[g]) for k in kept],
+            spent=spent_of(meter, settings),
+        )
+        for g in range(groups)
+    ]
+
+
+def nothing(meter: Meter, settings: SamplerSettings) -> Drawn:
+    """Return what is there of a prompt whose first run has no positive weight."""
+    none = np.zeros(0)
+    return Drawn([], none, none, None, None, (), meter.tokens, kept=[], spent=spent_of(meter, settings))
+
+
+def spent_of(meter: Meter, settings: SamplerSettings) -> Spent | None:
+    """Return what was spent where there is a budget."""
+    return meter.spent() if settings.budgeted else None
+
+
+def require_join(root: Any) -> None:
+    """Raise ``UserError`` where particles cannot be put side by side, as conditional runs must."""
+    if not hasattr(root, "join"):
+        raise UserError(
+            f"particle Gibbs puts a reference beside the particles, and {type(root).__name__} has no `join`",
+            "use another algorithm with this engine: mh is a chain with the same target",
+        )

@@ -1,0 +1,74 @@
+"""A budget of tokens or seconds for one prompt: what was spent, and how many more runs it pays for.
+
+A run is begun while the dearest one so far would still fit; so a budget is overspent only by the first run, or by as much
+as a run is dearer than all before it, and what was overspent is told.
+
+>>> from rmtools.lm.sampling.settings import SamplerSettings
+>>> meter = Meter(SamplerSettings(4, max_tokens=100))
+>>> meter.spend(30, runs=1), meter.affordable(), meter.spend(60, runs=2), meter.affordable()
+(None, 2, None, 0)
+"""
+
+import math
+import time
+from collections.abc import Callable
+
+from rmtools.lm.sampling.runs import Spent
+from rmtools.lm.sampling.settings import SamplerSettings
+
+
+class Meter:
+    """Counts what the runs of one prompt take.
+
+    Parameters
+    ----------
+    settings : SamplerSettings
+        With ``max_tokens``, ``max_seconds``, both or none.
+    clock : callable
+        Seconds; monotonic.
+    """
+
+    def __init__(self, settings: SamplerSettings, clock: Callable[[], float] = time.monotonic) -> None:
+        self.settings = settings
+        self.clock = clock
+        self.began = self.last = clock()
+        self.tokens = 0.0
+        self.runs = 0
+        self.dearest = [0.0, 0.0]
+
+    def spend(self, tokens: float, runs: int) -> None:
+        """Count ``runs`` finished ones that generated ``tokens`` together."""
+        now = self.clock()
+        each = (tokens / runs, (now - self.last) / runs)
+        self.dearest = [max(old, new) for old, new in zip(self.dearest, each, strict=True)]
+        self.tokens, self.last, self.runs = self.tokens + tokens, now, self.runs + runs
+
+    def affordable(self) -> int:
+        """Return how many runs like the dearest so far still fit."""
+        left = [
+            math.inf if most is None else (most - used) / max(dearest, 1e-9)
+            for most, used, dearest in zip(self._budget, self._used, self.dearest, strict=True)
+        ]
+        return max(0, math.floor(min(*left, 1e9)))
+
+    def spent(self) -> Spent:
+        """Return what was spent so far."""
+        used = self._used
+        over = any(most is not None and u > most for most, u in zip(self._budget, used, strict=True))
+        return Spent(self.tokens, used[1], self.runs, over)
+
+    @property
+    def _budget(self) -> tuple[float | None, float | None]:
+        return self.settings.max_tokens, self.settings.max_seconds
+
+    @property
+    def _used(self) -> tuple[float, float]:
+        return self.tokens, self.last - self.began
+
+
+def next_runs(affordable: int, before: int, most: int) -> int:
+    """Return how many replicates to run next: at most half of what is affordable, twice as many as before, or ``most``.
+
+    Half, because the next ones may be dearer; the last ones go one by one.
+    """
+    return min(2 * before, most, max(affordable // 2, min(affordable, 1)))

@@ -1,0 +1,206 @@
+"""Runs of the sampler brought home to the host, and what several runs of one prompt amount to together.
+
+A run keeps texts, weights and history and lets the caches go, so that a chain or a budget may hold many. Runs are
+pooled by their estimates of Z: a particle of run r weighs Zhat_r times its weight in the run, which is what one
+sampler of independent islands would give it (docs/equations.md section 4).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from rmtools.core.logspace import log_mean_exp, log_normalise
+from rmtools.core.metropolis import metropolis
+from rmtools.core.particles import SMCResult
+
+NO_WEIGHT = -np.inf
+
+
+class TextParticles(Protocol):
+    """Particles whose prefixes are texts, and that know what was decoded for them."""
+
+    decoded: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(G, n)."""
+        ...
+
+    def log_value(self) -> np.ndarray:
+        """(G, n) nats."""
+        ...
+
+    def steps(self) -> list[list[list[str]]]:
+        """G lists of n lists of steps."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One run of the sampler on one prompt.
+
+    Attributes
+    ----------
+    steps : list of list of str
+        N solutions.
+    log_weight, log_value : np.ndarray
+        (N,) nats: normalised, all -inf where the estimate of Z is zero; the final values.
+    log_z : float or None
+        Nats. None where no Z is estimated.
+    ess, ancestors : list
+        By step: effective sample size; N indices.
+    tokens : float
+        Generated, averaged over the groups of the batch it was drawn in.
+    """
+
+    steps: list[list[str]]
+    log_weight: np.ndarray
+    log_value: np.ndarray
+    log_z: float | None
+    ess: list[float]
+    ancestors: list[list[int]]
+    tokens: float
+
+
+def runs_of(result: SMCResult[Any]) -> list[Run]:
+    """Return one run per group of a result over `TextParticles`."""
+    particles: TextParticles = result.particles
+    groups = particles.shape[0]
+    value, texts = particles.log_value(), particles.steps()
+    return [
+        Run(
+            texts[g],
+            result.log_weights[g],
+            value[g],
+            None if result.log_z is None else float(result.log_z[g]),
+            [float(e) for e in result.ess[:, g]],
+            result.ancestors[:, g].tolist(),
+            particles.decoded / groups,
+        )
+        for g in range(groups)
+    ]
+
+
+@dataclass(frozen=True, eq=False)
+class Spent:
+    """What a budget went into.
+
+    Attributes
+    ----------
+    tokens, seconds : float
+        Of one prompt.
+    runs : int
+        Whole runs, proposals and sweeps counted.
+    exceeded : bool
+        The run in hand went beyond the budget.
+    """
+
+    tokens: float
+    seconds: float
+    runs: int
+    exceeded: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """All that was drawn for one prompt.
+
+    Attributes
+    ----------
+    steps : list of list of str
+        K solutions.
+    log_weight, log_value : np.ndarray
+        (K,) nats: normalised over all of them, all -inf where every run's estimate of Z is zero; the final values.
+    log_z : float or None
+        Nats; of several runs the log of the mean of their estimates. None where no Z is estimated.
+    draw : int or None
+        The one solution that follows the target's law; None where there is none to draw.
+    runs : tuple of Run
+        Empty for particle Gibbs.
+    tokens : float
+    accepted : list of bool or None
+        Of Metropolis-Hastings, by proposal.
+    kept : list of bool or None
+        Of particle Gibbs, by sweep: the draw is the one before it.
+    spent : Spent or None
+        Of a budget.
+    """
+
+    steps: list[list[str]]
+    log_weight: np.ndarray
+    log_value: np.ndarray
+    log_z: float | None
+    draw: int | None
+    runs: tuple[Run, ...]
+    tokens: float
+    accepted: list[bool] | None = None
+    kept: list[bool] | None = None
+    spent: Spent | None = None
+
+
+def pooled(
+    runs: Sequence[Run], rng: np.random.Generator, chain: bool = False, spent: Spent | None = None
+) -> Drawn:
+    """Return what ``runs`` of one prompt amount to.
+
+    Parameters
+    ----------
+    runs : sequence of Run
+        One run; or several, independent, in order, each with an estimate of Z.
+    rng : np.random.Generator
+        Source of the draw.
+    chain : bool
+        The draw is the last state of the Metropolis-Hastings chain that takes the runs as proposals. Else it is one
+        weighted draw from all of them.
+    spent : Spent, optional
+    """
+    log_z = None if runs[0].log_z is None else np.asarray([r.log_z for r in runs], dtype=float)
+    log_weight = pool_weights([r.log_weight for r in runs], log_z)
+    accepted: list[bool] | None = None
+    if chain:
+        draw, accepted = chain_state(runs, rng)
+    else:
+        # Gumbel-max: a categorical draw that never leaves the log domain.
+        draw = int(np.argmax(log_weight + rng.gumbel(size=len(log_weight))))
+    drawable = log_z is not None and bool((log_weight > NO_WEIGHT).any())
+    return Drawn(
+        steps=[s for r in runs for s in r.steps],
+        log_weight=log_weight,
+        log_value=np.concatenate([r.log_value for r in runs]),
+        log_z=None if log_z is None else float(log_mean_exp(log_z[None])[0]),
+        draw=draw if drawable else None,
+        runs=tuple(runs),
+        tokens=sum(r.tokens for r in runs),
+        accepted=accepted,
+        spent=spent,
+    )
+
+
+def pool_weights(log_weights: Sequence[np.ndarray], log_z: np.ndarray | None) -> np.ndarray:
+    """Return the normalised log weights (K,) of the particles of all runs; all -inf where no run has any weight."""
+    if log_z is None or len(log_z) == 1:
+        return np.concatenate(log_weights)
+    each = np.concatenate([w + z for w, z in zip(log_weights, log_z, strict=True)])
+    return log_normalise(each[None])[0]
+
+
+def chain_state(runs: Sequence[Run], rng: np.random.Generator) -> tuple[int, list[bool]]:
+    """Return the place among all particles of the last state of the chain, and which proposals were accepted.
+
+    The proposals are independent of the chain, so they may be drawn before it is.
+    """
+    given = iter(runs)
+
+    def replay(_: np.random.Generator) -> SMCResult[Any]:
+        run = next(given)
+        none = np.zeros((0, 1))
+        log_z = np.asarray([run.log_z], dtype=float)
+        return SMCResult(None, run.log_weight[None], log_z, none, none, none, none)
+
+    found = metropolis(replay, len(runs) - 1, rng)
+    accepted = [bool(a) for a in found.accepted[:, 0]]
+    held = max((h + 1 for h, a in enumerate(accepted) if a), default=0)
+    before = sum(len(r.log_weight) for r in runs[:held])
+    return before + int(found.index[0]), accepted
