@@ -111,7 +111,8 @@ class CallableTask:
             found = own(prompt, list(steps))
         if not isinstance(found, str | None):
             raise UserError(
-                f"the answer of the task {self.name} is {found!r} ({type(found).__name__})", "return text or None"
+                f"the answer of the task {self.name} is {found!r} ({type(found).__name__})",
+                "return text or None",
             )
         return found
 

@@ -47,9 +47,7 @@ def run_once(
     return runs_of(source.told(prompts, result))
 
 
-def within_budget(
-    source: Source, prompt: str, settings: SamplerSettings, rng: np.random.Generator
-) -> Drawn:
+def within_budget(source: Source, prompt: str, settings: SamplerSettings, rng: np.random.Generator) -> Drawn:
     """Return runs of one prompt until its budget is spent, the first one whatever it takes.
 
     Runs go in batches of replicates that grow while there is budget for twice as many.

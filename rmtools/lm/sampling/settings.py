@@ -289,9 +289,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
                 "sweeps": (1, "a chain without sweeps draws nothing"),
             },
         ),
-        "importance": _independent(
-            "solutions of the policy, weighted by their final values", output="draw"
-        ),
+        "importance": _independent("solutions of the policy, weighted by their final values", output="draw"),
         "best-of-n": _independent("the one with the largest final value of N solutions", output="argmax"),
         "majority": _independent("the most frequent answer of N solutions", output="majority"),
         "weighted-majority": _independent(
