@@ -27,7 +27,13 @@ class Loaded:
     task: "Task"
 
 
-def load(model: Path, policy: str | None, task: str | None, horizon: int | None) -> Loaded:
+def load(
+    model: Path,
+    policy: str | None,
+    task: str | None,
+    horizon: int | None,
+    device: "torch.device | None" = None,
+) -> Loaded:
     """Load a checkpoint with the policy and task it remembers, or those that are named instead.
 
     A task that compares answers knows none yet: ``read_prompts(path, task)`` and ``prompts_from`` tell it those of
@@ -42,7 +48,7 @@ def load(model: Path, policy: str | None, task: str | None, horizon: int | None)
     from rmtools.lm.checkpoint import load_value_model
     from rmtools.lm.policy import load_policy
 
-    value, settings = load_value_model(model)
+    value, settings = load_value_model(model, device=device)
     if not task and not settings.task:
         raise UserError(
             f"the data that {model} was trained on do not say which task they are of",
@@ -55,7 +61,7 @@ def load(model: Path, policy: str | None, task: str | None, horizon: int | None)
             "solutions would end elsewhere than its values assume",
             f"leave --horizon out, or pass --horizon {settings.steps.max_steps}",
         )
-    source = load_policy(policy or settings.policy, settings.steps, settings.temperature)
+    source = load_policy(policy or settings.policy, settings.steps, settings.temperature, device)
     return Loaded(value, settings, source, chosen)
 
 

@@ -117,7 +117,7 @@ def read_plan(folder: Path) -> dict[str, Any] | None:
     found = read_json(path, "the plan of the rollouts")
     if not isinstance(found, dict) or "prompts_sha256" not in found:
         raise UserError(
-            f"{path} is no plan of rollouts",
+            f"{path} is no plan of rollouts or samples",
             "choose another folder with --out; if this one is yours to lose, delete it",
         )
     return found

@@ -127,7 +127,7 @@ class SharedWork(Generic[T]):
             if self.process.main:
                 self._begin(overwrite)
             # The main process may have put the folder away between the wait and the lock.
-            yield self.process.main or self._plan_stands()
+            yield self.process.main or (self._plan_stands() and not self._over())
 
     def _begin(self, overwrite: bool) -> None:
         old = read_plan(self.folder)
