@@ -160,9 +160,9 @@ def require_same(file: Path, provenance: Mapping[str, Any], sampled: Sampled) ->
         ("other weights of the model", provenance.get("checkpoint_fingerprint"), sampled.model_fingerprint),
         ("another policy", *policies(provenance, sampled)),
         ("another temperature of the policy", provenance.get("temperature"), sampled.temperature),
-        ("another floor of the tilt", provenance["floor"], sampled.floor),
-        ("another task", provenance["task"] or sampled.task, sampled.task),
-        ("another terminal", provenance["terminal"], sampled.terminal),
+        ("another floor of the tilt", provenance.get("floor"), sampled.floor),
+        ("another task", provenance.get("task") or sampled.task, sampled.task),
+        ("another terminal", provenance.get("terminal"), sampled.terminal),
     ):
         if there in (None, ""):
             raise UserError(
@@ -177,7 +177,7 @@ def require_same(file: Path, provenance: Mapping[str, Any], sampled: Sampled) ->
 def policies(provenance: Mapping[str, Any], sampled: Sampled) -> tuple[str, str]:
     """Return the policy of the audit and the one here: their weights where both are known, else their names."""
     there, here = provenance.get("policy_fingerprint", ""), sampled.policy_fingerprint
-    return (there, here) if there and here else (provenance["policy"], sampled.policy)
+    return (there, here) if there and here else (provenance.get("policy", ""), sampled.policy)
 
 
 def particles(model: ModelAudit, accuracy: Accuracy, file: Path) -> Interval:
