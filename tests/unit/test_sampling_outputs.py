@@ -11,7 +11,7 @@ from rmtools.lm.sampling.algorithms import draw_batch
 from rmtools.lm.sampling.budget import Meter, next_runs
 from rmtools.lm.sampling.outputs import argmax, choices, vote
 from rmtools.lm.sampling.records import count_cut
-from rmtools.lm.sampling.runs import Drawn, Run, pooled
+from rmtools.lm.sampling.runs import Drawn, Run, pooled, pooled_all
 
 
 def rng(seed=0):
@@ -69,10 +69,10 @@ def test_runs_are_pooled_by_their_estimates_of_z():
 def test_a_chain_ends_in_the_run_it_accepted_last():
     """From Z = 0 everything positive is accepted, and from there nothing of Z = 0."""
     dead, alive = run_of(-np.inf, log(0, 0)), run_of(0.0, log(0, 1))
-    found = pooled([dead, alive, dead], rng(), chain=True)
+    (found, lost) = pooled_all([[dead, alive, dead], [dead, dead, dead]], rng(), chain=True)
     assert (found.draw, found.accepted) == (3, [True, False])
-    assert pooled([dead, dead], rng(), chain=True).draw is None
-    assert pooled([alive], rng(), chain=True).accepted == []
+    assert (lost.draw, lost.accepted) == (None, [False, False])
+    assert pooled_all([[alive]], rng(), chain=True)[0].accepted == []
 
 
 class Clock:

@@ -9,7 +9,7 @@ from rmtools.core.conditional import first_paths, particle_gibbs
 from rmtools.core.smc import smc
 from rmtools.errors import UserError
 from rmtools.lm.sampling.budget import Meter, next_runs
-from rmtools.lm.sampling.runs import Drawn, Run, Spent, pooled, runs_of
+from rmtools.lm.sampling.runs import Drawn, Run, Spent, pooled_all, runs_of
 from rmtools.lm.sampling.settings import SamplerSettings
 from rmtools.lm.sampling.source import Source
 
@@ -34,7 +34,7 @@ def draw_batch(
         return [within_budget(source, p, settings, rng) for p in prompts]
     root = source.root(prompts, settings.terminal)
     runs = [run_once(source, root, prompts, settings, rng) for _ in range(1 + settings.mh_steps)]
-    return [pooled(of_prompt, rng, settings.chain) for of_prompt in zip(*runs, strict=True)]
+    return pooled_all(list(zip(*runs, strict=True)), rng, settings.chain)
 
 
 def run_once(
@@ -62,7 +62,7 @@ def within_budget(source: Source, prompt: str, settings: SamplerSettings, rng: n
         meter.spend(sum(r.tokens for r in new), n)
         runs += new
         n = next_runs(meter.affordable(), n, most)
-    return pooled(runs, rng, settings.chain, meter.spent())
+    return pooled_all([runs], rng, settings.chain, meter.spent())[0]
 
 
 def gibbs(

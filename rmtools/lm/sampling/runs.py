@@ -140,8 +140,36 @@ class Drawn:
     spent: Spent | None = None
 
 
+def pooled_all(
+    runs: Sequence[Sequence[Run]], rng: np.random.Generator, chain: bool = False, spent: Spent | None = None
+) -> list[Drawn]:
+    """Return what the runs of each of several prompts amount to; all have the same number of runs, of the same N.
+
+    Parameters
+    ----------
+    runs : sequence of sequence of Run
+        By prompt, in order, independent.
+    rng : np.random.Generator
+        Source of the draws.
+    chain : bool
+        A draw is the last state of the Metropolis-Hastings chain that takes the runs as proposals. Else it is one
+        weighted draw from all of them.
+    spent : Spent, optional
+        Of one prompt.
+    """
+    if not chain:
+        return [pooled(of_prompt, rng, spent=spent) for of_prompt in runs]
+    return [
+        pooled(of_prompt, rng, state, spent)
+        for of_prompt, state in zip(runs, chain_states(runs, rng), strict=True)
+    ]
+
+
 def pooled(
-    runs: Sequence[Run], rng: np.random.Generator, chain: bool = False, spent: Spent | None = None
+    runs: Sequence[Run],
+    rng: np.random.Generator,
+    state: tuple[int, list[bool]] | None = None,
+    spent: Spent | None = None,
 ) -> Drawn:
     """Return what ``runs`` of one prompt amount to.
 
@@ -151,26 +179,25 @@ def pooled(
         One run; or several, independent, in order, each with an estimate of Z.
     rng : np.random.Generator
         Source of the draw.
-    chain : bool
-        The draw is the last state of the Metropolis-Hastings chain that takes the runs as proposals. Else it is one
-        weighted draw from all of them.
+    state : (int, list of bool), optional
+        Of a chain: which particle of all runs it is at, and what it accepted. Without one, one weighted draw.
     spent : Spent, optional
     """
     log_z = None if runs[0].log_z is None else np.asarray([r.log_z for r in runs], dtype=float)
     log_weight = pool_weights([r.log_weight for r in runs], log_z)
-    accepted: list[bool] | None = None
-    if chain:
-        draw, accepted = chain_state(runs, rng)
-    else:
+    if state is None:
         # Gumbel-max: a categorical draw that never leaves the log domain.
-        draw = int(np.argmax(log_weight + rng.gumbel(size=len(log_weight))))
+        state = int(np.argmax(log_weight + rng.gumbel(size=len(log_weight)))), []
+        accepted = None
+    else:
+        accepted = state[1]
     drawable = log_z is not None and bool((log_weight > NO_WEIGHT).any())
     return Drawn(
         steps=[s for r in runs for s in r.steps],
         log_weight=log_weight,
         log_value=np.concatenate([r.log_value for r in runs]),
         log_z=None if log_z is None else float(log_mean_exp(log_z[None])[0]),
-        draw=draw if drawable else None,
+        draw=state[0] if drawable else None,
         runs=tuple(runs),
         tokens=sum(r.tokens for r in runs),
         accepted=accepted,
@@ -186,21 +213,24 @@ def pool_weights(log_weights: Sequence[np.ndarray], log_z: np.ndarray | None) ->
     return log_normalise(each[None])[0]
 
 
-def chain_state(runs: Sequence[Run], rng: np.random.Generator) -> tuple[int, list[bool]]:
-    """Return the place among all particles of the last state of the chain, and which proposals were accepted.
+def chain_states(runs: Sequence[Sequence[Run]], rng: np.random.Generator) -> list[tuple[int, list[bool]]]:
+    """Return by prompt the place among all its particles of the last state of its chain, and what was accepted.
 
     The proposals are independent of the chain, so they may be drawn before it is.
     """
-    given = iter(runs)
+    given = iter(zip(*runs, strict=True))
 
     def replay(_: np.random.Generator) -> SMCResult[Any]:
-        run = next(given)
-        none = np.zeros((0, 1))
-        log_z = np.asarray([run.log_z], dtype=float)
-        return SMCResult(None, run.log_weight[None], log_z, none, none, none, none)
+        of_all = next(given)
+        none = np.zeros((0, len(of_all)))
+        log_weights = np.stack([r.log_weight for r in of_all])
+        log_z = np.asarray([r.log_z for r in of_all], dtype=float)
+        return SMCResult(None, log_weights, log_z, none, none, none, none)
 
-    found = metropolis(replay, len(runs) - 1, rng)
-    accepted = [bool(a) for a in found.accepted[:, 0]]
-    held = max((h + 1 for h, a in enumerate(accepted) if a), default=0)
-    before = sum(len(r.log_weight) for r in runs[:held])
-    return before + int(found.index[0]), accepted
+    found = metropolis(replay, len(runs[0]) - 1, rng)
+    states = []
+    for g, own in enumerate(runs):
+        accepted = found.accepted[:, g]
+        held = int(np.flatnonzero(accepted)[-1]) + 1 if accepted.any() else 0
+        states.append((held * len(own[0].log_weight) + int(found.index[g]), accepted.tolist()))
+    return states
