@@ -57,7 +57,8 @@ def shares(records: Records) -> list[str]:
     chosen = records[0]["output"].replace("-", "_")
     # Nothing was put out where there is nothing to choose: that prompt is not solved.
     solved = {"all samples": [mean_reward(r) for r in records]}
-    ways = [w for w in WAYS if w in records[0] and any(r[w] is not None for r in records)]
+    beam = records[0]["sampler"]["resampling"] == "top_k"
+    ways = [way for way in WAYS if way in records[0] and not (beam and way == "draw")]
     solved |= {way: [reward_of(r, way) for r in records] for way in ways}
     found = intervals(records, solved)
     return ["right solutions, 95% intervals over prompts:"] + [

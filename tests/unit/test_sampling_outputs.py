@@ -100,6 +100,10 @@ def test_a_budget_pays_for_runs_like_the_dearest():
     assert timed.affordable() == 4
     assert timed.spent().seconds == 4
     assert Meter(SamplerSettings(2, max_seconds=1), Clock(0, 2)).affordable() > 10**6
+    # A run that takes nothing is not repeated for ever.
+    free = Meter(SamplerSettings(2, max_tokens=100))
+    free.spend(0, 1)
+    assert free.affordable() == 0
 
 
 def test_batches_of_replicates_grow_and_then_go_one_by_one():

@@ -1,7 +1,7 @@
 """A budget of tokens or seconds for one prompt: what was spent, and how many more runs it pays for.
 
 A run is begun while the dearest one so far would still fit; so a budget is overspent only by the first run, or by as much
-as a run is dearer than all before it, and what was overspent is told.
+as the runs in hand are dearer than all before them, and that it was is told.
 
 >>> from rmtools.lm.sampling.settings import SamplerSettings
 >>> meter = Meter(SamplerSettings(4, max_tokens=100))
@@ -44,12 +44,14 @@ class Meter:
         self.tokens, self.last, self.runs = self.tokens + tokens, now, self.runs + runs
 
     def affordable(self) -> int:
-        """Return how many runs like the dearest so far still fit."""
+        """Return how many runs like the dearest so far still fit; none more where runs take nothing."""
         left = [
             math.inf if most is None else (most - used) / max(dearest, 1e-9)
             for most, used, dearest in zip(self._budget, self._used, self.dearest, strict=True)
         ]
-        return max(0, math.floor(min(*left, 1e9)))
+        # A run without a token (its root has no value) would be repeated for ever.
+        free = self.runs > 0 and self.dearest[0] == 0
+        return 0 if free else max(0, math.floor(min(*left, 1e9)))
 
     def spent(self) -> Spent:
         """Return what was spent so far."""
