@@ -288,6 +288,11 @@ class SampleFile:
         """Remove the folder where it holds nothing to go on with and no process is at work in it."""
         if any(self.folder.glob(f"{PARTIAL}/*")) or any(self.folder.glob(f"{DATA}/*")):
             return
+        try:
+            read_plan(self.folder)
+        except UserError:
+            # Somebody else's file.
+            return
         # Folders that are not empty stay: another process has just begun.
         with contextlib.suppress(OSError):
             for name in (META_FILE, PLAN_FILE):

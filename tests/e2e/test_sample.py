@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from checks import check_error
 
 from rmtools.audit import audit
@@ -12,6 +13,7 @@ from rmtools.data.collect import Branching, Collector
 from rmtools.data.rollouts import RolloutMetadata
 from rmtools.lm.checkpoint import fingerprint
 from rmtools.lm.particles import LMParticles
+from rmtools.lm.value import ValueModel
 
 
 def read(path):
@@ -197,15 +199,25 @@ def test_a_budget(sample):
 
 def test_prompts_without_any_weight(sample, monkeypatch):
     """Exit code 0, and it is said."""
-    monkeypatch.setattr(
-        LMParticles, "log_value", lambda self: np.where(len(self.blocks) > 0, -np.inf, np.zeros(self.shape))
-    )
+    begin, advance = ValueModel.start, ValueModel.advance
+
+    def worthless(self, state, tokens):
+        values, after = advance(self, state, tokens)
+        return values - np.inf, after
+
+    def worth_something(self, prompts):
+        values, after = begin(self, prompts)
+        return torch.zeros_like(values), after
+
+    monkeypatch.setattr(ValueModel, "advance", worthless)
+    monkeypatch.setattr(ValueModel, "start", worth_something)
     result, out = sample("-n", 4)
     assert result.code == 0, result.err
     assert "3 of 3 prompts have no sample of positive weight" in result.out
     for record in read(out):
         assert {record[k] for k in ("log_z", "draw", "argmax", "majority", "chosen", "answer")} == {None}
         assert {s["log_weight"] for s in record["samples"]} == {None}
+        assert record["generated_tokens"] > 0
 
 
 @pytest.mark.parametrize(

@@ -103,6 +103,17 @@ def test_contradictions_say_why(name, given, words):
         assert word in str(error.value)
 
 
-def test_an_unknown_name_given_directly():
-    with pytest.raises(UserError, match="unknown algorithm"):
-        SamplerSettings(3, algorithm="magic")
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"algorithm": "magic"}, "unknown algorithm"),
+        ({"algorithm": "gibbs"}, "not those of gibbs"),
+        ({"algorithm": "mh"}, "not those of mh"),
+        ({"algorithm": "beam"}, "not those of beam"),
+        ({"algorithm": "smc", "mh_steps": 2}, "are those of mh"),
+        ({"algorithm": "smc", "resampling": "top_k", "output": "argmax"}, "are those of beam"),
+    ],
+)
+def test_names_given_directly_are_not_taken_on_trust(settings, words):
+    with pytest.raises(UserError, match=words):
+        SamplerSettings(3, **settings)

@@ -75,6 +75,7 @@ class SamplerSettings:
         self._check_beam()
         self._check_gibbs()
         self._check_budget()
+        self._check_name()
 
     @property
     def budgeted(self) -> bool:
@@ -106,6 +107,17 @@ class SamplerSettings:
             raise UserError(
                 f"unknown algorithm {self.algorithm!r}", f"the algorithms are: {', '.join(PRESETS)}"
             )
+
+    def _check_name(self) -> None:
+        """Raise ``UserError`` where a record would name an algorithm that was not run."""
+        is_what = {"beam": self.resampling == "top_k", "gibbs": self.sweeps > 0, "mh": self.chain}
+        for name, so in is_what.items():
+            if so != (self.algorithm == name):
+                raise UserError(
+                    f"these settings are {'' if so else 'not '}those of {name}, and the algorithm is called "
+                    f"{self.algorithm}",
+                    f"settings_for({self.algorithm!r}) returns its settings; leave `algorithm` out to have it named",
+                )
 
     def _check_beam(self) -> None:
         if self.resampling != "top_k":
