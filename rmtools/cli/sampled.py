@@ -36,8 +36,8 @@ def report(out: Path) -> str:
 
 def sampler(settings: dict[str, Any]) -> str:
     """Return the sampler in one line."""
-    scheme = settings["resampling"]
-    if scheme not in ("none", "top_k"):
+    scheme = "" if settings["n_particles"] == 1 else f", resampling {settings['resampling']}"
+    if scheme and settings["resampling"] not in ("none", "top_k"):
         scheme += f" at ESS <= {settings['ess_threshold']:g} N"
     chain = "".join(
         f", {settings[name]} {word}"
@@ -45,8 +45,8 @@ def sampler(settings: dict[str, Any]) -> str:
         if settings[name] and settings["max_tokens"] is None and settings["max_seconds"] is None
     )
     return (
-        f"sampler: {settings['algorithm']}, N = {settings['n_particles']}, M = {settings['pool_size']}, "
-        f"resampling {scheme}{chain}"
+        f"sampler: {settings['algorithm']}, N = {settings['n_particles']}, M = {settings['pool_size']}"
+        f"{scheme}{chain}"
     )
 
 
@@ -97,7 +97,10 @@ def ends(interval: Interval) -> str:
 def losses(records: Records) -> list[str]:
     """Return lines on cut steps, prompts without weight, answers, and what budgets went into."""
     cut, steps = (sum(r[name] for r in records) for name in ("cut_steps", "n_steps"))
-    lines = [f"{cut} of {steps} steps were cut at max_step_tokens or at the end of the context"]
+    tokens = sum(r["generated_tokens"] for r in records)
+    lines = [
+        f"{tokens:.0f} tokens generated; {cut} of {steps} steps were cut at max_step_tokens or at the end of the context"
+    ]
     dead = sum(all(s["log_weight"] is None for s in r["samples"]) for r in records)
     if dead:
         lines.append(

@@ -12,7 +12,7 @@ from rmtools.processes import Process, this_process
 if TYPE_CHECKING:
     from rmtools.audit.accuracy import Accuracy, Predicted
     from rmtools.cli.loading import Loaded
-    from rmtools.data.samples import SamplePlan
+    from rmtools.data.sample_plan import SamplePlan
     from rmtools.lm.inference import SamplerSettings
 
 
@@ -178,7 +178,7 @@ def plan_for(
     """Return everything the records depend on."""
     import rmtools
     from rmtools.data.plan import hash_of
-    from rmtools.data.samples import SamplePlan, usual_block
+    from rmtools.data.sample_plan import SamplePlan, usual_block
     from rmtools.data.tasks.custom import code_hash
     from rmtools.lm.checkpoint import fingerprint
 

@@ -5,15 +5,14 @@ so the file is the same whatever the number of processes and however often they 
 a hidden folder beside the file (rmtools.data.shared); once all are there the main process joins them, moves the file
 into place in one rename, and removes the folder.
 
-A record's ``provenance.run`` is the hash of the plan: a file that holds all records of a plan is finished.
+A record's ``provenance.run`` is the hash of the plan (rmtools.data.sample_plan): a file that holds all records of a plan is finished.
 """
 
 import contextlib
-import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,105 +20,19 @@ import numpy as np
 
 from rmtools.data.plan import differences, read_plan, shard_generator
 from rmtools.data.rollouts import META_FILE
+from rmtools.data.sample_plan import SamplePlan
 from rmtools.data.shards import DATA, PLAN_FILE
 from rmtools.data.shared import TALLY, SharedWork, sha256
 from rmtools.data.workplace import PARTIAL, is_free, remove
 from rmtools.errors import UserError
 from rmtools.files import json_text, read_json, replacing
-from rmtools.lm.inference import PARTICLES_PER_BATCH, SamplerSettings
-from rmtools.lm.steps import StepSettings
 from rmtools.processes import Process
 
 VERB = "sample"
-MOST_IN_BLOCK = 64
 
 Record = dict[str, Any]
 Draw = Callable[[Sequence[str], np.random.Generator], Iterable[Record]]
 Bar = Callable[[str, int], contextlib.AbstractContextManager[Callable[[int], object]]]
-
-
-@dataclass(frozen=True)
-class SamplePlan:
-    """Everything the records depend on.
-
-    Attributes
-    ----------
-    model, model_fingerprint, policy, policy_fingerprint, device : str
-        Names, hashes of the weights, kind of device: random numbers differ between kinds.
-    temperature, floor : float
-        Of the policy and of the tilt.
-    task, task_sha256 : str
-        Name, hash of the code of a task of the user's own.
-    horizon : int
-    steps : StepSettings
-    sampler : SamplerSettings
-    accuracy : dict or None
-        Where N comes from.
-    seed : int
-    prompts, prompts_sha256 : int, str
-        How many, hash of them and of their right answers.
-    block_size : int
-        Prompts that are drawn together and from one generator.
-    rmtools : str
-        Version.
-    """
-
-    model: str
-    model_fingerprint: str
-    policy: str
-    policy_fingerprint: str
-    device: str
-    temperature: float
-    floor: float
-    task: str
-    task_sha256: str
-    horizon: int
-    steps: StepSettings
-    sampler: SamplerSettings
-    accuracy: dict[str, Any] | None
-    seed: int
-    prompts: int
-    prompts_sha256: str
-    block_size: int
-    rmtools: str = field(default="")
-
-    def __post_init__(self) -> None:
-        if self.block_size < 1:
-            raise UserError(
-                f"--block-size must be at least 1, got {self.block_size}", "pass a positive count"
-            )
-
-    @property
-    def shards(self) -> int:
-        """How many blocks there are."""
-        return -(-self.prompts // self.block_size)
-
-    def block(self, shard: int) -> slice:
-        """Return which prompts are in a block."""
-        return slice(shard * self.block_size, min((shard + 1) * self.block_size, self.prompts))
-
-    def name(self, shard: int) -> str:
-        """Return the file name of a block."""
-        return f"block-{shard:05d}.jsonl"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the plan as it is saved."""
-        return asdict(self)
-
-    @property
-    def run(self) -> str:
-        """A short hash of the plan."""
-        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:16]
-
-    def provenance(self) -> dict[str, Any]:
-        """Return what every record says of where it comes from."""
-        names = ("model", "model_fingerprint", "policy", "policy_fingerprint", "task", "seed", "block_size")
-        return {name: getattr(self, name) for name in names} | {"accuracy": self.accuracy, "run": self.run}
-
-
-def usual_block(settings: SamplerSettings) -> int:
-    """Return the default number of prompts of a block: what one batch holds, and at most ``MOST_IN_BLOCK``."""
-    return max(1, min(MOST_IN_BLOCK, PARTICLES_PER_BATCH // (settings.n_particles * settings.pool_size)))
 
 
 @dataclass(frozen=True)
@@ -200,12 +113,14 @@ class SampleFile:
             return False
         if not process.main and not self.work.own:
             return True
+        claimed = False
         try:
             with self.work.claimed(process.main and (overwrite or self._expendable())) as needed:
+                claimed = True
                 if needed:
                     self._work(prompts, draw, bar)
         finally:
-            self._tidy()
+            self._tidy(claimed)
         return True
 
     def _work(self, prompts: Sequence[str], draw: Draw, bar: Bar) -> None:
@@ -272,7 +187,8 @@ class SampleFile:
             if not is_free(place):
                 return
             remove(place)
-        self._put_away()
+        if old is not None:
+            self._put_away()
         self._tidy()
 
     def _expendable(self) -> bool:
@@ -284,19 +200,26 @@ class SampleFile:
         except (UserError, OSError, KeyError, TypeError):
             return False
 
-    def _tidy(self) -> None:
-        """Remove the folder where it holds nothing to go on with and no process is at work in it."""
-        if any(self.folder.glob(f"{PARTIAL}/*")) or any(self.folder.glob(f"{DATA}/*")):
-            return
-        try:
-            read_plan(self.folder)
-        except UserError:
-            # Somebody else's file.
-            return
-        # Folders that are not empty stay: another process has just begun.
-        with contextlib.suppress(OSError):
+    def _tidy(self, orphans: bool = False) -> None:
+        """Remove the folder where it holds nothing to go on with and no process is at work in it.
+
+        With ``orphans`` also blocks without a plan: the plan goes last, so they came after the file was joined.
+        """
+        with contextlib.suppress(UserError, OSError):
+            if any(self.folder.glob(f"{PARTIAL}/*")):
+                return
+            if orphans and read_plan(self.folder) is None:
+                for name in (TALLY, DATA, META_FILE):
+                    remove(self.folder / name)
+            if any(self.folder.glob(f"{DATA}/*")) or not self._is_ours():
+                return
             for name in (META_FILE, PLAN_FILE):
-                (self.folder / name).unlink(missing_ok=True)
+                remove(self.folder / name)
+        # Folders that are not empty stay: another process has just begun.
         for name in (PARTIAL, TALLY, DATA, ""):
             with contextlib.suppress(OSError):
                 (self.folder / name).rmdir()
+
+    def _is_ours(self) -> bool:
+        """Whether the folder has a plan, or nothing at all."""
+        return read_plan(self.folder) is not None or not any(self.folder.glob("*.json"))

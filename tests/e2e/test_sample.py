@@ -241,9 +241,16 @@ def test_places_that_cannot_be_written(run, value_folder, prompts_file, tmp_path
     (tmp_path / "file").write_text("a file")
     options = ("--model", value_folder, "--prompts", prompts_file, "-n", 2, "--out")
     check_error(run("sample", *options, tmp_path / "file" / "s.jsonl"), "cannot write")
-    (tmp_path / ".s.jsonl.parts").mkdir()
-    (tmp_path / ".s.jsonl.parts" / "thesis.tex").write_text("years of work")
-    check_error(run("sample", *options, tmp_path / "s.jsonl"), "holds something else")
-    assert (tmp_path / ".s.jsonl.parts" / "thesis.tex").exists()
+    for name, word in (
+        ("thesis.tex", "holds something else"),
+        ("data/thesis.tex", "holds something else"),
+        ("metadata.json", "holds something else"),
+        ("plan.json", "not valid JSON"),
+    ):
+        own = tmp_path / name.replace("/", "-") / ".s.jsonl.parts" / name
+        own.parent.mkdir(parents=True)
+        own.write_text("years of work")
+        check_error(run("sample", *options, tmp_path / name.replace("/", "-") / "s.jsonl"), word)
+        assert own.read_text() == "years of work"
     result = run("sample", *options, tmp_path / "new" / "folder" / "s.jsonl")
     assert result.code == 0, result.err

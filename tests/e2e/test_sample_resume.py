@@ -14,7 +14,8 @@ import pytest
 from checks import check_error
 
 from rmtools.data.plan import hash_of
-from rmtools.data.samples import SampleFile, SamplePlan, usual_block
+from rmtools.data.sample_plan import SamplePlan, usual_block
+from rmtools.data.samples import SampleFile
 from rmtools.data.workplace import Workplace
 from rmtools.errors import UserError
 from rmtools.lm.inference import SamplerSettings, sample_prompts, settings_for
@@ -287,6 +288,17 @@ def test_processes_without_work_and_late_ones_just_end(policy, value, task, many
     monkeypatch.setattr("rmtools.data.shared.PATIENCE", 0.0)
     with pytest.raises(UserError, match="main process has not begun these samples"):
         make(policy, value, task, many, tmp_path / "t.jsonl", Process(1, 2))
+
+
+def test_a_block_that_comes_after_the_file_is_swept(whole, policy, value, task, many, tmp_path):
+    """Of a process that found its blocks gone because the main one had just joined them."""
+    out = tmp_path / "s.jsonl"
+    make(policy, value, task, many, out)
+    file = SampleFile(out, plan_of(many), Process(1, 2))
+    (folder_of(out) / "data").mkdir(parents=True)
+    (folder_of(out) / "data" / "block-00001.jsonl").write_text("late")
+    file._tidy(orphans=True)
+    check_same(out, whole, many)
 
 
 def test_an_error_on_the_way_keeps_finished_blocks_only(whole, policy, value, task, many, tmp_path):
