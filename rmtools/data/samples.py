@@ -5,7 +5,7 @@ so the file is the same whatever the number of processes and however often they 
 a hidden folder beside the file (rmtools.data.shared); once all are there the main process joins them, moves the file
 into place in one rename, and removes the folder.
 
-A record's ``provenance.run`` is the hash of the plan (rmtools.data.sample_plan): a file that holds all records of a plan is finished.
+A record's ``provenance.run`` is the hash of the plan (rmtools.data.sample_plan): a file with all records of a plan is finished.
 """
 
 import contextlib
