@@ -32,6 +32,11 @@ class Position:
         rows = rows.to(self.depth.device)
         return Position(self.table[rows], self.depth[rows])
 
+    def join(self, other: ValueState) -> "Position":
+        """Return these prefixes and, behind them, those of ``other``."""
+        assert isinstance(other, Position)
+        return Position(torch.cat([self.table, other.table]), torch.cat([self.depth, other.depth]))
+
 
 class PositionValue:
     """The scorer that knows the depth and nothing else; made by :func:`position_only`.

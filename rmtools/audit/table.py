@@ -39,7 +39,7 @@ def table(report: "AuditReport") -> list[tuple[str, list[str]]]:
         ("ECE / AUC", ece_auc),
         ("V(s0) minus Z", lambda m: m.z and m.z.difference),
         ("sigma^2, pooled", sigma2),
-        ("sigma^2, enumerated", lambda m: m.tabulated and m.tabulated.sigma2),
+        ("sigma^2, enumerated", enumerated_sigma2),
         ("sigma^2 of a perfect value, enumerated", lambda m: m.tabulated and m.tabulated.perfect),
         ("sigma^2 of a perfect value, from rollouts", perfect),
         ("particles of a perfect value times", cost_ratio),
@@ -69,7 +69,7 @@ def as_text(report: "AuditReport") -> str:
 
 def without_interval(cell: str) -> str:
     """Return a cell without what stands in brackets."""
-    return re.sub(r" \[[^\]]*\]| \(ESS.*", "", cell).replace(NOT_AVAILABLE, "-")
+    return re.sub(r" \[[^\]]*\]| \((ESS|\d+ prompts).*", "", cell).replace(NOT_AVAILABLE, "-")
 
 
 def sentences(report: "AuditReport") -> list[str]:
@@ -201,6 +201,14 @@ def sigma2(model: "ModelAudit") -> str | None:
     if model.sigma2 is None:
         return None
     return str(model.sigma2.estimate) + ("" if model.sigma2.resolved else " not resolved")
+
+
+def enumerated_sigma2(model: "ModelAudit") -> str | None:
+    """Return exact sigma^2, of how many prompts it is, and the most probability that is outside one's table."""
+    found = model.tabulated
+    if found is None:
+        return None
+    return f"{found.sigma2} ({found.n_prompts} prompts, {found.uncovered:.1%} or less outside their tables)"
 
 
 def particles_tv(model: "ModelAudit") -> str:

@@ -32,12 +32,13 @@ def load(
     policy: str | None,
     task: str | None,
     horizon: int | None,
+    share: bool = False,
     device: "torch.device | None" = None,
 ) -> Loaded:
     """Load a checkpoint with the policy and task it remembers, or those that are named instead.
 
     A task that compares answers knows none yet: ``read_prompts(path, task)`` and ``prompts_from`` tell it those of
-    the prompts file.
+    the prompts file. With ``share`` an adapter on the policy's own weights uses these, in memory once.
 
     Raises
     ------
@@ -45,10 +46,10 @@ def load(
         Also where the task has another number of steps than the checkpoint was trained for.
     """
     from rmtools.data.tasks import load_task
-    from rmtools.lm.checkpoint import load_value_model
+    from rmtools.lm.checkpoint import CheckpointSettings, load_value_model
     from rmtools.lm.policy import load_policy
 
-    value, settings = load_value_model(model, device=device)
+    settings = CheckpointSettings.load(model)
     if not task and not settings.task:
         raise UserError(
             f"the data that {model} was trained on do not say which task they are of",
@@ -62,6 +63,7 @@ def load(
             f"leave --horizon out, or pass --horizon {settings.steps.max_steps}",
         )
     source = load_policy(policy or settings.policy, settings.steps, settings.temperature, device)
+    value, settings = load_value_model(model, device=device, beside=source if share else None)
     return Loaded(value, settings, source, chosen)
 
 

@@ -111,7 +111,7 @@ def sample(
         raise UserError(f"the output {out} is a folder", "name a JSONL file with --out")
     process = this_process()
     quiet_unless_main(process)
-    loaded = load(model, policy, task, horizon, device_of_process())
+    loaded = load(model, policy, task, horizon, share=True, device=device_of_process())
     predicted = None
     if accuracy is not None:
         predicted = predict(accuracy, wanted.audit or model / "audit", model, loaded, settings)

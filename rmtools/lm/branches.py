@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rmtools.lm.cache import PrefixCache
+from rmtools.lm.block import Block
 from rmtools.lm.steps import EncodedTree
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def tree_logits(model: "PreTrainedModel", trees: Sequence[EncodedTree], pad_id: 
     length = [int(t.reads[-1]) + 1 for t in trees]
     trunks = padded([t.ids[:n] for t, n in zip(trees, length, strict=True)], pad_id, device)
     # Pads stand behind everything that is read, and no child's fork reaches them.
-    first, read = PrefixCache.empty(len(trees), device).forward(model, trunks)
+    first, read = Block.empty(len(trees), device).forward(model, trunks)
     rows = [(i, at) for i, tree in enumerate(trees) for at in child_rows(tree)]
     owner = torch.tensor([i for i, _ in rows], device=device)
     second = model(

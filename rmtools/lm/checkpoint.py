@@ -16,7 +16,7 @@ import torch
 from rmtools.core.tilt import Tilt
 from rmtools.errors import UserError
 from rmtools.files import read_json, write_json
-from rmtools.lm.policy import best_device, load_tokenizer, not_a_model
+from rmtools.lm.policy import Policy, best_device, load_tokenizer, not_a_model
 from rmtools.lm.steps import StepSettings, StepTokenizer
 from rmtools.lm.value import ValueModel
 
@@ -143,6 +143,7 @@ def load_value_model(
     *,
     untrained: bool = False,
     device: torch.device | None = None,
+    beside: Policy | None = None,
 ) -> tuple[ValueModel, CheckpointSettings]:
     """Load a checkpoint written by rmtools: a LoRA adapter with its head, or a whole model.
 
@@ -153,6 +154,9 @@ def load_value_model(
         Return the model as it was before its first update, made again from the saved seed: the control.
     device : torch.device, optional
         Default: CUDA where there is one.
+    beside : Policy, optional
+        Where the checkpoint is an adapter on this policy's own weights, these are in memory once, and at the policy's
+        precision; the adapter then stays apart instead of being merged (values agree to rounding).
 
     Raises
     ------
@@ -166,11 +170,43 @@ def load_value_model(
     steps = StepTokenizer(load_tokenizer(folder), settings.steps)
     if untrained:
         model = new_token_classifier(settings.base, settings.seed, revision=settings.base_revision)
+    elif beside is not None and on_weights_of(beside, folder, settings):
+        return ValueModel(
+            _beside(folder, settings, beside), steps, Tilt(settings.floor), str(folder)
+        ), settings
     else:
         model = _trained(folder, settings)
     model = model.to(device or best_device())  # type: ignore[arg-type]
     name = f"{folder} (untrained head)" if untrained else str(folder)
     return ValueModel(model, steps, Tilt(settings.floor), name), settings
+
+
+def on_weights_of(policy: Policy, folder: Path, settings: CheckpointSettings) -> bool:
+    """Whether the checkpoint is an adapter on the weights of ``policy``."""
+    if not (folder / "adapter_config.json").exists() or not settings.base_fingerprint:
+        return False
+    return fingerprint(policy.name) == settings.base_fingerprint
+
+
+def _beside(folder: Path, settings: CheckpointSettings, policy: Policy) -> "PreTrainedModel":
+    """Return the adapted classifier whose base weights are the policy's own tensors."""
+    from peft import PeftModel
+
+    base = new_token_classifier(
+        settings.base, settings.seed, revision=settings.base_revision, dtype=policy.model.dtype
+    ).to(policy.device)  # type: ignore[arg-type]
+    share_weights(base.base_model, policy.model.base_model)
+    return PeftModel.from_pretrained(base, str(folder)).eval()  # type: ignore[return-value]
+
+
+def share_weights(model: torch.nn.Module, owner: torch.nn.Module) -> None:
+    """Put the tensors of ``owner`` in the place of equal ones of the same name in ``model``."""
+    theirs = dict(owner.named_parameters())
+    for prefix, module in model.named_modules():
+        for name, own in module._parameters.items():
+            other = theirs.get(f"{prefix}.{name}" if prefix else name)
+            if own is not None and other is not None and other.dtype == own.dtype and torch.equal(own, other):
+                module._parameters[name] = other
 
 
 def _trained(folder: Path, settings: CheckpointSettings) -> "PreTrainedModel":

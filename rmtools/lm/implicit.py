@@ -57,6 +57,16 @@ class RatioState:
             self.target.select(rows), self.policy.select(rows), self.pending[rows], self.log_value[rows]
         )
 
+    def join(self, other: ValueState) -> "RatioState":
+        """Return these prefixes and, behind them, those of ``other``."""
+        assert isinstance(other, RatioState)
+        return RatioState(
+            self.target.join(other.target),
+            self.policy.join(other.policy),
+            torch.cat([self.pending, other.pending]),
+            torch.cat([self.log_value, other.log_value]),
+        )
+
 
 class ImplicitValue:
     """The scorer V = pi_a / pi over the solution's tokens; 1 at the root, its own value at the end.
@@ -184,6 +194,8 @@ class ImplicitValue:
         """
         assert isinstance(state, RatioState)
         new = tokens >= 0
+        if not bool(new.any()):
+            return torch.full_like(state.log_value, torch.nan), state
         # Every token is predicted by the one before it: the pending one, then the step's own but its last.
         fed = torch.cat([state.pending[:, None], tokens[:, :-1]], dim=1)
         above, target = self._read(self.target, state.target, fed, tokens, new)

@@ -8,7 +8,7 @@ last value.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -39,15 +39,18 @@ class LMParticles:
     """A batch of prefixes of G prompts, n per prompt; see ``rmtools.core.particles.Particles``.
 
     Made by :meth:`start`. Immutable: ``extend`` and ``select`` return new objects that share tensors. Equal
-    prefixes are held once: ``node`` says which of the U distinct ones each particle is at.
+    prefixes are held once: ``node`` says which of the U distinct ones each particle is at. Those that have ended need
+    no cache: ``state`` and ``scored`` hold the others alone.
 
     Attributes
     ----------
     setup : Setup
     node : Tensor
-        (G * n,) rows of the fields below.
+        (G * n,) rows of the fields with U rows.
+    slot : Tensor
+        (U,) row in ``state`` and ``scored``, -1 where the prefix has ended.
     state : PolicyState
-        Of the U distinct prefixes.
+        Of the distinct prefixes that have not ended.
     scored : ValueState
         What the value model has read of them.
     values : np.ndarray
@@ -58,16 +61,20 @@ class LMParticles:
         One (U, L_t) token block a step, -1 where there is none.
     decoded : int
         Tokens drawn so far, all particles together (those of dropped particles too).
+    cut : int
+        Steps drawn so far that were closed at the length limit, counted likewise.
     """
 
     setup: Setup
     node: Tensor
+    slot: Tensor
     state: PolicyState
     scored: ValueState
     values: np.ndarray
     prompt: np.ndarray
     blocks: tuple[Tensor, ...] = ()
     decoded: int = 0
+    cut: int = 0
 
     @classmethod
     def start(
@@ -98,7 +105,8 @@ class LMParticles:
         row = {p: i for i, p in enumerate(distinct_prompts)}
         node = torch.tensor([row[p] for p in prompts], device=policy.device)
         setup = Setup(policy, value, distinct_prompts, len(prompts), terminal, reward)
-        return cls(setup, node, state, scored, to_numpy(values), np.arange(len(distinct_prompts)))
+        slot = torch.arange(len(ids), device=policy.device)
+        return cls(setup, node, slot, state, scored, to_numpy(values), np.arange(len(ids)))
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -108,7 +116,7 @@ class LMParticles:
     @property
     def ended(self) -> np.ndarray:
         """(G, n) bool."""
-        return self.state.ended[self.node].cpu().numpy().reshape(self.shape)
+        return (self.slot < 0)[self.node].cpu().numpy().reshape(self.shape)
 
     def log_value(self) -> np.ndarray:
         """Return log V of every prefix, (G, n) nats."""
@@ -118,19 +126,51 @@ class LMParticles:
         """Draw ``pool_size`` next steps of every prefix; child i * M + m continues prefix i."""
         generator = torch.Generator(self.setup.policy.device).manual_seed(int(rng.integers(2**63)))
         node = self.node.repeat_interleave(pool_size)
-        step = self.setup.policy.decode_step(self.state, node, generator)
-        at = step.parent.cpu().numpy()
+        at = self.slot[node]
+        live = (at >= 0).nonzero()[:, 0]
+        if not len(live):
+            return replace(self, node=node, blocks=(*self.blocks, torch.full_like(self.slot[:, None], -1)))
+        step = self.setup.policy.decode_step(self.state, at[live], generator)
+        kept, new_node = self._kept(node, live, step.node)
+        parent = torch.cat([kept, live_rows(self.slot)[step.parent]])
+        own = parent.cpu().numpy()
+        block = torch.nn.functional.pad(step.tokens, (0, 0, len(kept), 0), value=-1)
+        lengths = (step.tokens >= 0).sum(1)
+        slot = torch.full_like(parent, -1)
+        slot[len(kept) :] = torch.arange(len(step.parent), device=slot.device)
         child = replace(
             self,
-            node=step.node,
+            node=new_node,
+            slot=slot,
             state=step.state,
             scored=self.scored.select(step.parent),
-            values=self.values[at],
-            prompt=self.prompt[at],
-            blocks=(*(b[step.parent] for b in self.blocks), step.tokens),
-            decoded=self.decoded + int((step.tokens[step.node] >= 0).sum()),
+            values=self.values[own],
+            prompt=self.prompt[own],
+            blocks=(*(b[parent] for b in self.blocks), block),
+            decoded=self.decoded + int(lengths[step.node].sum()),
+            cut=self.cut + int(self._cut(step.tokens, lengths)[step.node].sum()),
         )
-        return child._scored(self.state.ended[step.parent])
+        return child._scored()
+
+    def _kept(self, node: Tensor, live: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the ended prefixes still in use (K,), and each particle's row where those stand before the new ones."""
+        if len(live) == len(node):
+            return node[:0], after
+        rest = torch.ones_like(node, dtype=torch.bool).index_fill_(0, live, False)
+        kept, place = distinct(node[rest])
+        new = torch.empty_like(node)
+        new[rest], new[live] = place, after + len(kept)
+        return kept, new
+
+    def _cut(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """Return (U',) which new steps were closed at the length limit: as long as may be, and without an end."""
+        steps = self.setup.policy.steps
+        longest = (lengths >= steps.settings.max_step_tokens).nonzero()[:, 0].tolist()
+        out = torch.zeros_like(lengths, dtype=torch.bool)
+        for row in longest:
+            ids = tokens[row].tolist()
+            out[row] = ids[-1] != steps.eos_id and not steps.ends_step(ids)
+        return out
 
     def select(self, index: np.ndarray) -> Self:
         """Return prefixes ``index`` (G, k) of each group; the caches follow."""
@@ -145,11 +185,40 @@ class LMParticles:
         return replace(
             self,
             node=node,
-            state=self.state.select(used),
-            scored=self.scored.select(used),
             values=self.values[at],
             prompt=self.prompt[at],
             blocks=tuple(b[used] for b in self.blocks),
+            **self._caches(self.slot[used]),
+        )
+
+    def _caches(self, slot: Tensor) -> dict[str, Any]:
+        """Return slot, state and scored of prefixes that were at ``slot`` (-1: none), the caches of no other kept."""
+        has = slot >= 0
+        live = slot[has]
+        new = torch.full_like(slot, -1)
+        new[has] = torch.arange(len(live), device=slot.device)
+        return {"slot": new, "state": self.state.select(live), "scored": self.scored.select(live)}
+
+    def join(self, other: Self) -> Self:
+        """Return these prefixes and, behind them in each group, those of ``other``, (G, k), of the same depth.
+
+        What is ``decoded`` and ``cut`` stays this one's: the tokens of ``other`` were counted where it was drawn. An
+        ``other`` of fewer steps must have ended.
+        """
+        (groups, n), (_, k) = self.shape, other.shape
+        mine, theirs = self.node.reshape(groups, n), other.node.reshape(groups, k) + len(self.values)
+        depth = max(len(self.blocks), len(other.blocks))
+        return replace(
+            self,
+            node=torch.cat([mine, theirs], dim=1).ravel(),
+            slot=torch.cat(
+                [self.slot, torch.where(other.slot >= 0, other.slot + int((self.slot >= 0).sum()), -1)]
+            ),
+            state=self.state.join(other.state),
+            scored=self.scored.join(other.scored),
+            values=np.concatenate([self.values, other.values]),
+            prompt=np.concatenate([self.prompt, other.prompt]),
+            blocks=tuple(stacked(self, other, t) for t in range(depth)),
         )
 
     def steps(self) -> list[list[list[str]]]:
@@ -159,19 +228,33 @@ class LMParticles:
         at = [texts[i] for i in self.node.tolist()]
         return [at[g * n : (g + 1) * n] for g in range(self.shape[0])]
 
-    def _scored(self, were_ended: Tensor) -> Self:
-        """Score the step just decoded; an ended prefix keeps its value."""
-        values, scored = self.values.copy(), self.scored
-        by_verifier = self.setup.terminal == "verifier"
-        needed = ~self.state.ended if by_verifier else ~were_ended
-        if bool(needed.any()):
-            new, scored = self.setup.value.advance(scored, torch.where(needed[:, None], self.blocks[-1], -1))
-            at = needed.cpu().numpy()
-            values[at] = to_numpy(new)[at]
-        new_end = (self.state.ended & ~were_ended).cpu().numpy()
-        if by_verifier and new_end.any():
-            values[new_end] = self._potentials(np.flatnonzero(new_end))
+    def _scored(self) -> Self:
+        """Value the step just decoded of all prefixes that had not ended; those that now have lose their caches."""
+        if self.setup.terminal == "verifier":
+            over = live_rows(self.slot)[self.state.ended].cpu().numpy()
+            values = self.values.copy()
+            if len(over):
+                values[over] = self._potentials(over)
+            return replace(self, values=values)._without_ended()._read()
+        return self._read()._without_ended()
+
+    def _read(self) -> Self:
+        """Let the value model read the last step of every prefix that has a slot."""
+        live = live_rows(self.slot)
+        if not len(live):
+            return self
+        new, scored = self.setup.value.advance(self.scored, self.blocks[-1][live])
+        values = self.values.copy()
+        values[live.cpu().numpy()] = to_numpy(new)
         return replace(self, scored=scored, values=values)
+
+    def _without_ended(self) -> Self:
+        """Take their slots from the prefixes that have ended."""
+        if not bool(self.state.ended.any()):
+            return self
+        slot = self.slot.clone()
+        slot[live_rows(self.slot)[self.state.ended]] = -1
+        return replace(self, **self._caches(slot))
 
     def _potentials(self, rows: np.ndarray) -> np.ndarray:
         """Return the log potentials (nats) of the distinct prefixes ``rows``, each judged once."""
@@ -181,6 +264,23 @@ class LMParticles:
         texts = step_texts(setup.policy, self.blocks, rows)
         r = [setup.reward(setup.prompts[self.prompt[i]], s) for i, s in zip(rows, texts, strict=True)]
         return setup.value.tilt.log_potential(np.asarray(r, dtype=float))
+
+
+def live_rows(slot: Tensor) -> Tensor:
+    """Return the prefixes (those with a slot) in the order of their slots."""
+    rows = (slot >= 0).nonzero()[:, 0]
+    return rows[torch.argsort(slot[rows])]
+
+
+def stacked(one: LMParticles, other: LMParticles, step: int) -> Tensor:
+    """Return the tokens of a step of the prefixes of both, -1 where one of them has none."""
+    parts = [
+        p.blocks[step] if step < len(p.blocks) else torch.full((len(p.values), 1), -1, device=p.node.device)
+        for p in (one, other)
+    ]
+    width = max(part.shape[1] for part in parts)
+    pad = torch.nn.functional.pad
+    return torch.cat([pad(part, (0, width - part.shape[1]), value=-1) for part in parts])
 
 
 def step_texts(policy: Policy, blocks: Sequence[Tensor], rows: np.ndarray) -> list[list[str]]:

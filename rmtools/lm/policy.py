@@ -47,6 +47,15 @@ class PolicyState:
         """Return the prefixes ``rows`` (B',)."""
         return PolicyState(self.cache.select(rows), self.pending[rows], self.n_steps[rows], self.ended[rows])
 
+    def join(self, other: "PolicyState") -> "PolicyState":
+        """Return these prefixes and, behind them, those of ``other``."""
+        return PolicyState(
+            self.cache.join(other.cache),
+            torch.cat([self.pending, other.pending]),
+            torch.cat([self.n_steps, other.n_steps]),
+            torch.cat([self.ended, other.ended]),
+        )
+
 
 @dataclass(frozen=True)
 class Decoded:
@@ -81,6 +90,10 @@ class Branches:
 
     def grown(self, token: Tensor) -> tuple["Branches", Tensor, Tensor]:
         """Append each particle's ``token`` (B,); return the new branches, and (U',) their origin and token."""
+        if len(self.parent) == len(self.node):
+            # Every particle is alone at its prefix: there is nothing to part.
+            at = torch.empty_like(token).index_copy_(0, self.node, token)
+            return replace(self, columns=(*self.columns, at)), torch.arange(len(at), device=at.device), at
         key, node = torch.unique(self.node * TOKEN_SPAN + (token + 1), return_inverse=True)
         origin, token = key // TOKEN_SPAN, key % TOKEN_SPAN - 1
         columns = (*(c[origin] for c in self.columns), token)
@@ -136,7 +149,8 @@ class Policy:
         ids, present = left_padded([p[:-1] for p in prompts], self.steps.pad_id, self.device)
         cache = PrefixCache.empty(len(prompts), self.device)
         if ids.shape[1]:
-            _, cache = cache.forward(self.model, ids, None if bool(present.all()) else present)
+            given = None if bool(present.all()) else present
+            _, cache = cache.forward(self.model, ids, given, last_only=True)
         n = torch.zeros(len(prompts), dtype=torch.long, device=self.device)
         return PolicyState(cache, torch.tensor([p[-1] for p in prompts], device=self.device), n, n.bool())
 
@@ -166,13 +180,12 @@ class Policy:
         branch = Branches(torch.arange(len(state.pending), device=self.device), node, state.ended)
         cache, pending = state.cache, state.pending
         eos = torch.zeros_like(state.ended)
-        for _ in range(self.steps.settings.max_step_tokens):
+        if bool(branch.done.all()):
+            branch = replace(branch, columns=(torch.full_like(pending, -1),))
+        for _ in range(0 if branch.columns else self.steps.settings.max_step_tokens):
             present = None if not bool(branch.done.any()) else ~branch.done[:, None]
             logits, cache = cache.forward(self.model, pending[:, None], present)
-            token = torch.where(
-                branch.done[branch.node], -1, self._sample(logits[:, -1], branch.node, generator)
-            )
-            branch, origin, token = branch.grown(token)
+            branch, origin, token = branch.grown(self._draw(logits[:, -1], branch, generator))
             cache, eos = cache.select(origin), eos[origin] | (token == self.steps.eos_id)
             pending = torch.where(token >= 0, token, pending[origin])
             branch = replace(
@@ -185,10 +198,20 @@ class Policy:
         ended = was_ended | eos | (n_steps >= self.steps.settings.max_steps) | self._out_of_context(cache)
         return Decoded(
             torch.stack(branch.columns, dim=1),
-            PolicyState(cache, pending, n_steps, ended),
+            PolicyState(cache.packed(), pending, n_steps, ended),
             branch.parent,
             branch.node,
         )
+
+    def _draw(self, logits: Tensor, branch: Branches, generator: torch.Generator) -> Tensor:
+        """Draw a token (B,) for every particle whose step is not complete, -1 for the others."""
+        done = branch.done[branch.node]
+        if not bool(done.any()):
+            return self._sample(logits, branch.node, generator)
+        live = (~done).nonzero()[:, 0]
+        token = torch.full_like(branch.node, -1)
+        token[live] = self._sample(logits, branch.node[live], generator)
+        return token
 
     def _sample(self, logits: Tensor, node: Tensor, generator: torch.Generator) -> Tensor:
         """Draw one token a particle by the exponential race, in fp32; raises where a logit is NaN."""

@@ -56,6 +56,10 @@ class ValueState(Protocol):
         """Return the prefixes ``rows`` (B',)."""
         ...
 
+    def join(self, other: "ValueState") -> "ValueState":
+        """Return these prefixes and, behind them, those of ``other``, a state of the same model."""
+        ...
+
 
 class Scorer(Protocol):
     """Anything that values prefixes: a trained model, or a control that has no weights.
@@ -93,6 +97,11 @@ class ReadCache:
         """Return the prefixes ``rows`` (B',)."""
         return ReadCache(self.cache.select(rows))
 
+    def join(self, other: ValueState) -> "ReadCache":
+        """Return these prefixes and, behind them, those of ``other``."""
+        assert isinstance(other, ReadCache)
+        return ReadCache(self.cache.join(other.cache))
+
 
 @dataclass(frozen=True)
 class Nothing:
@@ -103,6 +112,11 @@ class Nothing:
     def select(self, rows: Tensor) -> "Nothing":
         """Return the prefixes ``rows`` (B',)."""
         return Nothing(self.rows[rows.to(self.rows.device)])
+
+    def join(self, other: ValueState) -> "Nothing":
+        """Return these prefixes and, behind them, those of ``other``."""
+        assert isinstance(other, Nothing)
+        return Nothing(torch.cat([self.rows, other.rows]))
 
 
 class ConstantValue:
@@ -228,15 +242,18 @@ class ValueModel:
         A row without a new token gets NaN: its value is the one it had.
         """
         present = tokens >= 0
-        ids = torch.where(present, tokens, self.steps.pad_id)
         assert isinstance(state, ReadCache)
-        logits, cache = state.cache.forward(self.model, ids, None if bool(present.all()) else present)
+        if not bool(present.any()):
+            return torch.full((len(tokens),), torch.nan, device=tokens.device), state
+        ids = torch.where(present, tokens, self.steps.pad_id)
+        given = None if bool(present.all()) else present
+        logits, cache = state.cache.forward(self.model, ids, given)
         last = (present * torch.arange(1, tokens.shape[1] + 1, device=tokens.device)).argmax(1)
         at = logits[torch.arange(len(tokens), device=tokens.device), last]
         if bool(torch.isnan(at).any()):
             raise UserError(f"the value model {self.name} returned NaN", BROKEN)
         value = log_value_from_logits(at, self.tilt.floor)
-        return torch.where(present.any(1), value, torch.nan), ReadCache(cache)
+        return torch.where(present.any(1), value, torch.nan), ReadCache(cache.packed())
 
 
 BROKEN = "look for weights that are not finite, or for a precision the model was not trained in"

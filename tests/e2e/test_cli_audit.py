@@ -157,3 +157,12 @@ def test_a_compared_model_with_other_token_ids_is_not_enumerated(run, tmp_path, 
     assert models[0]["exact"] is not None
     assert models[1]["exact"] is None
     assert models[1]["bellman"] is not None
+
+
+def test_an_audit_that_fails_leaves_no_empty_folder(run, tmp_path, checkpoint, rollouts):
+    damaged = next((rollouts / "data").glob("*.parquet"))
+    damaged.write_bytes(b"PAR1 no more")
+    result = run("audit", "--model", checkpoint, "--rollouts", rollouts, "--out", tmp_path / "a")
+    assert result.code == 2
+    assert damaged.name in result.err
+    assert not (tmp_path / "a").exists()

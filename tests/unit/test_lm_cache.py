@@ -1,9 +1,12 @@
 """Caches with holes: every row's logits are those of its own tokens alone."""
 
+import logging
+
+import numpy as np
 import pytest
 import torch
 
-from rmtools.lm.cache import PrefixCache
+from rmtools.lm.cache import MOST_BLOCKS, PrefixCache, cut_by_length
 from rmtools.lm.policy import left_padded
 
 CPU = torch.device("cpu")
@@ -69,42 +72,120 @@ def test_holes_do_not_count(model):
             else None
             for _ in rows
         ]
+        if new == [None] * 3:
+            with pytest.raises(ValueError, match="no prefix gets a token"):
+                append(model, cache, new)
+            continue
         logits, cache = append(model, cache, new)
         rows = [r if t is None else [*r, t] for r, t in zip(rows, new, strict=True)]
         check(model, logits, rows, [i for i, t in enumerate(new) if t is not None])
         assert cache.length.tolist() == [len(r) for r in rows]
-        assert cache.mask.sum(1).tolist() == [len(r) for r in rows]
+        for block in cache.blocks:
+            assert torch.equal(block.mask.sum(1), block.length)
 
 
-def test_select_repeats_drops_and_squeezes_holes(model):
-    rows = [[4, 8, 9], [5], [7, 7, 7, 6, 5, 4]]
+def test_select_repeats_and_drops_and_packing_squeezes_holes(model):
+    rows = [[4, 8, 9], [5], [7, 7, 7, 6, 5, 4], [9, 9]]
     _, cache = start(model, rows)
-    for _ in range(6):  # six columns that only the first row uses
-        _, cache = append(model, cache, [8, None, None])
-    rows[0] = rows[0] + [8] * 6
-    width = cache.mask.shape[1]
+    for _ in range(6):  # six columns that two rows use
+        _, cache = append(model, cache, [8, None, None, 9])
+    rows[0], rows[3] = rows[0] + [8] * 6, rows[3] + [9] * 6
     index = [1, 2, 2, 1]
-    squeezed = cache.select(torch.tensor(index))
-    assert squeezed.mask.shape[1] < width
-    assert squeezed.mask.shape[1] == squeezed.cache.layers[0].keys.shape[2] == 6
+    chosen = cache.select(torch.tensor(index))
     rows = [rows[i] for i in index]
+    squeezed = chosen.packed()
+    assert sum(block.width * len(block) for block in squeezed.blocks) == 2 * 6 + 2 * 1
+    assert squeezed.length.tolist() == [1, 6, 6, 1]
+    assert all(block.cache.layers[0].keys.shape[2] == block.width for block in squeezed.blocks)
+    assert squeezed.packed() is squeezed
     new = [4, 5, 6, 7]
-    logits, squeezed = append(model, squeezed, new)
+    for at in (chosen, squeezed):
+        logits, after = append(model, at, new)
+        longer = [[*r, t] for r, t in zip(rows, new, strict=True)]
+        check(model, logits, longer)
+        logits, after = append(model, after, [None, 9, None, 9])
+        check(model, logits, [[*r, 9] for r in longer], [1, 3])
+
+
+def test_packing_away_the_last_hole_needs_no_mask(model):
+    _, cache = start(model, [[4, 5, 6], [6, 7, 8], [5, 5, 5]])
+    _, cache = append(model, cache, [8, None, 9])
+    one = cache.select(torch.tensor([1, 1])).packed()
+    assert [(block.full, block.width) for block in one.blocks] == [(True, 3)]
+    logits, _ = append(model, one, [9, 10])
+    check(model, logits, [[6, 7, 8, 9], [6, 7, 8, 10]])
+
+
+def test_a_block_where_most_rows_get_nothing_is_split(model):
+    rows = [[4, 5], [6, 7, 8], [9], [10, 11]]
+    _, cache = start(model, rows)
+    logits, split = append(model, cache, [None, 12, None, None])
+    assert sorted(len(block) for block in split.blocks) == [1, 3]
+    check(model, logits, [[], [6, 7, 8, 12]], [1])
+    new = [13, 14, 15, 16]
+    logits, after = append(model, split, new)
+    rows[1] = [6, 7, 8, 12]
     rows = [[*r, t] for r, t in zip(rows, new, strict=True)]
     check(model, logits, rows)
-    logits, squeezed = append(model, squeezed, [None, 9, None, 9])
-    check(model, logits, [[*r, 9] for r in rows], [1, 3])
+    index = [3, 0, 0, 1]
+    logits, _ = append(model, after.select(torch.tensor(index)), [17, 18, 19, 20])
+    check(model, logits, [[*rows[i], t] for i, t in zip(index, [17, 18, 19, 20], strict=True)])
 
 
-def test_squeezing_out_the_last_hole_needs_no_mask(model):
-    _, cache = start(model, [[4, 5], [6, 7]])
-    for _ in range(4):
-        _, cache = append(model, cache, [8, None])
-    one = cache.select(torch.tensor([1, 1]))
-    assert one.full
-    assert one.mask.shape == (2, 2)
-    logits, _ = append(model, one, [9, 10])
-    check(model, logits, [[6, 7, 9], [6, 7, 10]])
+def test_blocks_side_by_side(model):
+    _, one = start(model, [[4, 5], [6, 7, 8]])
+    _, other = start(model, [[9]])
+    both = one.join(other)
+    assert len(both) == 3
+    assert both.length.tolist() == [2, 3, 1]
+    for at in (both, both.select(torch.tensor([0, 1, 2])), both.packed()):
+        logits, _ = append(model, at, [10, 11, 12])
+        check(model, logits, [[4, 5, 10], [6, 7, 8, 11], [9, 12]])
+    assert one.join(other.select(torch.tensor([], dtype=torch.long))) is one
+
+
+def test_runs_of_like_length():
+    assert cut_by_length(np.array([5, 5, 5])) == [3]
+    assert cut_by_length(np.array([1, 1, 10, 10])) == [2, 4]
+    assert cut_by_length(np.array([1])) == [1]
+    many = np.sort(np.random.default_rng(0).integers(1, 200, 1000))
+    ends = cut_by_length(many)
+    assert ends[-1] == 1000
+    assert 2 <= len(ends) <= MOST_BLOCKS
+
+
+def test_memory_that_does_not_suffice_halves_the_batch(model, caplog, monkeypatch):
+    """The same logits in pieces, and it is said once."""
+    rows = [[4, 5, 8], [6, 7, 8], [9, 10, 11], [5, 5, 5], [6, 6, 6]]
+    expected, plain = start(model, rows)
+
+    class Small:
+        config, device, calls = model.config, model.device, 0
+
+        def forward(self, input_ids, **inputs):
+            raise NotImplementedError
+
+        def __call__(self, input_ids, **inputs):
+            if len(input_ids) > 2:
+                raise torch.OutOfMemoryError("too much")
+            return model(input_ids=input_ids, **inputs)
+
+    monkeypatch.setattr("rmtools.lm.cache._SAID", set())
+    with caplog.at_level(logging.WARNING, "rmtools"):
+        logits, cache = start(Small(), rows)
+        after, _ = append(Small(), cache, [4, 5, 6, 7, 8])
+    torch.testing.assert_close(logits, expected)
+    torch.testing.assert_close(after, append(model, plain, [4, 5, 6, 7, 8])[0])
+    assert [r.message for r in caplog.records] == [
+        "too little memory for 5 prefixes in one pass: halved, as often as it takes"
+    ]
+
+    class Tiny(Small):
+        def __call__(self, input_ids, **inputs):
+            raise torch.OutOfMemoryError("too much")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        start(Tiny(), rows)
 
 
 def test_selecting_everything_in_order_changes_nothing(model):
@@ -116,7 +197,7 @@ def test_forks_are_independent(model):
     """Extending one fork changes neither the other nor the original."""
     rows = [[4, 5, 8], [6, 7]]
     _, root = start(model, rows)
-    before = [layer.keys.clone() for layer in root.cache.layers]
+    before = [layer.keys.clone() for layer in root.blocks[0].cache.layers]
     one = root.select(torch.tensor([0, 0, 1]))
     _, two = append(model, root, [9, 10])
     logits, _ = append(model, one, [11, 12, 13])
@@ -125,7 +206,9 @@ def test_forks_are_independent(model):
     check(model, logits, [[4, 5, 8, 9, 14], [6, 7, 10, 15]])
     logits, _ = append(model, root, [16, 17])
     check(model, logits, [[4, 5, 8, 16], [6, 7, 17]])
-    assert all(torch.equal(b, layer.keys) for b, layer in zip(before, root.cache.layers, strict=True))
+    assert all(
+        torch.equal(b, layer.keys) for b, layer in zip(before, root.blocks[0].cache.layers, strict=True)
+    )
     assert root.length.tolist() == [3, 2]
 
 

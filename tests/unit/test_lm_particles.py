@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from rmtools.core.conditional import particle_gibbs
 from rmtools.core.tilt import Tilt
 from rmtools.data.tasks import Crossing
 from rmtools.errors import UserError
@@ -124,6 +125,70 @@ def test_ended_prefixes_are_absorbing(policy, value, prompts, task):
     assert more.steps() == [[s for s in g for _ in range(2)] for g in particles.steps()]
     np.testing.assert_array_equal(more.log_value(), np.repeat(particles.log_value(), 2, 1))
     assert more.decoded == particles.decoded
+
+
+@pytest.mark.parametrize("terminal", ["model", "verifier"])
+def test_ended_prefixes_keep_no_cache(policy, value, prompts, task, terminal):
+    particles = start(policy, value, prompts[:2], task, terminal)
+    assert len(particles.state.cache) == 2
+    for t in range(task.horizon):
+        particles = particles.extend(6 if t == 0 else 1, rng(t))
+        live = int((~particles.ended).sum())
+        assert len(particles.state.cache) == len(particles.scored.cache) <= live
+    assert len(particles.state.cache) == 0
+
+
+def test_a_step_at_the_length_limit_is_counted(policy, value, prompts, task, tokenizer):
+    short = StepSettings(task.delimiter, task.horizon, max_step_tokens=2)
+    steps = StepTokenizer(tokenizer, short)
+    at = (Policy(policy.model, steps), ValueModel(value.model, steps, value.tilt))
+    particles = start(*at, prompts[:2], task).extend(50, rng(0))
+    texts = [s[-1] for g in particles.steps() for s in g]
+    expected = sum(not t.endswith(task.delimiter) and "<eos>" not in t for t in texts)
+    assert 80 < particles.cut == expected
+    full = start(policy, value, prompts[:2], task).extend(50, rng(0))
+    assert full.cut < 5
+
+
+@pytest.mark.parametrize("terminal", ["model", "verifier"])
+def test_joined_prefixes_go_on_as_they_would_alone(policy, value, prompts, task, terminal):
+    one = start(policy, value, prompts[:2], task, terminal).extend(3, rng(0))
+    other = start(policy, value, prompts[:2], task, terminal).extend(2, rng(1))
+    both = one.join(other)
+    assert both.shape == (2, 5)
+    assert both.steps() == [a + b for a, b in zip(one.steps(), other.steps(), strict=True)]
+    np.testing.assert_array_equal(both.log_value(), np.hstack([one.log_value(), other.log_value()]))
+    later = both.extend(2, rng(2)).select(np.asarray([[0, 9, 4], [8, 8, 1]]))
+    np.testing.assert_allclose(
+        later.log_value(), values_of(later, prompts[:2], value, task, terminal), atol=2e-5
+    )
+    over = other
+    while not over.ended.all():
+        over = over.extend(1, rng(3))
+    mixed = later.join(over)
+    assert mixed.steps() == [a + b for a, b in zip(later.steps(), over.steps(), strict=True)]
+    mixed = mixed.extend(1, rng(4))
+    assert [g[3:] for g in mixed.steps()] == over.steps()
+    np.testing.assert_allclose(
+        mixed.log_value(), values_of(mixed, prompts[:2], value, task, terminal), atol=2e-5
+    )
+
+
+def test_particle_gibbs_on_a_language_model(policy, value, prompts, task):
+    """The reference comes back unchanged where its slot is drawn, and its values are those of its text."""
+    root = start(policy, value, prompts[:2], task, "verifier")
+    first = particle_gibbs(root, 3, 1, rng=rng(0))
+    result = particle_gibbs(root, 2, 6, rng=rng(1), reference=first.path)
+    before = [g[0] for g in first.draws[0].steps()]
+    for draw, kept in zip(result.draws, result.kept, strict=True):
+        after = [g[0] for g in draw.steps()]
+        assert all(a == b for a, b, same in zip(after, before, kept, strict=True) if same)
+        np.testing.assert_allclose(
+            draw.log_value(), values_of(draw, prompts[:2], value, task, "verifier"), atol=2e-5
+        )
+        before = after
+    assert result.kept.any()
+    assert not result.kept.all()
 
 
 def test_tokens_are_counted_for_every_particle(policy, value, prompts, task):

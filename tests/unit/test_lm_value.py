@@ -9,6 +9,7 @@ import torch
 
 from rmtools.core.tilt import Tilt
 from rmtools.lm.checkpoint import load_value_model
+from rmtools.lm.policy import Policy
 from rmtools.lm.value import ConstantValue, ValueModel, log_value_from_logits, tree_batch, tree_mask
 
 RAGGED = [
@@ -205,3 +206,22 @@ def test_an_end_token_is_part_of_the_step_and_is_read(value):
     for step in steps:
         log_value, state = value.advance(state, torch.tensor([value.steps.step_ids(step)]))
     assert abs(float(log_value[0]) - value.score([tree])[0].log_value[-1]) < 1e-5
+
+
+def test_an_adapter_on_the_policy_shares_its_weights(value_folder, policy, value, scored):
+    """Base weights are in memory once, and the values are those of the merged model."""
+    shared, _ = load_value_model(value_folder, beside=policy)
+    own = {p.data_ptr() for p in policy.model.base_model.parameters()}
+    theirs = [p for p in shared.model.parameters() if p.data_ptr() not in own]
+    adapter = sum(p.numel() for n, p in shared.model.named_parameters() if "lora_" in n or "score" in n)
+    assert sum(p.numel() for p in theirs) == adapter
+    assert sum(p.data_ptr() in own for p in shared.model.parameters()) == len(own)
+    for ours, merged in zip(shared.score([value.steps.encode(*row) for row in RAGGED]), scored, strict=True):
+        np.testing.assert_allclose(ours.log_value, merged.log_value, atol=1e-5)
+
+
+def test_another_base_is_not_shared(value_folder, policy, tmp_path):
+    other = Policy(policy.model, policy.steps, 1.0, str(tmp_path))
+    apart, _ = load_value_model(value_folder, beside=other)
+    own = {p.data_ptr() for p in policy.model.parameters()}
+    assert not any(p.data_ptr() in own for p in apart.model.parameters())
