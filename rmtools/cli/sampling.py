@@ -129,18 +129,24 @@ def sample(
         print(f"{'' if made else 'finished already; '}{report(out)}")
 
 
-def drawing(loaded: "Loaded", settings: "SamplerSettings") -> Callable[[Sequence[str], Any], Iterator[Any]]:
-    """Return what draws the records of a block of prompts: the one call of the sampler."""
+def drawing(
+    loaded: "Loaded", settings: "SamplerSettings", **plugged: Any
+) -> Callable[[Sequence[str], Any], Iterator[Any]]:
+    """Return what draws the records of a block of prompts: the one call of the sampler.
+
+    ``plugged`` are ``start`` and ``watch`` of `sample_prompts`: another engine, a tracer, what shows progress.
+    """
     from rmtools.data.tasks import Answering
     from rmtools.lm.inference import sample_prompts
 
     task = loaded.task
-    answer = task.answer if isinstance(task, Answering) else None
+    judged: dict[str, Any] = {
+        "reward": task.reward,
+        "answer": task.answer if isinstance(task, Answering) else None,
+    }
 
     def draw(prompts: Sequence[str], rng: Any) -> Iterator[Any]:
-        return sample_prompts(
-            loaded.policy, loaded.value, prompts, settings, rng, reward=task.reward, answer=answer
-        )
+        return sample_prompts(loaded.policy, loaded.value, prompts, settings, rng, **judged, **plugged)
 
     return draw
 

@@ -265,3 +265,26 @@ def test_the_room_exports_it():
     assert rmtools.lm.sample_prompts is sample_prompts
     with pytest.raises(AttributeError, match="no attribute 'sample_promps'"):
         rmtools.lm.sample_promps  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    "wanted", [settings_for("smc", n_particles=4), settings_for("mh", pool_size=3, mh_steps=2)]
+)
+def test_a_tracer_plugs_in(policy, value, prompts, task, wanted):
+    """The same samples, and the trace of every run."""
+    from rmtools.lm.particles import LMParticles
+    from rmtools.lm.tracer import Tracer
+
+    tracer = Tracer(LMParticles.start)
+    ways = {"reward": task.reward, "answer": task.answer}
+    plain = list(sample_prompts(policy, value, prompts[:3], wanted, rng(3), **ways))
+    traced = list(
+        sample_prompts(
+            policy, value, prompts[:3], wanted, rng(3), start=tracer.start, watch=tracer.watch, **ways
+        )
+    )
+    assert traced == plain
+    for record in traced:
+        found = tracer.take(record)
+        assert [t["run"] for t in found] == list(range(1 + wanted.mh_steps))
+        assert sum(t["draw"] is not None for t in found) == 1
