@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from rmtools.errors import UserError
-from rmtools.lm.inference import PARTICLES_PER_BATCH, SamplerSettings
+from rmtools.lm.inference import SamplerSettings, prompts_per_batch
 from rmtools.lm.steps import StepSettings
 
 MOST_IN_BLOCK = 64
@@ -93,4 +93,4 @@ class SamplePlan:
 
 def usual_block(settings: SamplerSettings) -> int:
     """Return the default number of prompts of a block: what one batch holds, and at most ``MOST_IN_BLOCK``."""
-    return max(1, min(MOST_IN_BLOCK, PARTICLES_PER_BATCH // (settings.n_particles * settings.pool_size)))
+    return min(MOST_IN_BLOCK, prompts_per_batch(settings))

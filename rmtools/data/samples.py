@@ -180,7 +180,10 @@ class SampleFile:
 
     def _sweep(self) -> None:
         """Remove what a kill left after the file was in place."""
-        old = read_plan(self.folder)
+        try:
+            old = read_plan(self.folder)
+        except UserError:
+            return
         if old is not None and differences(old, self.plan.to_dict()):
             return
         for place in self.folder.glob(f"{PARTIAL}/*"):

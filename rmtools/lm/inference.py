@@ -23,6 +23,7 @@ __all__ = [
     "SCHEMA_VERSION",
     "SamplerSettings",
     "Source",
+    "prompts_per_batch",
     "sample_prompts",
     "sample_record",
     "settings_for",
@@ -65,7 +66,7 @@ def sample_prompts(
     Yields
     ------
     dict
-        ``samples`` with weights and values, ``log_z``, the indices ``draw``, ``argmax``, ``majority`` and
+        ``samples`` with weights and values, ``log_z``, the indices ``draw``, ``argmax`` and, with ``answer``, ``majority`` and
         ``weighted_majority``, ``chosen`` (the one that ``settings.output`` names), and the history: docs/formats.md.
 
     Raises
@@ -79,10 +80,17 @@ def sample_prompts(
             "pass `answer`, or choose draw or argmax",
         )
     source = Source(policy, value, reward, answer, start, watch)
-    size = max(1, PARTICLES_PER_BATCH // (settings.n_particles * settings.pool_size))
+    size = prompts_per_batch(settings)
     for at in range(0, len(prompts), size):
         batch = prompts[at : at + size]
         for prompt, drawn in zip(batch, draw_batch(source, batch, settings, rng), strict=True):
             yield record(source, prompt, drawn, settings)
         if progress is not None:
             progress(len(batch))
+
+
+def prompts_per_batch(settings: SamplerSettings) -> int:
+    """Return how many prompts run together; with a budget one, whose replicates fill the batch."""
+    if settings.budgeted:
+        return 1
+    return max(1, PARTICLES_PER_BATCH // (settings.n_particles * settings.pool_size))

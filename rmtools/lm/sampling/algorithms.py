@@ -19,7 +19,7 @@ PARTICLES_PER_BATCH = 4096
 def draw_batch(
     source: Source, prompts: Sequence[str], settings: SamplerSettings, rng: np.random.Generator
 ) -> list[Drawn]:
-    """Run the sampler on ``prompts``, all in one batch; under a budget one after the other.
+    """Run the sampler on ``prompts``, all in one batch; with a budget one after the other.
 
     Raises
     ------

@@ -49,7 +49,7 @@ def vote(answers: Sequence[str | None], log_weight: np.ndarray, by_weight: bool)
     weight = np.exp(log_weight)
     members: dict[str, list[int]] = {}
     for i, answer in enumerate(answers):
-        if answer is not None and weight[i] > 0:
+        if answer is not None and log_weight[i] > -np.inf:
             members.setdefault(answer, []).append(i)
     if not members:
         return None

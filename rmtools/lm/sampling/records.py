@@ -106,7 +106,7 @@ def count_cut(tokenizer: StepTokenizer, solutions: Sequence[Sequence[str]]) -> t
     """
     ends = (tokenizer.settings.delimiter, tokenizer.step_text([tokenizer.eos_id]))
     texts = [s for steps in solutions for s in steps]
-    return sum(not s.endswith(ends) for s in texts), len(texts)
+    return sum(not s.endswith(tuple(filter(None, ends))) for s in texts), len(texts)
 
 
 def finite(x: float | None) -> float | None:
