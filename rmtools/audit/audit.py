@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     Rollouts = str | Path | Sequence[Rollout] | tuple[Sequence[Rollout], RolloutMetadata]
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 Progress = Callable[[str, int], Any]
 

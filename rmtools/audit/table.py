@@ -44,8 +44,8 @@ def table(report: "AuditReport") -> list[tuple[str, list[str]]]:
         ("sigma^2 of a perfect value, from rollouts", perfect),
         ("particles of a perfect value times", cost_ratio),
         (
-            f"particles: CV of Z {cv:g} | TV {tv:g} (at most)",
-            lambda m: (m.sigma2 or m.influence) and f"{count(m.n_for_cv)} | {particles_tv(m)}",
+            f"particles: CV of Z {cv:g} | TV {tv:g}",
+            lambda m: (m.n_for_cv or m.sigma2 or m.influence) and f"{count(m.n_for_cv)} | {particles_tv(m)}",
         ),
         (f"particles of Thm 5.1 for TV {tv:g}", lambda m: m.paper and power(m.paper.log10_particles)),
     ]
@@ -212,9 +212,13 @@ def enumerated_sigma2(model: "ModelAudit") -> str | None:
 
 
 def particles_tv(model: "ModelAudit") -> str:
-    """Return the particles for the TV, marked where too few trajectories carry the potential."""
+    """Return the particles for the TV: exactly, or at most; marked where too few trajectories carry the potential."""
+    if model.counted_from == "tables":
+        return f"{count(model.n_for_tv)}, enumerated"
     marked = model.n_for_tv is not None and model.influence is not None and not model.influence.resolved
-    return count(model.n_for_tv) + (" not resolved" if marked else "")
+    return (
+        ("at most " if model.n_for_tv is not None else "") + count(model.n_for_tv) + " not resolved" * marked
+    )
 
 
 def count(n: Interval | None) -> str:
