@@ -1,8 +1,8 @@
 """How many particles an accuracy takes, read from the audit of the model that is sampled with.
 
-The audit is scaled: particles for a total variation delta are SD(H) / (2 delta), for a coefficient of variation of Z
-sigma^2 / delta^2 (docs/equations.md section 5), whatever deltas it was made with. They hold for multinomial resampling at
-every step, pool 1, pooled over the audit's prompts.
+The audit is scaled: particles for a total variation delta are MAD(H) / (2 delta), or at most SD(H) / (2 delta), for a
+coefficient of variation of Z sigma^2 / delta^2 (docs/equations.md section 5), whatever deltas it was made with. They hold for
+multinomial resampling at every step, pool 1, pooled over the audit's prompts.
 
 >>> Accuracy.parse("tv=.05"), str(Accuracy.parse("cv=.1"))
 (Accuracy(norm='tv', delta=0.05), 'cv=0.1')
@@ -87,6 +87,8 @@ class Predicted:
         The estimate, rounded up.
     particles : Interval
         Not rounded; 95% over the audit's prompts.
+    counted_from : str
+        ``tables`` or ``rollouts``, as in the audit.
     file : Path
         Of the audit.
     """
@@ -94,6 +96,7 @@ class Predicted:
     accuracy: Accuracy
     n_particles: int
     particles: Interval
+    counted_from: str
     file: Path
 
     def to_dict(self) -> dict[str, Any]:
@@ -102,14 +105,16 @@ class Predicted:
             "asked": str(self.accuracy),
             "n_particles": self.n_particles,
             "particles": self.particles.to_dict(),
+            "counted_from": self.counted_from,
             "audit": str(self.file),
         }
 
     def __str__(self) -> str:
+        most = "at most " if (self.accuracy.norm, self.counted_from) == ("tv", "rollouts") else ""
         early = self.accuracy.norm == "cv" and 25 * self.accuracy.delta**2 > 1
         return (
-            f"N = {self.n_particles} for {self.accuracy} ({NORMS[self.accuracy.norm]}): {self.particles} particles by "
-            f"{self.file}, pooled over its prompts, multinomial resampling at every step"
+            f"N = {self.n_particles} for {self.accuracy} ({NORMS[self.accuracy.norm]}): {most}{self.particles} particles by "
+            f"the {self.counted_from} of {self.file}, pooled over its prompts, multinomial resampling at every step"
             + ("; the prediction is exact from 25 sigma^2 particles on, these are fewer" if early else "")
         )
 
@@ -139,7 +144,7 @@ def particles_for(accuracy: Accuracy, audit: Path, sampled: Sampled) -> Predicte
     report = read_report(file)
     require_same(file, report.provenance, sampled)
     needed = particles(report.model, accuracy, file)
-    return Predicted(accuracy, math.ceil(needed.estimate), needed, file)
+    return Predicted(accuracy, math.ceil(needed.estimate), needed, report.model.counted_from, file)
 
 
 def read_report(file: Path) -> AuditReport:
@@ -182,16 +187,20 @@ def policies(provenance: Mapping[str, Any], sampled: Sampled) -> tuple[str, str]
 
 def particles(model: ModelAudit, accuracy: Accuracy, file: Path) -> Interval:
     """Return the particles (not rounded) that ``accuracy`` takes; raises ``UserError`` where they are not resolved."""
-    needed: Callable[[float, float], float]
-    if accuracy.norm == "tv":
-        h, needed = model.influence, n_for_tv
-        spread = h.sd if h is not None and h.resolved else None
-    else:
-        cost, needed = model.sigma2, n_for_cv
-        spread = cost.estimate if cost is not None and cost.resolved else None
+    spread = spread_of(model, accuracy.norm)
+    needed: Callable[[float, float], float] = n_for_tv if accuracy.norm == "tv" else n_for_cv
     if spread is None or not 0 < spread.estimate < math.inf:
         raise UserError(
             f"the audit {file} does not resolve how many particles {accuracy} takes",
             "audit with --completions 4, and more --trajectories or --prompts; its notes say what is missing",
         )
     return spread.map(lambda s: max(needed(max(s, 0.0), accuracy.delta), 1.0))
+
+
+def spread_of(model: ModelAudit, norm: str) -> Interval | None:
+    """Return what particles are counted from, as in the audit: the tables' where they hold every prompt; None: not resolved."""
+    if model.counted_from == "tables" and model.tabulated is not None:
+        return model.tabulated.mad if norm == "tv" else model.tabulated.sigma2
+    if norm == "tv":
+        return model.influence.sd if model.influence is not None and model.influence.resolved else None
+    return model.sigma2.estimate if model.sigma2 is not None and model.sigma2.resolved else None

@@ -12,8 +12,9 @@ from rmtools.errors import UserError
 from rmtools.lm.particles import LMParticles, Reward
 from rmtools.lm.policy import Policy
 from rmtools.lm.sampling.algorithms import PARTICLES_PER_BATCH, draw_batch
+from rmtools.lm.sampling.presets import PRESETS
 from rmtools.lm.sampling.records import SCHEMA_VERSION, record, sample_record
-from rmtools.lm.sampling.settings import PRESETS, SamplerSettings, settings_for
+from rmtools.lm.sampling.settings import SamplerSettings, settings_for
 from rmtools.lm.sampling.source import Answer, Source, Start, Watch
 from rmtools.lm.value import Scorer
 

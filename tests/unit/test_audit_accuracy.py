@@ -74,9 +74,29 @@ def test_the_audit_is_scaled_to_what_is_asked(folder, sampled):
     assert cv.particles.estimate == pytest.approx(model.sigma2.estimate.estimate / 0.0025)
     assert str(cv).startswith(f"N = {cv.n_particles} for cv=0.05")
     assert "25 sigma^2" not in str(cv)
+    assert "rollouts of" in str(cv)
+    assert ": at most " in str(particles_for(Accuracy("tv", 0.02), folder, sampled))
     coarse = particles_for(Accuracy("cv", 50.0), folder, sampled)
     assert (coarse.n_particles, "25 sigma^2" in str(coarse)) == (1, True)
     assert json.dumps(cv.to_dict(), allow_nan=False)
+
+
+def test_tables_that_hold_every_prompt_come_first(folder, sampled, tmp_path):
+    """Exact spreads, as in the audit itself, whatever the rollouts resolve."""
+    values = json.loads((folder / "audit.json").read_text())
+    known = {"estimate": 3.0, "low": 2.0, "high": 4.0}
+    values["models"][0] |= {
+        "counted_from": "tables",
+        "influence": None,
+        "sigma2": None,
+        "tabulated": {"sigma2": known, "perfect": known, "ratio": known, "mad": {**known, "estimate": 2.5}}
+        | {"n_prompts": 12, "uncovered": 0.0},
+    }
+    (tmp_path / "audit.json").write_text(json.dumps(values))
+    tv = particles_for(Accuracy("tv", 0.05), tmp_path, sampled)
+    assert (tv.n_particles, tv.particles.high) == (25, pytest.approx(40))
+    assert ": 25 [20, 40] particles by the tables of" in str(tv)
+    assert particles_for(Accuracy("cv", 0.1), tmp_path, sampled).n_particles == 300
 
 
 @pytest.mark.parametrize(
