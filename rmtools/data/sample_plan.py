@@ -9,7 +9,8 @@ from rmtools.errors import UserError
 from rmtools.lm.inference import SamplerSettings, prompts_per_batch
 from rmtools.lm.steps import StepSettings
 
-MOST_IN_BLOCK = 64
+# With a budget a prompt takes many runs.
+MOST_IN_BLOCK, MOST_WITH_BUDGET = 64, 16
 
 
 @dataclass(frozen=True)
@@ -92,5 +93,5 @@ class SamplePlan:
 
 
 def usual_block(settings: SamplerSettings) -> int:
-    """Return the default number of prompts of a block: what one batch holds, and at most ``MOST_IN_BLOCK``."""
-    return min(MOST_IN_BLOCK, prompts_per_batch(settings))
+    """Return the default number of prompts of a block: what one batch holds, and not more than may well be lost."""
+    return min(MOST_WITH_BUDGET if settings.budgeted else MOST_IN_BLOCK, prompts_per_batch(settings))

@@ -91,7 +91,7 @@ def sample_prompts(
 
 
 def prompts_per_batch(settings: SamplerSettings) -> int:
-    """Return how many prompts run together; with a budget one, whose replicates fill the batch."""
-    if settings.budgeted:
+    """Return how many prompts run together: one where each has a time of its own."""
+    if settings.max_seconds is not None:
         return 1
     return max(1, PARTICLES_PER_BATCH // (settings.n_particles * settings.pool_size))

@@ -368,5 +368,6 @@ def test_the_usual_block_is_a_batch():
     assert usual_block(SamplerSettings(16)) == 64
     assert usual_block(settings_for("guided", n_particles=32, pool_size=8)) == 16
     assert usual_block(SamplerSettings(100_000)) == 1
-    # With a budget prompts run one by one, so no more than one is lost.
-    assert usual_block(SamplerSettings(16, max_tokens=1000)) == 1
+    # With a budget a prompt takes many runs; with one of time prompts run one by one.
+    assert usual_block(SamplerSettings(16, max_tokens=1000)) == 16
+    assert usual_block(SamplerSettings(16, max_seconds=1)) == 1

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rmtools.core import product
-from rmtools.lm.inference import SamplerSettings, sample_prompts, settings_for
+from rmtools.lm.inference import SamplerSettings, Source, sample_prompts, settings_for
 from rmtools.lm.sampling.algorithms import draw_batch
 from rmtools.lm.sampling.budget import Meter, next_runs
 from rmtools.lm.sampling.outputs import argmax, choices, vote
@@ -85,24 +85,24 @@ class Clock:
 
 def test_a_budget_pays_for_runs_like_the_dearest():
     meter = Meter(SamplerSettings(2, max_tokens=100))
-    meter.spend(20, 1)
+    meter.spend([20])
     assert meter.affordable() == 4
-    meter.spend(60, 2)
+    meter.spend([25, 35])
     assert meter.affordable() == 0
     assert (meter.spent().tokens, meter.spent().runs, meter.spent().exceeded) == (80, 3, False)
-    meter.spend(30, 1)
+    meter.spend([30])
     assert meter.spent().exceeded
 
     timed = Meter(SamplerSettings(2, max_tokens=100, max_seconds=10), Clock(5, 6, 9))
-    timed.spend(1, 1)
+    timed.spend([1])
     assert timed.affordable() == 9
-    timed.spend(2, 2)
+    timed.spend([1, 1])
     assert timed.affordable() == 4
     assert timed.spent().seconds == 4
     assert Meter(SamplerSettings(2, max_seconds=1), Clock(0, 2)).affordable() > 10**6
     # A run that takes nothing is not repeated for ever.
     free = Meter(SamplerSettings(2, max_tokens=100))
-    free.spend(0, 1)
+    free.spend([0])
     assert free.affordable() == 0
 
 
@@ -129,6 +129,25 @@ def test_a_budget_is_spent_and_not_overspent(on_finite_model, algorithm):
             assert len(drawn.accepted) == 9
         # Of Gibbs the first run is the start of the chain and not a sample.
         assert len(drawn.steps) == (9 if algorithm == "gibbs" else 40)
+
+
+def test_tokens_are_counted_by_prompt(policy, value, prompts, task):
+    """Also those of what is dropped: without resampling and pools all that is drawn is there to be counted again."""
+    from rmtools.lm.policy import Policy
+
+    # Hot enough for steps of many lengths.
+    hot = Policy(policy.model, policy.steps, 2.5)
+    plain = settings_for("importance", n_particles=6)
+    for record in sample_prompts(hot, value, prompts[:3], plain, rng(4)):
+        each = [sum(len(hot.steps.step_ids(s)) for s in x["steps"]) for x in record["samples"]]
+        # Text that is cut within a word may be tokenised in another way.
+        assert record["generated_tokens"] == pytest.approx(sum(each), rel=0.02)
+    root = Source(hot, value).root(prompts[:3], "model")
+    once = root.extend(4, rng(5))
+    twice = once.select(np.zeros((3, 2), dtype=int)).extend(3, rng(6))
+    assert once.tokens.sum() == once.inner.decoded
+    assert twice.tokens.sum() == twice.inner.decoded > once.inner.decoded
+    assert len(set(twice.tokens.tolist())) > 1
 
 
 @pytest.mark.parametrize("algorithm", ["smc", "gibbs"])

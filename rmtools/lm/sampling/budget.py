@@ -5,13 +5,13 @@ as the runs in hand are dearer than all before them, and that it was is told.
 
 >>> from rmtools.lm.sampling.settings import SamplerSettings
 >>> meter = Meter(SamplerSettings(4, max_tokens=100))
->>> meter.spend(30, runs=1), meter.affordable(), meter.spend(60, runs=2), meter.affordable()
+>>> meter.spend([30]), meter.affordable(), meter.spend([25, 35]), meter.affordable()
 (None, 2, None, 0)
 """
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from rmtools.lm.sampling.runs import Spent
 from rmtools.lm.sampling.settings import SamplerSettings
@@ -36,12 +36,12 @@ class Meter:
         self.runs = 0
         self.dearest = [0.0, 0.0]
 
-    def spend(self, tokens: float, runs: int) -> None:
-        """Count ``runs`` finished ones that generated ``tokens`` together."""
+    def spend(self, tokens: Sequence[float]) -> None:
+        """Count finished runs by the tokens that each generated; they share the time since the last ones evenly."""
         now = self.clock()
-        each = (tokens / runs, (now - self.last) / runs)
-        self.dearest = [max(old, new) for old, new in zip(self.dearest, each, strict=True)]
-        self.tokens, self.last, self.runs = self.tokens + tokens, now, self.runs + runs
+        new = (max(tokens), (now - self.last) / len(tokens))
+        self.dearest = [max(pair) for pair in zip(self.dearest, new, strict=True)]
+        self.tokens, self.last, self.runs = self.tokens + sum(tokens), now, self.runs + len(tokens)
 
     def affordable(self) -> int:
         """Return how many runs like the dearest so far still fit; none more where runs take nothing."""

@@ -7,34 +7,16 @@ sampler of independent islands would give it (docs/equations.md section 4).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from rmtools.core.logspace import log_mean_exp, log_normalise
 from rmtools.core.metropolis import metropolis
 from rmtools.core.particles import SMCResult
+from rmtools.lm.sampling.counted import Counted
 
 NO_WEIGHT = -np.inf
-
-
-class TextParticles(Protocol):
-    """Particles whose prefixes are texts, and that know what was decoded for them."""
-
-    decoded: int
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(G, n)."""
-        ...
-
-    def log_value(self) -> np.ndarray:
-        """(G, n) nats."""
-        ...
-
-    def steps(self) -> list[list[list[str]]]:
-        """G lists of n lists of steps."""
-        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +34,7 @@ class Run:
     ess, ancestors : list
         By step: effective sample size; N indices.
     tokens : float
-        Generated, averaged over the groups of the batch it was drawn in.
+        Generated.
     """
 
     steps: list[list[str]]
@@ -64,9 +46,9 @@ class Run:
     tokens: float
 
 
-def runs_of(result: SMCResult[Any]) -> list[Run]:
-    """Return one run per group of a result over `TextParticles`."""
-    particles: TextParticles = result.particles
+def runs_of(result: SMCResult[Counted]) -> list[Run]:
+    """Return one run per group of a result."""
+    particles = result.particles
     groups = particles.shape[0]
     value, texts = particles.log_value(), particles.steps()
     return [
@@ -77,7 +59,7 @@ def runs_of(result: SMCResult[Any]) -> list[Run]:
             None if result.log_z is None else float(result.log_z[g]),
             [float(e) for e in result.ess[:, g]],
             result.ancestors[:, g].tolist(),
-            particles.decoded / groups,
+            float(particles.tokens[g]),
         )
         for g in range(groups)
     ]

@@ -1,12 +1,13 @@
 """What solutions are sampled from: a policy, a value model, and the one place where particles over them are made."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rmtools.core.particles import SMCResult
 from rmtools.lm.particles import LMParticles, Reward, Terminal
 from rmtools.lm.policy import Policy
+from rmtools.lm.sampling.counted import Counted, counted
 from rmtools.lm.value import Scorer
 
 Answer = Callable[[str, Sequence[str]], str | None]
@@ -38,12 +39,12 @@ class Source:
     start: Start = field(default=LMParticles.start)
     watch: Watch | None = None
 
-    def root(self, prompts: Sequence[str], terminal: Terminal) -> Any:
+    def root(self, prompts: Sequence[str], terminal: Terminal) -> Counted:
         """Return the root: one prefix a prompt; equal prompts are independent replicates."""
-        return self.start(self.policy, self.value, prompts, terminal=terminal, reward=self.reward)
+        return counted(self.start(self.policy, self.value, prompts, terminal=terminal, reward=self.reward))
 
-    def told(self, prompts: Sequence[str], result: SMCResult[Any]) -> SMCResult[Any]:
-        """Tell the watcher of a result, and return it."""
+    def told(self, prompts: Sequence[str], result: SMCResult[Counted]) -> SMCResult[Counted]:
+        """Tell the watcher of a result over the particles that ``start`` made, and return it."""
         if self.watch is not None:
-            self.watch(prompts, result)
+            self.watch(prompts, replace(result, particles=result.particles.inner))
         return result
