@@ -43,6 +43,11 @@ class ContextState:
         at = rows.tolist()
         return ContextState(tuple(self.prompts[i] for i in at), tuple(self.steps[i] for i in at))
 
+    def join(self, other: ValueState) -> "ContextState":
+        """Return these prefixes and, behind them, those of ``other``."""
+        assert isinstance(other, ContextState)
+        return ContextState(self.prompts + other.prompts, self.steps + other.steps)
+
 
 class GenlmScorer:
     """Any potential of genlm as a scorer: log V is ``prefix`` of an unfinished solution, ``complete`` of one that ended.

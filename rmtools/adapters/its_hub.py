@@ -185,6 +185,11 @@ class AnswerState:
         at = rows.tolist()
         return AnswerState(tuple(self.prompts[i] for i in at), tuple(self.answers[i] for i in at))
 
+    def join(self, other: ValueState) -> "AnswerState":
+        """Return these prefixes and, behind them, those of ``other``."""
+        assert isinstance(other, AnswerState)
+        return AnswerState(self.prompts + other.prompts, self.answers + other.answers)
+
 
 class ItsHubScorer:
     """Any process reward model of its_hub as a scorer: V = f + (1 - f) p, p what it says of the joined answer.
