@@ -166,3 +166,63 @@ def generator():
     import torch
 
     return lambda seed: torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture
+def on_finite_model():
+    """``on_finite_model(model)``: a sampler's source over an exact finite model, each state a solution of one step.
+
+    A token a candidate and step; ``dies`` makes every value after the root zero for the prompts it names.
+    """
+    return finite_source
+
+
+def finite_source(model, dies=(), tokens=1, joins=True):
+    from types import SimpleNamespace
+
+    from rmtools.lm.sampling.source import Source
+
+    kind = JoinableTexts if joins else Texts
+
+    def start(policy, value, prompts, *, terminal, reward):
+        dead = np.asarray([p in dies for p in prompts])
+        return kind(model.particles(len(prompts)), dead, tokens)
+
+    return Source(SimpleNamespace(), SimpleNamespace(), start=start)
+
+
+class Texts:
+    """Particles over a finite model that count tokens and have texts, as the sampler's records need."""
+
+    def __init__(self, inner, dead, tokens, decoded=0):
+        self.inner, self.dead, self.tokens, self.decoded = inner, dead, tokens, decoded
+
+    def with_(self, inner, decoded=None):
+        return type(self)(inner, self.dead, self.tokens, self.decoded if decoded is None else decoded)
+
+    @property
+    def shape(self):
+        return self.inner.shape
+
+    @property
+    def ended(self):
+        return self.inner.ended
+
+    def log_value(self):
+        gone = self.dead[:, None] & (self.inner.depth > 0)
+        return np.where(gone, -np.inf, self.inner.log_value())
+
+    def extend(self, pool_size, rng):
+        drawn = pool_size * int((~self.inner.ended).sum()) * self.tokens
+        return self.with_(self.inner.extend(pool_size, rng), self.decoded + drawn)
+
+    def select(self, index):
+        return self.with_(self.inner.select(index))
+
+    def steps(self):
+        return [[[str(s)] for s in row] for row in self.inner.state]
+
+
+class JoinableTexts(Texts):
+    def join(self, other):
+        return self.with_(self.inner.join(other.inner))

@@ -28,7 +28,12 @@ class Loaded:
 
 
 def load(
-    model: Path, policy: str | None, task: str | None, horizon: int | None, share: bool = False
+    model: Path,
+    policy: str | None,
+    task: str | None,
+    horizon: int | None,
+    share: bool = False,
+    device: "torch.device | None" = None,
 ) -> Loaded:
     """Load a checkpoint with the policy and task it remembers, or those that are named instead.
 
@@ -57,8 +62,8 @@ def load(
             "solutions would end elsewhere than its values assume",
             f"leave --horizon out, or pass --horizon {settings.steps.max_steps}",
         )
-    source = load_policy(policy or settings.policy, settings.steps, settings.temperature)
-    value, settings = load_value_model(model, beside=source if share else None)
+    source = load_policy(policy or settings.policy, settings.steps, settings.temperature, device)
+    value, settings = load_value_model(model, device=device, beside=source if share else None)
     return Loaded(value, settings, source, chosen)
 
 
