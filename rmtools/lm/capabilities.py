@@ -25,9 +25,9 @@ UNTRUNCATED: dict[str, Any] = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 
 KEEP_STOP: dict[str, Any] = {"include_stop_str_in_output": True, "no_stop_trim": True}
 SEED_SPAN = 2**31 - 1
 PROBE_PROMPT = "1 + 1 = 2"
-PROBE_DRAWS = 16
+PROBE_DRAWS = 32
 PROBE_TOKENS = 16
-# So hot that a server which draws cannot draw the same text sixteen times.
+# So hot that a server which draws cannot draw the same text every time.
 PROBE_TEMPERATURE = 2.0
 
 

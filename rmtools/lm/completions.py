@@ -12,6 +12,7 @@ import os
 import threading
 import time
 import urllib.parse
+import weakref
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -51,6 +52,8 @@ class Endpoint:
     ----------
     repeated : int
         Requests that were sent again so far.
+    close : callable
+        Closes the connections.
     """
 
     def __init__(
@@ -83,16 +86,14 @@ class Endpoint:
             limits=httpx2.Limits(max_connections=concurrency, max_keepalive_connections=concurrency),
             follow_redirects=False,
         )
+        # Also when nobody calls close, at the latest when the program ends.
+        self.close = weakref.finalize(self, self._client.close)
 
     def __repr__(self) -> str:
         return f"Endpoint({self.url!r})"
 
     def __getstate__(self) -> dict[str, Any]:
         raise TypeError("an Endpoint holds open connections and cannot be copied or saved: make another one")
-
-    def close(self) -> None:
-        """Close the connections."""
-        self._client.close()
 
     def tell(self, kind: str, message: str) -> None:
         """Say ``message``, once for all messages of this ``kind``."""
@@ -222,7 +223,7 @@ def base_url(url: str) -> str:
             "the address of the server holds more than host and path: messages print it, so it must hold no secret",
             f"leave user, password and query out; an API key goes into {KEY_VARIABLE} in the environment",
         )
-    if parts.scheme not in ("http", "https") or not host:
+    if parts.scheme not in ("http", "https") or not host or any(c.isspace() for c in url.strip()):
         raise UserError(f"{url!r} is no address of a server", BASE_URL)
     path = parts.path.rstrip("/").removesuffix("/completions") or "/v1"
     shown = f"[{host}]" if ":" in host else host

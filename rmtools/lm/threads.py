@@ -37,6 +37,7 @@ def run_all(jobs: Sequence[Callable[[threading.Event], T]], concurrency: int) ->
             try:
                 done.put((i, jobs[i](stop), None))
             except BaseException as error:
+                stop.set()
                 done.put((i, None, error))
 
     results: dict[int, T] = {}
