@@ -25,7 +25,8 @@ UNTRUNCATED: dict[str, Any] = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 
 KEEP_STOP: dict[str, Any] = {"include_stop_str_in_output": True, "no_stop_trim": True}
 SEED_SPAN = 2**31 - 1
 PROBE_PROMPT = "1 + 1 = 2"
-PROBE_DRAWS = 32
+# Draws of a prompt in one request, where the server gives several, and requests of one draw each where it does not.
+PROBE_CHOICES, PROBE_SINGLES = 16, 8
 PROBE_TOKENS = 16
 # So hot that a server which draws cannot draw the same text every time.
 PROBE_TEMPERATURE = 2.0
@@ -179,18 +180,17 @@ class Prober:
 
     def draws(self, can: Capabilities) -> Capabilities:
         """See how many independent draws one request may ask for."""
-        half = PROBE_DRAWS // 2
         try:
-            answers = self.ask(can, half, seeds=self.seeds(2))
+            answers = self.ask(can, PROBE_CHOICES, seeds=self.seeds(2))
         except RefusedError:
             answers = []
         counts = {len(a.choices) for a in answers}
-        if counts == {half} and all(len({c.text for c in a.choices}) > 1 for a in answers):
+        if counts == {PROBE_CHOICES} and all(len({c.text for c in a.choices}) > 1 for a in answers):
             one, two = (sorted(c.text for c in a.choices) for a in answers)
             if one != two:
-                return replace(can, choices=half)
+                return replace(can, choices=PROBE_CHOICES)
         else:
-            answers = self.ask(can, 1, seeds=self.seeds(PROBE_DRAWS))
+            answers = self.ask(can, 1, seeds=self.seeds(PROBE_SINGLES))
             texts = {a.choices[0].text for a in answers}
             if len(texts) > 1 or texts == {""}:
                 self.endpoint.tell(
@@ -208,14 +208,9 @@ class Prober:
     def stops(self, can: Capabilities) -> Capabilities:
         """See whether a completion shows that a stop string ended it."""
         stopping = replace(can, stops=True)
-        for stop, hot in (
-            (self.asking.delimiter, False),
-            (self.asking.delimiter, True),
-            (" ", False),
-            (" ", True),
-        ):
-            n = can.choices
-            answers = self.ask(stopping, n, seeds=self.seeds(PROBE_DRAWS // n), stop=stop, hot=hot)
+        for stop, hot in ((self.asking.delimiter, False), (" ", True)):
+            requests = 1 if can.choices > 1 else PROBE_SINGLES
+            answers = self.ask(stopping, can.choices, seeds=self.seeds(requests), stop=stop, hot=hot)
             if any(was_stopped(a, stop) for a in answers):
                 return stopping
         self.endpoint.tell(
@@ -227,8 +222,7 @@ class Prober:
 
     def batches(self, can: Capabilities) -> Capabilities:
         """See whether one request may hold several prompts, their draws independent."""
-        half = PROBE_DRAWS // 2
-        n = min(half, can.choices)
+        n = can.choices
         try:
             answers = self.ask(can, n, seeds=[None, None], prompts=(PROBE_PROMPT,) * 2)
         except RefusedError:

@@ -129,21 +129,25 @@ class Failures:
         if status == 404:
             what = {"/models": "list of models"}.get(path, "completions, or not of the model asked for")
             return NotFoundError(f"the server at {self.url} has no {what} (404){said}", BASE_URL)
+        wait = retry_after(response.headers.get("retry-after"))
+        asks = f", and asks to wait {wait:.0f} s" if wait else ""
         if status == 429:
             return PassingError(
                 UserError(
-                    f"the server at {self.url} limits the rate of requests (429){said}",
+                    f"the server at {self.url} limits the rate of requests (429){asks}{said}",
                     "pass a smaller --concurrency, or wait and run again",
                 ),
                 "limited",
-                retry_after(response.headers.get("retry-after")),
+                wait,
                 busy=True,
             )
         if status in PASSING or status >= 500:
             return PassingError(
-                UserError(f"the server at {self.url} fails ({status}){said}", "look at the server's log"),
+                UserError(
+                    f"the server at {self.url} fails ({status}){asks}{said}", "look at the server's log"
+                ),
                 "failing",
-                retry_after(response.headers.get("retry-after")),
+                wait,
                 busy=True,
             )
         if any(word in said.lower() for word in CONTEXT):

@@ -2,7 +2,8 @@
 
 The server is sent text (the prompt and the steps so far) and returns the text of one step, which is tokenised here
 as a value model reads it. So the policy is the law of the *text* of a step given the text before it, at
-``temperature`` and without any truncation, until the delimiter, the end of the sequence, or ``max_step_tokens``.
+``temperature`` and without any truncation, until the delimiter, the end of the sequence, or ``max_step_tokens``. What
+a token holds behind the first delimiter is no part of it: servers cut there.
 
 Equal prefixes are asked for once, for as many independent draws as there are particles at them; each request has a
 seed of its own from the generator given. With ``prompts_per_request`` above 1, several prefixes share a request,
@@ -88,6 +89,10 @@ class ServerPolicy:
 
     def __repr__(self) -> str:
         return f"ServerPolicy({self.name!r})"
+
+    def close(self) -> None:
+        """Close the connections to the server."""
+        self.endpoint.close()
 
     def start(self, prompts: list[list[int]]) -> ServerState:
         """Return the state of ``prompts`` (token ids).

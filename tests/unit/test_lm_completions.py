@@ -46,7 +46,7 @@ def everything_said(error):
         (
             "limited",
             2,
-            r"limits the rate of requests \(429\): too many requests; fix: pass a smaller --concurrency",
+            r"limits the rate of requests \(429\), and asks to wait 3600 s: too many requests; fix: pass a smaller --concurrency",
         ),
         ("failing", 0.2, r"fails \(500\): out of memory; fix: look at the server's log"),
         (
