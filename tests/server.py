@@ -30,6 +30,7 @@ KINDS = {
     "clones": "as sglang with deterministic inference: one draw n times over, for equal prompts too",
     "llama": "ignores n, says nothing about stops, answers a list of prompts by a list",
     "strict": "refuses unknown fields, trims stop strings and says nothing about it",
+    "brittle": "500 where a stop string is asked for",
     "unbatched": "as vllm, but answers only the first of several prompts",
     "fixed": "the same completions for everybody, always",
     "busy": "429 with Retry-After at the first attempt of every request",
@@ -180,6 +181,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return 429, "too many requests", {"Retry-After": "0.2"}
         if self.kind == "failing" or (self.kind == "flaky" and attempt == 0):
             return 500, "out of memory"
+        if self.kind == "brittle" and "stop" in body:
+            return 500, "no stop strings here"
         if self.kind == "strict" and set(body) - KNOWN:
             return 400, f"unknown fields: {sorted(set(body) - KNOWN)}"
         if self.kind in ("vllm", "llama") and longest + body["max_tokens"] > self.sampler.context:

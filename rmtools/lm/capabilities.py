@@ -17,7 +17,7 @@ import numpy as np
 from rmtools.errors import UserError
 from rmtools.lm.answers import Answer
 from rmtools.lm.completions import Endpoint
-from rmtools.lm.failures import RefusedError
+from rmtools.lm.failures import NotFoundError, RefusedError
 
 # Every server is asked to leave the model's own law alone, in each one's words; -1 and 0 switch a truncation off.
 LAW: dict[str, Any] = {"top_p": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
@@ -30,6 +30,10 @@ PROBE_CHOICES, PROBE_SINGLES = 16, 8
 PROBE_TOKENS = 16
 # So hot that a server which draws cannot draw the same text every time.
 PROBE_TEMPERATURE = 2.0
+
+
+# Some servers fail where they should refuse.
+REFUSALS = (RefusedError, NotFoundError)
 
 
 @dataclass(frozen=True)
@@ -151,26 +155,45 @@ class Prober:
         hot: bool = True,
     ) -> list[Answer]:
         """Return the answers to one request a seed."""
-        asking = replace(
-            self.asking, can=can, temperature=PROBE_TEMPERATURE if hot else self.asking.temperature
-        )
-        bodies = [asking.body(prompts, n, PROBE_TOKENS, s, stop) for s in seeds]
-        if hot and can.extras:
-            bodies = [b | {"ignore_eos": True} for b in bodies]
-        return self.endpoint.ask_all(bodies, [f"rmtools-probe-{s}" for s in seeds])
+        bodies = [self.body(can, n, s, prompts, stop, hot) for s in seeds]
+        ids = [f"rmtools-probe-{k}" for k in self.seeds(len(bodies))]
+        return self.endpoint.ask_all(bodies, ids, first=True)
+
+    def ask_in_vain(
+        self,
+        can: Capabilities,
+        n: int,
+        *,
+        seeds: Sequence[int | None],
+        prompts: Sequence[str] = (PROBE_PROMPT,),
+        stop: str | None = None,
+        hot: bool = True,
+    ) -> list[Answer]:
+        """Return the answers as :meth:`ask` does, or none where the server refuses, or fails at, such requests."""
+        try:
+            return self.ask(can, n, seeds=seeds, prompts=prompts, stop=stop, hot=hot)
+        except REFUSALS:
+            return []
+
+    def body(
+        self, can: Capabilities, n: int, seed: int | None, prompts: Sequence[str], stop: str | None, hot: bool
+    ) -> dict[str, Any]:
+        """Return a request; a ``hot`` one goes on where the text would end, so that there is text to compare."""
+        temperature = PROBE_TEMPERATURE if hot else self.asking.temperature
+        asking = replace(self.asking, can=can, temperature=temperature)
+        goes_on = {"ignore_eos": True} if hot and can.extras else {}
+        return asking.body(prompts, n, PROBE_TOKENS, seed, stop) | goes_on
 
     def fields(self) -> Capabilities:
         """See which fields beyond the protocol the server takes."""
         extras = UNTRUNCATED | {"skip_special_tokens": not self.asking.special}
         if self.asking.special:
             extras["spaces_between_special_tokens"] = False
-        can = Capabilities(extras, stops=True)
-        try:
-            self.ask(can, 1, seeds=self.seeds(1))
-            return replace(can, stops=False)
-        except RefusedError:
-            # With the bare protocol a server that refuses again says why itself.
-            self.ask(Capabilities(), 1, seeds=self.seeds(1))
+        for can in (Capabilities(extras, stops=True), Capabilities(extras)):
+            if self.ask_in_vain(can, 1, seeds=self.seeds(1)):
+                return Capabilities(extras)
+        # With the bare protocol a server that refuses again says why itself.
+        self.ask(Capabilities(), 1, seeds=self.seeds(1))
         self.endpoint.tell(
             "extras",
             "the server takes no top_k, min_p and repetition_penalty: truncations it applies by default cannot be "
@@ -180,10 +203,7 @@ class Prober:
 
     def draws(self, can: Capabilities) -> Capabilities:
         """See how many independent draws one request may ask for."""
-        try:
-            answers = self.ask(can, PROBE_CHOICES, seeds=self.seeds(2))
-        except RefusedError:
-            answers = []
+        answers = self.ask_in_vain(can, PROBE_CHOICES, seeds=self.seeds(2))
         counts = {len(a.choices) for a in answers}
         if counts == {PROBE_CHOICES} and all(len({c.text for c in a.choices}) > 1 for a in answers):
             one, two = (sorted(c.text for c in a.choices) for a in answers)
@@ -210,7 +230,7 @@ class Prober:
         stopping = replace(can, stops=True)
         for stop, hot in ((self.asking.delimiter, False), (" ", True)):
             requests = 1 if can.choices > 1 else PROBE_SINGLES
-            answers = self.ask(stopping, can.choices, seeds=self.seeds(requests), stop=stop, hot=hot)
+            answers = self.ask_in_vain(stopping, can.choices, seeds=self.seeds(requests), stop=stop, hot=hot)
             if any(was_stopped(a, stop) for a in answers):
                 return stopping
         self.endpoint.tell(
@@ -223,10 +243,7 @@ class Prober:
     def batches(self, can: Capabilities) -> Capabilities:
         """See whether one request may hold several prompts, their draws independent."""
         n = can.choices
-        try:
-            answers = self.ask(can, n, seeds=[None, None], prompts=(PROBE_PROMPT,) * 2)
-        except RefusedError:
-            answers = []
+        answers = self.ask_in_vain(can, n, seeds=[None, None], prompts=(PROBE_PROMPT,) * 2)
         whole = bool(answers) and all(a.indexed and len(a.choices) == 2 * n for a in answers)
         if whole:
             parts = [tuple(c.text for c in a.choices[k : k + n]) for a in answers for k in (0, n)]

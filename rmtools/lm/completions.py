@@ -109,14 +109,23 @@ class Endpoint:
         Raises
         ------
         UserError
-            Where no server answers (at once), or one that has no such list.
+            Where no server answers (at once); NotFoundError where one does that has no such list.
         """
         return self._patiently(
             "GET", "/models", None, "models", threading.Event(), read=read_models, first=True
         )
 
-    def ask(self, body: Mapping[str, Any], request_id: str, stop: threading.Event | None = None) -> Answer:
+    def ask(
+        self,
+        body: Mapping[str, Any],
+        request_id: str,
+        stop: threading.Event | None = None,
+        *,
+        first: bool = False,
+    ) -> Answer:
         """Send one completions request until it is answered; ``stop`` ends the waiting from outside.
+
+        At the ``first`` contact only a server that says it is busy is waited for.
 
         Raises
         ------
@@ -124,10 +133,18 @@ class Endpoint:
             Where it cannot be answered, or not within ``patience``.
         """
         return self._patiently(
-            "POST", "/completions", body, request_id, stop or threading.Event(), read=read_answer
+            "POST",
+            "/completions",
+            body,
+            request_id,
+            stop or threading.Event(),
+            read=read_answer,
+            first=first,
         )
 
-    def ask_all(self, bodies: Sequence[Mapping[str, Any]], ids: Sequence[str]) -> list[Answer]:
+    def ask_all(
+        self, bodies: Sequence[Mapping[str, Any]], ids: Sequence[str], *, first: bool = False
+    ) -> list[Answer]:
         """Send many requests, ``concurrency`` at a time; return their answers in the order of the requests.
 
         Raises
@@ -135,7 +152,7 @@ class Endpoint:
         UserError
             The first failure; the rest are abandoned.
         """
-        jobs = [partial(self.ask, body, i) for body, i in zip(bodies, ids, strict=True)]
+        jobs = [partial(self.ask, body, i, first=first) for body, i in zip(bodies, ids, strict=True)]
         return run_all(jobs, self.concurrency)
 
     def _patiently(
@@ -158,7 +175,12 @@ class Endpoint:
                 # Patience is counted from the first failure: a long generation is none.
                 deadline = deadline or time.monotonic() + self.patience
                 wait = self._wait(attempt, failure.wait)
-                if (first and not failure.busy) or time.monotonic() + wait > deadline:
+                early = first and not failure.busy
+                if early and failure.kind in ("failing", "unreadable"):
+                    raise NotFoundError(failure.error.fact, failure.error.fix) from None
+                # A connection that was kept open may break under the next request, once; no more than that is luck.
+                early = early and (failure.kind != "broken" or attempt >= 2)
+                if early or time.monotonic() + wait > deadline:
                     raise failure.error from None
                 self.tell(failure.kind, f"{failure.error.fact}; trying again for {self.patience:g} s")
                 attempt += 1

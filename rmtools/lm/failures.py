@@ -15,6 +15,8 @@ from rmtools.errors import UserError
 KEY_VARIABLE = "OPENAI_API_KEY"
 BASE_URL = "name its base URL: http://localhost:8000/v1, say"
 PASSING = (408, 409, 425, 429)
+# What a server, or a gateway before it, says while it loads its model.
+LOADING = (502, 503, 504)
 CONTEXT = (
     "context length",
     "maximum context",
@@ -30,7 +32,7 @@ class RefusedError(UserError):
 
 
 class NotFoundError(UserError):
-    """The server has no such path, or no such model (404)."""
+    """The server has no such path, or no such model (404); or it fails at the first contact."""
 
 
 class PassingError(Exception):
@@ -148,7 +150,7 @@ class Failures:
                 ),
                 "failing",
                 wait,
-                busy=True,
+                busy=status in LOADING,
             )
         if any(word in said.lower() for word in CONTEXT):
             return UserError(

@@ -280,7 +280,7 @@ def connect(
     """
     check_temperature(temperature)
     endpoint = Endpoint(url, rng, concurrency=concurrency, timeout=timeout, patience=patience)
-    card = served_model(endpoint, model)
+    card = served_model(endpoint, model or None)
     asking = Asking(card.name, temperature, steps.settings.delimiter, special_pieces(steps))
     can = probe(endpoint, asking, rng, batches=prompts_per_request > 1)
     return ServerPolicy(endpoint, replace(asking, can=can), steps, card.context, prompts_per_request, device)

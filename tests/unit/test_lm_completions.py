@@ -82,8 +82,16 @@ def test_nobody_at_home(step_tokenizer):
     assert time.monotonic() - begun > 0.2
 
 
-def test_a_wrong_address_is_told_at_once(endpoint):
+def test_a_wrong_address_is_told_at_once(endpoint, server, step_tokenizer):
+    """Also where the name of a model is given, so that the list of models need not be read."""
     begun = time.monotonic()
+    for kind, message in (
+        ("html", "not JSON"),
+        ("failing", r"fails \(500\)"),
+        ("garbled", "without choices"),
+    ):
+        with pytest.raises(UserError, match=message):
+            connect(server.url(kind), step_tokenizer, np.random.default_rng(0), model="tiny")
     with pytest.raises(UserError, match="not JSON"):
         endpoint("html", patience=60).models()
     with pytest.raises(UserError, match=r"has no list of models \(404\)"):

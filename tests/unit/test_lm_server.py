@@ -51,6 +51,7 @@ def step_texts(policy, step):
         ("clones", True, True, 1, False),
         ("llama", True, False, 1, True),
         ("strict", False, False, 16, True),
+        ("brittle", True, False, 16, True),
         ("unbatched", True, True, 16, False),
     ],
 )
