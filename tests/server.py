@@ -36,7 +36,7 @@ KINDS = {
     "busy": "429 with Retry-After at the first attempt of every request",
     "flaky": "500, a broken connection or half an answer at the first attempts",
     "limited": "always 429, come back in an hour",
-    "failing": "always 500",
+    "failing": "always 500, and says back what key it got",
     "hanging": "answers completions after a minute",
     "html": "a web page, whatever is asked",
     "garbled": "completions without choices",
@@ -180,7 +180,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if self.kind == "busy" and attempt == 0:
             return 429, "too many requests", {"Retry-After": "0.2"}
         if self.kind == "failing" or (self.kind == "flaky" and attempt == 0):
-            return 500, "out of memory"
+            key = self.headers.get("Authorization")
+            return 500, "out of memory" + (f", key {key}" if key else "")
         if self.kind == "brittle" and "stop" in body:
             return 500, "no stop strings here"
         if self.kind == "strict" and set(body) - KNOWN:

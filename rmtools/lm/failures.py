@@ -174,8 +174,9 @@ class Failures:
 
     def clean(self, text: str) -> str:
         """Return ``text`` on one line, short, and without the key, should the server have said it back."""
-        if self.key:
-            text = text.replace(self.key, "***")
+        forms = {self.key, repr(self.key)[1:-1], urllib.parse.quote(self.key, safe="")} - {""}
+        for form in sorted(forms, key=len, reverse=True):
+            text = text.replace(form, "***")
         return " ".join(text.split())[:300]
 
 

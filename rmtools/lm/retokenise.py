@@ -147,11 +147,18 @@ def shared_tokens(policy: Named, value: Scorer) -> Scorer:
     for steps in (policy.steps, value.steps):
         try:
             # Anew: a tokenizer may have been changed since its steps were made.
-            StepTokenizer(steps.tokenizer, mine)
+            fresh = StepTokenizer(steps.tokenizer, mine)
         except UserError as error:
             raise UserError(
                 f"policy {policy.name} and value model {value.name} have different tokenizers, and steps cannot be "
                 f"read again as text: {error.fact}",
                 "use the policy that the checkpoint was trained for, or train the value model with another delimiter",
             ) from error
+    eos = fresh.tokenizer.eos_token
+    if not isinstance(eos, str) or fresh.step_ids(eos) != [fresh.eos_id]:
+        raise UserError(
+            f"the tokenizer of the value model {value.name} has no end-of-sequence token that can be written as text: "
+            "the end of a solution cannot be read again",
+            "use the policy that the checkpoint was trained for",
+        )
     return Retokenised(value, policy.steps)

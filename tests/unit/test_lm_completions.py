@@ -3,6 +3,7 @@
 import logging
 import threading
 import time
+import urllib.parse
 from datetime import UTC
 
 import numpy as np
@@ -12,7 +13,7 @@ from rmtools.errors import UserError
 from rmtools.lm import completions
 from rmtools.lm.answers import ModelCard, choose_model, read_answer
 from rmtools.lm.completions import Endpoint, api_key, base_url
-from rmtools.lm.failures import retry_after
+from rmtools.lm.failures import Failures, retry_after
 from rmtools.lm.server import connect
 from rmtools.lm.threads import run_all
 
@@ -178,6 +179,8 @@ def test_the_key_is_sent_and_never_said(server, step_tokenizer, monkeypatch, end
             str(caught.traceback),
         ):
             assert key not in said
+        if kind == "failing":
+            assert "(500): out of memory, key Bearer ***; fix" in str(caught.value)
         if kind == "locked":
             assert "refused the API key (401); fix: set OPENAI_API_KEY" in str(caught.value)
         with pytest.raises(TypeError, match="cannot be copied or saved"):
@@ -188,6 +191,14 @@ def test_the_key_is_sent_and_never_said(server, step_tokenizer, monkeypatch, end
     out, err = capfd.readouterr()
     for key in (KEY, WRONG_KEY):
         assert key not in caplog.text + out + err
+
+
+def test_a_key_is_cut_out_however_it_is_written():
+    key = "sk-a'b\\c\"d/e"
+    said = Failures("http://x", key, 1.0).clean(f"{key} {[key]} {urllib.parse.quote(key, safe='')} rest")
+    assert said.count("***") == 3
+    assert "sk-a" not in said
+    assert Failures("http://x", "", 1.0).clean("as  it\nis") == "as it is"
 
 
 def test_keys_that_cannot_be_are_refused_unsaid(monkeypatch):

@@ -134,6 +134,12 @@ def test_a_delimiter_that_is_no_boundary_is_refused(policy, value):
         shared_tokens(policy, ConstantValue(0.5, steps, value.tilt))
 
 
+def test_an_end_that_cannot_be_written_is_refused(policy, foreign):
+    foreign.steps.tokenizer.eos_token = None
+    with pytest.raises(UserError, match="foreign has no end-of-sequence token that can be written as text"):
+        shared_tokens(policy, foreign)
+
+
 def test_a_prompt_that_the_value_model_does_not_know_is_refused(policy, foreign, task):
     words = [w for w in task.vocabulary() if not w.startswith("c0")]
     steps = StepTokenizer(word_tokenizer(words), policy.steps.settings)
