@@ -44,7 +44,8 @@ class Endpoint:
     concurrency : int
         Requests in flight at most.
     timeout : float
-        Seconds that one request may take.
+        Seconds that one request may take; generous, for where a server ignores seeds, sending the slow ones again
+        would favour short steps.
     patience : float
         Seconds for which a failing request is tried again.
 
