@@ -4,7 +4,10 @@ Nothing here is imported by the tests of rmtools.core: torch is loaded only by t
 """
 
 import os
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -158,6 +161,25 @@ def value(value_folder):
 @pytest.fixture(scope="session")
 def prompts(task):
     return task.prompts(8, np.random.default_rng(7))[0]
+
+
+@pytest.fixture(scope="session")
+def server(policy_folder, tmp_path_factory):
+    """A completions server of the policy in a process of its own: ``server.url(kind)``, ``server.log()``."""
+    log = tmp_path_factory.mktemp("server") / "log.txt"
+    log.touch()
+    script = Path(__file__).parent / "server.py"
+    process = subprocess.Popen(
+        [sys.executable, str(script), str(policy_folder), str(log)], stdout=subprocess.PIPE, text=True
+    )
+    port = process.stdout.readline().strip()
+    yield SimpleNamespace(
+        url=lambda kind: f"http://127.0.0.1:{port}/{kind}/v1",
+        log=lambda: [line.split() for line in log.read_text().splitlines()],
+    )
+    process.kill()
+    process.wait()
+    process.stdout.close()
 
 
 @pytest.fixture

@@ -243,11 +243,14 @@ def test_a_verifier_must_be_there(policy, value, prompts):
         LMParticles.start(policy, value, prompts[:1], terminal="judge")
 
 
-def test_different_tokenizers_are_refused(policy, value, prompts, task):
+def test_another_tokenizer_reads_the_text_of_the_steps(policy, value, prompts, task):
     words = task.vocabulary()
     other = StepTokenizer(word_tokenizer([*words[1:], words[0]]), value.steps.settings)
-    with pytest.raises(UserError, match="different tokenizers"):
-        start(policy, ValueModel(value.model, other, value.tilt, "other"), prompts[:1], task)
+    reader = ValueModel(value.model, other, value.tilt, "other")
+    particles = start(policy, reader, prompts[:2], task).extend(4, rng(0))
+    np.testing.assert_allclose(
+        particles.log_value(), values_of(particles, prompts[:2], reader, task, "model"), atol=2e-5
+    )
 
 
 def test_different_step_settings_are_refused(policy, value, prompts, task):
