@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from rmtools.cli.options import Horizon, Model, Seed, TaskName, TerminalName
+from rmtools.cli.server import Concurrency, ServerBatch, ServerModel, ServerUrl
 
 Algorithm = Annotated[
     str | None,
@@ -89,6 +90,16 @@ def command(
         bool,
         typer.Option("--overwrite", help="Remove what an interrupted run with other arguments left."),
     ] = False,
+    server: ServerUrl = None,
+    server_model: ServerModel = None,
+    concurrency: Concurrency = 16,
+    server_batch: ServerBatch = 1,
+    trace: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write every candidate, ESS, weights and ancestors too; `rmtools plot trace` draws them."
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option(help="JSONL file to write.")] = Path("samples.jsonl"),
     seed: Seed = 0,
 ) -> None:
@@ -97,7 +108,8 @@ def command(
     Interrupted, the same command goes on where it was. Under `accelerate launch` the processes share the prompts; the
     file is the same.
     """
-    from rmtools.cli.sampling import Wanted, sample
+    from rmtools.cli.sampling import Inputs, Wanted, sample
+    from rmtools.cli.server import Server
 
     given = {
         "n_particles": n,
@@ -112,4 +124,6 @@ def command(
         "terminal": terminal,
     }
     wanted = Wanted(algorithm, given, accuracy, audit)
-    sample(wanted, model, policy, task, horizon, prompts, out, block_size, overwrite, seed)
+    asked = None if server is None else Server(server, server_model, concurrency, server_batch)
+    inputs = Inputs(model, policy, task, horizon, prompts, asked)
+    sample(wanted, inputs, out, trace, block_size, overwrite, seed)

@@ -1,19 +1,22 @@
 """What ``rmtools sample`` does with its options: settings, the plan of the file, the work of this process."""
 
-import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rmtools.cli.shown import Shown
 from rmtools.errors import UserError
 from rmtools.processes import Process, this_process
 
 if TYPE_CHECKING:
     from rmtools.audit.accuracy import Accuracy, Predicted
-    from rmtools.cli.loading import Loaded
+    from rmtools.cli.server import Server
     from rmtools.data.sample_plan import SamplePlan
+    from rmtools.data.tasks import Task
     from rmtools.lm.inference import SamplerSettings
+    from rmtools.lm.protocol import StepPolicy
+    from rmtools.lm.value import ValueModel
 
 
 @dataclass(frozen=True)
@@ -81,14 +84,56 @@ class Wanted:
             )
 
 
+@dataclass(frozen=True)
+class Engine:
+    """What is sampled from: a policy here or behind a server, a value model, a task."""
+
+    policy: "StepPolicy"
+    value: "ValueModel"
+    task: "Task"
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What is sampled from and for, as the options say."""
+
+    model: Path
+    policy: str | None
+    task: str | None
+    horizon: int | None
+    prompts: str
+    server: "Server | None" = None
+
+    def load(self, seed: int) -> Engine:
+        """Load value model, policy and task, or connect to the server."""
+        from rmtools.cli.loading import device_of_process, load, load_beside_policy
+        from rmtools.cli.server import connect_policy
+
+        device = device_of_process()
+        if self.server is None:
+            loaded = load(self.model, self.policy, self.task, self.horizon, share=True, device=device)
+            return Engine(loaded.policy, loaded.value, loaded.task)
+        if self.policy is not None:
+            raise UserError("--policy and --server both name a policy", "leave one of them out")
+        value, task, temperature = load_beside_policy(self.model, self.task, self.horizon, device)
+        policy = connect_policy(
+            self.server.url,
+            value.steps,
+            temperature=temperature,
+            seed=seed,
+            model=self.server.model,
+            concurrency=self.server.concurrency,
+            batch=self.server.batch,
+            device=value.device,
+        )
+        return Engine(policy, value, task)
+
+
 def sample(
     wanted: Wanted,
-    model: Path,
-    policy: str | None,
-    task: str | None,
-    horizon: int | None,
-    prompts: str,
+    inputs: Inputs,
     out: Path,
+    trace: Path | None,
     block_size: int | None,
     overwrite: bool,
     seed: int,
@@ -100,7 +145,6 @@ def sample(
     UserError
         For options out of range or in contradiction, a broken prompts file, and what `SampleFile.make` refuses.
     """
-    from rmtools.cli.loading import device_of_process, load
     from rmtools.cli.options import generator
     from rmtools.data.prompts import check_prompts, read_prompts
     from rmtools.data.samples import SampleFile
@@ -109,35 +153,62 @@ def sample(
     generator("sample", seed)  # refuses a negative seed
     if out.is_dir():
         raise UserError(f"the output {out} is a folder", "name a JSONL file with --out")
+    check_trace(trace, out, settings)
     process = this_process()
     quiet_unless_main(process)
-    loaded = load(model, policy, task, horizon, share=True, device=device_of_process())
-    predicted = None
+    loaded = inputs.load(seed)
+    predicted, model = None, inputs.model
     if accuracy is not None:
         predicted = predict(accuracy, wanted.audit or model / "audit", model, loaded, settings)
         settings = replace(settings, n_particles=predicted.n_particles)
-    found = read_prompts(prompts, loaded.task)
+    found = read_prompts(inputs.prompts, loaded.task)
     check_prompts(found, loaded.task, loaded.policy)
-    plan = plan_for(model, loaded, settings, predicted, found, block_size, seed)
-    file = SampleFile(out, plan, process)
+    plan = plan_for(model, loaded, settings, predicted, found, block_size, seed, trace is not None)
+    file = SampleFile(out, plan, process, trace)
     if predicted is not None and process.main:
         print(predicted)
-    made = file.make(found, drawing(loaded, settings), bar_for(process), overwrite)
+    shown = Shown()
+    made = file.make(found, drawing(loaded, settings, shown, trace is not None), shown.bar, overwrite)
     if process.main:
-        from rmtools.cli.sampled import report
+        finish(loaded, out, trace, made)
 
-        print(f"{'' if made else 'finished already; '}{report(out)}")
+
+def finish(loaded: Engine, out: Path, trace: Path | None, made: bool) -> None:
+    """Print the report of the file, and what a server was asked for."""
+    from rmtools.cli.sampled import report
+    from rmtools.cli.server import summary
+    from rmtools.lm.server import ServerPolicy
+
+    print(f"{'' if made else 'finished already; '}{report(out)}")
+    if trace is not None:
+        print(f"trace: {trace} (`rmtools plot trace {trace}` draws it)")
+    if isinstance(loaded.policy, ServerPolicy):
+        print(summary(loaded.policy))
+
+
+def check_trace(trace: Path | None, out: Path, settings: "SamplerSettings") -> None:
+    """Raise ``UserError`` where a trace cannot be written, or there is none."""
+    if trace is None:
+        return
+    if trace.is_dir() or trace.resolve() == out.resolve():
+        raise UserError(
+            f"the trace {trace} is {'a folder' if trace.is_dir() else 'the output itself'}",
+            "name another JSONL file with --trace",
+        )
+    if settings.sweeps:
+        raise UserError(
+            "--trace has nothing to write of gibbs: its runs are conditional ones",
+            "trace smc, or leave --trace out",
+        )
 
 
 def drawing(
-    loaded: "Loaded", settings: "SamplerSettings", **plugged: Any
+    loaded: Engine, settings: "SamplerSettings", shown: Shown, traced: bool = False
 ) -> Callable[[Sequence[str], Any], Iterator[Any]]:
-    """Return what draws the records of a block of prompts: the one call of the sampler.
-
-    ``plugged`` are ``start`` and ``watch`` of `sample_prompts`: another engine, a tracer, what shows progress.
-    """
+    """Return what draws the records of a block of prompts, each followed by its traces: the one call of the sampler."""
     from rmtools.data.tasks import Answering
     from rmtools.lm.inference import sample_prompts
+    from rmtools.lm.tracer import Tracer
 
     task = loaded.task
     judged: dict[str, Any] = {
@@ -146,13 +217,33 @@ def drawing(
     }
 
     def draw(prompts: Sequence[str], rng: Any) -> Iterator[Any]:
-        return sample_prompts(loaded.policy, loaded.value, prompts, settings, rng, **judged, **plugged)
+        tracer = Tracer(shown.start, asdict(settings)) if traced else None
+
+        def watch(of: Sequence[str], result: Any) -> None:
+            shown.watch(result)
+            if tracer is not None:
+                tracer.watch(of, result)
+
+        start = shown.start if tracer is None else tracer.start
+        for record in sample_prompts(
+            loaded.policy, loaded.value, prompts, settings, rng, **judged, start=start, watch=watch
+        ):
+            shown.next_solved = solved(record)
+            yield record, ([] if tracer is None else tracer.take(record))
 
     return draw
 
 
+def solved(record: Mapping[str, Any]) -> int | None:
+    """Return whether the solution that was put out is right (1 or 0); None where nobody judges."""
+    chosen = record[record["output"].replace("-", "_")]
+    if chosen is None or any("reward" not in s for s in record["samples"]):
+        return None if chosen is not None else 0
+    return int(record["samples"][chosen]["reward"] == 1)
+
+
 def predict(
-    accuracy: "Accuracy", audit: Path, model: Path, loaded: "Loaded", settings: "SamplerSettings"
+    accuracy: "Accuracy", audit: Path, model: Path, loaded: Engine, settings: "SamplerSettings"
 ) -> "Predicted":
     """Return the particles that the audit predicts for ``accuracy``; raises ``UserError`` where it cannot."""
     from rmtools.audit.accuracy import Sampled, particles_for
@@ -174,12 +265,13 @@ def predict(
 
 def plan_for(
     model: Path,
-    loaded: "Loaded",
+    loaded: Engine,
     settings: "SamplerSettings",
     predicted: "Predicted | None",
     prompts: Sequence[str],
     block_size: int | None,
     seed: int,
+    traced: bool,
 ) -> "SamplePlan":
     """Return everything the records depend on."""
     import rmtools
@@ -207,6 +299,7 @@ def plan_for(
         prompts=len(prompts),
         prompts_sha256=hash_of(prompts, [task.reference(p) for p in prompts]),
         block_size=usual_block(settings) if block_size is None else block_size,
+        traced=traced,
         rmtools=rmtools.__version__,
     )
 
@@ -217,12 +310,3 @@ def quiet_unless_main(process: Process) -> None:
         from transformers.utils.logging import disable_progress_bar
 
         disable_progress_bar()
-
-
-def bar_for(
-    process: Process,
-) -> Callable[[str, int], contextlib.AbstractContextManager[Callable[[int], object]]]:
-    """Return what shows a progress bar in the main process and nothing in others."""
-    from rmtools.cli.rollout import bar_if
-
-    return lambda label, total: bar_if(process.main, label, total)

@@ -1,5 +1,6 @@
 """Options and connection of a policy behind a server, for the verbs that can draw from one."""
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -32,6 +33,16 @@ ServerBatch = Annotated[
         help="Prefixes in one request, at most. Above 1 requests have no seed: the run cannot be reproduced.",
     ),
 ]
+
+
+@dataclass(frozen=True)
+class Server:
+    """The options of a server, as given."""
+
+    url: str
+    model: str | None
+    concurrency: int
+    batch: int
 
 
 def connect_policy(

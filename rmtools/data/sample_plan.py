@@ -35,6 +35,8 @@ class SamplePlan:
         How many, hash of them and of their right answers.
     block_size : int
         Prompts that are drawn together and from one generator.
+    traced : bool
+        Whether the blocks hold traces too.
     rmtools : str
         Version.
     """
@@ -56,6 +58,7 @@ class SamplePlan:
     prompts: int
     prompts_sha256: str
     block_size: int
+    traced: bool = False
     rmtools: str = field(default="")
 
     def __post_init__(self) -> None:

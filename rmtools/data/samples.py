@@ -11,7 +11,7 @@ A record's ``provenance.run`` is the hash of the plan (rmtools.data.sample_plan)
 import contextlib
 import json
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,9 @@ from rmtools.processes import Process
 VERB = "sample"
 
 Record = dict[str, Any]
-Draw = Callable[[Sequence[str], np.random.Generator], Iterable[Record]]
+Draw = Callable[[Sequence[str], np.random.Generator], Iterable[tuple[Record, Sequence[Record]]]]
+# In a block a line of a trace stands behind the record it is of.
+TRACE_MARK = b"\t"
 Bar = Callable[[str, int], contextlib.AbstractContextManager[Callable[[int], object]]]
 
 
@@ -52,10 +54,13 @@ class SampleFile:
     plan : SamplePlan
     process : Process
         Which of the processes this one is.
+    trace : Path, optional
+        File for the traces, where the plan says that there are any.
     """
 
-    def __init__(self, out: Path, plan: SamplePlan, process: Process) -> None:
+    def __init__(self, out: Path, plan: SamplePlan, process: Process, trace: Path | None = None) -> None:
         self.out = out
+        self.trace = trace
         self.plan = plan
         self.folder = out.parent / f".{out.name}.parts"
         self.work = SharedWork(self.folder, plan, process, Block, f"samples for {out}", lambda: self.finished)
@@ -73,7 +78,8 @@ class SampleFile:
                     last, count = line, count + 1
         except (OSError, StopIteration):
             return False
-        return count == self.plan.prompts and self._is_own(last)
+        there = self.trace is None or self.trace.exists()
+        return there and count == self.plan.prompts and self._is_own(last)
 
     def _is_own(self, line: bytes) -> bool:
         try:
@@ -88,7 +94,7 @@ class SampleFile:
         ----------
         prompts : sequence of str
         draw : callable
-            (prompts, generator) to their records.
+            (prompts, generator) to their records, each with the records of its trace.
         bar : callable
             (label, total) to a context that yields a tick; seen by the main process only.
         overwrite : bool
@@ -152,26 +158,42 @@ class SampleFile:
         """Return the generator of a block."""
         return shard_generator(VERB, self.plan.seed, shard)
 
-    def _put(self, shard: int, records: Iterable[Record], tick: Callable[[int], object]) -> None:
+    def _put(
+        self, shard: int, records: Iterable[tuple[Record, Sequence[Record]]], tick: Callable[[int], object]
+    ) -> None:
         provenance = self.plan.provenance()
         lines = []
-        for record in records:
+        count = 0
+        for record, traces in records:
             lines.append(json.dumps({**record, "provenance": provenance}, allow_nan=False) + "\n")
+            mark = TRACE_MARK.decode()
+            lines += [mark + json.dumps(t, allow_nan=False) + "\n" for t in traces]
+            count += 1
             tick(1)
         text = "".join(lines)
-        self.work.put(shard, lambda path: path.write_text(text, encoding="utf-8"), records=len(lines))
+        self.work.put(shard, lambda path: path.write_text(text, encoding="utf-8"), records=count)
 
     def _join(self) -> None:
         """Move all records into place in one rename, and remove the blocks."""
         within = self.work.workplace.path
+        # The trace comes into place first: a file of samples that is whole has its trace.
+        if self.trace is not None:
+            with replacing(self.trace) as temporary, temporary.open("wb") as whole:
+                for line in self._lines():
+                    if line.startswith(TRACE_MARK):
+                        whole.write(line.removeprefix(TRACE_MARK))
         with replacing(self.out, within) as temporary:
             with temporary.open("wb") as whole:
-                for shard in range(self.plan.shards):
-                    whole.write(self.work.file(shard).read_bytes())
+                whole.writelines(line for line in self._lines() if not line.startswith(TRACE_MARK))
             # Before the rename: with it, blocks that a kill leaves behind are known to be in the file.
             with replacing(self.folder / META_FILE, within) as beside:
                 beside.write_text(json_text({"sha256": sha256(temporary)}), encoding="utf-8")
         self._put_away()
+
+    def _lines(self) -> Iterator[bytes]:
+        for shard in range(self.plan.shards):
+            with self.work.file(shard).open("rb") as lines:
+                yield from lines
 
     def _put_away(self) -> None:
         """Remove the blocks, the plan last: a kill in between leaves nothing that another plan would take for its own."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from rmtools.errors import UserError
 from rmtools.lm.particles import LMParticles, Reward
-from rmtools.lm.policy import Policy
+from rmtools.lm.protocol import StepPolicy
 from rmtools.lm.sampling.algorithms import PARTICLES_PER_BATCH, draw_batch
 from rmtools.lm.sampling.presets import PRESETS
 from rmtools.lm.sampling.records import SCHEMA_VERSION, record, sample_record
@@ -32,7 +32,7 @@ __all__ = [
 
 
 def sample_prompts(
-    policy: Policy,
+    policy: StepPolicy,
     value: Scorer,
     prompts: Sequence[str],
     settings: SamplerSettings,

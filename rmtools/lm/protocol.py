@@ -70,6 +70,10 @@ class StepPolicy(Protocol):
         """Where states live, and where ``decode_step`` wants its generator."""
         ...
 
+    def check_length(self, prompts: list[list[int]]) -> None:
+        """Raise ``UserError`` where a prompt (token ids) leaves no room for a single token."""
+        ...
+
     def start(self, prompts: list[list[int]]) -> StepState:
         """Return the state of ``prompts`` (token ids)."""
         ...

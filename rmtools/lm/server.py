@@ -94,6 +94,16 @@ class ServerPolicy:
         """Close the connections to the server."""
         self.endpoint.close()
 
+    def check_length(self, prompts: list[list[int]]) -> None:
+        """Raise ``UserError`` where a prompt (token ids) leaves no room for a single token."""
+        for i, ids in enumerate(prompts):
+            if self.context is not None and len(ids) >= self.context:
+                raise UserError(
+                    f"prompt {i} has {len(ids)} tokens, the model takes {self.context}: "
+                    "no room is left for a step",
+                    "shorten the prompt or serve the model with more context",
+                )
+
     def start(self, prompts: list[list[int]]) -> ServerState:
         """Return the state of ``prompts`` (token ids).
 
@@ -102,13 +112,7 @@ class ServerPolicy:
         UserError
             Where a prompt leaves no room for a step, or its text cannot be told from its tokens.
         """
-        for i, ids in enumerate(prompts):
-            if self.context is not None and len(ids) >= self.context:
-                raise UserError(
-                    f"prompt {i} has {len(ids)} tokens, the model takes {self.context}: "
-                    "no room is left for a step",
-                    "shorten the prompt or serve the model with more context",
-                )
+        self.check_length(prompts)
         n = torch.zeros(len(prompts), dtype=torch.long, device=self.device)
         return ServerState(
             tuple(prompt_text(self.steps, ids) for ids in prompts),

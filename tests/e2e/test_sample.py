@@ -12,7 +12,8 @@ from rmtools.audit.report import write_report
 from rmtools.data.collect import Branching, Collector
 from rmtools.data.rollouts import RolloutMetadata
 from rmtools.lm.checkpoint import fingerprint
-from rmtools.lm.particles import LMParticles
+from rmtools.lm.trace_file import read_trace
+from rmtools.lm.tracer import solutions
 from rmtools.lm.value import ValueModel
 
 
@@ -64,15 +65,63 @@ def test_every_algorithm(sample, tmp_path, algorithm, more, n):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["prompts.jsonl", "s.jsonl"]
 
 
-@pytest.mark.skipif(hasattr(LMParticles, "join"), reason="particles of language models can be joined")
-def test_gibbs_without_particles_that_can_be_joined(sample):
-    result, out = sample("--algorithm", "gibbs", "-n", 3, "--sweeps", 2)
-    assert result.code == 2
-    assert "LMParticles has no `join`" in result.err
+def without_run(path):
+    return [{**r, "provenance": None} for r in read(path)]
+
+
+def test_trace(sample, run, tmp_path):
+    """The same samples, and beside them how they came about: drawn by `rmtools plot trace`."""
+    _, out = sample("-n", 4)
+    plain = without_run(out)
+    trace = tmp_path / "t.jsonl"
+    result, out = sample("-n", 4, "--trace", trace)
+    assert result.code == 0, result.err
+    assert without_run(out) == plain
+    assert f"trace: {trace}" in result.out
+    traces = read_trace(trace)
+    assert [t["prompt"] for t in traces] == [r["prompt"] for r in plain]
+    for t, record in zip(traces, plain, strict=True):
+        assert solutions(t) == [s["steps"] for s in record["samples"]]
+        assert t["ess"] if "ess" in t else t["steps"]
+    before = trace.read_bytes()
+    assert "finished already" in sample("-n", 4, "--trace", trace)[0].out
+    trace.unlink()
+    assert "finished already" not in sample("-n", 4, "--trace", trace)[0].out
+    assert trace.read_bytes() == before
+    drawn = run("plot", "trace", trace, "--prompt", 1, "--out", tmp_path / "t.svg")
+    assert drawn.code == 0, drawn.err
+    assert (tmp_path / "t.svg").stat().st_size > 1000
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_traces_that_cannot_be(sample, tmp_path):
+    result, out = sample("--algorithm", "gibbs", "-n", 3, "--trace", tmp_path / "t.jsonl")
+    check_error(result, "--trace has nothing to write of gibbs")
+    result, out = sample("--trace", out)
+    check_error(result, "the output itself")
+    result, _ = sample("--trace", tmp_path)
+    check_error(result, "is a folder")
     assert not out.exists()
 
 
-@pytest.mark.skipif(not hasattr(LMParticles, "join"), reason="needs particles that can be joined")
+def test_a_policy_behind_a_server(sample, server):
+    result, out = sample("-n", 4, "--server", server.url("vllm"), "--terminal", "verifier")
+    assert result.code == 0, result.err
+    assert "requests, " in result.out
+    for record in read(out):
+        assert len(record["samples"]) == 4
+        assert all(len(s["steps"]) <= 3 for s in record["samples"])
+    assert server.url("vllm") in read(out)[0]["provenance"]["policy"]
+
+
+def test_a_server_that_is_not_there(sample, policy_folder):
+    result, out = sample("--server", "http://127.0.0.1:9/v1")
+    check_error(result, "127.0.0.1:9")
+    result, _ = sample("--server", "http://127.0.0.1:9/v1", "--policy", policy_folder)
+    check_error(result, "both name a policy")
+    assert not out.exists()
+
+
 def test_gibbs(sample):
     result, out = sample("--algorithm", "gibbs", "-n", 3, "--sweeps", 2)
     assert result.code == 0, result.err

@@ -82,7 +82,8 @@ def make(policy, value, task, prompts, out, process=ALONE, overwrite=False, sett
     """What ``rmtools sample`` does, with models that are loaded already."""
 
     def draw(block, rng):
-        return sample_prompts(policy, value, block, settings, rng, task.reward, answer=task.answer)
+        drawn = sample_prompts(policy, value, block, settings, rng, task.reward, answer=task.answer)
+        return ((record, []) for record in drawn)
 
     return SampleFile(out, plan_of(prompts, settings, seed), process).make(prompts, draw, NoBar, overwrite)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from rmtools.core.particles import SMCResult
 from rmtools.lm.particles import LMParticles, Reward, Terminal
-from rmtools.lm.policy import Policy
+from rmtools.lm.protocol import StepPolicy
 from rmtools.lm.sampling.counted import Counted, counted
 from rmtools.lm.value import Scorer
 
@@ -32,7 +32,7 @@ class Source:
         Told the prompts and the result of every run of the sampler, before its caches go.
     """
 
-    policy: Policy
+    policy: StepPolicy
     value: Scorer
     reward: Reward | None = None
     answer: Answer | None = None
