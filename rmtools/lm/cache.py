@@ -19,7 +19,7 @@ from rmtools.lm.block import Block, merged
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# Columns are reserved beyond these by at most a twelfth: together under 1.3 times what the tokens need.
+# With the room of rmtools.lm.columns under 1.3 times what the tokens need.
 MOST_WASTE = 1.15
 MOST_BLOCKS = 4
 LOG = logging.getLogger("rmtools")
