@@ -100,7 +100,9 @@ class ColumnLayer(DynamicLayer):
 def gathered(parts: list[tuple["ColumnLayer", Tensor, Tensor]], width: int) -> ColumnLayer:
     """Return one layer of ``width`` columns made of ``parts``: (layer, rows (B',), columns (B', width), right-aligned)."""
     first = parts[0][0]
-    store = Store.like(first.keys, first.values, sum(len(rows) for _, rows, _ in parts), width, ROOM_IF_RAGGED)
+    store = Store.like(
+        first.keys, first.values, sum(len(rows) for _, rows, _ in parts), width, ROOM_IF_RAGGED
+    )
     start = 0
     for layer, rows, columns in parts:
         end = start + len(rows)
