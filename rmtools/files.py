@@ -109,6 +109,17 @@ def read_json(path: Path, what: str) -> Any:
         raise UserError(f"{what} is not valid JSON: {path}: {error}", "repair it or make it again") from error
 
 
+@contextlib.contextmanager
+def left_as_found(path: Path) -> Iterator[None]:
+    """Take the folder ``path`` away again where an error ends the work before anything is in it."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            path.rmdir()
+        raise
+
+
 def claim_folder(path: Path, *ours: str) -> Path:
     """Create ``path``, or accept it if it is empty or holds one of ``ours`` (names or patterns the same command leaves).
 

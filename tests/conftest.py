@@ -4,7 +4,10 @@ Nothing here is imported by the tests of rmtools.core: torch is loaded only by t
 """
 
 import os
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -160,9 +163,88 @@ def prompts(task):
     return task.prompts(8, np.random.default_rng(7))[0]
 
 
+@pytest.fixture(scope="session")
+def server(policy_folder, tmp_path_factory):
+    """A completions server of the policy in a process of its own: ``server.url(kind)``, ``server.log()``."""
+    log = tmp_path_factory.mktemp("server") / "log.txt"
+    log.touch()
+    script = Path(__file__).parent / "server.py"
+    process = subprocess.Popen(
+        [sys.executable, str(script), str(policy_folder), str(log)], stdout=subprocess.PIPE, text=True
+    )
+    port = process.stdout.readline().strip()
+    yield SimpleNamespace(
+        url=lambda kind: f"http://127.0.0.1:{port}/{kind}/v1",
+        log=lambda: [line.split() for line in log.read_text().splitlines()],
+    )
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+
 @pytest.fixture
 def generator():
     """Return a seeded torch generator: ``generator(seed)``."""
     import torch
 
     return lambda seed: torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture
+def on_finite_model():
+    """``on_finite_model(model)``: a sampler's source over an exact finite model, each state a solution of one step.
+
+    A token a candidate and step; ``dies`` makes every value after the root zero for the prompts it names.
+    """
+    return finite_source
+
+
+def finite_source(model, dies=(), tokens=1, joins=True):
+    from types import SimpleNamespace
+
+    from rmtools.lm.sampling.source import Source
+
+    kind = JoinableTexts if joins else Texts
+
+    def start(policy, value, prompts, *, terminal, reward):
+        dead = np.asarray([p in dies for p in prompts])
+        return kind(model.particles(len(prompts)), dead, tokens)
+
+    return Source(SimpleNamespace(), SimpleNamespace(), start=start)
+
+
+class Texts:
+    """Particles over a finite model that count tokens and have texts, as the sampler's records need."""
+
+    def __init__(self, inner, dead, tokens, decoded=0):
+        self.inner, self.dead, self.tokens, self.decoded = inner, dead, tokens, decoded
+
+    def with_(self, inner, decoded=None):
+        return type(self)(inner, self.dead, self.tokens, self.decoded if decoded is None else decoded)
+
+    @property
+    def shape(self):
+        return self.inner.shape
+
+    @property
+    def ended(self):
+        return self.inner.ended
+
+    def log_value(self):
+        gone = self.dead[:, None] & (self.inner.depth > 0)
+        return np.where(gone, -np.inf, self.inner.log_value())
+
+    def extend(self, pool_size, rng):
+        drawn = pool_size * int((~self.inner.ended).sum()) * self.tokens
+        return self.with_(self.inner.extend(pool_size, rng), self.decoded + drawn)
+
+    def select(self, index):
+        return self.with_(self.inner.select(index))
+
+    def steps(self):
+        return [[[str(s)] for s in row] for row in self.inner.state]
+
+
+class JoinableTexts(Texts):
+    def join(self, other):
+        return self.with_(self.inner.join(other.inner))

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     Rollouts = str | Path | Sequence[Rollout] | tuple[Sequence[Rollout], RolloutMetadata]
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 Progress = Callable[[str, int], Any]
 
@@ -209,6 +209,7 @@ def audit(
     outside = None if ratios is None else coverage(ratios)
     provenance = provenance_of(rows, metadata, settings["model"]) | {
         "checkpoint": subjects[0].name,
+        "checkpoint_fingerprint": weights_of(value_model),
         "terminal": subjects[0].terminal,
         "floor": subjects[0].tilt.floor,
         "seed": seed,
@@ -380,6 +381,7 @@ def provenance_of(
         if metadata is None
         else {
             "policy": metadata.policy,
+            "policy_fingerprint": metadata.policy_fingerprint,
             "task": metadata.task,
             "horizon": metadata.horizon,
             "temperature": metadata.temperature,
@@ -391,6 +393,7 @@ def provenance_of(
     )
     return {
         "policy": "",
+        "policy_fingerprint": "",
         "task": "",
         **known,
         "n_prompts": len({r.prompt_id for r in rows}),
@@ -400,6 +403,13 @@ def provenance_of(
         "training": {} if settings is None else settings.training,
         "rmtools": rmtools.__version__,
     }
+
+
+def weights_of(value_model: "str | Path | Scorer") -> str:
+    """Return the fingerprint of a checkpoint, "" for what has no folder."""
+    from rmtools.lm.checkpoint import fingerprint
+
+    return fingerprint(value_model) if isinstance(value_model, str | Path) else ""
 
 
 def with_measured(report: AuditReport, measured: dict[str, Any]) -> AuditReport:

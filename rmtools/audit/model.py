@@ -122,6 +122,9 @@ class ModelAudit:
         Both exactly, where solutions can be enumerated.
     n_for_cv, n_for_tv : Interval or None
         Particles for the accuracies asked for; None where the spread could not be told from noise.
+    counted_from : str
+        What they were counted from: ``tables`` where those hold every audited prompt (exact sigma^2 and MAD(H)), else
+        ``rollouts`` (estimates; for the TV an upper bound).
     paper : PaperCounts or None
         None without children: single steps bound epsilon by L - 1 only.
     other_ways : OtherWays or None
@@ -152,6 +155,7 @@ class ModelAudit:
     tabulated: Tabulated | None
     n_for_cv: Interval | None
     n_for_tv: Interval | None
+    counted_from: str
     paper: PaperCounts | None
     other_ways: OtherWays | None
     by_prompt: tuple[PromptAudit, ...]
@@ -261,9 +265,9 @@ def audit_model(
     bound = ratio_bound_quantiles(
         scored.prefix_log_value, scored.child_log_value, scored.child_present, prompt
     )
-    tv = particles(
-        None if spread.influence is None else spread.influence.sd, lambda s: n_for_tv(s, asked.delta_tv)
-    )
+    tables = exact_cost is not None and exact_cost.n_prompts == len(arrays)
+    cost, deviation = spreads(spread, exact_cost if tables else None)
+    tv = particles(deviation, lambda s: n_for_tv(s, asked.delta_tv))
     rewards = [scored.reward[scored.prompt == g] for g in range(len(arrays))]
     largest = largest_error(errors, exact_log_error) if branching or exact is not None else None
     perfect = [
@@ -289,10 +293,9 @@ def audit_model(
         perfect=perfect_sigma2(perfect, rng) if perfect else None,
         perfect_ratio=cost_ratio(spread.parts, perfect, rng) if perfect else None,
         tabulated=exact_cost,
-        n_for_cv=particles(
-            None if spread.sigma2 is None else spread.sigma2.estimate, lambda s: n_for_cv(s, asked.delta_cv)
-        ),
+        n_for_cv=particles(cost, lambda s: n_for_cv(s, asked.delta_cv)),
         n_for_tv=tv,
+        counted_from="tables" if tables else "rollouts",
         paper=None
         if largest is None
         else paper_counts(bound.largest, largest, scored.horizon, asked.delta_tv),
@@ -303,6 +306,16 @@ def audit_model(
         by_value=by_value(scored.prefix_log_value, errors, prompt, rng) if branching else (),
         worst=worst_prefixes(rows, scored, errors, exact_log_error) if branching else (),
         distribution=distribution(errors, exact_log_error, scored),
+    )
+
+
+def spreads(spread: Spread, exact: Tabulated | None) -> tuple[Interval | None, Interval | None]:
+    """Return sigma^2 and what bounds the TV: MAD(H) exactly, or SD(H) from rollouts."""
+    if exact is not None:
+        return exact.sigma2, exact.mad
+    return (
+        None if spread.sigma2 is None else spread.sigma2.estimate,
+        None if spread.influence is None else spread.influence.sd,
     )
 
 

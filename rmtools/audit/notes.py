@@ -139,7 +139,7 @@ def model_notes(m: ModelAudit) -> list[str]:
             f"{m.role}: over half of the mean square is from prefixes whose children are all identical: forced "
             "steps, or good children too rare for this many children to show"
         )
-    if m.influence is not None and not m.influence.resolved:
+    if m.influence is not None and not m.influence.resolved and m.counted_from == "rollouts":
         out.append(
             f"{m.role}: particles for the TV are not resolved: {m.influence.effective_trajectories:.1f} trajectories of a "
             f"prompt carry the potential, it takes {FEWEST_TRAJECTORIES:g} for an interval that holds"

@@ -80,8 +80,8 @@ READING = {
     ),
     "particles": (
         "Particles for the accuracies named, rounded up: for the coefficient of variation of the "
-        "estimate of Z, and for the total variation between output and target (that one is an "
-        "upper bound)."
+        "estimate of Z, and for the total variation between output and target. Enumerated where the tables "
+        "hold every prompt; from rollouts that one is an upper bound."
     ),
 }
 

@@ -39,13 +39,13 @@ def table(report: "AuditReport") -> list[tuple[str, list[str]]]:
         ("ECE / AUC", ece_auc),
         ("V(s0) minus Z", lambda m: m.z and m.z.difference),
         ("sigma^2, pooled", sigma2),
-        ("sigma^2, enumerated", lambda m: m.tabulated and m.tabulated.sigma2),
+        ("sigma^2, enumerated", enumerated_sigma2),
         ("sigma^2 of a perfect value, enumerated", lambda m: m.tabulated and m.tabulated.perfect),
         ("sigma^2 of a perfect value, from rollouts", perfect),
         ("particles of a perfect value times", cost_ratio),
         (
-            f"particles: CV of Z {cv:g} | TV {tv:g} (at most)",
-            lambda m: (m.sigma2 or m.influence) and f"{count(m.n_for_cv)} | {particles_tv(m)}",
+            f"particles: CV of Z {cv:g} | TV {tv:g}",
+            lambda m: (m.n_for_cv or m.sigma2 or m.influence) and f"{count(m.n_for_cv)} | {particles_tv(m)}",
         ),
         (f"particles of Thm 5.1 for TV {tv:g}", lambda m: m.paper and power(m.paper.log10_particles)),
     ]
@@ -69,7 +69,7 @@ def as_text(report: "AuditReport") -> str:
 
 def without_interval(cell: str) -> str:
     """Return a cell without what stands in brackets."""
-    return re.sub(r" \[[^\]]*\]| \(ESS.*", "", cell).replace(NOT_AVAILABLE, "-")
+    return re.sub(r" \[[^\]]*\]| \((ESS|\d+ prompts).*", "", cell).replace(NOT_AVAILABLE, "-")
 
 
 def sentences(report: "AuditReport") -> list[str]:
@@ -203,10 +203,22 @@ def sigma2(model: "ModelAudit") -> str | None:
     return str(model.sigma2.estimate) + ("" if model.sigma2.resolved else " not resolved")
 
 
+def enumerated_sigma2(model: "ModelAudit") -> str | None:
+    """Return exact sigma^2, of how many prompts it is, and the most probability that is outside one's table."""
+    found = model.tabulated
+    if found is None:
+        return None
+    return f"{found.sigma2} ({found.n_prompts} prompts, {found.uncovered:.1%} or less outside their tables)"
+
+
 def particles_tv(model: "ModelAudit") -> str:
-    """Return the particles for the TV, marked where too few trajectories carry the potential."""
+    """Return the particles for the TV: exactly, or at most; marked where too few trajectories carry the potential."""
+    if model.counted_from == "tables":
+        return f"{count(model.n_for_tv)}, enumerated"
     marked = model.n_for_tv is not None and model.influence is not None and not model.influence.resolved
-    return count(model.n_for_tv) + (" not resolved" if marked else "")
+    return (
+        ("at most " if model.n_for_tv is not None else "") + count(model.n_for_tv) + " not resolved" * marked
+    )
 
 
 def count(n: Interval | None) -> str:

@@ -27,6 +27,8 @@ class Tabulated:
         Pooled sigma^2 of the model and of the true value.
     ratio : Interval
         Of the two: what the model's error costs.
+    mad : Interval
+        Mean absolute deviation of H of the model, pooled with the same weights.
     n_prompts : int
     uncovered : float
         Largest probability outside a table.
@@ -35,6 +37,7 @@ class Tabulated:
     sigma2: Interval
     perfect: Interval
     ratio: Interval
+    mad: Interval
     n_prompts: int
     uncovered: float
 
@@ -74,14 +77,16 @@ def tabulated(tables: "Sequence[Enumeration]", scorer: "Scorer", rng: np.random.
     for table in tables:
         exact = table.score(scorer).model.exact()
         z_square = np.exp(2 * exact.log_z)
-        rows.append((z_square * exact.sigma2, z_square * exact.sigma2_true_value, z_square))
-    cost, perfect, z_square = np.asarray(rows).T
+        costs = (exact.sigma2, exact.sigma2_true_value, exact.influence_mad().value, 1.0)
+        rows.append([z_square * c for c in costs])
+    cost, perfect, mad, z_square = np.asarray(rows).T
     problems: dict[str, tuple[np.ndarray, Statistic]] = {
         name: (np.stack(columns, axis=1), ratio_of_means)
         for name, columns in (
             ("sigma2", (cost, z_square)),
             ("perfect", (perfect, z_square)),
             ("ratio", (cost, perfect)),
+            ("mad", (mad, z_square)),
         )
     }
     return Tabulated(

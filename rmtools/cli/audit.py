@@ -71,6 +71,7 @@ def command(
     from rmtools.cli.auditing import audited, check_verifiable, finish, source_of, with_sampler
     from rmtools.cli.options import generator
     from rmtools.data.collect import Branching
+    from rmtools.files import left_as_found
     from rmtools.lm.checkpoint import CheckpointSettings
     from rmtools.lm.particles import check_terminal_name
 
@@ -83,9 +84,10 @@ def command(
     for other in compare or []:
         CheckpointSettings.load(Path(other))
     source = source_of(model, policy, task, horizon, rollouts, prompts, out)
-    source.need_policy(rollouts is None or verify, "--verify" if verify else "rollouts")
-    source.need_card(card)
-    report = audited(source, compare or [], branching, prompts_limit, terminal, delta_cv, delta_tv, seed)
+    with left_as_found(source.folder):
+        source.need_policy(rollouts is None or verify, "--verify" if verify else "rollouts")
+        source.need_card(card)
+        report = audited(source, compare or [], branching, prompts_limit, terminal, delta_cv, delta_tv, seed)
     try:
         report = with_sampler(report, source, seed) if verify else report
     finally:  # an audit that cannot be verified is an audit still

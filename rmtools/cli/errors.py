@@ -1,6 +1,7 @@
 """How a command ends: 0 done, 1 a threshold the user set was not met, 2 wrong usage or bad input."""
 
 import contextlib
+import logging
 import sys
 import time
 from collections.abc import Iterator
@@ -16,6 +17,8 @@ SILENCE = 15.0
 @contextlib.contextmanager
 def exit_on_user_error() -> Iterator[None]:
     """Turn a ``UserError`` into one line on standard error and exit code 2; an interrupt into 130."""
+    # Where it is installed (genlm-control brings it), peft imports it, and on some CPUs it warns of kernels not used here.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         yield
     except UserError as error:

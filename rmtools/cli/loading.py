@@ -28,7 +28,12 @@ class Loaded:
 
 
 def load(
-    model: Path, policy: str | None, task: str | None, horizon: int | None, share: bool = False
+    model: Path,
+    policy: str | None,
+    task: str | None,
+    horizon: int | None,
+    share: bool = False,
+    device: "torch.device | None" = None,
 ) -> Loaded:
     """Load a checkpoint with the policy and task it remembers, or those that are named instead.
 
@@ -40,11 +45,30 @@ def load(
     UserError
         Also where the task has another number of steps than the checkpoint was trained for.
     """
-    from rmtools.data.tasks import load_task
     from rmtools.lm.checkpoint import CheckpointSettings, load_value_model
     from rmtools.lm.policy import load_policy
 
     settings = CheckpointSettings.load(model)
+    chosen = task_of(model, settings, task, horizon)
+    source = load_policy(policy or settings.policy, settings.steps, settings.temperature, device)
+    value, settings = load_value_model(model, device=device, beside=source if share else None)
+    return Loaded(value, settings, source, chosen)
+
+
+def load_beside_policy(
+    model: Path, task: str | None, horizon: int | None, device: "torch.device | None" = None
+) -> "tuple[ValueModel, Task, float]":
+    """Load value model and task alone, and the temperature for a policy that is elsewhere; raises as `load`."""
+    from rmtools.lm.checkpoint import load_value_model
+
+    value, settings = load_value_model(model, device=device)
+    return value, task_of(model, settings, task, horizon), settings.temperature
+
+
+def task_of(model: Path, settings: "CheckpointSettings", task: str | None, horizon: int | None) -> "Task":
+    """Return the task that is named or remembered; raises ``UserError`` where it is not the checkpoint's kind."""
+    from rmtools.data.tasks import load_task
+
     if not task and not settings.task:
         raise UserError(
             f"the data that {model} was trained on do not say which task they are of",
@@ -57,9 +81,7 @@ def load(
             "solutions would end elsewhere than its values assume",
             f"leave --horizon out, or pass --horizon {settings.steps.max_steps}",
         )
-    source = load_policy(policy or settings.policy, settings.steps, settings.temperature)
-    value, settings = load_value_model(model, beside=source if share else None)
-    return Loaded(value, settings, source, chosen)
+    return chosen
 
 
 def device_of_process() -> "torch.device":

@@ -168,13 +168,13 @@ def make_rollouts(
     check_prompts(found, task, policy)
     plan = plan_for(policy, task, found, removed, branching, out, seed, sharding, verb)
     rollouts = ShardedRollouts(out, plan, process)
-    with rollouts.claimed(sharding.overwrite):
+    with rollouts.work.claimed(sharding.overwrite):
         already = rollouts.finished
         longest = draw_missing(rollouts, policy, task, found)
         if process.main:
-            others = rollouts.missing(range(plan.shards))
+            others = rollouts.work.missing(range(plan.shards))
             with bar_if(bool(others), "waiting for shards of other processes", len(others)) as tick:
-                rollouts.wait(longest, tick)
+                rollouts.work.wait(longest, tick)
         finished = rollouts.finish()
     if process.main and finished is not None:
         what = finished.metadata
@@ -237,8 +237,8 @@ def draw_missing(
     from rmtools.data.collect import Collector
     from rmtools.data.plan import shard_generator
 
-    plan, process, longest = rollouts.plan, rollouts.process, 0.0
-    missing = rollouts.missing(rollouts.own)
+    plan, process, longest = rollouts.plan, rollouts.work.process, 0.0
+    missing = rollouts.work.missing(rollouts.work.own)
     blocks = [prompts[plan.block(i)] for i in missing]
     label = f"rollouts of {plan.prompts} prompts" + (
         f", process 0 of {process.size}" if process.size > 1 else ""

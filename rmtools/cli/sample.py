@@ -1,14 +1,43 @@
 """``rmtools sample``: the sampler over a policy and a value model, JSON lines out."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import Annotated
 
 import typer
 
-from rmtools.cli.options import Horizon, Model, Seed, TaskName, TerminalName, generator
+from rmtools.cli.options import Horizon, Model, Seed, TaskName, TerminalName
+from rmtools.cli.server import Concurrency, ServerBatch, ServerModel, ServerUrl
 
-if TYPE_CHECKING:
-    from rmtools.lm.particles import Terminal
+Algorithm = Annotated[
+    str | None,
+    typer.Option(
+        help="smc, sp-gsmc, guided, mh, gibbs, importance, best-of-n, majority, weighted-majority or beam: names for "
+        "settings of one sampler, which the options below change where they do not contradict the name. Default: smc."
+    ),
+]
+Output = Annotated[
+    str | None,
+    typer.Option(
+        help="Which solution is put out: draw (one weighted draw, the only one that follows the target's law), argmax (the "
+        "largest final value), majority or weighted-majority (of answers). All are in the record. Default: the algorithm's."
+    ),
+]
+Precision = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NORM=DELTA",
+        help="Take N from the model's audit: tv=.05 (total variation of the draw) or cv=.1 (of Z). Runs multinomial "
+        "resampling at every step, as the prediction does.",
+    ),
+]
+Tokens = Annotated[
+    int | None,
+    typer.Option(
+        help="Repeat runs (proposals of mh, sweeps of gibbs) of each prompt until so many generated tokens are spent; "
+        "the output is over all of them, weighted by their estimates of Z."
+    ),
+]
+Seconds = Annotated[float | None, typer.Option(help="The same with seconds of each prompt.")]
 
 
 def command(
@@ -17,67 +46,84 @@ def command(
     policy: Annotated[
         str | None, typer.Option(help="Policy; default: the one the checkpoint was trained for.")
     ] = None,
-    n: Annotated[int, typer.Option("-n", "--n-particles", help="N: particles a prompt.")] = 16,
-    pool_size: Annotated[int, typer.Option(help="M: candidates a particle and step.")] = 1,
+    algorithm: Algorithm = None,
+    n: Annotated[
+        int | None,
+        typer.Option("-n", "--n-particles", help="N: particles a prompt. Default: 16, or the algorithm's."),
+    ] = None,
+    pool_size: Annotated[
+        int | None,
+        typer.Option(help="M: candidates a particle and step. Default: 1, or the algorithm's."),
+    ] = None,
     resampling: Annotated[
-        str, typer.Option(help="multinomial, systematic, stratified, residual, top_k, none.")
-    ] = "systematic",
+        str | None,
+        typer.Option(
+            help="multinomial, systematic, stratified, residual, top_k, none. Default: systematic, or the algorithm's."
+        ),
+    ] = None,
     ess_threshold: Annotated[
-        float, typer.Option(help="Resample when ESS <= threshold * N; 1 always, 0 never.")
-    ] = 0.5,
+        float | None,
+        typer.Option(help="Resample when ESS <= threshold * N; 1 always, 0 never. Default: 0.5."),
+    ] = None,
+    mh_steps: Annotated[
+        int | None,
+        typer.Option(help="H: Metropolis-Hastings proposals around any algorithm that estimates Z."),
+    ] = None,
+    sweeps: Annotated[int | None, typer.Option(help="Sweeps of gibbs. Default: 8.")] = None,
+    output: Output = None,
+    accuracy: Precision = None,
+    audit: Annotated[
+        Path | None, typer.Option(help="Folder of the audit; default: audit inside the checkpoint.")
+    ] = None,
+    max_tokens: Tokens = None,
+    max_seconds: Seconds = None,
     terminal: TerminalName = "model",
     task: TaskName = None,
     horizon: Horizon = None,
+    block_size: Annotated[
+        int | None,
+        typer.Option(
+            help="Prompts drawn together, the most that an interruption loses. Default: a batch, 64 at most."
+        ),
+    ] = None,
+    overwrite: Annotated[
+        bool,
+        typer.Option("--overwrite", help="Remove what an interrupted run with other arguments left."),
+    ] = False,
+    server: ServerUrl = None,
+    server_model: ServerModel = None,
+    concurrency: Concurrency = 16,
+    server_batch: ServerBatch = 1,
+    trace: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write every candidate, ESS, weights and ancestors too; `rmtools plot trace` draws them."
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option(help="JSONL file to write.")] = Path("samples.jsonl"),
     seed: Seed = 0,
 ) -> None:
-    """Sample solutions by sequential Monte Carlo guided by a value model.
+    """Sample solutions guided by a value model: sequential Monte Carlo and its relatives, through one sampler.
 
-    With --resampling none the same samples are independent: best-of-N is their argmax.
+    Interrupted, the same command goes on where it was. Under `accelerate launch` the processes share the prompts; the
+    file is the same.
     """
-    import json
+    from rmtools.cli.sampling import Inputs, Wanted, sample
+    from rmtools.cli.server import Server
 
-    from rmtools.cli.loading import load
-    from rmtools.cli.progress import progress
-    from rmtools.core.resampling import RESAMPLING
-    from rmtools.data.prompts import check_prompts, read_prompts
-    from rmtools.errors import UserError
-    from rmtools.files import write_text
-    from rmtools.lm.checkpoint import fingerprint
-    from rmtools.lm.inference import SamplerSettings, sample_prompts
-
-    if resampling not in RESAMPLING:
-        raise UserError(f"unknown resampling {resampling!r}", f"choose one of: {', '.join(RESAMPLING)}")
-    settings = SamplerSettings(n, pool_size, resampling, ess_threshold, cast("Terminal", terminal))
-    if out.is_dir():
-        raise UserError(f"the output {out} is a folder", "name a JSONL file with --out")
-    loaded = load(model, policy, task, horizon, share=True)
-    found = read_prompts(prompts, loaded.task)
-    check_prompts(found, loaded.task, loaded.policy)
-    rng, reward = generator("sample", seed), loaded.task.reward
-    with progress(f"sampling {len(found)} prompts", len(found)) as tick:
-        records = list(sample_prompts(loaded.policy, loaded.value, found, settings, rng, reward, tick))
-    provenance = {
-        "model": str(model),
-        "model_fingerprint": fingerprint(model),
-        "policy": loaded.policy.name,
-        "policy_fingerprint": fingerprint(loaded.policy.name),
-        "task": loaded.task.name,
-        "seed": seed,
+    given = {
+        "n_particles": n,
+        "pool_size": pool_size,
+        "resampling": resampling,
+        "ess_threshold": ess_threshold,
+        "mh_steps": mh_steps,
+        "sweeps": sweeps,
+        "output": output,
+        "max_tokens": max_tokens,
+        "max_seconds": max_seconds,
+        "terminal": terminal,
     }
-    lines = [json.dumps({**r, "provenance": provenance}, allow_nan=False) + "\n" for r in records]
-    write_text(out, "".join(lines))
-    report(records, out, terminal)
-
-
-def report(records: list[dict], out: Path, terminal: str) -> None:
-    """Print the shares of right solutions: all samples, one weighted draw, the argmax of the final value."""
-    import numpy as np
-
-    every = np.mean([s["reward"] for r in records for s in r["samples"]])
-    draw = np.mean([r["samples"][r["draw"]]["reward"] for r in records])
-    best = np.mean([r["samples"][r["argmax"]]["reward"] for r in records])
-    print(
-        f"{len(records)} prompts in {out} (terminal {terminal}, log_z estimates {records[0]['estimates']})\n"
-        f"right: {every:.3f} of all samples, {draw:.3f} of one weighted draw, {best:.3f} of the argmax"
-    )
+    wanted = Wanted(algorithm, given, accuracy, audit)
+    asked = None if server is None else Server(server, server_model, concurrency, server_batch)
+    inputs = Inputs(model, policy, task, horizon, prompts, asked)
+    sample(wanted, inputs, out, trace, block_size, overwrite, seed)

@@ -260,13 +260,41 @@ def _conditional(path: tuple[J, ...], n: int, m: int, rng: np.random.Generator) 
     return run(_Tracked(path[0], (), path), Settings(n, m, _pinned_multinomial, 1.0, pinned=True), rng)
 
 
+def first_paths(
+    root: J, n_particles: int, pool_size: int, rng: np.random.Generator
+) -> tuple[tuple[J, ...], np.ndarray]:
+    """Draw a trajectory per group from an ordinary run: the reference that particle Gibbs starts from.
+
+    Parameters
+    ----------
+    root : Particles
+        Shape (G, 1).
+    n_particles, pool_size : int
+        N and M of the run.
+    rng : np.random.Generator
+        Source of every draw.
+
+    Returns
+    -------
+    path : tuple of Particles
+        (G, 1) at every depth from the root to the end.
+    alive : np.ndarray
+        (G,) bool: some particle of the run has positive value. Where none has, the path is no reference.
+    """
+    _, rng = check_settings(n_particles, pool_size, "multinomial", 1.0, rng)
+    check_root(root)
+    result = run(_Tracked(root), Settings(n_particles, pool_size, multinomial, 1.0), rng)
+    assert result.log_z is not None
+    return _trace(result, result.draw(rng)), result.log_z > -np.inf
+
+
 def _first_path(root: J, n: int, m: int, rng: np.random.Generator) -> tuple[J, ...]:
-    result = run(_Tracked(root), Settings(n, m, multinomial, 1.0), rng)
-    if result.log_z is None or (result.log_z == -np.inf).any():
+    path, alive = first_paths(root, n, m, rng)
+    if not alive.all():
         raise UserError(
             "no particle of the first run has positive value", fix="raise n_particles or pass `reference`"
         )
-    return _trace(result, result.draw(rng))
+    return path
 
 
 def _trace(result: SMCResult[_Tracked[J]], index: np.ndarray) -> tuple[J, ...]:

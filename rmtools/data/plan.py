@@ -117,7 +117,7 @@ def read_plan(folder: Path) -> dict[str, Any] | None:
     found = read_json(path, "the plan of the rollouts")
     if not isinstance(found, dict) or "prompts_sha256" not in found:
         raise UserError(
-            f"{path} is no plan of rollouts",
+            f"{path} is no plan of rollouts or samples",
             "choose another folder with --out; if this one is yours to lose, delete it",
         )
     return found
@@ -126,11 +126,13 @@ def read_plan(folder: Path) -> dict[str, Any] | None:
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """Return what differs between two saved plans, as "temperature (1.0 there, 0.7 now)".
 
-    The policy's name does not count where its weights are known: the same folder has many names.
+    The name of a policy or a model does not count where its weights are known: the same folder has many names.
     """
     one, two = dict(_flat(old)), dict(_flat(new))
-    if one.get("policy_fingerprint") and one["policy_fingerprint"] == two.get("policy_fingerprint"):
-        one.pop("policy", None), two.pop("policy", None)
+    for name in ("policy", "model"):
+        weights = one.get(f"{name}_fingerprint")
+        if weights and weights == two.get(f"{name}_fingerprint"):
+            one.pop(name, None), two.pop(name, None)
     return [
         f"{key} ({_short(one.get(key))} there, {_short(two.get(key))} now)"
         for key in dict.fromkeys([*two, *one])

@@ -19,7 +19,7 @@ from rmtools.data.collect import prompt_id
 from rmtools.data.tasks import Referenced, Task
 from rmtools.errors import UserError
 from rmtools.files import write_text
-from rmtools.lm.policy import Policy
+from rmtools.lm.protocol import StepPolicy
 
 QUESTIONS = ("question", "problem")
 
@@ -121,7 +121,7 @@ def prompts_from(source: str, task: Task, rng: np.random.Generator) -> tuple[lis
     return task.prompts(int(source), rng)
 
 
-def check_prompts(prompts: Sequence[str], task: Task, policy: Policy) -> None:
+def check_prompts(prompts: Sequence[str], task: Task, policy: StepPolicy) -> None:
     """Raise ``UserError``, before any work, where a prompt is not the task's or leaves the policy no room."""
     policy.check_length([policy.steps.prompt_ids(p) for p in prompts])
     for prompt in prompts:

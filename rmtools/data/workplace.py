@@ -2,7 +2,7 @@
 
 The lock is on the folder itself and goes with the process, however that ends: what lies in an unlocked one was left by a
 process that was killed. One that is locked belongs to a run that still goes on, such as the workers of a launcher that was
-killed alone; two runs must not share a folder of rollouts, the second is refused.
+killed alone; two runs must not share a folder, the second is refused.
 """
 
 import contextlib
@@ -28,9 +28,12 @@ class Workplace:
     folder : Path
         Where the finished files go.
     process : Process
+    what : str
+        What the folder holds, in messages.
     """
 
-    def __init__(self, folder: Path, process: Process) -> None:
+    def __init__(self, folder: Path, process: Process, what: str = "rollouts") -> None:
+        self.what = what
         self.root = folder / PARTIAL
         self.path = self.root / str(process.rank)
         self.process = process
@@ -56,7 +59,7 @@ class Workplace:
         """Raise ``UserError`` where a process of another rank is at work."""
         for other in self._others():
             if not is_free(other):
-                raise busy(self.root.parent)
+                raise busy(self.root.parent, self.what)
 
     def _lock(self) -> int:
         while True:
@@ -70,7 +73,7 @@ class Workplace:
                 raise unwritable(self.path, error) from error
             if not try_lock(lock):
                 os.close(lock)
-                raise busy(self.root.parent)
+                raise busy(self.root.parent, self.what)
             # The folder may have been removed by its last owner before the lock was ours.
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(lock), self.path.stat()):
@@ -82,7 +85,7 @@ class Workplace:
         for other in self._others():
             if not other.name.isdigit() or int(other.name) >= self.process.size:
                 if not is_free(other):
-                    raise busy(self.root.parent)
+                    raise busy(self.root.parent, self.what)
                 remove(other)
 
     def _others(self) -> list[Path]:
@@ -110,10 +113,10 @@ def is_free(path: Path) -> bool:
         os.close(descriptor)
 
 
-def busy(folder: Path) -> UserError:
+def busy(folder: Path, what: str) -> UserError:
     """Return the error for a folder that another run works on."""
     return UserError(
-        f"another run is at work on the rollouts in {folder}",
+        f"another run is at work on the {what} in {folder}",
         "let it finish, or end its processes, and run the same command again",
     )
 

@@ -69,11 +69,15 @@ class Block:
 
         With ``last_only`` only the logits of the last column are wanted (where the model can leave the others out).
         """
+        from rmtools.lm.columns import ROOM_IF_FULL, ROOM_IF_RAGGED
+
         cache = fork(self.cache) if self.cache is not None else new_cache(model)
         new = torch.ones_like(ids, dtype=torch.bool) if present is None else present
         mask = torch.cat([self.mask, new], dim=1)
         require_window(model.config, mask.shape[1])
         full = self.full and present is None
+        for layer in cache.layers:
+            layer.share = ROOM_IF_FULL if full else ROOM_IF_RAGGED
         positions = self.length[:, None] + (new.cumsum(1) - 1).clamp(min=0)
         wanted = {"logits_to_keep": 1} if last_only and keeps_logits(model) else {}
         output = model(

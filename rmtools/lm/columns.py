@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
-LEAST_ROOM, ROOM_SHARE = 8, 16
+# Of the columns in use: much where no row wastes any, little where rows are of different length.
+LEAST_ROOM, ROOM_IF_FULL, ROOM_IF_RAGGED = 4, 1 / 4, 1 / 12
 
 
-def with_room(width: int) -> int:
-    """Return how many columns to reserve where ``width`` are in use."""
-    return width + max(LEAST_ROOM, width // ROOM_SHARE)
+def with_room(width: int, share: float) -> int:
+    """Return how many columns to reserve where ``width`` are in use, with ``share`` more."""
+    return width + max(LEAST_ROOM, int(width * share))
 
 
 class Store:
@@ -25,9 +26,9 @@ class Store:
         self.keys, self.values, self.filled = keys, values, filled
 
     @classmethod
-    def like(cls, keys: Tensor, values: Tensor, rows: int, width: int) -> Self:
+    def like(cls, keys: Tensor, values: Tensor, rows: int, width: int, share: float) -> Self:
         """Return room for ``width`` filled columns and some more, of ``rows`` rows, as yet unwritten."""
-        room = (rows, keys.shape[1], with_room(width))
+        room = (rows, keys.shape[1], with_room(width, share))
         return cls(keys.new_empty(*room, keys.shape[3]), values.new_empty(*room, values.shape[3]), width)
 
     def takes(self, width: int, more: int) -> bool:
@@ -37,9 +38,13 @@ class Store:
 
 
 class ColumnLayer(DynamicLayer):
-    """A layer of a transformers cache over a `Store`; ``keys`` and ``values`` are views of its first columns."""
+    """A layer of a transformers cache over a `Store`; ``keys`` and ``values`` are views of its first columns.
+
+    ``share`` is the room to reserve when it grows, of the columns in use.
+    """
 
     store: Store | None = None
+    share = ROOM_IF_FULL
     keys: Any
     values: Any
 
@@ -66,7 +71,7 @@ class ColumnLayer(DynamicLayer):
             self.lazy_initialization(key_states, value_states)
         width, more = self.get_seq_length(), key_states.shape[2]
         if self.store is None or not self.store.takes(width, more):
-            store = Store.like(key_states, value_states, len(key_states), width + more)
+            store = Store.like(key_states, value_states, len(key_states), width + more, self.share)
             if width:
                 store.keys[:, :, :width], store.values[:, :, :width] = self.keys, self.values
             self.store = store
@@ -79,7 +84,7 @@ class ColumnLayer(DynamicLayer):
     def selected(self, rows: Tensor) -> "ColumnLayer":
         """Return rows ``rows`` (B',) in memory of their own."""
         width = self.keys.shape[2]
-        store = Store.like(self.keys, self.values, len(rows), width)
+        store = Store.like(self.keys, self.values, len(rows), width, self.share)
         torch.index_select(self.keys, 0, rows, out=store.keys[:, :, :width])
         torch.index_select(self.values, 0, rows, out=store.values[:, :, :width])
         return ColumnLayer.of(store)
@@ -95,7 +100,9 @@ class ColumnLayer(DynamicLayer):
 def gathered(parts: list[tuple["ColumnLayer", Tensor, Tensor]], width: int) -> ColumnLayer:
     """Return one layer of ``width`` columns made of ``parts``: (layer, rows (B',), columns (B', width), right-aligned)."""
     first = parts[0][0]
-    store = Store.like(first.keys, first.values, sum(len(rows) for _, rows, _ in parts), width)
+    store = Store.like(
+        first.keys, first.values, sum(len(rows) for _, rows, _ in parts), width, ROOM_IF_RAGGED
+    )
     start = 0
     for layer, rows, columns in parts:
         end = start + len(rows)

@@ -1,137 +1,97 @@
-"""Running the sampler over prompts and writing down what it did: samples, weights, log Z, ESS, ancestors."""
+"""Running the sampler over prompts and writing down what it did: samples, weights, log Z, ESS, ancestors.
+
+The parts are in rmtools.lm.sampling: settings and named algorithms, runs, outputs, records.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from rmtools.core.smc import smc
 from rmtools.errors import UserError
-from rmtools.lm.particles import LMParticles, Reward, Terminal, check_terminal_name
-from rmtools.lm.policy import Policy
+from rmtools.lm.particles import LMParticles, Reward
+from rmtools.lm.protocol import StepPolicy
+from rmtools.lm.sampling.algorithms import PARTICLES_PER_BATCH, draw_batch
+from rmtools.lm.sampling.presets import PRESETS
+from rmtools.lm.sampling.records import SCHEMA_VERSION, record, sample_record
+from rmtools.lm.sampling.settings import SamplerSettings, settings_for
+from rmtools.lm.sampling.source import Answer, Source, Start, Watch
 from rmtools.lm.value import Scorer
 
-PARTICLES_PER_BATCH = 4096
-SCHEMA_VERSION = 1
-
-
-@dataclass(frozen=True)
-class SamplerSettings:
-    """The sampler of docs/equations.md, section 4, as a user sets it.
-
-    Parameters
-    ----------
-    n_particles, pool_size : int
-        N and M.
-    resampling : str
-        Scheme, or ``none`` (importance sampling, best-of-N).
-    ess_threshold : float
-        Resample when ESS <= threshold * N; 1 always, 0 never.
-    terminal : {"model", "verifier"}
-    """
-
-    n_particles: int
-    pool_size: int = 1
-    resampling: str = "systematic"
-    ess_threshold: float = 0.5
-    terminal: Terminal = "model"
-
-    def __post_init__(self) -> None:
-        for name in ("n_particles", "pool_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}", "pass -n 16, say")
-        if not 0 <= self.ess_threshold <= 1:
-            raise UserError(
-                f"ess_threshold must be in [0, 1], got {self.ess_threshold}: it is a fraction of n_particles",
-                "0.5 resamples when half of the effective particles are lost",
-            )
-        check_terminal_name(self.terminal)
+__all__ = [
+    "PARTICLES_PER_BATCH",
+    "PRESETS",
+    "SCHEMA_VERSION",
+    "SamplerSettings",
+    "Source",
+    "prompts_per_batch",
+    "sample_prompts",
+    "sample_record",
+    "settings_for",
+]
 
 
 def sample_prompts(
-    policy: Policy,
+    policy: StepPolicy,
     value: Scorer,
     prompts: Sequence[str],
     settings: SamplerSettings,
     rng: np.random.Generator,
     reward: Reward | None = None,
     progress: Callable[[int], object] | None = None,
+    answer: Answer | None = None,
+    start: Start = LMParticles.start,
+    watch: Watch | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Run the sampler on every prompt; yield one JSON-ready record a prompt, in order.
 
-    A record has ``schema_version``, the ``sampler``'s settings, ``prompt``, ``terminal``, ``log_z`` (null for top_k) and
-    what it estimates, ``samples`` (steps, log_weight, log_value, and reward where there is a verifier), ``ess`` and
-    ``ancestors`` by step, ``generated_tokens``, and the indices ``draw`` (one weighted draw) and ``argmax`` (largest
-    final value).
+    Parameters
+    ----------
+    policy, value
+    prompts : sequence of str
+    settings : SamplerSettings
+        `settings_for("beam")` and its like give those of a named algorithm.
+    rng : np.random.Generator
+        Source of every draw.
+    reward : callable, optional
+        The verifier; scores the samples, and weighs them with terminal "verifier".
+    progress : callable, optional
+        Told how many prompts are newly done.
+    answer : callable, optional
+        (prompt, steps) to the answer a solution comes to, None where to none; the majorities need it.
+    start : callable
+        Makes the particles; `LMParticles.start` by default.
+    watch : callable, optional
+        Told the prompts and the `SMCResult` of every run.
+
+    Yields
+    ------
+    dict
+        ``samples`` with weights and values, ``log_z``, the indices ``draw``, ``argmax`` and, with ``answer``, ``majority`` and
+        ``weighted_majority``, ``chosen`` (the one that ``settings.output`` names), and the history: docs/formats.md.
+
+    Raises
+    ------
+    UserError
+        If a majority is asked for without ``answer``; and see `draw_batch`.
     """
-    size = max(1, PARTICLES_PER_BATCH // (settings.n_particles * settings.pool_size))
-    for start in range(0, len(prompts), size):
-        batch = prompts[start : start + size]
-        yield from run_batch(policy, value, batch, settings, rng, reward)
+    if settings.output.endswith("majority") and answer is None:
+        raise UserError(
+            f"output {settings.output} counts answers, and nothing says which answer a solution comes to",
+            "pass `answer`, or choose draw or argmax",
+        )
+    source = Source(policy, value, reward, answer, start, watch)
+    size = prompts_per_batch(settings)
+    for at in range(0, len(prompts), size):
+        batch = prompts[at : at + size]
+        for prompt, drawn in zip(batch, draw_batch(source, batch, settings, rng), strict=True):
+            yield record(source, prompt, drawn, settings)
         if progress is not None:
             progress(len(batch))
 
 
-def run_batch(
-    policy: Policy,
-    value: Scorer,
-    prompts: Sequence[str],
-    settings: SamplerSettings,
-    rng: np.random.Generator,
-    reward: Reward | None,
-) -> list[dict[str, Any]]:
-    """Run the sampler once on ``prompts``, all in one batch."""
-    root = LMParticles.start(policy, value, prompts, terminal=settings.terminal, reward=reward)
-    result = smc(
-        root, settings.n_particles, settings.pool_size, settings.resampling, settings.ess_threshold, rng
-    )
-    particles, chosen = result.particles, result.draw(rng)
-    final, texts = particles.log_value(), particles.steps()
-    tokens = particles.decoded / len(prompts)
-    records = []
-    for g, prompt in enumerate(prompts):
-        samples = [
-            sample_record(prompt, texts[g][i], result.log_weights[g, i], final[g, i], reward)
-            for i in range(settings.n_particles)
-        ]
-        records.append(
-            {
-                "schema_version": SCHEMA_VERSION,
-                "sampler": asdict(settings),
-                "prompt": prompt,
-                "terminal": settings.terminal,
-                "estimates": ESTIMATES[settings.terminal],
-                "log_z": None if result.log_z is None else finite(result.log_z[g]),
-                "draw": int(chosen[g]),
-                "argmax": int(final[g].argmax()),
-                "samples": samples,
-                "ess": [float(e) for e in result.ess[:, g]],
-                "ancestors": result.ancestors[:, g].tolist(),
-                "generated_tokens": tokens,
-            }
-        )
-    return records
-
-
-ESTIMATES = {
-    "model": "log E_policy[V(s_T)], the model's own last value",
-    "verifier": "log Z = log E_policy[potential]",
-}
-
-
-def sample_record(
-    prompt: str, steps: list[str], log_weight: float, log_value: float, reward: Reward | None
-) -> dict[str, Any]:
-    """Return one sample as JSON values; a weight of zero is null."""
-    row: dict[str, Any] = {"steps": steps, "log_weight": finite(log_weight), "log_value": finite(log_value)}
-    if reward is not None:
-        row["reward"] = float(reward(prompt, steps))
-    return row
-
-
-def finite(x: float) -> float | None:
-    """Return ``x``, or None for -inf (JSON has no infinities); NaN raises."""
-    if np.isnan(x):
-        raise ValueError("a weight is NaN")
-    return float(x) if np.isfinite(x) else None
+def prompts_per_batch(settings: SamplerSettings) -> int:
+    """Return how many prompts run together: one where each has a time of its own."""
+    if settings.max_seconds is not None:
+        return 1
+    return max(1, PARTICLES_PER_BATCH // (settings.n_particles * settings.pool_size))

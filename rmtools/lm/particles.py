@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 
 from rmtools.errors import UserError
-from rmtools.lm.policy import Policy, PolicyState, distinct
+from rmtools.lm.policy import distinct
+from rmtools.lm.protocol import StepPolicy, StepState
+from rmtools.lm.retokenise import shared_tokens
 from rmtools.lm.value import Scorer, ValueState
 
 Terminal = Literal["verifier", "model"]
@@ -26,7 +28,7 @@ Reward = Callable[[str, Sequence[str]], float]
 class Setup:
     """What the particles of one run share."""
 
-    policy: Policy
+    policy: StepPolicy
     value: Scorer
     prompts: tuple[str, ...]
     groups: int
@@ -49,7 +51,7 @@ class LMParticles:
         (G * n,) rows of the fields with U rows.
     slot : Tensor
         (U,) row in ``state`` and ``scored``, -1 where the prefix has ended.
-    state : PolicyState
+    state : StepState
         Of the distinct prefixes that have not ended.
     scored : ValueState
         What the value model has read of them.
@@ -68,7 +70,7 @@ class LMParticles:
     setup: Setup
     node: Tensor
     slot: Tensor
-    state: PolicyState
+    state: StepState
     scored: ValueState
     values: np.ndarray
     prompt: np.ndarray
@@ -79,7 +81,7 @@ class LMParticles:
     @classmethod
     def start(
         cls,
-        policy: Policy,
+        policy: StepPolicy,
         value: Scorer,
         prompts: Sequence[str],
         *,
@@ -91,11 +93,11 @@ class LMParticles:
         Raises
         ------
         UserError
-            If ``terminal`` is "verifier" without ``reward``, a prompt is too long, or policy and value model
-            do not share a tokenizer.
+            If ``terminal`` is "verifier" without ``reward``, a prompt is too long, or the value model
+            can read neither the tokens of the policy nor their text.
         """
         check_terminal(terminal, reward)
-        check_same_tokens(policy, value)
+        value = shared_tokens(policy, value)
         distinct_prompts = tuple(dict.fromkeys(prompts))
         for prompt in distinct_prompts:
             policy.steps.check(prompt, [])
@@ -283,7 +285,7 @@ def stacked(one: LMParticles, other: LMParticles, step: int) -> Tensor:
     return torch.cat([pad(part, (0, width - part.shape[1]), value=-1) for part in parts])
 
 
-def step_texts(policy: Policy, blocks: Sequence[Tensor], rows: np.ndarray) -> list[list[str]]:
+def step_texts(policy: StepPolicy, blocks: Sequence[Tensor], rows: np.ndarray) -> list[list[str]]:
     """Return the steps of prefixes ``rows`` as text; each distinct step is decoded once."""
     texts: list[list[str]] = [[] for _ in rows]
     known: dict[tuple[int, ...], str] = {}
@@ -317,19 +319,3 @@ def check_terminal_name(terminal: str) -> None:
 def to_numpy(values: Tensor) -> np.ndarray:
     """Return values as float64 on the host: the sampler's arithmetic is done there."""
     return values.double().cpu().numpy()
-
-
-def check_same_tokens(policy: Policy, value: Scorer) -> None:
-    """Raise ``UserError`` unless the value model reads the token ids that the policy emits."""
-    if policy.steps.tokenizer.get_vocab() != value.steps.tokenizer.get_vocab():
-        raise UserError(
-            f"policy {policy.name} and value model {value.name} have different tokenizers: "
-            "the model cannot read the ids the policy emits",
-            "use the policy that the checkpoint was trained for",
-        )
-    if policy.steps.settings != value.steps.settings:
-        raise UserError(
-            f"policy and value model have different step settings: {policy.steps.settings} and "
-            f"{value.steps.settings}",
-            "load the policy with the checkpoint's step settings",
-        )

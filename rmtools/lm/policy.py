@@ -178,7 +178,7 @@ class Policy:
             On the policy's device.
         """
         branch = Branches(torch.arange(len(state.pending), device=self.device), node, state.ended)
-        cache, pending = state.cache.packed(), state.pending
+        cache, pending = state.cache, state.pending
         eos = torch.zeros_like(state.ended)
         if bool(branch.done.all()):
             branch = replace(branch, columns=(torch.full_like(pending, -1),))
@@ -198,7 +198,7 @@ class Policy:
         ended = was_ended | eos | (n_steps >= self.steps.settings.max_steps) | self._out_of_context(cache)
         return Decoded(
             torch.stack(branch.columns, dim=1),
-            PolicyState(cache, pending, n_steps, ended),
+            PolicyState(cache.packed(), pending, n_steps, ended),
             branch.parent,
             branch.node,
         )

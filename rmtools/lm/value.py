@@ -247,13 +247,13 @@ class ValueModel:
             return torch.full((len(tokens),), torch.nan, device=tokens.device), state
         ids = torch.where(present, tokens, self.steps.pad_id)
         given = None if bool(present.all()) else present
-        logits, cache = state.cache.packed().forward(self.model, ids, given)
+        logits, cache = state.cache.forward(self.model, ids, given)
         last = (present * torch.arange(1, tokens.shape[1] + 1, device=tokens.device)).argmax(1)
         at = logits[torch.arange(len(tokens), device=tokens.device), last]
         if bool(torch.isnan(at).any()):
             raise UserError(f"the value model {self.name} returned NaN", BROKEN)
         value = log_value_from_logits(at, self.tilt.floor)
-        return torch.where(present.any(1), value, torch.nan), ReadCache(cache)
+        return torch.where(present.any(1), value, torch.nan), ReadCache(cache.packed())
 
 
 BROKEN = "look for weights that are not finite, or for a precision the model was not trained in"

@@ -1,4 +1,4 @@
-"""Every plot of the reports, as SVG text; the only importer of matplotlib.
+"""Every plot of the reports, as SVG text or a file; the only importer of matplotlib.
 
 The functions take the JSON values of the reports, so that a report can be drawn again from its files.
 """
@@ -10,11 +10,13 @@ from rmtools.plots.audit import (
     particles_for_accuracy,
     reliability,
 )
-from rmtools.plots.drawing import style_of
+from rmtools.plots.drawing import FORMS, style_of
 from rmtools.plots.exact import output_law, phase_transition, variance_approach
 from rmtools.plots.run import sigma2_scatter, success_bars, training_curve
+from rmtools.plots.trace import trace_picture
 
 __all__ = [
+    "FORMS",
     "bellman_by_depth",
     "distributions",
     "error_sizes",
@@ -25,6 +27,7 @@ __all__ = [
     "sigma2_scatter",
     "style_of",
     "success_bars",
+    "trace_picture",
     "training_curve",
     "variance_approach",
 ]

@@ -45,6 +45,8 @@ STYLE_SHEET: Any = {
     "svg.hashsalt": "rmtools",
 }
 WIDTH = 5.4
+FORMS = ("svg", "png", "pdf")
+DPI = 150
 
 
 @contextlib.contextmanager
@@ -66,6 +68,20 @@ def svg_text(figure: "Figure") -> str:
     )
     text = buffer.getvalue()
     return text[text.index("<svg") :]
+
+
+def picture(figure: "Figure", form: str) -> bytes:
+    """Return the figure as a file of one of ``FORMS``; the same figure gives the same bytes."""
+    if form == "svg":
+        return svg_text(figure).encode()
+    buffer = io.BytesIO()
+    figure.savefig(
+        buffer,
+        format=form,
+        dpi=DPI,
+        metadata={"pdf": {"CreationDate": None}, "png": {"Software": None}}[form],
+    )
+    return buffer.getvalue()
 
 
 def style_of(role: str) -> tuple[str, str, str, str]:

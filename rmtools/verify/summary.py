@@ -232,8 +232,8 @@ def success_figures(best: Sequence[Mapping[str, Any]], smc: Sequence[Mapping[str
 
 
 def chosen(record: Mapping[str, Any], how: str) -> float:
-    """Return the reward of the sample that ``draw`` or ``argmax`` names."""
-    return float(record["samples"][record[how]]["reward"])
+    """Return the reward of the sample that ``draw`` or ``argmax`` names; 0 where no sample has positive weight."""
+    return 0.0 if record[how] is None else float(record["samples"][record[how]]["reward"])
 
 
 def check_samples(best: Sequence[Mapping[str, Any]], smc: Sequence[Mapping[str, Any]]) -> None:
@@ -258,6 +258,11 @@ def check_samples(best: Sequence[Mapping[str, Any]], smc: Sequence[Mapping[str, 
     if any("reward" not in s for r in records for s in r["samples"]):
         raise UserError(
             "the samples have no rewards: success cannot be counted", "name the --task of `rmtools sample`"
+        )
+    if any(r["ancestors"] is None for r in records):
+        raise UserError(
+            "samples of several runs a prompt (mh, gibbs or a budget) cannot be compared at equal numbers of samples",
+            again,
         )
     kept = list(range(len(best[0]["samples"])))
     if any(list(row) != kept for r in best for row in r["ancestors"]):

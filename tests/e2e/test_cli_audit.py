@@ -64,9 +64,12 @@ def test_trajectories_without_branches(run, tmp_path, checkpoint, policy_folder,
     assert "lower bound" in result.out
     options = ("--model", checkpoint, "--rollouts", tmp_path / "r", "--verify")
     result = run("audit", *options, "--out", tmp_path / "b")
-    check_late(result, "needs a predicted number")
-    assert "RMS b, sampled" not in result.out  # what stands there was enumerated
-    assert (tmp_path / "b" / "audit.json").exists()
+    assert result.code == 0, result.err
+    assert "RMS b, sampled" not in result.out  # what stands there was enumerated, and so were the particles
+    assert "measured with N =" in result.out
+    model = audit_file(tmp_path / "b")["models"][0]
+    assert model["sigma2"] is None
+    assert model["counted_from"] == "tables"
 
 
 def test_an_implicit_model(run, tmp_path, policy_folder, rollouts):
@@ -157,3 +160,12 @@ def test_a_compared_model_with_other_token_ids_is_not_enumerated(run, tmp_path, 
     assert models[0]["exact"] is not None
     assert models[1]["exact"] is None
     assert models[1]["bellman"] is not None
+
+
+def test_an_audit_that_fails_leaves_no_empty_folder(run, tmp_path, checkpoint, rollouts):
+    damaged = next((rollouts / "data").glob("*.parquet"))
+    damaged.write_bytes(b"PAR1 no more")
+    result = run("audit", "--model", checkpoint, "--rollouts", rollouts, "--out", tmp_path / "a")
+    assert result.code == 2
+    assert damaged.name in result.err
+    assert not (tmp_path / "a").exists()

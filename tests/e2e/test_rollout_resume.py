@@ -220,8 +220,8 @@ def test_processes_that_come_and_go(whole, policy, task, many_prompts, tmp_path)
 
 def test_a_main_process_that_is_left_alone(policy, task, many_prompts, tmp_path, monkeypatch, capsys):
     """Its own shards are kept, nothing is called finished, and the next start does the rest."""
-    monkeypatch.setattr("rmtools.data.resume.PATIENCE", 0.0)
-    monkeypatch.setattr("rmtools.data.resume.POLL", 3.0)
+    monkeypatch.setattr("rmtools.data.shared.PATIENCE", 0.0)
+    monkeypatch.setattr("rmtools.data.shared.POLL", 3.0)
     with pytest.raises(
         UserError, match=r"have not written 5 shards .*train-00001-of-00010.*same command again"
     ):
@@ -259,7 +259,7 @@ def test_rollouts_that_others_work_on_are_not_replaced(run, policy_folder, many_
 
 
 def test_a_process_without_a_main_one(policy, task, many_prompts, tmp_path, monkeypatch):
-    monkeypatch.setattr("rmtools.data.resume.PATIENCE", 0.0)
+    monkeypatch.setattr("rmtools.data.shared.PATIENCE", 0.0)
     with pytest.raises(UserError, match="main process has not begun"):
         collect(policy, task, many_prompts, tmp_path / "r", process=Process(1, 2))
     assert not (tmp_path / "r").exists()

@@ -1,6 +1,8 @@
 """The training recipe: a checkpoint, or one line and exit code 2."""
 
+import importlib.util
 import json
+import logging
 import resource
 from pathlib import Path
 
@@ -89,7 +91,6 @@ def test_training_then_sampling(run, training, tmp_path, prompts_file):
         ({}, ["--colour", "red"], ["colour"]),
         ({"lora_dropout": 0.2, "attn_implementation": "eager"}, [], ["lora_dropout", "attn_impl", "lora_r"]),
         ({"dtype": "int8"}, [], ["int8", "float32, bfloat16, float16"]),
-        ({}, ["--load_in_4bit", "true"], ["bitsandbytes", "pip install"]),
         ({}, ["--load_in_4bit", "true", "--use_peft", "false"], ["cannot be trained whole"]),
         ({}, ["--resume_from_checkpoint", "last"], ["no whole checkpoint to resume from", "save_strategy"]),
         ({"n_step": 0}, [], ["n_step"]),
@@ -111,6 +112,22 @@ def test_training_then_sampling(run, training, tmp_path, prompts_file):
 def test_wrong_training_arguments(run, training, tmp_path, changes, flags, words):
     check_error(run("--config", training(**changes), *flags, script=RECIPE), *words)
     assert not list((tmp_path / "prm").glob("*"))
+
+
+def test_four_bits_where_their_package_is_missing(run, training, monkeypatch):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name, *rest: None if name == "bitsandbytes" else found(name, *rest),
+    )
+    result = run("--config", training(), "--load_in_4bit", "true", script=RECIPE)
+    check_error(result, "bitsandbytes", "pip install")
+
+
+def test_a_package_that_warns_of_its_kernels_is_not_heard(run):
+    assert run("--version").code == 0
+    assert not logging.getLogger("bitsandbytes.backends.cpu.ops").isEnabledFor(logging.WARNING)
 
 
 def test_a_residual_without_children(run, training, tmp_path, policy_folder, prompts_file):

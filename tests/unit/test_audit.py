@@ -91,6 +91,26 @@ def test_the_cost_of_enumerated_solutions_is_pooled(report, rows, policy, task, 
     assert found.sigma2.contains(found.sigma2.estimate)
 
 
+def test_particles_are_counted_from_tables_that_hold_every_prompt(report, rows, policy, task, value_folder):
+    """At the cost pooled from exact models; from the rollouts where a prompt has no table."""
+    model = report.model
+    assert model.counted_from == "tables"
+    scorer, _ = load_value_model(value_folder)
+    prompts = list(dict.fromkeys(r.prompt for r in rows))
+    exact = [
+        tabulate(policy, scorer, p, task.step_choices(p, []), task.reward, 3e-3).model.exact()
+        for p in prompts
+    ]
+    weight = np.exp([2 * e.log_z for e in exact])
+    cv, tv = report.provenance["delta_cv"], report.provenance["delta_tv"]
+    expected = np.average([e.n_for_cv(cv) for e in exact], weights=weight)
+    assert model.n_for_cv.estimate == pytest.approx(max(expected, 1), rel=1e-6)
+    expected = np.average([e.n_for_tv(tv) for e in exact], weights=weight)
+    assert model.n_for_tv.estimate == pytest.approx(max(expected, 1), rel=1e-6)
+    other = next(m for m in report.models if m.tabulated is None and m.sigma2 is not None)
+    assert other.counted_from == "rollouts"
+
+
 def test_guided_weights_by_hand(report, rows, value_folder):
     """Weights V(s_t) / V(s_0), normalised within prompt and depth; b enumerated or sampled, here sampled."""
     from rmtools.data.scoring import score_rollouts

@@ -231,3 +231,15 @@ def test_demonstrations_of_the_quick_start_stay_the_same():
     prompts, _ = task.prompts(200, rng)
     text = "".join(p + "".join(task.demonstration(p, 0.35, rng)) for p in prompts)
     assert hashlib.sha256(text.encode()).hexdigest().startswith("fe4494dc81fd7e24")
+
+
+def test_answers_are_whole_solutions_failed_ones_too():
+    task, silent = Crossing(2), Crossing(2, silent=True)
+    for walk in (["s r2 \n", "d r1 \n"], ["u x \n", "s x \n"]):
+        assert task.answer(PROMPT, walk) == "".join(walk)
+    assert task.answer(PROMPT, ["s r2 \n"]) is None
+    assert silent.answer(PROMPT, ["u r3 \n", "s r3 \n"]) == "u r3 \ns r3 \n"
+    assert silent.answer(PROMPT, ["u x \n", "s x \n"]) is None
+    sums = Arithmetic(2)
+    assert sums.answer("", ["= 7 . \n", "= x . \n"]) == "= 7 . \n= x . \n"
+    assert sums.answer("", ["= 7 . \n", "7"]) is None

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from rmtools.data.tasks import AnswerChecker, AnswerTask, checker, final_answer
-from rmtools.data.tasks.checker import quick_verdict
+from rmtools.data.tasks.checker import quick_verdict, spelled
 from rmtools.data.tasks.extract import number
 from rmtools.errors import UserError
 
@@ -311,3 +311,25 @@ def test_the_worker_ends_with_its_input():
     worker.process.stdin.close()
     assert worker.process.wait(10) == 0
     assert isinstance(worker.process, subprocess.Popen)
+
+
+@pytest.mark.parametrize(
+    ("alike", "other"),
+    [
+        (["0.5", "1/2", ".50", r"\frac{1}{2}", r"$\tfrac12$", r"\dfrac{2}{4}"], "5"),
+        (["1,024", "1024 dollars", "$1024.00"], "1024%"),
+        (["-3", "−3", r"-\frac{6}{2}"], "3"),
+        ([r"\frac{x}{2}", r"\dfrac{x}{2}", r"\frac {x} {2}"], r"\frac{x}{3}"),
+        (["x+1", "x + 1", r"\left x+1 \right"], "1 + x"),
+    ],
+)
+def test_answers_that_are_the_same_at_sight_are_spelled_alike(alike, other):
+    (one,) = {spelled(a) for a in alike}
+    assert spelled(other) != one
+    assert spelled(one) == one
+
+
+def test_the_answer_of_a_solution():
+    task = AnswerTask({})
+    assert task.answer("p", ["so it is\n", "#### 1,000"]) == task.answer("p", [r"\boxed{1000}"]) == "1000"
+    assert task.answer("p", ["I do not know"]) is None

@@ -124,3 +124,18 @@ def test_a_dataclass_in_the_file(file):
     path = file(text + "def reward(p, s, r): return float(A(1).x)")
     task = load_task(f"{path}:reward")
     assert task.reward("a", []) == 1
+
+
+def test_answers_of_a_function(file):
+    """Final answers, or what the function says an answer is."""
+    lines = "def reward(prompt, steps, reference):\n    return 1.0\n"
+    task = load_task(f"{file(lines)}:reward")
+    assert task.answer("p", ["#### 0.50"]) == "1/2"
+    assert task.answer("p", ["nothing"]) is None
+    for own, expected in (("steps[-1]", "b"), ("None", None)):
+        task = load_task(f"{file(lines + f'reward.answer = lambda prompt, steps: {own}', 'own.py')}:reward")
+        assert task.answer("p", ["a", "b"]) == expected
+    for own, words in (("3", "return text or None"), ("1 / 0", "own.py, line 3: ZeroDivisionError")):
+        task = load_task(f"{file(lines + f'reward.answer = lambda prompt, steps: {own}', 'own.py')}:reward")
+        with pytest.raises(UserError, match=words):
+            task.answer("p", ["a"])

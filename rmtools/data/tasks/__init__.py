@@ -15,11 +15,12 @@ from rmtools.data.tasks.crossing import Crossing
 from rmtools.data.tasks.custom import CallableTask
 from rmtools.data.tasks.extract import final_answer
 from rmtools.data.tasks.load import load_exact_task, load_task
-from rmtools.data.tasks.protocol import ExactTask, Referenced, Task, Verifier
+from rmtools.data.tasks.protocol import Answering, ExactTask, Referenced, Task, Verifier
 
 __all__ = [
     "AnswerChecker",
     "AnswerTask",
+    "Answering",
     "Arithmetic",
     "CallableTask",
     "Crossing",

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from rmtools.data.tasks.checker import AnswerChecker
+from rmtools.data.tasks.checker import AnswerChecker, spelled
 from rmtools.data.tasks.extract import final_answer, marked_answer, visible
 from rmtools.errors import UserError
 
@@ -69,6 +69,10 @@ class AnswerTask:
         """Return 1.0 where the final answer is right, else 0.0; raises ``UserError`` for a prompt without reference."""
         self.check_prompt(prompt)
         return float(self.checker.right(self.references[prompt], final_answer("".join(steps))))
+
+    def answer(self, prompt: str, steps: Sequence[str]) -> str | None:
+        """Return the final answer, spelled alike for the same number or the same LaTeX; None where there is none."""
+        return spelled(final_answer("".join(steps))) or None
 
     def step_choices(self, prompt: str, steps: Sequence[str]) -> list[str] | None:
         """Return None: steps are free text."""

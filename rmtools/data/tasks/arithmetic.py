@@ -94,6 +94,10 @@ class Arithmetic:
         choices = self._choices
         return len(steps) == self.horizon and all(s in choices for s in steps)
 
+    def answer(self, prompt: str, steps: Sequence[str]) -> str | None:
+        """Return the results that are written, failed ones too: a vote that read the failures would be a verifier's."""
+        return "".join(steps) if self.well_formed(steps) else None
+
     def right_steps(self, prompt: str, steps: Sequence[str]) -> list[bool]:
         """Return for each step whether its digit is the result; unless silent, ``x`` always is, and nothing else after it."""
         right: list[bool] = []

@@ -26,6 +26,8 @@ START_LIMIT = 120.0
 REMEMBERED = 100_000
 # Spelling that carries no meaning in LaTeX.
 SPELLING = re.compile(r"\s+|\\left(?![a-z])|\\right(?![a-z])|\\[,!;: ]|(?<=\\)[dt](?=frac)|\$")
+# Of whole numbers, after SPELLING.
+FRACTION = re.compile(r"(-?)\\frac(?:\{(\d+)\}|(\d))(?:\{0*([1-9]\d*)\}|([1-9]))")
 
 
 class AnswerChecker:
@@ -96,6 +98,20 @@ def quick_verdict(reference: str, answer: str) -> bool | None:
         return True
     # 50% may be written 0.5: the algebra knows.
     return False if due.percent == found.percent else None
+
+
+def spelled(answer: str) -> str:
+    r"""Return one spelling for answers that are the same at sight: equal numbers, LaTeX that reads alike.
+
+    Answers that only algebra knows to be the same (``2x`` and ``x + x``) stay apart.
+
+    >>> spelled("0.50"), spelled(r"$\tfrac{1}{2}$"), spelled("50%"), spelled(r"\frac{x}{2}"), spelled("1,024 dollars")
+    ('1/2', '1/2', '50%', '\\frac{x}{2}', '1024')
+    """
+    plain = SPELLING.sub("", answer)
+    parts = FRACTION.fullmatch(plain)
+    found = number(f"{parts[1]}{parts[2] or parts[3]}/{parts[4] or parts[5]}" if parts else answer)
+    return plain if found is None else f"{found.value}{'%' if found.percent else ''}"
 
 
 class Worker:

@@ -117,6 +117,10 @@ class Crossing:
         """Return whether there are ``horizon`` steps, each a move and a row (or, unless silent, ``x``)."""
         return len(steps) == self.horizon and all(s in self._choices for s in steps)
 
+    def answer(self, prompt: str, steps: Sequence[str]) -> str | None:
+        """Return the walk that is written, a failed one too: a vote that read the failures would be a verifier's."""
+        return "".join(steps) if self.well_formed(steps) else None
+
     def right_steps(self, prompt: str, steps: Sequence[str]) -> list[bool]:
         """Return for each step whether its resulting row (or ``x``) is what its move leads to.
 

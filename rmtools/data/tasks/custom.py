@@ -11,7 +11,8 @@ Ten lines in a file, ``palindromes.py``, are a task:
 
 and ``rmtools rollout --task palindromes.py:reward --prompts prompts.jsonl --policy …`` uses it (so does
 ``--task package.module:function``). The prompts file's ``answer``, where a row has one, is the ``reference``.
-Naming a file runs it.
+Naming a file runs it. Majorities count final answers as ``answers`` finds them (``extract.py``); another way to read one is
+an attribute of the function: ``reward.answer = lambda prompt, steps: steps[-1]``, None where there is no answer.
 
 >>> task = CallableTask(lambda prompt, steps, reference: float(steps[-1] == reference), references={"2+2=\n": "4"})
 >>> task.reward("2+2=\n", ["4"])
@@ -34,6 +35,8 @@ from types import ModuleType
 import numpy as np
 
 from rmtools.data.tasks.answers import from_a_file
+from rmtools.data.tasks.checker import spelled
+from rmtools.data.tasks.extract import final_answer
 from rmtools.errors import UserError
 
 Judge = Callable[[str, list[str], str | None], float]
@@ -92,6 +95,26 @@ class CallableTask:
                 "return a number in [0, 1]",
             )
         return float(found)
+
+    def answer(self, prompt: str, steps: Sequence[str]) -> str | None:
+        """Return what the function's own ``answer(prompt, steps)`` returns where it has one, else the final answer.
+
+        Raises
+        ------
+        UserError
+            Where it fails, or returns neither text nor None.
+        """
+        own = getattr(self.function, "answer", None)
+        if own is None:
+            return spelled(final_answer("".join(steps))) or None
+        with user_code(f"the answer of the task {self.name}"):
+            found = own(prompt, list(steps))
+        if not isinstance(found, str | None):
+            raise UserError(
+                f"the answer of the task {self.name} is {found!r} ({type(found).__name__})",
+                "return text or None",
+            )
+        return found
 
     def step_choices(self, prompt: str, steps: Sequence[str]) -> list[str] | None:
         """Return None: steps are free text."""

@@ -61,6 +61,15 @@ class Referenced(Protocol):
 
 
 @runtime_checkable
+class Answering(Protocol):
+    """A task that says which answer a solution comes to: majorities count them."""
+
+    def answer(self, prompt: str, steps: Sequence[str]) -> str | None:
+        """Return the answer, the same text for the same one; None where the solution comes to none."""
+        ...
+
+
+@runtime_checkable
 class ExactTask(Task, Protocol):
     """A task that checks every step and can show how it is done: a policy is trained on it from nothing."""
 

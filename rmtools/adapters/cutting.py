@@ -1,0 +1,62 @@
+"""A running sequence, of token ids or of bytes, cut into the steps of a checkpoint."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rmtools.lm.steps import StepTokenizer
+
+Steps = tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A sequence cut into steps.
+
+    Attributes
+    ----------
+    steps : tuple of tuple of int
+        Token ids of the finished steps, at most max_steps.
+    rest : Sequence
+        What stands behind them.
+    closed : tuple of int
+        Token ids of the rest as a step that the end of the sequence closes.
+    full : bool
+        There are max_steps steps: the prefix has ended, and the rest does not count.
+    """
+
+    steps: Steps
+    rest: Sequence[Any]
+    closed: tuple[int, ...]
+    full: bool
+
+
+def cut_tokens(steps: StepTokenizer, ids: Sequence[int]) -> Cut:
+    """Cut token ids into steps as the policy ends them: at the delimiter, or after max_step_tokens."""
+    settings, (ends, may) = steps.settings, steps.closing
+    found: list[tuple[int, ...]] = []
+    start = 0
+    for i, token in enumerate(ids):
+        if len(found) == settings.max_steps:
+            break
+        known = token < len(ends)
+        closes = known and bool(ends[token])
+        if not closes and known and may[token]:
+            closes = steps.ends_step(ids[start : i + 1])
+        if closes or i + 1 - start >= settings.max_step_tokens:
+            found.append(tuple(ids[start : i + 1]))
+            start = i + 1
+    rest = tuple(ids[start:])
+    return Cut(tuple(found), rest, (*rest, steps.eos_id), len(found) == settings.max_steps)
+
+
+def cut_bytes(steps: StepTokenizer, text: bytes) -> Cut:
+    """Cut bytes into steps at the delimiter's text; bytes that are no UTF-8 are read as the replacement character."""
+    delimiter = steps.settings.delimiter.encode()
+    pieces = text.split(delimiter)
+    whole = [p + delimiter for p in pieces[:-1]][: steps.settings.max_steps]
+    found = tuple(tuple(steps.step_ids(p.decode(errors="replace"))) for p in whole)
+    full = len(found) == steps.settings.max_steps
+    rest = b"" if full else pieces[-1]
+    written = tuple(steps.step_ids(rest.decode(errors="replace"))) if rest else ()
+    return Cut(found, rest, (*written, steps.eos_id), full)

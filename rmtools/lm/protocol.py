@@ -1,0 +1,83 @@
+"""What a policy is to whatever draws steps from it: the sampler and the collector know no more than this.
+
+A model in this process (:class:`rmtools.lm.policy.Policy`) and one behind a server
+(:class:`rmtools.lm.server.ServerPolicy`) are both of this kind.
+"""
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from rmtools.lm.steps import StepTokenizer
+
+
+class StepState(Protocol):
+    """A batch of B distinct prefixes in the middle of generation."""
+
+    @property
+    def pending(self) -> Tensor:
+        """(B,) last token id of each prefix."""
+        ...
+
+    @property
+    def ended(self) -> Tensor:
+        """(B,) bool."""
+        ...
+
+    def select(self, rows: Tensor) -> "StepState":
+        """Return the prefixes ``rows`` (B',)."""
+        ...
+
+    def join(self, other: Any) -> "StepState":
+        """Return these prefixes and, behind them, those of ``other``, a state of the same policy."""
+        ...
+
+
+class DecodedStep(Protocol):
+    """One step of B particles, drawn: see :class:`rmtools.lm.policy.Decoded`."""
+
+    @property
+    def tokens(self) -> Tensor:
+        """(U', L) the step's token ids at each distinct prefix, -1 where it is shorter or had ended."""
+        ...
+
+    @property
+    def state(self) -> StepState:
+        """Of the U' distinct prefixes after the step."""
+        ...
+
+    @property
+    def parent(self) -> Tensor:
+        """(U',) the distinct prefix before the step."""
+        ...
+
+    @property
+    def node(self) -> Tensor:
+        """(B,) the distinct prefix each particle is at now."""
+        ...
+
+
+class StepPolicy(Protocol):
+    """A law over next steps that can be drawn from, many prefixes at once."""
+
+    steps: StepTokenizer
+    temperature: float
+    name: str
+
+    @property
+    def device(self) -> torch.device:
+        """Where states live, and where ``decode_step`` wants its generator."""
+        ...
+
+    def check_length(self, prompts: list[list[int]]) -> None:
+        """Raise ``UserError`` where a prompt (token ids) leaves no room for a single token."""
+        ...
+
+    def start(self, prompts: list[list[int]]) -> StepState:
+        """Return the state of ``prompts`` (token ids)."""
+        ...
+
+    def decode_step(self, state: Any, node: Tensor, generator: torch.Generator) -> DecodedStep:
+        """Draw one step for each of B particles, independently; particle b is at prefix ``node[b]`` of ``state``."""
+        ...

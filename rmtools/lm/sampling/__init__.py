@@ -1,0 +1,1 @@
+"""The parts of sampling solutions: settings, runs of the one sampler, what is put out, the record of it."""

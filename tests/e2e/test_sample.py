@@ -1,0 +1,305 @@
+"""``rmtools sample``: every algorithm, the output that was chosen, N from an audit, budgets, and what is refused."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from checks import check_error
+
+from rmtools.audit import audit
+from rmtools.audit.report import write_report
+from rmtools.data.collect import Branching, Collector
+from rmtools.data.rollouts import RolloutMetadata
+from rmtools.lm.checkpoint import fingerprint
+from rmtools.lm.trace_file import read_trace
+from rmtools.lm.tracer import solutions
+from rmtools.lm.value import ValueModel
+
+
+def read(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture
+def sample(run, value_folder, prompts_file, tmp_path):
+    """``sample("--algorithm", "beam")``: the result, and the file."""
+    out = tmp_path / "s.jsonl"
+
+    def call(*more):
+        return run("sample", "--model", value_folder, "--prompts", prompts_file, "--out", out, *more), out
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "more", "n"),
+    [
+        ("smc", (), 16),
+        ("sp-gsmc", ("--pool-size", 3), 1),
+        ("guided", ("--resampling", "residual"), 4),
+        ("mh", ("--mh-steps", 3), 4),
+        ("importance", ("-n", 5), 5),
+        ("best-of-n", ("-n", 5), 5),
+        ("majority", (), 16),
+        ("weighted-majority", (), 16),
+        ("beam", (), 4),
+    ],
+)
+def test_every_algorithm(sample, tmp_path, algorithm, more, n):
+    result, out = sample("--algorithm", algorithm, *more)
+    assert result.code == 0, result.err
+    for record in read(out):
+        assert record["sampler"]["algorithm"] == algorithm
+        assert len(record["samples"]) == n
+        assert record["provenance"]["run"]
+    assert f"sampler: {algorithm}, N = " in result.out
+    lines = result.out.splitlines()
+    (chosen,) = (x.strip() for x in lines if x.endswith("(put out)"))
+    assert chosen.startswith(read(out)[0]["output"].replace("-", " "))
+    shown = ["all samples", "draw", "argmax", "majority", "weighted majority"]
+    found = [name for name in shown if any(x.strip().startswith(name) and "[" in x for x in lines)]
+    assert found == [s for s in shown if (algorithm, s) != ("beam", "draw")]
+    assert "steps were cut at max_step_tokens" in result.out
+    # Nothing but the file is left.
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["prompts.jsonl", "s.jsonl"]
+
+
+def without_run(path):
+    return [{**r, "provenance": None} for r in read(path)]
+
+
+def test_trace(sample, run, tmp_path):
+    """The same samples, and beside them how they came about: drawn by `rmtools plot trace`."""
+    _, out = sample("-n", 4)
+    plain = without_run(out)
+    trace = tmp_path / "t.jsonl"
+    result, out = sample("-n", 4, "--trace", trace)
+    assert result.code == 0, result.err
+    assert without_run(out) == plain
+    assert f"trace: {trace}" in result.out
+    traces = read_trace(trace)
+    assert [t["prompt"] for t in traces] == [r["prompt"] for r in plain]
+    for t, record in zip(traces, plain, strict=True):
+        assert solutions(t) == [s["steps"] for s in record["samples"]]
+        assert t["ess"] if "ess" in t else t["steps"]
+    before = trace.read_bytes()
+    assert "finished already" in sample("-n", 4, "--trace", trace)[0].out
+    trace.unlink()
+    assert "finished already" not in sample("-n", 4, "--trace", trace)[0].out
+    assert trace.read_bytes() == before
+    drawn = run("plot", "trace", trace, "--prompt", 1, "--out", tmp_path / "t.svg")
+    assert drawn.code == 0, drawn.err
+    assert (tmp_path / "t.svg").stat().st_size > 1000
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_traces_that_cannot_be(sample, tmp_path):
+    result, out = sample("--algorithm", "gibbs", "-n", 3, "--trace", tmp_path / "t.jsonl")
+    check_error(result, "--trace has nothing to write of gibbs")
+    result, out = sample("--trace", out)
+    check_error(result, "the output itself")
+    result, _ = sample("--trace", tmp_path)
+    check_error(result, "is a folder")
+    assert not out.exists()
+
+
+def test_a_policy_behind_a_server(sample, server):
+    result, out = sample("-n", 4, "--server", server.url("vllm"), "--terminal", "verifier")
+    assert result.code == 0, result.err
+    assert "requests, " in result.out
+    for record in read(out):
+        assert len(record["samples"]) == 4
+        assert all(len(s["steps"]) <= 3 for s in record["samples"])
+    assert server.url("vllm") in read(out)[0]["provenance"]["policy"]
+
+
+def test_a_server_that_is_not_there(sample, policy_folder):
+    result, out = sample("--server", "http://127.0.0.1:9/v1")
+    check_error(result, "127.0.0.1:9")
+    result, _ = sample("--server", "http://127.0.0.1:9/v1", "--policy", policy_folder)
+    check_error(result, "both name a policy")
+    assert not out.exists()
+
+
+def test_gibbs(sample):
+    result, out = sample("--algorithm", "gibbs", "-n", 3, "--sweeps", 2)
+    assert result.code == 0, result.err
+    for record in read(out):
+        assert len(record["samples"]) == len(record["chain"]["kept"]) == 2
+        assert record["draw"] == record["chosen"] == 1
+        assert (record["log_z"], record["ess"], record["runs"]) == (None, None, [])
+
+
+def test_the_output_can_be_chosen_and_the_samples_stay_the_same(sample):
+    found = {}
+    for output in ("draw", "argmax", "majority", "weighted-majority"):
+        result, out = sample("-n", 6, "--output", output)
+        assert result.code == 0, result.err
+        assert "finished already" not in result.out
+        found[output] = read(out)
+    for output, records in found.items():
+        for record, drawn in zip(records, found["draw"], strict=True):
+            assert record["samples"] == drawn["samples"]
+            assert record["chosen"] == drawn[output.replace("-", "_")]
+
+
+def test_the_same_command_again_is_finished_already(sample):
+    first, out = sample("-n", 3, "--seed", 2)
+    before = out.read_bytes()
+    again, _ = sample("-n", 3, "--seed", 2)
+    assert again.code == 0
+    assert again.out == f"finished already; {first.out}"
+    assert out.read_bytes() == before
+    for change in (("--seed", 3), ("-n", 4), ("--block-size", 2)):
+        other, _ = sample("-n", 3, "--seed", 2, *change)
+        assert "finished already" not in other.out
+    # A file that lost a line is made again.
+    sample("-n", 3, "--seed", 2)
+    out.write_bytes(b"".join(before.splitlines(keepends=True)[:-1]))
+    sample("-n", 3, "--seed", 2)
+    assert out.read_bytes() == before
+
+
+@pytest.fixture(scope="module")
+def audited(tmp_path_factory, policy, policy_folder, value_folder, task, settings):
+    """An audit that resolves how many particles a total variation takes."""
+    rng = np.random.default_rng(2)
+    rows = Collector(policy, task, Branching(64, 1, 4), rng).collect(task.prompts(12, rng)[0])
+    metadata = RolloutMetadata(
+        str(policy_folder), fingerprint(policy_folder), "crossing", 3, settings, 1.0, 0
+    )
+    out = tmp_path_factory.mktemp("audit")
+    write_report(audit((rows, metadata), value_folder, controls=False), out)
+    return out
+
+
+def test_n_from_the_audit(sample, audited):
+    result, out = sample("--accuracy", "tv=.1", "--audit", audited, "--terminal", "verifier")
+    assert result.code == 0, result.err
+    record = read(out)[0]
+    spread = json.loads((audited / "audit.json").read_text())["models"][0]["influence"]["sd"]["estimate"]
+    n = int(np.ceil(spread / 0.2))
+    assert n > 1
+    assert len(record["samples"]) == record["sampler"]["n_particles"] == n
+    assert (record["sampler"]["resampling"], record["sampler"]["ess_threshold"]) == ("multinomial", 1.0)
+    assert record["provenance"]["accuracy"]["asked"] == "tv=0.1"
+    assert result.out.startswith(f"N = {n} for tv=0.1 (total variation")
+    assert str(audited) in result.out
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["-n", 4], ["--accuracy contradicts -n 4"]),
+        (["--pool-size", 2], ["--pool-size 2", "of --pool-size 1"]),
+        (["--resampling", "systematic"], ["of --resampling multinomial"]),
+        (["--ess-threshold", 0.5], ["--ess-threshold 0.5"]),
+        (["--mh-steps", 2], ["--mh-steps 2"]),
+        (["--algorithm", "beam"], ["--algorithm beam"]),
+        (["--terminal", "model"], ["another terminal", "--terminal verifier"]),
+        (["--policy", "OTHER"], ["another policy"]),
+    ],
+)
+def test_what_contradicts_an_accuracy(sample, audited, policy_folder, tmp_path, options, words):
+    import shutil
+
+    if "OTHER" in options:
+        from safetensors.torch import load_file, save_file
+
+        other = tmp_path / "other"
+        shutil.copytree(policy_folder, other)
+        tensors = load_file(other / "model.safetensors")
+        save_file({k: v * 1.001 for k, v in tensors.items()}, other / "model.safetensors", {"format": "pt"})
+        options = ["--policy", other]
+    result, out = sample("--accuracy", "tv=.1", "--audit", audited, "--terminal", "verifier", *options)
+    check_error(result, *words)
+    assert not out.exists()
+
+
+def test_an_audit_is_looked_for_in_the_checkpoint(sample, value_folder):
+    check_error(sample("--accuracy", "cv=.1")[0], f"none at {value_folder / 'audit' / 'audit.json'}")
+    check_error(sample("--accuracy", "accurate")[0], "--accuracy tv=.05")
+    check_error(sample("--audit", value_folder)[0], "--audit is read for --accuracy only")
+
+
+def test_a_budget(sample):
+    result, out = sample("-n", 4, "--max-tokens", 200)
+    assert result.code == 0, result.err
+    for record in read(out):
+        budget = record["budget"]
+        assert 100 < budget["tokens"] <= 200
+        assert len(record["samples"]) == 4 * budget["runs"] == 4 * len(record["runs"])
+    assert "budget: " in result.out
+    assert "exceeded" not in result.out
+    result, out = sample("-n", 4, "--max-tokens", 8)
+    assert result.code == 0, result.err
+    assert "the budget was exceeded at 3 of 3 prompts" in result.out
+    assert "at 3 of them a single run takes more" in result.out
+    assert all(r["budget"]["exceeded"] and r["budget"]["runs"] == 1 for r in read(out))
+    check_error(sample("-n", 4, "--max-tokens", 3)[0], "too few for one run")
+    result, out = sample("--algorithm", "mh", "--max-seconds", 0.2)
+    assert result.code == 0, result.err
+    assert all(
+        r["budget"]["seconds"] < 2 and len(r["chain"]["accepted"]) == r["budget"]["runs"] - 1
+        for r in read(out)
+    )
+
+
+def test_prompts_without_any_weight(sample, monkeypatch):
+    """Exit code 0, and it is said."""
+    begin, advance = ValueModel.start, ValueModel.advance
+
+    def worthless(self, state, tokens):
+        values, after = advance(self, state, tokens)
+        return values - np.inf, after
+
+    def worth_something(self, prompts):
+        values, after = begin(self, prompts)
+        return torch.zeros_like(values), after
+
+    monkeypatch.setattr(ValueModel, "advance", worthless)
+    monkeypatch.setattr(ValueModel, "start", worth_something)
+    result, out = sample("-n", 4)
+    assert result.code == 0, result.err
+    assert "3 of 3 prompts have no sample of positive weight" in result.out
+    for record in read(out):
+        assert {record[k] for k in ("log_z", "draw", "argmax", "majority", "chosen", "answer")} == {None}
+        assert {s["log_weight"] for s in record["samples"]} == {None}
+        assert record["generated_tokens"] > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--algorithm", "sp-gsmc", "-n", 16], ["sp-gsmc", "-n 16"]),
+        (["--algorithm", "beam", "--output", "draw"], ["no law"]),
+        (["--algorithm", "nuts"], ["the algorithms are: smc"]),
+        (["--output", "mode"], ["the outputs are: draw"]),
+        (["--block-size", 0], ["--block-size must be at least 1"]),
+        (["--seed", -1], ["--seed"]),
+        (["-n", 0], ["at least 1, got 0"]),
+    ],
+)
+def test_refused_before_anything_is_drawn(sample, tmp_path, options, words):
+    check_error(sample(*options)[0], *words)
+    assert [p.name for p in tmp_path.iterdir()] == ["prompts.jsonl"]
+
+
+def test_places_that_cannot_be_written(run, value_folder, prompts_file, tmp_path):
+    (tmp_path / "file").write_text("a file")
+    options = ("--model", value_folder, "--prompts", prompts_file, "-n", 2, "--out")
+    check_error(run("sample", *options, tmp_path / "file" / "s.jsonl"), "cannot write")
+    for name, word in (
+        ("thesis.tex", "holds something else"),
+        ("data/thesis.tex", "holds something else"),
+        ("metadata.json", "holds something else"),
+        ("plan.json", "not valid JSON"),
+    ):
+        own = tmp_path / name.replace("/", "-") / ".s.jsonl.parts" / name
+        own.parent.mkdir(parents=True)
+        own.write_text("years of work")
+        check_error(run("sample", *options, tmp_path / name.replace("/", "-") / "s.jsonl"), word)
+        assert own.read_text() == "years of work"
+    result = run("sample", *options, tmp_path / "new" / "folder" / "s.jsonl")
+    assert result.code == 0, result.err

@@ -1,0 +1,521 @@
+"""The trace changes no draw, and everything the sampler did can be worked out again from it by hand."""
+
+import copy
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from traced_words import Words, rng, run, words
+
+from rmtools.core import random_tree, smc
+from rmtools.core.conditional import log_z_bounds, particle_gibbs
+from rmtools.core.metropolis import metropolis
+from rmtools.core.tilt import Tilt
+from rmtools.errors import UserError
+from rmtools.lm.particles import LMParticles
+from rmtools.lm.trace import Traced, trace_records
+from rmtools.lm.trace_file import read_trace, read_traced_prompt
+from rmtools.lm.tracer import Tracer
+
+SETTINGS = [
+    (16, 1, "systematic", 0.5),
+    (8, 3, "multinomial", 1.0),
+    (6, 2, "none", 0.5),
+    (5, 4, "top_k", 0.5),
+    (1, 4, "systematic", 0.5),
+]
+
+
+def value(x):
+    return -np.inf if x is None else x
+
+
+def log_mean(x):
+    top = max(x)
+    return top if top == -np.inf else top + np.log(np.mean(np.exp(np.asarray(x) - top)))
+
+
+def check_tree(record):
+    """Copies sum to N, every candidate continues its particle, every particle is one of its ancestor's candidates."""
+    n, m = record["n_particles"], record["pool_size"]
+    before = [0] * n
+    for step in record["steps"]:
+        nodes = {x["id"]: x for x in step["nodes"]}
+        assert sum(x["copies"] for x in step["nodes"]) == n
+        assert len({(x["parent"], x["text"], x["log_value"]) for x in step["nodes"]}) == len(nodes)
+        assert set(step["candidates"]) == set(nodes)
+        for c, number in enumerate(step["candidates"]):
+            parent = before[c // m]
+            assert number == parent or nodes[number]["parent"] == parent
+        for number, a in zip(step["particles"], step["ancestors"], strict=True):
+            assert number in step["candidates"][a * m : (a + 1) * m]
+        assert step["unique_ancestors"] == len(set(step["ancestors"]))
+        before = step["particles"]
+
+
+def replayed(record):
+    """The texts of the final particles, by going through the ancestors from the last step to the first."""
+    found = []
+    for i in range(record["n_particles"]):
+        texts, at = [], i
+        for t in reversed(range(len(record["steps"]))):
+            step = record["steps"][t]
+            nodes = {x["id"]: x for x in step["nodes"]}
+            new = t == 0 or step["particles"][at] not in {x["id"] for x in record["steps"][t - 1]["nodes"]}
+            if new:
+                texts.append(nodes[step["particles"][at]]["text"])
+            at = step["ancestors"][at]
+        found.append(texts[::-1])
+    return found
+
+
+def weights_by_hand(record):
+    """Log increments of every step, normalised final log weights and log Z from the nodes' values alone."""
+    n, m = record["n_particles"], record["pool_size"]
+    known = {0: value(record["root"]["log_value"])}
+    log_weight, log_z, at, increments = np.zeros(n), known[0], [0] * n, []
+    for step in record["steps"]:
+        known |= {x["id"]: value(x["log_value"]) for x in step["nodes"]}
+        ended = {x["id"] for x in step["nodes"] if x["ended"]}
+        row = []
+        for i in range(n):
+            pool = step["candidates"][i * m : (i + 1) * m]
+            still = (pool[0] == at[i] and at[i] in ended) or known[at[i]] == -np.inf
+            row.append(0.0 if still else log_mean([known[c] for c in pool]) - known[at[i]])
+        increments.append(row)
+        log_weight = log_weight + row
+        w = np.exp(log_weight)
+        assert step["ess"] == pytest.approx(w.sum() ** 2 / (w**2).sum() if w.any() else 0.0)
+        if step["resampled"]:
+            log_z += log_mean(log_weight)
+            log_weight = np.zeros(n)
+        at = step["particles"]
+    total = log_mean(log_weight)
+    return increments, log_weight - total - np.log(n), log_z + total
+
+
+def check_weights(record, result, g):
+    increments, log_weights, log_z = weights_by_hand(record)
+    for t, row in enumerate(increments):
+        np.testing.assert_allclose(row, result.log_increments[t, g], atol=1e-9)
+        np.testing.assert_allclose(row, [value(x) for x in record["steps"][t]["log_increments"]], atol=1e-9)
+    np.testing.assert_allclose(log_weights, result.log_weights[g], atol=1e-9)
+    np.testing.assert_allclose(log_weights, [value(x) for x in record["log_weights"]], atol=1e-9)
+    assert log_z == pytest.approx(result.log_z[g]) == record["log_z"]
+
+
+@pytest.mark.parametrize("how", SETTINGS)
+@pytest.mark.parametrize("terminal", ["model", "verifier"])
+def test_a_language_model_is_retold(policy, value, prompts, task, how, terminal):
+    at = [*prompts[:3], prompts[0]]
+    root = LMParticles.start(policy, value, at, terminal=terminal, reward=task.reward)
+    result, records = run(root, at, how)
+    texts = result.particles.steps()
+    for g, record in enumerate(records):
+        check_tree(record)
+        assert record["prompt"] == at[g]
+        assert replayed(record) == texts[g]
+        assert record["rewards"] == [task.reward(at[g], s) for s in texts[g]]
+        assert record["argmax"] == result.particles.log_value()[g].argmax()
+        assert record["sampler"]["resampling"] == how[2]
+        if how[2] == "top_k":
+            assert record["log_z"] is None
+        else:
+            check_weights(record, result, g)
+
+
+@pytest.mark.parametrize("how", SETTINGS)
+def test_no_draw_changes(policy, value, prompts, task, how):
+    n, m, scheme, threshold = how
+    root = LMParticles.start(policy, value, prompts[:3], terminal="verifier", reward=task.reward)
+    plain = smc(root, n, m, scheme, threshold, rng(1))
+    traced = smc(Traced.start(root, prompts[:3]), n, m, scheme, threshold, rng(1))
+    assert traced.particles.steps() == plain.particles.steps()
+    assert traced.particles.decoded == plain.particles.decoded > 0
+    for name in ("log_weights", "log_z", "ess", "log_increments", "ancestors", "resampled"):
+        np.testing.assert_array_equal(getattr(traced, name), getattr(plain, name))
+
+
+@pytest.mark.parametrize("how", SETTINGS)
+def test_groups_that_stop_early(how):
+    """Prompts of 5, 2 and 4 steps at most, and words that end one sooner: nothing is told after a group's last step."""
+    root, prompts = words()
+    result, records = run(root, prompts, how, seed=5)
+    for g, record in enumerate(records):
+        check_tree(record)
+        assert replayed(record) == result.particles.steps()[g]
+        assert len(record["steps"]) == max(
+            len(x) for level in result.particles.levels for x in paths(result, level, g)
+        )
+        assert record["rewards"] is None
+        if how[2] != "top_k":
+            check_weights(record, result, g)
+    assert len(records[1]["steps"]) <= 2
+    waiting = any(x["ended"] and x["copies"] for r in records for s in r["steps"][:-1] for x in s["nodes"])
+    assert waiting == (how[0] > 1)
+
+
+def paths(result, level, g):
+    return [result.particles.tree.path(int(i)) for i in level.candidates[g]]
+
+
+def test_killed_branches_are_there_and_equal_prefixes_are_one():
+    root, prompts = words((6,))
+    _, (record,) = run(root, prompts, (64, 2, "multinomial", 1.0))
+    for step in record["steps"]:
+        assert len(step["nodes"]) < 128
+    assert any(x["copies"] == 0 for s in record["steps"] for x in s["nodes"])
+    assert any(x["copies"] > 1 for s in record["steps"] for x in s["nodes"])
+
+
+def test_zeros_are_null_and_a_dead_group_goes_on():
+    root, prompts = words((4, 4), ["dead"])
+    result, records = run(root, prompts, (3, 1, "systematic", 0.5))
+    assert (result.log_z == -np.inf).all()
+    for record in records:
+        assert record["log_z"] is record["draw"] is None
+        assert record["log_weights"] == [None] * 3
+        assert record["steps"][0]["nodes"][0]["log_value"] is None
+        check_tree(record)
+    mixed, prompts = words((4,), ["dead", "a"])
+    result, (record,) = run(mixed, prompts, (8, 2, "systematic", 0.5), seed=1)
+    assert {x["text"] for x in record["steps"][0]["nodes"]} == {"dead", "a"}
+    check_weights(record, result, 0)
+
+
+def test_nan_raises():
+    class Broken(Words):
+        def log_value(self):
+            return super().log_value() * (np.nan if max(map(len, self.texts[0])) == 2 else 1)
+
+        def of(self, texts):
+            return Broken(texts, self.horizons)
+
+    with pytest.raises(ValueError, match=r"log value of the step .* is NaN"):
+        smc(Traced.start(Broken([[[]]], (4,)), ["p"]), 4, rng=rng())
+    root, prompts = words((3,))
+    result, _ = run(root, prompts, (4, 1, "none", 0.5))
+    result.log_weights[0, 1] = np.nan
+    with pytest.raises(ValueError, match="a figure of the trace is nan"):
+        trace_records(result.particles, result)
+
+
+def test_the_wrong_result_or_root_is_refused():
+    root, prompts = words((3,))
+    one = smc(Traced.start(root, prompts), 4, rng=rng())
+    two = smc(Traced.start(root, prompts), 5, rng=rng())
+    bare = smc(Traced.start(root, prompts), 4, rng=rng(), history=False)
+    for traced, result in ((one.particles, two), (bare.particles, bare)):
+        with pytest.raises(ValueError, match="not of one run, or it kept no history"):
+            trace_records(traced, result)
+    with pytest.raises(ValueError, match="one prefix a prompt"):
+        Traced.start(root.extend(2, rng()), prompts)
+
+
+def test_rewards_of_the_caller_are_taken():
+    root, prompts = words((3, 3))
+    result = smc(Traced.start(root, prompts), 4, rng=rng())
+    given = np.arange(8.0).reshape(2, 4) / 8
+    assert [r["rewards"] for r in trace_records(result.particles, result, rewards=given)] == given.tolist()
+
+
+def test_each_solution_is_judged_once():
+    root, prompts = words((2, 2))
+    asked = []
+
+    def reward(prompt, steps):
+        asked.append((prompt, *steps))
+        return float(len(steps)) / 2
+
+    class Setup:
+        pass
+
+    root.setup = Setup()
+    root.setup.reward = reward
+    root.of = lambda texts: with_setup(Words(texts, root.horizons), root)
+    result = smc(Traced.start(root, prompts), 32, rng=rng())
+    records = trace_records(result.particles, result)
+    assert len(asked) == len(set(asked)) < 64
+    assert [r["rewards"] for r in records] == [[len(s) / 2 for s in g] for g in result.particles.steps()]
+
+
+def with_setup(particles, root):
+    particles.setup, particles.of = root.setup, root.of
+    return particles
+
+
+# Conditional SMC, Metropolis-Hastings
+
+
+class Leaves:
+    """A finite tree whose states are written out as steps."""
+
+    def __init__(self, inner, model):
+        self.inner, self.model = inner, model
+
+    def __getattr__(self, name):
+        if name == "inner":
+            raise AttributeError(name)
+        return getattr(self.inner, name)
+
+    def extend(self, pool_size, draws):
+        return Leaves(self.inner.extend(pool_size, draws), self.model)
+
+    def select(self, index):
+        return Leaves(self.inner.select(index), self.model)
+
+    def join(self, other):
+        return Leaves(self.inner.join(other.inner), self.model)
+
+    def steps(self):
+        t = self.inner.depth
+        return [[[format(int(s), f"0{t}b")[i] for i in range(t)] for s in row] for row in self.inner.state]
+
+
+def leaves(groups):
+    model = random_tree(horizon=4, branching=2, eps=0.3, tilt=Tilt(0.1), rng=rng(1))
+    return Leaves(model.particles(groups), model), [f"p{g}" for g in range(groups)]
+
+
+def test_particle_gibbs_draws_the_same():
+    root, prompts = leaves(50)
+    plain = particle_gibbs(root, 4, 3, pool_size=2, rng=rng(2))
+    traced = particle_gibbs(Traced.start(root, prompts), 4, 3, pool_size=2, rng=rng(2))
+    np.testing.assert_array_equal(plain.log_z, traced.log_z)
+    for a, b in zip(plain.draws, traced.draws, strict=True):
+        np.testing.assert_array_equal(a.state, b.state)
+    last = traced.draws[-1]
+    for g in range(50):
+        assert last.tree.path(int(last.at[g, 0])) == last.steps()[g][0]
+        for level, before in zip(last.levels, traced.path, strict=False):
+            assert (level.parents[g] == level.parents[g, 0]).any()
+            assert before.shape == (50, 1)
+
+
+def test_the_reference_is_among_the_candidates():
+    """Every level of a conditional run holds the reference's prefix as candidate 0, and nothing that was not a candidate."""
+    root, prompts = leaves(20)
+    first = particle_gibbs(Traced.start(root, prompts), 4, 1, pool_size=2, rng=rng(0))
+    path = first.path
+    again = particle_gibbs(Traced.start(root, prompts), 4, 1, pool_size=2, rng=rng(1), reference=path)
+    end = again.draws[-1]
+    assert end.tree is path[0].tree
+    for t, level in enumerate(end.levels):
+        assert level.candidates.shape == (20, 8)
+        np.testing.assert_array_equal(level.candidates[:, 0], path[t + 1].at[:, 0])
+    for t, level in enumerate(end.levels[1:]):
+        for g in range(20):
+            assert set(level.parents[g]) <= set(end.levels[t].candidates[g])
+
+
+def test_a_reference_of_another_trace_is_adopted():
+    root, prompts = leaves(6)
+    mine, other = Traced.start(root, prompts), Traced.start(root, prompts)
+    both = mine.extend(3, rng(0)).join(other.extend(2, rng(1)))
+    assert both.shape == (6, 5)
+    assert [[both.tree.path(int(i)) for i in row] for row in both.at] == both.steps()
+    chosen = both.select(np.tile([4, 1, 2], (6, 1)))
+    assert chosen.levels[-1].candidates.shape == (6, 3)
+    plain = log_z_bounds([root.select(np.zeros((6, 1), int)), *descend(root)], 4, rng=rng(3))
+    traced = log_z_bounds([mine, *descend(mine)], 4, rng=rng(3))
+    np.testing.assert_array_equal(plain.upper, traced.upper)
+
+
+def descend(particles):
+    draws = rng(9)
+    for _ in range(4):
+        particles = particles.extend(1, draws)
+        yield particles
+
+
+def test_only_what_can_be_joined_has_join():
+    root, prompts = leaves(2)
+    assert hasattr(Traced.start(root, prompts), "join")
+    leaf = type(
+        "Leaf", (), {"shape": (2, 1), "ended": root.ended, "log_value": lambda self: root.log_value()}
+    )
+    assert not hasattr(Traced.start(leaf(), prompts), "join")
+
+
+def test_metropolis_draws_the_same():
+    root, prompts = leaves(30)
+
+    def chains(start):
+        return metropolis(lambda draws: smc(start, 2, pool_size=3, rng=draws), 4, rng(4))
+
+    plain, traced = chains(root), chains(Traced.start(root, prompts))
+    np.testing.assert_array_equal(plain.log_z, traced.log_z)
+    np.testing.assert_array_equal(plain.collect(lambda p: p.state), traced.collect(lambda p: p.state))
+
+
+def test_copies_and_pickles():
+    root, prompts = words()
+    traced = Traced.start(root, prompts).extend(3, rng())
+    for twin in (copy.copy(traced), copy.deepcopy(traced), pickle.loads(pickle.dumps(traced))):
+        assert twin.steps() == traced.steps()
+    with pytest.raises(AttributeError):
+        _ = traced.no_such_thing
+
+
+# Reading
+
+
+@pytest.fixture
+def records():
+    root, prompts = words()
+    return run(root, prompts, (6, 2, "systematic", 0.9))[1]
+
+
+def write(path, records, end="\n"):
+    path.write_text("\n".join(json.dumps(r) for r in records) + end)
+    return path
+
+
+def test_what_is_written_is_read(tmp_path, records):
+    file = write(tmp_path / "t.jsonl", records)
+    assert read_trace(file) == records
+    assert [read_traced_prompt(file, i) for i in range(3)] == records
+    file.write_text("\n".join(json.dumps(r) for r in records))
+    assert read_trace(file) == records
+
+
+def test_every_field_is_documented(records):
+    section = (
+        (Path(__file__).parents[2] / "docs" / "formats.md")
+        .read_text()
+        .split("\n## Trace\n")[1]
+        .split("\n## ")[0]
+    )
+    step = records[0]["steps"][0]
+    for name in (*records[0], *records[0]["root"], *step, *step["nodes"][0]):
+        assert f"`{name}`" in section
+
+
+def check_refused(tmp_path, records, edit, *words):
+    broken = copy.deepcopy(records)
+    edit(broken[1])
+    file = write(tmp_path / "t.jsonl", broken)
+    with pytest.raises(UserError) as error:
+        read_trace(file)
+    for word in (f"{file}, line 2: ", *words):
+        assert word in str(error.value)
+    assert "fix: " in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("edit", "word"),
+    [
+        (lambda r: r.update(schema_version=2), "schema version 2, this rmtools reads 1"),
+        (lambda r: r.pop("kind"), "no trace"),
+        (lambda r: r.update(n_particles=0), '"n_particles" must be a count'),
+        (lambda r: r.update(pool_size=True), '"pool_size" must be a count'),
+        (lambda r: r.update(prompt=3), '"prompt" must be a text'),
+        (lambda r: r.update(sampler=None), '"sampler" must be an object'),
+        (lambda r: r.update(root={"id": 0, "log_value": "0"}), '"root" must'),
+        (lambda r: r.update(steps={}), '"steps" must be a list'),
+        (lambda r: r.update(log_weights=[0.0]), '"log_weights" must be a list of 6'),
+        (lambda r: r.update(run=-1), '"run" must be a count'),
+        (lambda r: r.pop("draw"), 'there is no "draw"'),
+        (lambda r: r.update(rewards=[None] * 6), '"rewards" must be 6 numbers'),
+        (lambda r: r.update(log_z=10**400), '"log_z" must be a number'),
+        (lambda r: r.update(rewards=[0.0]), '"rewards" must be 6 numbers'),
+        (lambda r: r.update(log_z="x"), '"log_z" must be a number'),
+        (lambda r: r.update(draw=6), '"draw" must be one of 0 to 5'),
+        (lambda r: r.update(argmax=6), '"argmax" must be one of 0 to 5'),
+        (lambda r: r["steps"].__setitem__(0, []), 'step 1: "nodes" must be a list'),
+        (lambda r: r["steps"][0]["nodes"].append(7), "step 1: a node has no id"),
+        (lambda r: r["steps"][0]["nodes"][0].pop("text"), "step 1: node 1 has no text"),
+        (lambda r: r["steps"][0]["nodes"][0].pop("log_value"), "node 1 has no log value"),
+        (lambda r: r["steps"][0]["nodes"][0].update(ended=0), 'node 1: "ended"'),
+        (lambda r: r["steps"][0]["nodes"][0].update(copies=-1), "node 1 has no copies"),
+        (lambda r: r["steps"][0]["nodes"][0].update(parent=9), "node 1 continues no particle"),
+        (lambda r: r["steps"][0]["nodes"].append(r["steps"][0]["nodes"][0]), "two nodes have one id"),
+        (lambda r: r["steps"][0]["candidates"].pop(), '"candidates" must be a list of 12'),
+        (lambda r: r["steps"][0]["particles"].__setitem__(0, 99), '"particles" must be'),
+        (lambda r: r["steps"][0]["ancestors"].__setitem__(0, 6), '"ancestors" must be'),
+        (lambda r: r["steps"][0]["log_increments"].__setitem__(0, "a"), '"log_increments" must be'),
+        (lambda r: r["steps"][0].update(particles=[1] * 6), '"copies" do not count'),
+        (lambda r: r["steps"][0].update(ess=None), '"ess" must be a number'),
+        (lambda r: r["steps"][0].update(resampled=1), '"resampled" must be'),
+        (lambda r: r["steps"][0].update(unique_ancestors=None), '"unique_ancestors" must be'),
+    ],
+)
+def test_a_broken_record_is_named(tmp_path, records, edit, word):
+    check_refused(tmp_path, records, edit, word)
+
+
+def test_broken_files_are_named(tmp_path, records):
+    file = write(tmp_path / "t.jsonl", records, end="\n" + json.dumps(records[0])[:-40])
+    with pytest.raises(UserError, match=r"t.jsonl, line 4: the line is cut off"):
+        read_trace(file)
+    assert read_traced_prompt(file, 0) == records[0]
+    with pytest.raises(UserError, match=r"there is no prompt 9 in .*: it has 4; fix: choose one of 0 to 3"):
+        read_traced_prompt(file, 9)
+    for text, what in (
+        ("", "is empty"),
+        ("{,}\n", "line 1: not valid JSON"),
+        ("[]\n", "line 1: no trace"),
+        ('{"kind": "trace", "x": NaN}\n', "NaN is no JSON number"),
+        ("[" * 100_000 + "\n", "line 1: not valid JSON"),
+        ("9" * 5000 + "\n", "line 1: not valid JSON"),
+    ):
+        file.write_text(text)
+        with pytest.raises(UserError, match=what):
+            read_trace(file)
+    file.write_text("")
+    with pytest.raises(UserError, match="is empty"):
+        read_traced_prompt(file, 0)
+    file.write_bytes(b"\xff\xfe\n")
+    with pytest.raises(UserError, match="is no UTF-8 text"):
+        read_trace(file)
+    with pytest.raises(UserError, match="cannot be read: No such file"):
+        read_trace(tmp_path / "none")
+
+
+# Beside a sampler
+
+
+def sampled(prompt, results, groups, draw, rewarded=True):
+    """The part of a sample record that the traces are taken by: several runs, pooled."""
+    steps = [s for r, g in zip(results, groups, strict=True) for s in r.particles.steps()[g]]
+    rows = [{"steps": s, "reward": len(s) / 8} if rewarded else {"steps": s} for s in steps]
+    return {"prompt": prompt, "samples": rows, "draw": draw}
+
+
+def test_a_tracer_gives_each_sample_record_its_runs():
+    """Two replicates of one prompt, two runs each, watched run by run and taken prompt by prompt."""
+    root, prompts = words((5, 5, 3))
+    prompts = [prompts[0], prompts[0], prompts[2]]
+    tracer = Tracer(lambda policy, value, prompts, terminal: root, {"resampling": "systematic"})
+    results = []
+    for seed in (0, 1):
+        results.append(smc(tracer.start(None, None, prompts, terminal="model"), 4, 2, rng=rng(seed)))
+        tracer.watch(prompts, results[-1])
+    for g, draw in ((0, 5), (1, 2), (2, None)):
+        record = sampled(prompts[g], results, (g, g), draw, rewarded=g != 2)
+        taken = tracer.take(record)
+        assert [r["run"] for r in taken] == [0, 1]
+        assert [r["draw"] for r in taken] == {0: [None, 1], 1: [2, None], 2: [None, None]}[g]
+        for run_, result in zip(taken, results, strict=True):
+            assert replayed(run_) == result.particles.steps()[g]
+            assert run_["rewards"] == (None if g == 2 else [len(s) / 8 for s in replayed(run_)])
+            check_weights(json.loads(json.dumps(run_)), result, g)
+    with pytest.raises(ValueError, match="no run was watched that gave samples 0"):
+        tracer.take(record)
+
+
+def test_a_tracer_asks_no_verifier(policy, value, prompts):
+    asked = []
+
+    def reward(prompt, steps):
+        asked.append(prompt)
+        return 1.0
+
+    tracer = Tracer(LMParticles.start)
+    result = smc(tracer.start(policy, value, prompts[:2], terminal="model", reward=reward), 4, rng=rng())
+    tracer.watch(prompts[:2], result)
+    assert not asked
+    (taken,) = tracer.take(sampled(prompts[1], [result], [1], 0))
+    assert taken["prompt"] == prompts[1]
