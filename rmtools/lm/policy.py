@@ -104,6 +104,20 @@ class Branches:
 TOKEN_SPAN = 1 << 24
 
 
+# Up to so many words one uniform a particle and a search are cheaper than a race of all words.
+FEW_WORDS = 4096
+
+
+def search_words(p: Tensor, node: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw a word (B,) for each particle from row ``node`` of ``p`` (U, V): one uniform each, sums in fp64."""
+    cumulative = p.double().cumsum(-1)
+    total = cumulative[:, -1][node]
+    uniform = torch.rand(len(node), dtype=torch.float64, device=p.device, generator=generator)
+    # Below the total, so that a last word of probability zero is not drawn by rounding.
+    at = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))
+    return torch.searchsorted(cumulative[node], at[:, None], right=True)[:, 0]
+
+
 class Policy:
     """The base language model pi.
 
@@ -214,11 +228,14 @@ class Policy:
         return token
 
     def _sample(self, logits: Tensor, node: Tensor, generator: torch.Generator) -> Tensor:
-        """Draw one token a particle by the exponential race, in fp32; raises where a logit is NaN."""
+        """Draw one token a particle (B,) from the law of its prefix, in fp32; raises where a logit is NaN."""
         p = torch.softmax(logits.float() / self.temperature, dim=-1)
         if bool(torch.isnan(p).any()):
             raise ValueError("the policy returned NaN logits: its weights or its precision are broken")
+        if p.shape[-1] <= FEW_WORDS:
+            return search_words(p, node, generator)
         at = p[node]
+        # The exponential race: as exact with many words as with few.
         return (at / torch.empty_like(at).exponential_(generator=generator)).argmax(-1)
 
     def _closes(self, columns: tuple[Tensor, ...]) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 
 from rmtools.errors import UserError
-from rmtools.lm.policy import Policy, best_device, load_policy
+from rmtools.lm.policy import Policy, best_device, load_policy, search_words
 from rmtools.lm.steps import StepSettings, StepTokenizer
 
 
@@ -275,3 +275,14 @@ def test_loading_what_is_no_model(tmp_path, policy_folder, settings, tokenizer):
     with pytest.raises(UserError, match="no model can be loaded from"):
         load_policy(folder, settings)
     assert best_device().type in ("cpu", "cuda")
+
+
+def test_a_word_is_drawn_by_its_probability(generator):
+    """The search and the race have the same law, and neither draws a word of probability zero."""
+    p = torch.tensor([[0.0, 0.5, 0.0, 0.2, 0.3, 0.0], [0.0, 0.0, 0.0, 0.0, 1.0, 0.0]])
+    node = torch.tensor([0, 1]).repeat(20_000)
+    drawn = search_words(p, node, generator(0))
+    assert (drawn[1::2] == 4).all()
+    counts = torch.bincount(drawn[::2], minlength=6).double().numpy()
+    assert counts[[0, 2, 5]].sum() == 0
+    assert stats.chisquare(counts[[1, 3, 4]], 20_000 * np.array([0.5, 0.2, 0.3])).pvalue > 1e-4
