@@ -171,6 +171,8 @@ def naive(policy: Policy, value: ValueModel, prompt: str, case: Case, seed: int)
 def rate(what: Callable[[], int], device: torch.device) -> float:
     """Return tokens a second: of the processor on a CPU, of the clock on a GPU."""
     clock = time.perf_counter if device.type == "cuda" else time.process_time
+    if device.type == "cuda":
+        torch.cuda.synchronize()
     start = clock()
     tokens = what()
     if device.type == "cuda":

@@ -7,11 +7,13 @@ different lengths share one tensor and every row's logits are those of its own t
 import copy
 import inspect
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from rmtools.errors import UserError
 
@@ -80,14 +82,15 @@ class Block:
             layer.share = ROOM_IF_FULL if full else ROOM_IF_RAGGED
         positions = self.length[:, None] + (new.cumsum(1) - 1).clamp(min=0)
         wanted = {"logits_to_keep": 1} if last_only and keeps_logits(model) else {}
-        output = model(
-            input_ids=ids,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            attention_mask=None if full else mask.long(),
-            **wanted,
-        )
+        with attention(ids.device):
+            output = model(
+                input_ids=ids,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+                attention_mask=None if full else mask.long(),
+                **wanted,
+            )
         return output.logits, Block(cache, mask, self.length + new.sum(1), full)
 
     def select(self, rows: Tensor) -> "Block":
@@ -170,6 +173,15 @@ def require_window(config: Any, columns: int) -> None:
             f"prefixes of up to {columns} tokens are decoded together, and the model looks back {window} tokens",
             "use shorter prompts and steps, or a model with full attention",
         )
+
+
+# cuDNN's kernels are compiled anew for every shape, and here nearly every pass has one of its own.
+BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+
+
+def attention(device: torch.device) -> AbstractContextManager[Any]:
+    """Return the context in which scaled dot-product attention chooses among `BACKENDS`; a CPU has but its own."""
+    return sdpa_kernel(BACKENDS) if device.type == "cuda" else nullcontext()
 
 
 def keeps_logits(model: "PreTrainedModel") -> bool:

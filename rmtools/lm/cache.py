@@ -198,7 +198,7 @@ def attempt(
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether ``error`` says that the device, or the CPU, has too little memory."""
-    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 _SAID: set[str] = set()

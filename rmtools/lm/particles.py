@@ -167,12 +167,10 @@ class LMParticles:
     def _cut(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """Return (U',) which new steps were closed at the length limit: as long as may be, and without an end."""
         steps = self.setup.policy.steps
-        longest = (lengths >= steps.settings.max_step_tokens).nonzero()[:, 0].tolist()
+        longest = (lengths >= steps.settings.max_step_tokens).nonzero()[:, 0]
+        found = [ids[-1] != steps.eos_id and not steps.closes(ids) for ids in tokens[longest].tolist()]
         out = torch.zeros_like(lengths, dtype=torch.bool)
-        for row in longest:
-            ids = tokens[row].tolist()
-            out[row] = ids[-1] != steps.eos_id and not steps.ends_step(ids)
-        return out
+        return out.index_copy(0, longest, torch.tensor(found, dtype=torch.bool, device=out.device))
 
     def select(self, index: np.ndarray) -> Self:
         """Return prefixes ``index`` (G, k) of each group; the caches follow."""

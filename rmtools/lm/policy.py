@@ -88,12 +88,14 @@ class Branches:
     done: Tensor
     columns: tuple[Tensor, ...] = ()
 
-    def grown(self, token: Tensor) -> tuple["Branches", Tensor, Tensor]:
-        """Append each particle's ``token`` (B,); return the new branches, and (U',) their origin and token."""
+    def grown(self, token: Tensor) -> tuple["Branches", Tensor | None, Tensor]:
+        """Append each particle's ``token`` (B,); return the new branches, and (U',) their origin and token.
+
+        The origin is None where every particle was alone at its prefix: there is nothing to part.
+        """
         if len(self.parent) == len(self.node):
-            # Every particle is alone at its prefix: there is nothing to part.
             at = torch.empty_like(token).index_copy_(0, self.node, token)
-            return replace(self, columns=(*self.columns, at)), torch.arange(len(at), device=at.device), at
+            return replace(self, columns=(*self.columns, at)), None, at
         key, node = torch.unique(self.node * TOKEN_SPAN + (token + 1), return_inverse=True)
         origin, token = key // TOKEN_SPAN, key % TOKEN_SPAN - 1
         columns = (*(c[origin] for c in self.columns), token)
@@ -116,6 +118,25 @@ def search_words(p: Tensor, node: Tensor, generator: torch.Generator) -> Tensor:
     # Below the total, so that a last word of probability zero is not drawn by rounding.
     at = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))
     return torch.searchsorted(cumulative[node], at[:, None], right=True)[:, 0]
+
+
+def draw(p: Tensor, branch: Branches, some_done: bool, generator: torch.Generator) -> Tensor:
+    """Draw a token (B,) for every particle whose step is not complete, -1 for the others; rows of ``p`` are of its prefixes."""
+    if not some_done:
+        return sample_words(p, branch.node, generator)
+    live = (~branch.done[branch.node]).nonzero()[:, 0]
+    token = torch.full_like(branch.node, -1)
+    token[live] = sample_words(p, branch.node[live], generator)
+    return token
+
+
+def sample_words(p: Tensor, node: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw a word (B,) for each particle from row ``node`` of ``p`` (U, V)."""
+    if p.shape[-1] <= FEW_WORDS:
+        return search_words(p, node, generator)
+    at = p[node]
+    # The exponential race: as exact with many words as with few.
+    return (at / torch.empty_like(at).exponential_(generator=generator)).argmax(-1)
 
 
 class Policy:
@@ -194,18 +215,25 @@ class Policy:
         branch = Branches(torch.arange(len(state.pending), device=self.device), node, state.ended)
         cache, pending = state.cache, state.pending
         eos = torch.zeros_like(state.ended)
-        if bool(branch.done.all()):
+        # One question to the device a token: each waits for all that was asked before.
+        n_done = int(branch.done.sum())
+        if n_done == len(branch.done):
             branch = replace(branch, columns=(torch.full_like(pending, -1),))
         for _ in range(0 if branch.columns else self.steps.settings.max_step_tokens):
-            present = None if not bool(branch.done.any()) else ~branch.done[:, None]
+            present = ~branch.done[:, None] if n_done else None
             logits, cache = cache.forward(self.model, pending[:, None], present)
-            branch, origin, token = branch.grown(self._draw(logits[:, -1], branch, generator))
-            cache, eos = cache.select(origin), eos[origin] | (token == self.steps.eos_id)
-            pending = torch.where(token >= 0, token, pending[origin])
-            branch = replace(
-                branch, done=branch.done | eos | self._closes(branch.columns) | self._out_of_context(cache)
-            )
-            if bool(branch.done.all()):
+            p = torch.softmax(logits[:, -1].float() / self.temperature, dim=-1)
+            branch, origin, token = branch.grown(draw(p, branch, n_done > 0, generator))
+            if origin is not None:
+                cache, eos, pending = cache.select(origin), eos[origin], pending[origin]
+            eos = eos | (token == self.steps.eos_id)
+            pending = torch.where(token >= 0, token, pending)
+            done = branch.done | eos | self._closes(branch.columns) | self._out_of_context(cache)
+            branch = replace(branch, done=done)
+            n_done, broken = torch.stack([done.sum(), torch.isnan(p[:, 0]).sum()]).tolist()
+            if broken:
+                raise ValueError("the policy returned NaN logits: its weights or its precision are broken")
+            if n_done == len(done):
                 break
         was_ended = state.ended[branch.parent]
         n_steps = state.n_steps[branch.parent] + (~was_ended).long()
@@ -217,27 +245,6 @@ class Policy:
             branch.node,
         )
 
-    def _draw(self, logits: Tensor, branch: Branches, generator: torch.Generator) -> Tensor:
-        """Draw a token (B,) for every particle whose step is not complete, -1 for the others."""
-        done = branch.done[branch.node]
-        if not bool(done.any()):
-            return self._sample(logits, branch.node, generator)
-        live = (~done).nonzero()[:, 0]
-        token = torch.full_like(branch.node, -1)
-        token[live] = self._sample(logits, branch.node[live], generator)
-        return token
-
-    def _sample(self, logits: Tensor, node: Tensor, generator: torch.Generator) -> Tensor:
-        """Draw one token a particle (B,) from the law of its prefix, in fp32; raises where a logit is NaN."""
-        p = torch.softmax(logits.float() / self.temperature, dim=-1)
-        if bool(torch.isnan(p).any()):
-            raise ValueError("the policy returned NaN logits: its weights or its precision are broken")
-        if p.shape[-1] <= FEW_WORDS:
-            return search_words(p, node, generator)
-        at = p[node]
-        # The exponential race: as exact with many words as with few.
-        return (at / torch.empty_like(at).exponential_(generator=generator)).argmax(-1)
-
     def _closes(self, columns: tuple[Tensor, ...]) -> Tensor:
         """Return which beginnings of a step end with the delimiter; most tokens settle it by themselves."""
         ends, may = self._closing
@@ -246,10 +253,12 @@ class Policy:
         known = (token >= 0) & (token < len(ends))
         at = torch.where(known, token, 0)
         closed = known & ends[at]
-        unsure = [] if may is None else (known & may[at]).nonzero()[:, 0].tolist()
-        for row in unsure:
-            closed[row] = self.steps.ends_step([int(c[row]) for c in columns if int(c[row]) >= 0])
-        return closed
+        if may is None:
+            return closed
+        unsure = (known & may[at]).nonzero()[:, 0]
+        begun = torch.stack([c[unsure] for c in columns], dim=1).tolist()
+        found = [self.steps.ends_step([i for i in ids if i >= 0]) for ids in begun]
+        return closed.index_copy(0, unsure, torch.tensor(found, dtype=torch.bool, device=closed.device))
 
     @cached_property
     def _closing(self) -> tuple[Tensor, Tensor | None]:

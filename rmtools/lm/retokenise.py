@@ -135,7 +135,7 @@ def shared_tokens(policy: Named, value: Scorer) -> Scorer:
     UserError
         Where they disagree on what a step is, or the delimiter is no boundary between tokens in one of them.
     """
-    same = policy.steps.tokenizer.get_vocab() == value.steps.tokenizer.get_vocab()
+    same = policy.steps.vocabulary == value.steps.vocabulary
     mine, its = policy.steps.settings, value.steps.settings
     if mine == its and same:
         return value

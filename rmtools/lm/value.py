@@ -15,6 +15,7 @@ from torch import Tensor
 
 from rmtools.core.tilt import Tilt
 from rmtools.errors import UserError
+from rmtools.lm.block import attention
 from rmtools.lm.branches import padded, tree_logits
 from rmtools.lm.cache import PrefixCache
 from rmtools.lm.steps import EncodedTree, StepTokenizer
@@ -223,7 +224,8 @@ class ValueModel:
     def _logits(self, trees: Sequence[EncodedTree]) -> Tensor:
         if any(t.segment[-1] for t in trees):
             return tree_logits(self.model, trees, self.steps.pad_id)
-        return self.model(input_ids=padded([t.ids for t in trees], self.steps.pad_id, self.device)).logits
+        with attention(self.device):
+            return self.model(input_ids=padded([t.ids for t in trees], self.steps.pad_id, self.device)).logits
 
     @torch.inference_mode()
     def start(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, ValueState]:

@@ -154,8 +154,13 @@ def test_runs_of_like_length():
     assert 2 <= len(ends) <= MOST_BLOCKS
 
 
-def test_memory_that_does_not_suffice_halves_the_batch(model, caplog, monkeypatch):
-    """The same logits in pieces, and it is said once."""
+def too_much_for_the_card():
+    raise torch.OutOfMemoryError("too much")
+
+
+@pytest.mark.parametrize("too_much", [too_much_for_the_card, lambda: torch.empty(1 << 60, dtype=torch.uint8)])
+def test_memory_that_does_not_suffice_halves_the_batch(model, caplog, monkeypatch, too_much):
+    """The same logits in pieces, and it is said once; the second is a true failure of the CPU's allocator."""
     rows = [[4, 5, 8], [6, 7, 8], [9, 10, 11], [5, 5, 5], [6, 6, 6]]
     expected, plain = start(model, rows)
 
@@ -167,7 +172,7 @@ def test_memory_that_does_not_suffice_halves_the_batch(model, caplog, monkeypatc
 
         def __call__(self, input_ids, **inputs):
             if len(input_ids) > 2:
-                raise torch.OutOfMemoryError("too much")
+                too_much()
             return model(input_ids=input_ids, **inputs)
 
     monkeypatch.setattr("rmtools.lm.cache._SAID", set())
@@ -182,9 +187,9 @@ def test_memory_that_does_not_suffice_halves_the_batch(model, caplog, monkeypatc
 
     class Tiny(Small):
         def __call__(self, input_ids, **inputs):
-            raise torch.OutOfMemoryError("too much")
+            too_much()
 
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises((torch.OutOfMemoryError, RuntimeError), match=r"too much|allocate"):
         start(Tiny(), rows)
 
 
