@@ -88,7 +88,7 @@ def command(
     ] = None,
     overwrite: Annotated[
         bool,
-        typer.Option("--overwrite", help="Remove what an interrupted run with other arguments left."),
+        typer.Option("--overwrite", help="Replace samples that were made, or begun, with other arguments."),
     ] = False,
     server: ServerUrl = None,
     server_model: ServerModel = None,

@@ -154,6 +154,7 @@ def sample(
     if out.is_dir():
         raise UserError(f"the output {out} is a folder", "name a JSONL file with --out")
     check_trace(trace, out, settings)
+    check_prompts_stay(Path(inputs.prompts), out, trace)
     process = this_process()
     quiet_unless_main(process)
     loaded = inputs.load(seed)
@@ -200,6 +201,15 @@ def check_trace(trace: Path | None, out: Path, settings: "SamplerSettings") -> N
             "--trace has nothing to write of gibbs: its runs are conditional ones",
             "trace smc, or leave --trace out",
         )
+
+
+def check_prompts_stay(prompts: Path, out: Path, trace: Path | None) -> None:
+    """Raise ``UserError`` where the file of prompts would be replaced."""
+    for option, path in (("--out", out), ("--trace", trace)):
+        if path is not None and path.resolve() == prompts.resolve():
+            raise UserError(
+                f"{option} {path} is the file of prompts itself", f"name another JSONL file with {option}"
+            )
 
 
 def drawing(

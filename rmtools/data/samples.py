@@ -19,13 +19,12 @@ from typing import Any
 import numpy as np
 
 from rmtools.data.plan import differences, read_plan, shard_generator
-from rmtools.data.rollouts import META_FILE
 from rmtools.data.sample_plan import SamplePlan
 from rmtools.data.shards import DATA, PLAN_FILE
-from rmtools.data.shared import TALLY, SharedWork, sha256
+from rmtools.data.shared import TALLY, SharedWork
 from rmtools.data.workplace import PARTIAL, is_free, remove
 from rmtools.errors import UserError
-from rmtools.files import json_text, read_json, replacing
+from rmtools.files import replacing
 from rmtools.processes import Process
 
 VERB = "sample"
@@ -81,6 +80,11 @@ class SampleFile:
         there = self.trace is None or self.trace.exists()
         return there and count == self.plan.prompts and self._is_own(last)
 
+    def _begins_own(self) -> bool:
+        with contextlib.suppress(OSError, StopIteration), self.out.open("rb") as lines:
+            return self._is_own(next(lines))
+        return False
+
     def _is_own(self, line: bytes) -> bool:
         try:
             return bool(json.loads(line)["provenance"]["run"] == self.plan.run)
@@ -98,7 +102,7 @@ class SampleFile:
         bar : callable
             (label, total) to a context that yields a tick; seen by the main process only.
         overwrite : bool
-            Remove blocks that were begun with other arguments, instead of refusing.
+            Replace what was made or begun with other arguments, instead of refusing.
 
         Returns
         -------
@@ -108,7 +112,7 @@ class SampleFile:
         Raises
         ------
         UserError
-            If blocks of other arguments are left, another run is at work, or the place cannot be written.
+            If a file or blocks of other arguments are there, another run is at work, or the place cannot be written.
         """
         if self.out.is_dir():
             raise UserError(f"the output {self.out} is a folder", "name a JSONL file with --out")
@@ -117,17 +121,30 @@ class SampleFile:
             if process.main:
                 self._sweep()
             return False
+        if not overwrite:
+            self._refuse_strangers()
         if not process.main and not self.work.own:
             return True
         claimed = False
         try:
-            with self.work.claimed(process.main and (overwrite or self._expendable())) as needed:
+            nothing_left = not any(self.folder.glob(f"{DATA}/*"))
+            with self.work.claimed(process.main and (overwrite or nothing_left)) as needed:
                 claimed = True
                 if needed:
                     self._work(prompts, draw, bar)
         finally:
             self._tidy(claimed)
         return True
+
+    def _refuse_strangers(self) -> None:
+        """Raise ``UserError`` where a file would be replaced that this plan did not make."""
+        begun = any(self.folder.glob(f"{DATA}/*"))
+        for option, path, own in (("--out", self.out, self._begins_own()), ("--trace", self.trace, begun)):
+            if path is not None and path.exists() and not own:
+                raise UserError(
+                    f"{path} is there already, and was not made with these arguments",
+                    f"name another {option}, or pass --overwrite to replace it",
+                )
 
     def _work(self, prompts: Sequence[str], draw: Draw, bar: Bar) -> None:
         longest = self._draw_missing(prompts, draw, bar)
@@ -182,12 +199,8 @@ class SampleFile:
                 for line in self._lines():
                     if line.startswith(TRACE_MARK):
                         whole.write(line.removeprefix(TRACE_MARK))
-        with replacing(self.out, within) as temporary:
-            with temporary.open("wb") as whole:
-                whole.writelines(line for line in self._lines() if not line.startswith(TRACE_MARK))
-            # Before the rename: with it, blocks that a kill leaves behind are known to be in the file.
-            with replacing(self.folder / META_FILE, within) as beside:
-                beside.write_text(json_text({"sha256": sha256(temporary)}), encoding="utf-8")
+        with replacing(self.out, within) as temporary, temporary.open("wb") as whole:
+            whole.writelines(line for line in self._lines() if not line.startswith(TRACE_MARK))
         self._put_away()
 
     def _lines(self) -> Iterator[bytes]:
@@ -197,7 +210,7 @@ class SampleFile:
 
     def _put_away(self) -> None:
         """Remove the blocks, the plan last: a kill in between leaves nothing that another plan would take for its own."""
-        for name in (TALLY, DATA, META_FILE, PLAN_FILE):
+        for name in (TALLY, DATA, PLAN_FILE):
             remove(self.folder / name)
 
     def _sweep(self) -> None:
@@ -216,15 +229,6 @@ class SampleFile:
             self._put_away()
         self._tidy()
 
-    def _expendable(self) -> bool:
-        """Whether nothing is lost with the blocks that are left: there are none, or they are in the file already."""
-        if not any(self.folder.glob(f"{DATA}/*")):
-            return True
-        try:
-            return bool(read_json(self.folder / META_FILE, "a hash")["sha256"] == sha256(self.out))
-        except (UserError, OSError, KeyError, TypeError):
-            return False
-
     def _tidy(self, orphans: bool = False) -> None:
         """Remove the folder where it holds nothing to go on with and no process is at work in it.
 
@@ -234,12 +238,11 @@ class SampleFile:
             if any(self.folder.glob(f"{PARTIAL}/*")):
                 return
             if orphans and read_plan(self.folder) is None:
-                for name in (TALLY, DATA, META_FILE):
+                for name in (TALLY, DATA):
                     remove(self.folder / name)
             if any(self.folder.glob(f"{DATA}/*")) or not self._is_ours():
                 return
-            for name in (META_FILE, PLAN_FILE):
-                remove(self.folder / name)
+            remove(self.folder / PLAN_FILE)
         # Folders that are not empty stay: another process has just begun.
         for name in (PARTIAL, TALLY, DATA, ""):
             with contextlib.suppress(OSError):

@@ -214,7 +214,9 @@ def test_disk_full_while_sampling(run, tmp_path, value_folder, prompts_file, mon
     out.write_text("old")
     before = sorted(p.name for p in tmp_path.iterdir())
     monkeypatch.setattr(Path, broken, full)
-    result = run("sample", "--model", value_folder, "--prompts", prompts_file, "-n", 2, "--out", out)
+    result = run(
+        "sample", "--model", value_folder, "--prompts", prompts_file, "-n", 2, "--out", out, "--overwrite"
+    )
     monkeypatch.undo()
     check_error(result, "No space left on device", "unchanged")
     assert out.read_text() == "old"

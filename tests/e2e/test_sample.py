@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from checks import check_error
+from checks import check_error, check_late
 
 from rmtools.audit import audit
 from rmtools.audit.report import write_report
@@ -74,7 +74,10 @@ def test_trace(sample, run, tmp_path):
     _, out = sample("-n", 4)
     plain = without_run(out)
     trace = tmp_path / "t.jsonl"
-    result, out = sample("-n", 4, "--trace", trace)
+    refused, _ = sample("-n", 4, "--trace", trace)
+    check_late(refused, "is there already", "--out", "--overwrite")
+    assert without_run(out) == plain
+    result, out = sample("-n", 4, "--trace", trace, "--overwrite")
     assert result.code == 0, result.err
     assert without_run(out) == plain
     assert f"trace: {trace}" in result.out
@@ -92,6 +95,23 @@ def test_trace(sample, run, tmp_path):
     assert drawn.code == 0, drawn.err
     assert (tmp_path / "t.svg").stat().st_size > 1000
     assert not list(tmp_path.glob(".*"))
+
+
+def test_what_is_there_is_not_replaced(sample, run, tmp_path):
+    """Neither a stranger's file, nor a trace that is not this run's, nor the prompts, whatever is passed."""
+    _, out = sample("-n", 3)
+    for path, options in ((out, ()), (tmp_path / "t.jsonl", ("--trace", tmp_path / "t.jsonl"))):
+        out.unlink()
+        path.write_text("mine\n")
+        check_late(sample("-n", 3, *options)[0], f"{path} is there already", "--overwrite")
+        assert path.read_text() == "mine\n"
+        assert sample("-n", 3, *options, "--overwrite")[0].code == 0
+        assert path.read_text() != "mine\n"
+    prompts = next(tmp_path.glob("*prompts*"))
+    before = prompts.read_bytes()
+    for option in ("--out", "--trace"):
+        check_error(sample(option, prompts, "--overwrite")[0], option, "the file of prompts itself")
+    assert prompts.read_bytes() == before
 
 
 def test_traces_that_cannot_be(sample, tmp_path):
@@ -134,7 +154,7 @@ def test_gibbs(sample):
 def test_the_output_can_be_chosen_and_the_samples_stay_the_same(sample):
     found = {}
     for output in ("draw", "argmax", "majority", "weighted-majority"):
-        result, out = sample("-n", 6, "--output", output)
+        result, out = sample("-n", 6, "--output", output, "--overwrite")
         assert result.code == 0, result.err
         assert "finished already" not in result.out
         found[output] = read(out)
@@ -152,10 +172,10 @@ def test_the_same_command_again_is_finished_already(sample):
     assert again.out == f"finished already; {first.out}"
     assert out.read_bytes() == before
     for change in (("--seed", 3), ("-n", 4), ("--block-size", 2)):
-        other, _ = sample("-n", 3, "--seed", 2, *change)
+        other, _ = sample("-n", 3, "--seed", 2, *change, "--overwrite")
         assert "finished already" not in other.out
     # A file that lost a line is made again.
-    sample("-n", 3, "--seed", 2)
+    sample("-n", 3, "--seed", 2, "--overwrite")
     out.write_bytes(b"".join(before.splitlines(keepends=True)[:-1]))
     sample("-n", 3, "--seed", 2)
     assert out.read_bytes() == before
@@ -232,13 +252,13 @@ def test_a_budget(sample):
         assert len(record["samples"]) == 4 * budget["runs"] == 4 * len(record["runs"])
     assert "budget: " in result.out
     assert "exceeded" not in result.out
-    result, out = sample("-n", 4, "--max-tokens", 8)
+    result, out = sample("-n", 4, "--max-tokens", 8, "--overwrite")
     assert result.code == 0, result.err
     assert "the budget was exceeded at 3 of 3 prompts" in result.out
     assert "at 3 of them a single run takes more" in result.out
     assert all(r["budget"]["exceeded"] and r["budget"]["runs"] == 1 for r in read(out))
     check_error(sample("-n", 4, "--max-tokens", 3)[0], "too few for one run")
-    result, out = sample("--algorithm", "mh", "--max-seconds", 0.2)
+    result, out = sample("--algorithm", "mh", "--max-seconds", 0.2, "--overwrite")
     assert result.code == 0, result.err
     assert all(
         r["budget"]["seconds"] < 2 and len(r["chain"]["accepted"]) == r["budget"]["runs"] - 1
