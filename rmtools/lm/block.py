@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from rmtools.errors import UserError
+from rmtools.lm.architectures import require_forks, require_window
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -140,39 +140,18 @@ def fork(cache: Any) -> Any:
 
 
 def new_cache(model: "PreTrainedModel") -> Any:
-    """Return an empty cache for ``model``; raises ``UserError`` where its layers keep something else than keys and values."""
+    """Return an empty cache for ``model``; raises ``UserError`` where it cannot be forked."""
     from transformers import DynamicCache
 
     from rmtools.lm.columns import ColumnLayer
 
-    other = set(getattr(model.config.get_text_config(), "layer_types", None) or ()) - ATTENTION
-    if other:
-        raise UserError(
-            f"the model has layers of {', '.join(sorted(other))}: their state cannot be forked and reindexed with its prefix",
-            "use a model whose layers all attend to keys and values",
-        )
+    require_forks(model.config)
     cache = DynamicCache(config=model.config)
     if cache.layers:
         cache.layers = [ColumnLayer() for _ in cache.layers]
     else:
         cache.layer_class_to_replicate = ColumnLayer
     return cache
-
-
-ATTENTION = {"full_attention", "sliding_attention", "attention"}
-
-
-def require_window(config: Any, columns: int) -> None:
-    """Raise ``UserError`` where a layer would look back on fewer columns than there are: holes would count as tokens."""
-    config = config.get_text_config()
-    kinds = getattr(config, "layer_types", None)
-    window = getattr(config, "sliding_window", None)
-    slides = "sliding_attention" in kinds if kinds else getattr(config, "use_sliding_window", True)
-    if window and slides and columns > window:
-        raise UserError(
-            f"prefixes of up to {columns} tokens are decoded together, and the model looks back {window} tokens",
-            "use shorter prompts and steps, or a model with full attention",
-        )
 
 
 # cuDNN's kernels are compiled anew for every shape, and here nearly every pass has one of its own.

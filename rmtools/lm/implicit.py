@@ -16,6 +16,7 @@ from torch import Tensor
 
 from rmtools.core.tilt import Tilt
 from rmtools.errors import UserError
+from rmtools.lm.architectures import require_full_attention, require_rotations
 from rmtools.lm.cache import PrefixCache
 from rmtools.lm.policy import Policy, left_padded, load_policy
 from rmtools.lm.steps import EncodedTree
@@ -24,7 +25,6 @@ from rmtools.lm.value import (
     TreeValues,
     ValueState,
     batches_by_length,
-    require_full_attention,
     tree_batch,
 )
 
@@ -123,8 +123,11 @@ class ImplicitValue:
             If a model gives NaN to a token, or the policy gives it probability zero; step and tree are named.
         """
         packed = [len(t.ids) for t in trees if t.segment[-1]]
-        for model in (self.target.model, self.policy.model) if packed else ():
-            require_full_attention(model.config, max(packed))
+        longest = max((int(t.positions.max()) + 1 for t in trees), default=0)
+        for model in (self.target.model, self.policy.model):
+            require_rotations(model.config, longest)
+            if packed:
+                require_full_attention(model.config, max(packed))
         order = sorted(range(len(trees)), key=lambda i: len(trees[i].ids))
         found: dict[int, TreeValues] = {}
         for batch in batches_by_length(order, trees, self._tokens_per_batch()):

@@ -7,7 +7,7 @@ tilt turns it into a positive value (docs/equations.md, section 2).
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from rmtools.core.tilt import Tilt
 from rmtools.errors import UserError
+from rmtools.lm.architectures import require_full_attention, require_rotations
 from rmtools.lm.block import attention
 from rmtools.lm.branches import padded, tree_logits
 from rmtools.lm.cache import PrefixCache
@@ -205,6 +206,7 @@ class ValueModel:
         ValueError
             If the model returns NaN; the tree is named.
         """
+        require_rotations(self.model.config, max((int(t.positions.max()) + 1 for t in trees), default=0))
         packed = [len(t.ids) for t in trees if t.segment[-1]]
         if packed:
             require_full_attention(self.model.config, max(packed))
@@ -311,31 +313,6 @@ def tree_batch(
         zero = torch.zeros((), dtype=dtype, device=device)
         inputs["attention_mask"] = torch.where(visible, zero, torch.finfo(dtype).min)[:, None]
     return inputs
-
-
-def require_full_attention(config: Any, longest: int) -> None:
-    """Raise ``UserError`` where children packed behind their trajectory would not see what they would see alone.
-
-    Parameters
-    ----------
-    config : transformers.PreTrainedConfig
-    longest : int
-        Tokens of the longest row, children counted.
-    """
-    kinds = set(getattr(config, "layer_types", None) or ())
-    window = getattr(config, "sliding_window", None)
-    if window and (
-        (kinds and "sliding_attention" not in kinds) or getattr(config, "use_sliding_window", True) is False
-    ):
-        window = None
-    recurrent = kinds - {"full_attention", "sliding_attention", "attention"}
-    if recurrent or (window and longest > window):
-        why = f"has layers of {', '.join(sorted(recurrent))}" if recurrent else f"looks back {window} tokens"
-        raise UserError(
-            f"children are packed behind their trajectory in rows of up to {longest} tokens, and the model {why}: it would "
-            "value them otherwise than alone",
-            "use rows without children (target mc or labels, no bellman_residual), shorter ones, or a model with full attention",
-        )
 
 
 def tree_mask(segment: Tensor, fork: Tensor) -> Tensor:

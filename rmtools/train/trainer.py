@@ -13,10 +13,11 @@ from rmtools.core.tilt import Tilt
 from rmtools.data.rollouts import Rollout
 from rmtools.errors import UserError
 from rmtools.files import replacing_files
+from rmtools.lm.architectures import require_full_attention, require_rotations
 from rmtools.lm.checkpoint import SETTINGS_FILE, CheckpointSettings
 from rmtools.lm.policy import require_vocabulary
 from rmtools.lm.steps import StepTokenizer
-from rmtools.lm.value import ConstantValue, ValueModel, require_full_attention
+from rmtools.lm.value import ConstantValue, ValueModel
 from rmtools.train.bootstrap import EMACopy
 from rmtools.train.collate import Collator
 from rmtools.train.config import PRMConfig
@@ -82,6 +83,7 @@ class PRMTrainer(Trainer):
         self.prepared = prepare(train_rollouts, steps, self.tilt, args.target, limit)
         self.eval_rollouts = within(self.eval_rollouts, steps, limit)
         examples = self.prepared.examples
+        require_rotations(model.config, max(int(e.tree.positions.max()) + 1 for e in examples))
         packed = [len(e.tree.ids) for e in examples if e.tree.segment[-1]]
         if packed and self.objective.children != "none":
             require_full_attention(model.config, max(packed))

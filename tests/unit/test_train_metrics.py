@@ -9,8 +9,7 @@ from test_train_trainer import trainer_for
 from rmtools.core.residuals import prefix_errors
 from rmtools.core.tilt import Tilt
 from rmtools.data.rollouts import Child, Rollout
-from rmtools.errors import UserError
-from rmtools.lm.value import TreeValues, require_full_attention
+from rmtools.lm.value import TreeValues
 from rmtools.train.metrics import SharedOut, held_out_metrics
 
 FLOOR = 0.05
@@ -113,36 +112,3 @@ def test_the_constant_is_the_mean_of_what_it_is_compared_on(policy_folder, step_
     assert found["eval_constant_brier"] == pytest.approx(np.mean((0.25 - y) ** 2), abs=1e-6)
     labels = np.array([0.9, 0.2, 0.4])
     assert found["eval_constant_label_brier"] == pytest.approx(np.mean((0.9 - labels) ** 2), abs=1e-6)
-
-
-class Config:
-    def __init__(self, **values):
-        self.__dict__.update(values)
-
-
-@pytest.mark.parametrize(
-    "values",
-    [
-        {"sliding_window": 16},
-        {"sliding_window": 16, "layer_types": ["full_attention", "sliding_attention"]},
-        {"layer_types": ["linear_attention", "full_attention"]},
-        {"sliding_window": 16, "use_sliding_window": True},
-    ],
-)
-def test_children_are_not_packed_where_they_would_see_too_little(values):
-    with pytest.raises(UserError, match="children are packed"):
-        require_full_attention(Config(**values), 17)
-
-
-@pytest.mark.parametrize(
-    "values",
-    [
-        {},
-        {"sliding_window": None},
-        {"sliding_window": 17},
-        {"sliding_window": 4, "use_sliding_window": False},
-        {"sliding_window": 4, "layer_types": ["full_attention"]},
-    ],
-)
-def test_children_are_packed_elsewhere(values):
-    assert require_full_attention(Config(**values), 17) is None

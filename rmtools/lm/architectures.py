@@ -1,0 +1,99 @@
+"""Which models can read prefixes of different length together: where each row's logits are those of its own tokens alone.
+
+A hole in a cache or a pad in a batch must change nothing. It does where a layer looks back on a number of columns, where its
+state is no keys and values, where distance is counted in columns, and where rotations depend on the longest row.
+"""
+
+from typing import Any
+
+from rmtools.errors import UserError
+
+ATTENTION = {"full_attention", "sliding_attention", "attention"}
+# Their distances are counted in columns, holes included.
+BY_COLUMN = {"mpt"}
+
+
+def other_layers(config: Any) -> set[str]:
+    """Return the kinds of layers whose state is something else than keys and values."""
+    return set(getattr(config.get_text_config(), "layer_types", None) or ()) - ATTENTION
+
+
+def window_of(config: Any) -> int | None:
+    """Return on how many columns some layer looks back, None where all look back on everything."""
+    config = config.get_text_config()
+    if "local" in (getattr(config, "attention_layers", None) or ()):
+        return int(config.window_size)
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None)
+    slides = "sliding_attention" in kinds if kinds else getattr(config, "use_sliding_window", True)
+    return window if window and slides else None
+
+
+def turning_length(config: Any) -> int | None:
+    """Return up to how many tokens rotations are the same whatever else is in the batch, None where they always are."""
+    config = config.get_text_config()
+    parameters = getattr(config, "rope_parameters", None) or {}
+    each = parameters.values() if all(isinstance(x, dict) for x in parameters.values()) else [parameters]
+    found = [
+        rope.get("original_max_position_embeddings") or config.max_position_embeddings
+        for rope in each
+        if rope.get("rope_type") in ("dynamic", "longrope")
+    ]
+    return min(found) if found else None
+
+
+def require_forks(config: Any) -> None:
+    """Raise ``UserError`` where the state of a prefix cannot be forked, reindexed, and laid beside one of another length."""
+    other = other_layers(config)
+    if other:
+        raise UserError(
+            f"the model has layers of {', '.join(sorted(other))}: their state cannot be forked and reindexed with its prefix",
+            "use a model whose layers all attend to keys and values",
+        )
+    kind = getattr(config, "model_type", None)
+    if kind in BY_COLUMN:
+        raise UserError(
+            f"models of type {kind} count distances in columns: prefixes of different length cannot be read together",
+            "use a model with position ids",
+        )
+
+
+def require_window(config: Any, columns: int) -> None:
+    """Raise ``UserError`` where a layer would look back on fewer columns than there are: holes would count as tokens."""
+    window = window_of(config)
+    if window and columns > window:
+        raise UserError(
+            f"prefixes of up to {columns} tokens are decoded together, and the model looks back {window} tokens",
+            "use shorter prompts and steps, or a model with full attention",
+        )
+    require_rotations(config, columns)
+
+
+def require_rotations(config: Any, tokens: int) -> None:
+    """Raise ``UserError`` where a prefix would be read otherwise because a longer one, of ``tokens`` tokens, is read with it."""
+    most = turning_length(config)
+    if most and tokens > most:
+        raise UserError(
+            f"texts of up to {tokens} tokens are read together, and beyond {most} the model's rotations depend on the longest: "
+            "what a prefix is worth would depend on its company",
+            f"use prompts and solutions of at most {most} tokens, or a model whose rotations are fixed",
+        )
+
+
+def require_full_attention(config: Any, longest: int) -> None:
+    """Raise ``UserError`` where children packed behind their trajectory would not see what they would see alone.
+
+    Parameters
+    ----------
+    config : transformers.PreTrainedConfig
+    longest : int
+        Tokens of the longest row, children counted.
+    """
+    window, recurrent = window_of(config), other_layers(config)
+    if recurrent or (window and longest > window):
+        why = f"has layers of {', '.join(sorted(recurrent))}" if recurrent else f"looks back {window} tokens"
+        raise UserError(
+            f"children are packed behind their trajectory in rows of up to {longest} tokens, and the model {why}: it would "
+            "value them otherwise than alone",
+            "use rows without children (target mc or labels, no bellman_residual), shorter ones, or a model with full attention",
+        )
