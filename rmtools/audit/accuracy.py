@@ -44,9 +44,9 @@ class Accuracy:
             found = cls(norm.strip(), float(number))
         except ValueError:
             found = cls("", math.nan)
-        if found.norm not in NORMS or not 0 < found.delta < (1 if found.norm == "tv" else math.inf):
+        if found.norm not in NORMS or not 1e-6 <= found.delta < (1 if found.norm == "tv" else math.inf):
             raise UserError(
-                f"--accuracy is {text!r}: it names a total variation below 1 or a coefficient of variation of Z",
+                f"--accuracy is {text!r}: it names a total variation below 1 or a coefficient of variation of Z, from 1e-6 on",
                 "--accuracy tv=.05 or --accuracy cv=.1, say",
             )
         return found
@@ -152,6 +152,8 @@ def read_report(file: Path) -> AuditReport:
     values = read_json(file, "the audit")
     try:
         return AuditReport.from_dict(values)
+    except UserError as error:
+        raise UserError(f"{file}: {error.fact}", error.fix) from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
             f"{file} is no audit as this release writes it: {type(error).__name__} {error}",

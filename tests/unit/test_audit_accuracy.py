@@ -133,6 +133,7 @@ def test_an_audit_of_something_else_is_refused(folder, sampled, change, words):
         (lambda v: v["models"][0]["sigma2"]["estimate"].update(estimate=-1.0), "cv", ["does not resolve"]),
         (lambda v: v["provenance"].pop("checkpoint_fingerprint"), "tv", ["does not say", "again"]),
         (lambda v: v["provenance"].update(policy="", policy_fingerprint=""), "tv", ["does not say"]),
+        (lambda v: v.update(schema_version=1), "tv", ["audit.json: ", "schema version 1"]),
         (lambda v: v.pop("models"), "tv", ["no audit as this release writes it"]),
         (lambda v: v.update(schema_version=1), "tv", ["schema version 1"]),
     ],

@@ -17,6 +17,10 @@ from rmtools.lm.sampling.presets import OPTION, PRESETS
 OUTPUTS = ("draw", "argmax", "majority", "weighted-majority")
 
 
+# Of a prompt, at one step: beyond it their tables alone do not fit.
+MOST_CANDIDATES = 1_000_000
+
+
 @dataclass(frozen=True)
 class SamplerSettings:
     """The sampler of docs/equations.md, section 4, as a user sets it.
@@ -90,6 +94,11 @@ class SamplerSettings:
         for name in ("n_particles", "pool_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, got {getattr(self, name)}", "pass -n 16, say")
+        if self.n_particles * self.pool_size > MOST_CANDIDATES:
+            raise UserError(
+                f"N = {self.n_particles}, M = {self.pool_size}: more than {MOST_CANDIDATES:,} candidates a prompt and step",
+                "take fewer particles, a larger delta of --accuracy, or independent runs with --max-tokens",
+            )
         for name in ("mh_steps", "sweeps"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} must be at least 0, got {getattr(self, name)}", "0 is without")
