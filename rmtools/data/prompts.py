@@ -62,7 +62,7 @@ def references(path: str | Path, prompts: Sequence[Prompt]) -> dict[str, str]:
 def read_rows(path: str | Path, delimiter: str) -> list[Prompt]:
     """Return the rows of a prompts file; ``delimiter`` closes questions. Errors as in ``read_prompts``."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"the prompts file {path} cannot be read: {error}",
@@ -85,7 +85,9 @@ def parse_line(path: str | Path, number: int, line: str, delimiter: str = "\n") 
     """Return the prompt of one line, a question closed by ``delimiter``; raises ``UserError`` naming the line."""
     try:
         row = json.loads(line)
-    except json.JSONDecodeError as error:
+        # Half a surrogate pair is valid JSON and no text; a number of 5,000 digits is neither.
+        json.dumps(row, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
         raise UserError(
             f"{path}, line {number} is not valid JSON: {error}", "repair or remove the line"
         ) from error

@@ -182,8 +182,12 @@ def load_value_model(
 
 
 def on_weights_of(policy: Policy, folder: Path, settings: CheckpointSettings) -> bool:
-    """Whether the checkpoint is an adapter on the weights of ``policy``."""
-    if not (folder / "adapter_config.json").exists() or not settings.base_fingerprint:
+    """Whether the checkpoint is an adapter on the weights of ``policy`` that leaves them as they are."""
+    adapter = folder / "adapter_config.json"
+    if not adapter.exists() or not settings.base_fingerprint:
+        return False
+    # Trained biases are loaded in the place of the base's: the policy would be another.
+    if read_json(adapter, "the adapter's configuration").get("bias", "none") != "none":
         return False
     return fingerprint(policy.name) == settings.base_fingerprint
 

@@ -31,6 +31,9 @@ def test_a_number_draws_prompts():
     [
         ('{"prompt": "a"}\n{"prompt": \n', "line 2 is not valid JSON"),
         ('{"prompt": "a"}\n\n\n[1]\n', "line 4 has no text"),
+        ('{"prompt": "\\ud800"}\n', "line 1 is not valid JSON.*surrogates"),
+        ("[" * 100_000, "line 1 is not valid JSON"),
+        ('{"prompt": "a", "answer": ' + "1" * 5000 + "}", "line 1 is not valid JSON.*digits"),
         ('{"text": "a"}\n', "line 1 has no text field"),
         ('{"prompt": 3}\n', "line 1 has no text field"),
         ('{"prompt": ""}\n', "line 1 has no text field"),
@@ -84,6 +87,12 @@ def test_rows(row, prompt):
 def test_answers_of_another_kind(answer):
     with pytest.raises(UserError, match='f, line 3: the field "answer" is no text or number'):
         parse_line("f", 3, json.dumps({"prompt": "a", "answer": answer}))
+
+
+def test_a_byte_order_mark_is_no_part_of_a_prompt(tmp_path):
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"prompt": "a"}\n', encoding="utf-8-sig")
+    assert read_prompts(path) == ["a"]
 
 
 def test_the_task_is_told_the_answers(tmp_path):

@@ -1,6 +1,8 @@
 """One value, three ways to read it: packed tree, step by step, and each branch as a trajectory of its own."""
 
+import json
 import math
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -223,5 +225,15 @@ def test_an_adapter_on_the_policy_shares_its_weights(value_folder, policy, value
 def test_another_base_is_not_shared(value_folder, policy, tmp_path):
     other = Policy(policy.model, policy.steps, 1.0, str(tmp_path))
     apart, _ = load_value_model(value_folder, beside=other)
+    own = {p.data_ptr() for p in policy.model.parameters()}
+    assert not any(p.data_ptr() in own for p in apart.model.parameters())
+
+
+def test_an_adapter_with_biases_of_its_own_does_not_share(value_folder, policy, tmp_path):
+    """They are loaded over the base's: shared, they would be the policy's too."""
+    folder = shutil.copytree(value_folder, tmp_path / "biased")
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "bias": "all"}))
+    apart, _ = load_value_model(folder, beside=policy)
     own = {p.data_ptr() for p in policy.model.parameters()}
     assert not any(p.data_ptr() in own for p in apart.model.parameters())

@@ -93,6 +93,8 @@ def test_options_move_a_preset():
         (None, {"resampling": "lottery"}, ["unknown resampling 'lottery'", "systematic"]),
         ("smc", {"resampling": "lottery"}, ["unknown resampling 'lottery'"]),
         (None, {"ess_threshold": float("nan")}, ["[0, 1]"]),
+        (None, {"max_seconds": float("inf")}, ["positive and finite, got inf"]),
+        (None, {"pool_size": 0}, ["pool_size must be at least 1, got 0", "--pool-size 4"]),
         (None, {"n_particles": 10**7}, ["more than 1,000,000 candidates", "--accuracy"]),
         ("guided", {"n_particles": 10**4, "pool_size": 101}, ["N = 10000, M = 101: more than"]),
         (None, {"terminal": "judge"}, ["unknown terminal"]),

@@ -6,6 +6,7 @@
 ('guided', 'draw')
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,7 +94,9 @@ class SamplerSettings:
     def _check_ranges(self) -> None:
         for name in ("n_particles", "pool_size"):
             if getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}", "pass -n 16, say")
+                raise UserError(
+                    f"{name} must be at least 1, got {getattr(self, name)}", f"pass {OPTION[name]} 4, say"
+                )
         if self.n_particles * self.pool_size > MOST_CANDIDATES:
             raise UserError(
                 f"N = {self.n_particles}, M = {self.pool_size}: more than {MOST_CANDIDATES:,} candidates a prompt and step",
@@ -166,8 +169,10 @@ class SamplerSettings:
                 f"more (N = {self.n_particles}, M = {self.pool_size})",
                 f"pass --max-tokens {least * 100}, say, or fewer particles",
             )
-        if self.max_seconds is not None and not self.max_seconds > 0:
-            raise UserError(f"max_seconds must be positive, got {self.max_seconds}", "--max-seconds 10, say")
+        if self.max_seconds is not None and not 0 < self.max_seconds < math.inf:
+            raise UserError(
+                f"max_seconds must be positive and finite, got {self.max_seconds}", "--max-seconds 10, say"
+            )
 
 
 def name_of(settings: SamplerSettings) -> str:
