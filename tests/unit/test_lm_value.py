@@ -229,9 +229,9 @@ def test_another_base_is_not_shared(value_folder, policy, tmp_path):
     assert not any(p.data_ptr() in own for p in apart.model.parameters())
 
 
-def test_an_adapter_with_biases_of_its_own_does_not_share(value_folder, policy, tmp_path):
+def test_an_adapter_with_biases_of_its_own_does_not_share(value_folder, policy):
     """They are loaded over the base's: shared, they would be the policy's too."""
-    folder = shutil.copytree(value_folder, tmp_path / "biased")
+    folder = shutil.copytree(value_folder, value_folder.parent / "biased")  # its base lies beside it
     file = folder / "adapter_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "bias": "all"}))
     apart, _ = load_value_model(folder, beside=policy)
