@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from rmtools.cli.options import Horizon, Model, Seed, TaskName, TerminalName
-from rmtools.cli.server import Concurrency, ServerBatch, ServerModel, ServerUrl
+from rmtools.cli.server import BATCH, CONCURRENCY, Concurrency, ServerBatch, ServerModel, ServerUrl
 
 Algorithm = Annotated[
     str | None,
@@ -92,8 +92,8 @@ def command(
     ] = False,
     server: ServerUrl = None,
     server_model: ServerModel = None,
-    concurrency: Concurrency = 16,
-    server_batch: ServerBatch = 1,
+    concurrency: Concurrency = CONCURRENCY,
+    server_batch: ServerBatch = BATCH,
     trace: Annotated[
         Path | None,
         typer.Option(
@@ -109,7 +109,7 @@ def command(
     file is the same.
     """
     from rmtools.cli.sampling import Inputs, Wanted, sample
-    from rmtools.cli.server import Server
+    from rmtools.cli.server import asked
 
     given = {
         "n_particles": n,
@@ -124,6 +124,6 @@ def command(
         "terminal": terminal,
     }
     wanted = Wanted(algorithm, given, accuracy, audit)
-    asked = None if server is None else Server(server, server_model, concurrency, server_batch)
-    inputs = Inputs(model, policy, task, horizon, prompts, asked)
+    behind = asked(server, server_model, concurrency, server_batch)
+    inputs = Inputs(model, policy, task, horizon, prompts, behind)
     sample(wanted, inputs, out, trace, block_size, overwrite, seed)

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from rmtools.lm.server import ServerPolicy
     from rmtools.lm.steps import StepTokenizer
 
+CONCURRENCY, BATCH = 16, 1
+
 ServerUrl = Annotated[
     str | None,
     typer.Option(
@@ -45,6 +47,19 @@ class Server:
     batch: int
 
 
+def asked(url: str | None, model: str | None, concurrency: int, batch: int) -> Server | None:
+    """Return the server of the options, or None; raises ``UserError`` where options of one are given without it."""
+    if url is not None:
+        return Server(url, model, concurrency, batch)
+    given = (("--server-model", model), ("--concurrency", concurrency), ("--server-batch", batch))
+    for (name, value), usual in zip(given, (None, CONCURRENCY, BATCH), strict=True):
+        if value != usual:
+            raise UserError(
+                f"{name} {value} is of a server, and none is named", f"pass --server URL, or leave {name} out"
+            )
+    return None
+
+
 def connect_policy(
     url: str,
     steps: "StepTokenizer",
@@ -52,8 +67,8 @@ def connect_policy(
     temperature: float,
     seed: int,
     model: str | None = None,
-    concurrency: int = 16,
-    batch: int = 1,
+    concurrency: int = CONCURRENCY,
+    batch: int = BATCH,
     device: "torch.device | None" = None,
 ) -> "ServerPolicy":
     """Connect to the server of ``--server``.

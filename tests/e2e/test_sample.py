@@ -142,6 +142,11 @@ def test_a_server_that_is_not_there(sample, policy_folder):
     assert not out.exists()
 
 
+@pytest.mark.parametrize("option", [("--server-model", "x"), ("--concurrency", 0), ("--server-batch", 4)])
+def test_options_of_a_server_need_one(sample, option):
+    check_error(sample(*option)[0], *option, "none is named", "--server URL")
+
+
 def test_gibbs(sample):
     result, out = sample("--algorithm", "gibbs", "-n", 3, "--sweeps", 2)
     assert result.code == 0, result.err
