@@ -113,10 +113,9 @@ FEW_WORDS = 4096
 def search_words(p: Tensor, node: Tensor, generator: torch.Generator) -> Tensor:
     """Draw a word (B,) for each particle from row ``node`` of ``p`` (U, V): one uniform each, sums in fp64."""
     cumulative = p.double().cumsum(-1)
-    total = cumulative[:, -1][node]
     uniform = torch.rand(len(node), dtype=torch.float64, device=p.device, generator=generator)
-    # Below the total, so that a last word of probability zero is not drawn by rounding.
-    at = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))
+    # The largest uniform is 1 - 2^-53, and its product with any total is rounded to less than the total.
+    at = uniform * cumulative[:, -1][node]
     return torch.searchsorted(cumulative[node], at[:, None], right=True)[:, 0]
 
 

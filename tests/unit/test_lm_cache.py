@@ -211,6 +211,9 @@ def test_forks_are_independent(model):
     check(model, logits, [[4, 5, 8, 9, 14], [6, 7, 10, 15]])
     logits, _ = append(model, root, [16, 17])
     check(model, logits, [[4, 5, 8, 16], [6, 7, 17]])
+    # Nor did what the original wrote just now: the room behind it is the first fork's.
+    logits, _ = append(model, two, [18, 19])
+    check(model, logits, [[4, 5, 8, 9, 18], [6, 7, 10, 19]])
     assert all(
         torch.equal(b, layer.keys) for b, layer in zip(before, root.blocks[0].cache.layers, strict=True)
     )

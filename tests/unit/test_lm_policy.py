@@ -286,3 +286,24 @@ def test_a_word_is_drawn_by_its_probability(generator):
     counts = torch.bincount(drawn[::2], minlength=6).double().numpy()
     assert counts[[0, 2, 5]].sum() == 0
     assert stats.chisquare(counts[[1, 3, 4]], 20_000 * np.array([0.5, 0.2, 0.3])).pvalue > 1e-4
+
+
+@pytest.mark.parametrize("uniform", [0.0, 1 - 2**-53])
+def test_the_ends_of_the_unit_interval_draw_words_that_exist(generator, monkeypatch, uniform):
+    """Words of probability zero before the first and behind the last are not drawn, whatever the rows sum to."""
+    rows = torch.rand(200, 7, generator=torch.Generator().manual_seed(0))
+    p = torch.nn.functional.pad(rows, (2, 2))
+    monkeypatch.setattr(torch, "rand", lambda n, **_: torch.full((n,), uniform, dtype=torch.float64))
+    drawn = search_words(p, torch.arange(200), generator(0))
+    assert (drawn == (2 if uniform == 0 else 8)).all()
+
+
+def test_what_is_pending_is_the_last_token_of_the_step(policy, prompts, generator):
+    """Also of prefixes whose step was complete while others, parted later, went on."""
+    hot = Policy(policy.model, policy.steps, 1.5)
+    node = torch.arange(2).repeat_interleave(400)
+    step = hot.decode_step(start(hot, prompts[:2]), node, generator(3))
+    lengths = (step.tokens >= 0).sum(1)
+    assert len(set(lengths.tolist())) > 1
+    last = step.tokens.gather(1, lengths[:, None] - 1)[:, 0]
+    torch.testing.assert_close(step.state.pending, last)

@@ -166,3 +166,15 @@ def test_the_text_of_a_prompt(policy, prompts, tokenizer):
     for wrong in ([begun.bos_token_id], [begun.bos_token_id, begun.unk_token_id], ids[1:]):
         with pytest.raises(UserError, match="the text of a prompt cannot be told from its tokens"):
             prompt_text(steps, wrong)
+
+
+def test_the_end_is_read_again_in_the_words_of_the_value_model(policy, foreign):
+    """Its end-of-sequence token is written otherwise: the policy's would be unknown to it."""
+    tokenizer = copy.deepcopy(foreign.steps.tokenizer)
+    tokenizer.add_special_tokens({"eos_token": "<end>"})
+    steps = StepTokenizer(tokenizer, foreign.steps.settings)
+    assert steps.eos_id != foreign.steps.eos_id
+    scorer = shared_tokens(policy, ConstantValue(0.5, steps, foreign.tilt))
+    assert isinstance(scorer, Retokenised)
+    ids = (*policy.steps.step_ids("s "), policy.steps.eos_id)
+    assert scorer._step_ids(ids) == [*steps.step_ids("s "), steps.eos_id]
