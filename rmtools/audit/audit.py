@@ -4,36 +4,34 @@ The model, its controls and the models it is compared with are audited on the sa
 imported where it is used: a report can be read and drawn without it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from rmtools.audit.enumerated import Progress, coverage, enumerated, exact_of, same_ids, tables_of
 from rmtools.audit.model import Asked, ModelAudit, audit_model
 from rmtools.audit.notes import notes
-from rmtools.audit.tabulated import MOST_PROMPTS, enumerations, tabulated
+from rmtools.audit.rows import limited, provenance_of, rows_of, tokens_of, weights_of
+from rmtools.audit.tabulated import tabulated
 from rmtools.core.arguments import check_seed
 from rmtools.core.cost import n_for_cv
 from rmtools.core.paired import PairedDifference
 from rmtools.errors import UserError
 
 if TYPE_CHECKING:
+    from rmtools.audit.rows import Rollouts
     from rmtools.audit.subjects import Subject
-    from rmtools.data.exact import ExactRatios
-    from rmtools.data.rollouts import Rollout, RolloutMetadata
+    from rmtools.data.rollouts import Rollout
+    from rmtools.data.scoring import ScoredRollouts
     from rmtools.data.tasks import Task
-    from rmtools.lm.checkpoint import CheckpointSettings
     from rmtools.lm.policy import Policy
     from rmtools.lm.tabulate import Enumeration
     from rmtools.lm.value import Scorer
 
-    Rollouts = str | Path | Sequence[Rollout] | tuple[Sequence[Rollout], RolloutMetadata]
-
 SCHEMA_VERSION = 3
-
-Progress = Callable[[str, int], Any]
 
 
 @dataclass(frozen=True)
@@ -179,33 +177,17 @@ def audit(
     ratios = enumerated(rows, metadata, listed, policy, task, shown)
     tables = [] if ratios is None else tables_of(rows, policy, task, shown)
     asked = Asked(delta_cv, delta_tv, terminal, tokens_of(rows, subjects[0].scorer))
-    found: list[ModelAudit] = []
-    for k, subject in enumerate(subjects):
-        used, values = scored[subject.role][1]
-        exact = exact_of(ratios, subject, listed)
-        its = replace(
+    found = [
+        audit_subject(
+            subject,
+            scored[subject.role][1],
+            exact_of(ratios, subject, listed),
+            tables if subject in listed else [],
             asked,
-            terminal=subject.terminal,
-            probability=subject.probability,
-            fitted=subject.fitted,
-            knows_end=subject.knows_end,
+            np.random.default_rng([seed, k]),
         )
-        rng = np.random.default_rng([seed, k])
-        found.append(
-            audit_model(
-                subject.role,
-                subject.name,
-                used,
-                values,
-                subject.tilt,
-                exact,
-                its,
-                rng,
-                tabulated(tables, subject.scorer, rng)
-                if tables and subject.tabulated and subject in listed
-                else None,
-            )
-        )
+        for k, subject in enumerate(subjects)
+    ]
     outside = None if ratios is None else coverage(ratios)
     provenance = provenance_of(rows, metadata, settings["model"]) | {
         "checkpoint": subjects[0].name,
@@ -226,40 +208,24 @@ def audit(
     )
 
 
-def rows_of(rollouts: "Rollouts") -> "tuple[list[Rollout], RolloutMetadata | None]":
-    """Return the rows, one id for every prompt text, and what is known of them."""
-    from rmtools.data.rollouts import RolloutMetadata, read_rollouts
-
-    metadata: RolloutMetadata | None = None
-    if isinstance(rollouts, str | Path):
-        rows, metadata = read_rollouts(rollouts)
-    elif len(rollouts) == 2 and isinstance(rollouts[1], RolloutMetadata):
-        rows, metadata = list(rollouts[0]), rollouts[1]  # type: ignore[arg-type]
-    else:
-        rows = list(rollouts)  # type: ignore[arg-type]
-    if not rows:
-        raise UserError("there are no rollouts to audit", "make some with `rmtools rollout`")
-    return one_id_a_prompt(rows), metadata
-
-
-def one_id_a_prompt(rows: "list[Rollout]") -> "list[Rollout]":
-    """Give a text that stands under several ids the first of them: its trajectories are of one prompt.
-
-    Raises
-    ------
-    UserError
-        If one id has two texts: trajectories of different prompts would be paired.
-    """
-    ids: dict[str, str] = {}
-    texts: dict[str, str] = {}
-    for row in rows:
-        ids.setdefault(row.prompt, row.prompt_id)
-        if texts.setdefault(row.prompt_id, row.prompt) != row.prompt:
-            raise UserError(
-                f"the prompt id {row.prompt_id} stands before two different prompts",
-                "give every prompt an id of its own",
-            )
-    return [r if ids[r.prompt] == r.prompt_id else replace(r, prompt_id=ids[r.prompt]) for r in rows]
+def audit_subject(
+    subject: "Subject",
+    scored: "tuple[Sequence[Rollout], ScoredRollouts]",
+    exact: np.ndarray | None,
+    tables: "Sequence[Enumeration]",
+    asked: Asked,
+    rng: np.random.Generator,
+) -> ModelAudit:
+    """Audit the model or one of its controls on the rows it was scored on, and on tables where there are any."""
+    its = replace(
+        asked,
+        terminal=subject.terminal,
+        probability=subject.probability,
+        fitted=subject.fitted,
+        knows_end=subject.knows_end,
+    )
+    cost = tabulated(tables, subject.scorer, rng) if tables and subject.tabulated else None
+    return audit_model(subject.role, subject.name, *scored, subject.tilt, exact, its, rng, cost)
 
 
 def check_accuracies(delta_cv: float, delta_tv: float) -> None:
@@ -269,93 +235,6 @@ def check_accuracies(delta_cv: float, delta_tv: float) -> None:
         raise UserError(
             f"delta_tv is {delta_tv}: a total variation is between 0 and 1", "pass --delta-tv 0.05, say"
         )
-
-
-def same_ids(
-    rows: "Sequence[Rollout]", policy: "Policy | None", task: "Task | None", scorer: "Scorer"
-) -> bool:
-    """Return whether ``scorer`` reads the policy's tokens: only then can it be asked while they are enumerated."""
-    if policy is None or task is None:
-        return False
-    prompts = list(dict.fromkeys(r.prompt for r in rows))
-    choices = task.step_choices(prompts[0], []) or []
-    return all(scorer.steps.prompt_ids(p) == policy.steps.prompt_ids(p) for p in prompts) and all(
-        scorer.steps.step_ids(c) == policy.steps.step_ids(c) for c in choices
-    )
-
-
-def limited(rows: "list[Rollout]", limit: int | None) -> "list[Rollout]":
-    """Return the rows of the first ``limit`` prompts."""
-    from rmtools.core.arguments import check_count
-
-    if limit is None:
-        return rows
-    check_count("prompts_limit", limit, 1, "it is a number of prompts", fix=96)
-    kept = set(list(dict.fromkeys(r.prompt_id for r in rows))[:limit])
-    return [r for r in rows if r.prompt_id in kept]
-
-
-def tokens_of(rows: "Sequence[Rollout]", scorer: "Scorer") -> float:
-    """Return the mean number of tokens of a solution."""
-    return float(np.mean([sum(len(scorer.steps.step_ids(s)) for s in r.steps) for r in rows]))
-
-
-def enumerated(
-    rows: "Sequence[Rollout]",
-    metadata: "RolloutMetadata | None",
-    subjects: "Sequence[Subject]",
-    policy: "Policy | None",
-    task: "Task | None",
-    progress: Progress,
-) -> "ExactRatios | None":
-    """Return the exact Bellman ratios of the subjects that can be asked for any prefix.
-
-    None where the steps cannot be listed, every terminal is a model's, or the policy is not that of the rollouts.
-    """
-    if policy is None or task is None or metadata is None or not subjects:
-        return None
-    from rmtools.data.exact import exact_ratios
-    from rmtools.lm.checkpoint import fingerprint
-
-    if not task.step_choices(rows[0].prompt, []):
-        return None
-    # Ratios under another policy than the rollouts' would stand beside sampled ones as if they were the same.
-    same_weights = fingerprint(policy.name) == metadata.policy_fingerprint
-    if not same_weights or policy.temperature != metadata.temperature:
-        return None
-    scorers = [s.scorer for s in subjects]
-    with progress("enumerating one-step children", len(rows)) as tick:
-        return exact_ratios(policy, scorers, rows, task, progress=tick)
-
-
-def tables_of(
-    rows: "Sequence[Rollout]", policy: "Policy | None", task: "Task | None", progress: Progress
-) -> "list[Enumeration]":
-    """Return the prompts written out as tables, as many as is cheap."""
-    assert policy is not None
-    assert task is not None
-    prompts = list(dict.fromkeys(r.prompt for r in rows))
-    with progress("enumerating solutions", min(len(prompts), MOST_PROMPTS)) as tick:
-        return enumerations(policy, task, prompts, tick)
-
-
-def exact_of(
-    ratios: "ExactRatios | None", subject: "Subject", subjects: "Sequence[Subject]"
-) -> np.ndarray | None:
-    """Return the enumerated b of ``subject``, None where there is none."""
-    if ratios is None or subject not in subjects:
-        return None
-    place = [s.role for s in subjects].index(subject.role)
-    return np.concatenate(ratios.log_error[place])
-
-
-def coverage(ratios: "ExactRatios") -> dict[str, float]:
-    """Return mean and largest probability outside the listed steps, and the prefixes left out for it."""
-    return {
-        "mean": float(ratios.uncovered.mean()),
-        "largest": float(ratios.uncovered.max()),
-        "left_out": float((ratios.uncovered > 0.5).sum()),
-    }
 
 
 def pairs_of(scored: Mapping[str, Any], seed: int) -> dict[str, PairedDifference]:
@@ -368,48 +247,6 @@ def pairs_of(scored: Mapping[str, Any], seed: int) -> dict[str, PairedDifference
         for k, other in enumerate(others)
         if other[0].role.startswith("compare")
     }
-
-
-def provenance_of(
-    rows: "Sequence[Rollout]", metadata: "RolloutMetadata | None", settings: "CheckpointSettings | None"
-) -> dict[str, Any]:
-    """Return where the rollouts and the model come from, and how many branches there are."""
-    import rmtools
-
-    known = (
-        {}
-        if metadata is None
-        else {
-            "policy": metadata.policy,
-            "policy_fingerprint": metadata.policy_fingerprint,
-            "task": metadata.task,
-            "horizon": metadata.horizon,
-            "temperature": metadata.temperature,
-            "rollouts_seed": metadata.seed,
-            "removed_prompts": metadata.removed_prompts,
-            "generated_tokens": metadata.generated_tokens,
-            "rollouts_source": metadata.source,
-        }
-    )
-    return {
-        "policy": "",
-        "policy_fingerprint": "",
-        "task": "",
-        **known,
-        "n_prompts": len({r.prompt_id for r in rows}),
-        "n_trajectories": len(rows),
-        "children": 1 + max((len(at) for r in rows for at in r.children), default=0),
-        "completions": 1 + max((len(at) for r in rows for at in r.completions), default=0),
-        "training": {} if settings is None else settings.training,
-        "rmtools": rmtools.__version__,
-    }
-
-
-def weights_of(value_model: "str | Path | Scorer") -> str:
-    """Return the fingerprint of a checkpoint, "" for what has no folder."""
-    from rmtools.lm.checkpoint import fingerprint
-
-    return fingerprint(value_model) if isinstance(value_model, str | Path) else ""
 
 
 def with_measured(report: AuditReport, measured: dict[str, Any]) -> AuditReport:

@@ -1,0 +1,105 @@
+"""Intervals: clusters, the bootstrap, the jackknife and quantiles."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from rmtools.core.estimate import (
+    Interval,
+    cluster_bootstrap,
+    cluster_sums,
+    quantile_interval,
+)
+from rmtools.core.intervals import bootstrap_all, jackknife, ratio_of_means, root
+from rmtools.core.order import weighted_quantile
+from rmtools.errors import UserError
+
+
+def test_interval_basics():
+    interval = Interval(1.0, 0.5, 2.5)
+    assert interval.half_width == 1.0
+    assert interval.contains(2.5)
+    assert not interval.contains(2.6)
+    assert Interval.from_dict(json.loads(json.dumps(interval.to_dict()))) == interval
+    assert str(interval) == "1 [0.5, 2.5]"
+    assert str(Interval(1.0, None, None)) == "1 [?, ?]"
+    assert Interval(1.0, None, None).half_width is None
+    assert Interval(1.0, None, None).contains(99)
+    assert Interval(math.nan, None, math.inf).to_dict() == {"estimate": None, "low": None, "high": None}
+    assert root(Interval(-0.5, -1.0, 4.0)) == Interval(0.0, 0.0, 2.0)
+
+
+def test_cluster_sums_in_order_of_label():
+    sums = cluster_sums(np.array([[1.0, 1], [2, 1], [4, 1]]), np.array([5, -1, 5]))
+    assert sums.tolist() == [[2, 1], [5, 2]]
+    assert cluster_sums(np.array([1.0, 2.0]), np.array([0, 0])).tolist() == [[3.0]]
+    with pytest.raises(UserError, match=r"values\[1\] is NaN"):
+        cluster_sums(np.array([1.0, np.nan]), np.array([0, 1]))
+    with pytest.raises(UserError, match="clusters"):
+        cluster_sums(np.ones(2), np.zeros(3))
+
+
+def test_cluster_bootstrap_edges():
+    rng = np.random.default_rng(0)
+    assert cluster_bootstrap(np.array([[2.0, 4.0]]), ratio_of_means, rng) == Interval(0.5, None, None)
+    assert math.isnan(cluster_bootstrap(np.zeros((0, 2)), ratio_of_means, rng).estimate)
+    assert math.isnan(cluster_bootstrap(np.zeros((5, 2)), ratio_of_means, rng).estimate)
+    constant = cluster_bootstrap(np.ones((5, 2)), ratio_of_means, rng)
+    assert constant == Interval(1.0, 1.0, 1.0)
+    one_success = cluster_bootstrap(np.eye(30)[:, :1], lambda m: m[:, 0], rng)
+    assert one_success.high is not None
+    assert one_success.high < 1
+    pair = cluster_bootstrap(np.array([[0.0], [1.0]]), lambda m: m[:, 0], rng)
+    assert pair.low is not None
+    assert pair.high is not None
+    assert -1 < pair.low < 0.5 < pair.high < 2
+    with pytest.raises(UserError, match=r"sums\[0, 1\] is NaN"):
+        cluster_bootstrap(np.array([[1.0, np.nan]]), ratio_of_means, rng)
+    with pytest.raises(UserError, match="n_resamples"):
+        cluster_bootstrap(np.ones((5, 2)), ratio_of_means, rng, n_resamples=1)
+    with pytest.raises(UserError, match="level"):
+        cluster_bootstrap(np.ones((5, 2)), ratio_of_means, rng, level=95)
+    with pytest.raises(UserError, match="choose studentised or percentile"):
+        cluster_bootstrap(np.ones((5, 2)), ratio_of_means, rng, method="bca")
+    with pytest.raises(UserError, match="same C"):
+        bootstrap_all({"a": (np.ones((5, 1)), ratio_of_means), "b": (np.ones((4, 1)), ratio_of_means)}, rng)
+    assert bootstrap_all({}, rng) == {}
+
+
+def test_bootstrap_is_close_to_the_normal_interval_for_many_even_clusters():
+    rng = np.random.default_rng(1)
+    x = rng.normal(3, 2, size=(2000, 1))
+    for method in ("studentised", "percentile"):
+        interval = cluster_bootstrap(x, lambda m: m[:, 0], rng, method=method)
+        assert interval.half_width == pytest.approx(1.96 * x.std() / math.sqrt(2000), rel=0.08)
+        assert interval.estimate == pytest.approx(x.mean())
+
+
+def test_bootstrap_does_not_depend_on_chunks(monkeypatch):
+    x = np.random.default_rng(1).exponential(size=(50, 1))
+    whole = cluster_bootstrap(x, lambda m: m[:, 0], np.random.default_rng(2))
+    monkeypatch.setattr("rmtools.core.intervals._CHUNK", 777)
+    pieces = cluster_bootstrap(x, lambda m: m[:, 0], np.random.default_rng(2))
+    assert pieces.low == pytest.approx(whole.low, rel=1e-12)
+    assert pieces.high == pytest.approx(whole.high, rel=1e-12)
+
+
+def test_jackknife_of_a_mean_is_the_t_interval():
+    x = np.array([1.0, 2.0, 4.0, 9.0])
+    interval = jackknife(float(x.mean()), (x.sum() - x) / 3)
+    assert interval.estimate == pytest.approx(4.0, abs=1e-12)
+    assert interval.half_width == pytest.approx(3.182446305284263 * x.std(ddof=1) / 2, rel=1e-9)
+    assert jackknife(1.0, np.array([1.0, np.nan, 2.0])).low is None
+
+
+def test_weighted_quantiles():
+    values, weights = np.array([3.0, 1.0, 2.0]), np.array([1.0, 2.0, 1.0])
+    assert weighted_quantile(values, weights, np.array([0.5, 0.51, 0.75, 1.0])).tolist() == [1, 2, 2, 3]
+    interval = quantile_interval(np.arange(1000.0), np.arange(1000), 0.5)
+    assert interval.estimate == 499
+    assert interval.low == pytest.approx(468, abs=1)
+    assert interval.high == pytest.approx(530, abs=1)
+    assert quantile_interval(np.arange(10.0), np.arange(10), 0.95).high is None
+    assert math.isnan(quantile_interval(np.zeros(0), np.zeros(0), 0.5).estimate)
