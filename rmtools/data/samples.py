@@ -138,8 +138,10 @@ class SampleFile:
 
     def _refuse_strangers(self) -> None:
         """Raise ``UserError`` where a file would be replaced that this plan did not make."""
+        # The trace comes into place before the file does, so that one of the two is there while it is this run's.
         begun = any(self.folder.glob(f"{DATA}/*"))
-        for option, path, own in (("--out", self.out, self._begins_own()), ("--trace", self.trace, begun)):
+        own_file = self._begins_own()
+        for option, path, own in (("--out", self.out, own_file), ("--trace", self.trace, begun or own_file)):
             if path is not None and path.exists() and not own:
                 raise UserError(
                     f"{path} is there already, and was not made with these arguments",

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rmtools.lm.block import Block
+from rmtools.lm.block import Block, attention
 from rmtools.lm.steps import EncodedTree
 
 if TYPE_CHECKING:
@@ -43,13 +43,14 @@ def tree_logits(model: "PreTrainedModel", trees: Sequence[EncodedTree], pad_id: 
     first, read = Block.empty(len(trees), device).forward(model, trunks)
     rows = [(i, at) for i, tree in enumerate(trees) for at in child_rows(tree)]
     owner = torch.tensor([i for i, _ in rows], device=device)
-    second = model(
-        input_ids=padded([trees[i].ids[at] for i, at in rows], pad_id, device),
-        position_ids=padded([trees[i].positions[at] for i, at in rows], 0, device),
-        past_key_values=read.select(owner).cache,
-        use_cache=True,
-        attention_mask=row_mask(trees, rows, trunks.shape[1], model.dtype, device),
-    ).logits
+    with attention(device):
+        second = model(
+            input_ids=padded([trees[i].ids[at] for i, at in rows], pad_id, device),
+            position_ids=padded([trees[i].positions[at] for i, at in rows], 0, device),
+            past_key_values=read.select(owner).cache,
+            use_cache=True,
+            attention_mask=row_mask(trees, rows, trunks.shape[1], model.dtype, device),
+        ).logits
     logits = first.new_zeros(len(trees), max(len(t.ids) for t in trees), first.shape[-1])
     logits[:, : first.shape[1]] = first
     place = padded([at for _, at in rows], -1, device)

@@ -229,6 +229,7 @@ class Policy:
             pending = torch.where(token >= 0, token, pending)
             done = branch.done | eos | self._closes(branch.columns) | self._out_of_context(cache)
             branch = replace(branch, done=done)
+            # One NaN or infinite logit makes its whole row of p NaN: the first column tells.
             n_done, broken = torch.stack([done.sum(), torch.isnan(p[:, 0]).sum()]).tolist()
             if broken:
                 raise ValueError("the policy returned NaN logits: its weights or its precision are broken")

@@ -81,8 +81,8 @@ def test_children_are_not_packed_where_they_would_see_too_little(values):
     ],
 )
 def test_whole_attention_is_packed_and_decoded(values):
-    require_full_attention(Config(**values), 17)
-    require_window(Config(**values), 17)
+    assert require_full_attention(Config(**values), 17) is None
+    assert require_window(Config(**values), 17) is None
 
 
 @pytest.mark.parametrize("values", WINDOWS)

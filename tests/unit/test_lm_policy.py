@@ -247,6 +247,19 @@ def test_prompts_longer_than_the_context_are_refused(policy):
     policy.start([[4] * 63])
 
 
+@pytest.mark.parametrize(("word", "logit"), [(0, torch.nan), (-1, torch.nan), (5, torch.inf)])
+def test_one_logit_that_is_no_number_raises(policy, prompts, generator, word, logit):
+    class Broken(Scripted):
+        def forward(self, input_ids, **kwargs):
+            out = super().forward(input_ids, **kwargs)
+            out.logits[..., word] = logit
+            return out
+
+    broken = Policy(Broken(policy.model, {}), policy.steps)
+    with pytest.raises(ValueError, match="the policy returned NaN logits"):
+        broken.decode_step(start(policy, prompts[:1]), torch.zeros(3, dtype=torch.long), generator(0))
+
+
 def test_nan_logits_raise(policy, prompts, generator):
     class Broken(Scripted):
         def forward(self, input_ids, **kwargs):

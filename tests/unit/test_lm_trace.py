@@ -1,12 +1,19 @@
 """The trace changes no draw, and everything the sampler did can be worked out again from it by hand."""
 
 import copy
-import json
 import pickle
 
 import numpy as np
 import pytest
-from traced_words import Words, rng, run, words
+from traced_words import (
+    Words,
+    check_tree,
+    check_weights,
+    replayed,
+    rng,
+    run,
+    words,
+)
 
 from rmtools.core import random_tree, smc
 from rmtools.core.conditional import log_z_bounds, particle_gibbs
@@ -14,7 +21,6 @@ from rmtools.core.metropolis import metropolis
 from rmtools.core.tilt import Tilt
 from rmtools.lm.particles import LMParticles
 from rmtools.lm.trace import Traced, trace_records
-from rmtools.lm.tracer import Tracer
 
 SETTINGS = [
     (16, 1, "systematic", 0.5),
@@ -23,84 +29,6 @@ SETTINGS = [
     (5, 4, "top_k", 0.5),
     (1, 4, "systematic", 0.5),
 ]
-
-
-def value(x):
-    return -np.inf if x is None else x
-
-
-def log_mean(x):
-    top = max(x)
-    return top if top == -np.inf else top + np.log(np.mean(np.exp(np.asarray(x) - top)))
-
-
-def check_tree(record):
-    """Copies sum to N, every candidate continues its particle, every particle is one of its ancestor's candidates."""
-    n, m = record["n_particles"], record["pool_size"]
-    before = [0] * n
-    for step in record["steps"]:
-        nodes = {x["id"]: x for x in step["nodes"]}
-        assert sum(x["copies"] for x in step["nodes"]) == n
-        assert len({(x["parent"], x["text"], x["log_value"]) for x in step["nodes"]}) == len(nodes)
-        assert set(step["candidates"]) == set(nodes)
-        for c, number in enumerate(step["candidates"]):
-            parent = before[c // m]
-            assert number == parent or nodes[number]["parent"] == parent
-        for number, a in zip(step["particles"], step["ancestors"], strict=True):
-            assert number in step["candidates"][a * m : (a + 1) * m]
-        assert step["unique_ancestors"] == len(set(step["ancestors"]))
-        before = step["particles"]
-
-
-def replayed(record):
-    """The texts of the final particles, by going through the ancestors from the last step to the first."""
-    found = []
-    for i in range(record["n_particles"]):
-        texts, at = [], i
-        for t in reversed(range(len(record["steps"]))):
-            step = record["steps"][t]
-            nodes = {x["id"]: x for x in step["nodes"]}
-            new = t == 0 or step["particles"][at] not in {x["id"] for x in record["steps"][t - 1]["nodes"]}
-            if new:
-                texts.append(nodes[step["particles"][at]]["text"])
-            at = step["ancestors"][at]
-        found.append(texts[::-1])
-    return found
-
-
-def weights_by_hand(record):
-    """Log increments of every step, normalised final log weights and log Z from the nodes' values alone."""
-    n, m = record["n_particles"], record["pool_size"]
-    known = {0: value(record["root"]["log_value"])}
-    log_weight, log_z, at, increments = np.zeros(n), known[0], [0] * n, []
-    for step in record["steps"]:
-        known |= {x["id"]: value(x["log_value"]) for x in step["nodes"]}
-        ended = {x["id"] for x in step["nodes"] if x["ended"]}
-        row = []
-        for i in range(n):
-            pool = step["candidates"][i * m : (i + 1) * m]
-            still = (pool[0] == at[i] and at[i] in ended) or known[at[i]] == -np.inf
-            row.append(0.0 if still else log_mean([known[c] for c in pool]) - known[at[i]])
-        increments.append(row)
-        log_weight = log_weight + row
-        w = np.exp(log_weight)
-        assert step["ess"] == pytest.approx(w.sum() ** 2 / (w**2).sum() if w.any() else 0.0)
-        if step["resampled"]:
-            log_z += log_mean(log_weight)
-            log_weight = np.zeros(n)
-        at = step["particles"]
-    total = log_mean(log_weight)
-    return increments, log_weight - total - np.log(n), log_z + total
-
-
-def check_weights(record, result, g):
-    increments, log_weights, log_z = weights_by_hand(record)
-    for t, row in enumerate(increments):
-        np.testing.assert_allclose(row, result.log_increments[t, g], atol=1e-9)
-        np.testing.assert_allclose(row, [value(x) for x in record["steps"][t]["log_increments"]], atol=1e-9)
-    np.testing.assert_allclose(log_weights, result.log_weights[g], atol=1e-9)
-    np.testing.assert_allclose(log_weights, [value(x) for x in record["log_weights"]], atol=1e-9)
-    assert log_z == pytest.approx(result.log_z[g]) == record["log_z"]
 
 
 @pytest.mark.parametrize("how", SETTINGS)
@@ -354,50 +282,3 @@ def test_copies_and_pickles():
         assert twin.steps() == traced.steps()
     with pytest.raises(AttributeError):
         _ = traced.no_such_thing
-
-
-# Beside a sampler
-
-
-def sampled(prompt, results, groups, draw, rewarded=True):
-    """The part of a sample record that the traces are taken by: several runs, pooled."""
-    steps = [s for r, g in zip(results, groups, strict=True) for s in r.particles.steps()[g]]
-    rows = [{"steps": s, "reward": len(s) / 8} if rewarded else {"steps": s} for s in steps]
-    return {"prompt": prompt, "samples": rows, "draw": draw}
-
-
-def test_a_tracer_gives_each_sample_record_its_runs():
-    """Two replicates of one prompt, two runs each, watched run by run and taken prompt by prompt."""
-    root, prompts = words((5, 5, 3))
-    prompts = [prompts[0], prompts[0], prompts[2]]
-    tracer = Tracer(lambda policy, value, prompts, terminal: root, {"resampling": "systematic"})
-    results = []
-    for seed in (0, 1):
-        results.append(smc(tracer.start(None, None, prompts, terminal="model"), 4, 2, rng=rng(seed)))
-        tracer.watch(prompts, results[-1])
-    for g, draw in ((0, 5), (1, 2), (2, None)):
-        record = sampled(prompts[g], results, (g, g), draw, rewarded=g != 2)
-        taken = tracer.take(record)
-        assert [r["run"] for r in taken] == [0, 1]
-        assert [r["draw"] for r in taken] == {0: [None, 1], 1: [2, None], 2: [None, None]}[g]
-        for run_, result in zip(taken, results, strict=True):
-            assert replayed(run_) == result.particles.steps()[g]
-            assert run_["rewards"] == (None if g == 2 else [len(s) / 8 for s in replayed(run_)])
-            check_weights(json.loads(json.dumps(run_)), result, g)
-    with pytest.raises(ValueError, match="no run was watched that gave samples 0"):
-        tracer.take(record)
-
-
-def test_a_tracer_asks_no_verifier(policy, value, prompts):
-    asked = []
-
-    def reward(prompt, steps):
-        asked.append(prompt)
-        return 1.0
-
-    tracer = Tracer(LMParticles.start)
-    result = smc(tracer.start(policy, value, prompts[:2], terminal="model", reward=reward), 4, rng=rng())
-    tracer.watch(prompts[:2], result)
-    assert not asked
-    (taken,) = tracer.take(sampled(prompts[1], [result], [1], 0))
-    assert taken["prompt"] == prompts[1]

@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pytest
 
 from rmtools.core import smc
 from rmtools.lm.trace import Traced, trace_records
@@ -73,3 +74,81 @@ def run(root, prompts, how, seed=3):
     settings = {"resampling": scheme, "ess_threshold": threshold}
     records = trace_records(result.particles, result, settings, result.draw(rng(seed)))
     return result, [json.loads(json.dumps(r, allow_nan=False)) for r in records]
+
+
+def value(x):
+    return -np.inf if x is None else x
+
+
+def log_mean(x):
+    top = max(x)
+    return top if top == -np.inf else top + np.log(np.mean(np.exp(np.asarray(x) - top)))
+
+
+def check_tree(record):
+    """Copies sum to N, every candidate continues its particle, every particle is one of its ancestor's candidates."""
+    n, m = record["n_particles"], record["pool_size"]
+    before = [0] * n
+    for step in record["steps"]:
+        nodes = {x["id"]: x for x in step["nodes"]}
+        assert sum(x["copies"] for x in step["nodes"]) == n
+        assert len({(x["parent"], x["text"], x["log_value"]) for x in step["nodes"]}) == len(nodes)
+        assert set(step["candidates"]) == set(nodes)
+        for c, number in enumerate(step["candidates"]):
+            parent = before[c // m]
+            assert number == parent or nodes[number]["parent"] == parent
+        for number, a in zip(step["particles"], step["ancestors"], strict=True):
+            assert number in step["candidates"][a * m : (a + 1) * m]
+        assert step["unique_ancestors"] == len(set(step["ancestors"]))
+        before = step["particles"]
+
+
+def replayed(record):
+    """The texts of the final particles, by going through the ancestors from the last step to the first."""
+    found = []
+    for i in range(record["n_particles"]):
+        texts, at = [], i
+        for t in reversed(range(len(record["steps"]))):
+            step = record["steps"][t]
+            nodes = {x["id"]: x for x in step["nodes"]}
+            new = t == 0 or step["particles"][at] not in {x["id"] for x in record["steps"][t - 1]["nodes"]}
+            if new:
+                texts.append(nodes[step["particles"][at]]["text"])
+            at = step["ancestors"][at]
+        found.append(texts[::-1])
+    return found
+
+
+def weights_by_hand(record):
+    """Log increments of every step, normalised final log weights and log Z from the nodes' values alone."""
+    n, m = record["n_particles"], record["pool_size"]
+    known = {0: value(record["root"]["log_value"])}
+    log_weight, log_z, at, increments = np.zeros(n), known[0], [0] * n, []
+    for step in record["steps"]:
+        known |= {x["id"]: value(x["log_value"]) for x in step["nodes"]}
+        ended = {x["id"] for x in step["nodes"] if x["ended"]}
+        row = []
+        for i in range(n):
+            pool = step["candidates"][i * m : (i + 1) * m]
+            still = (pool[0] == at[i] and at[i] in ended) or known[at[i]] == -np.inf
+            row.append(0.0 if still else log_mean([known[c] for c in pool]) - known[at[i]])
+        increments.append(row)
+        log_weight = log_weight + row
+        w = np.exp(log_weight)
+        assert step["ess"] == pytest.approx(w.sum() ** 2 / (w**2).sum() if w.any() else 0.0)
+        if step["resampled"]:
+            log_z += log_mean(log_weight)
+            log_weight = np.zeros(n)
+        at = step["particles"]
+    total = log_mean(log_weight)
+    return increments, log_weight - total - np.log(n), log_z + total
+
+
+def check_weights(record, result, g):
+    increments, log_weights, log_z = weights_by_hand(record)
+    for t, row in enumerate(increments):
+        np.testing.assert_allclose(row, result.log_increments[t, g], atol=1e-9)
+        np.testing.assert_allclose(row, [value(x) for x in record["steps"][t]["log_increments"]], atol=1e-9)
+    np.testing.assert_allclose(log_weights, result.log_weights[g], atol=1e-9)
+    np.testing.assert_allclose(log_weights, [value(x) for x in record["log_weights"]], atol=1e-9)
+    assert log_z == pytest.approx(result.log_z[g]) == record["log_z"]
