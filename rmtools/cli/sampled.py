@@ -85,7 +85,15 @@ def intervals(records: Records, values: dict[str, list[float]]) -> dict[str, Int
     ones = np.ones(len(records))
     sums = {name: cluster_sums(np.stack([x, ones], 1), prompt) for name, x in values.items()}
     found = bootstrap_all({k: (s, ratio_of_means) for k, s in sums.items()}, np.random.default_rng(0))
-    return {k: v.map(lambda x: min(max(x, 0.0), 1.0)) for k, v in found.items()}
+    clipped = {k: v.map(lambda x: min(max(x, 0.0), 1.0)) for k, v in found.items()}
+    n = int(prompt.max()) + 1
+    return {k: unanimous(x, n) if set(x) in ({0.0}, {1.0}) else clipped[k] for k, x in values.items()}
+
+
+def unanimous(values: Sequence[float], n: int) -> Interval:
+    """Return 0 or 1 with the exact 95% bound (Clopper-Pearson) where all n prompts agree: resampling would see no doubt."""
+    low = 0.025 ** (1 / n)
+    return Interval(1.0, low, 1.0) if values[0] else Interval(0.0, 0.0, 1 - low)
 
 
 def ends(interval: Interval) -> str:
