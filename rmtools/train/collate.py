@@ -34,7 +34,7 @@ class Collator:
         """Return one padded batch of B trajectories of at most T steps.
 
         The keys: ``model`` (inputs of the forward pass) and ``copy`` (of the copy's; None where they are the same),
-        ``reads`` (B, T + 1), ``length``, ``complete`` and ``log_potential`` (B,), ``log_label`` (B, T), ``child_reads``,
+        ``reads`` (B, T + 1), ``length``, ``complete``, ``counts`` and ``log_potential`` (B,), ``log_label`` (B, T), ``child_reads``,
         ``child_log_potential`` and ``child_log_count`` (B, T, C), ``completion_log_potential`` (B, T + 1, R).
         """
         trees, trunks = [e.tree for e in examples], [e.tree.trunk() for e in examples]
@@ -55,6 +55,7 @@ class Collator:
             "reads": torch.from_numpy(reads),
             "length": torch.tensor([e.length for e in examples]),
             "complete": torch.tensor([e.complete for e in examples]),
+            "counts": torch.tensor([e.counts for e in examples]),
             "log_potential": torch.tensor([e.log_potential for e in examples], dtype=torch.float32),
             "log_label": ragged([[e.log_label] for e in examples], 1, math.nan, horizon)[:, 0],
             "child_reads": table(lambda e: e.child_reads, -1).long(),

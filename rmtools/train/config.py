@@ -10,9 +10,9 @@ from rmtools.core.tilt import Tilt
 from rmtools.errors import UserError
 from rmtools.train.losses import DIVERGENCES
 from rmtools.train.objective import Objective
+from rmtools.train.sampler import ORDERS
 from rmtools.train.targets import TARGETS
 
-ORDERS = ("group_by_length", "random", "sequential")
 # Held-out metrics of which more is better; of the others less is.
 GREATER_IS_BETTER = ("auc", "last_auc", "label_auc")
 SIGNED = ("mean_log_bellman",)

@@ -38,6 +38,8 @@ class Example:
         For each depth: of the extra completions.
     log_label : np.ndarray
         (T,) log values of the given labels, NaN where a step has none.
+    counts : bool
+        False of a row that only fills a batch: nothing is trained on it.
     """
 
     tree: EncodedTree
@@ -48,6 +50,7 @@ class Example:
     child_log_count: list[np.ndarray]
     completion_log_potential: list[np.ndarray]
     log_label: np.ndarray
+    counts: bool = True
 
     @property
     def length(self) -> int:

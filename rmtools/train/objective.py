@@ -106,7 +106,7 @@ class Objective:
         """
         phi, length, complete = batch["log_potential"], batch["length"], batch["complete"]
         depth = torch.arange(batch["reads"].shape[1], device=length.device)[None, :]
-        real = depth <= length[:, None]
+        real = (depth <= length[:, None]) & batch["counts"][:, None]
         if self.target == "mc":
             return monte_carlo(phi, batch["completion_log_potential"]), real
         if self.target == "labels":
@@ -150,6 +150,7 @@ class Objective:
                 now.prefix[:, :-1], with_ends(now.prefix, batch), now.child, batch["child_log_count"]
             )
             inside = torch.arange(squares.shape[1], device=squares.device)[None, :] < batch["length"][:, None]
+            inside = inside & batch["counts"][:, None]
             found = found + self.residual_weight * squares[resolved & inside].sum()
         return found
 

@@ -24,7 +24,7 @@ from rmtools.train.config import PRMConfig
 from rmtools.train.examples import Example, prepare, within
 from rmtools.train.metrics import SharedOut, held_out_metrics
 from rmtools.train.objective import Objective, Values, read_values
-from rmtools.train.sampler import LengthGrouped
+from rmtools.train.sampler import RowOrder, Rows
 from rmtools.train.save import write_description
 
 COMPARED = ("rms_log_bellman", "brier", "label_brier")
@@ -92,7 +92,7 @@ class PRMTrainer(Trainer):
             model=model,
             args=args,
             data_collator=Collator(steps.pad_id, self.objective.children, model.dtype),
-            train_dataset=examples,
+            train_dataset=Rows(examples),
             eval_dataset=self.eval_rollouts or None,
             processing_class=steps.tokenizer,
             **kwargs,
@@ -108,13 +108,16 @@ class PRMTrainer(Trainer):
         self.model_accepts_loss_kwargs = False
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        if self.args.train_sampling_strategy != "group_by_length":
-            return super()._get_train_sampler(train_dataset)
+        args = self.args
         whole = self.objective.children != "none"
         lengths = [len(e.tree.ids) if whole else int(e.tree.reads[-1]) + 1 for e in self.prepared.examples]
-        rows = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        return LengthGrouped(
-            lengths, rows, self.args.seed if self.args.data_seed is None else self.args.data_seed
+        at_once = args.train_batch_size * args.world_size
+        return RowOrder(
+            lengths,
+            args.train_sampling_strategy,
+            at_once * args.gradient_accumulation_steps,
+            at_once if args.world_size > 1 and not args.dataloader_drop_last else 1,
+            args.seed if args.data_seed is None else args.data_seed,
         )
 
     def compute_loss(
@@ -130,8 +133,11 @@ class PRMTrainer(Trainer):
         logits = model(**inputs["model"]).logits
         at, now = read_values(logits, inputs, self.args.floor)
         total = self.objective.loss(inputs, at, now, now if copy is None else copy)
-        # The rows of a whole batch, also in a last one that is shorter: a row weighs the same in all.
-        loss = total / (self.args.per_device_train_batch_size * self.targets_per_row)
+        # The rows of a whole batch, also in a last one that is shorter: a row weighs the same in all. transformers
+        # divides by the forward passes of this optimiser step, of which an epoch's last may have fewer.
+        passes = getattr(self, "current_gradient_accumulation_steps", self.args.gradient_accumulation_steps)
+        share = passes / self.args.gradient_accumulation_steps if model.training else 1.0
+        loss = total * share / (self.args.train_batch_size * self.targets_per_row)
         if not bool(torch.isfinite(loss)):
             raise UserError(
                 f"the training loss is {float(loss)} at optimiser step {self.state.global_step}",

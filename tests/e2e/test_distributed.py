@@ -29,7 +29,7 @@ def data(policy, policy_folder, task, settings, prompts, tmp_path):
     return tmp_path
 
 
-def train(data, out, launch, batch):
+def train(data, out, launch, batch, **more):
     flags = {  # not use_cpu: accelerate's configuration says it
         "train_rollouts": data / "train",
         "eval_rollouts": data / "heldout",
@@ -42,6 +42,7 @@ def train(data, out, launch, batch):
         "learning_rate": 0.02,
         "report_to": "none",
         "lora_r": 4,
+        **more,
     }
     command = [
         sys.executable,
@@ -66,6 +67,17 @@ def test_two_processes_are_one_with_twice_the_batch(data):
     metrics = [next(row for row in log if "eval_brier" in row) for log in (one, two)]
     for name in ("eval_brier", "eval_rms_log_bellman", "eval_constant_brier"):
         assert metrics[1][name] == pytest.approx(metrics[0][name], rel=1e-3)
+
+
+@pytest.mark.parametrize("order", ["group_by_length", "random"])
+def test_an_epoch_that_ends_in_a_short_batch_too(data, order):
+    """24 rows in optimiser steps of 10, for two epochs: the last of each has 4 rows, all on the first of the processes."""
+    more = {"max_steps": -1, "num_train_epochs": 2, "eval_steps": 6, "train_sampling_strategy": order}
+    two = train(data, data / "two", ["--config_file", str(CONFIG)], 5, **more)
+    one = train(data, data / "one", ["--num_processes", "1", "--cpu"], 10, **more)
+    losses = [[row["loss"] for row in log if "loss" in row] for log in (one, two)]
+    assert len(losses[0]) == 6
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
 
 
 def test_the_configurations_are_ones_that_accelerate_reads():

@@ -14,7 +14,7 @@ from rmtools.errors import UserError
 from rmtools.train.collate import Collator, ragged
 from rmtools.train.examples import example, prepare, within
 from rmtools.train.objective import Objective
-from rmtools.train.sampler import LengthGrouped
+from rmtools.train.sampler import ORDERS, RowOrder
 
 FLOOR = 0.05
 
@@ -194,21 +194,37 @@ def lengths(n):
     return np.random.default_rng(0).integers(10, 400, n)
 
 
-def test_every_row_once_an_epoch_whatever_the_length():
-    sampler = LengthGrouped(lengths(1003), 8, 5)
+def order_of(size, strategy="group_by_length", multiple=1, seed=5):
+    return RowOrder(size, strategy, 8, multiple, seed)
+
+
+@pytest.mark.parametrize("strategy", ORDERS)
+def test_every_row_once_an_epoch_whatever_the_length(strategy):
+    sampler = order_of(lengths(1003), strategy)
     for epoch in (0, 1):
         sampler.set_epoch(epoch)
         assert sorted(sampler) == list(range(1003))
     assert len(sampler) == 1003
 
 
-def test_the_order_is_that_of_seed_and_epoch():
-    a, b = LengthGrouped(lengths(500), 8, 5), LengthGrouped(lengths(500), 8, 5)
+@pytest.mark.parametrize("strategy", ORDERS)
+@pytest.mark.parametrize(("n", "fillers"), [(1003, 5), (1008, 0)])
+def test_fillers_make_the_last_forward_pass_whole_and_stand_last(strategy, n, fillers):
+    sampler = order_of(lengths(n), strategy, multiple=16 if fillers else 8)
+    found = list(sampler)
+    assert len(sampler) == len(found) == n + fillers
+    assert sorted(found[:n]) == list(range(n))
+    assert found[n:] == [n] * fillers
+
+
+@pytest.mark.parametrize("strategy", ["group_by_length", "random"])
+def test_the_order_is_that_of_seed_and_epoch(strategy):
+    a, b = (order_of(lengths(500), strategy) for _ in range(2))
     assert list(a) == list(b)
     assert list(a) == list(a)
     b.set_epoch(1)
     assert list(a) != list(b)
-    assert list(a) != list(LengthGrouped(lengths(500), 8, 6))
+    assert list(a) != list(order_of(lengths(500), strategy, seed=6))
 
 
 def test_batches_are_level_and_their_order_is_not():
@@ -219,7 +235,7 @@ def test_batches_are_level_and_their_order_is_not():
         batches = size[np.asarray(order)].reshape(-1, 8)
         return 1 - batches.sum() / (8 * batches.max(1).sum())
 
-    order = list(LengthGrouped(size, 8, 0))
+    order = list(order_of(size, seed=0))
     assert padding(np.random.default_rng(0).permutation(2000)) > 0.35
     assert padding(order) < 0.05
     longest = size[np.asarray(order)].reshape(-1, 8).max(1)

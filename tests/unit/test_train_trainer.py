@@ -270,9 +270,9 @@ def test_wrong_settings_are_refused(tmp_path, changes):
         config(tmp_path, **changes)
 
 
-@pytest.mark.parametrize("accumulation", [1, 3])
-def test_every_row_weighs_the_same_in_an_epoch(policy_folder, step_tokenizer, tmp_path, accumulation):
-    """Nine rows of unequal length in batches of two, the last alone: the epoch's losses sum to that of all rows."""
+@pytest.mark.parametrize(("batch", "accumulation"), [(2, 1), (2, 3), (1, 4), (4, 2)])
+def test_every_row_weighs_the_same_in_an_epoch(policy_folder, step_tokenizer, tmp_path, batch, accumulation):
+    """Nine rows of unequal length, the last optimiser step short of passes and of rows: what is descended sums to all rows'."""
     model = adapted(policy_folder)
     perturb(model)
     rows = RAGGED * 3
@@ -283,19 +283,35 @@ def test_every_row_weighs_the_same_in_an_epoch(policy_folder, step_tokenizer, tm
         rows,
         tmp_path,
         model=model,
-        per_device_train_batch_size=2,
+        per_device_train_batch_size=batch,
         gradient_accumulation_steps=accumulation,
         **values,
     )
-    seen, compute = [], trainer.compute_loss
-    trainer.compute_loss = lambda *a, **k: seen.append(compute(*a, **k)) or seen[-1]
+    seen, step = [], trainer.training_step
+    trainer.training_step = lambda *a, **k: seen.append(step(*a, **k)) or seen[-1]
     trainer.train()
     whole = trainer_for(
         policy_folder, step_tokenizer, rows, tmp_path, model=model, per_device_train_batch_size=9, target="mc"
     )
     expected = whole.compute_loss(model, batch_of(whole, rows)).item()
-    assert len(seen) == 5
-    assert sum(x.item() for x in seen) * 2 / 9 == pytest.approx(expected, rel=1e-5)
+    assert len(seen) == -(-9 // batch)
+    assert sum(x.item() for x in seen) * batch * accumulation / 9 == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(("target", "residual"), [("mc", 0.0), ("td_lambda", 0.0), ("td", 0.5), ("n_step", 0.0)])
+def test_a_filler_changes_nothing(policy_folder, step_tokenizer, rollouts, tmp_path, target, residual):
+    values = {"target": target, "bellman_residual": residual, "ema_decay": 0.0}
+    trainer = trainer_for(policy_folder, step_tokenizer, rollouts, tmp_path, **values)
+    perturb(trainer.model)
+    data = trainer.train_dataset
+    without, filled = (
+        trainer.compute_loss(trainer.model, trainer.data_collator([data[i] for i in rows])).item()
+        for rows in ([0, 1, 2], [0, 1, len(data), 2, len(data)])
+    )
+    assert filled == pytest.approx(without, rel=1e-6)
+    only = trainer.compute_loss(trainer.model, trainer.data_collator([data[len(data)]] * 2))
+    only.backward()
+    assert only.item() == 0
 
 
 def test_evaluation_leaves_the_model_training(policy_folder, step_tokenizer, rollouts, tmp_path):
