@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from rmtools.cli.errors import exit_on_user_error
 from rmtools.errors import UserError
-from rmtools.files import claim_folder
-from rmtools.lm.checkpoint import SETTINGS_FILE
 from rmtools.lm.policy import load_tokenizer
 from rmtools.lm.steps import StepTokenizer
 
@@ -75,7 +73,14 @@ def main() -> None:
     from rmtools.train.data import hold_out, load_rows, require_base
     from rmtools.train.errors import refused_by_libraries
     from rmtools.train.lora import build_model, refuse_ignored, revision
-    from rmtools.train.save import checkpoint_to_resume, require_same_training, settings_for
+    from rmtools.train.resume import (
+        checkpoint_to_resume,
+        claim_output,
+        held_output,
+        remove_checkpoints,
+        require_same_training,
+    )
+    from rmtools.train.save import settings_for
     from rmtools.train.trainer import PRMTrainer
 
     refuse_ignored(model_args)
@@ -86,20 +91,24 @@ def main() -> None:
         held_out = load_rows(data.eval_rollouts, data.data_format)[0]
     else:
         rows, held_out = hold_out(rows, data.eval_share)
-    out = claim_folder(Path(str(config.output_dir)), SETTINGS_FILE, "checkpoint-*")
-    resume = checkpoint_to_resume(config.resume_from_checkpoint, out)
     base = require_base(model_args.model_name_or_path, metadata)
+    out = Path(str(config.output_dir))
+    resume = checkpoint_to_resume(config.resume_from_checkpoint, out)
+    claim_output(out, resume, config.overwrite_output_dir)
     steps = StepTokenizer(load_tokenizer(base), metadata.steps)
     set_seed(config.seed)  # the adapters draw their initial weights from the global generator
     with refused_by_libraries():
         model = build_model(base, model_args, config.seed, bool(getattr(config, CHECKPOINTING)))
-    settings = settings_for(base, revision(model_args), metadata, rows, config, data.train_rollouts)
+    named = data.train_rollouts
+    settings = settings_for(base, revision(model_args), metadata, rows, config, named, model_args)
     if resume:
         require_same_training(resume, settings)
-    with refused_by_libraries():
+    with refused_by_libraries(), held_output(out):
         trainer = PRMTrainer(model, config, steps, rows, held_out, settings)
+        if config.overwrite_output_dir and config.should_save:
+            remove_checkpoints(out)
         trainer.train(resume_from_checkpoint=resume)
-    trainer.save_model(str(out))
+        trainer.save_model(str(out))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import contextlib
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,18 +45,24 @@ def replacing(path: Path, within: Path | None = None) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def replacing_files(folder: Path, last: str = "") -> Iterator[Path]:
+def replacing_files(folder: Path, last: str = "", instead_of: Sequence[str] = ()) -> Iterator[Path]:
     """Yield a temporary folder; on success its files move into ``folder``, on failure ``folder`` stays as it was.
 
     All of them are written before the first is moved, so that a full disk leaves no mixture of old and new; ``last``
-    names the file that says the others are there. Raises ``UserError`` where the disk is full or the place cannot be
+    names the file that says the others are there: the old one goes first. What else fits the patterns ``instead_of``
+    is removed: it belongs to what is replaced. Raises ``UserError`` where the disk is full or the place cannot be
     written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".new.", dir=folder) as temporary:
             yield Path(temporary)
-            for new in sorted(Path(temporary).iterdir(), key=lambda file: (file.name == last, file.name)):
+            files = sorted(Path(temporary).iterdir(), key=lambda file: (file.name == last, file.name))
+            if last:
+                (folder / last).unlink(missing_ok=True)
+            for old in {file for pattern in instead_of for file in folder.glob(pattern)}:
+                old.unlink()
+            for new in files:
                 new.replace(folder / new.name)
     except OSError as error:
         raise unwritable(folder, error) from error

@@ -25,6 +25,14 @@ if TYPE_CHECKING:
 
 SETTINGS_FILE = "rmtools.json"
 SCHEMA_VERSION = 2
+MODEL_FILES = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "adapter_config.json",
+    "config.json",
+    "export.json",
+)
+"""What tells which model a folder holds: a new one leaves none of the old one's behind."""
 
 
 @dataclass(frozen=True)

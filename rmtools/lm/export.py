@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rmtools.errors import UserError
 from rmtools.files import claim_folder, replacing_files, write_json
-from rmtools.lm.checkpoint import CheckpointSettings, fingerprint, load_value_model
+from rmtools.lm.checkpoint import MODEL_FILES, CheckpointSettings, fingerprint, load_value_model
 
 CARD_FILE = "README.md"
 MARK_FILE = "export.json"
@@ -34,7 +34,7 @@ def export_merged(checkpoint: str | Path, out: str | Path) -> Path:
         raise UserError(f"--out {out} is the checkpoint itself", "name another folder: the adapter is kept")
     value, settings = load_value_model(checkpoint, device=torch.device("cpu"))
     claim_folder(out, MARK_FILE)
-    with replacing_files(out, last=MARK_FILE) as temporary:
+    with replacing_files(out, last=MARK_FILE, instead_of=MODEL_FILES) as temporary:
         try:
             value.model.save_pretrained(str(temporary))
         except SafetensorError as error:  # a full disk is not an OSError there

@@ -34,8 +34,8 @@ class Collator:
         """Return one padded batch of B trajectories of at most T steps.
 
         The keys: ``model`` (inputs of the forward pass) and ``copy`` (of the copy's; None where they are the same),
-        ``reads`` (B, T + 1), ``length``, ``complete``, ``counts`` and ``log_potential`` (B,), ``log_label`` (B, T), ``child_reads``,
-        ``child_log_potential`` and ``child_log_count`` (B, T, C), ``completion_log_potential`` (B, T + 1, R).
+        ``reads`` (B, T + 1), ``length``, ``complete``, ``counts`` and ``log_potential`` (B,), ``log_label`` (B, T),
+        ``child_reads``, ``child_log_potential`` and ``child_log_count`` (B, T, C), ``completion_log_potential`` (B, T + 1, R).
         """
         trees, trunks = [e.tree for e in examples], [e.tree.trunk() for e in examples]
         apart = self.children == "copy" and any(

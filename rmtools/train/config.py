@@ -71,6 +71,8 @@ class PRMConfig(TrainingArguments):
         f of the tilt: the value of certain failure.
     max_length : int, optional
         Tokens; longer rows lose their last steps. Default: what the model takes.
+    overwrite_output_dir : bool
+        Replace an earlier training in ``output_dir``, its checkpoints included.
     """
 
     save_strategy: str = field(
@@ -102,6 +104,9 @@ class PRMConfig(TrainingArguments):
     max_length: int | None = field(
         default=None,
         metadata={"help": "tokens; longer rows lose their last steps. Default: what the model takes"},
+    )
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "replace an earlier training in output_dir, checkpoints included"}
     )
 
     def __post_init__(self) -> None:

@@ -15,6 +15,7 @@ from rmtools.core.tilt import Tilt
 from rmtools.data.rollouts import Child, Rollout
 from rmtools.errors import UserError
 from rmtools.lm.steps import EncodedTree, StepTokenizer
+from rmtools.train.targets import BOOTSTRAPPED
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +114,7 @@ class Prepared:
     ----------
     examples : list of Example
     shortened : int
-        Rows that lost their last steps to ``max_length``.
+        Rows that lost their last steps to ``max_length``: targets that bootstrap do not see their outcome.
     dropped : list of str
         Rows without any prefix to train on, each named with the reason.
     """
@@ -148,17 +149,31 @@ def prepare(
             f"no row is left to train on: {found.dropped[0]}",
             "raise max_length, or give rows that have targets",
         )
+    if target in BOOTSTRAPPED:
+        require_outcomes(found.examples, max_length)
     if found.shortened or found.dropped:
         named = f", first {found.dropped[0]}" if found.dropped else ""
         logger.warning(
-            "max_length %s: %d of %d rows lost their last steps; %d left out%s",
+            "max_length %s: %d of %d rows lost their last steps%s; %d left out%s",
             max_length,
             found.shortened,
             len(rows),
+            f", and with them the outcome that target {target} learns from" if target in BOOTSTRAPPED else "",
             len(found.dropped),
             named,
         )
     return found
+
+
+def require_outcomes(examples: Sequence[Example], max_length: int | None) -> None:
+    """Raise ``UserError`` where not one outcome is left for a target that bootstraps: values would chase themselves."""
+    ended = any((reads == -1).any() for e in examples for reads in e.child_reads)
+    if not ended and not any(e.complete for e in examples):
+        raise UserError(
+            f"max_length {max_length} cuts the last step of every row, and no alternative step ends a solution: not one "
+            "outcome is left, and the target would be made of the model's own values alone",
+            "raise max_length, or train with --target mc, which needs no last step",
+        )
 
 
 def tokenised_otherwise(row: Rollout, steps: StepTokenizer) -> str:

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rmtools.data.rollouts import Rollout, RolloutMetadata, rollouts_fingerprint
-from rmtools.errors import UserError
 from rmtools.files import write_json, write_text
-from rmtools.lm.checkpoint import SETTINGS_FILE, CheckpointSettings, fingerprint
+from rmtools.lm.checkpoint import CheckpointSettings, fingerprint
+from rmtools.train.resume import decisive
 
 if TYPE_CHECKING:
     from transformers import TrainerState
+    from trl import ModelConfig
 
     from rmtools.train.config import PRMConfig
 
 LOG_FILE = "training_log.json"
-NEEDED_TO_RESUME = ("trainer_state.json", "optimizer.pt", "scheduler.pt", SETTINGS_FILE)
 CARD_FILE = "README.md"
 
 
@@ -30,8 +30,9 @@ def settings_for(
     rows: Sequence[Rollout],
     config: "PRMConfig",
     data: str,
+    model: "ModelConfig | None" = None,
 ) -> CheckpointSettings:
-    """Return what a checkpoint trained on ``rows`` must remember; ``data`` says where they were.
+    """Return what a checkpoint trained on ``rows`` must remember; ``data`` says where they were, ``model`` how it was built.
 
     Where the rollouts do not say which policy made them, the base model stands in for it.
     """
@@ -62,6 +63,7 @@ def settings_for(
             "rollouts_seed": metadata.seed,
             "rollouts_fingerprint": rollouts_fingerprint(rows),
             "trajectories": len(rows),
+            "arguments": decisive(config, model),
             "versions": versions,
         },
     )
@@ -134,45 +136,3 @@ def figures(row: dict[str, Any]) -> list[str]:
         *cells,
         "",
     ]
-
-
-def checkpoint_to_resume(named: str | None, out: Path) -> str | None:
-    """Return the checkpoint folder to go on from; ``true`` or ``last`` is the newest whole one below ``out``.
-
-    Raises
-    ------
-    UserError
-        If there is none.
-    """
-    if not named or named.lower() == "false":
-        return None
-    if named.lower() not in ("true", "last"):
-        found = [Path(named)]
-    else:
-        numbered = [p for p in out.glob("checkpoint-*") if p.name.removeprefix("checkpoint-").isdigit()]
-        found = sorted(numbered, key=lambda p: int(p.name.removeprefix("checkpoint-")))
-    whole = [p for p in found if all((p / name).exists() for name in NEEDED_TO_RESUME)]
-    if not whole:
-        raise UserError(
-            f"there is no whole checkpoint to resume from at {out if len(found) != 1 else found[0]} (with "
-            f"{', '.join(NEEDED_TO_RESUME)})",
-            "name a checkpoint-<n> folder, or `last`; a run saves them with --save_strategy steps",
-        )
-    return str(whole[-1])
-
-
-def require_same_training(resumed: str, settings: CheckpointSettings) -> None:
-    """Raise ``UserError`` where a checkpoint was trained otherwise than it is to go on."""
-    there = CheckpointSettings.load(resumed)
-    one, two = ({**s.training, "floor": s.floor, "base": s.base_fingerprint} for s in (there, settings))
-    free = ("rollouts", "rollouts_seed", "versions", "global_steps")
-    other = [
-        f"{k} ({one.get(k)} there, {two.get(k)} now)"
-        for k in dict.fromkeys([*one, *two])
-        if k not in free and one.get(k) != two.get(k)
-    ]
-    if other:
-        raise UserError(
-            f"{resumed} is of another training: {', '.join(other)}",
-            "resume with the same arguments and data, or start anew without --resume_from_checkpoint",
-        )

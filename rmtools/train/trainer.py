@@ -14,7 +14,7 @@ from rmtools.data.rollouts import Rollout
 from rmtools.errors import UserError
 from rmtools.files import replacing_files
 from rmtools.lm.architectures import require_full_attention, require_rotations
-from rmtools.lm.checkpoint import SETTINGS_FILE, CheckpointSettings
+from rmtools.lm.checkpoint import MODEL_FILES, SETTINGS_FILE, CheckpointSettings
 from rmtools.lm.policy import require_vocabulary
 from rmtools.lm.steps import StepTokenizer
 from rmtools.lm.value import ConstantValue, ValueModel
@@ -24,6 +24,7 @@ from rmtools.train.config import PRMConfig
 from rmtools.train.examples import Example, prepare, within
 from rmtools.train.metrics import SharedOut, held_out_metrics
 from rmtools.train.objective import Objective, Values, read_values
+from rmtools.train.resume import remove_checkpoint
 from rmtools.train.sampler import RowOrder, Rows
 from rmtools.train.save import write_description
 
@@ -205,7 +206,7 @@ class PRMTrainer(Trainer):
         if not self.args.should_save:
             super()._save(str(folder), state_dict)
             return
-        with replacing_files(folder, last=SETTINGS_FILE) as temporary:
+        with replacing_files(folder, SETTINGS_FILE, instead_of=MODEL_FILES) as temporary:
             try:
                 super()._save(str(temporary), state_dict)
                 if self.bootstrap is not None and folder.name.startswith("checkpoint-"):
@@ -214,6 +215,21 @@ class PRMTrainer(Trainer):
                 raise OSError(str(error)) from error
             (temporary / "training_args.bin").unlink(missing_ok=True)  # a pickle of this machine's paths
             write_description(temporary, folder, self.settings, self.state)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Write a checkpoint; one of that name, from before the run was resumed, goes first: it is not overwritten in part."""
+        folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+        if self.args.should_save:
+            remove_checkpoint(folder)
+        self.accelerator.wait_for_everyone()
+        super()._save_checkpoint(model, trial)
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """Train an epoch; nothing where a checkpoint was resumed that had all its steps (transformers makes one more)."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)

@@ -4,11 +4,17 @@ import importlib.util
 import json
 import logging
 import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from checks import check_error
+from safetensors.torch import load_file
+
+from rmtools.train.resume import held_output
 
 ROOT = Path(__file__).parents[2]
 
@@ -79,8 +85,13 @@ def test_training_then_sampling(run, training, tmp_path, prompts_file):
     assert np.isfinite([row["loss"] for row in log if "loss" in row]).all()
     assert any("eval_rms_log_bellman" in row for row in log)
     names = sorted(p.name for p in (tmp_path / "prm").iterdir())
-    assert run("--config", training(), script=RECIPE).code == 0  # again, over its own result
+    before = (tmp_path / "prm" / "adapter_model.safetensors").read_bytes()
+    again = ("--config", training(), "--learning_rate", 0.01)
+    check_error(run(*again, script=RECIPE), "holds an earlier training", "--overwrite_output_dir true")
+    assert (tmp_path / "prm" / "adapter_model.safetensors").read_bytes() == before
+    assert run(*again, "--overwrite_output_dir", "true", script=RECIPE).code == 0
     assert sorted(p.name for p in (tmp_path / "prm").iterdir()) == names
+    assert (tmp_path / "prm" / "adapter_model.safetensors").read_bytes() != before
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
 
 
@@ -158,6 +169,48 @@ def test_stopped_and_resumed_by_the_recipe(run, training, tmp_path):
     assert json.loads((tmp_path / "prm" / "rmtools.json").read_text())["training"]["global_steps"] == 4
 
 
+def test_all_weights_over_an_adapter_leave_nothing_of_it(run, training, tmp_path):
+    """Values are those of the model that was trained last; checkpoints of the first are not resumed."""
+    saves = {"save_strategy": "steps", "save_steps": 1}
+    assert run("--config", training(**saves), script=RECIPE).code == 0
+    flags = ("--use_peft", "false", "--max_steps", 1, "--overwrite_output_dir", "true")
+    assert run("--config", training(**saves), *flags, script=RECIPE).code == 0
+    out = tmp_path / "prm"
+    assert not list(out.glob("adapter*"))
+    assert [p.name for p in out.glob("checkpoint-*")] == ["checkpoint-1"]
+    result = run("export", "--model", out, "--merge", "--out", tmp_path / "merged")
+    assert result.code == 0, result.err
+    one, two = (load_file(f / "model.safetensors") for f in (out, tmp_path / "merged"))
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[k], two[k]) for k in one)
+
+
+def test_an_output_folder_is_of_one_training_at_a_time(run, training, tmp_path):
+    """One that another process holds is refused, one that a killed process left is not."""
+    out = tmp_path / "prm"
+    with held_output(out):
+        code = "import sys; sys.argv = sys.argv[1:]; import runpy; runpy.run_path(sys.argv[0], run_name='__main__')"
+        command = [sys.executable, "-c", code, str(RECIPE), "--config", str(training())]
+        found = subprocess.run(command, capture_output=True, text=True)
+        assert found.returncode == 2
+        assert "another run is at work on the training" in found.stderr
+    (out / ".partial" / "0").mkdir(parents=True)
+    (out / ".new.killed").mkdir()
+    assert run("--config", training(), script=RECIPE).code == 0
+    assert not list(out.glob(".*"))
+
+
+def test_resuming_and_replacing_contradict(run, training, tmp_path):
+    config = training(save_strategy="steps", save_steps=1)
+    assert run("--config", config, script=RECIPE).code == 0
+    flags = ("--resume_from_checkpoint", "last", "--overwrite_output_dir", "true")
+    check_error(run("--config", config, *flags, script=RECIPE), "would remove it", "one of them")
+    (tmp_path / "prm" / "checkpoint-2" / "optimizer.pt").write_bytes(b"")
+    more = ("--resume_from_checkpoint", "last", "--max_steps", 3)
+    assert run("--config", config, *more, "--lora_alpha", 99, script=RECIPE).code == 2
+    assert run("--config", config, *more, script=RECIPE).code == 0
+
+
 def test_rows_of_trl_train_unchanged(run, training, tmp_path, policy_folder):
     """Soft labels, no outcome, no policy named in them; held-out prompts split off; then audited as far as it goes."""
     rng = np.random.default_rng(0)
@@ -185,7 +238,7 @@ def test_rows_of_trl_train_unchanged(run, training, tmp_path, policy_folder):
         run("--config", training(**values, model_name_or_path=None), script=RECIPE), "--model_name_or_path"
     )
     values["target"] = "td"
-    named = training(**values, model_name_or_path=str(policy_folder))
+    named = training(**values, model_name_or_path=str(policy_folder), overwrite_output_dir=True)
     check_error(run("--config", named, script=RECIPE), "row 0", "field reward", "--target labels")
 
 

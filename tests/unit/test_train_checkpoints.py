@@ -26,13 +26,8 @@ from rmtools.lm.export import export_merged
 from rmtools.lm.value import ValueModel
 from rmtools.train.bootstrap import FILE
 from rmtools.train.config import CHECKPOINTING
-from rmtools.train.save import (
-    CARD_FILE,
-    NEEDED_TO_RESUME,
-    checkpoint_to_resume,
-    require_same_training,
-    settings_for,
-)
+from rmtools.train.resume import NEEDED_TO_RESUME, checkpoint_to_resume, require_same_training
+from rmtools.train.save import CARD_FILE, settings_for
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +103,18 @@ def test_a_resumed_run_without_its_copy_is_refused(
         again.train(resume_from_checkpoint=str(checkpoint))
 
 
+def stub_checkpoint(folder, n):
+    """A whole checkpoint as far as resuming looks."""
+    path = folder / f"checkpoint-{n}"
+    path.mkdir()
+    for name in NEEDED_TO_RESUME:
+        if name.endswith(".json"):
+            (path / name).write_text("{}")
+        else:
+            torch.save({"a": torch.zeros(100)}, path / name)
+    return path
+
+
 def test_what_to_resume_from(tmp_path):
     """The newest whole checkpoint: one that a kill left half-written is passed over."""
     assert checkpoint_to_resume(None, tmp_path) is None
@@ -115,12 +122,143 @@ def test_what_to_resume_from(tmp_path):
     for named in ("last", str(tmp_path / "checkpoint-9")):
         with pytest.raises(UserError, match="no whole checkpoint to resume from"):
             checkpoint_to_resume(named, tmp_path)
-    for n in (3, 12, 20):
-        (tmp_path / f"checkpoint-{n}").mkdir()
-        for name in NEEDED_TO_RESUME[: 2 if n == 20 else None]:
-            (tmp_path / f"checkpoint-{n}" / name).write_text("{}")
-    assert checkpoint_to_resume("last", tmp_path) == str(tmp_path / "checkpoint-12")
-    assert checkpoint_to_resume(str(tmp_path / "checkpoint-3"), tmp_path) == str(tmp_path / "checkpoint-3")
+    three, twelve, twenty = (stub_checkpoint(tmp_path, n) for n in (3, 12, 20))
+    for name in NEEDED_TO_RESUME:
+        (twenty / name).unlink()
+        assert checkpoint_to_resume("last", tmp_path) == str(twelve)
+    assert checkpoint_to_resume(str(three), tmp_path) == str(three)
+
+
+@pytest.mark.parametrize("optimizer", ["optimizer.bin", "optimizer_0", "global_step3"])
+def test_optimizers_of_other_engines_are_whole_too(tmp_path, optimizer):
+    """FSDP and DeepSpeed write their own files."""
+    path = stub_checkpoint(tmp_path, 3)
+    (path / "optimizer.pt").rename(path / optimizer)
+    assert checkpoint_to_resume("last", tmp_path) == str(path)
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def flip(path):
+    """One bit of the stored tensor."""
+    data = bytearray(path.read_bytes())
+    at = data.index(bytes(100))
+    data[at + 50] ^= 1
+    path.write_bytes(bytes(data))
+
+
+@pytest.mark.parametrize(
+    "name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", SETTINGS_FILE]
+)
+@pytest.mark.parametrize("harm", [cut, flip, lambda path: path.write_bytes(b"")])
+def test_a_damaged_checkpoint_is_passed_over_or_named(tmp_path, caplog, name, harm):
+    older, newer = stub_checkpoint(tmp_path, 3), stub_checkpoint(tmp_path, 4)
+    torch.save({"a": torch.zeros(100)}, newer / "rng_state.pth")
+    if name.endswith(".json"):
+        (newer / name).write_text('{"a": 1')
+    else:
+        harm(newer / name)
+    assert checkpoint_to_resume("last", tmp_path) == str(older)
+    assert name in caplog.text
+    assert "passed over" in caplog.text
+    with pytest.raises(UserError, match=f"checkpoint-4.*{name}"):
+        checkpoint_to_resume(str(newer), tmp_path)
+
+
+def test_a_resumed_run_that_had_all_its_steps_makes_no_more(
+    policy_folder, step_tokenizer, rollouts, tmp_path, remembered
+):
+    values = {"max_steps": 4, "save_strategy": "steps", "save_steps": 4, "ema_decay": 0.0}
+    first, again = (
+        trainer_for(policy_folder, step_tokenizer, rollouts, tmp_path, settings=remembered, **values)
+        for _ in range(2)
+    )
+    first.train()
+    again.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-4"))
+    assert again.state.global_step == 4
+    for one, two in zip(first.model.parameters(), again.model.parameters(), strict=True):
+        torch.testing.assert_close(one, two, rtol=0, atol=0)
+
+
+def test_a_checkpoint_of_that_name_is_replaced_whole(
+    policy_folder, step_tokenizer, rollouts, tmp_path, remembered
+):
+    """What was there before the run was resumed from an older one does not stay in part."""
+    old = tmp_path / "out" / "checkpoint-2"
+    old.mkdir(parents=True)
+    (old / "stray").write_text("")
+    values = {"max_steps": 2, "save_strategy": "steps", "save_steps": 2}
+    trainer_for(policy_folder, step_tokenizer, rollouts, tmp_path, settings=remembered, **values).train()
+    assert (old / "trainer_state.json").exists()
+    assert not (old / "stray").exists()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"seed": 1},
+        {"data_seed": 7},
+        {"per_device_train_batch_size": 8},
+        {"gradient_accumulation_steps": 2},
+        {"train_sampling_strategy": "random"},
+        {"lr_scheduler_type": "cosine"},
+        {"learning_rate": 2e-2},
+        {"weight_decay": 0.1},
+        {"max_length": 200},
+        {"optim": "adafactor"},
+        {"warmup_steps": 3},
+    ],
+)
+def test_other_arguments_are_another_training(policy_folder, policy, settings, rollouts, tmp_path, changes):
+    metadata = RolloutMetadata(str(policy_folder), "", "crossing", 3, settings, 1.6, 5)
+    one, two = (
+        settings_for(str(policy_folder), "", metadata, rollouts, config(tmp_path, **c), "r")
+        for c in ({}, changes)
+    )
+    (name,) = changes
+    shown = (
+        "rows_per_step" if name in ("per_device_train_batch_size", "gradient_accumulation_steps") else name
+    )
+    one.save(tmp_path)
+    require_same_training(str(tmp_path), one)
+    with pytest.raises(UserError, match=rf"another training: {shown} \("):
+        require_same_training(str(tmp_path), two)
+
+
+def test_the_same_rows_a_step_in_other_parts_are_the_same_training(
+    policy_folder, settings, rollouts, tmp_path
+):
+    """And so is a longer one."""
+    metadata = RolloutMetadata(str(policy_folder), "", "crossing", 3, settings, 1.6, 5)
+    parts = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "max_steps": 50}
+    one, two = (
+        settings_for(str(policy_folder), "", metadata, rollouts, config(tmp_path, **c), "r")
+        for c in ({}, parts)
+    )
+    one.save(tmp_path)
+    require_same_training(str(tmp_path), two)
+
+
+def test_other_adapters_are_another_training(policy_folder, settings, rollouts, tmp_path):
+    from trl import ModelConfig
+
+    metadata = RolloutMetadata(str(policy_folder), "", "crossing", 3, settings, 1.6, 5)
+    first = ModelConfig(use_peft=True, lora_r=4, lora_alpha=8)
+
+    def described(model):
+        return settings_for(str(policy_folder), "", metadata, rollouts, config(tmp_path), "r", model)
+
+    described(first).save(tmp_path)
+    require_same_training(str(tmp_path), described(first))
+    for name, other in (
+        ("lora_alpha", ModelConfig(use_peft=True, lora_r=4, lora_alpha=16)),
+        ("use_peft", ModelConfig(use_peft=False, lora_r=4, lora_alpha=8)),
+        ("dtype", ModelConfig(use_peft=True, lora_r=4, lora_alpha=8, dtype="bfloat16")),
+    ):
+        with pytest.raises(UserError, match=name):
+            require_same_training(str(tmp_path), described(other))
 
 
 def test_another_training_is_not_resumed(policy_folder, step_tokenizer, rollouts, tmp_path, remembered):

@@ -113,7 +113,7 @@ def test_a_long_row_loses_its_last_steps_whole(step_tokenizer, limit, kept, capl
 
 def test_a_cut_row_has_no_target_at_its_last_prefix_but_the_outcome(step_tokenizer):
     """Bootstrapped targets go on from the value of what was cut: the last prefix kept has none."""
-    cut = prepare([LONG], step_tokenizer, Tilt(FLOOR), "td", 9).examples
+    cut = prepare([LONG], step_tokenizer, Tilt(FLOOR), "mc", 9).examples
     for target, known in (
         ("td", [1, 1, 0]),
         ("n_step", [1, 1, 0]),
@@ -129,6 +129,24 @@ def test_a_cut_row_has_no_target_at_its_last_prefix_but_the_outcome(step_tokeniz
         assert bool(torch.isfinite(log_target[has]).all())
         if target == "n_step":  # two steps on from the root is the last prefix kept; one step before it, too
             np.testing.assert_allclose(log_target[0, :2], copy.prefix[0, 2])
+
+
+@pytest.mark.parametrize("target", ["td", "td_lambda", "n_step"])
+def test_rows_without_any_outcome_left_are_refused(step_tokenizer, target, caplog):
+    """Cut after two of three steps; an alternative that ends the solution is an outcome, one that goes on is none."""
+    tilt = Tilt(FLOOR)
+    with pytest.raises(UserError, match="max_length 9 cuts the last step of every row") as error:
+        prepare([LONG], step_tokenizer, tilt, target, 9)
+    assert "target mc" in error.value.fix
+    prepare([LONG], step_tokenizer, tilt, "mc", 9)
+    for ended, reward in ((True, 1.0), (False, None)):
+        child = replace(LONG, children=[[Child(LONG.steps[0], ended, reward)], [], []], completions=[])
+        if ended:
+            prepare([child], step_tokenizer, tilt, target, 9)
+            assert "and with them the outcome" in caplog.text
+        else:
+            with pytest.raises(UserError, match="not one outcome"):
+                prepare([child], step_tokenizer, tilt, target, 9)
 
 
 def fake_values(batch):

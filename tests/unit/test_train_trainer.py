@@ -298,7 +298,9 @@ def test_every_row_weighs_the_same_in_an_epoch(policy_folder, step_tokenizer, tm
     assert sum(x.item() for x in seen) * batch * accumulation / 9 == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize(("target", "residual"), [("mc", 0.0), ("td_lambda", 0.0), ("td", 0.5), ("n_step", 0.0)])
+@pytest.mark.parametrize(
+    ("target", "residual"), [("mc", 0.0), ("td_lambda", 0.0), ("td", 0.5), ("n_step", 0.0)]
+)
 def test_a_filler_changes_nothing(policy_folder, step_tokenizer, rollouts, tmp_path, target, residual):
     values = {"target": target, "bellman_residual": residual, "ema_decay": 0.0}
     trainer = trainer_for(policy_folder, step_tokenizer, rollouts, tmp_path, **values)

@@ -1,0 +1,206 @@
+"""Where a training goes on: the newest whole checkpoint of the same training, and an output folder that is its own."""
+
+import contextlib
+import logging
+import pickle
+import zipfile
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rmtools.data.workplace import PARTIAL, Workplace, remove
+from rmtools.errors import UserError
+from rmtools.files import claim_folder, read_json
+from rmtools.lm.checkpoint import SETTINGS_FILE, CheckpointSettings
+from rmtools.processes import this_process
+from rmtools.train.lora import HONOURED
+
+if TYPE_CHECKING:
+    from trl import ModelConfig
+
+    from rmtools.train.config import PRMConfig
+
+logger = logging.getLogger(__name__)
+
+STATE_FILE = "trainer_state.json"
+NEEDED_TO_RESUME = (STATE_FILE, "optimizer.pt", "scheduler.pt", SETTINGS_FILE)
+# What FSDP and DeepSpeed write in the place of optimizer.pt.
+OPTIMIZERS = ("optimizer.pt", "optimizer.bin", "optimizer_*", "global_step*")
+CHECKPOINTS = "checkpoint-*"
+# transformers' arguments that decide what is learned, beside those of the objective. How many steps there are is not among
+# them: a training may be made longer.
+DECISIVE = (
+    "seed",
+    "data_seed",
+    "train_sampling_strategy",
+    "dataloader_drop_last",
+    "max_length",
+    "learning_rate",
+    "lr_scheduler_type",
+    "lr_scheduler_kwargs",
+    "warmup_steps",
+    "weight_decay",
+    "max_grad_norm",
+    "optim",
+    "optim_args",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "bf16",
+    "fp16",
+)
+
+
+def decisive(config: "PRMConfig", model: "ModelConfig | None" = None) -> dict[str, Any]:
+    """Return the arguments that decide what is learned, as JSON values; rows of one optimiser step over all processes."""
+    found = {name: plain(getattr(config, name)) for name in DECISIVE}
+    found["rows_per_step"] = config.train_batch_size * config.gradient_accumulation_steps * config.world_size
+    if model is not None:
+        found |= {f.name: plain(getattr(model, f.name)) for f in fields(model) if f.name in HONOURED[2:]}
+    return found
+
+
+def plain(value: Any) -> Any:
+    """Return ``value`` as JSON keeps it: sets sorted, names of choices and types as text."""
+    if isinstance(value, set | tuple | list):
+        return sorted(map(str, value))
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    return {k: plain(v) for k, v in value.items()} if isinstance(value, dict) else str(value)
+
+
+def claim_output(out: Path, resume: str | None, overwrite: bool) -> Path:
+    """Create or accept the output folder of a training.
+
+    Raises
+    ------
+    UserError
+        If it holds an earlier training, and neither is that one to go on nor is it to be replaced; if it holds something
+        else, or cannot be written.
+    """
+    if out.is_dir():
+        for left in out.glob(".new.*"):  # of a process that was killed while it saved
+            remove(left)
+    claim_folder(out, SETTINGS_FILE, CHECKPOINTS, PARTIAL)
+    goes_on = resume is not None and out.resolve() in Path(resume).resolve().parents
+    if goes_on and overwrite:
+        raise UserError(
+            f"resume_from_checkpoint goes on with the training in {out}, overwrite_output_dir would remove it",
+            "give one of them",
+        )
+    there = [p.name for p in (out / SETTINGS_FILE, *sorted(out.glob(CHECKPOINTS))) if p.exists()]
+    if there and not goes_on and not overwrite:
+        raise UserError(
+            f"{out} holds an earlier training ({', '.join(there[:3])})",
+            "choose another output_dir, --resume_from_checkpoint last to go on with it (it needs a checkpoint-<n>), or "
+            "--overwrite_output_dir true to replace it",
+        )
+    return out
+
+
+@contextlib.contextmanager
+def held_output(out: Path) -> Iterator[None]:
+    """Hold the output folder while training; raises ``UserError`` where another training is at work in it."""
+    process = this_process()
+    with Workplace(out, process, "training").held() if process.main else contextlib.nullcontext():
+        yield
+
+
+def remove_checkpoints(out: Path) -> None:
+    """Remove the checkpoints of an earlier training: a resumed run must not find another's."""
+    for folder in out.glob(CHECKPOINTS):
+        remove_checkpoint(folder)
+
+
+def remove_checkpoint(folder: Path) -> None:
+    """Remove a checkpoint, if it is there; what a kill leaves of it is not taken for a whole one."""
+    remove(folder / STATE_FILE)
+    remove(folder)
+
+
+def checkpoint_to_resume(named: str | None, out: Path) -> str | None:
+    """Return the checkpoint folder to go on from; ``true`` or ``last`` is the newest whole one below ``out``.
+
+    Raises
+    ------
+    UserError
+        If there is none, or the one that is named is damaged.
+    """
+    if not named or named.lower() == "false":
+        return None
+    if named.lower() not in ("true", "last"):
+        found = [Path(named)]
+    else:
+        numbered = [p for p in out.glob(CHECKPOINTS) if p.name.removeprefix("checkpoint-").isdigit()]
+        found = sorted(numbered, key=lambda p: int(p.name.removeprefix("checkpoint-")), reverse=True)
+    why = ""
+    for folder in found:
+        why = damage(folder)
+        if not why:
+            return str(folder)
+        if len(found) > 1:
+            logger.warning("%s is passed over: %s", folder, why)
+    raise UserError(
+        f"there is no whole checkpoint to resume from at {found[0] if len(found) == 1 else out}"
+        + (f": {why}" if why else ""),
+        "name another checkpoint-<n> folder (a run saves them with --save_strategy steps), or leave out "
+        "--resume_from_checkpoint to start anew",
+    )
+
+
+def damage(folder: Path) -> str:
+    """Return what is missing from a checkpoint, or damaged in it; "" where it is whole."""
+    for name in NEEDED_TO_RESUME:
+        if not any(any(folder.glob(n)) for n in (OPTIMIZERS if name in OPTIMIZERS else (name,))):
+            return f"it has no {name}"
+    try:
+        for name in (STATE_FILE, SETTINGS_FILE):
+            if not isinstance(read_json(folder / name, name), dict):
+                return f"{name} is no JSON object"
+    except UserError as error:
+        return error.fact
+    broken = [
+        p
+        for p in sorted(folder.iterdir())
+        if p.suffix in (".pt", ".pth", ".bin", ".safetensors") and not is_whole(p)
+    ]
+    return f"{broken[0].name} is damaged" if broken else ""
+
+
+def is_whole(path: Path) -> bool:
+    """Return whether a file of tensors can be read; of PyTorch's zip archives every sum is checked."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt"):
+                return True
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (OSError, zipfile.BadZipFile, SafetensorError, pickle.UnpicklingError, EOFError):
+        return False
+
+
+def require_same_training(resumed: str, settings: CheckpointSettings) -> None:
+    """Raise ``UserError`` where a checkpoint was trained otherwise than it is to go on."""
+    there = CheckpointSettings.load(resumed)
+    one, two = (described(s) for s in (there, settings))
+    other = [
+        f"{k} ({one.get(k)} there, {two.get(k)} now)"
+        for k in dict.fromkeys([*one, *two])
+        if one.get(k) != two.get(k)
+    ]
+    if other:
+        raise UserError(
+            f"{resumed} is of another training: {', '.join(other)}",
+            "resume with the same arguments and data, or start anew without --resume_from_checkpoint",
+        )
+
+
+def described(settings: CheckpointSettings) -> dict[str, Any]:
+    """Return what must be the same for a training to go on."""
+    free = ("rollouts", "rollouts_seed", "versions", "global_steps", "arguments")
+    objective = {k: v for k, v in settings.training.items() if k not in free}
+    arguments = settings.training.get("arguments") or {}
+    return {**objective, "floor": settings.floor, "base": settings.base_fingerprint, **arguments}
