@@ -30,15 +30,21 @@ def arguments(given: list[str]) -> "tuple[DataArguments, PRMConfig, ModelConfig]
     from trl import ModelConfig, TrlParser
 
     from rmtools.train.config import DataArguments, PRMConfig
+    from rmtools.train.yaml_types import check_yaml
 
-    parser: Any = TrlParser([DataArguments, PRMConfig, ModelConfig])  # type: ignore[list-item]
+    parts: list[Any] = [DataArguments, PRMConfig, ModelConfig]
+    parser: Any = TrlParser(parts)
     parser.set_defaults(use_peft=True)
     parser.error = refuse
     if not given:
         given = ["--config", default_config()]
+    if "--config" in given:
+        if given[-1] == "--config":
+            refuse("--config names no file")
+        check_yaml(given[given.index("--config") + 1], parts)
     try:
         return parser.parse_args_and_config(given)
-    except (ValueError, OSError, yaml.YAMLError) as error:
+    except (ValueError, OSError, ImportError, yaml.YAMLError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(
@@ -94,6 +100,10 @@ def main() -> None:
     base = require_base(model_args.model_name_or_path, metadata)
     out = Path(str(config.output_dir))
     resume = checkpoint_to_resume(config.resume_from_checkpoint, out)
+    if Path(base).resolve() == out.resolve():
+        raise UserError(
+            f"output_dir {out} is the model that is trained", "choose another: the base stays as it is"
+        )
     claim_output(out, resume, config.overwrite_output_dir)
     steps = StepTokenizer(load_tokenizer(base), metadata.steps)
     set_seed(config.seed)  # the adapters draw their initial weights from the global generator

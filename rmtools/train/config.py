@@ -132,6 +132,16 @@ class PRMConfig(TrainingArguments):
             )
         if metric and self.greater_is_better is None:
             self.greater_is_better = metric in GREATER_IS_BETTER
+        if self.fp16 and (self.use_cpu or not torch.accelerator.is_available()):
+            raise UserError("fp16 needs a GPU", "set fp16: false, or bf16: true, which a CPU can do")
+        if (
+            isinstance(self.deepspeed, str)
+            and not self.deepspeed.startswith("{")
+            and not os.path.isfile(self.deepspeed)
+        ):
+            raise UserError(f"deepspeed: there is no file {self.deepspeed}", "name its JSON configuration")
+        if isinstance(self.resume_from_checkpoint, bool):
+            self.resume_from_checkpoint = "true" if self.resume_from_checkpoint else None
         self.remove_unused_columns = False
         if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available():
             self.use_cpu = True  # else transformers trains a copy of its own in every process
@@ -151,7 +161,15 @@ class PRMConfig(TrainingArguments):
             "per_device_train_batch_size": (self.per_device_train_batch_size >= 1, "at least 1"),
             "gradient_accumulation_steps": (self.gradient_accumulation_steps >= 1, "at least 1"),
             "learning_rate": (0 <= self.learning_rate < float("inf"), "at least 0 and finite"),
-            "seed": (self.seed >= 0, "at least 0"),
+            "weight_decay": (0 <= self.weight_decay < float("inf"), "at least 0 and finite"),
+            "max_grad_norm": (0 <= self.max_grad_norm < float("inf"), "at least 0 (no clipping) and finite"),
+            "max_steps": (
+                self.max_steps == -1 or self.max_steps >= 1,
+                "at least 1, or -1: as num_train_epochs says",
+            ),
+            "num_train_epochs": (0 < self.num_train_epochs < float("inf"), "above 0 and finite"),
+            "seed": (0 <= self.seed < 2**32, "at least 0 and below 2^32"),
+            "data_seed": (self.data_seed is None or 0 <= self.data_seed < 2**32, "at least 0 and below 2^32"),
             "max_length": (self.max_length is None or self.max_length >= 1, "at least 1 token"),
         }
         for name, (holds, valid) in ranges.items():

@@ -29,6 +29,10 @@ def load_rows(path: str, name: str = "") -> tuple[list[Rollout], RolloutMetadata
         )
     folder = Path(path)
     if not folder.exists() or any((folder / name).exists() for name in (META_FILE, PLAN_FILE, DATA)):
+        if name and folder.exists():
+            raise UserError(
+                f"data_format is {name}, but {path} holds rollouts of rmtools", "leave data_format out"
+            )
         return read_rollouts(path)
     from rmtools.data.readers import Tally, read_public
 

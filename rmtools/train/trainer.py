@@ -77,7 +77,11 @@ class PRMTrainer(Trainer):
         self.objective: Objective = args.objective()
         self.eval_rollouts = list(eval_rollouts)
         self._constant: dict[str, float] = {}
-        check_held_out(train_rollouts, self.eval_rollouts, args.eval_strategy != "no")
+        wanted = {
+            "eval_strategy": args.eval_strategy != "no",
+            "metric_for_best_model": args.metric_for_best_model,
+        }
+        check_held_out(train_rollouts, self.eval_rollouts, [name for name, asked in wanted.items() if asked])
         check_children(train_rollouts, args.bellman_residual)
         require_vocabulary(steps.tokenizer, model.config, "the policy")
         limit = args.max_length or getattr(model.config, "max_position_embeddings", None)
@@ -265,12 +269,12 @@ def base_rates(examples: Sequence[Example], tilt: Tilt) -> tuple[float | None, f
     return mean([e.log_potential for e in examples]), mean(labels)
 
 
-def check_held_out(train: Sequence[Rollout], held_out: Sequence[Rollout], evaluates: bool) -> None:
-    """Raise ``UserError`` where there is nothing to evaluate on, or it was trained on."""
-    if evaluates and not held_out:
+def check_held_out(train: Sequence[Rollout], held_out: Sequence[Rollout], asked_by: Sequence[str]) -> None:
+    """Raise ``UserError`` where there is nothing to evaluate on, though arguments ask for it, or it was trained on."""
+    if asked_by and not held_out:
         raise UserError(
-            "eval_strategy asks for evaluations, but there are no held-out rollouts (eval_rollouts)",
-            "name some with eval_rollouts, or set eval_strategy: no",
+            f"{asked_by[0]} asks for evaluations, but there are no held-out rollouts (eval_rollouts)",
+            f"name some with eval_rollouts, or leave {' and '.join(asked_by)} out",
         )
     shared = {r.prompt_id for r in train} & {r.prompt_id for r in held_out}
     if shared:

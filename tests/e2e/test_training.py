@@ -118,11 +118,80 @@ def test_training_then_sampling(run, training, tmp_path, prompts_file):
         ({"train_rollouts": None}, [], ["there are no rollouts"]),
         ({"eval_rollouts": None}, [], ["eval"]),
         ({"model_name_or_path": "nowhere/at/all"}, [], ["nowhere/at/all"]),
+        ({}, ["--config"], ["--config names no file"]),
+        ({}, ["--max_steps", 0], ["max_steps is 0", "at least 1, or -1"]),
+        ({"max_steps": -1}, ["--num_train_epochs", -1], ["num_train_epochs", "above 0"]),
+        ({}, ["--max_grad_norm", -1], ["max_grad_norm"]),
+        ({}, ["--weight_decay", "nan"], ["weight_decay is nan"]),
+        ({}, ["--fp16", "true"], ["fp16 needs a GPU"]),
+        ({"seed": 99999999999}, [], ["seed", "below 2^32"]),
+        (
+            {"eval_rollouts": None, "eval_strategy": "no", "metric_for_best_model": "foo"},
+            [],
+            ["metric_for_best_model"],
+        ),
+        ({"data_format": "trl"}, [], ["data_format is trl", "leave data_format out"]),
+        ({"deepspeed": "nofile.json"}, [], ["there is no file nofile.json"]),
     ],
 )
 def test_wrong_training_arguments(run, training, tmp_path, changes, flags, words):
     check_error(run("--config", training(**changes), *flags, script=RECIPE), *words)
     assert not list((tmp_path / "prm").glob("*"))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "kind"),
+    [
+        ("learning_rate", None, "a number"),
+        ("learning_rate", [1], "a number"),
+        ("learning_rate", True, "a number"),
+        ("td_lambda", None, "a number"),
+        ("max_steps", 2.5, "an integer"),
+        ("gradient_accumulation_steps", 2.5, "an integer"),
+        ("max_length", 20.5, "an integer"),
+        ("lora_r", 2.5, "an integer"),
+        ("seed", 1.5, "an integer"),
+        ("seed", True, "an integer"),
+        ("train_rollouts", 3, "text"),
+        ("train_rollouts", ["ro"], "text"),
+        ("output_dir", 3, "text"),
+        ("model_name_or_path", 3, "text"),
+        ("use_peft", "maybe", "true"),
+        ("lr_scheduler_type", 3, "text"),
+        ("target", None, "text"),
+        ("bf16", 3, "true or false"),
+    ],
+)
+def test_values_of_a_wrong_type_in_the_configuration(run, training, tmp_path, key, value, kind):
+    path = training()
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+    check_error(run("--config", path, script=RECIPE), key, kind)
+    assert not list((tmp_path / "prm").glob("*"))
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "a: [", "\x00", "just words"])
+def test_a_configuration_that_is_none(run, tmp_path, text):
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    check_error(run("--config", path, script=RECIPE), "the configuration", str(path))
+
+
+def test_what_the_configuration_may_say_in_several_ways(run, training):
+    """Integers for numbers, 3e-3 (text to YAML), true for the newest checkpoint."""
+    path = training(save_strategy="steps", save_steps=1)
+    path.write_text(path.read_text().replace("}", ', "learning_rate": "3e-3", "weight_decay": 0}'))
+    result = run("--config", path, script=RECIPE)
+    assert result.code == 0, result.err
+    path.write_text(path.read_text().replace("}", ', "resume_from_checkpoint": true}'))
+    result = run("--config", path, "--max_steps", 3, script=RECIPE)
+    assert result.code == 0, result.err
+
+
+def test_the_base_is_not_written_over(run, training, policy_folder):
+    before = sorted(p.name for p in policy_folder.iterdir())
+    config = training(output_dir=str(policy_folder), overwrite_output_dir=True)
+    check_error(run("--config", config, script=RECIPE), "is the model that is trained")
+    assert sorted(p.name for p in policy_folder.iterdir()) == before
 
 
 def test_four_bits_where_their_package_is_missing(run, training, monkeypatch):
@@ -300,7 +369,7 @@ def test_wrong_training_files(run, training, tmp_path):
     check_error(run("--config", tmp_path / "missing.yaml", script=RECIPE), "missing.yaml")
     path = training()
     path.write_text("max_steps: [")
-    check_error(run("--config", path, script=RECIPE), "training arguments are wrong")
+    check_error(run("--config", path, script=RECIPE), "cannot be read")
 
 
 def test_training_into_a_folder_of_something_else(run, training, tmp_path):

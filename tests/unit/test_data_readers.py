@@ -380,7 +380,7 @@ def test_what_has_no_place_is_counted(read, name, row, reason):
 @pytest.mark.parametrize(
     ("how", "word"),
     [
-        ({"name": "xml"}, "there is no format 'xml'; fix: --from one of trl, rlhflow"),
+        ({"name": "xml"}, "there is no format 'xml'; fix: choose one of trl, rlhflow"),
         ({"neutral": "maybe"}, "no 'maybe' for neutral ratings; fix: one of positive, negative, skip"),
         ({"segment": "regex:("}, "not a regular expression"),
         ({"first_step": "("}, "not a regular expression"),

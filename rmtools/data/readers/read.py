@@ -132,7 +132,7 @@ def read_public(
     options = check(Options(neutral, segment, delimiter, first_step, tokenizer))
     count = tally if tally is not None else Tally()
     if name is not None and name not in READERS:
-        raise UserError(f"there is no format {name!r}", f"--from one of {', '.join(READERS)}")
+        raise UserError(f"there is no format {name!r}", f"choose one of {', '.join(READERS)}")
     rows = itertools.islice(read_rows(Path(path)), limit)
     first = list(itertools.islice(rows, LOOK))
     count.format = name or detect([values for _, values in first], str(path))
