@@ -106,13 +106,38 @@ def json_text(value: Any) -> str:
 def read_json(path: Path, what: str) -> Any:
     """Read a JSON file; ``what`` names it in the error ("the checkpoint's settings")."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return parse_json(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(
             f"{what} cannot be read: {path}: {error.strerror}", "name another, or make it again"
         ) from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise UserError(f"{what} is not valid JSON: {path}: {error}", "repair it or make it again") from error
+
+
+def parse_json(text: str) -> Any:
+    r"""Return the value of a JSON text; every text in it can be written as UTF-8.
+
+    Raises
+    ------
+    ValueError
+        Also where it is nested too deep, a number has thousands of digits, or a text holds half a surrogate pair.
+
+    >>> parse_json('{"a": "\\ud83d"}')
+    Traceback (most recent call last):
+    ...
+    ValueError: a text in it holds half a surrogate pair
+    """
+    try:
+        value = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
+    try:
+        if "\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("a text in it holds half a surrogate pair") from error
+    return value
 
 
 @contextlib.contextmanager

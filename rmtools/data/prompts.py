@@ -18,7 +18,7 @@ import numpy as np
 from rmtools.data.collect import prompt_id
 from rmtools.data.tasks import Referenced, Task
 from rmtools.errors import UserError
-from rmtools.files import write_text
+from rmtools.files import parse_json, write_text
 from rmtools.lm.protocol import StepPolicy
 
 QUESTIONS = ("question", "problem")
@@ -84,10 +84,8 @@ def read_rows(path: str | Path, delimiter: str) -> list[Prompt]:
 def parse_line(path: str | Path, number: int, line: str, delimiter: str = "\n") -> Prompt:
     """Return the prompt of one line, a question closed by ``delimiter``; raises ``UserError`` naming the line."""
     try:
-        row = json.loads(line)
-        # Half a surrogate pair is valid JSON and no text; a number of 5,000 digits is neither.
-        json.dumps(row, ensure_ascii=False).encode()
-    except (ValueError, RecursionError) as error:
+        row = parse_json(line)
+    except ValueError as error:
         raise UserError(
             f"{path}, line {number} is not valid JSON: {error}", "repair or remove the line"
         ) from error

@@ -26,6 +26,7 @@ from rmtools.data.shards import (
 from rmtools.errors import UserError
 from rmtools.files import json_text, read_json, replacing
 from rmtools.lm.steps import StepSettings
+from rmtools.typed import wrong_types
 
 SCHEMA_VERSION = 2
 META_FILE = "metadata.json"
@@ -127,6 +128,9 @@ class RolloutMetadata:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """Read the metadata file's content; raises ``UserError`` where a field is missing or unknown."""
+        wrong = wrong_types(values, cls)
+        if wrong:
+            raise UserError(f"rollout metadata: {wrong[0]}", "make the rollouts again with `rmtools rollout`")
         try:
             return cls(**{**values, "steps": StepSettings.from_dict(values.get("steps"))})
         except TypeError as error:

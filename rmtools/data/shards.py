@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rmtools.errors import UserError
+from rmtools.files import parse_json
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -139,8 +140,8 @@ def _json_rows(path: Path) -> list[dict[str, Any]]:
 
 def _json_row(path: Path, number: int, line: str) -> dict[str, Any]:
     try:
-        row = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
+        row = parse_json(line)
+    except ValueError as error:
         raise UserError(
             f"{path}, line {number} is not valid JSON: {error}", "repair or remove the line"
         ) from error

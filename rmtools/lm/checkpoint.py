@@ -6,7 +6,8 @@ refused, not guessed.
 
 import contextlib
 import os
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -19,12 +20,14 @@ from rmtools.files import read_json, write_json
 from rmtools.lm.policy import Policy, best_device, load_tokenizer, not_a_model
 from rmtools.lm.steps import StepSettings, StepTokenizer
 from rmtools.lm.value import ValueModel
+from rmtools.typed import wrong_types
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 SETTINGS_FILE = "rmtools.json"
 SCHEMA_VERSION = 2
+ADAPTER_FILE = "adapter_model.safetensors"
 MODEL_FILES = (
     "*.safetensors",
     "*.safetensors.index.json",
@@ -137,6 +140,13 @@ class CheckpointSettings:
                 "remove them, or read it with the release that wrote it",
             )
         fields = {n: values[n] for n in names} | {"training": values.get("training", {})}
+        wrong = wrong_types(fields, cls)
+        if not wrong and not 0 <= fields["base_rate"] <= 1:
+            wrong = [f"base_rate must be in [0, 1], got {fields['base_rate']}"]
+        if wrong:
+            raise UserError(
+                f"{folder / SETTINGS_FILE}: {wrong[0]}", "use a checkpoint written by recipes/train_prm.py"
+            )
         fields["steps"] = StepSettings.from_dict(fields["steps"])
         Tilt(fields["floor"])
         for name in ("policy", "base"):
@@ -195,20 +205,19 @@ def on_weights_of(policy: Policy, folder: Path, settings: CheckpointSettings) ->
     if not adapter.exists() or not settings.base_fingerprint:
         return False
     # Trained biases are loaded in the place of the base's: the policy would be another.
-    if read_json(adapter, "the adapter's configuration").get("bias", "none") != "none":
+    found = read_json(adapter, "the adapter's configuration")
+    if not isinstance(found, dict) or found.get("bias", "none") != "none":
         return False
     return fingerprint(policy.name) == settings.base_fingerprint
 
 
 def _beside(folder: Path, settings: CheckpointSettings, policy: Policy) -> "PreTrainedModel":
     """Return the adapted classifier whose base weights are the policy's own tensors."""
-    from peft import PeftModel
-
     base = new_token_classifier(
         settings.base, settings.seed, revision=settings.base_revision, dtype=policy.model.dtype
     ).to(policy.device)  # type: ignore[arg-type]
     share_weights(base.base_model, policy.model.base_model)
-    return PeftModel.from_pretrained(base, str(folder)).eval()  # type: ignore[return-value]
+    return adapted(base, folder).eval()
 
 
 def share_weights(model: torch.nn.Module, owner: torch.nn.Module) -> None:
@@ -223,18 +232,70 @@ def share_weights(model: torch.nn.Module, owner: torch.nn.Module) -> None:
 
 def _trained(folder: Path, settings: CheckpointSettings) -> "PreTrainedModel":
     if (folder / "adapter_config.json").exists():
-        from peft import PeftModel
-
         base = new_token_classifier(settings.base, settings.seed, revision=settings.base_revision)
-        return PeftModel.from_pretrained(base, str(folder)).merge_and_unload()
+        return adapted(base, folder).merge_and_unload()
     from transformers import AutoModelForTokenClassification
 
-    try:
-        model = AutoModelForTokenClassification.from_pretrained(folder, dtype=torch.float32)
-    except (OSError, ValueError) as error:
-        raise not_a_model(folder, error) from error
+    with unreadable_weights(folder):
+        model, loading = AutoModelForTokenClassification.from_pretrained(
+            folder, dtype=torch.float32, output_loading_info=True
+        )
+    require_whole(folder, loading["missing_keys"], model)
     model.score = float32_head(model.score)
     return model
+
+
+def adapted(base: Any, folder: Path) -> Any:
+    """Return ``base`` under the adapter in ``folder``; raises ``UserError`` where that is damaged or not whole."""
+    from peft import PeftModel, get_peft_model_state_dict
+    from safetensors import safe_open
+
+    with unreadable_weights(folder), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Found missing adapter keys")  # an error, below
+        model = PeftModel.from_pretrained(base, str(folder))
+        with safe_open(folder / ADAPTER_FILE, framework="pt") as weights:
+            there = set(weights.keys())
+    # Where biases are trained peft lists those of the head a second time, under the names they have in memory.
+    listed = get_peft_model_state_dict(model, save_embedding_layers=False)
+    wanted = {n for n in listed if ".modules_to_save." not in n and ".original_module." not in n}
+    require_whole(folder, wanted - there, model)
+    return model
+
+
+@contextlib.contextmanager
+def unreadable_weights(folder: Path) -> Iterator[None]:
+    """Turn whatever transformers and peft raise on a damaged folder into a ``UserError`` that names it.
+
+    What they raise depends on which byte is wrong: a type, a key, an attribute that is missing.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        raise UserError(
+            f"the model in {folder} cannot be loaded, its configuration or weights are damaged: {' '.join(lines[:2])[:300]}",
+            "copy or train the checkpoint again",
+        ) from error
+
+
+def require_whole(folder: Path, missing: Iterable[str], model: torch.nn.Module) -> None:
+    """Raise ``UserError`` where weights are ``missing``, which would be drawn at random, or one is not finite."""
+    named = sorted(missing)
+    if named:
+        raise UserError(
+            f"the weights in {folder} lack {', '.join(named[:3])}: drawn at random they would give random values",
+            "copy or train the checkpoint again",
+        )
+    for name, weights in model.named_parameters():
+        if not bool(torch.isfinite(weights).all()):
+            raise UserError(
+                f"the weights {name} of {folder} are not finite: every value would be NaN",
+                "train the checkpoint again, with a lower learning_rate or max_grad_norm",
+            )
 
 
 class Float32Head(torch.nn.Linear):

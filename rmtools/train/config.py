@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from transformers import TrainingArguments
@@ -137,7 +138,7 @@ class PRMConfig(TrainingArguments):
         if (
             isinstance(self.deepspeed, str)
             and not self.deepspeed.startswith("{")
-            and not os.path.isfile(self.deepspeed)
+            and not Path(self.deepspeed).is_file()
         ):
             raise UserError(f"deepspeed: there is no file {self.deepspeed}", "name its JSON configuration")
         if isinstance(self.resume_from_checkpoint, bool):

@@ -31,7 +31,7 @@ def test_a_number_draws_prompts():
     [
         ('{"prompt": "a"}\n{"prompt": \n', "line 2 is not valid JSON"),
         ('{"prompt": "a"}\n\n\n[1]\n', "line 4 has no text"),
-        ('{"prompt": "\\ud800"}\n', "line 1 is not valid JSON.*surrogates"),
+        ('{"prompt": "\\ud800"}\n', "line 1 is not valid JSON.*half a surrogate pair"),
         ("[" * 100_000, "line 1 is not valid JSON"),
         ('{"prompt": "a", "answer": ' + "1" * 5000 + "}", "line 1 is not valid JSON.*digits"),
         ('{"text": "a"}\n', "line 1 has no text field"),

@@ -234,6 +234,8 @@ def test_what_only_json_can_get_wrong(tmp_path, change, name):
         ("{", "line 2 is not valid JSON"),
         ("", "line 2 is not valid JSON"),
         ("[" * 100_000, "line 2 is not valid JSON"),
+        ('{"prompt": "\\ud83d"}', "line 2 is not valid JSON: .*half a surrogate"),
+        ('{"reward": ' + "1" * 5000 + "}", "line 2 is not valid JSON: .*digits"),
         ("5", "line 2 is not an object"),
         (json.dumps({**GOOD, "lables": [1.0, 1.0]}), "line 2 has unknown fields lables"),
     ],

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rmtools.errors import UserError
+from rmtools.files import parse_json
 
 SUFFIXES = (".jsonl", ".json", ".parquet", ".arrow")
 NOT_ROWS = {"dataset_info.json", "state.json", "dataset_dict.json", "dataset_infos.json"}
@@ -78,11 +79,13 @@ def json_rows(file: Path) -> Iterator[tuple[Place, Any]]:
         yield from lines(file)
         return
     try:
-        found = json.loads(file.read_text(encoding="utf-8-sig"))
+        found = parse_json(file.read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
         raise unreadable(file, f"line {error.lineno} is not valid JSON: {error.msg}") from error
-    except RecursionError as error:
-        raise unreadable(file, "it is nested too deep") from error
+    except UnicodeDecodeError:
+        raise
+    except ValueError as error:
+        raise unreadable(file, str(error)) from error
     for row, values in enumerate(found if isinstance(found, list) else [found], 1):
         yield Place(file, row), values
 
@@ -94,8 +97,8 @@ def is_lines(file: Path) -> bool:
     with file.open(encoding="utf-8-sig") as source:
         first = next((line for line in source if line.strip()), "")
     try:
-        return isinstance(json.loads(first), dict)
-    except (json.JSONDecodeError, RecursionError):
+        return isinstance(parse_json(first), dict)
+    except ValueError:
         return False
 
 
@@ -109,8 +112,8 @@ def lines(file: Path) -> Iterator[tuple[Place, Any]]:
             row += 1
             place = Place(file, row, number)
             try:
-                values = json.loads(line)
-            except (json.JSONDecodeError, RecursionError) as error:
+                values = parse_json(line)
+            except ValueError as error:
                 raise UserError(f"{place} is not valid JSON: {error}", "repair or remove the line") from error
             yield place, values
 
