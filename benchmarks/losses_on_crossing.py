@@ -7,6 +7,9 @@ Every combination gets the same policy, the same 8,192 trajectories, the same nu
 learning rate. Figures are of prompts that were not trained on: RMS of log rho and of rho - 1 from enumerated next steps, Brier
 and AUC of p against outcomes at all prefixes, and sigma^2 (docs/equations.md, section 5) of the policy written out as a table,
 pooled over prompts; terminal the verifier's potential. One line of JSON a run, appended: a rerun goes on where it stopped.
+
+The policy is trained first, and on another machine it becomes another one: rows of different draws of it (``policy``, 1
+where it is not named) are not compared, each draw has its own constant.
 """
 
 import argparse
@@ -244,14 +247,14 @@ def table(args: argparse.Namespace) -> None:
     ]
     names = ("rms_log_rho", "rms_rho_minus_1", "mean_log_rho", "brier", "auc", "sigma2")
     print(
-        "| T | method | floor | target | divergence | seeds | RMS log ρ [range] | RMS ρ − 1 | mean log ρ | Brier | AUC | σ² |"
+        "| T | policy | method | floor | target | divergence | seeds | RMS log ρ [range] | RMS ρ − 1 | mean log ρ | Brier | AUC | σ² |"
     )
-    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
-    key = ("horizon", "method", "floor", "target", "divergence")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    key = ("horizon", "policy", "method", "floor", "target", "divergence")
     groups: dict[tuple[Any, ...], list[dict[str, float]]] = {}
     for row in rows:
-        groups.setdefault(tuple(row[k] for k in key), []).append(row["figures"])
-    for group in sorted(groups, key=lambda g: (*g[:3], np.median([f["rms_log_rho"] for f in groups[g]]))):
+        groups.setdefault(tuple(row.get(k, 1) for k in key), []).append(row["figures"])
+    for group in sorted(groups, key=lambda g: (*g[:4], np.median([f["rms_log_rho"] for f in groups[g]]))):
         found = groups[group]
         first = [f["rms_log_rho"] for f in found]
         cells = [f"{np.median([f[n] for f in found]):.3g}" for n in names]
