@@ -246,10 +246,9 @@ def table(args: argparse.Namespace) -> None:
         for line in f.read_text().splitlines()
     ]
     names = ("rms_log_rho", "rms_rho_minus_1", "mean_log_rho", "brier", "auc", "sigma2")
-    print(
-        "| T | policy | method | floor | target | divergence | seeds | RMS log ρ [range] | RMS ρ − 1 | mean log ρ | Brier | AUC | σ² |"
-    )
-    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    head = "T, policy, method, floor, target, divergence, seeds, RMS log ρ [range], RMS ρ − 1, mean log ρ, Brier, AUC, σ²"
+    print("| " + " | ".join(head.split(", ")) + " |")
+    print("|" + " --- |" * len(head.split(", ")))
     key = ("horizon", "policy", "method", "floor", "target", "divergence")
     groups: dict[tuple[Any, ...], list[dict[str, float]]] = {}
     for row in rows:
