@@ -151,6 +151,7 @@ def prepare(
         )
     if target in BOOTSTRAPPED:
         require_outcomes(found.examples, max_length)
+    require_known(found.examples, steps)
     if found.shortened or found.dropped:
         named = f", first {found.dropped[0]}" if found.dropped else ""
         logger.warning(
@@ -163,6 +164,21 @@ def prepare(
             named,
         )
     return found
+
+
+def require_known(examples: Sequence[Example], steps: StepTokenizer) -> None:
+    """Log how many tokens the tokenizer does not know; raise ``UserError`` where they are most of them."""
+    unknown = steps.tokenizer.unk_token_id
+    found = sum(int((e.tree.ids == unknown).sum()) for e in examples)
+    total = sum(len(e.tree.ids) for e in examples)
+    if found > total // 2:
+        raise UserError(
+            f"the tokenizer does not know {found} of the {total} tokens of the training rows: its vocabulary is made for "
+            "other texts",
+            "use the model that belongs to these texts",
+        )
+    if found:
+        logger.warning("the tokenizer does not know %d of the %d tokens of the training rows", found, total)
 
 
 def require_outcomes(examples: Sequence[Example], max_length: int | None) -> None:

@@ -226,7 +226,18 @@ class PRMTrainer(Trainer):
         if self.args.should_save:
             remove_checkpoint(folder)
         self.accelerator.wait_for_everyone()
-        super()._save_checkpoint(model, trial)
+        try:
+            super()._save_checkpoint(model, trial)
+        except (OSError, RuntimeError) as error:
+            # torch.save tells of a full disk in its own words.
+            if isinstance(error, RuntimeError) and "inline_container" not in str(error):
+                raise
+            remove_checkpoint(folder)
+            reason = getattr(error, "strerror", None) or "the disk is full or the file too large"
+            raise UserError(
+                f"cannot write {folder}: {reason}; the checkpoints before it are unchanged",
+                "free space, or choose another folder",
+            ) from error
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         """Train an epoch; nothing where a checkpoint was resumed that had all its steps (transformers makes one more)."""

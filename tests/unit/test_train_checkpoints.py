@@ -1,6 +1,7 @@
 """Checkpoints while training: resuming, the best of them, precision, what is saved, and the export."""
 
 import json
+import resource
 import shutil
 import subprocess
 import sys
@@ -193,6 +194,33 @@ def test_a_checkpoint_of_that_name_is_replaced_whole(
     trainer_for(policy_folder, step_tokenizer, rollouts, tmp_path, settings=remembered, **values).train()
     assert (old / "trainer_state.json").exists()
     assert not (old / "stray").exists()
+
+
+def test_a_disk_that_is_full_when_the_optimiser_is_saved(
+    policy_folder, step_tokenizer, rollouts, tmp_path, remembered, monkeypatch
+):
+    """The checkpoint before stays, the half-written one goes."""
+    values = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+    trainer = trainer_for(policy_folder, step_tokenizer, rollouts, tmp_path, settings=remembered, **values)
+    save = trainer._save_optimizer_and_scheduler
+
+    def full(folder):
+        save(folder)
+        if folder.endswith("checkpoint-4"):
+            limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+            try:
+                torch.save(torch.zeros(10**5), f"{folder}/optimizer.pt")
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    monkeypatch.setattr(trainer, "_save_optimizer_and_scheduler", full)
+    with pytest.raises(UserError, match="cannot write .*checkpoint-4") as error:
+        trainer.train()
+    assert "checkpoints before it are unchanged" in error.value.fact
+    out = tmp_path / "out"
+    assert [p.name for p in out.iterdir()] == ["checkpoint-2"]
+    assert checkpoint_to_resume("last", out) == str(out / "checkpoint-2")
 
 
 @pytest.mark.parametrize(

@@ -149,6 +149,17 @@ def test_rows_without_any_outcome_left_are_refused(step_tokenizer, target, caplo
                 prepare([child], step_tokenizer, tilt, target, 9)
 
 
+def test_tokens_that_the_tokenizer_does_not_know(step_tokenizer, caplog):
+    """One of the first row's 12 tokens; two thirds of the second's."""
+    some = replace(LONG, steps=[*LONG.steps[:2], "d what \n"])
+    prepare([some], step_tokenizer, Tilt(FLOOR), "mc", None)
+    assert "does not know 1 of the 12 tokens" in caplog.text
+    with pytest.raises(UserError, match="does not know 4 of the 6 tokens"):
+        prepare(
+            [Rollout("b", "what else \n", ["who knows \n"], 1.0)], step_tokenizer, Tilt(FLOOR), "mc", None
+        )
+
+
 def fake_values(batch):
     from rmtools.train.objective import Values
 
