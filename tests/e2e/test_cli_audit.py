@@ -133,12 +133,12 @@ def test_what_is_refused_before_any_work(run, tmp_path, checkpoint, rollouts):
         assert not (tmp_path / "a").exists()
 
 
-def test_weights_that_are_not_finite(run, tmp_path, checkpoint, rollouts):
+def test_weights_whose_values_are_not_finite(run, tmp_path, checkpoint, rollouts):
     from safetensors.torch import load_file, save_file
 
     path = next(checkpoint.glob("*.safetensors"))
     weights = load_file(path)
-    save_file({k: v * float("nan") if "score" in k else v for k, v in weights.items()}, path)
+    save_file({k: v * 0 + 3e38 if "score" in k else v for k, v in weights.items()}, path)
     result = run("audit", "--model", checkpoint, "--rollouts", rollouts, "--out", tmp_path / "a")
     check_late(result, "gives NaN at a prefix of prompt")
     assert not (tmp_path / "a" / "audit.json").exists()

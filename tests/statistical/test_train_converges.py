@@ -70,6 +70,7 @@ def tree_batch_of(rows, log_potential):
         "reads": reads,
         "length": torch.full((len(rows),), T),
         "complete": torch.ones(len(rows), dtype=torch.bool),
+        "counts": torch.ones(len(rows), dtype=torch.bool),
         "log_potential": outcome,
         "log_label": outcome[:, None].expand(-1, T).contiguous(),  # as labels made from outcomes are
         "child_reads": torch.where(child >= first_leaf, -1, child)[..., None],
@@ -312,6 +313,7 @@ def sampled_batch(chain, first, rows, rng):
         "reads": torch.from_numpy(np.stack(reads, 1)),
         "length": torch.full((rows,), chain.horizon),
         "complete": torch.ones(rows, dtype=torch.bool),
+        "counts": torch.ones(rows, dtype=torch.bool),
         "log_potential": torch.from_numpy(chain.log_value[-1][state]),
         "log_label": torch.zeros(rows, chain.horizon, dtype=torch.float64),
         "child_reads": none.long(),
