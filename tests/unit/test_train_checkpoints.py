@@ -215,7 +215,7 @@ def test_a_disk_that_is_full_when_the_optimiser_is_saved(
                 resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
     monkeypatch.setattr(trainer, "_save_optimizer_and_scheduler", full)
-    with pytest.raises(UserError, match="cannot write .*checkpoint-4") as error:
+    with pytest.raises(UserError, match=r"cannot write .*checkpoint-4") as error:
         trainer.train()
     assert "checkpoints before it are unchanged" in error.value.fact
     out = tmp_path / "out"
