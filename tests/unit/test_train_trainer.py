@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -299,11 +300,23 @@ def test_every_row_weighs_the_same_in_an_epoch(policy_folder, step_tokenizer, tm
 
 
 @pytest.mark.parametrize(
-    ("target", "residual"), [("mc", 0.0), ("td_lambda", 0.0), ("td", 0.5), ("n_step", 0.0)]
+    ("target", "divergence", "residual"),
+    [
+        ("mc", "bce", 0.0),
+        ("td_lambda", "itakura_saito", 0.0),
+        ("td", "mse", 0.5),
+        ("n_step", "poisson", 0.0),
+        ("mc", "contrastive", 0.0),
+        ("labels", "pqm", 0.0),
+    ],
 )
-def test_a_filler_changes_nothing(policy_folder, step_tokenizer, rollouts, tmp_path, target, residual):
-    values = {"target": target, "bellman_residual": residual, "ema_decay": 0.0}
-    trainer = trainer_for(policy_folder, step_tokenizer, rollouts, tmp_path, **values)
+def test_a_filler_changes_nothing(
+    policy_folder, step_tokenizer, rollouts, tmp_path, target, divergence, residual
+):
+    """Neither among rows nor alone, as a process may get it; no gradient of it is NaN."""
+    values = {"target": target, "divergence": divergence, "bellman_residual": residual, "ema_decay": 0.0}
+    rows = [replace(r, labels=[float(i % 2)] * len(r.steps)) for i, r in enumerate(rollouts)]
+    trainer = trainer_for(policy_folder, step_tokenizer, rows, tmp_path, **values)
     perturb(trainer.model)
     data = trainer.train_dataset
     without, filled = (
@@ -314,6 +327,8 @@ def test_a_filler_changes_nothing(policy_folder, step_tokenizer, rollouts, tmp_p
     only = trainer.compute_loss(trainer.model, trainer.data_collator([data[len(data)]] * 2))
     only.backward()
     assert only.item() == 0
+    trained = [p for p in trainer.model.parameters() if p.requires_grad]
+    assert all(bool((p.grad == 0).all()) for p in trained)
 
 
 def test_evaluation_leaves_the_model_training(policy_folder, step_tokenizer, rollouts, tmp_path):
