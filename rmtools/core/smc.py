@@ -225,7 +225,7 @@ def _step(
     children = state.particles.extend(settings.pool, rng)
     child_ended = _if_any(children.ended)
     pool = checked_values(children.log_value(), history.n_steps + 1)
-    increment = _increment(pool, state, live, out=history.new_step())
+    increment = _increment(pool, state, out=history.new_step())
     log_weight = increment if state.log_weight is None else state.log_weight + increment
     weighed = _weigh(log_weight)
     due = live & ~_finished(child_ended, pool, log_weight) & (weighed.log_mean > -np.inf)
@@ -247,8 +247,8 @@ def _step(
     return _State(particles, ended, take(pool, index), left, log_const)
 
 
-def _increment(pool: np.ndarray, state: _State, live: np.ndarray, out: np.ndarray | None) -> np.ndarray:
-    """Log increment of each parent; exactly 0 for ended, frozen and dead ones, whatever rounding says."""
+def _increment(pool: np.ndarray, state: _State, out: np.ndarray | None) -> np.ndarray:
+    """Log increment of each parent; exactly 0 for ended and dead ones, and so in every group that goes on no more."""
     n_groups, n = state.log_value.shape
     log_mean = pool if pool.shape[1] == n else log_mean_columns(pool.reshape(n_groups, n, -1))
     with np.errstate(invalid="ignore"):  # -inf - -inf, replaced below
@@ -256,8 +256,6 @@ def _increment(pool: np.ndarray, state: _State, live: np.ndarray, out: np.ndarra
     still = state.log_value == -np.inf
     if state.ended is not None:
         still |= state.ended
-    if not live.all():
-        still |= ~live[:, None]
     if still.any():
         increment[still] = 0.0
     return increment

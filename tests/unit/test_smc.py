@@ -221,6 +221,42 @@ def test_an_ended_beam_competes_once():
     assert result.argmax().tolist() == [0]
 
 
+CHILDREN = {"a": "aa", "b": "xx", "c": "fx", "f": "de", "x": "xx", "d": "dd", "e": "ee"}
+VALUES = {"a": 0.9, "b": 0.5, "c": 0.4, "f": 0.4, "d": 0.3, "e": 0.2, "x": 0.0}
+
+
+@dataclass(frozen=True)
+class Named:
+    """Prefixes by name, each with the two children that `CHILDREN` gives it."""
+
+    names: np.ndarray
+
+    @property
+    def shape(self):
+        return self.names.shape
+
+    @property
+    def ended(self):
+        return np.isin(self.names, ["a", "d", "e"])
+
+    def log_value(self):
+        with np.errstate(divide="ignore"):
+            return np.log(np.vectorize(VALUES.get)(self.names))
+
+    def extend(self, pool_size, rng):
+        return Named(np.array([list("".join(CHILDREN[name] for name in row)) for row in self.names]))
+
+    def select(self, index):
+        return Named(np.take_along_axis(self.names, index, axis=1))
+
+
+def test_a_copy_in_a_dead_beams_place_does_not_compete_later():
+    """Step 1: "b" dies, and a lost copy of "a" stands in its place. Step 2: both children of "f" are kept, not the copy."""
+    result = run(Named(np.array([["a", "b", "c"]])), 3, resampling="top_k", pool_size=2)
+    assert result.particles.names.tolist() == [["a", "d", "e"]]
+    assert np.isfinite(result.log_weights).all()
+
+
 def test_top_k_finds_the_best_leaf_with_enough_beams():
     model = random_tree(3, 2, 0.0, Tilt(0.05), np.random.default_rng(0))
     result = run(model.particles(50), 40, resampling="top_k", pool_size=8)

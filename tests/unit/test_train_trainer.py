@@ -331,6 +331,16 @@ def test_a_filler_changes_nothing(
     assert all(bool((p.grad == 0).all()) for p in trained)
 
 
+def test_held_out_rows_that_do_not_fit_are_left_out(policy_folder, step_tokenizer, rollouts, tmp_path):
+    """A cut solution has no outcome of its own."""
+    sizes = [len(step_tokenizer.encode(r.prompt, r.steps).ids) for r in rollouts]
+    limit = sorted(set(sizes))[-2]
+    trainer = trainer_for(
+        policy_folder, step_tokenizer, rollouts[:12], tmp_path, rollouts[12:], max_length=limit
+    )
+    assert len(trainer.eval_rollouts) == sum(size <= limit for size in sizes[12:]) < len(rollouts[12:])
+
+
 def test_evaluation_leaves_the_model_training(policy_folder, step_tokenizer, rollouts, tmp_path):
     trainer = trainer_for(policy_folder, step_tokenizer, rollouts[:12], tmp_path, rollouts[12:])
     trainer.model.train()
