@@ -1,5 +1,6 @@
 """The trainer end to end on a tiny model, its targets against a plain computation, and the checkpoint it writes."""
 
+import copy
 import json
 import math
 from dataclasses import replace
@@ -21,6 +22,7 @@ from rmtools.lm.checkpoint import (
     require_head,
 )
 from rmtools.lm.policy import Policy
+from rmtools.lm.steps import StepTokenizer
 from rmtools.lm.value import ValueModel
 from rmtools.train.config import PRMConfig
 from rmtools.train.lora import lora_config
@@ -329,6 +331,14 @@ def test_a_filler_changes_nothing(
     assert only.item() == 0
     trained = [p for p in trainer.model.parameters() if p.requires_grad]
     assert all(bool((p.grad == 0).all()) for p in trained)
+
+
+def test_a_tokenizer_of_another_model_is_refused(policy_folder, step_tokenizer, rollouts, tmp_path):
+    tokenizer = copy.deepcopy(step_tokenizer.tokenizer)
+    tokenizer.add_tokens([f"<{i}>" for i in range(100)])
+    other = StepTokenizer(tokenizer, step_tokenizer.settings)
+    with pytest.raises(UserError, match="embeddings"):
+        trainer_for(policy_folder, other, rollouts, tmp_path)
 
 
 def test_held_out_rows_that_do_not_fit_are_left_out(policy_folder, step_tokenizer, rollouts, tmp_path):
