@@ -257,6 +257,34 @@ def test_a_copy_in_a_dead_beams_place_does_not_compete_later():
     np.testing.assert_allclose(np.exp(result.log_weights), [[0.9 / 1.4, 0.3 / 1.4, 0.2 / 1.4]])
 
 
+def test_the_last_step_is_not_resampled_though_a_lost_prefix_goes_on():
+    """Slot 1 has value zero at depth 1 and would be alive again at depth 2, where the others end with an ESS of 1.2."""
+    with np.errstate(divide="ignore"):
+        root = recorded(np.log([[[1, 1, 1], [1, 0, 1], [9, 5, 1]]]), [[2, 9, 2]])
+    result = run(root, 3, ess_threshold=0.5)
+    assert not result.resampled.any()
+    np.testing.assert_allclose(np.exp(result.log_weights), [[0.9, 0, 0.1]])
+
+
+def test_every_step_is_every_step_whatever_rounding_says():
+    """The ESS of three equal weights of exp(-1.61) is computed as 3 + 9e-16."""
+    root = recorded([[[0, 0, 0], [-1.61] * 3, [-1.61] * 3]], [[2, 2, 2]])
+    result = run(root, 3, ess_threshold=1)
+    assert result.ess[0, 0] > 3
+    assert result.resampled[0, 0]
+
+
+def test_values_far_beyond_what_floats_hold():
+    """Log values of +-5,000: estimates by hand, resampled at every step or never."""
+    root = recorded([[[0, 0], [5000, 5000 + np.log(3)], [-5000, -5000]]], [[2, 2]])
+    result = run(root, 2, ess_threshold=0)
+    np.testing.assert_allclose(result.log_z, [-5000], rtol=1e-12)
+    every = run(root, 2, ess_threshold=1, resampling="multinomial")
+    steps = np.log([1 / 1, 1 / 3])[every.particles.slot[0]]
+    expected = 5000 + np.log(2) + np.log(np.exp(steps).mean()) - 10_000
+    np.testing.assert_allclose(every.log_z, [expected], rtol=1e-12)
+
+
 def test_top_k_finds_the_best_leaf_with_enough_beams():
     model = random_tree(3, 2, 0.0, Tilt(0.05), np.random.default_rng(0))
     result = run(model.particles(50), 40, resampling="top_k", pool_size=8)

@@ -132,6 +132,22 @@ def test_a_cut_row_has_no_target_at_its_last_prefix_but_the_outcome(step_tokeniz
 
 
 @pytest.mark.parametrize("target", ["td", "td_lambda", "n_step"])
+def test_a_cut_row_has_the_same_targets_beside_a_longer_one(step_tokenizer, target):
+    """What it ends in is the value of its own last prefix, not of the padding behind it."""
+    cut = prepare([LONG], step_tokenizer, Tilt(FLOOR), "mc", 9).examples
+    whole = example(LONG, step_tokenizer, Tilt(FLOOR))
+    objective = Objective(target, "mse", FLOOR, n_step=2)
+    found = []
+    for rows in (cut, [*cut, whole]):
+        batch = Collator(0)(rows)
+        values = fake_values(batch)
+        width = batch["reads"].shape[1]
+        prefix = torch.tensor([-2.0, -1.5, -1.0, -0.1])[:width].expand(len(rows), width)
+        found.append(objective.targets(batch, replace(values, prefix=prefix))[0][0, :2])
+    torch.testing.assert_close(found[0], found[1])
+
+
+@pytest.mark.parametrize("target", ["td", "td_lambda", "n_step"])
 def test_rows_without_any_outcome_left_are_refused(step_tokenizer, target, caplog):
     """Cut after two of three steps; an alternative that ends the solution is an outcome, one that goes on is none."""
     tilt = Tilt(FLOOR)

@@ -333,6 +333,16 @@ def test_a_filler_changes_nothing(
     assert all(bool((p.grad == 0).all()) for p in trained)
 
 
+def test_the_order_of_the_rows_has_a_seed_of_its_own(policy_folder, step_tokenizer, rollouts, tmp_path):
+    def order(**seeds):
+        return list(
+            trainer_for(policy_folder, step_tokenizer, rollouts, tmp_path, **seeds)._get_train_sampler()
+        )
+
+    assert order(seed=0, data_seed=5) == order(seed=5) == order(seed=1, data_seed=5)
+    assert order(seed=5, data_seed=0) == order(seed=0) != order(seed=5)
+
+
 def test_a_tokenizer_of_another_model_is_refused(policy_folder, step_tokenizer, rollouts, tmp_path):
     tokenizer = copy.deepcopy(step_tokenizer.tokenizer)
     tokenizer.add_tokens([f"<{i}>" for i in range(100)])
