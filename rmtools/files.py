@@ -80,7 +80,8 @@ def replace_folder(path: Path, new: Path) -> None:
 
 def unwritable(path: Path, error: OSError) -> UserError:
     """Return the error to raise where ``path`` could not be written; what stood there before is kept."""
-    reason = error.strerror or str(error)
+    blocked = isinstance(error, FileExistsError | NotADirectoryError)
+    reason = "its folder is a file" if blocked else error.strerror or str(error)
     return UserError(
         f"cannot write {path}: {reason}; what stood there before is unchanged",
         "free space or choose another folder",
@@ -149,6 +150,15 @@ def left_as_found(path: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):
             path.rmdir()
         raise
+
+
+def writable_beside(path: Path) -> None:
+    """Raise ``UserError`` where no file can be made in the folder of ``path``, which is created."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise unwritable(path, error) from error
 
 
 def claim_folder(path: Path, *ours: str) -> Path:

@@ -40,6 +40,11 @@ KINDS = {
     "hanging": "answers completions after a minute",
     "html": "a web page, whatever is asked",
     "garbled": "completions without choices",
+    "nested": "JSON nested 200,000 deep",
+    "halves": "half a surrogate pair in every text",
+    "talkative": "steps of 40 times max_tokens words, counted right",
+    "uncounted": "steps of 300 times max_tokens characters, not counted",
+    "dribbling": "a byte every tenth of a second",
     "filtered": "every completion ended by a content filter",
     "locked": "401 unless the key is right, and says back what key it got",
     "forbidden": "403",
@@ -50,6 +55,8 @@ KINDS = {
     "mortal": "is killed in the middle of every seventh answer",
 }
 KEY = "sk-right-1234567890"
+# What a server is probed with; the tests ask for shorter steps.
+PROBE_TOKENS = 16
 KNOWN = {
     "model", "prompt", "max_tokens", "temperature", "top_p", "n", "seed", "stop", "presence_penalty",
     "frequency_penalty", "stream",
@@ -166,6 +173,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send(200, {"object": "text_completion", "id": "x"})
         else:
             time.sleep(60 if self.kind == "hanging" else 0)
+            if self.kind == "dribbling":
+                self.dribble()
+                return
+            if self.kind == "nested":
+                self.send(200, b"[" * 200_000)
+                return
             with self.lock:
                 self.deliver(self.completions(body), attempt)
 
@@ -209,6 +222,15 @@ class Handler(http.server.BaseHTTPRequestHandler):
             file.write(f"{self.kind} {self.request_id} {sum(len(p['choices']) for p in parts)}\n")
         self.send(200, answer)
 
+    def dribble(self):
+        self.send_response(200)
+        self.send_header("Content-Length", "100")
+        self.end_headers()
+        for _ in range(100):
+            self.wfile.write(b" ")
+            self.wfile.flush()
+            time.sleep(0.1)
+
     def completions(self, body):
         import numpy as np
 
@@ -223,6 +245,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
             for i in range(n):
                 rng = np.random.default_rng(None if seed is None else seed + i * (self.kind != "clones"))
                 text, finish, matched, used = self.sampler.complete(ids, body, rng)
+                if self.kind == "halves":
+                    text = "\ud83d " + text
+                if body["max_tokens"] < PROBE_TOKENS and self.kind in ("talkative", "uncounted"):
+                    used = 40 * body["max_tokens"] if self.kind == "talkative" else 0
+                    text = "r3 " * (100 * body["max_tokens"]) + "\n"
                 tokens += used
                 choices.append(self.choice(body, len(choices), text, finish, matched))
         if self.kind == "llama" and len(choices) > 1:

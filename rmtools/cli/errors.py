@@ -1,6 +1,7 @@
 """How a command ends: 0 done, 1 a threshold the user set was not met, 2 wrong usage or bad input."""
 
 import contextlib
+import errno
 import logging
 import sys
 import time
@@ -12,6 +13,7 @@ from rmtools.processes import this_process
 # What is wrong for all of several processes the main one says first, and the launcher then ends the others. One that is
 # still there after this many seconds has an error of its own to tell.
 SILENCE = 15.0
+INTERRUPTED = 130
 
 
 @contextlib.contextmanager
@@ -27,6 +29,12 @@ def exit_on_user_error() -> Iterator[None]:
         time.sleep(0 if process.main else SILENCE)
         print(f"rmtools: error: {where}{' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from None
+    except OSError as error:
+        # Whatever asks first of a name that no file can have; other errors of the system are caught where they may come.
+        if error.errno not in (errno.ENAMETOOLONG, errno.ELOOP):
+            raise
+        print(f"rmtools: error: {error.strerror}: {error.filename}; fix: name another file", file=sys.stderr)
+        raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("rmtools: interrupted; nothing half-written was kept", file=sys.stderr)
-        raise SystemExit(130) from None
+        raise SystemExit(INTERRUPTED) from None

@@ -7,7 +7,7 @@ from typer.exceptions import Abort, TyperException
 
 from rmtools import __version__
 from rmtools.cli import audit, convert, export, plot, prompts, report, rollout, sample, verify
-from rmtools.cli.errors import exit_on_user_error
+from rmtools.cli.errors import INTERRUPTED, exit_on_user_error
 from rmtools.errors import UserError
 
 SUMMARY = "Train, audit and sample with process reward models that are consistent in the sense of Bellman."
@@ -45,6 +45,8 @@ def run() -> None:
             raise UserError(error.format_message().rstrip("."), f"see `{usage(error)} --help`") from None
         except Abort:
             raise KeyboardInterrupt from None
+        if code == INTERRUPTED:  # typer catches an interrupt and says nothing
+            raise KeyboardInterrupt
     sys.exit(code or 0)
 
 

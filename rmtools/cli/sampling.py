@@ -1,5 +1,7 @@
 """What ``rmtools sample`` does with its options: settings, the plan of the file, the work of this process."""
 
+import contextlib
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -7,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rmtools.cli.shown import Shown
 from rmtools.errors import UserError
+from rmtools.files import writable_beside
 from rmtools.processes import Process, this_process
 
 if TYPE_CHECKING:
@@ -151,6 +154,7 @@ def sample(
 
     settings, accuracy = wanted.settings()
     generator("sample", seed)  # refuses a negative seed
+    out, trace = followed(out), None if trace is None else followed(trace)
     if out.is_dir():
         raise UserError(f"the output {out} is a folder", "name a JSONL file with --out")
     check_trace(trace, out, settings)
@@ -191,11 +195,12 @@ def check_trace(trace: Path | None, out: Path, settings: "SamplerSettings") -> N
     """Raise ``UserError`` where a trace cannot be written, or there is none."""
     if trace is None:
         return
-    if trace.is_dir() or trace.resolve() == out.resolve():
+    if trace.is_dir() or same_file(trace, out):
         raise UserError(
             f"the trace {trace} is {'a folder' if trace.is_dir() else 'the output itself'}",
             "name another JSONL file with --trace",
         )
+    writable_beside(trace)
     if settings.sweeps:
         raise UserError(
             "--trace has nothing to write of gibbs: its runs are conditional ones",
@@ -203,10 +208,24 @@ def check_trace(trace: Path | None, out: Path, settings: "SamplerSettings") -> N
         )
 
 
+def same_file(one: Path, other: Path) -> bool:
+    """Whether two names are of one file, through links of either kind."""
+    if one.exists() and other.exists():
+        return one.samefile(other)
+    return os.path.realpath(one) == os.path.realpath(other)
+
+
+def followed(path: Path) -> Path:
+    """Return where a symbolic link points to, so that the file there is written and not the link replaced."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+        path.stat()  # a loop of links, and a name too long for any file, are better known now
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
 def check_prompts_stay(prompts: Path, out: Path, trace: Path | None) -> None:
     """Raise ``UserError`` where the file of prompts would be replaced."""
     for option, path in (("--out", out), ("--trace", trace)):
-        if path is not None and path.resolve() == prompts.resolve():
+        if path is not None and same_file(path, prompts):
             raise UserError(
                 f"{option} {path} is the file of prompts itself", f"name another JSONL file with {option}"
             )

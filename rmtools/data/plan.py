@@ -114,7 +114,7 @@ def read_plan(folder: Path) -> dict[str, Any] | None:
     path = folder / PLAN_FILE
     if not path.exists():
         return None
-    found = read_json(path, "the plan of the rollouts")
+    found = read_json(path, "the plan of the work begun there")
     if not isinstance(found, dict) or "prompts_sha256" not in found:
         raise UserError(
             f"{path} is no plan of rollouts or samples",

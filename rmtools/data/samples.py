@@ -77,18 +77,28 @@ class SampleFile:
                     last, count = line, count + 1
         except (OSError, StopIteration):
             return False
-        there = self.trace is None or self.trace.exists()
+        there = self.trace is None or self._begins_own(self.trace)
         return there and count == self.plan.prompts and self._is_own(last)
 
-    def _begins_own(self) -> bool:
-        with contextlib.suppress(OSError, StopIteration), self.out.open("rb") as lines:
+    def _begins_own(self, path: Path) -> bool:
+        with contextlib.suppress(OSError, StopIteration), path.open("rb") as lines:
             return self._is_own(next(lines))
         return False
+
+    def _check_whole(self, prompts: Sequence[str]) -> None:
+        """Raise ``UserError`` where the file was changed since it was made: a record is damaged or stands elsewhere."""
+        with self.out.open("rb") as lines:
+            for number, (line, prompt) in enumerate(zip(lines, prompts, strict=False), 1):
+                if not self._is_own(line) or json.loads(line).get("prompt") != prompt:
+                    raise UserError(
+                        f"{self.out}, line {number} was changed since it was written",
+                        "put the file back, or pass --overwrite to draw all of it again",
+                    )
 
     def _is_own(self, line: bytes) -> bool:
         try:
             return bool(json.loads(line)["provenance"]["run"] == self.plan.run)
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             return False
 
     def make(self, prompts: Sequence[str], draw: Draw, bar: Bar, overwrite: bool = False) -> bool:
@@ -117,7 +127,7 @@ class SampleFile:
         if self.out.is_dir():
             raise UserError(f"the output {self.out} is a folder", "name a JSONL file with --out")
         process = self.work.process
-        if self.finished:
+        if self._stands(prompts, overwrite):
             if process.main:
                 self._sweep()
             return False
@@ -136,13 +146,24 @@ class SampleFile:
             self._tidy(claimed)
         return True
 
+    def _stands(self, prompts: Sequence[str], overwrite: bool) -> bool:
+        """Whether the file is finished; a damaged one is removed where it may be, else refused."""
+        if not self.finished:
+            return False
+        try:
+            self._check_whole(prompts)
+        except UserError:
+            if not overwrite:
+                raise
+            if self.work.process.main:
+                remove(self.out)
+            return False
+        return True
+
     def _refuse_strangers(self) -> None:
         """Raise ``UserError`` where a file would be replaced that this plan did not make."""
-        # The trace comes into place before the file does, so that one of the two is there while it is this run's.
-        begun = any(self.folder.glob(f"{DATA}/*"))
-        own_file = self._begins_own()
-        for option, path, own in (("--out", self.out, own_file), ("--trace", self.trace, begun or own_file)):
-            if path is not None and path.exists() and not own:
+        for option, path in (("--out", self.out), ("--trace", self.trace)):
+            if path is not None and path.exists() and not self._begins_own(path):
                 raise UserError(
                     f"{path} is there already, and was not made with these arguments",
                     f"name another {option}, or pass --overwrite to replace it",
@@ -186,7 +207,8 @@ class SampleFile:
         for record, traces in records:
             lines.append(json.dumps({**record, "provenance": provenance}, allow_nan=False) + "\n")
             mark = TRACE_MARK.decode()
-            lines += [mark + json.dumps(t, allow_nan=False) + "\n" for t in traces]
+            own = {"provenance": {"run": self.plan.run}}
+            lines += [mark + json.dumps({**t, **own}, allow_nan=False) + "\n" for t in traces]
             count += 1
             tick(1)
         text = "".join(lines)
@@ -197,13 +219,19 @@ class SampleFile:
         within = self.work.workplace.path
         # The trace comes into place first: a file of samples that is whole has its trace.
         if self.trace is not None:
-            with replacing(self.trace) as temporary, temporary.open("wb") as whole:
+            with replacing(self.trace, self._beside(within)) as temporary, temporary.open("wb") as whole:
                 for line in self._lines():
                     if line.startswith(TRACE_MARK):
                         whole.write(line.removeprefix(TRACE_MARK))
         with replacing(self.out, within) as temporary, temporary.open("wb") as whole:
             whole.writelines(line for line in self._lines() if not line.startswith(TRACE_MARK))
         self._put_away()
+
+    def _beside(self, within: Path) -> Path | None:
+        """Return ``within``, which is swept after a kill, where the trace is on the same file system."""
+        assert self.trace is not None
+        self.trace.parent.mkdir(parents=True, exist_ok=True)
+        return within if self.trace.parent.stat().st_dev == within.stat().st_dev else None
 
     def _lines(self) -> Iterator[bytes]:
         for shard in range(self.plan.shards):

@@ -142,6 +142,10 @@ class SharedWork(Generic[T]):
             # The plan goes last: a kill in between leaves a folder that is still refused or overwritten.
             for name in (META_FILE, DATA, TALLY, PLAN_FILE):
                 remove(self.folder / name)
+        if old is None and not (self.folder / META_FILE).exists():
+            # Shards without a plan are of nobody knows which arguments.
+            for name in (DATA, TALLY):
+                remove(self.folder / name)
         if changed or old is None:
             with replacing(self.folder / PLAN_FILE, self.workplace.path) as temporary:
                 temporary.write_text(json_text(self.plan.to_dict()), encoding="utf-8")

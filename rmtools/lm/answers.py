@@ -70,7 +70,7 @@ def read_answer(body: Any, wrong: Callable[[str], Exception]) -> Answer:
         raw += part["choices"]
         usage = part.get("usage")
         counted = usage.get("completion_tokens") if isinstance(usage, dict) else None
-        tokens += counted if isinstance(counted, int) else 0
+        tokens += max(0, counted) if isinstance(counted, int) else 0
     if not raw or not all(isinstance(c, dict) and isinstance(c.get("text"), str) for c in raw):
         raise wrong("it answers choices without text")
     index = [c.get("index") for c in raw]

@@ -22,6 +22,7 @@ import numpy as np
 
 from rmtools.core.arguments import check_generator
 from rmtools.errors import UserError
+from rmtools.files import parse_json
 from rmtools.lm.answers import Answer, ModelCard, read_answer, read_models
 from rmtools.lm.failures import BASE_URL, KEY_VARIABLE, Failures, NotFoundError, PassingError
 from rmtools.lm.threads import run_all
@@ -81,12 +82,18 @@ class Endpoint:
         key = api_key()
         self.failures = Failures(self.url, key, timeout)
         # Redirects are not followed: the key is for the host that was named, and for no other.
-        self._client = httpx2.Client(
-            headers={"Authorization": f"Bearer {key}"} if key else {},
-            timeout=httpx2.Timeout(timeout, connect=min(timeout, CONNECT_TIMEOUT), pool=None),
-            limits=httpx2.Limits(max_connections=concurrency, max_keepalive_connections=concurrency),
-            follow_redirects=False,
-        )
+        try:
+            self._client = httpx2.Client(
+                headers={"Authorization": f"Bearer {key}"} if key else {},
+                timeout=httpx2.Timeout(timeout, connect=min(timeout, CONNECT_TIMEOUT), pool=None),
+                limits=httpx2.Limits(max_connections=concurrency, max_keepalive_connections=concurrency),
+                follow_redirects=False,
+            )
+        except (ImportError, ValueError, OSError) as error:
+            raise UserError(
+                f"no connection can be set up: {self.failures.clean(str(error)) or type(error).__name__}",
+                "look at the environment: ALL_PROXY, HTTP_PROXY, HTTPS_PROXY, SSL_CERT_FILE, SSL_CERT_DIR",
+            ) from None
         # Also when nobody calls close, at the latest when the program ends.
         self.close = weakref.finalize(self, self._client.close)
 
@@ -198,20 +205,38 @@ class Endpoint:
         return max(delay, asked + 0.1 * delay if asked else 0.0)
 
     def _once(self, method: str, path: str, body: Mapping[str, Any] | None, request_id: str) -> Any:
-        limit = httpx2.USE_CLIENT_DEFAULT if body is not None else min(self.timeout, LIST_TIMEOUT)
+        limit = self.timeout if body is not None else min(self.timeout, LIST_TIMEOUT)
         try:
-            response = self._client.request(
-                method, self.url + path, json=body, headers={"X-Request-Id": request_id}, timeout=limit
-            )
+            response, content = self._sent(method, path, body, request_id, limit)
         except httpx2.RequestError as error:
             # Not chained: what the library says may quote the request's headers.
             raise self.failures.unreachable(error) from None
+        except UnicodeError:
+            raise UserError(f"{self.url} is no address of a server", BASE_URL) from None
         if response.is_success:
             try:
-                return response.json()
+                return parse_json(content.decode())
             except ValueError:
                 raise self.failures.wrong("it answers something that is not JSON") from None
-        raise self._explained(self.failures.failed(response, path), path)
+        raise self._explained(self.failures.failed(response, content, path), path)
+
+    def _sent(
+        self, method: str, path: str, body: Mapping[str, Any] | None, request_id: str, limit: float
+    ) -> tuple[httpx2.Response, bytes]:
+        """Send a request; return the response and its content, all of it within ``limit`` seconds.
+
+        The library's own limits are of every read by itself: a server that sends a byte now and then would never meet one.
+        """
+        end = time.monotonic() + limit
+        timeout = httpx2.Timeout(limit, connect=min(limit, CONNECT_TIMEOUT), pool=None)
+        given: dict[str, Any] = {"json": body, "headers": {"X-Request-Id": request_id}, "timeout": timeout}
+        content = bytearray()
+        with self._client.stream(method, self.url + path, **given) as response:
+            for part in response.iter_bytes():
+                content += part
+                if time.monotonic() > end:
+                    raise httpx2.ReadTimeout("the whole answer took too long")
+        return response, bytes(content)
 
     def _explained(self, error: Exception, path: str) -> Exception:
         """Return ``error``, with the models that the server has where it may be the model that is missing."""

@@ -11,6 +11,7 @@ from typing import Any
 import httpx2
 
 from rmtools.errors import UserError
+from rmtools.files import parse_json
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 BASE_URL = "name its base URL: http://localhost:8000/v1, say"
@@ -111,9 +112,9 @@ class Failures:
             "unreadable",
         )
 
-    def failed(self, response: httpx2.Response, path: str) -> Exception:
-        """Return the error for an answer that is none."""
-        status, said = response.status_code, self.said(response)
+    def failed(self, response: httpx2.Response, content: bytes, path: str) -> Exception:
+        """Return the error for an answer that is none; ``content`` is what it says."""
+        status, said = response.status_code, self.said(content)
         if response.is_redirect:
             target = urllib.parse.urlsplit(response.headers.get("location", ""))
             where = f"{target.scheme}://{target.hostname}" if target.hostname else "another path"
@@ -161,10 +162,10 @@ class Failures:
             f"the server at {self.url} refuses the request ({status}){said}", "look at the server's log"
         )
 
-    def said(self, response: httpx2.Response) -> str:
+    def said(self, content: bytes) -> str:
         """Return the server's own words, for the end of a fact."""
         try:
-            found: Any = response.json()
+            found: Any = parse_json(content.decode())
         except ValueError:
             return ""
         for name in ("error", "detail", "message"):
@@ -177,7 +178,8 @@ class Failures:
         forms = {self.key, repr(self.key)[1:-1], urllib.parse.quote(self.key, safe="")} - {""}
         for form in sorted(forms, key=len, reverse=True):
             text = text.replace(form, "***")
-        return " ".join(text.split())[:300]
+        # Escape sequences would be obeyed by the terminal.
+        return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:300]
 
 
 def retry_after(value: str | None) -> float:

@@ -38,6 +38,9 @@ from rmtools.lm.served import (
 )
 from rmtools.lm.steps import StepTokenizer
 
+# Characters; words of a vocabulary are shorter. Only to notice a server that does not count its tokens.
+LONGEST_TOKEN = 256
+
 
 class ServerPolicy:
     """The policy behind a server; made by :func:`connect`.
@@ -217,6 +220,14 @@ class ServerPolicy:
         if found > asked:
             raise UserError(
                 f"the server at {self.endpoint.url} gave {found} completions where {asked} were asked for",
+                "look at its log, or use another server",
+            )
+        longest = max((len(c.text) for c in answer.choices), default=0)
+        if answer.tokens > request.max_tokens * found or longest > LONGEST_TOKEN * request.max_tokens:
+            raise UserError(
+                f"the server at {self.endpoint.url} gave more than the {request.max_tokens} tokens a step that were asked "
+                f"for ({answer.tokens} tokens in {found} completions, the longest of {longest} characters): it does not "
+                "keep to max_tokens",
                 "look at its log, or use another server",
             )
         if found < asked:

@@ -109,7 +109,10 @@ def check_record(values: Any) -> None:
     need(isinstance(values.get("sampler"), dict), '"sampler" must be an object')
     root = values.get("root")
     need(
-        isinstance(root, dict) and root.get("id") == 0 and is_number(root.get("log_value")),
+        isinstance(root, dict)
+        and root.get("id") == 0
+        and "log_value" in root
+        and is_number(root["log_value"]),
         '"root" must have id 0 and a log value',
     )
     need(isinstance(values.get("steps"), list), '"steps" must be a list')
@@ -149,7 +152,7 @@ def check_step(step: Any, n: int, m: int, before: Mapping[int, int]) -> dict[int
     check_list(step, "log_increments", n, is_number)
     kept = Counter(step["particles"])
     need(all(kept[i] == c for i, c in copies.items()), '"copies" do not count "particles"')
-    need(is_number(step.get("ess")) and step["ess"] is not None, '"ess" must be a number')
+    need(is_number(step.get("ess")) and step.get("ess") is not None, '"ess" must be a number')
     need(isinstance(step.get("resampled"), bool), '"resampled" must be true or false')
     need(is_count(step.get("unique_ancestors")), '"unique_ancestors" must be a count')
     return copies

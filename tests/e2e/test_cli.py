@@ -227,3 +227,11 @@ def test_audit_of_rollouts_that_branch_at_some_depths(
     model = json.loads((tmp_path / "audit" / "audit.json").read_text())["models"][0]
     assert model["bellman"]["rms_corrected"]["estimate"] >= 0
     assert model["sigma2"] is None
+
+
+def test_an_interrupt_says_so(run, monkeypatch):
+    """typer turns it into an exit code and says nothing."""
+    monkeypatch.setattr("rmtools.cli.main.app", lambda standalone_mode: 130)
+    result = run("sample")
+    assert result.code == 130
+    assert result.err == "rmtools: interrupted; nothing half-written was kept\n"

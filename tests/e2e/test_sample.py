@@ -97,6 +97,53 @@ def test_trace(sample, run, tmp_path):
     assert not list(tmp_path.glob(".*"))
 
 
+def test_a_trace_is_told_from_anothers(sample, tmp_path):
+    """A finished run does not take another's trace, an empty file or the samples themselves for its own."""
+    mine, other = tmp_path / "mine.jsonl", tmp_path / "other.jsonl"
+    assert sample("-n", 4, "--seed", 8, "--trace", other)[0].code == 0
+    _, out = sample("-n", 4, "--trace", mine, "--overwrite")
+    theirs = other.read_bytes()
+    check_late(sample("-n", 4, "--trace", other)[0], f"{other} is there already", "--trace", "--overwrite")
+    assert other.read_bytes() == theirs
+    mine.write_text("")
+    check_late(sample("-n", 4, "--trace", mine)[0], f"{mine} is there already")
+    (tmp_path / "hard").hardlink_to(out)
+    check_error(sample("-n", 4, "--trace", tmp_path / "hard")[0], "the output itself")
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda lines: [lines[0], lines[1][:40] + b"\n", lines[2]],
+        lambda lines: [lines[0], b"{}\n", lines[2]],
+        lambda lines: [lines[0], b"\xff" + lines[1], lines[2]],
+        lambda lines: [lines[0], lines[0], lines[2]],
+        lambda lines: [lines[0], b"[" * 100_000 + b"\n", lines[2]],
+    ],
+)
+def test_a_finished_file_that_was_changed(sample, harm):
+    """Named by its line, and drawn again where that is asked for."""
+    _, out = sample("-n", 3)
+    before = out.read_bytes()
+    out.write_bytes(b"".join(harm(before.splitlines(keepends=True))))
+    check_late(sample("-n", 3)[0], f"{out}, line 2 was changed", "--overwrite")
+    assert sample("-n", 3, "--overwrite")[0].code == 0
+    assert out.read_bytes() == before
+
+
+def test_links_are_written_through(run, value_folder, prompts_file, tmp_path):
+    real, link = tmp_path / "real.jsonl", tmp_path / "link.jsonl"
+    link.symlink_to(real)
+    options = ("sample", "--model", value_folder, "--prompts", prompts_file, "-n", 2, "--out")
+    assert run(*options, link).code == 0
+    assert link.is_symlink()
+    assert len(read(real)) == 3
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    check_error(run(*options, loop), "loop")
+    check_error(run(*options, tmp_path / ("a" * 300)), "too long")
+
+
 def test_what_is_there_is_not_replaced(sample, run, tmp_path):
     """Neither a stranger's file, nor a trace that is not this run's, nor the prompts, whatever is passed."""
     _, out = sample("-n", 3)
@@ -121,6 +168,8 @@ def test_traces_that_cannot_be(sample, tmp_path):
     check_error(result, "the output itself")
     result, _ = sample("--trace", tmp_path)
     check_error(result, "is a folder")
+    result, _ = sample("--trace", tmp_path / "prompts.jsonl" / "t.jsonl")
+    check_error(result, "cannot write", "its folder is a file")
     assert not out.exists()
 
 

@@ -259,6 +259,16 @@ def test_leftovers_of_other_arguments(whole, policy, value, task, many, tmp_path
     assert (tmp_path / "t.jsonl").read_bytes() != whole[0]
 
 
+def test_blocks_without_a_plan_are_nobodys(policy, value, task, many, tmp_path):
+    """Another seed's run does not take them for its own."""
+    out, fresh = tmp_path / "s.jsonl", tmp_path / "t.jsonl"
+    leave_blocks(policy, value, task, many, out)
+    (folder_of(out) / "plan.json").unlink()
+    make(policy, value, task, many, out, seed=5)
+    make(policy, value, task, many, fresh, seed=5)
+    assert out.read_bytes() == fresh.read_bytes()
+
+
 def test_broken_blocks_are_drawn_again(whole, policy, value, task, many, tmp_path):
     out = tmp_path / "s.jsonl"
     leave_blocks(policy, value, task, many, out)

@@ -56,6 +56,17 @@ def everything_said(error):
             "is no OpenAI-compatible completions endpoint: it answers something that is not JSON; fix: name",
         ),
         ("garbled", 0.2, "is no OpenAI-compatible completions endpoint: it answers without choices"),
+        (
+            "nested",
+            0.2,
+            "is no OpenAI-compatible completions endpoint: it answers something that is not JSON",
+        ),
+        (
+            "halves",
+            0.2,
+            "is no OpenAI-compatible completions endpoint: it answers something that is not JSON",
+        ),
+        ("dribbling", 0, r"did not answer within 0.3 s"),
         ("hanging", 0, r"did not answer within 0.3 s; fix: .*--concurrency"),
         ("locked", 9, r"asks for an API key \(401\); fix: set OPENAI_API_KEY in the environment"),
         ("forbidden", 9, r"asks for an API key \(403\)"),
@@ -68,8 +79,39 @@ def test_failures_are_told(endpoint, kind, patience, message):
     begun = time.monotonic()
     body = BODY | {"min_p": 0.0}
     with pytest.raises(UserError, match=message):
-        endpoint(kind, patience=patience, timeout=0.3 if kind == "hanging" else 5).ask(body, "x")
+        endpoint(kind, patience=patience, timeout=0.3 if kind in ("hanging", "dribbling") else 5).ask(
+            body, "x"
+        )
     assert time.monotonic() - begun < 2
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ALL_PROXY", "socks5://127.0.0.1:9"),
+        ("HTTP_PROXY", "ftp://127.0.0.1:9"),
+        ("SSL_CERT_FILE", "/nonexistent/certificates.pem"),
+    ],
+)
+def test_an_environment_without_a_way_out(monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=f"no connection can be set up: .*; fix: .*{name}"):
+        Endpoint("http://127.0.0.1:9", np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("host", [".invalid", "a" * 300])
+def test_names_that_no_host_has(host):
+    with pytest.raises(UserError, match=r"is no address of a server|no server answers"):
+        Endpoint(f"http://{host}/v1", np.random.default_rng(0), patience=0).models()
+
+
+def test_escape_sequences_of_a_server_do_not_reach_the_terminal():
+    assert Failures("u", "", 1.0).clean("\x1b[31mred\x1b]0;title\x07 \n end") == "[31mred ]0;title end"
+
+
+def test_negative_counts_of_tokens_are_none():
+    body = {"choices": [{"text": "a"}], "usage": {"completion_tokens": -45}}
+    assert read_answer(body, ValueError).tokens == 0
 
 
 def test_nobody_at_home(step_tokenizer):

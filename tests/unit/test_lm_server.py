@@ -294,6 +294,13 @@ def test_a_filtered_completion_is_no_draw(to, prompts, generator):
         policy.decode_step(start(policy, prompts[:1]), torch.zeros(8, dtype=torch.long), generator(0))
 
 
+@pytest.mark.parametrize("kind", ["talkative", "uncounted"])
+def test_a_server_that_does_not_keep_to_max_tokens_is_refused(to, prompts, generator, kind):
+    policy = to(kind)
+    with pytest.raises(UserError, match="gave more than the 6 tokens a step that were asked for"):
+        policy.decode_step(start(policy, prompts[:1]), torch.zeros(4, dtype=torch.long), generator(0))
+
+
 def test_what_the_command_line_connects_with(server, step_tokenizer, prompts, generator):
     policy = connect_policy(server.url("several"), step_tokenizer, temperature=0.7, seed=3, model="large")
     assert (policy.temperature, policy.asking.model, policy.device.type) == (0.7, "large", "cpu")

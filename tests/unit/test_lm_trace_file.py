@@ -87,6 +87,8 @@ def check_refused(tmp_path, records, edit, *words):
         (lambda r: r["steps"][0]["log_increments"].__setitem__(0, "a"), '"log_increments" must be'),
         (lambda r: r["steps"][0].update(particles=[1] * 6), '"copies" do not count'),
         (lambda r: r["steps"][0].update(ess=None), '"ess" must be a number'),
+        (lambda r: r["steps"][0].pop("ess"), '"ess" must be a number'),
+        (lambda r: r["root"].pop("log_value"), '"root" must have id 0 and a log value'),
         (lambda r: r["steps"][0].update(resampled=1), '"resampled" must be'),
         (lambda r: r["steps"][0].update(unique_ancestors=None), '"unique_ancestors" must be'),
     ],
