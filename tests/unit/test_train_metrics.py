@@ -1,6 +1,7 @@
 """Held-out metrics against their formulas on values that are known, and the constant beside them."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -71,6 +72,19 @@ def test_the_bellman_metrics_are_the_audits_estimators(step_tokenizer):
     assert found["rms_log_bellman_at_1"] == pytest.approx(math.sqrt(max(square[1], 0)))
     plain = np.mean([e.log_error[0] ** 2 for e in errors])
     assert found["mean_square_log_bellman"] < plain - 0.01  # the noise is taken off
+
+
+def test_the_roots_of_errors_that_are_no_noise(step_tokenizer):
+    """Every next step has the same value, so nothing is taken off: log rho is known at each prefix; T is 2."""
+    same = [([0.9, 0.1, 0.7], [[0.1, 0.1], [0.5, 0.5]]), ([0.8, 0.1], [[0.5]])]
+    rows = [replace(ROWS[0], reward=1.0, children=[ROWS[0].children[0], [Child("u r4 \n", True, 1.0)]])]
+    found = held_out_metrics(rows, Fixed(step_tokenizer, same[:1]))
+    errors = [math.log(phi(0.1) / phi(0.9)), math.log(phi(1) / phi(0.1))]
+    rms = math.sqrt(np.mean(np.square(errors)))
+    assert found["rms_log_bellman"] == pytest.approx(rms)
+    assert found["t_rms_log_bellman"] == pytest.approx(2 * rms)
+    for t in (0, 1):
+        assert found[f"rms_log_bellman_at_{t}"] == pytest.approx(abs(errors[t]))
 
 
 def test_the_calibration_metrics_by_hand(step_tokenizer):

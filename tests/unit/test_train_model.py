@@ -27,6 +27,15 @@ def test_lora_leaves_the_head_whole(policy_folder, targets):
     assert any("lora" in n for n in names)
 
 
+def test_the_flags_of_lora_reach_it():
+    from trl import ModelConfig
+
+    flags = {"lora_r": 3, "lora_alpha": 24, "use_rslora": True, "use_dora": True}
+    found = lora_config(ModelConfig(**flags))
+    assert (found.r, found.lora_alpha, found.use_rslora, found.use_dora) == (3, 24, True, True)
+    assert (found.lora_dropout, found.bias) == (0.0, "none")
+
+
 def test_the_classifier_has_no_dropout(policy_folder):
     """In training mode two passes agree: dropout would perturb the bootstrap target too."""
     model = new_token_classifier(str(policy_folder), 0).train()
