@@ -33,11 +33,22 @@ def wrong_types(values: Mapping[str, Any], cls: type) -> list[str]:
     """
     hints = get_type_hints(cls)
     found = {name: kinds(hints[name]) for name in values if name in hints}
-    return [
+    wrong = [
         f"{name} must be {named(wanted)}, got {values[name]!r}"
         for name, wanted in found.items()
         if wanted and not is_of(values[name], wanted)
     ]
+    mixed = [
+        f"{name} must be a list of texts, got {values[name]!r}"
+        for name in found
+        if isinstance(values[name], list) and "list[str]" in str(hints[name]) and not all_text(values[name])
+    ]
+    return wrong + mixed
+
+
+def all_text(values: list[Any]) -> bool:
+    """Whether every item is text."""
+    return all(isinstance(x, str) for x in values)
 
 
 def named(wanted: list[type]) -> str:

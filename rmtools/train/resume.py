@@ -44,6 +44,8 @@ DECISIVE = (
     "max_grad_norm",
     "optim",
     "optim_args",
+    "optim_target_modules",
+    "neftune_noise_alpha",
     "adam_beta1",
     "adam_beta2",
     "adam_epsilon",

@@ -157,6 +157,8 @@ def test_wrong_training_arguments(run, training, tmp_path, changes, flags, words
         ("output_dir", 3, "text"),
         ("model_name_or_path", 3, "text"),
         ("use_peft", "maybe", "true"),
+        ("lora_target_modules", ["q_proj", 3], "a list of texts"),
+        ("lora_target_modules", [["q_proj"]], "a list of texts"),
         ("lr_scheduler_type", 3, "text"),
         ("target", None, "text"),
         ("bf16", 3, "true or false"),
