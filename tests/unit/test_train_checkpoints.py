@@ -27,8 +27,13 @@ from rmtools.lm.export import export_merged
 from rmtools.lm.value import ValueModel
 from rmtools.train.bootstrap import FILE
 from rmtools.train.config import CHECKPOINTING
-from rmtools.train.resume import NEEDED_TO_RESUME, checkpoint_to_resume, require_same_training
-from rmtools.train.save import CARD_FILE, settings_for
+from rmtools.train.resume import (
+    NEEDED_TO_RESUME,
+    checkpoint_to_resume,
+    remove_checkpoint,
+    require_same_training,
+)
+from rmtools.train.save import CARD_FILE, base_rate, card, settings_for
 
 
 @pytest.fixture(scope="module")
@@ -267,6 +272,45 @@ def test_the_same_rows_a_step_in_other_parts_are_the_same_training(
     )
     one.save(tmp_path)
     require_same_training(str(tmp_path), two)
+
+
+def test_other_rows_and_another_base_are_another_training(
+    policy_folder, settings, rollouts, tmp_path, remembered
+):
+    remembered.save(tmp_path)
+    metadata = RolloutMetadata(
+        str(policy_folder), fingerprint(policy_folder), "crossing", 3, settings, 1.6, 5
+    )
+    fewer = settings_for(str(policy_folder), "", metadata, rollouts[1:], config(tmp_path), "rollouts")
+    with pytest.raises(UserError, match="rollouts_fingerprint"):
+        require_same_training(str(tmp_path), fewer)
+    with pytest.raises(UserError, match=r"base \(.* there, other now\)"):
+        require_same_training(str(tmp_path), replace(remembered, base_fingerprint="other"))
+
+
+def test_the_base_rate_is_that_of_the_outcomes_where_there_are_any(rollouts):
+    labelled = [replace(r, labels=[1.0] * len(r.steps)) for r in rollouts]
+    assert base_rate(labelled) == pytest.approx(np.mean([r.reward for r in rollouts]))
+    assert base_rate([replace(r, reward=None) for r in labelled]) == 1.0
+
+
+def test_the_card_has_the_last_metrics(remembered):
+    log = [{"step": 1, "eval_brier": 0.4}, {"step": 2, "loss": 1.0}, {"step": 3, "eval_brier": 0.25}]
+    described = replace(remembered, training={**remembered.training, "global_steps": 3})
+    text = card(described, log)
+    assert "after 3 optimiser steps" in text
+    assert "| brier | 0.25 |" in text
+
+
+def test_a_checkpoint_is_no_whole_one_before_it_is_removed(tmp_path, monkeypatch):
+    """A kill in between leaves half of it, without the file that says it is whole."""
+    path = stub_checkpoint(tmp_path, 3)
+    monkeypatch.setattr("shutil.rmtree", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        remove_checkpoint(path)
+    assert path.exists()
+    with pytest.raises(UserError, match=r"it has no trainer_state.json"):
+        checkpoint_to_resume(str(path), tmp_path)
 
 
 def test_other_adapters_are_another_training(policy_folder, settings, rollouts, tmp_path):
