@@ -44,9 +44,10 @@ def arguments(given: list[str]) -> "tuple[DataArguments, PRMConfig, ModelConfig]
         check_yaml(given[given.index("--config") + 1], parts)
     try:
         return parser.parse_args_and_config(given)
-    except (ValueError, OSError, ImportError, yaml.YAMLError) as error:
-        if isinstance(error, UserError):
-            raise
+    except UserError:
+        raise
+    except (ValueError, OSError, ImportError, TypeError, AttributeError, KeyError, yaml.YAMLError) as error:
+        # What the libraries make of values that their types do not exclude.
         raise UserError(
             f"the training arguments are wrong: {error}", f"see {DEFAULT_CONFIG} for the keys"
         ) from error
@@ -75,6 +76,7 @@ def main() -> None:
     data, config, model_args = arguments(sys.argv[1:])
     from transformers import set_seed
 
+    from rmtools.train.bootstrap import FILE as BOOTSTRAP_FILE
     from rmtools.train.config import CHECKPOINTING
     from rmtools.train.data import hold_out, load_rows, require_base
     from rmtools.train.errors import refused_by_libraries
@@ -99,7 +101,8 @@ def main() -> None:
         rows, held_out = hold_out(rows, data.eval_share)
     base = require_base(model_args.model_name_or_path, metadata)
     out = Path(str(config.output_dir))
-    resume = checkpoint_to_resume(config.resume_from_checkpoint, out)
+    needed = (BOOTSTRAP_FILE,) if config.objective().bootstraps and config.ema_decay > 0 else ()
+    resume = checkpoint_to_resume(config.resume_from_checkpoint, out, needed)
     if Path(base).resolve() == out.resolve():
         raise UserError(
             f"output_dir {out} is the model that is trained", "choose another: the base stays as it is"
@@ -115,8 +118,8 @@ def main() -> None:
         require_same_training(resume, settings)
     with refused_by_libraries(), held_output(out):
         trainer = PRMTrainer(model, config, steps, rows, held_out, settings)
-        if config.overwrite_output_dir and config.should_save:
-            remove_checkpoints(out)
+        if config.should_save and (config.overwrite_output_dir or resume):
+            remove_checkpoints(out, None if config.overwrite_output_dir else resume)
         trainer.train(resume_from_checkpoint=resume)
         trainer.save_model(str(out))
 

@@ -240,7 +240,7 @@ def _trained(folder: Path, settings: CheckpointSettings) -> "PreTrainedModel":
         model, loading = AutoModelForTokenClassification.from_pretrained(
             folder, dtype=torch.float32, output_loading_info=True
         )
-    require_whole(folder, loading["missing_keys"], model)
+    require_whole(folder, loading["missing_keys"], loading["unexpected_keys"], model)
     model.score = float32_head(model.score)
     return model
 
@@ -258,7 +258,7 @@ def adapted(base: Any, folder: Path) -> Any:
     # Where biases are trained peft lists those of the head a second time, under the names they have in memory.
     listed = get_peft_model_state_dict(model, save_embedding_layers=False)
     wanted = {n for n in listed if ".modules_to_save." not in n and ".original_module." not in n}
-    require_whole(folder, wanted - there, model)
+    require_whole(folder, wanted - there, {n for n in there - set(listed) if ".lora_" in n}, model)
     return model
 
 
@@ -282,12 +282,21 @@ def unreadable_weights(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def require_whole(folder: Path, missing: Iterable[str], model: torch.nn.Module) -> None:
-    """Raise ``UserError`` where weights are ``missing``, which would be drawn at random, or one is not finite."""
+def require_whole(
+    folder: Path, missing: Iterable[str], unused: Iterable[str], model: torch.nn.Module
+) -> None:
+    """Raise ``UserError`` where weights are ``missing`` (drawn at random), would be ``unused``, or are not finite."""
     named = sorted(missing)
     if named:
         raise UserError(
             f"the weights in {folder} lack {', '.join(named[:3])}: drawn at random they would give random values",
+            "copy or train the checkpoint again",
+        )
+    surplus = sorted(unused)
+    if surplus:
+        raise UserError(
+            f"the weights in {folder} hold {', '.join(surplus[:3])}, which its configuration has no place for: without them it "
+            "would give other values",
             "copy or train the checkpoint again",
         )
     for name, weights in model.named_parameters():

@@ -1,5 +1,6 @@
 """The arguments of the trainer: transformers' own, and what a value model needs beyond them."""
 
+import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -126,6 +127,14 @@ class PRMConfig(TrainingArguments):
                 f"metric_for_best_model {metric} is signed: neither its largest nor its smallest value is best",
                 "choose rms_log_bellman or mean_square_log_bellman",
             )
+        if (
+            self.load_best_model_at_end
+            and str(getattr(self.eval_strategy, "value", self.eval_strategy)) == "no"
+        ):
+            raise UserError(
+                "load_best_model_at_end needs evaluations, and eval_strategy is no",
+                "set eval_strategy and save_strategy to steps or epoch",
+            )
         if self.load_best_model_at_end and not metric:
             raise UserError(
                 "load_best_model_at_end needs to know which metric: there is no evaluation loss",
@@ -147,6 +156,13 @@ class PRMConfig(TrainingArguments):
         if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available():
             self.use_cpu = True  # else transformers trains a copy of its own in every process
         super().__post_init__()
+        for name in ("split_batches", "dispatch_batches"):
+            if getattr(self.accelerator_config, name, False):
+                raise UserError(
+                    f"accelerator_config: {name} gives the processes other rows than those that this trainer weighs",
+                    "leave it out",
+                )
+        check_schedule(self)
 
     def _check_numbers(self) -> None:
         ranges = {
@@ -161,6 +177,11 @@ class PRMConfig(TrainingArguments):
             ),
             "per_device_train_batch_size": (self.per_device_train_batch_size >= 1, "at least 1"),
             "gradient_accumulation_steps": (self.gradient_accumulation_steps >= 1, "at least 1"),
+            "neftune_noise_alpha": (
+                not self.neftune_noise_alpha,
+                "0: noise in the inputs perturbs the bootstrap targets as well as the prediction",
+            ),
+            "output_dir": ("\0" not in str(self.output_dir), "a path"),
             "learning_rate": (0 <= self.learning_rate < float("inf"), "at least 0 and finite"),
             "weight_decay": (0 <= self.weight_decay < float("inf"), "at least 0 and finite"),
             "max_grad_norm": (0 <= self.max_grad_norm < float("inf"), "at least 0 (no clipping) and finite"),
@@ -187,4 +208,36 @@ class PRMConfig(TrainingArguments):
             n_step=self.n_step,
             residual_weight=self.bellman_residual,
             margin=self.pqm_margin,
+        )
+
+
+def check_schedule(args: TrainingArguments) -> None:
+    """Raise ``UserError`` where the learning rate's schedule cannot be made of its arguments, or is not finite somewhere."""
+    from transformers import get_scheduler
+
+    steps = args.max_steps if args.max_steps > 0 else 100
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    try:
+        schedule = get_scheduler(
+            args.lr_scheduler_type,
+            optimizer,
+            num_warmup_steps=args.get_warmup_steps(steps),
+            num_training_steps=steps,
+            scheduler_specific_kwargs=args.lr_scheduler_kwargs,  # type: ignore[arg-type]
+        )
+        rates = [
+            f(t)
+            for f in getattr(schedule, "lr_lambdas", [])
+            for t in range(0, steps + 1, max(1, steps // 50))
+        ]
+    except (TypeError, ValueError, AttributeError, KeyError, ZeroDivisionError) as error:
+        raise UserError(
+            f"lr_scheduler_type {getattr(args.lr_scheduler_type, 'value', args.lr_scheduler_type)} cannot be made with "
+            f"lr_scheduler_kwargs {args.lr_scheduler_kwargs}: {error}",
+            "give the arguments that this schedule takes, as numbers",
+        ) from error
+    if not all(math.isfinite(rate) for rate in rates):
+        raise UserError(
+            f"lr_scheduler_kwargs {args.lr_scheduler_kwargs} make a learning rate that is not finite",
+            "correct its numbers",
         )

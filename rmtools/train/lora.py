@@ -26,6 +26,7 @@ HONOURED = (
     "use_bnb_nested_quant",
     "bnb_4bit_quant_storage",
 )
+PATTERN = "*+?[](){}|^$\\"
 # The task type is set here whatever the flag says; trl's own __post_init__ normalises the target modules.
 SET_HERE = ("lora_task_type",)
 
@@ -114,6 +115,10 @@ def lora_config(arguments: "ModelConfig") -> "LoraConfig":
     targets = arguments.lora_target_modules or "all-linear"
     if isinstance(targets, list) and len(targets) == 1:
         targets = targets[0]
+    if isinstance(targets, str) and targets != "all-linear" and not set(targets) & set(PATTERN):
+        targets = [
+            targets
+        ]  # peft takes a text for a pattern of the whole name, which a module's own never is
     return LoraConfig(
         task_type=TaskType.TOKEN_CLS,
         r=arguments.lora_r,

@@ -4,8 +4,9 @@ import contextlib
 import logging
 import pickle
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,9 @@ from rmtools.errors import UserError
 from rmtools.files import claim_folder, read_json
 from rmtools.lm.checkpoint import SETTINGS_FILE, CheckpointSettings
 from rmtools.processes import this_process
+from rmtools.train.bootstrap import FILE as BOOTSTRAP_FILE
 from rmtools.train.lora import HONOURED
+from rmtools.train.targets import BOOTSTRAPPED
 
 if TYPE_CHECKING:
     from trl import ModelConfig
@@ -27,7 +30,9 @@ STATE_FILE = "trainer_state.json"
 NEEDED_TO_RESUME = (STATE_FILE, "optimizer.pt", "scheduler.pt", SETTINGS_FILE)
 # What FSDP and DeepSpeed write in the place of optimizer.pt.
 OPTIMIZERS = ("optimizer.pt", "optimizer.bin", "optimizer_*", "global_step*")
+WEIGHTS = ("*.safetensors", "pytorch_model*", "global_step*")
 CHECKPOINTS = "checkpoint-*"
+UNFINISHED = ".new.*"
 # transformers' arguments that decide what is learned, beside those of the objective. How many steps there are is not among
 # them: a training may be made longer.
 DECISIVE = (
@@ -45,7 +50,7 @@ DECISIVE = (
     "optim",
     "optim_args",
     "optim_target_modules",
-    "neftune_noise_alpha",
+    "ignore_data_skip",
     "adam_beta1",
     "adam_beta2",
     "adam_epsilon",
@@ -55,16 +60,34 @@ DECISIVE = (
 
 
 def decisive(config: "PRMConfig", model: "ModelConfig | None" = None) -> dict[str, Any]:
-    """Return the arguments that decide what is learned, as JSON values; rows of one optimiser step over all processes."""
+    """Return the arguments that decide what is learned, as JSON values; what means the same is the same.
+
+    Rows are those of one optimiser step over all processes.
+    """
     found = {name: plain(getattr(config, name)) for name in DECISIVE}
+    found["data_seed"] = config.seed if config.data_seed is None else config.data_seed
+    found["lr_scheduler_kwargs"] = found["lr_scheduler_kwargs"] or None
     found["rows_per_step"] = config.train_batch_size * config.gradient_accumulation_steps * config.world_size
-    if model is not None:
-        found |= {f.name: plain(getattr(model, f.name)) for f in fields(model) if f.name in HONOURED[2:]}
-    return found
+    return found if model is None else found | decisive_of_model(model)
+
+
+def decisive_of_model(model: "ModelConfig") -> dict[str, Any]:
+    """Return how the model is built: adapters where there are any, quantisation where there is any."""
+    quantised = model.load_in_4bit or model.load_in_8bit
+    unused: tuple[str, ...] = ("lora_", "use_rslora", "use_dora") if not model.use_peft else ()
+    unused += () if quantised else ("bnb_", "use_bnb")
+    names = [f.name for f in fields(model) if f.name in HONOURED[2:] and not f.name.startswith(unused)]
+    found = {name: plain(getattr(model, name)) for name in names}
+    if model.dtype in (None, "auto"):
+        found["dtype"] = "float32"
+    if found.get("lora_target_modules") in (None, [], ["all-linear"], "all-linear"):
+        found["lora_target_modules"] = "all-linear"
+    return {name: found[name] for name in found if model.use_peft or name != "lora_target_modules"}
 
 
 def plain(value: Any) -> Any:
     """Return ``value`` as JSON keeps it: sets sorted, names of choices and types as text."""
+    value = value.value if isinstance(value, Enum) else value
     if isinstance(value, set | tuple | list):
         return sorted(map(str, value))
     if value is None or isinstance(value, bool | int | float):
@@ -81,10 +104,7 @@ def claim_output(out: Path, resume: str | None, overwrite: bool) -> Path:
         If it holds an earlier training, and neither is that one to go on nor is it to be replaced; if it holds something
         else, or cannot be written.
     """
-    if out.is_dir():
-        for left in out.glob(".new.*"):  # of a process that was killed while it saved
-            remove(left)
-    claim_folder(out, SETTINGS_FILE, CHECKPOINTS, PARTIAL)
+    claim_folder(out, SETTINGS_FILE, CHECKPOINTS, PARTIAL, UNFINISHED)
     goes_on = resume is not None and out.resolve() in Path(resume).resolve().parents
     if goes_on and overwrite:
         raise UserError(
@@ -105,14 +125,29 @@ def claim_output(out: Path, resume: str | None, overwrite: bool) -> Path:
 def held_output(out: Path) -> Iterator[None]:
     """Hold the output folder while training; raises ``UserError`` where another training is at work in it."""
     process = this_process()
-    with Workplace(out, process, "training").held() if process.main else contextlib.nullcontext():
+    if not process.main:
+        yield
+        return
+    with Workplace(out, process, "training").held():
+        for left in out.glob(
+            UNFINISHED
+        ):  # of a process that was killed while it saved; none is at work here now
+            remove(left)
         yield
 
 
-def remove_checkpoints(out: Path) -> None:
-    """Remove the checkpoints of an earlier training: a resumed run must not find another's."""
+def remove_checkpoints(out: Path, resumed: str | None = None) -> None:
+    """Remove checkpoints that a later resume must not find: an earlier training's, or those after the ``resumed`` one."""
+    after = -1 if resumed is None else step_of(Path(resumed))
     for folder in out.glob(CHECKPOINTS):
-        remove_checkpoint(folder)
+        if step_of(folder) > after:
+            remove_checkpoint(folder)
+
+
+def step_of(checkpoint: Path) -> int:
+    """Return the optimiser step of a checkpoint's name; a name without one counts as after all."""
+    step = checkpoint.name.removeprefix("checkpoint-")
+    return int(step) if step.isdigit() else 2**62
 
 
 def remove_checkpoint(folder: Path) -> None:
@@ -121,8 +156,15 @@ def remove_checkpoint(folder: Path) -> None:
     remove(folder)
 
 
-def checkpoint_to_resume(named: str | None, out: Path) -> str | None:
+def checkpoint_to_resume(named: str | None, out: Path, needed: Sequence[str] = ()) -> str | None:
     """Return the checkpoint folder to go on from; ``true`` or ``last`` is the newest whole one below ``out``.
+
+    Parameters
+    ----------
+    named : str, optional
+    out : Path
+    needed : sequence of str
+        Files that this training needs beyond those of every checkpoint.
 
     Raises
     ------
@@ -135,10 +177,10 @@ def checkpoint_to_resume(named: str | None, out: Path) -> str | None:
         found = [Path(named)]
     else:
         numbered = [p for p in out.glob(CHECKPOINTS) if p.name.removeprefix("checkpoint-").isdigit()]
-        found = sorted(numbered, key=lambda p: int(p.name.removeprefix("checkpoint-")), reverse=True)
+        found = sorted(numbered, key=step_of, reverse=True)
     why = ""
     for folder in found:
-        why = damage(folder)
+        why = damage(folder, needed)
         if not why:
             return str(folder)
         if len(found) > 1:
@@ -151,15 +193,18 @@ def checkpoint_to_resume(named: str | None, out: Path) -> str | None:
     )
 
 
-def damage(folder: Path) -> str:
+def damage(folder: Path, needed: Sequence[str] = ()) -> str:
     """Return what is missing from a checkpoint, or damaged in it; "" where it is whole."""
-    for name in NEEDED_TO_RESUME:
+    for name in (*NEEDED_TO_RESUME, *needed):
         if not any(any(folder.glob(n)) for n in (OPTIMIZERS if name in OPTIMIZERS else (name,))):
             return f"it has no {name}"
+    if not any(p.name != BOOTSTRAP_FILE for pattern in WEIGHTS for p in folder.glob(pattern)):
+        return "it has no weights"
     try:
-        for name in (STATE_FILE, SETTINGS_FILE):
-            if not isinstance(read_json(folder / name, name), dict):
-                return f"{name} is no JSON object"
+        state = read_json(folder / STATE_FILE, STATE_FILE)
+        if not isinstance(state, dict) or type(state.get("global_step")) is not int:
+            return f"{STATE_FILE} names no global_step"
+        CheckpointSettings.load(folder)
     except UserError as error:
         return error.fact
     broken = [
@@ -203,6 +248,14 @@ def require_same_training(resumed: str, settings: CheckpointSettings) -> None:
 def described(settings: CheckpointSettings) -> dict[str, Any]:
     """Return what must be the same for a training to go on."""
     free = ("rollouts", "rollouts_seed", "versions", "global_steps", "arguments")
-    objective = {k: v for k, v in settings.training.items() if k not in free}
-    arguments = settings.training.get("arguments") or {}
-    return {**objective, "floor": settings.floor, "base": settings.base_fingerprint, **arguments}
+    target, loss = settings.training.get("target"), settings.training.get("divergence")
+    unused = {
+        "td_lambda": target != "td_lambda",
+        "n_step": target != "n_step",
+        "ema_decay": target not in BOOTSTRAPPED,
+        "margin": loss != "pqm",
+    }
+    objective = {k: v for k, v in settings.training.items() if k not in free and not unused.get(k)}
+    arguments = settings.training.get("arguments")
+    own = {**objective, "floor": settings.floor, "base": settings.base_fingerprint}
+    return own | (arguments if isinstance(arguments, dict) else {})

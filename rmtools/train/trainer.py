@@ -246,6 +246,16 @@ class PRMTrainer(Trainer):
             return
         super()._run_epoch(*args, **kwargs)
 
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """Return the norm of the gradients; raises ``UserError`` where it is not finite (fp16 scales such a step away)."""
+        found = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if found is not None and not self.args.fp16 and not math.isfinite(float(found)):
+            raise UserError(
+                f"the gradients are not finite at optimiser step {self.state.global_step}",
+                "lower learning_rate or max_grad_norm, or warm up longer (warmup_steps)",
+            )
+        return found
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         if self.bootstrap is not None:

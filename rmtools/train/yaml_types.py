@@ -31,6 +31,9 @@ def check_yaml(path: str | Path, dataclasses: list[Any]) -> None:
         raise UserError(
             f"the configuration {path} holds no keys and values", "write lines such as `target: td`"
         )
+    strange = [key for key in values if not isinstance(key, str)]
+    if strange:
+        raise UserError(f"{path}: the key {strange[0]!r} is no text", "name an argument, or put it in quotes")
     # Text is read by the parser, as on the command line: 3e-3 is text to YAML.
     given = {k: v for k, v in values.items() if not isinstance(v, str)}
     if isinstance(given.get(TRUE_OR_TEXT), bool):

@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from test_train_trainer import adapted, config, trainer_for
 
 from rmtools.core.tilt import Tilt
@@ -18,12 +19,14 @@ from rmtools.data.rollouts import RolloutMetadata
 from rmtools.errors import UserError
 from rmtools.lm.checkpoint import (
     SETTINGS_FILE,
+    CheckpointSettings,
     Float32Head,
     fingerprint,
     load_value_model,
     new_token_classifier,
 )
 from rmtools.lm.export import export_merged
+from rmtools.lm.steps import StepSettings
 from rmtools.lm.value import ValueModel
 from rmtools.train.bootstrap import FILE
 from rmtools.train.config import CHECKPOINTING
@@ -31,6 +34,7 @@ from rmtools.train.resume import (
     NEEDED_TO_RESUME,
     checkpoint_to_resume,
     remove_checkpoint,
+    remove_checkpoints,
     require_same_training,
 )
 from rmtools.train.save import CARD_FILE, base_rate, card, settings_for
@@ -113,11 +117,12 @@ def stub_checkpoint(folder, n):
     """A whole checkpoint as far as resuming looks."""
     path = folder / f"checkpoint-{n}"
     path.mkdir()
-    for name in NEEDED_TO_RESUME:
-        if name.endswith(".json"):
-            (path / name).write_text("{}")
-        else:
-            torch.save({"a": torch.zeros(100)}, path / name)
+    steps = StepSettings("\n", 3, 6)
+    CheckpointSettings("", "", "", "", "", "crossing", 3, steps, 0.05, 1.0, 0, 0.3).save(path)
+    (path / "trainer_state.json").write_text(json.dumps({"global_step": n}))
+    for name in ("optimizer.pt", "scheduler.pt"):
+        torch.save({"a": torch.zeros(100)}, path / name)
+    save_file({"a": torch.zeros(100)}, path / "adapter_model.safetensors")
     return path
 
 
@@ -133,6 +138,41 @@ def test_what_to_resume_from(tmp_path):
         (twenty / name).unlink()
         assert checkpoint_to_resume("last", tmp_path) == str(twelve)
     assert checkpoint_to_resume(str(three), tmp_path) == str(three)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "why"),
+    [
+        ("adapter_model.safetensors", None, "it has no weights"),
+        ("adapter_model.safetensors", "", "adapter_model.safetensors is damaged"),
+        ("trainer_state.json", "{}", "trainer_state.json names no global_step"),
+        ("trainer_state.json", '{"global_step": "x"}', "trainer_state.json names no global_step"),
+        (SETTINGS_FILE, "{}", "schema version None"),
+        (FILE, None, f"it has no {FILE}"),
+    ],
+)
+def test_more_that_a_checkpoint_lacks(tmp_path, caplog, name, text, why):
+    """The copy's weights are missing only where the training has a copy."""
+    older, newer = (stub_checkpoint(tmp_path, n) for n in (3, 4))
+    for path in (older, newer):
+        save_file({"a": torch.zeros(3)}, path / FILE)
+    if text is None:
+        (newer / name).unlink()
+    else:
+        (newer / name).write_text(text)
+    assert checkpoint_to_resume("last", tmp_path, (FILE,)) == str(older)
+    assert why in caplog.text
+    assert (checkpoint_to_resume("last", tmp_path) == str(newer)) == (name == FILE)
+
+
+def test_checkpoints_after_the_resumed_one_are_removed(tmp_path):
+    """Of another schedule, say: a later resume must not find them."""
+    for n in (2, 4, 10):
+        stub_checkpoint(tmp_path, n)
+    remove_checkpoints(tmp_path, str(tmp_path / "checkpoint-4"))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint-2", "checkpoint-4"]
+    remove_checkpoints(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("optimizer", ["optimizer.bin", "optimizer_0", "global_step3"])
@@ -311,6 +351,33 @@ def test_a_checkpoint_is_no_whole_one_before_it_is_removed(tmp_path, monkeypatch
     assert path.exists()
     with pytest.raises(UserError, match=r"it has no trainer_state.json"):
         checkpoint_to_resume(str(path), tmp_path)
+
+
+def test_what_means_the_same_is_the_same_training(policy_folder, settings, rollouts, tmp_path):
+    from trl import ModelConfig
+
+    metadata = RolloutMetadata(str(policy_folder), "", "crossing", 3, settings, 1.6, 5)
+
+    def described(model, **changes):
+        return settings_for(
+            str(policy_folder), "", metadata, rollouts, config(tmp_path, **changes), "r", ModelConfig(**model)
+        )
+
+    described({"use_peft": True}).save(tmp_path)
+    for model, changes in (
+        ({"lora_target_modules": "all-linear"}, {}),
+        ({"lora_target_modules": []}, {}),
+        ({"dtype": "auto"}, {}),
+        ({"dtype": "float32"}, {}),
+        ({"bnb_4bit_quant_type": "fp4"}, {}),
+        ({}, {"data_seed": 0}),
+        ({}, {"lr_scheduler_kwargs": {}}),
+        ({}, {"n_step": 5}),
+        ({}, {"pqm_margin": 1.0}),
+    ):
+        require_same_training(str(tmp_path), described({"use_peft": True, **model}, **changes))
+    described({"use_peft": False}).save(tmp_path)
+    require_same_training(str(tmp_path), described({"use_peft": False, "lora_r": 8}))
 
 
 def test_other_adapters_are_another_training(policy_folder, settings, rollouts, tmp_path):
