@@ -185,7 +185,9 @@ def load_value_model(
     settings = CheckpointSettings.load(folder)
     require_head(folder)
     require_same_base(folder, settings)
-    steps = StepTokenizer(load_tokenizer(folder), settings.steps)
+    with unreadable_weights(folder):
+        tokenizer = load_tokenizer(folder)
+    steps = StepTokenizer(tokenizer, settings.steps)
     if untrained:
         model = new_token_classifier(settings.base, settings.seed, revision=settings.base_revision)
     elif beside is not None and on_weights_of(beside, folder, settings):

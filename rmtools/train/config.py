@@ -4,9 +4,11 @@ import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import TrainingArguments
+from transformers.training_args import trainer_log_levels
 
 from rmtools.core.tilt import Tilt
 from rmtools.errors import UserError
@@ -120,6 +122,12 @@ class PRMConfig(TrainingArguments):
                     f"unknown {name} {getattr(self, name)!r}", f"choose one of: {', '.join(valid)}"
                 )
         self._check_numbers()
+        for name in ("log_level", "log_level_replica"):
+            if getattr(self, name) not in trainer_log_levels:
+                raise UserError(
+                    f"unknown {name} {getattr(self, name)!r}",
+                    f"choose one of: {', '.join(trainer_log_levels)}",
+                )
         Tilt(self.floor)
         metric = str(self.metric_for_best_model or "").removeprefix("eval_")
         if metric in SIGNED:
@@ -215,6 +223,7 @@ def check_schedule(args: TrainingArguments) -> None:
     """Raise ``UserError`` where the learning rate's schedule cannot be made of its arguments, or is not finite somewhere."""
     from transformers import get_scheduler
 
+    given = args.lr_scheduler_kwargs if isinstance(args.lr_scheduler_kwargs, dict) else {}
     steps = args.max_steps if args.max_steps > 0 else 100
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     try:
@@ -236,8 +245,17 @@ def check_schedule(args: TrainingArguments) -> None:
             f"lr_scheduler_kwargs {args.lr_scheduler_kwargs}: {error}",
             "give the arguments that this schedule takes, as numbers",
         ) from error
-    if not all(math.isfinite(rate) for rate in rates):
+    # max(0, NaN) is 0: the rates do not tell of every number that is none.
+    if not all(math.isfinite(rate) for rate in rates) or not all(map(is_finite, given.values())):
         raise UserError(
             f"lr_scheduler_kwargs {args.lr_scheduler_kwargs} make a learning rate that is not finite",
             "correct its numbers",
         )
+
+
+def is_finite(value: Any) -> bool:
+    """Whether ``value`` is no number, or a finite one; text may be one."""
+    try:
+        return math.isfinite(float(value))
+    except (TypeError, ValueError):
+        return True

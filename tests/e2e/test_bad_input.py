@@ -139,7 +139,7 @@ def test_a_damaged_adapter_configuration(run, checkpoint, prompts_file, tmp_path
 
 
 @pytest.mark.parametrize("verb", ["sample", "export"])
-@pytest.mark.parametrize("fault", ["a layer is missing", "the head is NaN"])
+@pytest.mark.parametrize("fault", ["a layer is missing", "the head is NaN", "some adapters have no place"])
 def test_an_adapter_that_is_not_whole(run, checkpoint, prompts_file, tmp_path, verb, fault):
     from safetensors.torch import load_file, save_file
 
@@ -148,6 +148,11 @@ def test_an_adapter_that_is_not_whole(run, checkpoint, prompts_file, tmp_path, v
     if fault == "a layer is missing":
         tensors = {n: t for n, t in tensors.items() if ".layers.1." not in n}
         words = ["lack", "layers.1."]
+    elif fault == "some adapters have no place":
+        config = checkpoint / "adapter_config.json"
+        values = json.loads(config.read_text())
+        config.write_text(json.dumps({**values, "target_modules": ["q_proj"]}))
+        words = ["which its configuration has no place for", "lora_"]
     else:
         head = next(n for n in tensors if n.endswith("score.weight"))
         tensors[head][0, 0] = float("nan")

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from checks import check_error
+from checks import check_error, check_late
 from safetensors.torch import load_file
 
 from rmtools.train.resume import held_output
@@ -132,6 +132,22 @@ def test_training_then_sampling(run, training, tmp_path, prompts_file):
         ),
         ({"data_format": "trl"}, [], ["data_format is trl", "leave data_format out"]),
         ({"deepspeed": "nofile.json"}, [], ["there is no file nofile.json"]),
+        ({}, ["--lr_scheduler_kwargs", '{"foo": 1}'], ["lr_scheduler_kwargs {'foo': 1}", "foo"]),
+        (
+            {"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"num_cycles": float("nan")}},
+            [],
+            ["not finite"],
+        ),
+        ({}, ["--lr_scheduler_type", "warmup_stable_decay"], ["warmup_stable_decay", "num_decay_steps"]),
+        ({"neftune_noise_alpha": 5}, [], ["neftune_noise_alpha", "perturbs"]),
+        ({"accelerator_config": {"split_batches": True}}, [], ["split_batches"]),
+        ({"accelerator_config": {"foo": True}}, [], ["foo"]),
+        ({"log_level": "foo"}, [], ["foo"]),
+        (
+            {"load_best_model_at_end": True, "metric_for_best_model": "brier", "eval_strategy": "no"},
+            [],
+            ["needs evaluations"],
+        ),
     ],
 )
 def test_wrong_training_arguments(run, training, tmp_path, changes, flags, words):
@@ -187,6 +203,19 @@ def test_what_the_configuration_may_say_in_several_ways(run, training):
     path.write_text(path.read_text().replace("}", ', "resume_from_checkpoint": true}'))
     result = run("--config", path, "--max_steps", 3, script=RECIPE)
     assert result.code == 0, result.err
+
+
+def test_keys_that_are_no_text(run, tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("1: 2")
+    check_error(run("--config", path, script=RECIPE), "the key 1 is no text")
+
+
+def test_one_module_gets_adapters_by_its_name(run, training, tmp_path):
+    config = training(lora_target_modules=["q_proj"])
+    assert run("--config", config, script=RECIPE).code == 0
+    found = json.loads((tmp_path / "prm" / "adapter_config.json").read_text())
+    assert found["target_modules"] == ["q_proj"]
 
 
 def test_the_base_is_not_written_over(run, training, policy_folder):
@@ -256,15 +285,35 @@ def test_all_weights_over_an_adapter_leave_nothing_of_it(run, training, tmp_path
     assert all(torch.equal(one[k], two[k]) for k in one)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "word"),
+    [
+        ("id2label", 3, "damaged"),
+        ("dtype", "x", "damaged"),
+        ("num_hidden_layers", 1, "has no place for"),
+        ("num_hidden_layers", 9, "lack"),
+    ],
+)
+def test_a_whole_model_with_a_damaged_configuration(run, training, tmp_path, key, value, word):
+    assert run("--config", training(use_peft=False), script=RECIPE).code == 0
+    path = tmp_path / "prm" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+    result = run("export", "--model", tmp_path / "prm", "--merge", "--out", tmp_path / "merged")
+    check_late(result, word, "prm")
+    assert not (tmp_path / "merged").exists()
+
+
 def test_an_output_folder_is_of_one_training_at_a_time(run, training, tmp_path):
     """One that another process holds is refused, one that a killed process left is not."""
     out = tmp_path / "prm"
     with held_output(out):
+        (out / ".new.saving").mkdir()
         code = "import sys; sys.argv = sys.argv[1:]; import runpy; runpy.run_path(sys.argv[0], run_name='__main__')"
         command = [sys.executable, "-c", code, str(RECIPE), "--config", str(training())]
         found = subprocess.run(command, capture_output=True, text=True)
         assert found.returncode == 2
         assert "another run is at work on the training" in found.stderr
+        assert (out / ".new.saving").exists()  # what the other one is writing
     (out / ".partial" / "0").mkdir(parents=True)
     (out / ".new.killed").mkdir()
     assert run("--config", training(), script=RECIPE).code == 0
