@@ -82,10 +82,11 @@ def main() -> None:
     from rmtools.train.errors import refused_by_libraries
     from rmtools.train.lora import build_model, refuse_ignored, revision
     from rmtools.train.resume import (
+        RemoveOld,
         checkpoint_to_resume,
         claim_output,
         held_output,
-        remove_checkpoints,
+        require_outside,
         require_same_training,
     )
     from rmtools.train.save import settings_for
@@ -103,10 +104,7 @@ def main() -> None:
     out = Path(str(config.output_dir))
     needed = (BOOTSTRAP_FILE,) if config.objective().bootstraps and config.ema_decay > 0 else ()
     resume = checkpoint_to_resume(config.resume_from_checkpoint, out, needed)
-    if Path(base).resolve() == out.resolve():
-        raise UserError(
-            f"output_dir {out} is the model that is trained", "choose another: the base stays as it is"
-        )
+    require_outside(out, (base, data.train_rollouts, data.eval_rollouts))
     claim_output(out, resume, config.overwrite_output_dir)
     steps = StepTokenizer(load_tokenizer(base), metadata.steps)
     set_seed(config.seed)  # the adapters draw their initial weights from the global generator
@@ -116,10 +114,11 @@ def main() -> None:
     settings = settings_for(base, revision(model_args), metadata, rows, config, named, model_args)
     if resume:
         require_same_training(resume, settings)
-    with refused_by_libraries(), held_output(out):
+    overwrite = config.overwrite_output_dir
+    with refused_by_libraries(), held_output(out, resume, overwrite):
         trainer = PRMTrainer(model, config, steps, rows, held_out, settings)
-        if config.should_save and (config.overwrite_output_dir or resume):
-            remove_checkpoints(out, None if config.overwrite_output_dir else resume)
+        if overwrite or resume:
+            trainer.add_callback(RemoveOld(out, None if overwrite else resume))
         trainer.train(resume_from_checkpoint=resume)
         trainer.save_model(str(out))
 

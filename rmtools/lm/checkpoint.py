@@ -235,7 +235,14 @@ def share_weights(model: torch.nn.Module, owner: torch.nn.Module) -> None:
 def _trained(folder: Path, settings: CheckpointSettings) -> "PreTrainedModel":
     if (folder / "adapter_config.json").exists():
         base = new_token_classifier(settings.base, settings.seed, revision=settings.base_revision)
-        return adapted(base, folder).merge_and_unload()
+        model = adapted(base, folder)
+        try:
+            return model.merge_and_unload()
+        except (RuntimeError, NotImplementedError, ValueError) as error:
+            raise UserError(
+                f"the adapter in {folder} cannot be merged: {str(error).splitlines()[0]}",
+                "train one that can, such as LoRA without biases of its own",
+            ) from error
     from transformers import AutoModelForTokenClassification
 
     with unreadable_weights(folder):
@@ -249,7 +256,7 @@ def _trained(folder: Path, settings: CheckpointSettings) -> "PreTrainedModel":
 
 def adapted(base: Any, folder: Path) -> Any:
     """Return ``base`` under the adapter in ``folder``; raises ``UserError`` where that is damaged or not whole."""
-    from peft import PeftModel, get_peft_model_state_dict
+    from peft import PeftModel
     from safetensors import safe_open
 
     with unreadable_weights(folder), warnings.catch_warnings():
@@ -257,11 +264,40 @@ def adapted(base: Any, folder: Path) -> Any:
         model = PeftModel.from_pretrained(base, str(folder))
         with safe_open(folder / ADAPTER_FILE, framework="pt") as weights:
             there = set(weights.keys())
+    if getattr(model.peft_config["default"], "layer_replication", None):
+        raise UserError(
+            f"the adapter in {folder} replicates layers, which merging does not keep: it would give other values",
+            "train one without layer_replication",
+        )
+    require_whole(folder, *missing_and_unused(model, there), model)
+    return model
+
+
+def missing_and_unused(model: Any, there: set[str]) -> tuple[set[str], set[str]]:
+    """Return which tensors of an adapted model are not among ``there``, and which of those have no place in it."""
+    from peft import get_peft_model_state_dict
+
     # Where biases are trained peft lists those of the head a second time, under the names they have in memory.
     listed = get_peft_model_state_dict(model, save_embedding_layers=False)
     wanted = {n for n in listed if ".modules_to_save." not in n and ".original_module." not in n}
-    require_whole(folder, wanted - there, {n for n in there - set(listed) if ".lora_" in n}, model)
-    return model
+    return wanted - there, {n for n in there - set(listed) if ".lora_" in n}
+
+
+def require_tensors(folder: Path, model: Any) -> None:
+    """Raise ``UserError`` where a checkpoint that ``model`` is to go on from lacks some of its tensors, or its head."""
+    from safetensors import safe_open
+
+    if not (folder / ADAPTER_FILE).exists():
+        require_head(folder)
+        return
+    with unreadable_weights(folder), safe_open(folder / ADAPTER_FILE, framework="pt") as weights:
+        there = set(weights.keys())
+    missing, unused = missing_and_unused(model, there)
+    if missing or unused:
+        raise UserError(
+            f"the weights in {folder} are not those of this training: {', '.join(sorted(missing or unused)[:3])}",
+            "resume from another checkpoint, or start anew without --resume_from_checkpoint",
+        )
 
 
 @contextlib.contextmanager

@@ -183,7 +183,10 @@ class PRMConfig(TrainingArguments):
                 self.label_smoothing_factor == 0,
                 "0: targets are soft already, and smoothing moves their mean",
             ),
-            "per_device_train_batch_size": (self.per_device_train_batch_size >= 1, "at least 1"),
+            "per_device_train_batch_size": (
+                self.per_device_train_batch_size >= 1 + (self.divergence == "contrastive"),
+                "at least 1, with divergence contrastive at least 2: it compares the rows of a forward pass",
+            ),
             "gradient_accumulation_steps": (self.gradient_accumulation_steps >= 1, "at least 1"),
             "neftune_noise_alpha": (
                 not self.neftune_noise_alpha,

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 import pickle
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -9,6 +10,8 @@ from dataclasses import fields
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from transformers import TrainerCallback
 
 from rmtools.data.workplace import PARTIAL, Workplace, remove
 from rmtools.errors import UserError
@@ -31,7 +34,7 @@ NEEDED_TO_RESUME = (STATE_FILE, "optimizer.pt", "scheduler.pt", SETTINGS_FILE)
 # What FSDP and DeepSpeed write in the place of optimizer.pt.
 OPTIMIZERS = ("optimizer.pt", "optimizer.bin", "optimizer_*", "global_step*")
 WEIGHTS = ("*.safetensors", "pytorch_model*", "global_step*")
-CHECKPOINTS = "checkpoint-*"
+CHECKPOINTS = "checkpoint-[0-9]*"
 UNFINISHED = ".new.*"
 # transformers' arguments that decide what is learned, beside those of the objective. How many steps there are is not among
 # them: a training may be made longer.
@@ -54,8 +57,6 @@ DECISIVE = (
     "adam_beta1",
     "adam_beta2",
     "adam_epsilon",
-    "bf16",
-    "fp16",
 )
 
 
@@ -67,6 +68,10 @@ def decisive(config: "PRMConfig", model: "ModelConfig | None" = None) -> dict[st
     found = {name: plain(getattr(config, name)) for name in DECISIVE}
     found["data_seed"] = config.seed if config.data_seed is None else config.data_seed
     found["lr_scheduler_kwargs"] = found["lr_scheduler_kwargs"] or None
+    own = "bf16" if config.bf16 else "fp16" if config.fp16 else ""
+    found["mixed_precision"] = own or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if config.divergence == "contrastive":  # it compares the rows of a forward pass with each other
+        found["rows_per_pass"] = config.train_batch_size
     found["rows_per_step"] = config.train_batch_size * config.gradient_accumulation_steps * config.world_size
     return found if model is None else found | decisive_of_model(model)
 
@@ -104,7 +109,9 @@ def claim_output(out: Path, resume: str | None, overwrite: bool) -> Path:
         If it holds an earlier training, and neither is that one to go on nor is it to be replaced; if it holds something
         else, or cannot be written.
     """
-    claim_folder(out, SETTINGS_FILE, CHECKPOINTS, PARTIAL, UNFINISHED)
+    ours = {PARTIAL, *(p.name for p in out.glob(UNFINISHED))}
+    if not out.is_dir() or any(p.name not in ours for p in out.iterdir()):
+        claim_folder(out, SETTINGS_FILE, CHECKPOINTS)
     goes_on = resume is not None and out.resolve() in Path(resume).resolve().parents
     if goes_on and overwrite:
         raise UserError(
@@ -122,18 +129,48 @@ def claim_output(out: Path, resume: str | None, overwrite: bool) -> Path:
 
 
 @contextlib.contextmanager
-def held_output(out: Path) -> Iterator[None]:
-    """Hold the output folder while training; raises ``UserError`` where another training is at work in it."""
+def held_output(out: Path, resume: str | None = None, overwrite: bool = False) -> Iterator[None]:
+    """Hold the output folder while training; raises ``UserError`` where another training is at work in it, or was since."""
     process = this_process()
     if not process.main:
         yield
         return
     with Workplace(out, process, "training").held():
-        for left in out.glob(
-            UNFINISHED
-        ):  # of a process that was killed while it saved; none is at work here now
+        claim_output(out, resume, overwrite)
+        # Of a process that was killed while it saved: none is at work here now.
+        for left in out.glob(UNFINISHED):
             remove(left)
         yield
+
+
+class RemoveOld(TrainerCallback):
+    """Removes what a later resume must not find, once the first optimiser step has shown that the training works.
+
+    Parameters
+    ----------
+    out : Path
+    resumed : str, optional
+        The checkpoint that is gone on from: those after it go. None: all of an earlier training.
+    """
+
+    def __init__(self, out: Path, resumed: str | None) -> None:
+        self.out, self.resumed, self.done = out, resumed, False
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Remove them, before the first new checkpoint is written."""
+        if not self.done and args.should_save:
+            remove_checkpoints(self.out, self.resumed)
+        self.done = True
+
+
+def require_outside(out: Path, inputs: Sequence[str]) -> None:
+    """Raise ``UserError`` where a model or data that is read lies in the output folder, or is that folder."""
+    for name in inputs:
+        place = Path(name).resolve()
+        if name and place.exists() and out.resolve() in (place, *place.parents):
+            raise UserError(
+                f"{name} lies in output_dir {out}, where it may be replaced", "choose another output_dir"
+            )
 
 
 def remove_checkpoints(out: Path, resumed: str | None = None) -> None:

@@ -14,7 +14,7 @@ from rmtools.data.rollouts import Rollout
 from rmtools.errors import UserError
 from rmtools.files import replacing_files
 from rmtools.lm.architectures import require_full_attention, require_rotations
-from rmtools.lm.checkpoint import MODEL_FILES, SETTINGS_FILE, CheckpointSettings
+from rmtools.lm.checkpoint import MODEL_FILES, SETTINGS_FILE, CheckpointSettings, require_tensors
 from rmtools.lm.policy import require_vocabulary
 from rmtools.lm.steps import StepTokenizer
 from rmtools.lm.value import ConstantValue, ValueModel
@@ -89,6 +89,12 @@ class PRMTrainer(Trainer):
         self.eval_rollouts = within(self.eval_rollouts, steps, limit)
         examples = self.prepared.examples
         require_rotations(model.config, max(int(e.tree.positions.max()) + 1 for e in examples))
+        at_once = args.train_batch_size * args.world_size
+        if args.dataloader_drop_last and len(examples) < at_once:
+            raise UserError(
+                f"dataloader_drop_last drops all of {len(examples)} rows: a forward pass takes {at_once}",
+                "lower per_device_train_batch_size, or leave dataloader_drop_last out",
+            )
         packed = [len(e.tree.ids) for e in examples if e.tree.segment[-1]]
         if packed and self.objective.children != "none":
             require_full_attention(model.config, max(packed))
@@ -228,6 +234,9 @@ class PRMTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         try:
             super()._save_checkpoint(model, trial)
+        except UserError:  # of the weights: nothing of them is there
+            remove_checkpoint(folder)
+            raise
         except (OSError, RuntimeError) as error:
             # torch.save tells of a full disk in its own words.
             if isinstance(error, RuntimeError) and "inline_container" not in str(error):
@@ -257,6 +266,8 @@ class PRMTrainer(Trainer):
         return found
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            require_tensors(Path(resume_from_checkpoint), self.accelerator.unwrap_model(self.model))
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         if self.bootstrap is not None:
             self.bootstrap.load(Path(resume_from_checkpoint))

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import torch
 from checks import check_error, check_late
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from rmtools.train.resume import held_output
+from rmtools.errors import UserError
+from rmtools.train.resume import claim_output, held_output
 
 ROOT = Path(__file__).parents[2]
 
@@ -139,6 +140,16 @@ def test_training_then_sampling(run, training, tmp_path, prompts_file):
             ["not finite"],
         ),
         ({}, ["--lr_scheduler_type", "warmup_stable_decay"], ["warmup_stable_decay", "num_decay_steps"]),
+        (
+            {"divergence": "contrastive", "per_device_train_batch_size": 1},
+            [],
+            ["per_device_train_batch_size", "contrastive"],
+        ),
+        (
+            {"dataloader_drop_last": True, "per_device_train_batch_size": 100},
+            [],
+            ["dataloader_drop_last drops all"],
+        ),
         ({"neftune_noise_alpha": 5}, [], ["neftune_noise_alpha", "perturbs"]),
         ({"accelerator_config": {"split_batches": True}}, [], ["split_batches"]),
         ({"accelerator_config": {"foo": True}}, [], ["foo"]),
@@ -221,7 +232,7 @@ def test_one_module_gets_adapters_by_its_name(run, training, tmp_path):
 def test_the_base_is_not_written_over(run, training, policy_folder):
     before = sorted(p.name for p in policy_folder.iterdir())
     config = training(output_dir=str(policy_folder), overwrite_output_dir=True)
-    check_error(run("--config", config, script=RECIPE), "is the model that is trained")
+    check_error(run("--config", config, script=RECIPE), "lies in output_dir")
     assert sorted(p.name for p in policy_folder.iterdir()) == before
 
 
@@ -301,6 +312,46 @@ def test_a_whole_model_with_a_damaged_configuration(run, training, tmp_path, key
     result = run("export", "--model", tmp_path / "prm", "--merge", "--out", tmp_path / "merged")
     check_late(result, word, "prm")
     assert not (tmp_path / "merged").exists()
+
+
+def test_a_run_that_fails_at_once_replaces_nothing(run, training, tmp_path):
+    """Old checkpoints go when the new training has made a step, and not before."""
+    config = training(save_strategy="steps", save_steps=1)
+    assert run("--config", config, script=RECIPE).code == 0
+    before = sorted(p.name for p in (tmp_path / "prm").iterdir())
+    flags = ("--overwrite_output_dir", "true", "--optim_args", "foo")
+    assert run("--config", config, *flags, script=RECIPE).code == 2
+    assert sorted(p.name for p in (tmp_path / "prm").iterdir()) == before
+
+
+def test_an_unfinished_rollout_is_no_output_folder(run, training, tmp_path):
+    out = tmp_path / "prm"
+    (out / ".partial" / "0").mkdir(parents=True)
+    (out / "plan.json").write_text("{}")
+    check_error(run("--config", training(), script=RECIPE), "holds something else")
+    assert sorted(p.name for p in out.iterdir()) == [".partial", "plan.json"]
+
+
+def test_a_training_that_ended_meanwhile_is_not_replaced(tmp_path):
+    """The folder was empty when it was claimed; under the lock it is looked at again."""
+    out = tmp_path / "prm"
+    claim_output(out, None, False)
+    (out / "rmtools.json").write_text("{}")
+    with pytest.raises(UserError, match="holds an earlier training"), held_output(out):
+        pass
+    assert [p.name for p in out.iterdir()] == ["rmtools.json"]
+
+
+def test_a_checkpoint_without_some_of_its_tensors_is_not_resumed(run, training, tmp_path):
+    config = training(save_strategy="steps", save_steps=1)
+    assert run("--config", config, script=RECIPE).code == 0
+    file = tmp_path / "prm" / "checkpoint-2" / "adapter_model.safetensors"
+    tensors = load_file(file)
+    for part in (".lora_A", "score"):
+        dropped = next(n for n in tensors if part in n)
+        save_file({n: t for n, t in tensors.items() if n != dropped}, file, metadata={"format": "pt"})
+        flags = ("--resume_from_checkpoint", "last", "--max_steps", 3)
+        check_late(run("--config", config, *flags, script=RECIPE), "checkpoint-2 are not those", dropped)
 
 
 def test_an_output_folder_is_of_one_training_at_a_time(run, training, tmp_path):
