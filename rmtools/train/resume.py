@@ -118,7 +118,7 @@ def claim_output(out: Path, resume: str | None, overwrite: bool) -> Path:
             f"resume_from_checkpoint goes on with the training in {out}, overwrite_output_dir would remove it",
             "give one of them",
         )
-    there = [p.name for p in (out / SETTINGS_FILE, *sorted(out.glob(CHECKPOINTS))) if p.exists()]
+    there = [p.name for p in (out / SETTINGS_FILE, *checkpoints(out)) if p.exists()]
     if there and not goes_on and not overwrite:
         raise UserError(
             f"{out} holds an earlier training ({', '.join(there[:3])})",
@@ -175,16 +175,21 @@ def require_outside(out: Path, inputs: Sequence[str]) -> None:
 
 def remove_checkpoints(out: Path, resumed: str | None = None) -> None:
     """Remove checkpoints that a later resume must not find: an earlier training's, or those after the ``resumed`` one."""
-    after = -1 if resumed is None else step_of(Path(resumed))
-    for folder in out.glob(CHECKPOINTS):
+    after = -1 if resumed is None else step_of(Path(resumed).resolve())
+    for folder in checkpoints(out):
         if step_of(folder) > after:
             remove_checkpoint(folder)
 
 
+def checkpoints(out: Path) -> list[Path]:
+    """Return the checkpoints below ``out``, the oldest first; other names that look like it are somebody's own."""
+    return sorted((p for p in out.glob(CHECKPOINTS) if step_of(p) >= 0), key=step_of)
+
+
 def step_of(checkpoint: Path) -> int:
-    """Return the optimiser step of a checkpoint's name; a name without one counts as after all."""
+    """Return the optimiser step of a checkpoint's name, -1 where it has none."""
     step = checkpoint.name.removeprefix("checkpoint-")
-    return int(step) if step.isdigit() else 2**62
+    return int(step) if step.isdigit() else -1
 
 
 def remove_checkpoint(folder: Path) -> None:
@@ -213,8 +218,7 @@ def checkpoint_to_resume(named: str | None, out: Path, needed: Sequence[str] = (
     if named.lower() not in ("true", "last"):
         found = [Path(named)]
     else:
-        numbered = [p for p in out.glob(CHECKPOINTS) if p.name.removeprefix("checkpoint-").isdigit()]
-        found = sorted(numbered, key=step_of, reverse=True)
+        found = checkpoints(out)[::-1]
     why = ""
     for folder in found:
         why = damage(folder, needed)

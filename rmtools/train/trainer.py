@@ -14,10 +14,11 @@ from rmtools.data.rollouts import Rollout
 from rmtools.errors import UserError
 from rmtools.files import replacing_files
 from rmtools.lm.architectures import require_full_attention, require_rotations
-from rmtools.lm.checkpoint import MODEL_FILES, SETTINGS_FILE, CheckpointSettings, require_tensors
+from rmtools.lm.checkpoint import MODEL_FILES, SETTINGS_FILE, CheckpointSettings
 from rmtools.lm.policy import require_vocabulary
 from rmtools.lm.steps import StepTokenizer
 from rmtools.lm.value import ConstantValue, ValueModel
+from rmtools.lm.weights import require_tensors
 from rmtools.train.bootstrap import EMACopy
 from rmtools.train.collate import Collator
 from rmtools.train.config import PRMConfig

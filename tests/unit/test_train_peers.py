@@ -11,9 +11,9 @@ from test_train_trainer import adapted, config, perturb, trainer_for
 from rmtools.core.tilt import Tilt
 from rmtools.data.rollouts import Rollout
 from rmtools.errors import UserError
-from rmtools.lm.checkpoint import require_head
 from rmtools.lm.steps import StepSettings, StepTokenizer
 from rmtools.lm.value import ValueModel, log_value_from_logits
+from rmtools.lm.weights import require_head
 from rmtools.train.collate import Collator
 from rmtools.train.examples import example, prepare
 from rmtools.train.lora import lora_config
