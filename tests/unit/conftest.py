@@ -1,0 +1,29 @@
+"""Rollouts to train on, and what a checkpoint trained on them remembers."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+
+@pytest.fixture(scope="module")
+def rollouts(policy, task, prompts):
+    """The policy's own, with outcomes of both kinds in both halves: it seldom succeeds."""
+    from rmtools.data.collect import Branching, Collector
+
+    rng = np.random.default_rng(0)
+    rows = Collector(policy, task, Branching(3, 3, 2), rng).collect(prompts)
+    return [replace(r, reward=float(i % 3 == 0)) for i, r in enumerate(rows)]
+
+
+@pytest.fixture
+def remembered(policy_folder, settings, rollouts, tmp_path):
+    from test_train_trainer import config
+
+    from rmtools.data.rollouts import RolloutMetadata
+    from rmtools.lm.checkpoint import fingerprint
+    from rmtools.train.save import settings_for
+
+    weights = fingerprint(policy_folder)
+    metadata = RolloutMetadata(str(policy_folder), weights, "crossing", 3, settings, 1.6, 5)
+    return settings_for(str(policy_folder), "", metadata, rollouts, config(tmp_path), "rollouts")
