@@ -27,3 +27,11 @@ def check_late(result, *words):
     """As ``check_error``, after a progress bar has begun."""
     result.lines = result.lines[-1:]
     check_error(result, *words)
+
+
+def sample(run, checkpoint, prompts_file, *more):
+    """Run a sampling that is to be refused: nothing may be written."""
+    out = prompts_file.parent / "out.jsonl"
+    result = run("sample", "--model", checkpoint, "--prompts", prompts_file, "--out", out, *more)
+    assert not out.exists()
+    return result

@@ -48,3 +48,47 @@ def checkpoint(value_folder, tmp_path):
     shutil.copytree(value_folder, folder)
     yield folder
     shutil.rmtree(folder)
+
+
+@pytest.fixture
+def training(run, tmp_path, policy_folder, prompts_file):
+    """Rollouts, and a YAML file that trains on them: ``training(key=value)`` returns its path."""
+    options = (
+        "--policy",
+        policy_folder,
+        "--prompts",
+        prompts_file,
+        "--horizon",
+        3,
+        "--trajectories",
+        3,
+        "--children",
+        3,
+    )
+    assert run("rollout", *options, "--out", tmp_path / "rollouts").code == 0
+    others = ["2" if o is prompts_file else o for o in options]
+    assert run("rollout", *others, "--seed", 9, "--out", tmp_path / "heldout").code == 0
+
+    def write(**changes):
+        values = {
+            "train_rollouts": str(tmp_path / "rollouts"),
+            "eval_rollouts": str(tmp_path / "heldout"),
+            "output_dir": str(tmp_path / "prm"),
+            "use_peft": True,
+            "lora_r": 4,
+            "max_steps": 2,
+            "per_device_train_batch_size": 4,
+            "report_to": "none",
+            "use_cpu": True,
+            "disable_tqdm": True,
+            "dataloader_pin_memory": False,
+            "eval_strategy": "steps",
+            "eval_steps": 2,
+            "logging_steps": 1,
+            **changes,
+        }
+        path = tmp_path / "config.yaml"
+        path.write_text(json.dumps({k: v for k, v in values.items() if v is not None}))
+        return path
+
+    return write
