@@ -22,9 +22,9 @@ import numpy as np
 from accuracy_samplers import BEAM, BEST, BUDGETS, CHAIN, MAJORITY, PLAIN, SMC, TERMINALS, Bench, Point
 from crossing_models import models
 
-from rmtools.core.intervals import Interval, as_plain, cluster_bootstrap
 from rmtools.files import read_json, write_json, write_text
 from rmtools.plots.accuracy import success_at_tokens
+from rmtools.stats.bootstrap import Interval, as_plain, cluster_bootstrap
 
 Row = dict[str, Any]
 HORIZONS = (8, 16)

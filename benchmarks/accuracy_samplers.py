@@ -13,8 +13,8 @@ import numpy as np
 from crossing_models import Models
 
 from rmtools.core import SMCResult, metropolis
-from rmtools.core.smc import smc
 from rmtools.lm.particles import LMParticles, Terminal
+from rmtools.particles.smc import smc
 
 BUDGETS = (4, 16, 64)
 # N -> pool M and runs H + 1 of single-particle guided SMC with Metropolis-Hastings, M (H + 1) = N.

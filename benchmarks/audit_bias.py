@@ -8,7 +8,7 @@ import numpy as np
 from audit_coverage import N_RESAMPLES, verdict
 from audit_population import Population, Rollouts, draw_rollouts
 
-from rmtools.core.estimate import bellman_summary, prefix_errors
+from rmtools.stats.bellman_error import bellman_summary, prefix_errors
 
 Z_MAX = 4.5
 COUNTS, RMS_COUNTS = (2, 4, 16), (2, 4, 8, 16, 32)

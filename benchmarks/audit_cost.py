@@ -39,10 +39,6 @@ import numpy as np
 import torch
 from losses_on_crossing import train, train_policy
 
-from rmtools.core.cv_cost import sigma2_parts, value_square_estimate
-from rmtools.core.intervals import cluster_sums
-from rmtools.core.residuals import prefix_errors
-from rmtools.core.tilt import Tilt
 from rmtools.data.collect import Branching, Collector
 from rmtools.data.rollouts import Rollout
 from rmtools.data.scoring import ScoredRollouts, score_rollouts
@@ -53,6 +49,10 @@ from rmtools.lm.checkpoint import new_token_classifier
 from rmtools.lm.policy import Policy, load_policy
 from rmtools.lm.steps import StepSettings, StepTokenizer
 from rmtools.lm.value import ValueModel
+from rmtools.particles.tilt import Tilt
+from rmtools.stats.bootstrap import cluster_sums
+from rmtools.stats.prefix_errors import prefix_errors
+from rmtools.stats.sigma2 import sigma2_parts, value_square_estimate
 
 # At .01 a single prefix of low value and two lucky children can outweigh all others: .05 beside it.
 FLOORS, REQUIRED = (0.05, 0.01), 4.0
@@ -109,7 +109,7 @@ def crossing(folder: Path | None, work: Path, prompts: int, repetitions: int) ->
 def random_words(work: Path, prompts: int, repetitions: int) -> Case:
     """Return random weights at grade-school lengths."""
     from rmtools.lm.tokenizers import word_tokenizer
-    from rmtools.train.scratch import small_llama
+    from rmtools.training.small_models import small_llama
 
     folder, rng = work / "random", np.random.default_rng(1)
     tokenizer = word_tokenizer([*(f"w{i} " for i in range(WORDS)), "a ", "b ", "\n"])

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 from audit_population import Population, Rollouts, draw_rollouts
 
-from rmtools.core.cost import pooled_influence_sd, pooled_sigma2
-from rmtools.core.estimate import bellman_summary, cluster_bootstrap, prefix_errors
-from rmtools.core.intervals import Interval
+from rmtools.stats.bellman_error import bellman_summary, cluster_bootstrap, prefix_errors
+from rmtools.stats.bootstrap import Interval
+from rmtools.stats.influence import pooled_influence_sd
+from rmtools.stats.sigma2 import pooled_sigma2
 
 CELL, POOLED = (0.91, 0.985), (0.93, 0.97)
 CONTROL_BELOW = 0.85

@@ -12,7 +12,7 @@ import losses_on_crossing as losses
 import numpy as np
 from audit_population import Population, perfect
 
-from rmtools.core.layered import FiniteModel
+from rmtools.exact.finite_model import FiniteModel
 
 FLOOR = 0.01
 # The rarest step in a table. A prompt of T = 16 has some 70,000 live paths at .01: its tables are cut at .02.
@@ -34,12 +34,12 @@ def tabulated(work: Path, horizon: int, n_prompts: int, seed: int) -> Population
 def _enumerated(work: Path, horizon: int, n_prompts: int, rarest: float, seed: int) -> Iterator[FiniteModel]:
     import torch
 
-    from rmtools.core.tilt import Tilt
     from rmtools.data.tasks import Crossing
+    from rmtools.lm.enumerate.tables import enumerate_prefixes
     from rmtools.lm.policy import load_policy
     from rmtools.lm.steps import StepSettings
-    from rmtools.lm.tabulate import enumerate_prefixes
     from rmtools.lm.value import ConstantValue
+    from rmtools.particles.tilt import Tilt
 
     torch.set_num_threads(1)
     task, folder = Crossing(horizon), work / f"policy-{horizon}"

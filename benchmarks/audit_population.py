@@ -12,10 +12,11 @@ from functools import cached_property
 
 import numpy as np
 
-from rmtools.core.cost import InfluenceSD, Sigma2Parts, influence_sd, sigma2_parts, value_square_estimate
-from rmtools.core.exact import ExactResult
-from rmtools.core.families import perturb
-from rmtools.core.layered import FiniteModel, FiniteParticles
+from rmtools.exact.families import perturb
+from rmtools.exact.finite_model import FiniteModel, FiniteParticles
+from rmtools.exact.solution import ExactResult
+from rmtools.stats.influence import InfluenceSD, influence_sd
+from rmtools.stats.sigma2 import Sigma2Parts, sigma2_parts, value_square_estimate
 
 ValueKind = Callable[[FiniteModel, np.random.Generator], FiniteModel]
 

@@ -9,8 +9,9 @@ from audit_coverage import N_RESAMPLES, verdict
 from audit_needed import Sampler, smallest
 from audit_population import Population, Rollouts, draw_rollouts
 
-from rmtools.core.cost import Sigma2, n_for_cv, n_for_tv, pooled_influence_sd, pooled_sigma2
-from rmtools.core.intervals import Interval
+from rmtools.stats.bootstrap import Interval
+from rmtools.stats.influence import pooled_influence_sd
+from rmtools.stats.sigma2 import Sigma2, n_for_cv, n_for_tv, pooled_sigma2
 
 CLOSE, ROUGH = (0.8, 1.25), (0.5, 2.0)
 RANKING = 0.9

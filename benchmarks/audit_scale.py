@@ -24,13 +24,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 
-from rmtools.audit import AuditReport
-from rmtools.audit.model import Asked, audit_model
-from rmtools.audit.report import write_report
-from rmtools.core.tilt import Tilt
+from rmtools.auditing import AuditReport
+from rmtools.auditing.model_audit import Asked, audit_model
+from rmtools.auditing.report import write_report
 from rmtools.data.rollouts import Child, Rollout
 from rmtools.data.scoring import ScoredRollouts
 from rmtools.files import write_json
+from rmtools.particles.tilt import Tilt
 
 PROMPTS, TRAJECTORIES, STEPS, CHILDREN, COMPLETIONS = 1000, 12, (6, 11), 8, 4
 NOISE = {"model": 0.1, "constant": 1.0, "untrained": 0.3}

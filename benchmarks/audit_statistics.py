@@ -39,8 +39,8 @@ from audit_population import (
 )
 from audit_prediction import Effort
 
-from rmtools.core.intervals import as_plain
 from rmtools.files import write_json, write_text
+from rmtools.stats.bootstrap import as_plain
 
 TREES, TABLES = 200, 100
 EASE, ERROR = "Z", "squared ratio error"

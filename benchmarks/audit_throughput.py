@@ -24,13 +24,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import torch
 
-from rmtools.core.tilt import Tilt
 from rmtools.data.rollouts import Child, Rollout
 from rmtools.data.scoring import score_rollouts
 from rmtools.files import write_json
 from rmtools.lm.steps import EncodedTree, StepSettings, StepTokenizer
 from rmtools.lm.tokenizers import word_tokenizer
 from rmtools.lm.value import TOKENS_PER_BATCH, ValueModel, batches_by_length
+from rmtools.particles.tilt import Tilt
 
 REQUIRED, WORDS, CHILDREN = 0.8, 1000, 8
 # Width, layers, batches.

@@ -34,13 +34,13 @@ import numpy as np
 import torch
 
 from rmtools.core import smc
-from rmtools.core.tilt import Tilt
 from rmtools.files import write_json
 from rmtools.lm.particles import LMParticles
 from rmtools.lm.policy import Decoded, Policy
 from rmtools.lm.steps import StepSettings, StepTokenizer
 from rmtools.lm.tokenizers import word_tokenizer
 from rmtools.lm.value import ConstantValue, ValueModel
+from rmtools.particles.tilt import Tilt
 
 LENGTH, LONGEST, PROMPT, WORDS = 12, 64, 24, 252
 # Hidden width, layers, heads, vocabulary. 0.5B has the shape of a Qwen2.5-0.5B with 14 heads of its own keys.

@@ -27,9 +27,9 @@ from crossing_models import models
 from lm_law_parts import Row
 from lm_output import Z_MAX, Subject, on_language_model, on_table
 
-from rmtools.core.intervals import as_plain
 from rmtools.files import read_json, write_json, write_text
 from rmtools.plots.accuracy import sampler_law
+from rmtools.stats.bootstrap import as_plain
 
 HORIZON, RAREST = 6, 1e-4
 # Cool enough that what the table leaves out is some thousandths of the mass.
@@ -48,8 +48,8 @@ PARTS: dict[str, tuple[Part, int, bool]] = {
 
 def subjects(work: Path, n_prompts: int, seed: int) -> Iterator[tuple[Row, Subject, Subject]]:
     """Yield what is told of each prompt, the language model there, and its table."""
+    from rmtools.lm.enumerate.tables import tabulate
     from rmtools.lm.policy import Policy
-    from rmtools.lm.tabulate import tabulate
 
     found = models(work, HORIZON)
     policy = Policy(found.policy.model, found.policy.steps, TEMPERATURE, found.policy.name)

@@ -24,11 +24,11 @@ from lm_output import (
 )
 
 from rmtools.core import SMCResult, metropolis
-from rmtools.core.conditional import particle_gibbs
-from rmtools.core.smc import smc
-from rmtools.verify.exact.case import Setting
-from rmtools.verify.exact.output_law import weighted_slope
+from rmtools.particles.particle_gibbs import particle_gibbs
+from rmtools.particles.smc import smc
 from rmtools.verify.law import chi_square
+from rmtools.verify.theorems.case import Setting
+from rmtools.verify.theorems.output_law import weighted_slope
 
 Row = dict[str, Any]
 POOLS, POOL_SIZES = (1, 2, 4), (16, 32, 64, 128)

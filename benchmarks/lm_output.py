@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 
 from rmtools.core import FiniteModel
-from rmtools.core.smc import smc
+from rmtools.lm.enumerate.tables import TabulatedModel
 from rmtools.lm.particles import LMParticles, Reward
 from rmtools.lm.policy import Policy
-from rmtools.lm.tabulate import TabulatedModel
 from rmtools.lm.value import Scorer
-from rmtools.verify.exact.case import Setting
+from rmtools.particles.smc import smc
+from rmtools.verify.theorems.case import Setting
 
 CANDIDATES_AT_ONCE = 40_000
 Z_MAX = 4.5

@@ -90,7 +90,7 @@ class Setting:
 
     def enumerations(self) -> list[Any]:
         """Return the prefixes of the first held-out prompts under the policy."""
-        from rmtools.lm.tabulate import enumerate_prefixes
+        from rmtools.lm.enumerate.tables import enumerate_prefixes
 
         if not self._enumerated:
             horizon, reward = self.task.horizon, self.task.reward
@@ -119,11 +119,11 @@ def train(setting: Setting, spec: dict[str, Any], out: Path) -> Any:
     from transformers import set_seed
     from trl import ModelConfig
 
-    from rmtools.core.tilt import Tilt
     from rmtools.lm.value import ValueModel
-    from rmtools.train.config import PRMConfig
-    from rmtools.train.lora import build_model
-    from rmtools.train.trainer import PRMTrainer
+    from rmtools.particles.tilt import Tilt
+    from rmtools.training.config import PRMConfig
+    from rmtools.training.lora import build_model
+    from rmtools.training.trainer import PRMTrainer
 
     config = PRMConfig(
         output_dir=str(out / "unused"),
@@ -157,9 +157,9 @@ def train(setting: Setting, spec: dict[str, Any], out: Path) -> Any:
 
 def figures(setting: Setting, scorer: Any) -> dict[str, float]:
     """Return what the model is worth on prompts it was not trained on."""
-    from rmtools.core.calibration import auc, brier
     from rmtools.data.exact import exact_ratios
     from rmtools.data.scoring import score_rollouts
+    from rmtools.stats.calibration import auc, brier
 
     b = np.concatenate(exact_ratios(setting.policy, [scorer], setting.held_out, setting.task).log_error[0])
     scored = score_rollouts(setting.held_out, scorer)
@@ -185,8 +185,8 @@ def figures(setting: Setting, scorer: Any) -> dict[str, float]:
 
 def controls(setting: Setting, floor: float) -> dict[str, float]:
     """Return the figures of the constant base rate."""
-    from rmtools.core.tilt import Tilt
     from rmtools.lm.value import ConstantValue
+    from rmtools.particles.tilt import Tilt
 
     rate = float(np.mean([r.outcome for r in setting.rows]))
     return figures(setting, ConstantValue(rate, setting.policy.steps, Tilt(floor)))

@@ -92,9 +92,9 @@ def build(folder: Path, told: dict[str, Any], rows: list[Any], steps: int, out: 
 
     from rmtools.lm.policy import load_tokenizer
     from rmtools.lm.steps import StepSettings, StepTokenizer
-    from rmtools.train.config import CHECKPOINTING, PRMConfig
-    from rmtools.train.lora import build_model
-    from rmtools.train.trainer import PRMTrainer
+    from rmtools.training.config import CHECKPOINTING, PRMConfig
+    from rmtools.training.lora import build_model
+    from rmtools.training.trainer import PRMTrainer
 
     class Clock(TrainerCallback):
         start = end = 0.0

@@ -228,8 +228,8 @@ def rmtools_trainer(model: str, data: Path, options: dict[str, Any], timer: Any)
     from rmtools.lm.checkpoint import new_token_classifier
     from rmtools.lm.policy import load_tokenizer
     from rmtools.lm.steps import StepSettings, StepTokenizer
-    from rmtools.train.config import PRMConfig
-    from rmtools.train.trainer import PRMTrainer
+    from rmtools.training.config import PRMConfig
+    from rmtools.training.trainer import PRMTrainer
 
     rows = [json.loads(line) for line in data.read_text(encoding="utf-8").splitlines()]
     rollouts = [

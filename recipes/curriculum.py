@@ -25,8 +25,7 @@ import numpy as np
 
 from rmtools.cli.errors import exit_on_user_error
 from rmtools.cli.progress import progress
-from rmtools.core.arguments import check_count, check_seed
-from rmtools.data.given import given_demonstrations
+from rmtools.data.prefix_curriculum import given_demonstrations
 from rmtools.data.rollouts import META_FILE, Rollout, RolloutMetadata, write_rollouts
 from rmtools.data.tasks import ExactTask, load_exact_task
 from rmtools.errors import UserError
@@ -34,6 +33,7 @@ from rmtools.files import claim_folder
 from rmtools.lm.checkpoint import fingerprint
 from rmtools.lm.policy import load_policy
 from rmtools.lm.steps import StepSettings
+from rmtools.particles.arguments import check_count, check_seed
 
 STAGE = re.compile(r"([0-9]{1,9}):([0-9]{1,9})-([0-9]{1,9}):(0?\.[0-9]+|1)(?::(steps|prefixes))?")
 

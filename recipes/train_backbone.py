@@ -10,11 +10,11 @@ import argparse
 from pathlib import Path
 
 from rmtools.cli.errors import exit_on_user_error
-from rmtools.core.arguments import check_count, check_positive, check_seed
 from rmtools.data.rollouts import read_rollouts
 from rmtools.files import claim_folder, replacing
 from rmtools.lm.tokenizers import bpe_tokenizer
-from rmtools.train.scratch import small_llama, train_language_model
+from rmtools.particles.arguments import check_count, check_positive, check_seed
+from rmtools.training.small_models import small_llama, train_language_model
 
 
 def arguments() -> argparse.Namespace:

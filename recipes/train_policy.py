@@ -18,15 +18,15 @@ from pathlib import Path
 import numpy as np
 
 from rmtools.cli.errors import exit_on_user_error
-from rmtools.core.arguments import check_count, check_positive, check_seed
 from rmtools.data.tasks import ExactTask, load_exact_task
 from rmtools.errors import UserError
 from rmtools.files import claim_folder, replacing, write_json
-from rmtools.lm.oneshot import generate_once
+from rmtools.lm.generate import generate_once
 from rmtools.lm.policy import load_policy
 from rmtools.lm.steps import StepSettings
 from rmtools.lm.tokenizers import word_tokenizer
-from rmtools.train.scratch import small_llama, train_language_model
+from rmtools.particles.arguments import check_count, check_positive, check_seed
+from rmtools.training.small_models import small_llama, train_language_model
 
 
 def arguments() -> argparse.Namespace:

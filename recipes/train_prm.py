@@ -4,7 +4,7 @@ accelerate launch recipes/train_prm.py                 # after `make quickstart`
 accelerate launch recipes/train_prm.py --config my.yaml --target mc --divergence bce
 
 Every key of the YAML file is also a flag: those of transformers.TrainingArguments, of trl.ModelConfig (LoRA is the
-default, --use_peft false trains all weights), and of rmtools.train.config (target, divergence, train_rollouts, …).
+default, --use_peft false trains all weights), and of rmtools.training.config (target, divergence, train_rollouts, …).
 """
 
 import sys
@@ -19,7 +19,7 @@ from rmtools.lm.steps import StepTokenizer
 if TYPE_CHECKING:
     from trl import ModelConfig
 
-    from rmtools.train.config import DataArguments, PRMConfig
+    from rmtools.training.config import DataArguments, PRMConfig
 
 DEFAULT_CONFIG = "recipes/quickstart_prm.yaml"
 
@@ -29,8 +29,8 @@ def arguments(given: list[str]) -> "tuple[DataArguments, PRMConfig, ModelConfig]
     import yaml
     from trl import ModelConfig, TrlParser
 
-    from rmtools.train.config import DataArguments, PRMConfig
-    from rmtools.train.yaml_types import check_yaml
+    from rmtools.training.config import DataArguments, PRMConfig
+    from rmtools.training.yaml_types import check_yaml
 
     parts: list[Any] = [DataArguments, PRMConfig, ModelConfig]
     parser: Any = TrlParser(parts)
@@ -76,12 +76,12 @@ def main() -> None:
     data, config, model_args = arguments(sys.argv[1:])
     from transformers import set_seed
 
-    from rmtools.train.bootstrap import FILE as BOOTSTRAP_FILE
-    from rmtools.train.config import CHECKPOINTING
-    from rmtools.train.data import hold_out, load_rows, require_base
-    from rmtools.train.errors import refused_by_libraries
-    from rmtools.train.lora import build_model, refuse_ignored, revision
-    from rmtools.train.resume import (
+    from rmtools.training.bootstrap import FILE as BOOTSTRAP_FILE
+    from rmtools.training.config import CHECKPOINTING
+    from rmtools.training.data import hold_out, load_rows, require_base
+    from rmtools.training.errors import refused_by_libraries
+    from rmtools.training.lora import build_model, refuse_ignored, revision
+    from rmtools.training.resume import (
         RemoveOld,
         checkpoint_to_resume,
         claim_output,
@@ -89,8 +89,8 @@ def main() -> None:
         require_outside,
         require_same_training,
     )
-    from rmtools.train.save import settings_for
-    from rmtools.train.trainer import PRMTrainer
+    from rmtools.training.save import settings_for
+    from rmtools.training.trainer import PRMTrainer
 
     refuse_ignored(model_args)
     rows, metadata = load_rows(data.train_rollouts, data.data_format)

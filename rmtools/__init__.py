@@ -1,7 +1,7 @@
 """rmtools: train, audit and sample with process reward models that are consistent in the sense of Bellman.
 
 The rooms, lowest first: :mod:`rmtools.core` (numpy only), :mod:`rmtools.lm`, :mod:`rmtools.data`,
-:mod:`rmtools.train`, :mod:`rmtools.audit`, :mod:`rmtools.verify`, :mod:`rmtools.cli`.
+:mod:`rmtools.training`, :mod:`rmtools.auditing`, :mod:`rmtools.verify`, :mod:`rmtools.cli`.
 
 >>> import rmtools
 >>> rmtools.__version__

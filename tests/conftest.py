@@ -202,7 +202,7 @@ def on_finite_model():
 def finite_source(model, dies=(), tokens=1, joins=True):
     from types import SimpleNamespace
 
-    from rmtools.lm.sampling.source import Source
+    from rmtools.sampling.source import Source
 
     kind = JoinableTexts if joins else Texts
 

@@ -23,10 +23,10 @@ from rmtools.adapters.cutting import Cut, Steps, cut_bytes, cut_tokens
 from rmtools.adapters.genlm_scorer import GenlmScorer
 from rmtools.adapters.reading import not_installed, tree_of_ids
 from rmtools.errors import UserError
-from rmtools.lm.branches import padded
 from rmtools.lm.particles import Reward, Terminal, check_terminal
 from rmtools.lm.policy import Policy
 from rmtools.lm.steps import StepTokenizer
+from rmtools.lm.tree_scoring import padded
 from rmtools.lm.value import Scorer
 
 try:

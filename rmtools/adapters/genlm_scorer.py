@@ -11,10 +11,10 @@ from torch import Tensor
 
 from rmtools.adapters.cutting import Steps
 from rmtools.adapters.reading import answer_text, not_installed, outside_loop, prompt_text, tree_parts
-from rmtools.core.tilt import Tilt
 from rmtools.errors import UserError
 from rmtools.lm.steps import EncodedTree, StepTokenizer
 from rmtools.lm.value import TreeValues, ValueState
+from rmtools.particles.tilt import Tilt
 
 try:
     from genlm.backend.tokenization import Token

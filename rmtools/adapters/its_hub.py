@@ -24,10 +24,10 @@ import torch
 from torch import Tensor
 
 from rmtools.adapters.reading import answer_text, not_installed, outside_loop, prompt_text, tree_parts
-from rmtools.core.tilt import Tilt
 from rmtools.errors import UserError
 from rmtools.lm.steps import EncodedTree, StepTokenizer, split_steps
 from rmtools.lm.value import Scorer, TreeValues, ValueState
+from rmtools.particles.tilt import Tilt
 
 try:
     from its_hub.api import AbstractProcessRewardModel, ChatMessage, ChatMessages

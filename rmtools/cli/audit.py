@@ -66,8 +66,8 @@ def command(
 
     Exit code 1 if a threshold of --fail-above is not met.
     """
-    from rmtools.audit.audit import check_accuracies
-    from rmtools.audit.metrics import not_met, thresholds
+    from rmtools.auditing.audit import check_accuracies
+    from rmtools.auditing.metrics import not_met, thresholds
     from rmtools.cli.auditing import audited, check_verifiable, finish, source_of, with_sampler
     from rmtools.cli.options import generator
     from rmtools.data.collect import Branching

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rmtools.errors import UserError
 
 if TYPE_CHECKING:
-    from rmtools.audit import AuditReport
+    from rmtools.auditing import AuditReport
     from rmtools.data.collect import Branching
     from rmtools.data.rollouts import RolloutMetadata
     from rmtools.data.tasks import Task
@@ -127,11 +127,11 @@ def implicit_of(
     model: str, policy: str | None, task: str | None, horizon: int | None, known: "RolloutMetadata | None"
 ) -> "tuple[Scorer, Policy, Task | None]":
     """Return the log ratio of the named language model and the policy, the policy, and the task if one is named."""
-    from rmtools.core.tilt import Tilt
     from rmtools.data.tasks import load_task
     from rmtools.lm.implicit import load_implicit
     from rmtools.lm.policy import load_policy
     from rmtools.lm.steps import StepSettings
+    from rmtools.particles.tilt import Tilt
 
     name = policy or (known.policy if known else "")
     if not name:
@@ -161,7 +161,7 @@ def audited(
     seed: int,
 ) -> "AuditReport":
     """Make the rollouts where none are named, and audit."""
-    from rmtools.audit import audit
+    from rmtools.auditing import audit
     from rmtools.cli.progress import progress
     from rmtools.data.rollouts import read_rollouts
 
@@ -206,9 +206,9 @@ def make_rollouts(source: Source, branching: "Branching", prompts_limit: int | N
 
 def with_sampler(report: "AuditReport", source: Source, seed: int) -> "AuditReport":
     """Return the report with the accuracy of the sampler at the predicted particles."""
-    from rmtools.audit.audit import with_measured
-    from rmtools.audit.subjects import loaded
-    from rmtools.audit.verify import measure
+    from rmtools.auditing.audit import with_measured
+    from rmtools.auditing.models import loaded
+    from rmtools.auditing.verify import measure
     from rmtools.cli.options import generator
     from rmtools.cli.progress import progress
 
@@ -250,8 +250,8 @@ def require_same_policy(source: Source) -> None:
 
 def finish(report: "AuditReport", source: Source, card: bool) -> None:
     """Write the three files and the card, print the table and the notes."""
-    from rmtools.audit.card import write_card
-    from rmtools.audit.report import MARKDOWN_FILE, PAGE_FILE, write_report
+    from rmtools.auditing.card import write_card
+    from rmtools.auditing.report import MARKDOWN_FILE, PAGE_FILE, write_report
 
     write_report(report, source.folder)
     print(report)

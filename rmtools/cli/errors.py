@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 
 from rmtools.errors import UserError
-from rmtools.processes import this_process
+from rmtools.jobs.processes import this_process
 
 # What is wrong for all of several processes the main one says first, and the launcher then ends the others. One that is
 # still there after this many seconds has an error of its own to tell.

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 
 from rmtools.cli.progress import bar
-from rmtools.processes import this_process
+from rmtools.jobs.processes import this_process
 
 EVERY = 30.0  # seconds between lines where no terminal shows a bar
 WINDOW = 20.0  # seconds over which the speed is taken

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rmtools.errors import UserError
-from rmtools.processes import local_rank
+from rmtools.jobs.processes import local_rank
 
 if TYPE_CHECKING:
     import torch

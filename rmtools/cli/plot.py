@@ -31,7 +31,7 @@ def trace(
     """Draw the ancestry tree of one prompt's particles with the texts of their steps, and the effective sample size."""
     from rmtools.errors import UserError
     from rmtools.files import replacing
-    from rmtools.lm.trace_file import read_traced_prompt
+    from rmtools.sampling.trace_file import read_traced_prompt
 
     if prompt < 0:
         raise UserError(f"--prompt must be at least 0, got {prompt}", "count from 0")

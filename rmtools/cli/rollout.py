@@ -11,15 +11,15 @@ import typer
 
 from rmtools.cli.options import Horizon, Out, Policy, Seed, TaskName, generator
 from rmtools.errors import UserError
-from rmtools.processes import Process, this_process
+from rmtools.jobs.processes import Process, this_process
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from rmtools.data.collect import Branching
-    from rmtools.data.plan import Plan
-    from rmtools.data.resume import ShardedRollouts
     from rmtools.data.tasks import Task
+    from rmtools.jobs.plan import Plan
+    from rmtools.jobs.resume import ShardedRollouts
     from rmtools.lm.policy import Policy as LoadedPolicy
 
 Depths = Annotated[
@@ -162,7 +162,7 @@ def make_rollouts(
         If a prompt is not the task's, ``out`` holds something else or rollouts of other arguments, or cannot be written.
     """
     from rmtools.data.prompts import check_prompts, prompts_from
-    from rmtools.data.resume import ShardedRollouts
+    from rmtools.jobs.resume import ShardedRollouts
 
     found, removed = prompts_from(prompts, task, generator(verb, seed))
     check_prompts(found, task, policy)
@@ -198,8 +198,8 @@ def plan_for(
 ) -> "Plan":
     """Return the plan; sizes that are not given are those ``out`` was begun with, or else the defaults."""
     from rmtools.data.collect import prompts_per_batch
-    from rmtools.data.plan import Plan, hash_of, read_plan
     from rmtools.data.tasks.custom import code_hash
+    from rmtools.jobs.plan import Plan, hash_of, read_plan
     from rmtools.lm.checkpoint import fingerprint
 
     old = (None if sharding.overwrite else read_plan(out)) or {}
@@ -235,7 +235,7 @@ def draw_missing(
 ) -> float:
     """Draw this process's missing shards; return the seconds of the slowest, 0 without any."""
     from rmtools.data.collect import Collector
-    from rmtools.data.plan import shard_generator
+    from rmtools.jobs.plan import shard_generator
 
     plan, process, longest = rollouts.plan, rollouts.work.process, 0.0
     missing = rollouts.work.missing(rollouts.work.own)

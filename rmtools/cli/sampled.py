@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from rmtools.core.intervals import Interval, bootstrap_all, cluster_sums, ratio_of_means
+from rmtools.stats.bootstrap import Interval, bootstrap_all, cluster_sums, ratio_of_means
 
 Records = Sequence[dict[str, Any]]
 

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 from rmtools.cli.shown import Shown
 from rmtools.errors import UserError
 from rmtools.files import writable_beside
-from rmtools.processes import Process, this_process
+from rmtools.jobs.processes import Process, this_process
 
 if TYPE_CHECKING:
-    from rmtools.audit.accuracy import Accuracy, Predicted
+    from rmtools.auditing.accuracy import Accuracy, Predicted
     from rmtools.cli.server import Server
-    from rmtools.data.sample_plan import SamplePlan
     from rmtools.data.tasks import Task
-    from rmtools.lm.inference import SamplerSettings
+    from rmtools.jobs.sample_plan import SamplePlan
     from rmtools.lm.protocol import StepPolicy
     from rmtools.lm.value import ValueModel
+    from rmtools.sampling.sample_prompts import SamplerSettings
 
 
 @dataclass(frozen=True)
@@ -49,13 +49,13 @@ class Wanted:
         UserError
             Where options contradict each other.
         """
-        from rmtools.lm.inference import settings_for
+        from rmtools.sampling.sample_prompts import settings_for
 
         if self.accuracy is None:
             if self.audit is not None:
                 raise UserError("--audit is read for --accuracy only", "pass --accuracy tv=.05, say")
             return settings_for(self.algorithm, **self.given), None
-        from rmtools.audit.accuracy import Accuracy
+        from rmtools.auditing.accuracy import Accuracy
 
         accuracy = Accuracy.parse(self.accuracy)
         self._check_predicted()
@@ -150,7 +150,7 @@ def sample(
     """
     from rmtools.cli.options import generator
     from rmtools.data.prompts import check_prompts, read_prompts
-    from rmtools.data.samples import SampleFile
+    from rmtools.jobs.samples import SampleFile
 
     settings, accuracy = wanted.settings()
     generator("sample", seed)  # refuses a negative seed
@@ -182,7 +182,7 @@ def finish(loaded: Engine, out: Path, trace: Path | None, made: bool) -> None:
     """Print the report of the file, and what a server was asked for."""
     from rmtools.cli.sampled import report
     from rmtools.cli.server import summary
-    from rmtools.lm.server import ServerPolicy
+    from rmtools.serving.server import ServerPolicy
 
     print(f"{'' if made else 'finished already; '}{report(out)}")
     if trace is not None:
@@ -236,8 +236,8 @@ def drawing(
 ) -> Callable[[Sequence[str], Any], Iterator[Any]]:
     """Return what draws the records of a block of prompts, each followed by its traces: the one call of the sampler."""
     from rmtools.data.tasks import Answering
-    from rmtools.lm.inference import sample_prompts
-    from rmtools.lm.tracer import Tracer
+    from rmtools.sampling.sample_prompts import sample_prompts
+    from rmtools.sampling.tracer import Tracer
 
     task = loaded.task
     judged: dict[str, Any] = {
@@ -275,7 +275,7 @@ def predict(
     accuracy: "Accuracy", audit: Path, model: Path, loaded: Engine, settings: "SamplerSettings"
 ) -> "Predicted":
     """Return the particles that the audit predicts for ``accuracy``; raises ``UserError`` where it cannot."""
-    from rmtools.audit.accuracy import Sampled, particles_for
+    from rmtools.auditing.accuracy import Sampled, particles_for
     from rmtools.lm.checkpoint import fingerprint
 
     source = loaded.policy
@@ -304,9 +304,9 @@ def plan_for(
 ) -> "SamplePlan":
     """Return everything the records depend on."""
     import rmtools
-    from rmtools.data.plan import hash_of
-    from rmtools.data.sample_plan import SamplePlan, usual_block
     from rmtools.data.tasks.custom import code_hash
+    from rmtools.jobs.plan import hash_of
+    from rmtools.jobs.sample_plan import SamplePlan, usual_block
     from rmtools.lm.checkpoint import fingerprint
 
     task, source = loaded.task, loaded.policy

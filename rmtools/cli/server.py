@@ -11,8 +11,8 @@ from rmtools.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-    from rmtools.lm.server import ServerPolicy
     from rmtools.lm.steps import StepTokenizer
+    from rmtools.serving.server import ServerPolicy
 
 CONCURRENCY, BATCH = 16, 1
 
@@ -91,7 +91,7 @@ def connect_policy(
     UserError
         Where there is no such server or model.
     """
-    from rmtools.lm.server import connect
+    from rmtools.serving.server import connect
 
     for name, value in (("--concurrency", concurrency), ("--server-batch", batch)):
         if value < 1:

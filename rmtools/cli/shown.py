@@ -10,7 +10,7 @@ import numpy as np
 from rmtools.cli.live import Live, live_progress
 
 if TYPE_CHECKING:
-    from rmtools.core.particles import SMCResult
+    from rmtools.particles.protocol import SMCResult
 
 
 @dataclass(frozen=True, eq=False)

@@ -37,7 +37,7 @@ def lm(
     from rmtools.cli.progress import progress
     from rmtools.data.prompts import check_prompts, prompts_from
     from rmtools.files import claim_folder, write_json
-    from rmtools.verify.scaling import listed_steps, verify_lm
+    from rmtools.verify.language_model import listed_steps, verify_lm
 
     at_least_one(n_prompts=n_prompts, runs=runs, max_particles=max_particles)
     loaded = load(model, policy, task, horizon)
@@ -67,9 +67,9 @@ def exact(
 
     from rmtools.cli.progress import progress
     from rmtools.files import claim_folder
-    from rmtools.verify.exact import verify_exact
-    from rmtools.verify.exact.report import RESULT_FILE, write_report
-    from rmtools.verify.exact.runner import n_cases
+    from rmtools.verify.theorems import verify_exact
+    from rmtools.verify.theorems.report import RESULT_FILE, write_report
+    from rmtools.verify.theorems.runner import n_cases
 
     if workers is not None:
         at_least_one(workers=workers)

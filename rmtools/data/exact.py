@@ -12,7 +12,7 @@ import torch
 
 from rmtools.data.rollouts import Rollout
 from rmtools.data.tasks import Task
-from rmtools.lm.enumerate import Expansion, expand, follow
+from rmtools.lm.enumerate.next_steps import Expansion, expand, follow
 from rmtools.lm.particles import to_numpy
 from rmtools.lm.policy import Policy, PolicyState
 from rmtools.lm.value import Scorer, ValueState

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rmtools.core.estimate import PrefixErrors, prefix_errors
-from rmtools.core.tilt import Tilt
 from rmtools.data.rollouts import Rollout
 from rmtools.errors import UserError
 from rmtools.lm.particles import Terminal
 from rmtools.lm.value import BROKEN, NaNValueError, Scorer, TreeValues
+from rmtools.particles.tilt import Tilt
+from rmtools.stats.bellman_error import PrefixErrors, prefix_errors
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 DATA = "data"
-# Stands where `rmtools rollout` is at work or was: rmtools.data.plan.
+# Stands where `rmtools rollout` is at work or was: rmtools.jobs.plan.
 PLAN_FILE = "plan.json"
 FORMATS = ("parquet", "jsonl")
 NAME = re.compile(r"train-(\d{5,})-of-(\d{5,})\.(parquet|jsonl)")

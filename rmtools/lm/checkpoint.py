@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
-from rmtools.core.tilt import Tilt
 from rmtools.errors import UserError
 from rmtools.files import read_json, write_json
 from rmtools.lm.policy import Policy, best_device, load_tokenizer, not_a_model
 from rmtools.lm.steps import StepSettings, StepTokenizer
 from rmtools.lm.value import ValueModel
 from rmtools.lm.weights import adapted, require_head, require_whole, unreadable_weights
+from rmtools.particles.tilt import Tilt
 from rmtools.typed import wrong_types
 
 if TYPE_CHECKING:

@@ -14,10 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rmtools.core.tilt import Tilt
 from rmtools.errors import UserError
 from rmtools.lm.architectures import require_full_attention, require_rotations
-from rmtools.lm.cache import PrefixCache
+from rmtools.lm.kv.cache import PrefixCache
 from rmtools.lm.policy import Policy, left_padded, load_policy
 from rmtools.lm.steps import EncodedTree
 from rmtools.lm.value import (
@@ -27,6 +26,7 @@ from rmtools.lm.value import (
     batches_by_length,
     tree_batch,
 )
+from rmtools.particles.tilt import Tilt
 
 # A gigabyte in fp32: with a large vocabulary the logits, not the weights, decide how much fits.
 LOGITS_PER_BATCH = 1 << 28

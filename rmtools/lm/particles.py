@@ -38,7 +38,7 @@ class Setup:
 
 @dataclass(frozen=True)
 class LMParticles:
-    """A batch of prefixes of G prompts, n per prompt; see ``rmtools.core.particles.Particles``.
+    """A batch of prefixes of G prompts, n per prompt; see ``rmtools.particles.protocol.Particles``.
 
     Made by :meth:`start`. Immutable: ``extend`` and ``select`` return new objects that share tensors. Equal
     prefixes are held once: ``node`` says which of the U distinct ones each particle is at. Those that have ended need

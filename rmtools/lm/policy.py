@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rmtools.errors import UserError
-from rmtools.lm.cache import PrefixCache
+from rmtools.lm.kv.cache import PrefixCache
 from rmtools.lm.steps import StepSettings, StepTokenizer
 
 if TYPE_CHECKING:

@@ -1,7 +1,7 @@
 """What a policy is to whatever draws steps from it: the sampler and the collector know no more than this.
 
 A model in this process (:class:`rmtools.lm.policy.Policy`) and one behind a server
-(:class:`rmtools.lm.server.ServerPolicy`) are both of this kind.
+(:class:`rmtools.serving.server.ServerPolicy`) are both of this kind.
 """
 
 from typing import Any, Protocol

@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rmtools.core.tilt import Tilt
 from rmtools.errors import UserError
 from rmtools.lm.architectures import require_full_attention, require_rotations
-from rmtools.lm.block import attention
-from rmtools.lm.branches import padded, tree_logits
-from rmtools.lm.cache import PrefixCache
+from rmtools.lm.kv.batch import attention
+from rmtools.lm.kv.cache import PrefixCache
 from rmtools.lm.steps import EncodedTree, StepTokenizer
+from rmtools.lm.tree_scoring import padded, tree_logits
+from rmtools.particles.tilt import Tilt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

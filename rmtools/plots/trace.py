@@ -53,7 +53,7 @@ def trace_picture(record: Values, form: str = "svg") -> bytes:
     Parameters
     ----------
     record : mapping
-        As ``rmtools.lm.trace_file.read_trace`` returns it.
+        As ``rmtools.sampling.trace_file.read_trace`` returns it.
     form : {"svg", "png", "pdf"}
 
     Returns

@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from rmtools.core.tilt import Tilt
 from rmtools.data.collect import Branching, Collector
 from rmtools.data.tasks import Task
-from rmtools.lm.oneshot import generate_once
+from rmtools.lm.enumerate.tables import tabulate
+from rmtools.lm.generate import generate_once
 from rmtools.lm.policy import Policy
 from rmtools.lm.steps import StepTokenizer
-from rmtools.lm.tabulate import tabulate
 from rmtools.lm.value import ConstantValue
+from rmtools.particles.tilt import Tilt
 
 
 @dataclass(frozen=True)

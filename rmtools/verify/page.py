@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from rmtools import plots
-from rmtools.audit import report as audit
-from rmtools.audit.page import Items, Plot, Section, Table, page
-from rmtools.core.intervals import Interval
+from rmtools.auditing import report as audit
+from rmtools.plots.page import Items, Plot, Section, Table, page
+from rmtools.stats.bootstrap import Interval
 
 Values = Mapping[str, Any]
 

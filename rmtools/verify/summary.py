@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from rmtools.core.intervals import Interval, Statistic, bootstrap_all, cluster_sums, ratio_of_means
 from rmtools.errors import UserError
 from rmtools.files import read_json, write_json, write_text
+from rmtools.stats.bootstrap import Interval, Statistic, bootstrap_all, cluster_sums, ratio_of_means
 
 SCHEMA_VERSION = 1
 SUMMARY_FILE, PAGE_FILE = "summary.json", "report.html"

@@ -186,7 +186,7 @@ def test_verify_exact_with_two_checks(run, tmp_path, monkeypatch, verified):
 
 
 def test_verify_exact_fails_with_exit_code_1(run, tmp_path, monkeypatch, verified):
-    from rmtools.verify.exact import guided
+    from rmtools.verify.theorems import guided
 
     monkeypatch.setattr(guided, "sp_tv_bound", lambda depth, eps: 0.0)
     result = run("verify", "exact", "--quick", "--workers", 1, "--out", tmp_path / "v")
@@ -198,7 +198,7 @@ def test_verify_exact_fails_with_exit_code_1(run, tmp_path, monkeypatch, verifie
 @pytest.fixture
 def verified(monkeypatch):
     """Two checks of eight, and a report without the others' plots."""
-    from rmtools.verify.exact import bound, guided, report, runner
+    from rmtools.verify.theorems import bound, guided, report, runner
 
     monkeypatch.setattr(runner, "CHECKS", (guided, bound))
     monkeypatch.setattr(report, "drawings", lambda found: {"plot": ("<svg></svg>", "a caption")})

@@ -8,7 +8,7 @@ from checks import check_error
 
 from rmtools.core import smc
 from rmtools.lm.particles import LMParticles
-from rmtools.lm.trace import Traced, trace_records
+from rmtools.sampling.trace import Traced, trace_records
 
 
 @pytest.fixture

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from checks import Result, check_error
 
-from rmtools.data.resume import ShardedRollouts
 from rmtools.data.rollouts import read_rollouts
 from rmtools.data.shards import find_shards
-from rmtools.data.workplace import Workplace
 from rmtools.errors import UserError
-from rmtools.processes import Process
+from rmtools.jobs.lock import Workplace
+from rmtools.jobs.processes import Process
+from rmtools.jobs.resume import ShardedRollouts
 
 ROOT = Path(__file__).parents[2]
 N_PROMPTS = 20
@@ -220,8 +220,8 @@ def test_processes_that_come_and_go(whole, policy, task, many_prompts, tmp_path)
 
 def test_a_main_process_that_is_left_alone(policy, task, many_prompts, tmp_path, monkeypatch, capsys):
     """Its own shards are kept, nothing is called finished, and the next start does the rest."""
-    monkeypatch.setattr("rmtools.data.shared.PATIENCE", 0.0)
-    monkeypatch.setattr("rmtools.data.shared.POLL", 3.0)
+    monkeypatch.setattr("rmtools.jobs.sharded_job.PATIENCE", 0.0)
+    monkeypatch.setattr("rmtools.jobs.sharded_job.POLL", 3.0)
     with pytest.raises(
         UserError, match=r"have not written 5 shards .*train-00001-of-00010.*same command again"
     ):
@@ -259,7 +259,7 @@ def test_rollouts_that_others_work_on_are_not_replaced(run, policy_folder, many_
 
 
 def test_a_process_without_a_main_one(policy, task, many_prompts, tmp_path, monkeypatch):
-    monkeypatch.setattr("rmtools.data.shared.PATIENCE", 0.0)
+    monkeypatch.setattr("rmtools.jobs.sharded_job.PATIENCE", 0.0)
     with pytest.raises(UserError, match="main process has not begun"):
         collect(policy, task, many_prompts, tmp_path / "r", process=Process(1, 2))
     assert not (tmp_path / "r").exists()

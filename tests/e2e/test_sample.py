@@ -7,14 +7,14 @@ import pytest
 import torch
 from checks import check_error, check_late
 
-from rmtools.audit import audit
-from rmtools.audit.report import write_report
+from rmtools.auditing import audit
+from rmtools.auditing.report import write_report
 from rmtools.data.collect import Branching, Collector
 from rmtools.data.rollouts import RolloutMetadata
 from rmtools.lm.checkpoint import fingerprint
-from rmtools.lm.trace_file import read_trace
-from rmtools.lm.tracer import solutions
 from rmtools.lm.value import ValueModel
+from rmtools.sampling.trace_file import read_trace
+from rmtools.sampling.tracer import solutions
 
 
 def read(path):

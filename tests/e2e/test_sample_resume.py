@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from checks import check_error
 
-from rmtools.data.plan import hash_of
-from rmtools.data.sample_plan import SamplePlan, usual_block
-from rmtools.data.samples import SampleFile
-from rmtools.data.workplace import Workplace
 from rmtools.errors import UserError
-from rmtools.lm.inference import SamplerSettings, sample_prompts, settings_for
-from rmtools.processes import Process
+from rmtools.jobs.lock import Workplace
+from rmtools.jobs.plan import hash_of
+from rmtools.jobs.processes import Process
+from rmtools.jobs.sample_plan import SamplePlan, usual_block
+from rmtools.jobs.samples import SampleFile
+from rmtools.sampling.sample_prompts import SamplerSettings, sample_prompts, settings_for
 
 ROOT = Path(__file__).parents[2]
 N_PROMPTS, BLOCK = 20, 2
@@ -197,7 +197,7 @@ def test_killed_at_every_kind_of_rename(whole, policy, value, task, many, tmp_pa
 
 def removing_is_deadly(call, *args):
     """Sample, and die before the ``call``-th thing of the finished folder is removed."""
-    from rmtools.data import samples
+    from rmtools.jobs import samples
 
     remove, count = samples.remove, 0
 
@@ -299,7 +299,7 @@ def test_processes_without_work_and_late_ones_just_end(policy, value, task, many
     assert waiting.exitcode == 0
     assert make(policy, value, task, many, out, Process(1, 2)) is False
     assert not folder_of(out).exists()
-    monkeypatch.setattr("rmtools.data.shared.PATIENCE", 0.0)
+    monkeypatch.setattr("rmtools.jobs.sharded_job.PATIENCE", 0.0)
     with pytest.raises(UserError, match="main process has not begun these samples"):
         make(policy, value, task, many, tmp_path / "t.jsonl", Process(1, 2))
 

@@ -14,7 +14,7 @@ from checks import check_error, check_late
 from safetensors.torch import load_file, save_file
 
 from rmtools.errors import UserError
-from rmtools.train.resume import claim_output, held_output
+from rmtools.training.resume import claim_output, held_output
 
 ROOT = Path(__file__).parents[2]
 

@@ -14,15 +14,15 @@ import numpy as np
 import pytest
 import torch
 
-from rmtools.core.tilt import Tilt
 from rmtools.data.collect import Branching, Collector
 from rmtools.data.rollouts import RolloutMetadata, read_rollouts, write_rollouts
 from rmtools.data.scoring import score_rollouts
 from rmtools.lm.checkpoint import fingerprint, load_value_model
 from rmtools.lm.policy import load_policy
-from rmtools.train.config import CHECKPOINTING, PRMConfig
-from rmtools.train.lora import build_model
-from rmtools.train.trainer import PRMTrainer
+from rmtools.particles.tilt import Tilt
+from rmtools.training.config import CHECKPOINTING, PRMConfig
+from rmtools.training.lora import build_model
+from rmtools.training.trainer import PRMTrainer
 
 pytestmark = [
     pytest.mark.gpu,
@@ -85,7 +85,7 @@ def test_values_are_those_of_the_cpu(value_folder, rollouts):
 
 def test_draws_have_the_law_that_the_cpu_gives_them(on_gpu, policy, task, prompts):
     """First steps of one prompt against their enumerated probabilities: a chi-square test."""
-    from rmtools.lm.tabulate import tabulate
+    from rmtools.lm.enumerate.tables import tabulate
     from rmtools.lm.value import ConstantValue
 
     prompt, n = prompts[0], 4000

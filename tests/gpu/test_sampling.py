@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from rmtools.core.smc import smc
 from rmtools.lm.checkpoint import load_value_model
+from rmtools.lm.enumerate.tables import tabulate
 from rmtools.lm.particles import LMParticles
 from rmtools.lm.policy import Policy, load_policy
-from rmtools.lm.tabulate import tabulate
+from rmtools.particles.smc import smc
 
 pytestmark = [
     pytest.mark.gpu,
@@ -74,7 +74,7 @@ def test_values_along_a_run_are_those_of_whole_prefixes_on_the_cpu(cool, on_gpu,
 def test_memory_that_does_not_suffice_halves_the_batch(cool, on_gpu, task, prompts, caplog, monkeypatch):
     """Passes over more than 40 prefixes ask for more than the card has: what is sampled is the same, in pieces."""
     expected = sampled(cool, on_gpu, task, prompts, 32, 5).particles.steps()
-    monkeypatch.setattr("rmtools.lm.cache._SAID", set())
+    monkeypatch.setattr("rmtools.lm.kv.cache._SAID", set())
     sizes = []
 
     def hungry(module, args, kwargs):

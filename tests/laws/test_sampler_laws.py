@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rmtools.core import FiniteModel, FiniteParticles, Tilt, perturb, product, random_tree, smc
-from rmtools.core.resampling import RESAMPLING
+from rmtools.particles.resampling import RESAMPLING
 
 SCHEMES = ["multinomial", "systematic", "stratified", "residual", "none"]
 # no deadline: machines are shared; derandomised: a law fails for a reason, not on a day

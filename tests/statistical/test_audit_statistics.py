@@ -20,9 +20,9 @@ from audit_population import Population, constant, draw_rollouts, noisy, perturb
 from audit_prediction import audited, rank, rank_correlation, ranking_verdicts, repeated_ranks
 from audit_statistics import Effort, main
 
-from rmtools.core.families import product
-from rmtools.verify.exact.case import Setting, output_bias
-from rmtools.verify.exact.output_law import signed_direction
+from rmtools.exact.families import product
+from rmtools.verify.theorems.case import Setting, output_bias
+from rmtools.verify.theorems.output_law import signed_direction
 
 # Of 60 audits; a 95% interval covers less than .85 once in 300 times, one that covers .7 hardly ever reaches it.
 AUDITS, LOWEST = 60, 0.85

@@ -5,16 +5,10 @@ import math
 import numpy as np
 import pytest
 
-from rmtools.core.cost import (
-    influence_sd,
-    measured_sigma2,
-    pooled_influence_sd,
-    pooled_sigma2,
-    sigma2,
-    sigma2_parts,
-    value_square_estimate,
-)
-from rmtools.core.estimate import (
+from rmtools.exact.families import random_tree
+from rmtools.particles.smc import smc
+from rmtools.particles.tilt import Tilt
+from rmtools.stats.bellman_error import (
     bellman_summary,
     cluster_bootstrap,
     cluster_sums,
@@ -23,10 +17,10 @@ from rmtools.core.estimate import (
     prefix_errors,
     quantile_interval,
 )
-from rmtools.core.families import random_tree
-from rmtools.core.intervals import ratio_of_means
-from rmtools.core.smc import smc
-from rmtools.core.tilt import Tilt
+from rmtools.stats.bootstrap import ratio_of_means
+from rmtools.stats.empirical_sigma2 import measured_sigma2
+from rmtools.stats.influence import influence_sd, pooled_influence_sd
+from rmtools.stats.sigma2 import pooled_sigma2, sigma2, sigma2_parts, value_square_estimate
 
 Z_MAX = 4.5
 BRANCHES = 2

@@ -3,8 +3,8 @@
 import numpy as np
 from test_estimate_statistics import Z_MAX, Population, z_score
 
-from rmtools.core.finite import FiniteModel
-from rmtools.core.flat import flat_summary
+from rmtools.core import FiniteModel
+from rmtools.stats.binned_errors import flat_summary
 
 TREE = Population(1, 3, np.random.default_rng(20), eps=0.8)
 

@@ -30,17 +30,17 @@ from lm_output import (
     z_score,
 )
 
-from rmtools.core.smc import smc
-from rmtools.core.tilt import Tilt
 from rmtools.data.collect import Branching, Collector
-from rmtools.lm.oneshot import generate_once
+from rmtools.lm.enumerate.tables import tabulate
+from rmtools.lm.generate import generate_once
 from rmtools.lm.particles import LMParticles
 from rmtools.lm.policy import Policy
-from rmtools.lm.tabulate import tabulate
 from rmtools.lm.value import ConstantValue
-from rmtools.verify.exact.case import Setting
+from rmtools.particles.smc import smc
+from rmtools.particles.tilt import Tilt
+from rmtools.verify.language_model import repeated_runs, verify_lm
 from rmtools.verify.law import chi_square, path_test
-from rmtools.verify.scaling import repeated_runs, verify_lm
+from rmtools.verify.theorems.case import Setting
 
 
 def path_p_value(paths, table, covered):

@@ -5,10 +5,10 @@ import copy
 import numpy as np
 from test_estimate_statistics import Z_MAX, Population, value_squares, z_score
 
-from rmtools.core.cost import pooled_sigma2, sigma2_parts
-from rmtools.core.estimate import bellman_summary
-from rmtools.core.paired import ModelEstimates, paired_difference
-from rmtools.core.residuals import prefix_errors
+from rmtools.stats.bellman_error import bellman_summary
+from rmtools.stats.paired import ModelEstimates, paired_difference
+from rmtools.stats.prefix_errors import prefix_errors
+from rmtools.stats.sigma2 import pooled_sigma2, sigma2_parts
 
 K = 8
 

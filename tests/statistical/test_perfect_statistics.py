@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from test_estimate_statistics import BRANCHES, Z_MAX, Population, all_parts, z_score
 
-from rmtools.core.families import random_tree
-from rmtools.core.perfect import cost_ratio, perfect_parts, perfect_sigma2
-from rmtools.core.tilt import Tilt
+from rmtools.exact.families import random_tree
+from rmtools.particles.tilt import Tilt
+from rmtools.stats.perfect_value import cost_ratio, perfect_parts, perfect_sigma2
 
 
 def truth(population):

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from rmtools.core import smc
-from rmtools.core.families import random_tree
-from rmtools.lm.inference import SamplerSettings, sample_prompts, settings_for
+from rmtools.exact.families import random_tree
 from rmtools.lm.particles import LMParticles
-from rmtools.lm.sampling.algorithms import draw_batch
+from rmtools.sampling.algorithms import draw_batch
+from rmtools.sampling.sample_prompts import SamplerSettings, sample_prompts, settings_for
 
 REPLICATES = 4000
 

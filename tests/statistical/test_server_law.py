@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from rmtools.core.smc import smc
+from rmtools.lm.enumerate.tables import tabulate
 from rmtools.lm.particles import LMParticles
 from rmtools.lm.policy import Policy
-from rmtools.lm.server import connect
-from rmtools.lm.tabulate import tabulate
+from rmtools.particles.smc import smc
+from rmtools.serving.server import connect
 from rmtools.verify.law import chi_square
 
 

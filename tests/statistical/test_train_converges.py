@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import torch
 
-from rmtools.core.layered import FiniteModel
+from rmtools.exact.finite_model import FiniteModel
 from rmtools.lm.value import log_value_from_logits
-from rmtools.train.losses import BREGMAN
-from rmtools.train.objective import Objective, read_values
-from rmtools.train.targets import TARGETS
+from rmtools.training.losses import BREGMAN
+from rmtools.training.objective import Objective, read_values
+from rmtools.training.targets import TARGETS
 
 FLOOR, T, CODES = 0.05, 3, 4
 

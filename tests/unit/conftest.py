@@ -22,7 +22,7 @@ def remembered(policy_folder, settings, rollouts, tmp_path):
 
     from rmtools.data.rollouts import RolloutMetadata
     from rmtools.lm.checkpoint import fingerprint
-    from rmtools.train.save import settings_for
+    from rmtools.training.save import settings_for
 
     weights = fingerprint(policy_folder)
     metadata = RolloutMetadata(str(policy_folder), weights, "crossing", 3, settings, 1.6, 5)

@@ -13,9 +13,9 @@ from accuracy_at_tokens import described, differences, interval, markdown, not_a
 from accuracy_samplers import Bench, Counted, Point, Tally, distinct_tokens, majority
 from crossing_models import Models
 
-from rmtools.core.intervals import as_plain
-from rmtools.core.smc import smc
 from rmtools.lm.particles import LMParticles
+from rmtools.particles.smc import smc
+from rmtools.stats.bootstrap import as_plain
 
 
 @pytest.fixture(scope="module")

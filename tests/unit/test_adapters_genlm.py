@@ -11,15 +11,15 @@ from genlm.control import BoolFSA, PromptedLLM, direct_token_sampler
 from genlm.control.potential import Potential
 
 from rmtools.adapters.genlm import GenlmScorer, PolicyPotential, ValuePotential, token_vocabulary
-from rmtools.core.smc import smc
-from rmtools.core.tilt import Tilt
 from rmtools.errors import UserError
+from rmtools.lm.enumerate.tables import tabulate
 from rmtools.lm.particles import LMParticles
 from rmtools.lm.policy import Policy
 from rmtools.lm.steps import StepSettings, StepTokenizer
-from rmtools.lm.tabulate import tabulate
 from rmtools.lm.tokenizers import bpe_tokenizer
 from rmtools.lm.value import ConstantValue, ValueModel
+from rmtools.particles.smc import smc
+from rmtools.particles.tilt import Tilt
 
 PATH = ["u r3 \n", "s r2 \n", "d x \n"]
 

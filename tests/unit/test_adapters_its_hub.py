@@ -16,13 +16,13 @@ from its_hub.core.algorithms.particle_gibbs import ParticleFiltering
 from its_hub.core.lms.step_generation import StepGeneration
 
 from rmtools.adapters.its_hub import ItsHubReward, ItsHubScorer
-from rmtools.core.smc import smc
-from rmtools.core.tilt import Tilt
 from rmtools.errors import UserError
+from rmtools.lm.enumerate.tables import tabulate
 from rmtools.lm.particles import LMParticles
 from rmtools.lm.policy import Policy
-from rmtools.lm.tabulate import tabulate
 from rmtools.lm.value import ConstantValue
+from rmtools.particles.smc import smc
+from rmtools.particles.tilt import Tilt
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 

@@ -17,8 +17,8 @@ from rmtools.core import (
     random_tree,
     smc,
 )
-from rmtools.core.theory import particle_bound, particles_for_cv, pool_size_bound, sp_tv_bound
 from rmtools.errors import UserError
+from rmtools.exact.bounds import particle_bound, particles_for_cv, pool_size_bound, sp_tv_bound
 
 RNG = np.random.default_rng(0)
 MODEL = product(3, 2.0)

@@ -8,22 +8,22 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from rmtools.audit import AuditReport, audit
-from rmtools.audit.card import write_card
-from rmtools.audit.cost import other_ways, paper_counts
-from rmtools.audit.metrics import METRICS, figure, not_met, thresholds
-from rmtools.audit.report import write_report
-from rmtools.audit.verify import measure, output_law
-from rmtools.core.intervals import Interval
-from rmtools.core.theory import particle_bound
-from rmtools.core.tilt import Tilt
+from rmtools.auditing import AuditReport, audit
+from rmtools.auditing.card import write_card
+from rmtools.auditing.cost import other_ways, paper_counts
+from rmtools.auditing.metrics import METRICS, figure, not_met, thresholds
+from rmtools.auditing.report import write_report
+from rmtools.auditing.verify import measure, output_law
 from rmtools.data.collect import Branching, Collector
 from rmtools.data.rollouts import RolloutMetadata
 from rmtools.errors import UserError
+from rmtools.exact.bounds import particle_bound
 from rmtools.lm.checkpoint import fingerprint, load_value_model
+from rmtools.lm.enumerate.tables import tabulate
 from rmtools.lm.policy import Policy
-from rmtools.lm.tabulate import tabulate
 from rmtools.lm.value import ConstantValue
+from rmtools.particles.tilt import Tilt
+from rmtools.stats.bootstrap import Interval
 
 TILT = Tilt(0.05)
 

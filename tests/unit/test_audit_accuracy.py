@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from rmtools.audit import audit
-from rmtools.audit.accuracy import Accuracy, Sampled, particles_for, read_report
-from rmtools.audit.report import write_report
+from rmtools.auditing import audit
+from rmtools.auditing.accuracy import Accuracy, Sampled, particles_for, read_report
+from rmtools.auditing.report import write_report
 from rmtools.data.collect import Branching, Collector
 from rmtools.data.rollouts import RolloutMetadata
 from rmtools.errors import UserError

@@ -6,15 +6,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from rmtools.audit.arrays import PromptArrays, prompt_arrays
-from rmtools.audit.controls import monte_carlo_oracle
-from rmtools.audit.cost import spread_of
-from rmtools.audit.model import calibration
-from rmtools.core.cost import influence_sd, sigma2_parts
-from rmtools.core.estimate import ratio_bound_quantiles
-from rmtools.core.tilt import Tilt
+from rmtools.auditing.arrays import PromptArrays, prompt_arrays
+from rmtools.auditing.controls import monte_carlo_oracle
+from rmtools.auditing.cost import spread_of
+from rmtools.auditing.model_audit import calibration
 from rmtools.data.rollouts import Rollout
 from rmtools.errors import UserError
+from rmtools.particles.tilt import Tilt
+from rmtools.stats.bellman_error import ratio_bound_quantiles
+from rmtools.stats.influence import influence_sd
+from rmtools.stats.sigma2 import sigma2_parts
 
 TILT = Tilt(0.2)
 

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from rmtools.audit.controls import position_only
-from rmtools.audit.model import Asked, audit_model
-from rmtools.core.tilt import Tilt
+from rmtools.auditing.controls import position_only
+from rmtools.auditing.model_audit import Asked, audit_model
 from rmtools.data.collect import Branching, Collector
 from rmtools.data.rollouts import Rollout
 from rmtools.data.scoring import score_rollouts
 from rmtools.errors import UserError
 from rmtools.lm.particles import LMParticles
+from rmtools.particles.tilt import Tilt
 
 TILT = Tilt(0.2)
 

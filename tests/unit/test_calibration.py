@@ -4,7 +4,8 @@ import math
 import numpy as np
 import pytest
 
-from rmtools.core.calibration import (
+from rmtools.errors import UserError
+from rmtools.stats.calibration import (
     CalibrationSummary,
     auc,
     auc_interval,
@@ -13,7 +14,6 @@ from rmtools.core.calibration import (
     expected_calibration_error,
     reliability_curve,
 )
-from rmtools.errors import UserError
 
 P = np.array([0.1, 0.4, 0.35, 0.8])
 Y = np.array([0.0, 0.0, 1.0, 1.0])

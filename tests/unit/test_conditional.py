@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from rmtools.core import FiniteModel, FiniteParticles, Tilt, product, random_tree, smc
-from rmtools.core.conditional import log_z_bounds, particle_gibbs
 from rmtools.errors import UserError
+from rmtools.particles.particle_gibbs import log_z_bounds, particle_gibbs
 
 GROUPS = 20_000
 

@@ -5,23 +5,20 @@ import math
 import numpy as np
 import pytest
 
-from rmtools.core.cost import (
-    InfluenceSD,
-    MeasuredSigma2,
+from rmtools.core import FiniteModel
+from rmtools.errors import UserError
+from rmtools.stats.bootstrap import Interval
+from rmtools.stats.empirical_sigma2 import MeasuredSigma2, measured_sigma2
+from rmtools.stats.influence import InfluenceSD, influence_sd, pooled_influence_sd
+from rmtools.stats.sigma2 import (
     Sigma2,
-    influence_sd,
-    measured_sigma2,
     n_for_cv,
     n_for_tv,
-    pooled_influence_sd,
     pooled_sigma2,
     sigma2,
     sigma2_parts,
     value_square_estimate,
 )
-from rmtools.core.finite import FiniteModel
-from rmtools.core.intervals import Interval
-from rmtools.errors import UserError
 
 # A tree of two steps, written out: first branch, then leaf given branch; nothing symmetric.
 FIRST = np.array([0.25, 0.75])

@@ -7,7 +7,6 @@ import pytest
 import torch
 from scipy import stats
 
-from rmtools.core.tilt import Tilt
 from rmtools.data.collect import Branching, Collector, prompt_id, prompts_per_batch
 from rmtools.data.rollouts import Child, Rollout
 from rmtools.data.scoring import score_rollouts
@@ -15,7 +14,8 @@ from rmtools.errors import UserError
 from rmtools.lm.policy import Policy
 from rmtools.lm.steps import StepSettings, StepTokenizer
 from rmtools.lm.value import ConstantValue
-from rmtools.train.metrics import held_out_metrics
+from rmtools.particles.tilt import Tilt
+from rmtools.training.metrics import held_out_metrics
 
 
 def collect(policy, task, prompts, branching, seed=0, **kwargs):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from rmtools.data.given import given_demonstrations
+from rmtools.data.prefix_curriculum import given_demonstrations
 from rmtools.data.tasks import load_exact_task
 
 

@@ -8,12 +8,12 @@ import pytest
 
 from rmtools.cli.options import generator
 from rmtools.data.collect import Branching
-from rmtools.data.plan import Plan, differences, hash_of, read_plan, shard_generator
 from rmtools.data.shards import PLAN_FILE
 from rmtools.errors import UserError
 from rmtools.files import write_json
+from rmtools.jobs.plan import Plan, differences, hash_of, read_plan, shard_generator
+from rmtools.jobs.processes import Process, local_rank, this_process
 from rmtools.lm.steps import StepSettings
-from rmtools.processes import Process, local_rank, this_process
 
 PLAN = Plan(
     verb="rollout",

@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from rmtools.core.estimate import (
+from rmtools.errors import UserError
+from rmtools.stats.bellman_error import (
     BellmanSummary,
     DepthSummary,
     FractionBound,
@@ -23,7 +24,6 @@ from rmtools.core.estimate import (
     ratio_bound_quantiles,
     self_normalise,
 )
-from rmtools.errors import UserError
 
 
 def compositions(k, weights):

@@ -17,8 +17,8 @@ from rmtools.core import (
     product,
     random_tree,
 )
-from rmtools.core import influence as influence_module
 from rmtools.errors import UserError
+from rmtools.exact import influence as influence_module
 
 
 def close(actual, expected):

@@ -4,9 +4,9 @@ import math
 import numpy as np
 import pytest
 
-from rmtools.core.flat import FlatSummary, flat_summary
-from rmtools.core.intervals import Interval
 from rmtools.errors import UserError
+from rmtools.stats.binned_errors import FlatSummary, flat_summary
+from rmtools.stats.bootstrap import Interval
 
 
 def rows_of(first, ratios):

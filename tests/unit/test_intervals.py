@@ -6,15 +6,15 @@ import math
 import numpy as np
 import pytest
 
-from rmtools.core.estimate import (
+from rmtools.errors import UserError
+from rmtools.stats.bellman_error import (
     Interval,
     cluster_bootstrap,
     cluster_sums,
     quantile_interval,
 )
-from rmtools.core.intervals import bootstrap_all, jackknife, ratio_of_means, root
-from rmtools.core.order import weighted_quantile
-from rmtools.errors import UserError
+from rmtools.stats.bootstrap import bootstrap_all, jackknife, ratio_of_means, root
+from rmtools.stats.quantiles import weighted_quantile
 
 
 def test_interval_basics():
@@ -80,7 +80,7 @@ def test_bootstrap_is_close_to_the_normal_interval_for_many_even_clusters():
 def test_bootstrap_does_not_depend_on_chunks(monkeypatch):
     x = np.random.default_rng(1).exponential(size=(50, 1))
     whole = cluster_bootstrap(x, lambda m: m[:, 0], np.random.default_rng(2))
-    monkeypatch.setattr("rmtools.core.intervals._CHUNK", 777)
+    monkeypatch.setattr("rmtools.stats.bootstrap._CHUNK", 777)
     pieces = cluster_bootstrap(x, lambda m: m[:, 0], np.random.default_rng(2))
     assert pieces.low == pytest.approx(whole.low, rel=1e-12)
     assert pieces.high == pytest.approx(whole.high, rel=1e-12)

@@ -13,7 +13,7 @@ from rmtools.lm.architectures import (
     require_window,
     turning_length,
 )
-from rmtools.lm.cache import PrefixCache
+from rmtools.lm.kv.cache import PrefixCache
 from rmtools.lm.policy import left_padded
 
 SMALL = {

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from rmtools.lm.cache import MOST_BLOCKS, PrefixCache, cut_by_length
+from rmtools.lm.kv.cache import MOST_BLOCKS, PrefixCache, cut_by_length
 from rmtools.lm.policy import left_padded
 
 CPU = torch.device("cpu")
@@ -175,7 +175,7 @@ def test_memory_that_does_not_suffice_halves_the_batch(model, caplog, monkeypatc
                 too_much()
             return model(input_ids=input_ids, **inputs)
 
-    monkeypatch.setattr("rmtools.lm.cache._SAID", set())
+    monkeypatch.setattr("rmtools.lm.kv.cache._SAID", set())
     with caplog.at_level(logging.WARNING, "rmtools"):
         logits, cache = start(Small(), rows)
         after, _ = append(Small(), cache, [4, 5, 6, 7, 8])

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from rmtools.errors import UserError
-from rmtools.lm import completions
-from rmtools.lm.answers import ModelCard, choose_model, read_answer
-from rmtools.lm.completions import Endpoint, api_key, base_url
-from rmtools.lm.failures import Failures, retry_after
-from rmtools.lm.server import connect
-from rmtools.lm.threads import run_all
+from rmtools.serving import completions
+from rmtools.serving.completions import Endpoint, api_key, base_url
+from rmtools.serving.errors import Failures, retry_after
+from rmtools.serving.responses import ModelCard, choose_model, read_answer
+from rmtools.serving.server import connect
+from rmtools.serving.threads import run_all
 
 KEY = "sk-right-1234567890"
 WRONG_KEY = "sk-wrong-0987654321"

@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from rmtools.core.tilt import Tilt
 from rmtools.data.exact import exact_ratios
 from rmtools.data.rollouts import Rollout
 from rmtools.errors import UserError
-from rmtools.lm.enumerate import equal_lengths, expand, follow
-from rmtools.lm.oneshot import generate_once
+from rmtools.lm.enumerate.next_steps import equal_lengths, expand, follow
+from rmtools.lm.enumerate.tables import tabulate
+from rmtools.lm.generate import generate_once
 from rmtools.lm.particles import LMParticles
 from rmtools.lm.policy import Policy
 from rmtools.lm.steps import StepSettings, StepTokenizer
-from rmtools.lm.tabulate import tabulate
 from rmtools.lm.value import ConstantValue, ValueModel
+from rmtools.particles.tilt import Tilt
 
 
 @torch.inference_mode()

@@ -7,8 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from rmtools.core.smc import smc
-from rmtools.core.tilt import Tilt
 from rmtools.data.collect import Branching, Collector
 from rmtools.data.scoring import score_rollouts
 from rmtools.errors import UserError
@@ -17,6 +15,8 @@ from rmtools.lm.particles import LMParticles
 from rmtools.lm.policy import Policy
 from rmtools.lm.steps import StepSettings, StepTokenizer
 from rmtools.lm.tokenizers import word_tokenizer
+from rmtools.particles.smc import smc
+from rmtools.particles.tilt import Tilt
 
 TILT = Tilt(0.05)
 # (temperature of pi, temperature of pi_a)

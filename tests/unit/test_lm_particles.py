@@ -4,16 +4,16 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from rmtools.core.conditional import particle_gibbs
-from rmtools.core.tilt import Tilt
 from rmtools.data.tasks import Crossing
 from rmtools.errors import UserError
-from rmtools.lm.inference import SamplerSettings, sample_prompts, sample_record
 from rmtools.lm.particles import LMParticles
 from rmtools.lm.policy import Policy
 from rmtools.lm.steps import StepSettings, StepTokenizer
 from rmtools.lm.tokenizers import word_tokenizer
 from rmtools.lm.value import ConstantValue, ValueModel
+from rmtools.particles.particle_gibbs import particle_gibbs
+from rmtools.particles.tilt import Tilt
+from rmtools.sampling.sample_prompts import SamplerSettings, sample_prompts, sample_record
 
 
 def rng(seed=0):

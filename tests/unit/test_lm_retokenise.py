@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from rmtools.core.smc import smc
 from rmtools.errors import UserError
 from rmtools.lm.particles import LMParticles
 from rmtools.lm.retokenise import Retokenised, prompt_text, shared_tokens
 from rmtools.lm.steps import StepSettings, StepTokenizer
 from rmtools.lm.tokenizers import word_tokenizer
 from rmtools.lm.value import ConstantValue, ValueModel
+from rmtools.particles.smc import smc
 
 
 @pytest.fixture

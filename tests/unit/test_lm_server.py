@@ -8,17 +8,17 @@ import pytest
 import torch
 
 from rmtools.cli.server import connect_policy, summary
-from rmtools.core.smc import smc
 from rmtools.data.collect import Branching, Collector
 from rmtools.data.tasks import Crossing
 from rmtools.errors import UserError
-from rmtools.lm import completions
-from rmtools.lm.answers import Choice
 from rmtools.lm.particles import LMParticles
 from rmtools.lm.policy import Policy
-from rmtools.lm.served import Drawn, End, UnusableStepError, distinct_seeds, read_step
-from rmtools.lm.server import connect
 from rmtools.lm.steps import StepSettings, StepTokenizer
+from rmtools.particles.smc import smc
+from rmtools.serving import completions
+from rmtools.serving.responses import Choice
+from rmtools.serving.server import connect
+from rmtools.serving.state import Drawn, End, UnusableStepError, distinct_seeds, read_step
 
 
 def rng(seed=0):

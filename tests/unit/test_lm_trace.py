@@ -16,11 +16,11 @@ from traced_words import (
 )
 
 from rmtools.core import random_tree, smc
-from rmtools.core.conditional import log_z_bounds, particle_gibbs
-from rmtools.core.metropolis import metropolis
-from rmtools.core.tilt import Tilt
 from rmtools.lm.particles import LMParticles
-from rmtools.lm.trace import Traced, trace_records
+from rmtools.particles.metropolis import metropolis
+from rmtools.particles.particle_gibbs import log_z_bounds, particle_gibbs
+from rmtools.particles.tilt import Tilt
+from rmtools.sampling.trace import Traced, trace_records
 
 SETTINGS = [
     (16, 1, "systematic", 0.5),

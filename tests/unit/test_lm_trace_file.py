@@ -8,7 +8,7 @@ import pytest
 from traced_words import run, words
 
 from rmtools.errors import UserError
-from rmtools.lm.trace_file import read_trace, read_traced_prompt
+from rmtools.sampling.trace_file import read_trace, read_traced_prompt
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from traced_words import check_weights, replayed, rng, words
 
 from rmtools.core import smc
 from rmtools.lm.particles import LMParticles
-from rmtools.lm.tracer import Tracer
+from rmtools.sampling.tracer import Tracer
 
 
 def sampled(prompt, results, groups, draw, rewarded=True):

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from rmtools.core.tilt import Tilt
 from rmtools.lm.checkpoint import load_value_model
 from rmtools.lm.policy import Policy
 from rmtools.lm.value import ConstantValue, ValueModel, log_value_from_logits, tree_batch, tree_mask
+from rmtools.particles.tilt import Tilt
 
 RAGGED = [
     ("r2 . \nc13 . \nc02 . \n", ["u r3 \n", "s r3 \n", "d x \n"], [["d r1 \n", "s x \n"], [], ["u r4 \n"]]),

@@ -5,13 +5,13 @@ import math
 import numpy as np
 import pytest
 
-from rmtools.core.calibration import brier
-from rmtools.core.cost import pooled_sigma2, sigma2_parts
-from rmtools.core.estimate import bellman_summary
-from rmtools.core.intervals import Interval
-from rmtools.core.paired import ModelEstimates, PairedDifference, paired_difference
-from rmtools.core.residuals import exact_errors, prefix_errors
 from rmtools.errors import UserError
+from rmtools.stats.bellman_error import bellman_summary
+from rmtools.stats.bootstrap import Interval
+from rmtools.stats.calibration import brier
+from rmtools.stats.paired import ModelEstimates, PairedDifference, paired_difference
+from rmtools.stats.prefix_errors import exact_errors, prefix_errors
+from rmtools.stats.sigma2 import pooled_sigma2, sigma2_parts
 
 P, N = 60, 90
 PROMPT, OUTCOME_PROMPT = np.arange(P) // 4, np.arange(N) // 6

@@ -6,10 +6,12 @@ import math
 import numpy as np
 import pytest
 
-from rmtools.core.cost import Sigma2Parts, pooled_sigma2, sigma2_parts, value_square_estimate
-from rmtools.core.families import random_tree
-from rmtools.core.intervals import Interval
-from rmtools.core.perfect import (
+from rmtools.errors import UserError
+from rmtools.exact.families import random_tree
+from rmtools.particles.tilt import Tilt
+from rmtools.stats.bootstrap import Interval
+from rmtools.stats.perfect_ends import perfect_ends
+from rmtools.stats.perfect_value import (
     CostRatio,
     PerfectParts,
     PerfectSigma2,
@@ -17,9 +19,7 @@ from rmtools.core.perfect import (
     perfect_parts,
     perfect_sigma2,
 )
-from rmtools.core.perfect_ends import perfect_ends
-from rmtools.core.tilt import Tilt
-from rmtools.errors import UserError
+from rmtools.stats.sigma2 import Sigma2Parts, pooled_sigma2, sigma2_parts, value_square_estimate
 
 # A tree of two steps, written out: first branch, then leaf given branch; nothing symmetric.
 FIRST = np.array([0.25, 0.75])

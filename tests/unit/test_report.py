@@ -10,20 +10,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rmtools.audit import AuditReport
-from rmtools.audit.model import Asked, audit_model
-from rmtools.audit.page import Items, Section, Table, page
-from rmtools.audit.reading import READING, reading
-from rmtools.audit.report import write_report
+from rmtools.auditing import AuditReport
+from rmtools.auditing.model_audit import Asked, audit_model
+from rmtools.auditing.report import write_report
+from rmtools.auditing.row_help import READING, reading
 from rmtools.core import Tilt
-from rmtools.core.intervals import Interval
 from rmtools.data.rollouts import SCHEMA_VERSION, Child, Rollout, RolloutMetadata
 from rmtools.data.scoring import ScoredRollouts
 from rmtools.errors import UserError
 from rmtools.files import write_json
 from rmtools.lm.steps import StepSettings
+from rmtools.plots.page import Items, Section, Table, page
+from rmtools.stats.bootstrap import Interval
+from rmtools.verify.language_model import PromptVerification, Verification
 from rmtools.verify.law import LawCheck
-from rmtools.verify.scaling import PromptVerification, Verification
 from rmtools.verify.summary import STAGES, rms_ratios, summarise, write_summary
 
 PROMPTS, PER_PROMPT, T, K = 8, 4, 3, 4

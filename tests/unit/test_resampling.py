@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from rmtools.core.resampling import RESAMPLING, resolve, systematic, top_k
 from rmtools.errors import UserError
+from rmtools.particles.resampling import RESAMPLING, resolve, systematic, top_k
 
 RANDOM = ["multinomial", "systematic", "stratified", "residual"]
 WEIGHTS = np.array(

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from rmtools.core import product
-from rmtools.lm.inference import SamplerSettings, Source, sample_prompts, settings_for
-from rmtools.lm.sampling.algorithms import draw_batch
-from rmtools.lm.sampling.budget import Meter, next_runs
-from rmtools.lm.sampling.outputs import argmax, choices, vote
-from rmtools.lm.sampling.records import count_cut
-from rmtools.lm.sampling.runs import Drawn, Run, pooled, pooled_all
+from rmtools.sampling.algorithms import draw_batch
+from rmtools.sampling.budget import Meter, next_runs
+from rmtools.sampling.outputs import argmax, choices, vote
+from rmtools.sampling.records import count_cut
+from rmtools.sampling.runs import Drawn, Run, pooled, pooled_all
+from rmtools.sampling.sample_prompts import SamplerSettings, Source, sample_prompts, settings_for
 
 
 def rng(seed=0):
@@ -283,21 +283,13 @@ def test_a_majority_needs_answers(policy, value, prompts):
     assert list(sample_prompts(policy, value, [], settings_for("smc"), rng())) == []
 
 
-def test_the_room_exports_it():
-    import rmtools.lm
-
-    assert rmtools.lm.sample_prompts is sample_prompts
-    with pytest.raises(AttributeError, match="no attribute 'sample_promps'"):
-        rmtools.lm.sample_promps  # noqa: B018
-
-
 @pytest.mark.parametrize(
     "wanted", [settings_for("smc", n_particles=4), settings_for("mh", pool_size=3, mh_steps=2)]
 )
 def test_a_tracer_plugs_in(policy, value, prompts, task, wanted):
     """The same samples, and the trace of every run."""
     from rmtools.lm.particles import LMParticles
-    from rmtools.lm.tracer import Tracer
+    from rmtools.sampling.tracer import Tracer
 
     tracer = Tracer(LMParticles.start)
     ways = {"reward": task.reward, "answer": task.answer}

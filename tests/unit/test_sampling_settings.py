@@ -3,7 +3,7 @@
 import pytest
 
 from rmtools.errors import UserError
-from rmtools.lm.inference import PRESETS, SamplerSettings, settings_for
+from rmtools.sampling.sample_prompts import PRESETS, SamplerSettings, settings_for
 
 EXPECTED = {  # N, M, resampling, threshold, H, sweeps, output: docs/equations.md section 4
     "smc": (16, 1, "systematic", 0.5, 0, 0, "draw"),

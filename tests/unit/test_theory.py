@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from rmtools.core import FiniteModel, Tilt, implicit, persistent, perturb, product, random_tree
-from rmtools.core.exact import guided_tv
-from rmtools.core.theory import (
+from rmtools.errors import UserError
+from rmtools.exact.bounds import (
     mh_steps_bound,
     mh_time_bound,
     no_reward_lower_bound,
@@ -18,7 +18,7 @@ from rmtools.core.theory import (
     reward_lower_bound,
     sp_tv_bound,
 )
-from rmtools.errors import UserError
+from rmtools.exact.solution import guided_tv
 
 
 def test_bounds_by_hand():

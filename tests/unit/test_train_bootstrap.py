@@ -5,7 +5,7 @@ import pytest
 import torch
 from test_train_trainer import RAGGED, adapted, batch_of, log_targets, perturb, rollouts, trainer_for
 
-from rmtools.train.bootstrap import EMACopy
+from rmtools.training.bootstrap import EMACopy
 
 __all__ = ["rollouts"]
 

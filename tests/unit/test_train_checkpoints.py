@@ -11,7 +11,6 @@ import pytest
 import torch
 from test_train_trainer import adapted, config, trainer_for
 
-from rmtools.core.tilt import Tilt
 from rmtools.data.rollouts import RolloutMetadata
 from rmtools.errors import UserError
 from rmtools.lm.checkpoint import (
@@ -23,8 +22,9 @@ from rmtools.lm.checkpoint import (
 )
 from rmtools.lm.export import export_merged
 from rmtools.lm.value import ValueModel
-from rmtools.train.config import CHECKPOINTING
-from rmtools.train.save import CARD_FILE, base_rate, card, settings_for
+from rmtools.particles.tilt import Tilt
+from rmtools.training.config import CHECKPOINTING
+from rmtools.training.save import CARD_FILE, base_rate, card, settings_for
 
 
 def losses(trainer):

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from rmtools.core.tilt import Tilt
 from rmtools.data.rollouts import Child, Rollout
 from rmtools.errors import UserError
-from rmtools.train.collate import Collator, ragged
-from rmtools.train.examples import example, prepare, within
-from rmtools.train.objective import Objective
-from rmtools.train.sampler import ORDERS, RowOrder
+from rmtools.particles.tilt import Tilt
+from rmtools.training.batching import ORDERS, RowOrder
+from rmtools.training.collate import Collator, ragged
+from rmtools.training.examples import example, prepare, within
+from rmtools.training.objective import Objective
 
 FLOOR = 0.05
 
@@ -177,7 +177,7 @@ def test_tokens_that_the_tokenizer_does_not_know(step_tokenizer, caplog):
 
 
 def fake_values(batch):
-    from rmtools.train.objective import Values
+    from rmtools.training.objective import Values
 
     shape = batch["reads"].shape
     prefix = torch.linspace(-2.0, -1.0, shape[1]).expand(shape)

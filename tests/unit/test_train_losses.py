@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from rmtools.core.residuals import prefix_errors
 from rmtools.errors import UserError
 from rmtools.lm.value import log_value_from_logits
-from rmtools.train.losses import (
+from rmtools.stats.prefix_errors import prefix_errors
+from rmtools.training.losses import (
     BREGMAN,
     bce,
     bellman_residual,

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from test_train_trainer import trainer_for
 
-from rmtools.core.residuals import prefix_errors
-from rmtools.core.tilt import Tilt
 from rmtools.data.rollouts import Child, Rollout
 from rmtools.lm.value import TreeValues
-from rmtools.train.metrics import SharedOut, held_out_metrics
+from rmtools.particles.tilt import Tilt
+from rmtools.stats.prefix_errors import prefix_errors
+from rmtools.training.metrics import SharedOut, held_out_metrics
 
 FLOOR = 0.05
 ROWS = [

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from rmtools.lm.checkpoint import new_token_classifier
-from rmtools.train.lora import lora_config
+from rmtools.training.lora import lora_config
 
 
 def test_seeds_of_the_head(policy_folder):

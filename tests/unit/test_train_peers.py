@@ -8,18 +8,18 @@ import pytest
 import torch
 from test_train_trainer import adapted, config, perturb, trainer_for
 
-from rmtools.core.tilt import Tilt
 from rmtools.data.rollouts import Rollout
 from rmtools.errors import UserError
 from rmtools.lm.steps import StepSettings, StepTokenizer
 from rmtools.lm.value import ValueModel, log_value_from_logits
 from rmtools.lm.weights import require_head
-from rmtools.train.collate import Collator
-from rmtools.train.examples import example, prepare
-from rmtools.train.lora import lora_config
-from rmtools.train.losses import bce
-from rmtools.train.objective import Objective
-from rmtools.train.trainer import PRMTrainer, require_whole_weights
+from rmtools.particles.tilt import Tilt
+from rmtools.training.collate import Collator
+from rmtools.training.examples import example, prepare
+from rmtools.training.lora import lora_config
+from rmtools.training.losses import bce
+from rmtools.training.objective import Objective
+from rmtools.training.trainer import PRMTrainer, require_whole_weights
 
 STEPS = ["u r3 \n", "s r3 \n", "d r2 \n"]
 ROW = Rollout("p", "r2 . \nc01 . \n", STEPS, None, labels=[0.75, None, 0.25])
@@ -165,7 +165,7 @@ def test_own_fields_of_the_configuration_are_few(tmp_path):
 
     from transformers import TrainingArguments
 
-    from rmtools.train.config import PRMConfig
+    from rmtools.training.config import PRMConfig
 
     inherited = {f.name for f in fields(TrainingArguments)}
     own = [f.name for f in fields(PRMConfig) if f.name not in inherited]

@@ -20,15 +20,15 @@ from rmtools.lm.checkpoint import (
     new_token_classifier,
 )
 from rmtools.lm.steps import StepSettings
-from rmtools.train.bootstrap import FILE
-from rmtools.train.resume import (
+from rmtools.training.bootstrap import FILE
+from rmtools.training.resume import (
     NEEDED_TO_RESUME,
     checkpoint_to_resume,
     remove_checkpoint,
     remove_checkpoints,
     require_same_training,
 )
-from rmtools.train.save import settings_for
+from rmtools.training.save import settings_for
 
 
 @pytest.mark.parametrize(

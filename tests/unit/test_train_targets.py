@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rmtools.errors import UserError
-from rmtools.train.targets import (
+from rmtools.training.targets import (
     given_labels,
     lambda_return,
     mean_in_logs,

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from rmtools.core.tilt import Tilt
 from rmtools.data.collect import Branching, Collector
 from rmtools.data.rollouts import Child, Rollout, RolloutMetadata
 from rmtools.errors import UserError
@@ -23,11 +22,12 @@ from rmtools.lm.checkpoint import (
 from rmtools.lm.policy import Policy
 from rmtools.lm.steps import StepTokenizer
 from rmtools.lm.value import ValueModel
-from rmtools.train.config import PRMConfig
-from rmtools.train.lora import lora_config
-from rmtools.train.objective import read_values
-from rmtools.train.save import LOG_FILE, settings_for
-from rmtools.train.trainer import PRMTrainer
+from rmtools.particles.tilt import Tilt
+from rmtools.training.config import PRMConfig
+from rmtools.training.lora import lora_config
+from rmtools.training.objective import read_values
+from rmtools.training.save import LOG_FILE, settings_for
+from rmtools.training.trainer import PRMTrainer
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +127,7 @@ def test_training_lowers_the_loss(policy_folder, step_tokenizer, rollouts, tmp_p
 
 
 def batch_of(trainer, rows):
-    from rmtools.train.examples import example
+    from rmtools.training.examples import example
 
     return trainer.data_collator([example(r, trainer.steps, trainer.tilt) for r in rows])
 

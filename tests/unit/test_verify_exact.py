@@ -6,9 +6,10 @@ import importlib
 import numpy as np
 import pytest
 
-from rmtools.core import hidden_prefix, persistent, product, resampling, smc
+from rmtools.core import hidden_prefix, persistent, product, smc
 from rmtools.errors import UserError
-from rmtools.verify.exact import (
+from rmtools.particles import resampling
+from rmtools.verify.theorems import (
     CHECKS,
     algorithm2,
     bound,
@@ -22,10 +23,12 @@ from rmtools.verify.exact import (
     variance,
     verify_exact,
 )
-from rmtools.verify.exact.models import one_sided, small_families, tree
-from rmtools.verify.exact.runner import n_cases
+from rmtools.verify.theorems.models import one_sided, small_families, tree
+from rmtools.verify.theorems.runner import n_cases
 
-metropolis = importlib.import_module("rmtools.core.metropolis")  # the package exports a function of this name
+metropolis = importlib.import_module(
+    "rmtools.particles.metropolis"
+)  # the package exports a function of this name
 SHAPE = (3, 2, 0.3, 0.05, 5)
 
 

@@ -10,10 +10,10 @@ import signal
 import pytest
 
 from rmtools.errors import UserError
-from rmtools.verify.exact import CHECKS, ExactVerification, case
-from rmtools.verify.exact.report import html, markdown, write_report
-from rmtools.verify.exact.result import Check
-from rmtools.verify.exact.runner import results
+from rmtools.verify.theorems import CHECKS, ExactVerification, case
+from rmtools.verify.theorems.report import html, markdown, write_report
+from rmtools.verify.theorems.result import Check
+from rmtools.verify.theorems.runner import results
 
 
 def curve(kind, level, measured):

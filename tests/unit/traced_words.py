@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rmtools.core import smc
-from rmtools.lm.trace import Traced, trace_records
+from rmtools.sampling.trace import Traced, trace_records
 
 
 def rng(seed=0):

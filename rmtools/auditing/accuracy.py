@@ -1,0 +1,208 @@
+"""How many particles an accuracy takes, read from the audit of the model that is sampled with.
+
+The audit is scaled: particles for a total variation delta are MAD(H) / (2 delta), or at most SD(H) / (2 delta), for a
+coefficient of variation of Z sigma^2 / delta^2 (docs/equations.md section 5), whatever deltas it was made with. They hold for
+multinomial resampling at every step, pool 1, pooled over the audit's prompts.
+
+>>> Accuracy.parse("tv=.05"), str(Accuracy.parse("cv=.1"))
+(Accuracy(norm='tv', delta=0.05), 'cv=0.1')
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from rmtools.auditing.audit import AuditReport
+from rmtools.auditing.model_audit import ModelAudit
+from rmtools.auditing.report import JSON_FILE
+from rmtools.errors import UserError
+from rmtools.files import read_json
+from rmtools.stats.bootstrap import Interval
+from rmtools.stats.sigma2 import n_for_cv, n_for_tv
+
+NORMS = {
+    "tv": "total variation of the weighted draw from the target",
+    "cv": "coefficient of variation of Z",
+}
+DIFFERENT = "sample what was audited, or run `rmtools audit` on what is sampled"
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """What is asked of the sampler: ``tv`` or ``cv``, and how small."""
+
+    norm: str
+    delta: float
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read ``tv=.05``; raises ``UserError`` where that is no accuracy."""
+        norm, _, number = text.partition("=")
+        try:
+            found = cls(norm.strip(), float(number))
+        except ValueError:
+            found = cls("", math.nan)
+        if found.norm not in NORMS or not 1e-6 <= found.delta < (1 if found.norm == "tv" else math.inf):
+            raise UserError(
+                f"--accuracy is {text!r}: it names a total variation below 1 or a coefficient of variation of Z, from 1e-6 on",
+                "--accuracy tv=.05 or --accuracy cv=.1, say",
+            )
+        return found
+
+    def __str__(self) -> str:
+        return f"{self.norm}={self.delta:g}"
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """What is about to be sampled; the audit must be of the same.
+
+    Attributes
+    ----------
+    model, model_fingerprint, policy, policy_fingerprint : str
+    temperature, floor : float
+    task, terminal : str
+    """
+
+    model: str
+    model_fingerprint: str
+    policy: str
+    policy_fingerprint: str
+    temperature: float
+    floor: float
+    task: str
+    terminal: str
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """Particles for an accuracy, and where they come from.
+
+    Attributes
+    ----------
+    accuracy : Accuracy
+    n_particles : int
+        The estimate, rounded up.
+    particles : Interval
+        Not rounded; 95% over the audit's prompts.
+    counted_from : str
+        ``tables`` or ``rollouts``, as in the audit.
+    file : Path
+        Of the audit.
+    """
+
+    accuracy: Accuracy
+    n_particles: int
+    particles: Interval
+    counted_from: str
+    file: Path
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what a record of samples says of it."""
+        return {
+            "asked": str(self.accuracy),
+            "n_particles": self.n_particles,
+            "particles": self.particles.to_dict(),
+            "counted_from": self.counted_from,
+            "audit": str(self.file),
+        }
+
+    def __str__(self) -> str:
+        most = "at most " if (self.accuracy.norm, self.counted_from) == ("tv", "rollouts") else ""
+        early = self.accuracy.norm == "cv" and 25 * self.accuracy.delta**2 > 1
+        return (
+            f"N = {self.n_particles} for {self.accuracy} ({NORMS[self.accuracy.norm]}): {most}{self.particles} particles by "
+            f"the {self.counted_from} of {self.file}, pooled over its prompts, multinomial resampling at every step"
+            + ("; the prediction is exact from 25 sigma^2 particles on, these are fewer" if early else "")
+        )
+
+
+def particles_for(accuracy: Accuracy, audit: Path, sampled: Sampled) -> Predicted:
+    """Return how many particles ``accuracy`` takes.
+
+    Parameters
+    ----------
+    accuracy : Accuracy
+    audit : Path
+        A folder with ``audit.json``, or that file.
+    sampled : Sampled
+
+    Raises
+    ------
+    UserError
+        If there is no audit, it cannot be read, is of other weights, another policy, task, floor or terminal, or does
+        not resolve what the particles are computed from.
+    """
+    file = audit / JSON_FILE if audit.is_dir() or audit.suffix != ".json" else audit
+    if not file.exists():
+        raise UserError(
+            f"--accuracy reads the audit of {sampled.model}, and there is none at {file}",
+            f"run `rmtools audit --model {sampled.model}`, or name its folder with --audit",
+        )
+    report = read_report(file)
+    require_same(file, report.provenance, sampled)
+    needed = particles(report.model, accuracy, file)
+    return Predicted(accuracy, math.ceil(needed.estimate), needed, report.model.counted_from, file)
+
+
+def read_report(file: Path) -> AuditReport:
+    """Return the audit in ``file``; raises ``UserError`` where it is none of this release."""
+    values = read_json(file, "the audit")
+    try:
+        return AuditReport.from_dict(values)
+    except UserError as error:
+        raise UserError(f"{file}: {error.fact}", error.fix) from error
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"{file} is no audit as this release writes it: {type(error).__name__} {error}",
+            "run `rmtools audit` again",
+        ) from error
+
+
+def require_same(file: Path, provenance: Mapping[str, Any], sampled: Sampled) -> None:
+    """Raise ``UserError`` naming what the audit is of and the sampler is not."""
+    for what, there, here in (
+        ("other weights of the model", provenance.get("checkpoint_fingerprint"), sampled.model_fingerprint),
+        ("another policy", *policies(provenance, sampled)),
+        ("another temperature of the policy", provenance.get("temperature"), sampled.temperature),
+        ("another floor of the tilt", provenance.get("floor"), sampled.floor),
+        ("another task", provenance.get("task") or sampled.task, sampled.task),
+        ("another terminal", provenance.get("terminal"), sampled.terminal),
+    ):
+        if there in (None, ""):
+            raise UserError(
+                f"the audit {file} does not say what it is of ({what} cannot be told)",
+                "run `rmtools audit` again with this release, on rollouts of the policy",
+            )
+        if there != here:
+            fix = f"pass --terminal {there}" if what == "another terminal" else DIFFERENT
+            raise UserError(f"the audit {file} is of {what}: {there} there, {here} here", fix)
+
+
+def policies(provenance: Mapping[str, Any], sampled: Sampled) -> tuple[str, str]:
+    """Return the policy of the audit and the one here: their weights where both are known, else their names."""
+    there, here = provenance.get("policy_fingerprint", ""), sampled.policy_fingerprint
+    return (there, here) if there and here else (provenance.get("policy", ""), sampled.policy)
+
+
+def particles(model: ModelAudit, accuracy: Accuracy, file: Path) -> Interval:
+    """Return the particles (not rounded) that ``accuracy`` takes; raises ``UserError`` where they are not resolved."""
+    spread = spread_of(model, accuracy.norm)
+    needed: Callable[[float, float], float] = n_for_tv if accuracy.norm == "tv" else n_for_cv
+    if spread is None or not 0 < spread.estimate < math.inf:
+        raise UserError(
+            f"the audit {file} does not resolve how many particles {accuracy} takes",
+            "audit with --completions 4, and more --trajectories or --prompts; its notes say what is missing",
+        )
+    return spread.map(lambda s: max(needed(max(s, 0.0), accuracy.delta), 1.0))
+
+
+def spread_of(model: ModelAudit, norm: str) -> Interval | None:
+    """Return what particles are counted from, as in the audit: the tables' where they hold every prompt; None: not resolved."""
+    if model.counted_from == "tables" and model.tabulated is not None:
+        return model.tabulated.mad if norm == "tv" else model.tabulated.sigma2
+    if norm == "tv":
+        return model.influence.sd if model.influence is not None and model.influence.resolved else None
+    return model.sigma2.estimate if model.sigma2 is not None and model.sigma2.resolved else None

@@ -1,0 +1,254 @@
+"""Rollouts and a value model in, an audit report out (docs/equations.md, sections 5 and 6).
+
+The model, its controls and the models it is compared with are audited on the same rollouts. What needs torch is
+imported where it is used: a report can be read and drawn without it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from rmtools.auditing.enumerated import Progress, coverage, enumerated, exact_of, same_ids, tables_of
+from rmtools.auditing.model_audit import Asked, ModelAudit, audit_model
+from rmtools.auditing.notes import notes
+from rmtools.auditing.rows import limited, provenance_of, rows_of, tokens_of, weights_of
+from rmtools.auditing.tabulated import tabulated
+from rmtools.errors import UserError
+from rmtools.particles.arguments import check_seed
+from rmtools.stats.paired import PairedDifference
+from rmtools.stats.sigma2 import n_for_cv
+
+if TYPE_CHECKING:
+    from rmtools.auditing.models import Subject
+    from rmtools.auditing.rows import Rollouts
+    from rmtools.data.rollouts import Rollout
+    from rmtools.data.scoring import ScoredRollouts
+    from rmtools.data.tasks import Task
+    from rmtools.lm.enumerate.tables import Enumeration
+    from rmtools.lm.policy import Policy
+    from rmtools.lm.value import Scorer
+
+SCHEMA_VERSION = 3
+
+
+@dataclass(frozen=True)
+class AuditReport:
+    """The audit of a model, its controls and the models it is compared with, on the same rollouts.
+
+    Attributes
+    ----------
+    models : tuple of ModelAudit
+        The model first.
+    pairs : dict
+        Role of a compared model to `PairedDifference`: the model minus that one.
+    provenance : dict
+        Checkpoint, policy, task, terminal, floor, counts, seed, accuracies asked for, tokens.
+    uncovered : dict or None
+        Mean and largest probability of a step outside the enumerated ones, and how many prefixes were left out because
+        it is over one half.
+    warnings : tuple of str
+        What a reader must know before trusting a figure.
+    measured : dict or None
+        What the sampler did at the predicted particles, as `rmtools.auditing.verify.Measured` writes it.
+    """
+
+    models: tuple[ModelAudit, ...]
+    pairs: dict[str, PairedDifference]
+    provenance: dict[str, Any]
+    uncovered: dict[str, float] | None
+    warnings: tuple[str, ...]
+    measured: dict[str, Any] | None = None
+
+    @property
+    def model(self) -> ModelAudit:
+        """The audited model."""
+        return self.models[0]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON values with a schema version."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "provenance": self.provenance,
+            "uncovered": self.uncovered,
+            "warnings": list(self.warnings),
+            "models": [m.to_dict() for m in self.models],
+            "pairs": {role: pair.to_dict() for role, pair in self.pairs.items()},
+            "measured": self.measured,
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Read what `to_dict` wrote.
+
+        Raises
+        ------
+        UserError
+            If it has another schema version.
+        """
+        if values.get("schema_version") != SCHEMA_VERSION:
+            raise UserError(
+                f"the audit has schema version {values.get('schema_version')}, this release reads {SCHEMA_VERSION}",
+                "run the audit again",
+            )
+        return cls(
+            tuple(ModelAudit.from_dict(m) for m in values["models"]),
+            {role: PairedDifference.from_dict(p) for role, p in values["pairs"].items()},
+            values["provenance"],
+            values["uncovered"],
+            tuple(values["warnings"]),
+            values["measured"],
+        )
+
+    def __str__(self) -> str:
+        from rmtools.auditing.table import as_text
+
+        return as_text(self)
+
+
+def audit(
+    rollouts: "Rollouts",
+    value_model: "str | Path | Scorer",
+    *,
+    controls: bool = True,
+    compare: "Sequence[str | Path | Scorer]" = (),
+    policy: "Policy | None" = None,
+    task: "Task | None" = None,
+    terminal: str = "verifier",
+    delta_cv: float = 0.25,
+    delta_tv: float = 0.05,
+    prompts_limit: int | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> AuditReport:
+    """Audit a reward model on branching rollouts.
+
+    Parameters
+    ----------
+    rollouts : path, or sequence of Rollout, or (rollouts, RolloutMetadata)
+        A folder written by `rmtools rollout` or `rmtools convert`, or its rows.
+    value_model : path or Scorer
+        A checkpoint, or anything that scores prefixes.
+    controls : bool
+        Audit the controls that apply too: constant, position only, untrained head, Monte-Carlo oracle.
+    compare : sequence of path or Scorer
+        Further models, paired with the first.
+    policy, task : optional
+        With both, and terminal "verifier", the Bellman ratios are also enumerated where the task lists its steps.
+    terminal : {"verifier", "model"}
+        What a finished solution is worth, for the model; a control without weights has no value of its own there.
+    delta_cv, delta_tv : float
+        Accuracies for which particles are predicted.
+    prompts_limit : int, optional
+        Audit the first so many prompts only.
+    seed : int
+        Of the bootstrap.
+    progress : callable, optional
+        ``progress(label, total)`` returns a context manager that yields a tick.
+
+    Returns
+    -------
+    AuditReport
+
+    Raises
+    ------
+    UserError
+        If there are no rollouts, an outcome is missing, or a model gives NaN (the prefix is named).
+    """
+    from rmtools.auditing.models import no_progress, subjects_of
+    from rmtools.data.rollouts import rollouts_fingerprint
+
+    check_accuracies(delta_cv, delta_tv)
+    check_seed(seed)
+    if terminal not in ("verifier", "model"):
+        raise UserError(f"unknown terminal {terminal!r}", "choose one of: verifier, model")
+    rows, metadata = rows_of(rollouts)
+    fingerprint = rollouts_fingerprint(rows)
+    rows = limited(rows, prompts_limit)
+    shown = progress or no_progress
+    subjects, settings = subjects_of(rows, value_model, compare, controls, terminal, seed)
+    scored: dict[str, Any] = {}
+    for subject in subjects:
+        with shown(f"scoring: {subject.role}", len(rows)) as tick:
+            scored[subject.role] = (subject, subject.score(rows, tick))
+    listed = [s for s in subjects if s.enumerable and same_ids(rows, policy, task, s.scorer)]
+    ratios = enumerated(rows, metadata, listed, policy, task, shown)
+    tables = [] if ratios is None else tables_of(rows, policy, task, shown)
+    asked = Asked(delta_cv, delta_tv, terminal, tokens_of(rows, subjects[0].scorer))
+    found = [
+        audit_subject(
+            subject,
+            scored[subject.role][1],
+            exact_of(ratios, subject, listed),
+            tables if subject in listed else [],
+            asked,
+            np.random.default_rng([seed, k]),
+        )
+        for k, subject in enumerate(subjects)
+    ]
+    outside = None if ratios is None else coverage(ratios)
+    provenance = provenance_of(rows, metadata, settings["model"]) | {
+        "checkpoint": subjects[0].name,
+        "checkpoint_fingerprint": weights_of(value_model),
+        "terminal": subjects[0].terminal,
+        "floor": subjects[0].tilt.floor,
+        "seed": seed,
+        "delta_cv": delta_cv,
+        "delta_tv": delta_tv,
+        "rollouts_fingerprint": fingerprint,
+    }
+    return AuditReport(
+        tuple(found),
+        pairs_of(scored, seed),
+        provenance,
+        outside,
+        tuple(notes(rows, metadata, settings, found, fingerprint, outside)),
+    )
+
+
+def audit_subject(
+    subject: "Subject",
+    scored: "tuple[Sequence[Rollout], ScoredRollouts]",
+    exact: np.ndarray | None,
+    tables: "Sequence[Enumeration]",
+    asked: Asked,
+    rng: np.random.Generator,
+) -> ModelAudit:
+    """Audit the model or one of its controls on the rows it was scored on, and on tables where there are any."""
+    its = replace(
+        asked,
+        terminal=subject.terminal,
+        probability=subject.probability,
+        fitted=subject.fitted,
+        knows_end=subject.knows_end,
+    )
+    cost = tabulated(tables, subject.scorer, rng) if tables and subject.tabulated else None
+    return audit_model(subject.role, subject.name, *scored, subject.tilt, exact, its, rng, cost)
+
+
+def check_accuracies(delta_cv: float, delta_tv: float) -> None:
+    """Raise ``UserError`` where an accuracy asked for is none."""
+    n_for_cv(1.0, delta_cv)
+    if not 0 < delta_tv < 1:
+        raise UserError(
+            f"delta_tv is {delta_tv}: a total variation is between 0 and 1", "pass --delta-tv 0.05, say"
+        )
+
+
+def pairs_of(scored: Mapping[str, Any], seed: int) -> dict[str, PairedDifference]:
+    """Return the paired differences of the first model and every compared one."""
+    from rmtools.auditing.models import paired
+
+    first, *others = scored.values()
+    return {
+        other[0].role: paired(first, other, np.random.default_rng([seed, 1000 + k]))
+        for k, other in enumerate(others)
+        if other[0].role.startswith("compare")
+    }
+
+
+def with_measured(report: AuditReport, measured: dict[str, Any]) -> AuditReport:
+    """Return ``report`` with what the sampler did at the predicted particles."""
+    return replace(report, measured=measured)

@@ -1,0 +1,259 @@
+"""Where a model is inconsistent: by prompt, by value, and the worst prefixes as text."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from rmtools.auditing.cost import Spread, particles
+from rmtools.stats.bootstrap import (
+    Interval,
+    Statistic,
+    as_dict,
+    bootstrap_all,
+    cluster_sums,
+    ratio_of_means,
+    read_intervals,
+)
+from rmtools.stats.prefix_errors import PrefixErrors
+from rmtools.stats.sigma2 import n_for_cv, n_for_tv, sigma2
+
+if TYPE_CHECKING:
+    from rmtools.data.rollouts import Rollout
+    from rmtools.data.scoring import ScoredRollouts
+
+VALUE_BINS, WORST, CHILDREN_SHOWN = 5, 8, 6
+
+
+@dataclass(frozen=True)
+class PromptAudit:
+    """One prompt.
+
+    Attributes
+    ----------
+    prompt_id, prompt : str
+    n_trajectories, n_prefixes : int
+    success, z, root_value : float
+        Mean reward, mean potential, V(s_0).
+    signed_mean, mean_square_corrected : float
+        Of b over its prefixes, nats and nats^2; NaN where none has two children.
+    sigma2, n_for_cv, n_for_tv : Interval or None
+        Intervals over its trajectories: wide with few.
+    """
+
+    prompt_id: str
+    prompt: str
+    n_trajectories: int
+    n_prefixes: int
+    success: float
+    z: float
+    root_value: float
+    signed_mean: float
+    mean_square_corrected: float
+    sigma2: Interval | None
+    n_for_cv: Interval | None
+    n_for_tv: Interval | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a dict fit for JSON."""
+        return as_dict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Read what `to_dict` wrote."""
+        plain = read_intervals(values)
+        for name in ("signed_mean", "mean_square_corrected"):
+            plain[name] = np.nan if values[name] is None else values[name]
+        return cls(**plain)
+
+
+def by_prompt(
+    rows: "Sequence[Rollout]",
+    scored: "ScoredRollouts",
+    errors: PrefixErrors,
+    z: np.ndarray,
+    spread: Spread,
+    delta_cv: float,
+    delta_tv: float,
+) -> tuple[PromptAudit, ...]:
+    """Return the figures of every prompt, in the order of ``scored.prompt``."""
+    owner, n = scored.prefix_prompt, len(z)
+    prefixes = np.bincount(owner, minlength=n)
+    use = errors.resolved
+    count = np.bincount(owner[use], minlength=n)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        signed = np.bincount(owner[use], errors.log_error[use], n) / count
+        square = np.bincount(owner[use], errors.log_error_square[use], n) / count
+        success = np.bincount(scored.prompt, scored.reward, n) / np.bincount(scored.prompt, minlength=n)
+    first = {g: i for i, g in reversed(list(enumerate(scored.prompt.tolist())))}
+    found = []
+    for g in range(n):
+        row = rows[first[g]]
+        cost = sigma2(spread.parts[g]).estimate if spread.parts else None
+        sd = spread.influences[g].sd if spread.influences else None
+        found.append(
+            PromptAudit(
+                row.prompt_id,
+                row.prompt,
+                int((scored.prompt == g).sum()),
+                int(prefixes[g]),
+                float(success[g]),
+                float(z[g]),
+                float(np.exp(scored.log_value[first[g]][0])),
+                float(signed[g]),
+                float(square[g]),
+                cost,
+                particles(cost, lambda s: n_for_cv(s, delta_cv)),
+                particles(sd, lambda s: n_for_tv(s, delta_tv)),
+            )
+        )
+    return tuple(found)
+
+
+@dataclass(frozen=True)
+class ValueBin:
+    """Prefixes whose value lies in [low, high]: mean b (nats) and mean (rho - 1)^2, intervals over prompts."""
+
+    low: float
+    high: float
+    n_prefixes: int
+    signed_mean: Interval
+    squared_ratio_error: Interval
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a dict fit for JSON."""
+        return as_dict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Read what `to_dict` wrote."""
+        return cls(**read_intervals(values))
+
+
+def by_value(
+    log_value: np.ndarray, errors: PrefixErrors, prompt: np.ndarray, rng: np.random.Generator
+) -> tuple[ValueBin, ...]:
+    """Return bins of about equal mass of the value at the prefix; fewer where values coincide."""
+    edges = np.unique(np.quantile(log_value, np.linspace(0, 1, VALUE_BINS + 1)[1:-1], method="inverted_cdf"))
+    place = np.searchsorted(edges, log_value, side="left")
+    problems: dict[str, tuple[np.ndarray, Statistic]] = {}
+    kept = [k for k in range(len(edges) + 1) if (place == k).any()]
+    for k in kept:
+        for name, values in (("signed", errors.log_error), ("square", errors.squared_error)):
+            use = (place == k) & np.isfinite(values)
+            columns = np.stack([np.where(use, values, 0.0), use], axis=1)
+            problems[f"{k} {name}"] = (cluster_sums(columns, prompt), ratio_of_means)
+    found = bootstrap_all(problems, rng, 2000)
+    return tuple(
+        ValueBin(
+            float(np.exp(log_value[place == k].min())),
+            float(np.exp(log_value[place == k].max())),
+            int((place == k).sum()),
+            found[f"{k} signed"],
+            found[f"{k} square"],
+        )
+        for k in kept
+    )
+
+
+@dataclass(frozen=True)
+class ShownChild:
+    """A next step, its value, and how often it was drawn."""
+
+    text: str
+    value: float
+    drawn: int
+    ended: bool
+
+
+@dataclass(frozen=True)
+class WorstPrefix:
+    """A prefix whose value disagrees with its next steps, as a person reads it.
+
+    Attributes
+    ----------
+    prompt_id, prompt : str
+    steps : tuple of str
+    value, ratio : float
+        V(s), and the mean of the next steps' values over it.
+    log_error, standard_error : float
+        b and its noise, nats; the noise is 0 where the next steps were enumerated.
+    children : tuple of ShownChild
+        The most frequent ones.
+    n_children : int
+        How many were drawn.
+    """
+
+    prompt_id: str
+    prompt: str
+    steps: tuple[str, ...]
+    value: float
+    ratio: float
+    log_error: float
+    standard_error: float
+    children: tuple[ShownChild, ...]
+    n_children: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a dict fit for JSON."""
+        return {**as_dict(self), "children": [vars(c) for c in self.children]}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Read what `to_dict` wrote."""
+        children = tuple(ShownChild(**c) for c in values["children"])
+        return cls(**{**values, "steps": tuple(values["steps"]), "children": children})
+
+
+def worst_prefixes(
+    rows: "Sequence[Rollout]", scored: "ScoredRollouts", errors: PrefixErrors, exact: np.ndarray | None
+) -> tuple[WorstPrefix, ...]:
+    """Return the distinct prefixes with the largest absolute b.
+
+    Enumerated b where there is one, else two standard errors nearer to zero: the largest estimates of many are mostly noise.
+    """
+    if exact is not None:
+        b, noise = exact, np.zeros(len(exact))
+    else:
+        # Children that are all alike say nothing of their noise: their b may be luck, and would fill the list.
+        b, noise = np.where(errors.identical, np.nan, errors.log_error), np.sqrt(errors.log_error_noise)
+    size = np.where(np.isfinite(b), np.maximum(np.abs(b) - 2 * noise, 0.0), -1.0)
+    found: list[WorstPrefix] = []
+    seen: set[tuple[str, str]] = set()
+    for i in np.argsort(-size, kind="stable"):
+        if len(found) == WORST or size[i] <= 0:
+            break
+        row, depth = rows[scored.prefix_trajectory[i]], int(scored.prefix_depth[i])
+        name = (row.prompt_id, "".join(row.steps[:depth]))
+        if name not in seen:
+            seen.add(name)
+            found.append(_shown(row, depth, scored, int(i), float(b[i]), float(noise[i])))
+    return tuple(found)
+
+
+def _shown(
+    row: "Rollout", depth: int, scored: "ScoredRollouts", i: int, b: float, noise: float
+) -> WorstPrefix:
+    own_ends = depth + 1 == len(row.steps)
+    drawn = [
+        (row.steps[depth], own_ends),
+        *((c.text, c.ended) for c in (row.children or [[]] * (depth + 1))[depth]),
+    ]
+    values = np.exp(scored.child_log_value[i, : len(drawn)])
+    groups: dict[tuple[str, bool, float], int] = {}
+    for (text, ended), value in zip(drawn, values, strict=True):
+        key = (text, ended, float(value))
+        groups[key] = groups.get(key, 0) + 1
+    common = sorted(groups.items(), key=lambda kv: (-kv[1], -kv[0][2]))[:CHILDREN_SHOWN]
+    return WorstPrefix(
+        row.prompt_id,
+        row.prompt,
+        tuple(row.steps[:depth]),
+        float(np.exp(scored.prefix_log_value[i])),
+        float(np.exp(b)),
+        b,
+        noise,
+        tuple(ShownChild(text, value, n, ended) for (text, ended, value), n in common),
+        len(drawn),
+    )

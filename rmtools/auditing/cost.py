@@ -1,0 +1,246 @@
+"""What the error costs: particles for an accuracy, pooled and by prompt, and the same answer bought otherwise.
+
+docs/equations.md, section 5. All counts are of particles, solutions or tokens; all intervals 95% over prompts, those of
+one prompt over its trajectories.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from rmtools.auditing.arrays import PromptArrays, extra_completions
+from rmtools.stats.bootstrap import Interval, as_dict, cluster_bootstrap, ratio_of_means, read_intervals
+from rmtools.stats.influence import InfluenceSD, influence_sd, pooled_influence_sd
+from rmtools.stats.sigma2 import Sigma2, Sigma2Parts, pooled_sigma2, sigma2_parts, value_square_estimate
+
+if TYPE_CHECKING:
+    from rmtools.data.rollouts import Rollout
+
+
+@dataclass(frozen=True, eq=False)
+class Spread:
+    """sigma^2 and the spread of H: pooled, and the parts by prompt they are pooled from.
+
+    ``parts`` is empty without extra completions, ``influences`` with fewer than two of them or fewer than three
+    trajectories of a prompt.
+    """
+
+    sigma2: Sigma2 | None
+    influence: InfluenceSD | None
+    parts: tuple[Sigma2Parts, ...]
+    influences: tuple[InfluenceSD, ...]
+
+
+def spread_of(rows: "Sequence[Rollout]", arrays: Sequence[PromptArrays], rng: np.random.Generator) -> Spread:
+    """Return what the rollouts resolve of sigma^2 and of the spread of H."""
+    extra, fewest = extra_completions(rows), min(len(a.potential) for a in arrays)
+    single = all(len(r.steps) == 1 for r in rows)
+    # Where all outcomes are alike, what successes or failures would cost was never seen.
+    alike = len({float(x) for a in arrays for x in a.potential}) == 1
+    if fewest < 2 or alike or not (single or extra >= 1):
+        return Spread(None, None, (), ())
+    parts = tuple(sigma2_parts(a.log_value, a.value_square, a.potential) for a in arrays)
+    influences = (
+        tuple(influence_sd(a.log_value, a.potential, a.extra, a.present, a.ended) for a in arrays)
+        if extra >= 2 and fewest >= 3
+        else ()
+    )
+    usable = any(np.isfinite(s.variance.estimate) for s in influences)
+    return Spread(
+        pooled_sigma2(parts, rng),
+        pooled_influence_sd(influences, rng) if usable else None,
+        parts,
+        influences,
+    )
+
+
+def particles(spread: Interval | None, needed: Callable[[float], float]) -> Interval | None:
+    """Return the particles ``needed`` for a spread, at least 1; None where the spread was not above its noise."""
+    if spread is None or not spread.estimate > 0:
+        return None
+    return spread.map(lambda s: max(needed(max(s, 0.0)), 1.0))
+
+
+@dataclass(frozen=True)
+class OtherWays:
+    """One answer within the total variation asked for, bought in three ways; tokens are the policy's, generated.
+
+    All three are means over prompts with weights Z^2, as sigma^2 is pooled: prompts that are often solved count most.
+
+    Attributes
+    ----------
+    tokens_per_solution : float
+        Mean of the audited trajectories.
+    smc_tokens : Interval or None
+        Particles for the TV times that.
+    rejection_solutions, rejection_tokens : Interval or None
+        Solutions until one is accepted with probability phi, 1 / Z. Its law is the target's. None with a single
+        trajectory of a prompt.
+    best_of_n_solutions, best_of_n_tokens : Interval or None
+        N at which one of N solutions is right as often as a draw from the target is, less the TV. It needs a verifier that
+        picks it, and its law is another one. A plug-in of each prompt's share of right solutions: rough with few of
+        them. None where rewards are not 0 or 1.
+    prompts_without_success : int
+        Of all trajectories of a prompt none was right: their weight is next to nothing, and what they take is not known.
+    """
+
+    tokens_per_solution: float
+    smc_tokens: Interval | None
+    rejection_solutions: Interval | None
+    rejection_tokens: Interval | None
+    best_of_n_solutions: Interval | None
+    best_of_n_tokens: Interval | None
+    prompts_without_success: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a dict fit for JSON."""
+        return as_dict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Read what `to_dict` wrote."""
+        return cls(**read_intervals(values))
+
+
+def other_ways(
+    rewards: Sequence[np.ndarray],
+    potentials: Sequence[np.ndarray],
+    tokens: float,
+    n_for_tv: Interval | None,
+    delta_tv: float,
+    rng: np.random.Generator,
+) -> OtherWays:
+    """Compare the sampler with rejection and best-of-N.
+
+    Parameters
+    ----------
+    rewards, potentials : sequence of np.ndarray
+        P arrays (n,) of the trajectories of each prompt.
+    tokens : float
+        Mean tokens of a solution.
+    n_for_tv : Interval, optional
+        Particles of the sampler.
+    delta_tv : float
+    rng : np.random.Generator
+        Source of the resamples of prompts.
+    """
+    success = np.asarray([r.mean() for r in rewards])
+    z = np.asarray([phi.mean() for phi in potentials])
+    rejection = best = None
+    if min(len(phi) for phi in potentials) > 1:
+        weight = np.asarray([float(value_square_estimate(phi)) for phi in potentials])
+        rejection = cluster_bootstrap(np.stack([z, weight], axis=1), ratio_of_means, rng)
+        if all(np.isin(r, (0.0, 1.0)).all() for r in rewards):
+            columns = np.stack([weight * best_of_n(success, z, delta_tv), weight], axis=1)[success > 0]
+            best = cluster_bootstrap(columns, ratio_of_means, rng) if len(columns) else None
+
+    def priced(count: Interval | None) -> Interval | None:
+        return None if count is None else count.map(lambda n: n * tokens)
+
+    return OtherWays(
+        tokens, priced(n_for_tv), rejection, priced(rejection), best, priced(best), int((success == 0).sum())
+    )
+
+
+def best_of_n(success: np.ndarray, z: np.ndarray, delta_tv: float) -> np.ndarray:
+    """Return N (P,) at which one of N is right as often as a draw from the target less ``delta_tv``; inf without success."""
+    failing = np.minimum(1 - success / z + delta_tv, 1.0)  # a draw from the target fails with 1 - success / z
+    with np.errstate(divide="ignore", invalid="ignore"):
+        n = np.log(failing) / np.log1p(-success)
+    return np.where(success == 0, np.inf, np.maximum(np.nan_to_num(n, nan=1.0), 1.0))
+
+
+@dataclass(frozen=True)
+class PaperCounts:
+    """What the paper's worst-case theorems ask for, with the largest L and epsilon seen: both may be larger unseen.
+
+    Attributes
+    ----------
+    ratio_bound, bellman_error : float
+        L and epsilon, the largest observed; of sampled ratios what is left of them after two standard errors.
+    log10_particles : float
+        Of Thm 5.1's count for the TV asked for.
+    pool_size, mh_steps : float
+        M and H of Algorithm 2 (Thm 6.1); infinite where they exceed a float.
+    """
+
+    ratio_bound: float
+    bellman_error: float
+    log10_particles: float
+    pool_size: float
+    mh_steps: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a dict fit for JSON."""
+        return as_dict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Read what `to_dict` wrote; null is infinite."""
+        return cls(**{k: math.inf if v is None else v for k, v in values.items()})
+
+
+def paper_counts(ratio_bound: float, largest_log_error: float, horizon: int, delta_tv: float) -> PaperCounts:
+    """Return the counts of Thm 5.1 and 6.1 for one answer within ``delta_tv``.
+
+    Parameters
+    ----------
+    ratio_bound : float
+        Largest ratio of two values a step apart.
+    largest_log_error : float
+        Largest absolute b, nats.
+    horizon : int
+    delta_tv : float
+        Half of it is left to each of the two failures of Algorithm 2.
+    """
+    from rmtools.exact.bounds import mh_steps_bound, pool_size_bound
+
+    bound, error = max(ratio_bound, 1.0), math.expm1(min(largest_log_error, 500.0))
+    log_count = (
+        6 * math.log(bound) + math.log(horizon / (2 * delta_tv)) + 6 * (horizon - 1) * math.log1p(error)
+    )
+    proposals = mh_steps_bound(horizon, error, delta_tv / 2)
+    pool = (
+        math.inf
+        if math.isinf(proposals)
+        else pool_size_bound(bound, horizon, error, math.ceil(proposals), delta_tv / 2)
+    )
+    return PaperCounts(bound, error, log_count / math.log(10), pool, proposals)
+
+
+@dataclass(frozen=True)
+class ZCheck:
+    """Z from outcomes beside the value at the root, means over prompts.
+
+    Attributes
+    ----------
+    z, root_value : Interval
+        Mean potential of the trajectories, mean V(s_0).
+    difference : Interval
+        Of V(s_0) minus Z, paired: 0 for a calibrated root.
+    """
+
+    z: Interval
+    root_value: Interval
+    difference: Interval
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a dict fit for JSON."""
+        return as_dict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Read what `to_dict` wrote."""
+        return cls(**read_intervals(values))
+
+
+def z_check(z: np.ndarray, root_value: np.ndarray, rng: np.random.Generator) -> ZCheck:
+    """Compare (P,) mean potentials and root values of the prompts."""
+    from rmtools.stats.bootstrap import bootstrap_all
+
+    columns = {"z": z, "root_value": root_value, "difference": root_value - z}
+    found = bootstrap_all({k: (v[:, None], lambda m: m[:, 0]) for k, v in columns.items()}, rng, 2000)
+    return ZCheck(**found)

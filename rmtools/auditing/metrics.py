@@ -1,0 +1,78 @@
+"""The figures of an audit by name: what a threshold can be set on (`rmtools audit --fail-above NAME=VALUE`)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rmtools.auditing.model_audit import ModelAudit
+from rmtools.errors import UserError
+from rmtools.stats.bootstrap import Interval
+
+# Where each figure stands in a model's audit; the enumerated error where there is one.
+METRICS = {
+    "rms_log_bellman": "error/rms_corrected",
+    "rms_log_bellman_guided": "guided_error/rms_corrected",
+    "rms_log_bellman_gauge_fixed": "gauge_fixed/rms",
+    "t_rms_log_bellman": "error/c",
+    "abs_mean_log_bellman": "error/signed_mean",
+    "mean_square_bellman": "error/squared_ratio_error",
+    "mean_square_bellman_at_least": "flat/squared_ratio_error_at_least",
+    "largest_log_bellman": "error/largest",
+    "rms_path_sum": "paths/rms_corrected",
+    "ratio_bound_95": "ratio_bound/quantiles/0.95",
+    "brier": "calibration/brier",
+    "ece": "calibration/ece",
+    "abs_z_error": "z/difference",
+    "sigma2": "sigma2/estimate",
+    "perfect_ratio": "tabulated/ratio",
+    "perfect_ratio_at_least": "perfect_ratio/at_least",
+    "n_for_cv": "n_for_cv",
+    "n_for_tv": "n_for_tv",
+}
+
+
+def figure(model: ModelAudit, name: str) -> float | None:
+    """Return the metric ``name`` of ``model``, None where these rollouts do not give it; signed ones without sign."""
+    found: Any = model
+    for part in METRICS[name].split("/"):
+        found = found[part] if isinstance(found, dict) else getattr(found, part)
+        if found is None:
+            return None
+    value = float(found.estimate if isinstance(found, Interval) else found)
+    return None if value != value else abs(value) if name.startswith("abs_") else value
+
+
+def thresholds(given: list[str]) -> dict[str, float]:
+    """Read ``NAME=VALUE`` texts.
+
+    Raises
+    ------
+    UserError
+        If a name is no metric (the valid ones are listed), or a value is no number.
+    """
+    found = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if name not in METRICS:
+            raise UserError(
+                f"--fail-above: there is no metric {name!r}", f"choose one of: {', '.join(METRICS)}"
+            )
+        try:
+            limit = float(value)
+        except ValueError:
+            limit = float("nan")
+        if not equals or limit != limit:
+            raise UserError(f"--fail-above {text}: {value!r} is no number", f"write it as {name}=0.5, say")
+        found[name] = limit
+    return found
+
+
+def not_met(model: ModelAudit, limits: Mapping[str, float]) -> list[str]:
+    """Return a sentence for every threshold that ``model`` is above, or whose figure could not be estimated."""
+    out = []
+    for name, limit in limits.items():
+        value = figure(model, name)
+        if value is None:
+            out.append(f"{name} could not be estimated from these rollouts, it should be at most {limit:g}")
+        elif value > limit:
+            out.append(f"{name} is {value:.4g}, it should be at most {limit:g}")
+    return out

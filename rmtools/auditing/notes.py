@@ -1,0 +1,155 @@
+"""What a reader must know before trusting a figure: another policy, what the sample cannot resolve, how to resolve it."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from rmtools.auditing.model_audit import ModelAudit
+from rmtools.stats.bellman_error import BellmanSummary
+from rmtools.stats.influence import FEWEST_TRAJECTORIES
+
+if TYPE_CHECKING:
+    from rmtools.data.rollouts import Rollout, RolloutMetadata
+    from rmtools.lm.checkpoint import CheckpointSettings
+
+LISTED_MUCH = 0.02
+# Weights are normalised within a prompt and depth: with few trajectories there they are nearly equal.
+FEWEST_GUIDED = 16
+
+
+def notes(
+    rows: "Sequence[Rollout]",
+    metadata: "RolloutMetadata | None",
+    settings: "Mapping[str, CheckpointSettings | None]",
+    found: Sequence[ModelAudit],
+    fingerprint: str,
+    uncovered: "Mapping[str, float] | None" = None,
+) -> list[str]:
+    """Return the notes: on provenance (``fingerprint`` of the rollouts), on the rollouts, on each model."""
+    out = sample_notes(rows, found[0])
+    for role, its in settings.items():
+        about = provenance_notes(metadata, its, fingerprint)
+        out += about if role == "model" else [f"{role}: {text}" for text in about]
+    if uncovered is not None and uncovered["mean"] > LISTED_MUCH:
+        out.append(
+            f"enumerated figures are of the policy given that its step is a listed one: {uncovered['mean']:.1%} of the "
+            f"probability is not, up to {uncovered['largest']:.0%} at a prefix; sampled figures are of the policy itself"
+        )
+    for m in found:
+        out += model_notes(m)
+    return out
+
+
+def provenance_notes(
+    metadata: "RolloutMetadata | None", settings: "CheckpointSettings | None", fingerprint: str
+) -> list[str]:
+    """Return what differs between the rollouts and what the checkpoint was trained for."""
+    if metadata is None or settings is None:
+        return []
+    out = []
+    if settings.training.get("rollouts_fingerprint") == fingerprint:
+        out.append("these are the rollouts the checkpoint was trained on: every figure flatters it")
+    if metadata.steps.max_steps != settings.steps.max_steps:
+        out.append(
+            f"the rollouts have up to {metadata.steps.max_steps} steps, the checkpoint was trained for "
+            f"{settings.steps.max_steps}"
+        )
+    if not metadata.policy_fingerprint:
+        out.append("the rollouts do not say which policy they are of")
+    elif metadata.policy_fingerprint != settings.policy_fingerprint:
+        out.append("the rollouts are of another policy than the checkpoint was trained for")
+    if metadata.temperature is None:
+        out.append("the rollouts do not say at which temperature they were sampled")
+    elif metadata.temperature != settings.temperature:
+        out.append(
+            f"the rollouts were sampled at temperature {metadata.temperature}, the checkpoint was trained "
+            f"at {settings.temperature}"
+        )
+    return out
+
+
+def sample_notes(rows: "Sequence[Rollout]", model: ModelAudit) -> list[str]:
+    """Return what these rollouts cannot resolve whatever the model, and how many would halve the intervals."""
+    prompts = len(model.by_prompt)
+    out = []
+    if prompts == 1:
+        out.append("one prompt: there are no intervals, they are over prompts")
+    else:
+        out.append(
+            f"intervals shrink with the root of the number of prompts: {3 * prompts} more prompts like these "
+            f"{prompts} would halve them"
+        )
+    repeated = len(rows) - len({json.dumps(asdict(r)) for r in rows if r.children or r.completions})
+    if repeated and all(r.children or r.completions for r in rows):
+        out.append(
+            f"{repeated} rows are repeated to the letter, branches included: if a file is there twice, every interval is "
+            "too narrow"
+        )
+    rewards = {r.outcome for r in rows}
+    if len(rewards) == 1:
+        out.append(
+            f"every trajectory has reward {rewards.pop():g}: AUC, calibration and sigma^2 say nothing about successes "
+            "or failures that were never seen"
+        )
+    silent = 0 if model.other_ways is None else model.other_ways.prompts_without_success
+    if silent and len(rewards) > 1:
+        out.append(
+            f"{silent} of {prompts} prompts have no right solution among their trajectories: their share of Z is the "
+            "floor's, and their particles are not known"
+        )
+    if not guided_resolved(model):
+        out.append(
+            f"errors where the sampler goes are not resolved with fewer than {FEWEST_GUIDED} trajectories of a prompt: they "
+            "are pulled towards those of the policy's own prefixes"
+        )
+    if model.flat is not None:
+        out.append(
+            "the trajectories have no children (K = 1): only signed errors averaged over bins are identified, "
+            "and what they give is a lower bound; make rollouts with --children 8 or more for the error itself"
+        )
+    if model.sigma2 is None:
+        out.append(
+            "sigma^2 and particles need terminal verifier, two trajectories a prompt and extra completions "
+            "(--completions 2 or more; 3 for the total variation)"
+        )
+    return out
+
+
+def guided_resolved(model: ModelAudit) -> bool:
+    """Return whether there are enough trajectories of a prompt for weights to matter, in the median prompt."""
+    if model.guided_error is None:
+        return True
+    sizes = sorted(p.n_trajectories for p in model.by_prompt)
+    return sizes[len(sizes) // 2] >= FEWEST_GUIDED
+
+
+def model_notes(m: ModelAudit) -> list[str]:
+    """Return what is not resolved of one model."""
+    out: list[str] = []
+    if len(m.by_prompt) == 1:
+        return out
+    if m.bellman is not None and not m.bellman.resolved:
+        out.append(
+            f"{m.role}: the sampled RMS log Bellman error is not resolved with this many children "
+            "(K and K/2 differ by more than the interval)"
+        )
+    if m.bellman is not None and m.exact is None and identical_share(m.bellman) > 0.5:
+        out.append(
+            f"{m.role}: over half of the mean square is from prefixes whose children are all identical: forced "
+            "steps, or good children too rare for this many children to show"
+        )
+    if m.influence is not None and not m.influence.resolved and m.counted_from == "rollouts":
+        out.append(
+            f"{m.role}: particles for the TV are not resolved: {m.influence.effective_trajectories:.1f} trajectories of a "
+            f"prompt carry the potential, it takes {FEWEST_TRAJECTORIES:g} for an interval that holds"
+        )
+    if m.sigma2 is not None and not m.sigma2.resolved:
+        out.append(f"{m.role}: sigma^2 is not resolved (the interval of Z^2 reaches 0)")
+    return out
+
+
+def identical_share(summary: BellmanSummary) -> float:
+    """Return the share of the corrected mean square that prefixes with identical children carry."""
+    total = summary.mean_square_corrected.estimate
+    return summary.mean_square_identical.estimate / total if total > 0 else 0.0

@@ -1,0 +1,111 @@
+"""The rollouts that an audit is of, and where they and the model come from."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rmtools.errors import UserError
+
+if TYPE_CHECKING:
+    from rmtools.data.rollouts import Rollout, RolloutMetadata
+    from rmtools.lm.checkpoint import CheckpointSettings
+    from rmtools.lm.value import Scorer
+
+    Rollouts = str | Path | Sequence[Rollout] | tuple[Sequence[Rollout], RolloutMetadata]
+
+
+def rows_of(rollouts: "Rollouts") -> "tuple[list[Rollout], RolloutMetadata | None]":
+    """Return the rows, one id for every prompt text, and what is known of them."""
+    from rmtools.data.rollouts import RolloutMetadata, read_rollouts
+
+    metadata: RolloutMetadata | None = None
+    if isinstance(rollouts, str | Path):
+        rows, metadata = read_rollouts(rollouts)
+    elif len(rollouts) == 2 and isinstance(rollouts[1], RolloutMetadata):
+        rows, metadata = list(rollouts[0]), rollouts[1]  # type: ignore[arg-type]
+    else:
+        rows = list(rollouts)  # type: ignore[arg-type]
+    if not rows:
+        raise UserError("there are no rollouts to audit", "make some with `rmtools rollout`")
+    return one_id_a_prompt(rows), metadata
+
+
+def one_id_a_prompt(rows: "list[Rollout]") -> "list[Rollout]":
+    """Give a text that stands under several ids the first of them: its trajectories are of one prompt.
+
+    Raises
+    ------
+    UserError
+        If one id has two texts: trajectories of different prompts would be paired.
+    """
+    ids: dict[str, str] = {}
+    texts: dict[str, str] = {}
+    for row in rows:
+        ids.setdefault(row.prompt, row.prompt_id)
+        if texts.setdefault(row.prompt_id, row.prompt) != row.prompt:
+            raise UserError(
+                f"the prompt id {row.prompt_id} stands before two different prompts",
+                "give every prompt an id of its own",
+            )
+    return [r if ids[r.prompt] == r.prompt_id else replace(r, prompt_id=ids[r.prompt]) for r in rows]
+
+
+def limited(rows: "list[Rollout]", limit: int | None) -> "list[Rollout]":
+    """Return the rows of the first ``limit`` prompts."""
+    from rmtools.particles.arguments import check_count
+
+    if limit is None:
+        return rows
+    check_count("prompts_limit", limit, 1, "it is a number of prompts", fix=96)
+    kept = set(list(dict.fromkeys(r.prompt_id for r in rows))[:limit])
+    return [r for r in rows if r.prompt_id in kept]
+
+
+def tokens_of(rows: "Sequence[Rollout]", scorer: "Scorer") -> float:
+    """Return the mean number of tokens of a solution."""
+    return float(np.mean([sum(len(scorer.steps.step_ids(s)) for s in r.steps) for r in rows]))
+
+
+def provenance_of(
+    rows: "Sequence[Rollout]", metadata: "RolloutMetadata | None", settings: "CheckpointSettings | None"
+) -> dict[str, Any]:
+    """Return where the rollouts and the model come from, and how many branches there are."""
+    import rmtools
+
+    known = (
+        {}
+        if metadata is None
+        else {
+            "policy": metadata.policy,
+            "policy_fingerprint": metadata.policy_fingerprint,
+            "task": metadata.task,
+            "horizon": metadata.horizon,
+            "temperature": metadata.temperature,
+            "rollouts_seed": metadata.seed,
+            "removed_prompts": metadata.removed_prompts,
+            "generated_tokens": metadata.generated_tokens,
+            "rollouts_source": metadata.source,
+        }
+    )
+    return {
+        "policy": "",
+        "policy_fingerprint": "",
+        "task": "",
+        **known,
+        "n_prompts": len({r.prompt_id for r in rows}),
+        "n_trajectories": len(rows),
+        "children": 1 + max((len(at) for r in rows for at in r.children), default=0),
+        "completions": 1 + max((len(at) for r in rows for at in r.completions), default=0),
+        "training": {} if settings is None else settings.training,
+        "rmtools": rmtools.__version__,
+    }
+
+
+def weights_of(value_model: "str | Path | Scorer") -> str:
+    """Return the fingerprint of a checkpoint, "" for what has no folder."""
+    from rmtools.lm.checkpoint import fingerprint
+
+    return fingerprint(value_model) if isinstance(value_model, str | Path) else ""

@@ -1,0 +1,234 @@
+"""The audit as a table: a label and one cell a model."""
+
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rmtools.auditing.notes import guided_resolved
+from rmtools.stats.bellman_error import BellmanSummary
+from rmtools.stats.bootstrap import Interval
+
+if TYPE_CHECKING:
+    from rmtools.auditing.audit import AuditReport
+    from rmtools.auditing.model_audit import ModelAudit
+
+NOT_AVAILABLE = "not available"
+ENDS = {"verifier": "the verifier's", "model": "the model's own"}
+
+
+def table(report: "AuditReport") -> list[tuple[str, list[str]]]:
+    """Return the lines of the table; those that no model has a figure for are left out."""
+    cv, tv = report.provenance["delta_cv"], report.provenance["delta_tv"]
+    lines: list[tuple[str, Callable[[ModelAudit], Any]]] = [
+        ("a finished solution is worth", lambda m: ENDS[m.terminal]),
+        ("RMS b, enumerated", lambda m: m.exact and m.exact.rms_corrected),
+        ("RMS b, sampled, corrected", lambda m: resolved(m.bellman)),
+        ("RMS b, sampled, plug-in", lambda m: m.bellman and m.bellman.rms_plug_in),
+        ("RMS b where the sampler goes", guided),
+        ("RMS b, gauge-fixed", gauge_fixed),
+        ("mean (rho - 1)^2", lambda m: m.error and m.error.squared_ratio_error),
+        ("mean (rho - 1)^2, at least", lambda m: m.flat and m.flat.squared_ratio_error_at_least),
+        ("mean b (bias)", lambda m: m.error and m.error.signed_mean),
+        ("sum of b along a solution: mean", lambda m: m.paths and m.paths.mean),
+        ("sum of b along a solution: RMS", lambda m: m.paths and m.paths.rms_corrected),
+        ("c = T RMS b", lambda m: m.error and m.error.c),
+        ("L, 50% / 95% / max", ratio_bound),
+        ("Brier (constant)", brier),
+        ("ECE / AUC", ece_auc),
+        ("V(s0) minus Z", lambda m: m.z and m.z.difference),
+        ("sigma^2, pooled", sigma2),
+        ("sigma^2, enumerated", enumerated_sigma2),
+        ("sigma^2 of a perfect value, enumerated", lambda m: m.tabulated and m.tabulated.perfect),
+        ("sigma^2 of a perfect value, from rollouts", perfect),
+        ("particles of a perfect value times", cost_ratio),
+        (
+            f"particles: CV of Z {cv:g} | TV {tv:g}",
+            lambda m: (m.n_for_cv or m.sigma2 or m.influence) and f"{count(m.n_for_cv)} | {particles_tv(m)}",
+        ),
+        (f"particles of Thm 5.1 for TV {tv:g}", lambda m: m.paper and power(m.paper.log10_particles)),
+    ]
+    cells = [(label, [cell(m) for m in report.models]) for label, cell in lines]
+    return [(label, [shown(c) for c in row]) for label, row in cells if any(c is not None for c in row)]
+
+
+def as_text(report: "AuditReport") -> str:
+    """Return the table, the paired differences and what was measured, as a terminal shows them."""
+    rows = [("", [m.role for m in report.models]), *table(report)]
+    # A terminal is narrow: intervals of the first model only, the others have theirs in the files.
+    rows = [(label, [cells[0], *map(without_interval, cells[1:])]) for label, cells in rows]
+    width = max(len(label) for label, _ in rows)
+    columns = [max(len(cells[i]) for _, cells in rows) for i in range(len(report.models))]
+    lines = [
+        f"{label:<{width}}  " + "  ".join(f"{c:<{w}}" for c, w in zip(cells, columns, strict=True)).rstrip()
+        for label, cells in rows
+    ]
+    return "\n".join([*lines, *sentences(report)])
+
+
+def without_interval(cell: str) -> str:
+    """Return a cell without what stands in brackets."""
+    return re.sub(r" \[[^\]]*\]| \((ESS|\d+ prompts).*", "", cell).replace(NOT_AVAILABLE, "-")
+
+
+def sentences(report: "AuditReport") -> list[str]:
+    """Return the consequence in words, the comparisons, and the accuracy measured beside the one asked for."""
+    found = [costs(report.model)] if report.model.perfect_ratio or report.model.tabulated else []
+    found += [f"{role}: {difference(pair)}" for role, pair in report.pairs.items()]
+    if report.measured is not None:
+        found.append(measured(report.measured))
+    return found
+
+
+BELOW_ONE = (
+    "; below 1 because the true value is not quite the cheapest one, which also weighs how much the next step can change it, "
+    "or by noise"
+)
+
+
+def costs(model: "ModelAudit") -> str:
+    """Return what the model's error costs its user."""
+    what = "the particles of a perfect value"
+    if model.tabulated is not None:
+        ratio = model.tabulated.ratio
+        text = f"this model's error costs you {ratio.estimate:.2g}× {what} (enumerated: {ratio})"
+        return text + (BELOW_ONE if ratio.estimate < 1 else "")
+    low, high = bracket_ends(model)
+    if low is None or (high is None and low < 1) or (high is not None and low < 1 < high):
+        return f"how many times {what} this model costs is not resolved: it takes more completions of every prefix"
+    between = f"at least {low:.2g}×" if high is None else f"{low:.2g}× to {high:.2g}×"
+    text = f"this model's error costs you {between} {what} (95%, bracketed from rollouts)"
+    return text + (BELOW_ONE if high is not None and high < 1 else "")
+
+
+def bracket_ends(model: "ModelAudit") -> tuple[float | None, float | None]:
+    """Return the outer ends of the intervals of the two ends of the bracket."""
+    bracket = model.perfect_ratio
+    return (None, None) if bracket is None else (bracket.at_least.low, bracket.at_most.high)
+
+
+def difference(pair: Any) -> str:
+    """Return the paired differences, the first model minus the other."""
+    shown_ = [
+        f"{name.replace('_', ' ')} {value}"
+        for name, value in vars(pair).items()
+        if isinstance(value, Interval)
+    ]
+    return "this model minus that one, paired: " + "; ".join(shown_)
+
+
+def measured(values: Any) -> str:
+    """Return the accuracy that the sampler had at the predicted particles."""
+    n, delta = values["n_particles"], values["delta_cv"]
+    early = "; the prediction is exact from 25 σ² particles on, these are fewer" if 25 * delta**2 > 1 else ""
+    return (
+        f"measured with N = {n} (predicted for a CV of {delta:g}{early}), {values['runs']} runs of {values['prompts']} prompts, "
+        f"multinomial resampling at every step: CV of Z {Interval.from_dict(values['cv'])}; right solutions in the output "
+        f"{values['success']:.3g}, in the target {values['target_success']:.3g}, difference "
+        f"{Interval.from_dict(values['success_difference'])}"
+    )
+
+
+def shown(value: Any) -> str:
+    """Return a cell's text."""
+    nothing = value is None or (isinstance(value, Interval) and not np.isfinite(value.estimate))
+    return NOT_AVAILABLE if nothing else str(value)
+
+
+def resolved(summary: BellmanSummary | None) -> str | None:
+    """Return the corrected RMS, marked where the number of children cannot resolve it."""
+    if summary is None:
+        return None
+    return str(summary.rms_corrected) + ("" if summary.resolved else " not resolved")
+
+
+def gauge_fixed(model: "ModelAudit") -> Interval | None:
+    """Return the error without a constant per prompt and depth, where a cell has enough prefixes."""
+    found = model.gauge_fixed
+    return found.rms if found is not None and found.n_cells else None
+
+
+def guided(model: "ModelAudit") -> str | None:
+    """Return the error under the sampler's weights, and their effective sample size."""
+    summary = model.guided_error
+    if summary is None:
+        return None
+    share = summary.effective_sample_size / max(summary.n_resolved, 1)
+    mark = "" if guided_resolved(model) else " not resolved"
+    return f"{summary.rms_corrected} (ESS {share:.0%}){mark}"
+
+
+def ratio_bound(model: "ModelAudit") -> str:
+    """Return quantiles of L and the largest one."""
+    q = model.ratio_bound.quantiles
+    return f"{q['0.5'].estimate:.3g} / {q['0.95'].estimate:.3g} / {model.ratio_bound.largest:.3g}"
+
+
+def brier(model: "ModelAudit") -> str | None:
+    """Return the Brier score beside the constant's."""
+    c = model.calibration
+    return None if c is None else f"{c.brier} ({c.brier_constant:.3g})"
+
+
+def perfect(model: "ModelAudit") -> str | None:
+    """Return the bracket of a perfect value's sigma^2."""
+    found = model.perfect
+    if found is None:
+        return None
+    return " to ".join(f"{x:.3g}" if x > 0 else "?" for x in (found.lower.estimate, found.upper.estimate))
+
+
+def cost_ratio(model: "ModelAudit") -> str | None:
+    """Return how many times a perfect value's particles the model needs: exactly, or as a bracket."""
+    if model.tabulated is not None:
+        return str(model.tabulated.ratio)
+    if model.perfect_ratio is None:
+        return None
+    return " to ".join("?" if x is None else f"{x:.3g}" for x in bracket_ends(model))
+
+
+def ece_auc(model: "ModelAudit") -> str | None:
+    """Return both, a dash for an AUC without outcomes of both kinds."""
+    if model.calibration is None:
+        return None
+    auc = model.calibration.auc.estimate
+    return f"{model.calibration.ece:.3g} / {f'{auc:.3g}' if np.isfinite(auc) else '-'}"
+
+
+def sigma2(model: "ModelAudit") -> str | None:
+    """Return pooled sigma^2, marked where Z^2 is not resolved."""
+    if model.sigma2 is None:
+        return None
+    return str(model.sigma2.estimate) + ("" if model.sigma2.resolved else " not resolved")
+
+
+def enumerated_sigma2(model: "ModelAudit") -> str | None:
+    """Return exact sigma^2, of how many prompts it is, and the most probability that is outside one's table."""
+    found = model.tabulated
+    if found is None:
+        return None
+    return f"{found.sigma2} ({found.n_prompts} prompts, {found.uncovered:.1%} or less outside their tables)"
+
+
+def particles_tv(model: "ModelAudit") -> str:
+    """Return the particles for the TV: exactly, or at most; marked where too few trajectories carry the potential."""
+    if model.counted_from == "tables":
+        return f"{count(model.n_for_tv)}, enumerated"
+    marked = model.n_for_tv is not None and model.influence is not None and not model.influence.resolved
+    return (
+        ("at most " if model.n_for_tv is not None else "") + count(model.n_for_tv) + " not resolved" * marked
+    )
+
+
+def count(n: Interval | None) -> str:
+    """Return a number of particles, rounded up."""
+    if n is None or not np.isfinite(n.estimate):
+        return "not resolved"
+    ends = ", ".join("?" if e is None else f"{np.ceil(e):.0f}" for e in (n.low, n.high))
+    return f"{np.ceil(n.estimate):.0f} [{ends}]"
+
+
+def power(log10: float) -> str:
+    """Return ten to the ``log10`` as text."""
+    return f"{10**log10:.0f}" if log10 < 6 else f"1e{log10:.0f}"

@@ -1,0 +1,1 @@
+"""Exact finite models: where the truth is known by dynamic programming."""

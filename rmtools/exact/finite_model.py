@@ -1,0 +1,325 @@
+"""Finite models: trees and layered Markov chains given as arrays, and the particles that walk on them.
+
+Layer t has S_t states; state s takes branch b with probability `policy[t][s, b]` to state `children[t][s, b]`
+of layer t + 1. Every prefix ends at depth T. The default children make the full tree, whose states are its
+prefixes; a chain merges prefixes that share a future, so T can be in the hundreds.
+
+>>> import numpy as np
+>>> policy = [np.array([[0.5, 0.5]]), np.array([[0.9, 0.1], [0.2, 0.8]])]
+>>> log_value = [np.array([0.0]), np.log([1.0, 2.0]), np.log([1.0, 2.0, 3.0, 4.0])]
+>>> model = FiniteModel(policy, log_value)
+>>> model.horizon, model.is_tree, round(float(np.exp(model.exact().log_z)), 6)
+(2, True, 2.45)
+>>> np.round(model.reach(2), 12).tolist()
+[0.45, 0.05, 0.1, 0.4]
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from rmtools.errors import UserError
+from rmtools.exact.checks import check_children, check_layers
+from rmtools.particles.arguments import check_count, check_generator
+from rmtools.particles.logspace import log_mean_columns
+
+if TYPE_CHECKING:
+    from rmtools.exact.solution import ExactResult
+
+
+@dataclass(frozen=True, eq=False)
+class FiniteModel:
+    """A policy, a value and a potential on a finite tree or layered chain.
+
+    Parameters
+    ----------
+    policy : sequence of array_like
+        `policy[t]`, (S_t, B_t) probabilities, t = 0 ... T - 1; each row sums to one; S_0 = 1.
+    log_value : sequence of array_like
+        `log_value[t]`, (S_t,) nats, t = 0 ... T; `log_value[T]` is the log potential. -inf is a value of
+        zero.
+    children : sequence of array_like, optional
+        `children[t]`, (S_t, B_t) index of each child in layer t + 1; where the policy is zero any number will
+        do. Default: the full tree, child s * B_t + b.
+
+    Raises
+    ------
+    UserError
+        For wrong shapes, probabilities that do not sum to one (which row, and by how much), values that are
+        NaN or +inf, children that do not exist.
+    """
+
+    policy: Sequence[np.ndarray]
+    log_value: Sequence[np.ndarray]
+    children: Sequence[np.ndarray] | None = None
+
+    def __init__(
+        self,
+        policy: Sequence[ArrayLike],
+        log_value: Sequence[ArrayLike],
+        children: Sequence[ArrayLike] | None = None,
+    ) -> None:
+        checked_policy = tuple(np.array(p, dtype=np.float64) for p in policy)
+        checked_value = tuple(np.array(v, dtype=np.float64) for v in log_value)
+        check_layers(checked_policy, checked_value)
+        for array in (*checked_policy, *checked_value):
+            array.setflags(write=False)  # what was checked, and what is computed from it, stays true
+        object.__setattr__(self, "policy", checked_policy)
+        object.__setattr__(self, "log_value", checked_value)
+        object.__setattr__(self, "children", check_children(checked_policy, checked_value, children))
+
+    @property
+    def horizon(self) -> int:
+        """T, the number of steps."""
+        return len(self.policy)
+
+    def child(self, t: int) -> np.ndarray:
+        """(S_t, B_t) index of each child in layer t + 1; 0 where the policy is zero on a chain."""
+        if self.children is None:
+            return np.arange(self.policy[t].size).reshape(self.policy[t].shape)
+        return self.children[t]
+
+    def gather(self, t: int, layer: np.ndarray) -> np.ndarray:
+        """(S_t, B_t) entries of `layer`, (S_{t+1},), at the children of layer t."""
+        return layer.reshape(self.policy[t].shape) if self.children is None else layer[self.children[t]]
+
+    @cached_property
+    def log_policy(self) -> tuple[np.ndarray, ...]:
+        """Log probabilities, (S_t, B_t) nats per layer."""
+        with np.errstate(divide="ignore"):
+            return tuple(np.log(p) for p in self.policy)
+
+    @cached_property
+    def log_reach(self) -> tuple[np.ndarray, ...]:
+        """Log probability that a policy trajectory passes each state, (S_t,) nats, t = 0 ... T."""
+        layers = [np.zeros(1)]
+        for t in range(self.horizon):
+            edge = layers[t][:, None] + self.log_policy[t]
+            layers.append(edge.ravel() if self.children is None else self._scatter(t, edge))
+        return tuple(layers)
+
+    def _scatter(self, t: int, edge: np.ndarray) -> np.ndarray:
+        """Log of the sum of exp(edge) that arrives at each state of layer t + 1, (S_{t+1},) nats."""
+        child, flat = self.child(t).ravel(), edge.ravel()
+        # The maximum is taken per target: a rare state beside a likely one must not underflow.
+        top = np.full(len(self.log_value[t + 1]), -np.inf)
+        np.maximum.at(top, child, flat)
+        shift = np.where(top == -np.inf, 0.0, top)
+        with np.errstate(divide="ignore"):
+            return np.log(np.bincount(child, np.exp(flat - shift[child]), minlength=len(top))) + shift
+
+    def reach(self, t: int) -> np.ndarray:
+        """Probability that a policy trajectory passes each state of layer t, (S_t,)."""
+        return np.exp(self.log_reach[t])
+
+    @cached_property
+    def is_tree(self) -> bool:
+        """Whether every reachable state has one way in, so that states are prefixes."""
+        return self.children is None or all(self._one_way_in(t) for t in range(self.horizon))
+
+    def _one_way_in(self, t: int) -> bool:
+        used = (self.policy[t] > 0) & (self.log_reach[t] > -np.inf)[:, None]
+        return int(np.bincount(self.child(t)[used], minlength=1).max(initial=0)) <= 1
+
+    @cached_property
+    def log_true_value(self) -> tuple[np.ndarray, ...]:
+        """Logs of V*, (S_t,) nats, t = 0 ... T, by backward recursion V*(s) = E_policy[V*(child)]."""
+        layers = [self.log_value[-1]]
+        for t in reversed(range(self.horizon)):
+            layers.append(log_mean_columns(self.gather(t, layers[-1]), self.log_policy[t]))
+        return tuple(reversed(layers))
+
+    @cached_property
+    def target_policy(self) -> tuple[np.ndarray, ...]:
+        """(S_t, B_t) one-step law of the target, policy * V*(child) / V*(s); the policy where V* is zero."""
+        layers = []
+        for t in range(self.horizon):
+            value = self.log_true_value[t][:, None]
+            with np.errstate(invalid="ignore"):  # -inf - -inf, replaced
+                twisted = np.exp(self.log_policy[t] + self.gather(t, self.log_true_value[t + 1]) - value)
+            layers.append(np.where(value > -np.inf, twisted, self.policy[t]))
+        return tuple(layers)
+
+    def exact(self) -> "ExactResult":
+        """Everything the theory says about this model, by dynamic programming; see `ExactResult`."""
+        from rmtools.exact.solution import solve
+
+        return solve(self)
+
+    def particles(self, groups: int) -> "FiniteParticles":
+        """Return `groups` replicates of the root, shape (groups, 1).
+
+        Raises
+        ------
+        UserError
+            If `groups` is less than 1.
+        """
+        check_count("groups", groups, fix=1000)
+        return FiniteParticles(self, 0, np.zeros((groups, 1), dtype=np.intp))
+
+    def draw_target(self, groups: int, rng: np.random.Generator) -> "tuple[FiniteParticles, ...]":
+        """Exact draws of the target: the path of `groups` trajectories, T + 1 particles of shape (groups, 1).
+
+        Raises
+        ------
+        UserError
+            If Z is zero: there is no target.
+        """
+        if self.log_true_value[0][0] == -np.inf:
+            raise UserError(
+                "the target does not exist: the potential is zero on every reachable leaf, so Z = 0"
+            )
+        check_generator(rng)
+        path = [self.particles(groups)]
+        for t in range(self.horizon):
+            path.append(FiniteParticles(self, t + 1, self._target_tables[t].draw(path[-1].state, rng)))
+        return tuple(path)
+
+    @cached_property
+    def _policy_tables(self) -> "tuple[_StepTable, ...]":
+        return self._tables(self.policy)
+
+    @cached_property
+    def _target_tables(self) -> "tuple[_StepTable, ...]":
+        return self._tables(self.target_policy)
+
+    def _tables(self, policy: Sequence[np.ndarray]) -> "tuple[_StepTable, ...]":
+        children = self.children if self.children is not None else [None] * self.horizon
+        return tuple(_step_table(p, c) for p, c in zip(policy, children, strict=True))
+
+    def expected_output_law(self, n_particles: int) -> np.ndarray:
+        """Law of one weighted draw from `n_particles` particles over final states, (S_T,), in closed form.
+
+        Two branches whose probability and value ratio do not depend on the state (the `product` family) make
+        the steps independent: the lineage of the output takes branch 1 at a step with probability E[K x_1 /
+        (K x_1 + (N - K) x_0)], K binomial. Holds for pool 1 and resampling at every step by any unbiased
+        scheme.
+
+        Raises
+        ------
+        UserError
+            If the model has not this form.
+        """
+        check_count("n_particles", n_particles, fix=16)
+        law = np.ones(1)
+        for t in range(self.horizon):
+            p, log_ratio = self._common_step(t)
+            ones = _one_step_law(n_particles, p, log_ratio)
+            edge = law[:, None] * np.array([1 - ones, ones])
+            law = np.zeros(len(self.log_value[t + 1]))
+            np.add.at(law, self.child(t), edge)
+        return law
+
+    def _common_step(self, t: int) -> tuple[float, float]:
+        """Probability of branch 1 and log(x_1 / x_0), the same for every reachable state of layer t."""
+        reachable = self.log_reach[t] > -np.inf
+        p = self.policy[t][reachable]
+        value = self.gather(t, self.log_value[t + 1])[reachable]
+        own = self.log_value[t][reachable]
+        if p.shape[1] != 2 or not np.isfinite(value).all():
+            raise UserError(
+                f"no closed form: step {t} needs two branches of positive value", fix="use `product`"
+            )
+        increment = value - own[:, None]
+        if np.ptp(p[:, 1]) > 1e-12 or np.ptp(increment, axis=0).max() > 1e-9:
+            raise UserError(f"no closed form: step {t} depends on the state", fix="use `product`")
+        return float(p[0, 1]), float(increment[0, 1] - increment[0, 0])
+
+
+@dataclass(frozen=True, eq=False)
+class _StepTable:
+    """One layer's transitions, laid out for drawing many at once."""
+
+    cumulative: tuple[np.ndarray, ...]  # B - 1 columns (S,)
+    child: np.ndarray | None  # (S * B,); None on the full tree
+    child_is_branch: bool  # Markov chains: the branch taken is the next state, whatever the state was
+
+    def draw(self, state: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """States of the next layer, same shape as `state`."""
+        if not self.cumulative:
+            return state if self.child is None else self.child.take(state)
+        uniform = rng.random(state.shape)
+        branch = (uniform >= self.cumulative[0].take(state)).astype(np.intp)
+        for column in self.cumulative[1:]:
+            branch += uniform >= column.take(state)
+        if self.child_is_branch:
+            return branch
+        branch += state * (len(self.cumulative) + 1)
+        return branch if self.child is None else self.child.take(branch)
+
+
+def _step_table(policy: np.ndarray, children: np.ndarray | None) -> _StepTable:
+    cumulative = np.cumsum(policy, axis=1)
+    cumulative /= cumulative[:, -1:]
+    columns = tuple(np.ascontiguousarray(cumulative[:, b]) for b in range(policy.shape[1] - 1))
+    if children is None:
+        return _StepTable(columns, None, False)
+    is_branch = bool(np.all((children == np.arange(policy.shape[1])) | (policy == 0)))
+    return _StepTable(columns, np.ascontiguousarray(children).ravel(), is_branch)
+
+
+@dataclass(frozen=True, eq=False)
+class FiniteParticles:
+    """`Particles` on a finite model: (G, n) states of one layer."""
+
+    model: FiniteModel
+    depth: int
+    state: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """The pair (G, n)."""
+        n_groups, n = self.state.shape
+        return n_groups, n
+
+    @property
+    def ended(self) -> np.ndarray:
+        """(G, n) bool: all at depth T, none before."""
+        return np.full(self.state.shape, self.depth == self.model.horizon)
+
+    def log_value(self) -> np.ndarray:
+        """(G, n) nats."""
+        return self.model.log_value[self.depth].take(self.state)
+
+    def extend(self, pool_size: int, rng: np.random.Generator) -> "FiniteParticles":
+        """(G, n * pool_size) states of the next layer; copies at depth T."""
+        state = self.state if pool_size == 1 else np.repeat(self.state, pool_size, axis=1)
+        if self.depth == self.model.horizon:
+            return FiniteParticles(self.model, self.depth, state)
+        table = self.model._policy_tables[self.depth]
+        return FiniteParticles(self.model, self.depth + 1, table.draw(state, rng))
+
+    def select(self, index: np.ndarray) -> "FiniteParticles":
+        """(G, k) states at `index`."""
+        offset = np.arange(len(self.state))[:, None] * self.state.shape[1]
+        return FiniteParticles(self.model, self.depth, self.state.ravel().take(index + offset))
+
+    def join(self, other: "FiniteParticles") -> "FiniteParticles":
+        """(G, n + k) states: these, then those of `other` at the same depth.
+
+        Raises
+        ------
+        UserError
+            If the depths or the numbers of groups differ.
+        """
+        if other.depth != self.depth or len(other.state) != len(self.state):
+            raise UserError(
+                f"cannot join {other.shape} prefixes of depth {other.depth} to {self.shape} of depth {self.depth}",
+                fix="a reference has one prefix a group at every depth, the root first",
+            )
+        return FiniteParticles(self.model, self.depth, np.concatenate([self.state, other.state], axis=1))
+
+
+def _one_step_law(n: int, p: float, log_ratio: float) -> float:
+    from scipy.special import gammaln  # here, because importing scipy takes longer than the rest of the core
+
+    k = np.arange(n + 1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        log_pmf = gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1)
+        log_pmf += np.where(k > 0, k * np.log(p), 0.0) + np.where(k < n, (n - k) * np.log1p(-p), 0.0)
+        share = np.where(k == n, 1.0, k / (k + (n - k) * np.exp(-log_ratio)))
+    return float(np.sum(np.exp(log_pmf) * share))

@@ -1,0 +1,260 @@
+"""What the theory says about a finite model, by dynamic programming.
+
+Values, Bellman errors, the asymptotic variance sigma2 = lim N Var(Zhat / Z) of the estimate of Z under
+multinomial resampling at every step, the influence H of a trajectory and with it the asymptotic bias of the
+output law, TV = MAD(H) / (2 N) (docs/equations.md sections 1, 5 and 7). Suprema run over states of positive
+probability. Nats.
+
+>>> import numpy as np
+>>> from rmtools.core import product
+>>> exact = product(horizon=3, ratio=2.0).exact()
+>>> round(float(np.exp(exact.log_z)), 12), round(exact.bellman_error, 12), round(exact.ratio_bound, 12)
+(3.375, 0.5, 2.0)
+>>> round(exact.sigma2, 12), round(exact.n_for_cv(0.1), 9), round(exact.n_for_tv(0.01), 6)
+(0.333333333333, 33.333333333, 19.753086)
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from rmtools.errors import UserError
+from rmtools.exact.bounds import particles_for_cv, particles_for_tv
+from rmtools.exact.influence import InfluenceMad, leaf_influence, mean_absolute_deviation
+from rmtools.particles.arguments import check_count
+from rmtools.particles.logspace import log_mean_columns, log_sum_exp
+
+if TYPE_CHECKING:
+    from rmtools.exact.finite_model import FiniteModel
+
+
+@dataclass(frozen=True, eq=False)
+class ExactResult:
+    """Exact figures of a finite model (docs/equations.md sections 1, 5 and 7).
+
+    Attributes
+    ----------
+    log_z : float
+        log Z = log E_policy[potential], nats; -inf if the potential is zero everywhere.
+    true_log_value : tuple of np.ndarray
+        log V*, (S_t,) nats, t = 0 ... T.
+    log_bellman_error : tuple of np.ndarray
+        b = log(E_policy[V(child)] / V), (S_t,) nats, t = 0 ... T - 1; 0 where both are zero.
+    bellman_error : float
+        sup of exp(abs(b)) - 1 (epsilon of arXiv 2602.01381 Assumption 3.2).
+    bellman_error_gauge_fixed : float
+        The same after the best constant per depth, which the sampler does not see.
+    ratio_bound : float
+        L, sup of the ratio of the values at two ends of a step, either way round (Assumption 3.1).
+    sigma2 : float
+        lim N Var(Zhat / Z), pool 1, multinomial resampling at every step; inf if Z = 0, or if a prefix from
+        which the target can be reached has value zero: the sampler then never goes there, and Zhat is biased.
+    sigma2_true_value : float
+        The same with V* in place of V.
+    sigma2_optimal : float
+        The smallest over all values, reached at the root second moment of V* one step on.
+    target : np.ndarray or None
+        Trees: law of the final states under the target, (S_T,). None on chains and where Z = 0.
+    influence : np.ndarray or None
+        Trees: H of each final state's trajectory, (S_T,), pool 1; 0 at unreachable ones.
+    """
+
+    log_z: float
+    true_log_value: tuple[np.ndarray, ...]
+    log_bellman_error: tuple[np.ndarray, ...]
+    bellman_error: float
+    bellman_error_gauge_fixed: float
+    ratio_bound: float
+    sigma2: float
+    sigma2_true_value: float
+    sigma2_optimal: float
+    target: np.ndarray | None
+    influence: np.ndarray | None
+    _model: "FiniteModel" = field(repr=False)
+    _log_terms: np.ndarray = field(
+        repr=False
+    )  # (2, T): the squares of child and of own V*, see _variance_terms
+
+    def sigma2_pool(self, pool_size: int) -> float:
+        """Limit of N Var(Zhat / Z) with a pool of `pool_size` candidates (docs/equations.md section 5)."""
+        check_count("pool_size", pool_size)
+        child, own = (_sum_excess(row) for row in self._log_terms)
+        return child if pool_size == 1 else own * (1 - 1 / pool_size) + child / pool_size
+
+    def influence_pool(self, pool_size: int) -> np.ndarray:
+        """H of each final state's trajectory with a pool, (S_T,).
+
+        Raises
+        ------
+        UserError
+            On a chain, where H is not a function of the final state, and where Z = 0.
+        """
+        check_count("pool_size", pool_size)
+        if self.target is None:
+            raise UserError(
+                "influence per final state needs a tree and Z > 0: on a chain H depends on the path",
+                fix="use `influence_mad`",
+            )
+        return leaf_influence(self._model, pool_size)
+
+    def influence_mad(self, pool_size: int = 1, n_draws: int = 200_000, seed: int = 0) -> InfluenceMad:
+        """Mean absolute deviation of H under the target: TV(expected output, target) -> MAD / (2 N).
+
+        Exact on trees and on chains where H takes few values (standard error 0); otherwise the mean over
+        `n_draws` exact draws of the target from a generator seeded with `seed`, with its standard error.
+        """
+        check_count("pool_size", pool_size)
+        return mean_absolute_deviation(self._model, pool_size, n_draws, np.random.default_rng(seed))
+
+    def n_for_tv(self, delta: float, pool_size: int = 1) -> float:
+        """Particles (not rounded) for an expected output within `delta` of the target in total variation.
+
+        Raises
+        ------
+        UserError
+            If `delta` is not in (0, 1).
+        """
+        return particles_for_tv(self.influence_mad(pool_size).value, delta)
+
+    def n_for_cv(self, delta: float, pool_size: int = 1) -> float:
+        """Particles (not rounded) for an estimate of Z with coefficient of variation `delta`.
+
+        Raises
+        ------
+        UserError
+            If `delta` is not positive.
+        """
+        return particles_for_cv(self.sigma2_pool(pool_size), delta)
+
+
+def solve(model: "FiniteModel") -> ExactResult:
+    """Compute the `ExactResult` of `model`."""
+    true = model.log_true_value
+    log_z = float(true[0][0])
+    bellman = tuple(_log_bellman(model, t) for t in range(model.horizon))
+    visible = [b[model.log_reach[t] > -np.inf] for t, b in enumerate(bellman)]
+    terms, terms_true, terms_best = _variance_terms(model)
+    # Z = 0: no number of particles draws from a target that does not exist.
+    exists = log_z > -math.inf
+    target = np.exp(model.log_reach[-1] + true[-1] - log_z) if exists and model.is_tree else None
+    return ExactResult(
+        log_z=log_z,
+        true_log_value=true,
+        log_bellman_error=bellman,
+        bellman_error=_expm1(max(float(np.abs(b).max()) for b in visible)),
+        bellman_error_gauge_fixed=_expm1(max(_half_range(b) for b in visible)),
+        ratio_bound=1 + _expm1(max(_log_ratio_bound(model, t) for t in range(model.horizon))),
+        sigma2=_sum_excess(terms[0]) if exists else math.inf,
+        sigma2_true_value=_sum_excess(terms_true) if exists else math.inf,
+        sigma2_optimal=_sum_excess(terms_best) if exists else math.inf,
+        target=target,
+        influence=None if target is None else leaf_influence(model, 1),
+        _model=model,
+        _log_terms=terms if exists else np.full_like(terms, np.inf),
+    )
+
+
+def guided_tv(model: "FiniteModel") -> np.ndarray:
+    """Total variation at each depth between one exactly guided particle and the depth's target, (T + 1,), on trees.
+
+    The particle steps by policy * V(child) / E_policy[V(child)], the kernel of arXiv 2602.01381 Thm 4.3. The
+    target at depth t is policy * V_t, normalised: at depth T the target itself, before it what the values seen so
+    far ask for. The prefix law of the final target, policy * V*_t, is no such reference: V*/V at an early prefix
+    holds the errors still to come, and a sign of error that persists puts it further than 2 t epsilon away.
+
+    Raises
+    ------
+    UserError
+        On a chain, whose states are not prefixes, and where Z = 0 or a reachable prefix has no child of
+        positive value.
+    """
+    if not model.is_tree or model.log_true_value[0][0] == -np.inf:
+        raise UserError("the law of prefixes needs a tree and Z > 0", fix="unfold the chain into its tree")
+    guided, distance = np.zeros(1), []
+    for t in range(model.horizon + 1):
+        target = model.log_reach[t] + model.log_value[t]
+        target = target - log_sum_exp(target)
+        distance.append(0.5 * float(np.abs(np.exp(guided) - np.exp(target)).sum()))
+        if t < model.horizon:
+            guided = _guided_step(model, t, guided)
+    return np.array(distance)
+
+
+def _guided_step(model: "FiniteModel", t: int, guided: np.ndarray) -> np.ndarray:
+    edge = model.log_policy[t] + model.gather(t, model.log_value[t + 1])
+    total = log_sum_exp(edge)
+    if (total[guided > -np.inf] == -np.inf).any():
+        raise UserError(
+            f"a prefix of depth {t} has no child of positive value: guidance is not defined there"
+        )
+    edge = guided[:, None] + edge - np.where(total == -np.inf, 0.0, total)[:, None]
+    if model.children is None:
+        return edge.ravel()
+    law = np.full(len(model.log_value[t + 1]), -np.inf)
+    used = (model.policy[t] > 0) & (model.log_reach[t] > -np.inf)[:, None]
+    law[model.child(t)[used]] = edge[used]
+    return law
+
+
+def _variance_terms(model: "FiniteModel") -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return logs of the terms of the variance, one per step (docs/equations.md section 5).
+
+    Returns
+    -------
+    tuple of np.ndarray
+        (2, T) for the model's value: Zhat E[V*(s_t)^2 / V] / Z^2, and the same with V*(s_{t-1})^2; (T,) for
+        the true value; (T,) for the best value.
+    """
+    true, log_z = model.log_true_value, model.log_true_value[0][0]
+    terms, terms_true, terms_best = [], [], []
+    for t in range(model.horizon):
+        reach, value, own = model.log_reach[t], model.log_value[t], true[t]
+        second = log_mean_columns(2 * model.gather(t, true[t + 1]), model.log_policy[t])
+        log_mean_value = log_sum_exp(reach + value)
+        with np.errstate(invalid="ignore"):
+            square = [log_sum_exp(_weighted(reach, x - value)) for x in (second, 2 * own)]
+            terms.append([log_mean_value + s - 2 * log_z for s in square])
+            terms_true.append(log_sum_exp(_weighted(reach, second - own)) - log_z)
+            terms_best.append(2 * (log_sum_exp(reach + 0.5 * second) - log_z))
+    return np.array(terms).T, np.array(terms_true), np.array(terms_best)
+
+
+def _weighted(log_reach: np.ndarray, log_ratio: np.ndarray) -> np.ndarray:
+    """Log of reach times a ratio, with 0 / 0 = 0: nothing is lost where true value and value are zero."""
+    return np.where((log_reach == -np.inf) | np.isnan(log_ratio), -np.inf, log_reach + log_ratio)
+
+
+def _log_bellman(model: "FiniteModel", t: int) -> np.ndarray:
+    expected = log_mean_columns(model.gather(t, model.log_value[t + 1]), model.log_policy[t])
+    with np.errstate(invalid="ignore"):
+        b = expected - model.log_value[t]
+    return np.where(expected == model.log_value[t], 0.0, b)
+
+
+def _log_ratio_bound(model: "FiniteModel", t: int) -> float:
+    child = model.gather(t, model.log_value[t + 1])
+    own = model.log_value[t]
+    unreachable = model.log_reach[t] == -np.inf
+    worst = 0.0
+    for b in range(child.shape[1]):
+        with np.errstate(invalid="ignore"):
+            ratio = np.abs(child[:, b] - own)
+        ratio[(model.policy[t][:, b] == 0) | unreachable | (child[:, b] == own)] = 0.0
+        worst = max(worst, float(ratio.max()))
+    return worst
+
+
+def _half_range(b: np.ndarray) -> float:
+    return float(np.ptp(b)) / 2 if np.isfinite(b).all() else math.inf
+
+
+def _expm1(x: float) -> float:
+    return math.expm1(x) if x < 709 else math.inf
+
+
+def _sum_excess(log_terms: np.ndarray) -> float:
+    # NaN is 0 * inf: a depth at which no reachable prefix has a positive value, though the target goes there.
+    with np.errstate(over="ignore"):
+        return float(np.sum(np.expm1(np.where(np.isnan(log_terms), np.inf, log_terms))))

@@ -1,0 +1,1 @@
+"""Sharded work that resumes after an interruption."""

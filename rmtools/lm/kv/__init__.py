@@ -1,0 +1,1 @@
+"""Key-value caches: layers, batches, and caches that follow their prefixes."""

@@ -1,0 +1,1 @@
+"""The sampler: particles, SMC, resampling, Metropolis-Hastings and particle Gibbs. numpy only."""

@@ -1,0 +1,398 @@
+"""Sequential Monte Carlo with pools: one sampler whose settings are best-of-N, beam search, SP-gSMC and SMC.
+
+At each step every particle draws a pool of M candidates from the policy. The log of the pool's mean value
+over the particle's own value is its log increment; after resampling, each offspring takes one candidate of
+its parent's pool with probability proportional to the value. The estimate of Z is unbiased for every N, M,
+unbiased resampling scheme and ESS threshold (docs/equations.md section 4; arXiv 2602.01381 Algorithms 1 and
+2), provided that the value is positive wherever the target can be reached. All G groups run at once, in the log domain, in nats.
+
+>>> import numpy as np
+>>> from rmtools.core import product
+>>> model = product(horizon=8, ratio=3.0)
+>>> result = smc(model.particles(groups=2000), n_particles=20, pool_size=2, rng=np.random.default_rng(0))
+>>> bool(abs(np.exp(result.log_z - model.exact().log_z).mean() - 1) < 0.02)
+True
+"""
+
+from dataclasses import dataclass
+from typing import Generic
+
+import numpy as np
+
+from rmtools.errors import UserError
+from rmtools.particles.arguments import check_count, check_generator, is_number
+from rmtools.particles.logspace import MANY_COLUMNS, log_mean_columns, log_mean_exp, log_normalise, shift_of
+from rmtools.particles.memory import keep_freed_arrays
+from rmtools.particles.protocol import P, SMCResult
+from rmtools.particles.resampling import Resampler, none, resolve, search_rows, top_k
+
+SAFE_EXPONENT = 300.0  # squares of such weights, and their sums, are ordinary floating-point numbers
+
+
+def smc(
+    root: P,
+    n_particles: int,
+    pool_size: int = 1,
+    resampling: str = "systematic",
+    ess_threshold: float = 0.5,
+    rng: np.random.Generator | None = None,
+    history: bool = True,
+) -> SMCResult[P]:
+    """Sample each group of `root` with `n_particles` particles.
+
+    Parameters
+    ----------
+    root : Particles
+        Shape (G, 1), replicated to N particles per group, or (G, N).
+    n_particles : int
+        N, particles per group.
+    pool_size : int
+        M, candidates per particle and step.
+    resampling : str
+        A name of `rmtools.particles.resampling.RESAMPLING`. `none` never resamples. `top_k` keeps the N best of
+        the N * M candidates at every step (step-level beam search): deterministic, so no estimate of Z.
+    ess_threshold : float
+        Resample a group when its effective sample size is at most this fraction of N. 1 resamples at every
+        step, 0 never. Not used by `none` and `top_k`.
+    rng : np.random.Generator
+        Source of every draw; required.
+    history : bool
+        Keep `log_increments` and `ancestors` (12 bytes per particle and step). Without, they have no rows.
+
+    Returns
+    -------
+    SMCResult
+        Groups stop on their own: a group is not resampled after its last step (the final particles stay
+        weighted), and once all its particles have ended, or all weights are zero, nothing in it changes any
+        more.
+
+    Raises
+    ------
+    UserError
+        For settings out of range, an unknown scheme (the valid ones are listed) or a missing `rng`.
+    ValueError
+        If a value is NaN or +inf; names the step, the group and the particle.
+    """
+    resampler, rng = check_settings(n_particles, pool_size, resampling, ess_threshold, rng)
+    threshold = 0.0 if resampler is none else float(ess_threshold)
+    check_root(root)
+    return run(root, Settings(int(n_particles), int(pool_size), resampler, threshold), rng, history)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Checked settings of a run; `pinned` keeps candidate 0 of slot 0 in slot 0 (conditional SMC)."""
+
+    n: int
+    pool: int
+    resampler: Resampler
+    threshold: float
+    pinned: bool = False
+
+
+def run(root: P, settings: Settings, rng: np.random.Generator, history: bool = True) -> SMCResult[P]:
+    """Run the sampler with settings already checked."""
+    keep_freed_arrays()
+    step = _beam_step if settings.resampler is top_k else _step
+    state = _start(root, settings.n)
+    record = _History(state.log_value.shape, history)
+    while (live := _live_groups(state)).any():
+        state = step(state, settings, live, record, rng)
+    return _finish(state, settings, record)
+
+
+@dataclass(frozen=True)
+class _State(Generic[P]):
+    particles: P
+    ended: np.ndarray | None  # (G, N); None while no prefix has ended
+    log_value: np.ndarray  # (G, N)
+    log_weight: np.ndarray | None  # (G, N), relative to log_const; None is zero everywhere
+    log_const: np.ndarray  # (G,)
+
+
+class _History:
+    """Per-step arrays written in place: copying a list of steps would double the memory traffic."""
+
+    def __init__(self, shape: tuple[int, int], keep: bool) -> None:
+        self.n_steps = 0
+        self.keep = keep
+        capacity = max(1, min(64, 2**27 // max(1, shape[0] * shape[1]))) if keep else 0
+        self.log_increments = np.empty((capacity, *shape))
+        self.ancestors = np.empty((capacity, *shape), dtype=np.int32)
+        self.ess: list[np.ndarray] = []
+        self.resampled: list[np.ndarray] = []
+
+    def new_step(self) -> np.ndarray | None:
+        """Count a step and return the array to write its log increments to, None for a new one."""
+        self.n_steps += 1
+        if not self.keep:
+            return None
+        if self.n_steps > len(self.ancestors):
+            self.log_increments = np.concatenate([self.log_increments, np.empty_like(self.log_increments)])
+            self.ancestors = np.concatenate([self.ancestors, np.empty_like(self.ancestors)])
+        return self.log_increments[self.n_steps - 1]
+
+    def end_step(self, ess: np.ndarray, resampled: np.ndarray, ancestors: np.ndarray) -> None:
+        """Write the other figures of the step."""
+        self.ess.append(ess)
+        self.resampled.append(resampled)
+        if self.keep:
+            self.ancestors[self.n_steps - 1] = ancestors
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return the fields of `SMCResult` with a row per step."""
+        shape = (self.n_steps, self.ancestors.shape[1])
+        return {
+            "ess": np.array(self.ess, dtype=float).reshape(shape),
+            "log_increments": self.log_increments[: self.n_steps],
+            "ancestors": self.ancestors[: self.n_steps],
+            "resampled": np.array(self.resampled, dtype=bool).reshape(shape),
+        }
+
+
+def check_settings(
+    n_particles: int, pool_size: int, resampling: str, ess_threshold: float, rng: np.random.Generator | None
+) -> tuple[Resampler, np.random.Generator]:
+    """Return the scheme and the generator, or raise UserError."""
+    check_count("n_particles", n_particles, fix=16)
+    check_count("pool_size", pool_size)
+    if not is_number(ess_threshold) or not 0 <= ess_threshold <= 1:
+        raise UserError(
+            f"`ess_threshold` must be in [0, 1], got {ess_threshold!r}: "
+            "it is a fraction of `n_particles`, not a count",
+            fix="0.5 resamples when half of the effective particles are lost, 1 at every step, 0 never",
+        )
+    return resolve(resampling), check_generator(rng)
+
+
+def check_root(root: object) -> None:
+    """Raise UserError unless `root` can be sampled from."""
+    if not all(hasattr(root, name) for name in ("shape", "ended", "log_value", "extend", "select")):
+        raise UserError(
+            f"`root` must be Particles, got {type(root).__name__}",
+            fix="model.particles(groups) of a finite model, LMParticles.start(...) of a language model",
+        )
+
+
+def _start(root: P, n: int) -> _State[P]:
+    n_groups, n_root = root.shape
+    if n_root not in (1, n):
+        raise UserError(
+            f"`root` must have 1 or {n} prefixes per group, got {n_root}", fix="pass one root per group"
+        )
+    log_value = checked_values(root.log_value(), step=0)
+    if n_root != n:
+        root = root.select(np.zeros((n_groups, n), dtype=np.intp))
+        log_value = np.repeat(log_value, n, axis=1)
+    log_const = shift_of(log_value)
+    return _State(root, _if_any(root.ended), log_value, log_value - log_const, log_const[:, 0])
+
+
+def _if_any(ended: np.ndarray) -> np.ndarray | None:
+    return ended if ended.any() else None
+
+
+def checked_values(log_value: np.ndarray, step: int) -> np.ndarray:
+    """Return `log_value`, (G, n) nats, or raise ValueError naming where a NaN or +inf is."""
+    if not log_value.max(initial=-np.inf) < np.inf:
+        group, particle = np.argwhere(~(log_value < np.inf))[0]
+        raise ValueError(
+            f"log value of step {step}, group {group}, particle {particle} is {log_value[group, particle]}: "
+            "a value must be finite, or -inf for zero"
+        )
+    return log_value
+
+
+def take(x: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """Entries (G, k) of x (G, n) at `index` (G, k), faster than take_along_axis."""
+    offset = np.arange(len(x))[:, None] * x.shape[1]
+    return x.ravel().take(index + offset)
+
+
+def _live_groups(state: _State) -> np.ndarray:
+    if state.log_weight is None:
+        if state.ended is None:
+            return np.ones(len(state.log_const), dtype=bool)
+        return np.any(~state.ended, axis=1)
+    if state.ended is None:
+        return state.log_weight.max(axis=1) > -np.inf
+    return np.any(~state.ended & (state.log_weight > -np.inf), axis=1)
+
+
+def _step(
+    state: _State[P], settings: Settings, live: np.ndarray, history: _History, rng: np.random.Generator
+) -> _State[P]:
+    children = state.particles.extend(settings.pool, rng)
+    child_ended = _if_any(children.ended)
+    pool = checked_values(children.log_value(), history.n_steps + 1)
+    increment = _increment(pool, state, out=history.new_step())
+    log_weight = increment if state.log_weight is None else state.log_weight + increment
+    weighed = _weigh(log_weight)
+    due = live & ~_finished(child_ended, pool, log_weight) & (weighed.log_mean > -np.inf)
+    due &= _ess_says_so(weighed.ess, settings)
+    ancestors = _resample(log_weight, weighed.weight, due, settings, rng)
+    history.end_step(weighed.ess, due, ancestors)
+    log_const = np.where(due, state.log_const + weighed.log_mean, state.log_const)
+    left = _left_weight(log_weight, due)
+    if settings.pool == 1:
+        if not due.any():
+            return _State(children, child_ended, pool, left, log_const)
+        index = ancestors
+    else:
+        index = _draw_candidates(pool, ancestors, settings.pool, rng)
+        if settings.pinned:
+            index[:, 0] = 0
+    particles = children.select(index)
+    ended = None if child_ended is None else particles.ended
+    return _State(particles, ended, take(pool, index), left, log_const)
+
+
+def _increment(pool: np.ndarray, state: _State, out: np.ndarray | None) -> np.ndarray:
+    """Log increment of each parent; exactly 0 for ended and dead ones, and so in every group that goes on no more."""
+    n_groups, n = state.log_value.shape
+    log_mean = pool if pool.shape[1] == n else log_mean_columns(pool.reshape(n_groups, n, -1))
+    with np.errstate(invalid="ignore"):  # -inf - -inf, replaced below
+        increment = np.subtract(log_mean, state.log_value, out=out)
+    still = state.log_value == -np.inf
+    if state.ended is not None:
+        still |= state.ended
+    if still.any():
+        increment[still] = 0.0
+    return increment
+
+
+@dataclass(frozen=True)
+class _Weighed:
+    weight: np.ndarray  # (G, N), each group's up to a constant
+    ess: np.ndarray  # (G,)
+    log_mean: np.ndarray  # (G,) nats
+
+
+def _weigh(log_weight: np.ndarray) -> _Weighed:
+    shift: np.ndarray | float = 0.0
+    if max(log_weight.max(), -log_weight.min()) <= SAFE_EXPONENT:
+        weight = np.exp(log_weight)
+    else:
+        shift = shift_of(log_weight)[:, 0]
+        weight = np.exp(log_weight - shift[:, None])
+    total = weight.sum(axis=1)
+    # einsum, not vecdot: BLAS would start threads for long rows, one set in every worker process.
+    squares = np.einsum("gn,gn->g", weight, weight)
+    ess = np.divide(total**2, squares, out=np.zeros_like(total), where=squares > 0)
+    with np.errstate(divide="ignore"):
+        return _Weighed(weight, ess, np.log(total / log_weight.shape[1]) + shift)
+
+
+def _ess_says_so(ess: np.ndarray, settings: Settings) -> np.ndarray:
+    # The two ends are exact promises, so they do not depend on how an ESS of N (or 0) rounds.
+    if settings.threshold in (0.0, 1.0):
+        return np.full(len(ess), settings.threshold == 1.0)
+    return ess <= settings.threshold * settings.n
+
+
+def _finished(child_ended: np.ndarray | None, pool: np.ndarray, log_weight: np.ndarray) -> np.ndarray:
+    """(G,) bool: no candidate of positive weight goes on, so this was the group's last step."""
+    if child_ended is None:
+        return np.zeros(len(pool), dtype=bool)
+    n_groups, n = log_weight.shape
+    alive = (pool > -np.inf).reshape(n_groups, n, -1) & (log_weight > -np.inf)[:, :, None]
+    return ~np.any(~child_ended & alive.reshape(pool.shape), axis=1)
+
+
+def _resample(
+    log_weight: np.ndarray, weight: np.ndarray, due: np.ndarray, settings: Settings, rng: np.random.Generator
+) -> np.ndarray:
+    """Ancestors of all groups (G, N), the identity where not due."""
+    if due.all():
+        return settings.resampler(log_weight, settings.n, rng, weight)
+    identity = np.broadcast_to(np.arange(settings.n), log_weight.shape)
+    if not due.any():
+        return identity
+    ancestors = identity.copy()
+    ancestors[due] = settings.resampler(log_weight[due], settings.n, rng, weight[due])
+    return ancestors
+
+
+def _left_weight(log_weight: np.ndarray, due: np.ndarray) -> np.ndarray | None:
+    """Log weights after resampling; None is zero everywhere, which the next step need not add."""
+    if due.all():
+        return None
+    if not due.any():
+        return log_weight
+    left = log_weight.copy()
+    left[due] = 0.0
+    return left
+
+
+def _draw_candidates(pool: np.ndarray, ancestors: np.ndarray, m: int, rng: np.random.Generator) -> np.ndarray:
+    """Child index (G, N): each offspring draws one of its parent's M candidates by value, on its own."""
+    parent = ancestors + np.arange(len(ancestors))[:, None] * (pool.shape[1] // m)
+    uniform = rng.random(ancestors.shape)
+    pool = pool.reshape(-1, m)
+    if m > MANY_COLUMNS:
+        chosen = _search_candidates(pool, parent.ravel(), uniform.ravel()).reshape(ancestors.shape)
+    else:
+        chosen = np.zeros(ancestors.shape, dtype=np.intp)
+        for share in _cumulative_shares(pool):
+            chosen += uniform >= share.take(parent)
+    return ancestors * m + chosen
+
+
+def _search_candidates(log_value: np.ndarray, rows: np.ndarray, uniform: np.ndarray) -> np.ndarray:
+    cumulative = np.cumsum(np.exp(log_value - shift_of(log_value)), axis=1)
+    cumulative[cumulative[:, -1] == 0] = 1.0  # a row of zeros picks candidate 0
+    return search_rows(cumulative, rows, uniform)
+
+
+def _cumulative_shares(log_value: np.ndarray) -> list[np.ndarray]:
+    """Columns 0 ... M - 2 of the cumulative shares of each row; all 1 in a row of zeros, which picks candidate 0.
+
+    A share that reaches 1 early does so exactly, so that trailing candidates of value zero are never drawn.
+    """
+    columns = [log_value[:, b] for b in range(log_value.shape[1])]
+    top = columns[0]
+    for column in columns[1:]:
+        top = np.maximum(top, column)
+    shift = np.where(top == -np.inf, 0.0, top)
+    sums = [np.exp(columns[0] - shift)]
+    for column in columns[1:]:
+        sums.append(sums[-1] + np.exp(column - shift))
+    return [np.divide(x, sums[-1], out=np.ones_like(x), where=sums[-1] > 0) for x in sums[:-1]]
+
+
+def _beam_step(
+    state: _State[P], settings: Settings, live: np.ndarray, history: _History, rng: np.random.Generator
+) -> _State[P]:
+    n, m = settings.n, settings.pool
+    parent_ended = np.repeat(state.particles.ended, m, axis=1)
+    children = state.particles.extend(m, rng)
+    pool = checked_values(children.log_value(), history.n_steps + 1)
+    # An ended beam has M identical candidates: only the first competes, or one answer would fill the beam.
+    assert state.log_weight is not None
+    lost = np.repeat(state.log_weight == -np.inf, m, axis=1)
+    spare = lost | (parent_ended & (np.arange(n * m) % m > 0))
+    index = top_k(np.where(spare, -np.inf, pool), n, rng)
+    index = np.where(live[:, None], index, np.arange(n) * m)
+    ancestors = index // m
+    change_out = history.new_step()
+    log_value = take(pool, index)
+    with np.errstate(invalid="ignore"):
+        change = log_value - take(state.log_value, ancestors)
+    if change_out is not None:
+        change_out[:] = np.where(take(parent_ended, index) | np.isnan(change), 0.0, change)
+    log_weight = np.where(take(spare, index) & live[:, None], -np.inf, 0.0)
+    log_weight = np.where(log_value == -np.inf, -np.inf, log_weight)
+    history.end_step(_weigh(log_value).ess, live.copy(), ancestors)
+    particles = children.select(index)
+    return _State(particles, _if_any(particles.ended), log_value, log_weight, state.log_const)
+
+
+def _finish(state: _State[P], settings: Settings, history: _History) -> SMCResult[P]:
+    beam = settings.resampler is top_k
+    log_weight = np.zeros(state.log_value.shape) if state.log_weight is None else state.log_weight
+    return SMCResult(
+        particles=state.particles,
+        log_weights=log_normalise(log_weight + state.log_value if beam else log_weight),
+        log_z=None if beam else state.log_const + log_mean_exp(log_weight),
+        **history.arrays(),
+    )

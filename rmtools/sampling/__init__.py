@@ -1,0 +1,1 @@
+"""Sample prompts with a policy and a value model: settings, runs, budgets, records and traces."""

@@ -1,0 +1,1 @@
+"""Estimators from samples: Bellman error, calibration, variance and influence, with bootstrap intervals."""

@@ -1,0 +1,344 @@
+"""Calibration of a predicted probability of success against outcomes: Brier, ECE, AUC, reliability curve.
+
+Outcomes may be soft, anywhere in [0, 1]; weights are optional everywhere. These are global checks: a value
+can be calibrated and still have a Bellman error at every prefix (docs/equations.md section 6).
+
+>>> import numpy as np
+>>> p, outcome = np.array([0.1, 0.4, 0.6, 0.9]), np.array([0, 1, 0, 1])
+>>> round(brier(p, outcome), 6), round(expected_calibration_error(p, outcome, bins=2), 6), auc(p, outcome)
+(0.185, 0.25, 0.75)
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any, Self
+
+import numpy as np
+
+from rmtools.errors import UserError
+from rmtools.stats.bootstrap import (
+    Interval,
+    Statistic,
+    as_dict,
+    as_plain,
+    bootstrap_all,
+    cluster_sums,
+    labels_of,
+    ratio_of_means,
+    read_intervals,
+    refuse_nan,
+)
+
+
+def _checked(
+    p: np.ndarray, outcome: np.ndarray, weights: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    p, y = np.asarray(p, dtype=np.float64), np.asarray(outcome, dtype=np.float64)
+    w = np.ones(p.shape) if weights is None else np.asarray(weights, dtype=np.float64)
+    if p.ndim != 1 or len(p) == 0 or y.shape != p.shape or w.shape != p.shape:
+        raise UserError(
+            f"p, outcome and weights have shapes {p.shape}, {y.shape} and {w.shape}",
+            fix="pass (n,) each, n >= 1",
+        )
+    for name, array in (("p", p), ("outcome", y), ("weights", w)):
+        refuse_nan(name, array)
+        top = np.inf if name == "weights" else 1.0
+        bad = (array < 0) | (array > top) | (array == np.inf)
+        if bad.any():
+            first = int(np.argmax(bad))
+            raise UserError(
+                f"{name}[{first}] is {array[first]}", fix=f"{name} must be finite, in [0, {top:g}]"
+            )
+    if w.sum() == 0:
+        raise UserError("all weights are zero", fix="leave `weights` out for equal weights")
+    return p, y, w
+
+
+def brier(p: np.ndarray, outcome: np.ndarray, weights: np.ndarray | None = None) -> float:
+    """Mean squared difference of prediction and outcome.
+
+    Parameters
+    ----------
+    p, outcome : np.ndarray
+        (n,) each, in [0, 1].
+    weights : np.ndarray, optional
+        (n,) nonnegative.
+
+    Raises
+    ------
+    UserError
+        If an entry is NaN or out of range, or the shapes differ.
+    """
+    p, y, w = _checked(p, outcome, weights)
+    return float(np.sum(w * (p - y) ** 2) / w.sum())
+
+
+@dataclass(frozen=True, eq=False)
+class ReliabilityCurve:
+    """Mean prediction and mean outcome in bins of equal mass; arrays (n_bins,), empty bins left out.
+
+    Attributes
+    ----------
+    mean_p, mean_outcome : np.ndarray
+        Weighted means in each bin.
+    mass : np.ndarray
+        Share of the weight, sums to 1.
+    count : np.ndarray
+        Number of predictions of positive weight.
+    index : np.ndarray
+        (n,) bin of each prediction, -1 for weight zero.
+    """
+
+    mean_p: np.ndarray
+    mean_outcome: np.ndarray
+    mass: np.ndarray
+    count: np.ndarray
+    index: np.ndarray
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a dict fit for JSON, without `index`."""
+        return {name: as_plain(getattr(self, name)) for name in ("mean_p", "mean_outcome", "mass", "count")}
+
+
+def reliability_curve(
+    p: np.ndarray, outcome: np.ndarray, bins: int = 10, weights: np.ndarray | None = None
+) -> ReliabilityCurve:
+    """Mean outcome against mean prediction in bins of equal mass.
+
+    Equal predictions share a bin, so there are fewer than `bins` where many are equal.
+
+    Parameters
+    ----------
+    p, outcome, weights : np.ndarray
+        As `brier`.
+    bins : int
+        Number of bins asked for.
+
+    Raises
+    ------
+    UserError
+        As `brier`, or if `bins` is below 1.
+    """
+    p, y, w = _checked(p, outcome, weights)
+    if bins < 1:
+        raise UserError(f"`bins` must be at least 1, got {bins}", fix="10 is usual")
+    used = w > 0
+    _, where = np.unique(p[used], return_inverse=True)
+    mass = np.bincount(where, w[used])
+    # The middle of a group of equal predictions decides its bin.
+    middle = (np.cumsum(mass) - mass / 2) / mass.sum()
+    bin_of = np.minimum((middle * bins).astype(np.intp), bins - 1)
+    inside, n_bins = labels_of(bin_of[where], int(used.sum()))
+    total = np.bincount(inside, w[used], n_bins)
+    means = [np.bincount(inside, (w * array)[used], n_bins) / total for array in (p, y)]
+    index = np.full(len(p), -1)
+    index[used] = inside
+    return ReliabilityCurve(means[0], means[1], total / w.sum(), np.bincount(inside), index)
+
+
+def expected_calibration_error(
+    p: np.ndarray, outcome: np.ndarray, bins: int = 10, weights: np.ndarray | None = None
+) -> float:
+    """Mean absolute difference of mean prediction and mean outcome over bins of equal mass (ECE).
+
+    Biased upward by the noise of each bin's mean outcome, by about sqrt(y (1 - y) / n_bin).
+
+    Parameters
+    ----------
+    p, outcome, weights, bins
+        As `reliability_curve`.
+
+    Raises
+    ------
+    UserError
+        As `reliability_curve`.
+    """
+    curve = reliability_curve(p, outcome, bins, weights)
+    return float(np.sum(curve.mass * np.abs(curve.mean_p - curve.mean_outcome)))
+
+
+def auc(p: np.ndarray, outcome: np.ndarray, weights: np.ndarray | None = None) -> float | None:
+    """Probability that a success has a higher prediction than a failure, ties counting one half.
+
+    An outcome y in (0, 1) stands for a success of weight y and a failure of weight 1 - y.
+
+    Parameters
+    ----------
+    p, outcome, weights : np.ndarray
+        As `brier`.
+
+    Returns
+    -------
+    float or None
+        None where there is no success or no failure.
+
+    Raises
+    ------
+    UserError
+        As `brier`.
+    """
+    p, y, w = _checked(p, outcome, weights)
+    win, _ = _placements(p, y, w)
+    good = w * y
+    return None if win is None else float(np.sum(good * win) / good.sum())
+
+
+def _placements(p: np.ndarray, y: np.ndarray, w: np.ndarray) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Share of failures below each prediction, of successes above it, ties one half; None without either."""
+    good, bad = w * y, w * (1 - y)
+    if good.sum() == 0 or bad.sum() == 0:
+        return None, None
+    _, where = np.unique(p, return_inverse=True)
+    at_good, at_bad = np.bincount(where, good), np.bincount(where, bad)
+    below = (np.cumsum(at_bad) - at_bad / 2) / bad.sum()
+    above = 1 - (np.cumsum(at_good) - at_good / 2) / good.sum()
+    return below[where], above[where]
+
+
+def auc_interval(
+    p: np.ndarray,
+    outcome: np.ndarray,
+    clusters: np.ndarray,
+    weights: np.ndarray | None = None,
+    level: float = 0.95,
+) -> Interval:
+    """AUC with its interval over clusters (Obuchowski, Biometrics 1997: clustered DeLong).
+
+    Parameters
+    ----------
+    p, outcome, weights : np.ndarray
+        As `brier`.
+    clusters : np.ndarray
+        (n,) labels, resampled as one.
+    level : float
+        Nominal coverage.
+
+    Returns
+    -------
+    Interval
+        On the logit scale, so within [0, 1]; ends None where the AUC does not exist, is 0 or 1, or with fewer
+        than two clusters.
+
+    Raises
+    ------
+    UserError
+        As `brier`.
+    """
+    p, y, w = _checked(p, outcome, weights)
+    estimate = auc(p, y, w)
+    below, above = _placements(p, y, w)
+    if estimate is None or below is None or above is None:
+        return Interval(math.nan, None, None)
+    good, bad = w * y, w * (1 - y)
+    influence = good * (below - estimate) / good.sum() + bad * (above - estimate) / bad.sum()
+    sums = cluster_sums(influence, clusters)[:, 0]
+    if len(sums) < 2 or not 0 < estimate < 1:
+        return Interval(estimate, None, None)
+    error = math.sqrt(len(sums) / (len(sums) - 1) * float(sums @ sums)) / (estimate * (1 - estimate))
+    margin = NormalDist().inv_cdf((1 + level) / 2) * error
+    centre = math.log(estimate / (1 - estimate))
+    low, high = (1 / (1 + math.exp(-(centre + sign * margin))) for sign in (-1, 1))
+    return Interval(estimate, low, high)
+
+
+@dataclass(frozen=True, eq=False)
+class CalibrationSummary:
+    """Calibration of p against outcomes, intervals over prompts.
+
+    Attributes
+    ----------
+    n, n_prompts : int
+        Number of predictions and of prompts.
+    mean_p, mean_outcome : Interval
+        Their difference is the bias in the large.
+    brier : Interval
+        Mean squared error.
+    brier_constant : float
+        Brier score of the mean outcome as the only prediction: what a useful model must beat.
+    ece : float
+        Expected calibration error over 10 bins of equal mass; biased upward by noise, so without an interval.
+    auc : Interval
+        NaN where there is no success or no failure.
+    curve : ReliabilityCurve
+        The bins.
+    curve_outcome : tuple of Interval
+        Mean outcome of each bin, bins held fixed.
+    """
+
+    n: int
+    n_prompts: int
+    mean_p: Interval
+    mean_outcome: Interval
+    brier: Interval
+    brier_constant: float
+    ece: float
+    auc: Interval
+    curve: ReliabilityCurve
+    curve_outcome: tuple[Interval, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a dict fit for JSON."""
+        return as_dict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Read what `to_dict` wrote; `curve.index` is not kept and comes back empty."""
+        plain = read_intervals(values)
+        arrays = {name: np.array(array) for name, array in values["curve"].items()}
+        plain["curve"] = ReliabilityCurve(index=np.zeros(0, dtype=np.intp), **arrays)
+        plain["curve_outcome"] = tuple(Interval.from_dict(value) for value in values["curve_outcome"])
+        return cls(**plain)
+
+
+def calibration_summary(
+    p: np.ndarray,
+    outcome: np.ndarray,
+    prompt: np.ndarray,
+    weights: np.ndarray | None = None,
+    *,
+    rng: np.random.Generator,
+    n_resamples: int = 2000,
+    bins: int = 10,
+) -> CalibrationSummary:
+    """Brier, ECE, AUC and reliability of p, with intervals that resample prompts.
+
+    Parameters
+    ----------
+    p, outcome, weights, bins
+        As `reliability_curve`.
+    prompt : np.ndarray
+        (n,) labels.
+    rng : np.random.Generator
+        Source of the resamples.
+    n_resamples : int
+        Number of resamples.
+
+    Raises
+    ------
+    UserError
+        As `reliability_curve`.
+    """
+    p, y, w = _checked(p, outcome, weights)
+    _, n_prompts = labels_of(prompt, len(p))
+    curve = reliability_curve(p, y, bins, w)
+    problems: dict[str, tuple[np.ndarray, Statistic]] = {}
+    for name, value in {"p": p, "outcome": y, "brier": (p - y) ** 2}.items():
+        problems[name] = (cluster_sums(np.stack([w * value, w], axis=1), prompt), ratio_of_means)
+    for k in range(len(curve.mass)):
+        inside = w * (curve.index == k)
+        problems[f"bin {k}"] = (cluster_sums(np.stack([inside * y, inside], axis=1), prompt), ratio_of_means)
+    found = bootstrap_all(problems, rng, n_resamples)
+    return CalibrationSummary(
+        n=len(p),
+        n_prompts=n_prompts,
+        mean_p=found["p"],
+        mean_outcome=found["outcome"],
+        brier=found["brier"],
+        brier_constant=brier(np.full(len(p), np.average(y, weights=w)), y, w),
+        ece=expected_calibration_error(p, y, bins, w),
+        auc=auc_interval(p, y, prompt, w),
+        curve=curve,
+        curve_outcome=tuple(found[f"bin {k}"] for k in range(len(curve.mass))),
+    )

@@ -1,0 +1,217 @@
+"""Two value models on the same rollouts: differences of their figures, prompt by prompt.
+
+Two models that see the same prefixes, children and outcomes share most of their noise. The difference of their
+figures, resampled over prompts as one number, has an interval far narrower than the intervals of the two
+figures suggest (docs/equations.md section 6).
+
+>>> import numpy as np
+>>> from rmtools.stats.prefix_errors import prefix_errors
+>>> rng = np.random.default_rng(0)
+>>> prompt, children = np.repeat(np.arange(100), 4), np.log(rng.gamma(4.0, 0.25, (400, 8)))
+>>> a = prefix_errors(np.full(400, 0.1), children)  # V = exp(0.1), the ratio is 1 / V
+>>> b = prefix_errors(np.zeros(400), children)
+>>> difference = paired_difference(ModelEstimates(a), ModelEstimates(b), prompt, rng=rng)
+>>> round(difference.signed_mean.estimate, 9), difference.signed_mean.half_width < 1e-9
+(-0.1, True)
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+
+from rmtools.errors import UserError
+from rmtools.stats.bootstrap import (
+    Interval,
+    Statistic,
+    as_dict,
+    bootstrap_all,
+    cluster_bootstrap,
+    cluster_sums,
+    labels_of,
+    ratio_of_means,
+    read_intervals,
+)
+from rmtools.stats.calibration import brier
+from rmtools.stats.prefix_errors import PrefixErrors
+from rmtools.stats.sigma2 import Sigma2Parts
+
+
+@dataclass(frozen=True, eq=False)
+class ModelEstimates:
+    """What one model says on rollouts that another model is scored on as well.
+
+    Attributes
+    ----------
+    errors : PrefixErrors
+        At P prefixes, from `prefix_errors` or `exact_errors`.
+    p : np.ndarray, optional
+        (n,) predicted probabilities of success.
+    cost : sequence of Sigma2Parts, optional
+        One per prompt, from `sigma2_parts`.
+    """
+
+    errors: PrefixErrors
+    p: np.ndarray | None = None
+    cost: Sequence[Sigma2Parts] | None = None
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """Figures of model a minus those of model b, intervals over prompts.
+
+    Attributes
+    ----------
+    n_prompts, n_prefixes : int
+        What was given.
+    n_common : int
+        Prefixes at which both models have a log error: the others are in neither.
+    squared_ratio_error, mean_square_corrected, signed_mean : Interval
+        Of (rho - 1)^2, of b^2 with its noise removed and of b in nats, as in `BellmanSummary`; each over the
+        prefixes at which both models have it.
+    brier : Interval or None
+        Of the mean squared difference of p and outcome; None where p was not given.
+    sigma2 : Interval or None
+        Of the pooled sigma^2; None where the parts were not given.
+    """
+
+    n_prompts: int
+    n_prefixes: int
+    n_common: int
+    squared_ratio_error: Interval
+    mean_square_corrected: Interval
+    signed_mean: Interval
+    brier: Interval | None
+    sigma2: Interval | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a dict fit for JSON."""
+        return as_dict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Read what `to_dict` wrote."""
+        return cls(**read_intervals(values))
+
+
+def paired_difference(
+    a: ModelEstimates,
+    b: ModelEstimates,
+    prompt: np.ndarray,
+    outcome: np.ndarray | None = None,
+    outcome_prompt: np.ndarray | None = None,
+    *,
+    rng: np.random.Generator,
+    n_resamples: int = 2000,
+) -> PairedDifference:
+    """Compare two models on the same rollouts.
+
+    Parameters
+    ----------
+    a, b : ModelEstimates
+        Of the same prefixes, predictions and prompts in the same order.
+    prompt : np.ndarray
+        (P,) label of each prefix's prompt.
+    outcome, outcome_prompt : np.ndarray, optional
+        (n,) rewards in [0, 1] that `p` predicts, and their prompts.
+    rng : np.random.Generator
+        Source of the resamples of prompts.
+    n_resamples : int
+        Number of resamples.
+
+    Returns
+    -------
+    PairedDifference
+        a minus b: negative where a has the smaller error.
+
+    Raises
+    ------
+    UserError
+        If the two do not fit each other: numbers of prefixes, of predictions or of prompts, or Z^2 of a prompt;
+        or if one has what the other lacks.
+
+    Notes
+    -----
+    Source: docs/equations.md section 6; sigma^2 section 5.
+    """
+    n = len(a.errors)
+    if len(b.errors) != n or n == 0:
+        raise UserError(
+            f"the models have {n} and {len(b.errors)} prefixes", fix="score both on the same rollouts"
+        )
+    _, n_prompts = labels_of(prompt, n)
+    quantities = {
+        "ratio": (a.errors.squared_error, b.errors.squared_error),
+        "corrected": (a.errors.log_error_square, b.errors.log_error_square),
+        "signed": (a.errors.log_error, b.errors.log_error),
+    }
+    problems: dict[str, tuple[np.ndarray, Statistic]] = {
+        name: (_differences(first, second, prompt), ratio_of_means)
+        for name, (first, second) in quantities.items()
+    }
+    found = bootstrap_all(problems, rng, n_resamples)
+    return PairedDifference(
+        n_prompts=n_prompts,
+        n_prefixes=n,
+        n_common=int(np.sum(np.isfinite(a.errors.log_error) & np.isfinite(b.errors.log_error))),
+        squared_ratio_error=found["ratio"],
+        mean_square_corrected=found["corrected"],
+        signed_mean=found["signed"],
+        brier=_brier(a, b, outcome, outcome_prompt, rng, n_resamples),
+        sigma2=_sigma2(a, b, rng, n_resamples),
+    )
+
+
+def _differences(first: np.ndarray, second: np.ndarray, prompt: np.ndarray) -> np.ndarray:
+    """Return sums and counts per prompt (C, 2) of first - second, over the rows where both are finite."""
+    both = np.isfinite(first) & np.isfinite(second)
+    difference = np.where(both, first, 0.0) - np.where(both, second, 0.0)
+    return cluster_sums(np.stack([difference, both], axis=1), prompt)
+
+
+def _brier(
+    a: ModelEstimates,
+    b: ModelEstimates,
+    outcome: np.ndarray | None,
+    prompt: np.ndarray | None,
+    rng: np.random.Generator,
+    n_resamples: int,
+) -> Interval | None:
+    given = [x is not None for x in (a.p, b.p, outcome, prompt)]
+    if not any(given):
+        return None
+    if a.p is None or b.p is None or outcome is None or prompt is None:
+        raise UserError(
+            "a Brier score takes `p` of both models, `outcome` and `outcome_prompt`",
+            fix="pass all four or none",
+        )
+    squares = []
+    for p in (a.p, b.p):
+        brier(p, outcome)  # refuses shapes that do not fit, NaN, and what is no probability
+        squares.append((np.asarray(p, dtype=np.float64) - np.asarray(outcome, dtype=np.float64)) ** 2)
+    return cluster_bootstrap(
+        _differences(squares[0], squares[1], np.asarray(prompt)), ratio_of_means, rng, n_resamples
+    )
+
+
+def _sigma2(
+    a: ModelEstimates, b: ModelEstimates, rng: np.random.Generator, n_resamples: int
+) -> Interval | None:
+    if a.cost is None and b.cost is None:
+        return None
+    if a.cost is None or b.cost is None or len(a.cost) != len(b.cost) or not len(a.cost):
+        raise UserError(
+            "a difference of sigma^2 takes the parts of both models at the same prompts, at least one",
+            fix="pass `cost` of both or of neither",
+        )
+    for i, (x, y) in enumerate(zip(a.cost, b.cost, strict=True)):
+        if x.horizon != y.horizon or not math.isclose(x.z_square, y.z_square, rel_tol=1e-9, abs_tol=1e-300):
+            raise UserError(
+                f"prompt {i} has T = {x.horizon} and Z^2 = {x.z_square:g} with one model, {y.horizon} and "
+                f"{y.z_square:g} with the other",
+                fix="both come from the same trajectories: make the parts from the same potentials",
+            )
+    sums = [(x.numerator - y.numerator, x.z_square) for x, y in zip(a.cost, b.cost, strict=True)]
+    return cluster_bootstrap(np.array(sums), ratio_of_means, rng, n_resamples)

@@ -1,0 +1,266 @@
+"""From rollouts to what the trainer reads: token ids, log potentials, and which prefixes have what targets need.
+
+Identical alternatives of a prefix are encoded once and counted; those that ended are not encoded at all, their value
+is their potential; one that equals the trajectory's own next step is read there.
+"""
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from rmtools.data.rollouts import Child, Rollout
+from rmtools.errors import UserError
+from rmtools.lm.steps import EncodedTree, StepTokenizer
+from rmtools.particles.tilt import Tilt
+from rmtools.training.targets import BOOTSTRAPPED
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Example:
+    """A trajectory as the trainer sees it; values in nats.
+
+    Attributes
+    ----------
+    tree : EncodedTree
+        Tokens of the trajectory and of its distinct alternatives that go on.
+    log_potential : float
+        Of the outcome; NaN where there is none.
+    complete : bool
+        False where the last steps were cut off: its last prefix is then not the end.
+    child_reads, child_log_potential, child_log_count : list of np.ndarray
+        For each depth (none of a row without alternatives): where a distinct alternative is read (-1: it ended),
+        its potential (NaN: it goes on), and log of how often it was drawn.
+    completion_log_potential : list of np.ndarray
+        For each depth: of the extra completions.
+    log_label : np.ndarray
+        (T,) log values of the given labels, NaN where a step has none.
+    counts : bool
+        False of a row that only fills a batch: nothing is trained on it.
+    """
+
+    tree: EncodedTree
+    log_potential: float
+    complete: bool
+    child_reads: list[np.ndarray]
+    child_log_potential: list[np.ndarray]
+    child_log_count: list[np.ndarray]
+    completion_log_potential: list[np.ndarray]
+    log_label: np.ndarray
+    counts: bool = True
+
+    @property
+    def length(self) -> int:
+        """Number of steps kept."""
+        return len(self.tree.reads) - 1
+
+
+def example(row: Rollout, steps: StepTokenizer, tilt: Tilt, keep: int | None = None) -> Example:
+    """Encode a rollout, or its first ``keep`` steps."""
+    kept = len(row.steps) if keep is None else keep
+    own = row.steps[:kept]
+    counted = [count_children(at) for at in row.children[:kept]]
+    going_on = [
+        [c.text for c, _ in at if not c.ended and c.text != s]
+        for at, s in zip(counted, own, strict=bool(counted))
+    ]
+    tree = steps.encode(row.prompt, own, going_on)
+    labels = np.asarray([math.nan if x is None else x for x in (row.labels or [None] * kept)[:kept]])
+    return Example(
+        tree=tree,
+        log_potential=math.nan if row.reward is None else float(tilt.log_potential(np.asarray(row.reward))),
+        complete=kept == len(row.steps),
+        child_reads=[_child_reads(tree, t, at, own[t]) for t, at in enumerate(counted)],
+        child_log_potential=[
+            _log_potential([c.reward if c.ended else None for c, _ in at], tilt) for at in counted
+        ],
+        child_log_count=[np.log([n for _, n in at]) for at in counted],
+        completion_log_potential=[_log_potential(at, tilt) for at in row.completions[: kept + 1]],
+        log_label=_log_potential(list(labels), tilt),
+    )
+
+
+def count_children(at: Sequence[Child]) -> list[tuple[Child, int]]:
+    """Return the distinct alternatives and how often each was drawn, in order of first appearance."""
+    counts: dict[Child, int] = {}
+    for child in at:
+        counts[child] = counts.get(child, 0) + 1
+    return list(counts.items())
+
+
+def _child_reads(tree: EncodedTree, t: int, at: Sequence[tuple[Child, int]], own: str) -> np.ndarray:
+    encoded = iter(tree.child_reads[t].tolist())
+    return np.asarray(
+        [-1 if c.ended else int(tree.reads[t + 1]) if c.text == own else next(encoded) for c, _ in at],
+        dtype=np.int64,
+    )
+
+
+def _log_potential(rewards: Sequence[float | None], tilt: Tilt) -> np.ndarray:
+    """Return log potentials, NaN where there is no reward."""
+    known = np.asarray([math.nan if r is None else r for r in rewards], dtype=np.float64)
+    return np.where(np.isnan(known), math.nan, tilt.log_potential(np.nan_to_num(known)))
+
+
+@dataclass
+class Prepared:
+    """The examples of a data set, and what was left out of it.
+
+    Attributes
+    ----------
+    examples : list of Example
+    shortened : int
+        Rows that lost their last steps to ``max_length``: targets that bootstrap do not see their outcome.
+    dropped : list of str
+        Rows without any prefix to train on, each named with the reason.
+    """
+
+    examples: list[Example] = field(default_factory=list)
+    shortened: int = 0
+    dropped: list[str] = field(default_factory=list)
+
+
+def prepare(
+    rows: Sequence[Rollout], steps: StepTokenizer, tilt: Tilt, target: str, max_length: int | None
+) -> Prepared:
+    """Encode every row; what does not fit into ``max_length`` tokens is cut at the end of a step.
+
+    Raises
+    ------
+    UserError
+        If a row lacks what ``target`` needs (row and field named), or no row is left.
+    """
+    require_fields(rows, target)
+    found = Prepared()
+    for i, row in enumerate(rows):
+        keep = steps_that_fit(row, steps, max_length)
+        why = nothing_to_train(row, keep, target) or tokenised_otherwise(row, steps)
+        if why:
+            found.dropped.append(f"{called(i, row)}: {why}")
+            continue
+        found.shortened += keep < len(row.steps)
+        found.examples.append(example(row, steps, tilt, keep))
+    if not found.examples:
+        raise UserError(
+            f"no row is left to train on: {found.dropped[0]}",
+            "raise max_length, or give rows that have targets",
+        )
+    if target in BOOTSTRAPPED:
+        require_outcomes(found.examples, max_length)
+    require_known(found.examples, steps)
+    if found.shortened or found.dropped:
+        named = f", first {found.dropped[0]}" if found.dropped else ""
+        logger.warning(
+            "max_length %s: %d of %d rows lost their last steps%s; %d left out%s",
+            max_length,
+            found.shortened,
+            len(rows),
+            f", and with them the outcome that target {target} learns from" if target in BOOTSTRAPPED else "",
+            len(found.dropped),
+            named,
+        )
+    return found
+
+
+def require_known(examples: Sequence[Example], steps: StepTokenizer) -> None:
+    """Log how many tokens the tokenizer does not know; raise ``UserError`` where they are most of them."""
+    unknown = steps.tokenizer.unk_token_id
+    found = sum(int((e.tree.ids == unknown).sum()) for e in examples)
+    total = sum(len(e.tree.ids) for e in examples)
+    if found > total // 2:
+        raise UserError(
+            f"the tokenizer does not know {found} of the {total} tokens of the training rows: its vocabulary is made for "
+            "other texts",
+            "use the model that belongs to these texts",
+        )
+    if found:
+        logger.warning("the tokenizer does not know %d of the %d tokens of the training rows", found, total)
+
+
+def require_outcomes(examples: Sequence[Example], max_length: int | None) -> None:
+    """Raise ``UserError`` where not one outcome is left for a target that bootstraps: values would chase themselves."""
+    ended = any((reads == -1).any() for e in examples for reads in e.child_reads)
+    if not ended and not any(e.complete for e in examples):
+        raise UserError(
+            f"max_length {max_length} cuts the last step of every row, and no alternative step ends a solution: not one "
+            "outcome is left, and the target would be made of the model's own values alone",
+            "raise max_length, or train with --target mc, which needs no last step",
+        )
+
+
+def tokenised_otherwise(row: Rollout, steps: StepTokenizer) -> str:
+    """Return why the parts of a row are not the tokens of its text, or an empty string."""
+    try:
+        steps.check(row.prompt, row.steps)
+    except UserError as error:
+        return error.fact
+    return ""
+
+
+def called(index: int, row: Rollout) -> str:
+    """Return how errors call a row: its place among the rows, from 0, and how its prompt begins."""
+    begin = row.prompt if len(row.prompt) <= 40 else f"{row.prompt[:40]}…"
+    return f"row {index} (prompt {row.prompt_id}, {begin!r})"
+
+
+def require_fields(rows: Sequence[Rollout], target: str) -> None:
+    """Raise ``UserError`` where a row has not what ``target`` is made from."""
+    for i, row in enumerate(rows):
+        if target != "labels" and row.reward is None:
+            raise UserError(
+                f"{called(i, row)}, field reward: is null, target {target} needs the outcome",
+                "train with --target labels, or give rollouts with rewards",
+            )
+        if target == "labels" and row.labels is None:
+            raise UserError(
+                f"{called(i, row)}, field labels: is null, target labels needs a label a step",
+                "train with --target mc or td, or give rows with labels",
+            )
+
+
+def steps_that_fit(row: Rollout, steps: StepTokenizer, max_length: int | None) -> int:
+    """Return how many steps fit into ``max_length`` tokens, or -1 where the prompt alone does not."""
+    if max_length is None:
+        return len(row.steps)
+    sizes = [len(steps.prompt_ids(row.prompt)), *(len(steps.step_ids(s)) for s in row.steps)]
+    return int(np.searchsorted(np.cumsum(sizes), max_length, side="right")) - 1
+
+
+def within(rows: Sequence[Rollout], steps: StepTokenizer, max_length: int | None) -> list[Rollout]:
+    """Return the rows of at most ``max_length`` tokens; how many were left out is logged.
+
+    A cut solution has no outcome of its own: held-out figures are of whole ones.
+
+    Raises
+    ------
+    UserError
+        If none is left of some.
+    """
+    kept = [r for r in rows if steps_that_fit(r, steps, max_length) == len(r.steps)]
+    if rows and not kept:
+        raise UserError(
+            f"all {len(rows)} held-out rows are longer than {max_length} tokens",
+            "raise max_length, or hold out shorter rows",
+        )
+    if len(kept) < len(rows):
+        logger.warning(
+            "max_length %s: %d of %d held-out rows left out", max_length, len(rows) - len(kept), len(rows)
+        )
+    return kept
+
+
+def nothing_to_train(row: Rollout, keep: int, target: str) -> str:
+    """Return why no prefix of the row's first ``keep`` steps has a target, or an empty string."""
+    if keep < 0:
+        return "its prompt alone is longer than max_length"
+    if target == "labels" and all(x is None for x in (row.labels or [])[:keep]):
+        return (
+            "no labelled step is left within max_length" if keep < len(row.steps) else "has no labelled step"
+        )
+    if keep == 0 and target != "mc":
+        return "not one step fits into max_length"
+    return ""

@@ -1,0 +1,112 @@
+"""Held-out metrics while training: the estimators of the audit, without its intervals.
+
+The Bellman error is with terminal ``verifier``: an ended prefix is worth the potential of its outcome.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from rmtools.data.rollouts import Rollout
+from rmtools.data.scoring import ScoredRollouts, score_rollouts
+from rmtools.lm.steps import EncodedTree
+from rmtools.lm.value import Scorer, TreeValues, ValueModel
+from rmtools.stats.calibration import auc, brier, expected_calibration_error
+
+
+def held_out_metrics(rows: Sequence[Rollout], scorer: Scorer) -> dict[str, float]:
+    """Return every metric that ``rows`` resolve.
+
+    With outcomes: ``brier``, ``ece`` and ``auc`` of p at all prefixes, and ``last_auc`` at the last ones. With children too:
+    ``mean_square_log_bellman`` (noise-corrected, may be negative), ``rms_log_bellman`` its root (0 where negative),
+    ``t_rms_log_bellman`` T times that, ``mean_log_bellman``, ``mean_square_bellman`` (of rho - 1, unbiased), and
+    ``rms_log_bellman_at_<t>`` by depth. With step labels: ``label_brier`` and ``label_auc``. An AUC is left out where
+    all outcomes are equal.
+
+    Parameters
+    ----------
+    rows : sequence of Rollout
+    scorer : Scorer
+    """
+    found: dict[str, float] = {}
+    if all(r.reward is not None for r in rows):
+        scored = score_rollouts(rows, scorer)
+        values = scored.own_log_value
+        if any(at for r in rows for at in r.children):
+            found |= bellman_metrics(scored)
+        outcome = [np.full(len(v), r.outcome) for r, v in zip(rows, values, strict=True)]
+        found |= calibration_metrics(values, outcome, scorer)
+        last = calibration_metrics([v[-1:] for v in values], [o[-1:] for o in outcome], scorer)
+        found |= {f"last_{k}": v for k, v in last.items() if k == "auc"}
+    else:
+        values = [v.log_value for v in scorer.score([scorer.steps.encode(r.prompt, r.steps) for r in rows])]
+    labels = [
+        np.asarray([np.nan if x is None else x for x in r.labels or [None] * len(r.steps)]) for r in rows
+    ]
+    if not all(np.isnan(x).all() for x in labels):
+        of_labels = calibration_metrics([v[1:] for v in values], labels, scorer)
+        found |= {f"label_{k}": v for k, v in of_labels.items() if k in ("brier", "auc")}
+    return found
+
+
+def bellman_metrics(scored: ScoredRollouts) -> dict[str, float]:
+    """Return the noise-corrected Bellman error pooled and by depth."""
+    errors = scored.errors()
+    known = errors.resolved
+    square, depth = errors.log_error_square[known], scored.prefix_depth[known]
+    mean = float(square.mean())
+    found = {
+        "rms_log_bellman": root(mean),
+        "t_rms_log_bellman": scored.horizon * root(mean),
+        "mean_square_log_bellman": mean,
+        "mean_log_bellman": float(errors.log_error[known].mean()),
+        "mean_square_bellman": float(errors.squared_error[known].mean()),
+    }
+    return found | {
+        f"rms_log_bellman_at_{t}": root(float(square[depth == t].mean())) for t in np.unique(depth)
+    }
+
+
+def root(mean_square: float) -> float:
+    """Return the root, 0 of a negative estimate."""
+    return float(np.sqrt(max(mean_square, 0.0)))
+
+
+def calibration_metrics(
+    values: Sequence[np.ndarray], outcomes: Sequence[np.ndarray], scorer: Scorer
+) -> dict[str, float]:
+    """Return ``brier``, ``ece`` and ``auc`` of p against outcomes (N arrays each); an outcome of NaN is left out."""
+    p = np.exp(scorer.tilt.log_probability(np.concatenate(list(values))))
+    outcome = np.concatenate(list(outcomes))
+    p, outcome = p[~np.isnan(outcome)], outcome[~np.isnan(outcome)]
+    area = auc(p, outcome)
+    found = {"brier": float(brier(p, outcome)), "ece": float(expected_calibration_error(p, outcome))}
+    return found if area is None else found | {"auc": float(area)}
+
+
+class SharedOut(ValueModel):
+    """A value model whose trees are shared out over the processes of a training run.
+
+    Parameters
+    ----------
+    inner : ValueModel
+    rank, processes : int
+    gather : callable
+        Takes a list and returns the lists of all processes, joined.
+    """
+
+    def __init__(
+        self, inner: ValueModel, rank: int, processes: int, gather: Callable[[list[Any]], list[Any]]
+    ) -> None:
+        super().__init__(inner.model, inner.steps, inner.tilt, inner.name)
+        self.rank, self.processes, self.gather = rank, processes, gather
+
+    def score(
+        self, trees: Sequence[EncodedTree], progress: Callable[[int], object] | None = None
+    ) -> list[TreeValues]:
+        """Score this process's share and collect the others'."""
+        mine = range(self.rank, len(trees), self.processes)
+        scored = super().score([trees[i] for i in mine], progress)
+        found = dict(self.gather(list(zip(mine, scored, strict=True))))
+        return [found[i] for i in range(len(trees))]

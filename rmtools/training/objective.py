@@ -1,0 +1,169 @@
+"""The training objective as a function of values at prefixes and children: it knows nothing of the model."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rmtools.lm.value import log_value_from_logits
+from rmtools.training.examples import Example
+from rmtools.training.losses import bellman_residual, divergence
+from rmtools.training.targets import (
+    BOOTSTRAPPED,
+    given_labels,
+    lambda_return,
+    monte_carlo,
+    n_step_return,
+    one_step,
+)
+
+Batch = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Values:
+    """Log values of one batch, nats.
+
+    Attributes
+    ----------
+    prefix : Tensor
+        (B, T + 1).
+    child : Tensor
+        (B, T, C) of the distinct alternatives; those that ended have their potential.
+    """
+
+    prefix: Tensor
+    child: Tensor
+
+
+def read_values(logits: Tensor, batch: Batch, floor: float) -> tuple[Tensor, Values]:
+    """Return the logits (B, T + 1, 2) at the prefixes, and the log values there and at the children.
+
+    Parameters
+    ----------
+    logits : Tensor
+        (B, L, 2) of every token. Without the tokens of the alternatives, their values mean nothing.
+    batch : mapping
+        As :class:`rmtools.training.collate.Collator` returns it.
+    floor : float
+        Of the tilt.
+    """
+    at = logits.gather(1, batch["reads"][..., None].expand(-1, -1, 2))
+    reads, ended = batch["child_reads"], batch["child_log_potential"]
+    flat = reads.clamp(0, logits.shape[1] - 1).flatten(1)
+    child = log_value_from_logits(logits.gather(1, flat[..., None].expand(-1, -1, 2)), floor).view(
+        reads.shape
+    )
+    return at, Values(log_value_from_logits(at, floor), torch.where(torch.isnan(ended), child, ended))
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Target, divergence and regulariser (docs/equations.md, section 8).
+
+    Parameters
+    ----------
+    target, divergence : str
+        One of :data:`rmtools.training.targets.TARGETS`, of :data:`rmtools.training.losses.DIVERGENCES`.
+    floor : float
+        Of the tilt.
+    td_lambda, n_step : float, int
+        Of the targets of those names.
+    residual_weight : float
+        Of the double-sampled (rho - 1)^2; 0 leaves it out.
+    margin : float
+        Of ``pqm``, nats.
+    """
+
+    target: str
+    divergence: str
+    floor: float
+    td_lambda: float = 0.5
+    n_step: int = 1
+    residual_weight: float = 0.0
+    margin: float = 4.0
+
+    @property
+    def bootstraps(self) -> bool:
+        """Whether targets are made from the values of a copy."""
+        return self.target in BOOTSTRAPPED
+
+    @property
+    def children(self) -> str:
+        """In which forward passes the alternatives are read: "none", that of the "copy", "all"."""
+        return "all" if self.residual_weight else "copy" if self.bootstraps else "none"
+
+    def targets(self, batch: Batch, copy: Values | None = None) -> tuple[Tensor, Tensor]:
+        """Return log U (B, T + 1) in nats, and which prefixes have a target.
+
+        Parameters
+        ----------
+        batch : mapping
+        copy : Values, optional
+            Of the copy that gives bootstrap values.
+        """
+        phi, length, complete = batch["log_potential"], batch["length"], batch["complete"]
+        depth = torch.arange(batch["reads"].shape[1], device=length.device)[None, :]
+        real = (depth <= length[:, None]) & batch["counts"][:, None]
+        if self.target == "mc":
+            return monte_carlo(phi, batch["completion_log_potential"]), real
+        if self.target == "labels":
+            found = given_labels(batch["log_label"])
+            return found, real & ~torch.isnan(found)
+        assert copy is not None
+        log_one_step, end = self._one_step(batch, copy)
+        if self.target == "n_step":
+            found = n_step_return(log_one_step, end, length, self.n_step)
+        else:
+            lam = self.td_lambda if self.target == "td_lambda" else 0.0
+            found = lambda_return(log_one_step, end, length, lam)
+        return found, real & (complete[:, None] | (depth < length[:, None]))
+
+    def _one_step(self, batch: Batch, copy: Values) -> tuple[Tensor, Tensor]:
+        """Return the one-step targets (B, T), and what the trajectory ends in (B,)."""
+        after = with_ends(copy.prefix, batch)
+        end = after.gather(1, (batch["length"] - 1).clamp(min=0)[:, None])[:, 0]
+        return one_step(after, copy.child, batch["child_log_count"]), end
+
+    def loss(self, batch: Batch, logits: Tensor, now: Values, copy: Values | None) -> Tensor:
+        """Return the summed loss of the batch, a scalar.
+
+        Parameters
+        ----------
+        batch : mapping
+        logits : Tensor
+            (B, T + 1, 2) at the prefixes.
+        now, copy : Values
+            Under the current weights, with gradient, and of the copy, without.
+        """
+        with torch.no_grad():
+            log_target, known = self.targets(batch, copy)
+        if bool((known & ~torch.isfinite(log_target)).any()):
+            raise ValueError("a training target is not finite: the bootstrap copy returned NaN")
+        found = divergence(
+            self.divergence, log_target, known, logits, now.prefix, self.floor, self.margin
+        ).sum()
+        if self.residual_weight:
+            squares, resolved = bellman_residual(
+                now.prefix[:, :-1], with_ends(now.prefix, batch), now.child, batch["child_log_count"]
+            )
+            inside = torch.arange(squares.shape[1], device=squares.device)[None, :] < batch["length"][:, None]
+            inside = inside & batch["counts"][:, None]
+            found = found + self.residual_weight * squares[resolved & inside].sum()
+        return found
+
+    def count(self, example: Example) -> int:
+        """Return how many prefixes of ``example`` have a target."""
+        if self.target == "mc":
+            return example.length + 1
+        if self.target == "labels":
+            return int((~np.isnan(example.log_label)).sum() + (~np.isnan(example.log_label[:1])).sum())
+        return example.length + example.complete
+
+
+def with_ends(prefix: Tensor, batch: Batch) -> Tensor:
+    """Return the log values after each step (B, T); where the step ends the solution, its potential."""
+    last = torch.arange(1, prefix.shape[1], device=prefix.device)[None, :] >= batch["length"][:, None]
+    return torch.where(last & batch["complete"][:, None], batch["log_potential"][:, None], prefix[:, 1:])

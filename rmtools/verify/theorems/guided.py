@@ -1,0 +1,74 @@
+"""Thm 4.3: one exactly guided particle is within 2 t epsilon of the depth's target. By enumeration, no sampling.
+
+Half of the trees have errors of random signs, which cancel; the other half an error of one sign below each first
+branch, which does not, and comes much nearer to the bound.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from rmtools.core import FiniteModel
+from rmtools.exact.bounds import sp_tv_bound
+from rmtools.exact.solution import guided_tv
+from rmtools.verify.theorems.case import Case
+from rmtools.verify.theorems.models import one_sided, product_tree, tree
+from rmtools.verify.theorems.result import counted
+
+NAME = "Thm 4.3"
+ON = "300 random trees, errors of random and of persistent sign; product, T = 8, ratio 3"
+MUST_SHOW = "TV to the target of depth t <= 2 t epsilon everywhere; product: epsilon > 1/(2T) and TV = 0"
+TREES = 300
+ROUNDING = 1e-12
+
+
+def cases(quick: bool) -> list[Case]:
+    """All trees in one case, and the product."""
+    return [Case("random trees", measure_trees), Case("product", measure_product)]
+
+
+def measure_trees(rng: np.random.Generator) -> dict[str, Any]:
+    """Return how many depths of how many trees break the bound, and how near the nearest comes."""
+    shares, violations = [], 0
+    for seed in range(TREES):
+        horizon, branching = int(rng.integers(2, 7)), int(rng.integers(2, 4))
+        eps, floor = float(10 ** rng.uniform(-2.5, 0)), float(10 ** rng.uniform(-2, -0.3))
+        model = tree(horizon, branching, eps, floor, seed)
+        if seed % 2:
+            model = one_sided(model, eps)
+        share, broken = compared(model)
+        shares.append(share)
+        violations += broken
+    return {
+        "trees": TREES,
+        "violations": violations,
+        "largest_share_of_bound": max(shares),
+        "median_share_of_bound": float(np.median(shares)),
+        "holds": violations == 0,
+    }
+
+
+def compared(model: FiniteModel) -> tuple[float, int]:
+    """Return the largest TV / bound over the depths where the bound is below 1, and how often TV exceeds it."""
+    tv, eps = guided_tv(model), model.exact().bellman_error
+    bound = np.array([sp_tv_bound(t, eps) for t in range(len(tv))])
+    says = (bound > 0) & (bound < 1)
+    return float(np.max(tv[says] / bound[says], initial=0.0)), int(np.sum(tv > bound + ROUNDING))
+
+
+def measure_product(rng: np.random.Generator) -> dict[str, Any]:
+    """Return epsilon and TV where the bound says nothing and the truth is zero."""
+    model = product_tree(8, 3.0)
+    tv, eps = float(guided_tv(model).max()), model.exact().bellman_error
+    return {"epsilon": eps, "limit": 1 / 16, "tv": tv, "holds": eps > 1 / 16 and tv <= ROUNDING}
+
+
+def judge(found: list[dict[str, Any]]) -> tuple[bool, str]:
+    """Whether all hold, and the figures in a line."""
+    trees, product = found
+    text = (
+        f"{trees['violations']} violations in {trees['trees']} trees, TV up to {trees['largest_share_of_bound']:.2f} of the "
+        f"bound (median {trees['median_share_of_bound']:.2f}); product: epsilon {product['epsilon']:.2f}, "
+        f"TV {product['tv']:.0e}; {counted(found)}"
+    )
+    return all(case["holds"] for case in found), text

@@ -1,0 +1,98 @@
+"""Writing what `verify exact` found: json, markdown, plots and one self-contained page."""
+
+from pathlib import Path
+from typing import Any
+
+from rmtools import plots
+from rmtools.files import json_text, replacing_files
+from rmtools.plots.page import Items, Plot, Section, Table, page
+from rmtools.verify.theorems.result import ExactVerification
+
+RESULT_FILE = "exact.json"
+TITLE = "The theorems, run as checks on exact models"
+COLUMNS = ("check", "holds", "found", "must show", "on")
+
+
+def write_report(found: ExactVerification, folder: Path) -> None:
+    """Write ``exact.json``, ``exact.md``, ``exact.html`` and the plots (``*.svg``) into ``folder``, all or none."""
+    texts = {f"{name}.svg": svg for name, (svg, _) in drawings(found).items()}
+    texts |= {"exact.md": markdown(found), "exact.html": html(found), RESULT_FILE: json_text(found.to_dict())}
+    with replacing_files(folder) as new:
+        for name, text in texts.items():
+            (new / name).write_text(text, encoding="utf-8")
+
+
+def rows(found: ExactVerification) -> tuple[tuple[str, ...], ...]:
+    """Return the table's rows."""
+    return tuple((c.name, "yes" if c.holds else "NO", c.found, c.must_show, c.on) for c in found.checks)
+
+
+def summary(found: ExactVerification) -> str:
+    """Return the verdict in a sentence."""
+    failed = [c.name for c in found.checks if not c.holds]
+    kind = "quick" if found.quick else "full"
+    verdict = "All checks hold" if not failed else f"{len(failed)} do not hold: {', '.join(failed)}"
+    return f"{verdict} ({kind} run, seed {found.seed}, {found.seconds:.0f} s)."
+
+
+def markdown(found: ExactVerification) -> str:
+    """Return the table as markdown."""
+    lines = [
+        f"# {TITLE}",
+        "",
+        summary(found),
+        "",
+        f"| {' | '.join(COLUMNS)} |",
+        "|" + " --- |" * len(COLUMNS),
+    ]
+    # A bar inside a cell would end it.
+    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows(found)]
+    return "\n".join(lines) + "\n"
+
+
+def cases_of(found: ExactVerification, name: str) -> list[dict[str, Any]]:
+    """Return the cases of the check called ``name``."""
+    return next(c.cases for c in found.checks if c.name == name)
+
+
+def drawings(found: ExactVerification) -> dict[str, tuple[str, str]]:
+    """Return name -> (SVG, caption) of every plot, the headline first."""
+    transition = cases_of(found, "phase transition")
+    return {
+        "phase_transition": (
+            plots.phase_transition(transition),
+            "Particles for a coefficient of variation of .2. Lines are predicted, points measured with 95% intervals: up to "
+            f"{transition[0]['most_particles']:,} particles the sampler was run, beyond sigma^2 predicts. A "
+            "constant Bellman error costs exponentially in the number of steps, an error of c/T linearly, no reward "
+            "model most.",
+        ),
+        "output_law": (
+            plots.output_law(cases_of(found, "output law")),
+            "Distance of the expected output from the target, along the signs of the predicted bias. Above: multinomial "
+            "resampling at every step, lines predicted. Below: other settings, which have no formula.",
+        ),
+        "variance": (
+            plots.variance_approach(cases_of(found, "variance")),
+            "The variance of the estimate of Z over its prediction, as N grows. The band is 5%.",
+        ),
+    }
+
+
+def html(found: ExactVerification) -> str:
+    """Return the page."""
+    cells = tuple((*row[:3], f"{row[3]} (on: {row[4]})") for row in rows(found))
+    table = Table("What was checked, and what was found", COLUMNS[:4], cells)
+    images = [Plot(svg, caption, caption) for svg, caption in drawings(found).values()]
+    notes = (
+        ("unbiased", "every mean is compared with the exact Z, which dynamic programming gives"),
+        ("upper and lower bounds", "the factors say how far the worst case is from what these models need"),
+    )
+    return page(
+        TITLE,
+        [
+            Section("Phase transition", (summary(found), images[0])),
+            Section("Checks", (table,)),
+            Section("Predictions", (*images[1:],)),
+            Section("How to read this", (Items(notes),)),
+        ],
+    )

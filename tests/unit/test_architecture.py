@@ -1,0 +1,74 @@
+"""Arrows between the rooms point down, and no circle exists, also inside a room."""
+
+import ast
+import functools
+import graphlib
+from pathlib import Path
+
+import pytest
+
+import rmtools
+
+PACKAGE = Path(rmtools.__file__).parent
+# From the ground up; a room imports from itself and from floors below its own (docs/architecture.md).
+FLOORS = (
+    ("errors",),
+    ("files", "codec"),
+    ("particles", "plots"),
+    ("exact", "stats"),
+    ("core", "lm"),
+    ("sampling", "serving", "adapters"),
+    ("data",),
+    ("jobs",),
+    ("training", "auditing"),
+    ("verify",),
+    ("cli",),
+    ("__main__",),
+)
+FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+
+
+@functools.cache
+def arrows() -> dict[str, set[str]]:
+    """Every module with the modules it imports, also inside functions and for type checkers."""
+    names = {
+        ".".join(("rmtools", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(
+            ".__init__"
+        ): path
+        for path in PACKAGE.rglob("*.py")
+    }
+    found: dict[str, set[str]] = {name: set() for name in names}
+    for name, path in names.items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                ends = [f"{node.module}.{alias.name}" for alias in node.names]
+                found[name] |= {end if end in names else node.module for end in ends} & names.keys()
+            elif isinstance(node, ast.Import):
+                found[name] |= {alias.name for alias in node.names} & names.keys()
+        found[name] -= {"rmtools", name}
+    return found
+
+
+def room(module: str) -> str:
+    return module.split(".")[1]
+
+
+def test_every_room_has_a_floor():
+    assert {room(name) for name in arrows() if name != "rmtools"} == set(FLOOR)
+
+
+@pytest.mark.parametrize("name", sorted(FLOOR))
+def test_arrows_point_down(name):
+    up = {
+        f"{module} -> {other}"
+        for module, others in arrows().items()
+        if module != "rmtools" and room(module) == name
+        for other in others
+        if room(other) != name and FLOOR[room(other)] >= FLOOR[name]
+    }
+    assert not up
+
+
+def test_no_circles():
+    """`prepare` raises CycleError, which names the modules."""
+    graphlib.TopologicalSorter(arrows()).prepare()
