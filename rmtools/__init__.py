@@ -5,7 +5,7 @@ The rooms, lowest first: :mod:`rmtools.core` (numpy only), :mod:`rmtools.lm`, :m
 
 >>> import rmtools
 >>> rmtools.__version__
-'0.1.0'
+'0.2.0'
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
