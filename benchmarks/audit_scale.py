@@ -26,7 +26,7 @@ import numpy as np
 
 from rmtools.auditing import AuditReport
 from rmtools.auditing.model_audit import Asked, audit_model
-from rmtools.auditing.report import write_report
+from rmtools.auditing.page import write_report
 from rmtools.data.rollouts import Child, Rollout
 from rmtools.data.scoring import ScoredRollouts
 from rmtools.files import write_json

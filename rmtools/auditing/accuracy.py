@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from rmtools.auditing.audit import AuditReport
 from rmtools.auditing.model_audit import ModelAudit
-from rmtools.auditing.report import JSON_FILE
+from rmtools.auditing.report import JSON_FILE, AuditReport
 from rmtools.errors import UserError
 from rmtools.files import read_json
 from rmtools.stats.bootstrap import Interval

@@ -5,15 +5,16 @@ imported where it is used: a report can be read and drawn without it.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rmtools.auditing.enumerated import Progress, coverage, enumerated, exact_of, same_ids, tables_of
 from rmtools.auditing.model_audit import Asked, ModelAudit, audit_model
 from rmtools.auditing.notes import notes
+from rmtools.auditing.report import AuditReport
 from rmtools.auditing.rows import limited, provenance_of, rows_of, tokens_of, weights_of
 from rmtools.auditing.tabulated import tabulated
 from rmtools.errors import UserError
@@ -30,82 +31,6 @@ if TYPE_CHECKING:
     from rmtools.lm.enumerate.tables import Enumeration
     from rmtools.lm.policy import Policy
     from rmtools.lm.value import Scorer
-
-SCHEMA_VERSION = 3
-
-
-@dataclass(frozen=True)
-class AuditReport:
-    """The audit of a model, its controls and the models it is compared with, on the same rollouts.
-
-    Attributes
-    ----------
-    models : tuple of ModelAudit
-        The model first.
-    pairs : dict
-        Role of a compared model to `PairedDifference`: the model minus that one.
-    provenance : dict
-        Checkpoint, policy, task, terminal, floor, counts, seed, accuracies asked for, tokens.
-    uncovered : dict or None
-        Mean and largest probability of a step outside the enumerated ones, and how many prefixes were left out because
-        it is over one half.
-    warnings : tuple of str
-        What a reader must know before trusting a figure.
-    measured : dict or None
-        What the sampler did at the predicted particles, as `rmtools.auditing.verify.Measured` writes it.
-    """
-
-    models: tuple[ModelAudit, ...]
-    pairs: dict[str, PairedDifference]
-    provenance: dict[str, Any]
-    uncovered: dict[str, float] | None
-    warnings: tuple[str, ...]
-    measured: dict[str, Any] | None = None
-
-    @property
-    def model(self) -> ModelAudit:
-        """The audited model."""
-        return self.models[0]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return JSON values with a schema version."""
-        return {
-            "schema_version": SCHEMA_VERSION,
-            "provenance": self.provenance,
-            "uncovered": self.uncovered,
-            "warnings": list(self.warnings),
-            "models": [m.to_dict() for m in self.models],
-            "pairs": {role: pair.to_dict() for role, pair in self.pairs.items()},
-            "measured": self.measured,
-        }
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Read what `to_dict` wrote.
-
-        Raises
-        ------
-        UserError
-            If it has another schema version.
-        """
-        if values.get("schema_version") != SCHEMA_VERSION:
-            raise UserError(
-                f"the audit has schema version {values.get('schema_version')}, this release reads {SCHEMA_VERSION}",
-                "run the audit again",
-            )
-        return cls(
-            tuple(ModelAudit.from_dict(m) for m in values["models"]),
-            {role: PairedDifference.from_dict(p) for role, p in values["pairs"].items()},
-            values["provenance"],
-            values["uncovered"],
-            tuple(values["warnings"]),
-            values["measured"],
-        )
-
-    def __str__(self) -> str:
-        from rmtools.auditing.table import as_text
-
-        return as_text(self)
 
 
 def audit(

@@ -1,7 +1,7 @@
 """The audit as a table: a label and one cell a model."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,16 +11,15 @@ from rmtools.stats.bellman_error import BellmanSummary
 from rmtools.stats.bootstrap import Interval
 
 if TYPE_CHECKING:
-    from rmtools.auditing.audit import AuditReport
     from rmtools.auditing.model_audit import ModelAudit
+    from rmtools.stats.paired import PairedDifference
 
 NOT_AVAILABLE = "not available"
 ENDS = {"verifier": "the verifier's", "model": "the model's own"}
 
 
-def table(report: "AuditReport") -> list[tuple[str, list[str]]]:
+def table(models: "Sequence[ModelAudit]", cv: float, tv: float) -> list[tuple[str, list[str]]]:
     """Return the lines of the table; those that no model has a figure for are left out."""
-    cv, tv = report.provenance["delta_cv"], report.provenance["delta_tv"]
     lines: list[tuple[str, Callable[[ModelAudit], Any]]] = [
         ("a finished solution is worth", lambda m: ENDS[m.terminal]),
         ("RMS b, enumerated", lambda m: m.exact and m.exact.rms_corrected),
@@ -49,22 +48,21 @@ def table(report: "AuditReport") -> list[tuple[str, list[str]]]:
         ),
         (f"particles of Thm 5.1 for TV {tv:g}", lambda m: m.paper and power(m.paper.log10_particles)),
     ]
-    cells = [(label, [cell(m) for m in report.models]) for label, cell in lines]
+    cells = [(label, [cell(m) for m in models]) for label, cell in lines]
     return [(label, [shown(c) for c in row]) for label, row in cells if any(c is not None for c in row)]
 
 
-def as_text(report: "AuditReport") -> str:
-    """Return the table, the paired differences and what was measured, as a terminal shows them."""
-    rows = [("", [m.role for m in report.models]), *table(report)]
+def as_text(models: "Sequence[ModelAudit]", cv: float, tv: float) -> str:
+    """Return the table as a terminal shows it."""
+    rows = [("", [m.role for m in models]), *table(models, cv, tv)]
     # A terminal is narrow: intervals of the first model only, the others have theirs in the files.
     rows = [(label, [cells[0], *map(without_interval, cells[1:])]) for label, cells in rows]
     width = max(len(label) for label, _ in rows)
-    columns = [max(len(cells[i]) for _, cells in rows) for i in range(len(report.models))]
-    lines = [
+    columns = [max(len(cells[i]) for _, cells in rows) for i in range(len(models))]
+    return "\n".join(
         f"{label:<{width}}  " + "  ".join(f"{c:<{w}}" for c, w in zip(cells, columns, strict=True)).rstrip()
         for label, cells in rows
-    ]
-    return "\n".join([*lines, *sentences(report)])
+    )
 
 
 def without_interval(cell: str) -> str:
@@ -72,13 +70,13 @@ def without_interval(cell: str) -> str:
     return re.sub(r" \[[^\]]*\]| \((ESS|\d+ prompts).*", "", cell).replace(NOT_AVAILABLE, "-")
 
 
-def sentences(report: "AuditReport") -> list[str]:
+def sentences(
+    model: "ModelAudit", pairs: "Mapping[str, PairedDifference]", measurement: Mapping[str, Any] | None
+) -> list[str]:
     """Return the consequence in words, the comparisons, and the accuracy measured beside the one asked for."""
-    found = [costs(report.model)] if report.model.perfect_ratio or report.model.tabulated else []
-    found += [f"{role}: {difference(pair)}" for role, pair in report.pairs.items()]
-    if report.measured is not None:
-        found.append(measured(report.measured))
-    return found
+    found = [costs(model)] if model.perfect_ratio or model.tabulated else []
+    found += [f"{role}: {difference(pair)}" for role, pair in pairs.items()]
+    return found if measurement is None else [*found, measured(measurement)]
 
 
 BELOW_ONE = (

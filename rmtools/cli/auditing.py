@@ -251,7 +251,7 @@ def require_same_policy(source: Source) -> None:
 def finish(report: "AuditReport", source: Source, card: bool) -> None:
     """Write the three files and the card, print the table and the notes."""
     from rmtools.auditing.card import write_card
-    from rmtools.auditing.report import MARKDOWN_FILE, PAGE_FILE, write_report
+    from rmtools.auditing.page import MARKDOWN_FILE, PAGE_FILE, write_report
 
     write_report(report, source.folder)
     print(report)

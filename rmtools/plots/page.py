@@ -66,7 +66,7 @@ def template() -> "Template":
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
-        loader=PackageLoader("rmtools.auditing", "."),
+        loader=PackageLoader("rmtools.plots", "."),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

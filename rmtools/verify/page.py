@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rmtools import plots
-from rmtools.auditing import report as audit
+from rmtools.auditing import page as audit
 from rmtools.plots.page import Items, Plot, Section, Table, page
 from rmtools.stats.bootstrap import Interval
 

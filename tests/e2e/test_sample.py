@@ -8,7 +8,7 @@ import torch
 from checks import check_error, check_late
 
 from rmtools.auditing import audit
-from rmtools.auditing.report import write_report
+from rmtools.auditing.page import write_report
 from rmtools.data.collect import Branching, Collector
 from rmtools.data.rollouts import RolloutMetadata
 from rmtools.lm.checkpoint import fingerprint

@@ -12,7 +12,7 @@ from rmtools.auditing import AuditReport, audit
 from rmtools.auditing.card import write_card
 from rmtools.auditing.cost import other_ways, paper_counts
 from rmtools.auditing.metrics import METRICS, figure, not_met, thresholds
-from rmtools.auditing.report import write_report
+from rmtools.auditing.page import write_report
 from rmtools.auditing.verify import measure, output_law
 from rmtools.data.collect import Branching, Collector
 from rmtools.data.rollouts import RolloutMetadata

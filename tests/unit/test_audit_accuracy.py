@@ -9,7 +9,7 @@ import pytest
 
 from rmtools.auditing import audit
 from rmtools.auditing.accuracy import Accuracy, Sampled, particles_for, read_report
-from rmtools.auditing.report import write_report
+from rmtools.auditing.page import write_report
 from rmtools.data.collect import Branching, Collector
 from rmtools.data.rollouts import RolloutMetadata
 from rmtools.errors import UserError

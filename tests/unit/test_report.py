@@ -12,7 +12,7 @@ import pytest
 
 from rmtools.auditing import AuditReport
 from rmtools.auditing.model_audit import Asked, audit_model
-from rmtools.auditing.report import write_report
+from rmtools.auditing.page import write_report
 from rmtools.auditing.row_help import READING, reading
 from rmtools.core import Tilt
 from rmtools.data.rollouts import SCHEMA_VERSION, Child, Rollout, RolloutMetadata
