@@ -13,10 +13,12 @@ PACKAGE = Path(rmtools.__file__).parent
 # From the ground up; a room imports from itself and from floors below its own (docs/architecture.md).
 FLOORS = (
     ("errors",),
-    ("files", "codec"),
+    ("files", "typed"),
+    ("codec",),
     ("particles", "plots"),
     ("exact", "stats"),
-    ("core", "lm"),
+    ("core",),
+    ("lm",),
     ("sampling", "serving", "adapters"),
     ("data",),
     ("jobs",),
