@@ -12,6 +12,7 @@ from functools import cached_property
 
 import numpy as np
 
+from rmtools.core import solve
 from rmtools.exact.families import perturb
 from rmtools.exact.finite_model import FiniteModel, FiniteParticles
 from rmtools.exact.solution import ExactResult
@@ -64,7 +65,7 @@ class Population:
     @cached_property
     def exact(self) -> tuple[ExactResult, ...]:
         """Exact figures of each prompt."""
-        return tuple(m.exact() for m in self.models)
+        return tuple(solve(m) for m in self.models)
 
     @cached_property
     def z(self) -> np.ndarray:

@@ -30,7 +30,7 @@ from its_hub.api import AbstractLanguageModel, AbstractProcessRewardModel
 from its_hub.core.algorithms.particle_gibbs import ParticleFiltering
 from its_hub.core.lms.step_generation import StepGeneration
 
-from rmtools.core import FiniteModel, random_tree
+from rmtools.core import FiniteModel, random_tree, solve
 from rmtools.files import write_json, write_text
 from rmtools.verify.law import chi_square
 from rmtools.verify.theorems.case import Setting, output_bias, output_laws
@@ -157,7 +157,7 @@ def median_toy() -> tuple[int, FiniteModel, list[float]]:
 
 
 def target_of(model: FiniteModel) -> np.ndarray:
-    target = model.exact().target
+    target = solve(model).target
     assert target is not None
     return target
 

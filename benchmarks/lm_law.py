@@ -27,6 +27,7 @@ from crossing_models import models
 from lm_law_parts import Row
 from lm_output import Z_MAX, Subject, on_language_model, on_table
 
+from rmtools.core import solve
 from rmtools.files import read_json, write_json, write_text
 from rmtools.plots.accuracy import sampler_law
 from rmtools.stats.bootstrap import as_plain
@@ -57,7 +58,7 @@ def subjects(work: Path, n_prompts: int, seed: int) -> Iterator[tuple[Row, Subje
         choices = found.task.step_choices(prompt, [])
         table = tabulate(policy, found.value, prompt, choices, found.task.reward, RAREST)
         subject = on_language_model(policy, found.value, table, found.task.reward)
-        exact = table.model.exact()
+        exact = solve(table.model)
         told = {
             "prompt": prompt,
             "paths": len(table.paths),

@@ -23,7 +23,7 @@ from lm_output import (
     z_score,
 )
 
-from rmtools.core import SMCResult, metropolis
+from rmtools.core import SMCResult, metropolis, solve
 from rmtools.particles.particle_gibbs import particle_gibbs
 from rmtools.particles.smc import smc
 from rmtools.verify.law import chi_square
@@ -75,7 +75,7 @@ def measured(
 
 def pools(subject: Subject, runs: int, rng: np.random.Generator) -> Iterator[Row]:
     """Yield multinomial resampling at every step, pools of M, beside MAD(H) / 2N."""
-    exact = subject.model.exact()
+    exact = solve(subject.model)
     for m in POOLS:
         direction, mad = influence_signs(subject, m)
         for n in POOL_SIZES:

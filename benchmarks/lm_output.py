@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from rmtools.core import FiniteModel
+from rmtools.core import FiniteModel, solve
 from rmtools.lm.enumerate.tables import TabulatedModel
 from rmtools.lm.particles import LMParticles, Reward
 from rmtools.lm.policy import Policy
@@ -55,7 +55,7 @@ class Subject:
 
 def on_table(table: TabulatedModel) -> Subject:
     """Return the prompt as a finite model: the policy's mass outside the table does not exist."""
-    exact = table.model.exact()
+    exact = solve(table.model)
     assert exact.target is not None
     policy = table.model.reach(table.model.horizon)
     return Subject(
@@ -167,7 +167,7 @@ def noise_floor(target: np.ndarray, draws: int, rng: np.random.Generator, level:
 
 def influence_signs(subject: Subject, pool: int) -> tuple[np.ndarray, float]:
     """Return -sign(H - E H) of each cell (0 outside the table), along which the bias is MAD(H) / 2N, and MAD(H)."""
-    exact = subject.model.exact()
+    exact = solve(subject.model)
     assert exact.target is not None
     h = exact.influence_pool(pool)
     signs = np.zeros(len(subject.target), dtype=np.float32)

@@ -30,6 +30,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 
+from rmtools.core import solve
+
 STEPS, BATCH, PROMPTS, TRAJECTORIES = 500, 64, 1024, 8
 HELD_OUT = 96
 # Prompts written out as tables, and the rarest step in them: a prompt of T = 16 has some 10,000 live paths.
@@ -168,7 +170,7 @@ def figures(setting: Setting, scorer: Any) -> dict[str, float]:
     z2, sigma2, perfect = [], [], []
     for table in setting.enumerations():
         model = table.score(scorer).model
-        exact = model.exact()
+        exact = solve(model)
         z2.append(np.exp(2 * exact.log_z))
         sigma2.append(exact.sigma2)
         perfect.append(exact.sigma2_true_value)

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import particles
 
-from rmtools.core import FiniteModel, smc
+from rmtools.core import FiniteModel, smc, solve
 from rmtools.files import write_json
 
 HORIZON, N = 32, 1000
@@ -146,7 +146,7 @@ def contestants(regime: Regime, seed: int) -> tuple[dict[str, tuple[Callable[[],
         # Last, because after a fork every page that is written to again costs a fault.
         MULTI_ALL: (lambda: multi(GROUPS, 0), GROUPS),
     }
-    return found, float(model.exact().log_z)
+    return found, float(solve(model).log_z)
 
 
 def log_likelihood(run: Any) -> float:

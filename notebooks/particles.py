@@ -17,7 +17,7 @@
 # %%
 import numpy as np
 
-from rmtools.core import persistent, smc
+from rmtools.core import persistent, smc, solve
 
 # %% [markdown]
 # `persistent` gives the value a bias of (1 + ε) a step that does not cancel. At a constant ε the variance grows
@@ -25,8 +25,8 @@ from rmtools.core import persistent, smc
 
 # %%
 for horizon in (16, 32, 64):
-    constant = persistent(horizon, 0.1).exact()
-    shrinking = persistent(horizon, 2 / horizon).exact()
+    constant = solve(persistent(horizon, 0.1))
+    shrinking = solve(persistent(horizon, 2 / horizon))
     print(f"T = {horizon:3d}   sigma^2 at eps = .1: {constant.sigma2:9.2f}   at eps = 2/T: {shrinking.sigma2:6.2f}")
 
 # %% [markdown]
@@ -34,7 +34,7 @@ for horizon in (16, 32, 64):
 
 # %%
 model = persistent(horizon=16, eps=0.1)
-exact = model.exact()
+exact = solve(model)
 n = int(25 * exact.sigma2) + 100
 runs = smc(model.particles(groups=20_000), n, resampling="multinomial", ess_threshold=1, rng=np.random.default_rng(0))
 ratio = np.exp(runs.log_z - exact.log_z)

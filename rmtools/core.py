@@ -11,7 +11,7 @@ True
 from rmtools.exact.families import hidden_prefix, implicit, needle, persistent, perturb, product, random_tree
 from rmtools.exact.finite_model import FiniteModel, FiniteParticles
 from rmtools.exact.influence import InfluenceMad
-from rmtools.exact.solution import ExactResult
+from rmtools.exact.solution import ExactResult, solve
 from rmtools.particles.metropolis import MetropolisResult, metropolis
 from rmtools.particles.particle_gibbs import GibbsResult, LogZBounds, log_z_bounds, particle_gibbs
 from rmtools.particles.protocol import Particles, SMCResult
@@ -42,4 +42,5 @@ __all__ = [
     "product",
     "random_tree",
     "smc",
+    "solve",
 ]

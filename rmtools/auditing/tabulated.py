@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from rmtools.core import solve
 from rmtools.stats.bootstrap import (
     Interval,
     Statistic,
@@ -82,7 +83,7 @@ def tabulated(tables: "Sequence[Enumeration]", scorer: "Scorer", rng: np.random.
     """Return the exact costs of ``scorer`` on ``tables``, pooled: sum of Z^2 sigma^2 over sum of Z^2."""
     rows = []
     for table in tables:
-        exact = table.score(scorer).model.exact()
+        exact = solve(table.score(scorer).model)
         z_square = np.exp(2 * exact.log_z)
         costs = (exact.sigma2, exact.sigma2_true_value, exact.influence_mad().value, 1.0)
         rows.append([z_square * c for c in costs])

@@ -8,8 +8,8 @@ break it.
 
 >>> round(particle_bound(ratio_bound=2.0, horizon=8, bellman_error=0.05, delta=0.1))
 19870
->>> from rmtools.core import persistent
->>> exact = persistent(horizon=8, eps=0.05).exact()
+>>> from rmtools.core import persistent, solve
+>>> exact = solve(persistent(horizon=8, eps=0.05))
 >>> round(particles_for_cv(exact.sigma2, delta=0.1), 1), round(particles_for_tv(exact.influence_mad().value, 0.1), 2)
 (10.6, 3.96)
 """

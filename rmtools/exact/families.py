@@ -1,6 +1,7 @@
 """Families of finite models with a known answer (docs/equations.md section 7).
 
->>> [round(m.exact().bellman_error, 9) for m in (product(6, 2.0), persistent(8, 0.1), needle(3, 2))]
+>>> from rmtools.core import solve
+>>> [round(solve(m).bellman_error, 9) for m in (product(6, 2.0), persistent(8, 0.1), needle(3, 2))]
 [0.5, 0.1, 63.0]
 """
 

@@ -8,7 +8,7 @@ prefixes; a chain merges prefixes that share a future, so T can be in the hundre
 >>> policy = [np.array([[0.5, 0.5]]), np.array([[0.9, 0.1], [0.2, 0.8]])]
 >>> log_value = [np.array([0.0]), np.log([1.0, 2.0]), np.log([1.0, 2.0, 3.0, 4.0])]
 >>> model = FiniteModel(policy, log_value)
->>> model.horizon, model.is_tree, round(float(np.exp(model.exact().log_z)), 6)
+>>> model.horizon, model.is_tree, round(float(np.exp(model.log_true_value[0][0])), 6)
 (2, True, 2.45)
 >>> np.round(model.reach(2), 12).tolist()
 [0.45, 0.05, 0.1, 0.4]
@@ -17,18 +17,15 @@ prefixes; a chain merges prefixes that share a future, so T can be in the hundre
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from rmtools.errors import UserError
-from rmtools.exact.checks import check_children, check_layers
 from rmtools.particles.arguments import check_count, check_generator
 from rmtools.particles.logspace import log_mean_columns
 
-if TYPE_CHECKING:
-    from rmtools.exact.solution import ExactResult
+ROW_SUM_TOLERANCE = 1e-9
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,12 +62,12 @@ class FiniteModel:
     ) -> None:
         checked_policy = tuple(np.array(p, dtype=np.float64) for p in policy)
         checked_value = tuple(np.array(v, dtype=np.float64) for v in log_value)
-        check_layers(checked_policy, checked_value)
+        _check_layers(checked_policy, checked_value)
         for array in (*checked_policy, *checked_value):
             array.setflags(write=False)  # what was checked, and what is computed from it, stays true
         object.__setattr__(self, "policy", checked_policy)
         object.__setattr__(self, "log_value", checked_value)
-        object.__setattr__(self, "children", check_children(checked_policy, checked_value, children))
+        object.__setattr__(self, "children", _check_children(checked_policy, checked_value, children))
 
     @property
     def horizon(self) -> int:
@@ -143,12 +140,6 @@ class FiniteModel:
                 twisted = np.exp(self.log_policy[t] + self.gather(t, self.log_true_value[t + 1]) - value)
             layers.append(np.where(value > -np.inf, twisted, self.policy[t]))
         return tuple(layers)
-
-    def exact(self) -> "ExactResult":
-        """Everything the theory says about this model, by dynamic programming; see `ExactResult`."""
-        from rmtools.exact.solution import solve
-
-        return solve(self)
 
     def particles(self, groups: int) -> "FiniteParticles":
         """Return `groups` replicates of the root, shape (groups, 1).
@@ -228,6 +219,78 @@ class FiniteModel:
         if np.ptp(p[:, 1]) > 1e-12 or np.ptp(increment, axis=0).max() > 1e-9:
             raise UserError(f"no closed form: step {t} depends on the state", fix="use `product`")
         return float(p[0, 1]), float(increment[0, 1] - increment[0, 0])
+
+
+def _check_layers(policy: tuple[np.ndarray, ...], log_value: tuple[np.ndarray, ...]) -> None:
+    """Raise UserError for wrong shapes, probabilities that do not sum to one, values of NaN or +inf."""
+    if not policy or len(log_value) != len(policy) + 1:
+        raise UserError(
+            f"T >= 1 steps have T policies and T + 1 values, got {len(policy)} and {len(log_value)}",
+            fix="log_value[0] is the root's, log_value[T] the log potential",
+        )
+    for t, (p, v) in enumerate(zip(policy, log_value, strict=False)):
+        if p.ndim != 2 or v.shape != p.shape[:1] or p.shape[1] < 1:
+            raise UserError(
+                f"step {t}: policy has shape {p.shape} and log_value {v.shape}, expected (S, B) and (S,)",
+                fix="one row of branch probabilities and one value per state",
+            )
+        _check_rows(t, p)
+    if len(log_value[0]) != 1 or log_value[-1].ndim != 1:
+        raise UserError(
+            f"shapes of log_value[0] and log_value[T]: got {log_value[0].shape} and {log_value[-1].shape}",
+            fix="one root state, and one log potential per final state",
+        )
+    for t, v in enumerate(log_value):
+        bad = np.flatnonzero(~(v < np.inf))
+        if len(bad):
+            raise UserError(f"log_value[{t}][{bad[0]}] is {v[bad[0]]}: a value is finite or -inf for zero")
+
+
+def _check_rows(t: int, p: np.ndarray) -> None:
+    bad = np.argwhere(~((p >= 0) & (p <= 1 + ROW_SUM_TOLERANCE)))
+    if len(bad):
+        s, b = bad[0]
+        raise UserError(f"policy[{t}][{s}, {b}] is {p[s, b]}: not a probability", fix="entries are in [0, 1]")
+    excess = p.sum(axis=1) - 1
+    worst = int(np.argmax(np.abs(excess)))
+    if abs(excess[worst]) > ROW_SUM_TOLERANCE:
+        raise UserError(
+            f"policy[{t}][{worst}] sums to one plus {excess[worst]:.3g}",
+            fix="divide each row by its sum",
+        )
+
+
+def _check_children(
+    policy: tuple[np.ndarray, ...], log_value: tuple[np.ndarray, ...], children: Sequence[ArrayLike] | None
+) -> tuple[np.ndarray, ...] | None:
+    """Return child indices, 0 where the policy is zero, or None for the full tree; refuse wrong ones."""
+    if children is None:
+        for t, p in enumerate(policy):
+            if p.size != len(log_value[t + 1]):
+                raise UserError(
+                    f"layer {t + 1} of a full tree has {p.size} states, got {len(log_value[t + 1])} values",
+                    fix="pass `children` for a model that is not the full tree",
+                )
+        return None
+    if len(children) != len(policy):
+        raise UserError(f"`children` must have {len(policy)} layers, got {len(children)}", fix="one per step")
+    checked = []
+    for t, (p, c) in enumerate(zip(policy, children, strict=True)):
+        given = np.asarray(c)
+        if given.shape != p.shape or not np.issubdtype(given.dtype, np.integer):
+            raise UserError(
+                f"children[{t}] has shape {given.shape} and type {given.dtype}, expected {p.shape} integers",
+                fix="one child index per state and branch",
+            )
+        index = np.where(p > 0, given, 0).astype(np.intp)
+        if index.min() < 0 or index.max() >= len(log_value[t + 1]):
+            s, b = np.argwhere((index < 0) | (index >= len(log_value[t + 1])))[0]
+            raise UserError(
+                f"children[{t}][{s}, {b}] is {given[s, b]}: layer {t + 1} has {len(log_value[t + 1])} states",
+                fix="count states from 0",
+            )
+        checked.append(index)
+    return tuple(checked)
 
 
 @dataclass(frozen=True, eq=False)

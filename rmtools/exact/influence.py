@@ -5,21 +5,18 @@ the sum of h_t over the steps. The expected output of N particles (multinomial r
 differs from the target by E|H - E H| / (2 N) in total variation, to first order (docs/equations.md section
 5).
 
->>> from rmtools.core import product
->>> product(horizon=3, ratio=2.0).exact().influence_mad()  # doctest: +ELLIPSIS
+>>> from rmtools.core import product, solve
+>>> solve(product(horizon=3, ratio=2.0)).influence_mad()  # doctest: +ELLIPSIS
 InfluenceMad(value=0.395061728395..., standard_error=0.0, method='dynamic programming')
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from rmtools.exact.finite_model import FiniteModel
 from rmtools.particles.arguments import check_count
 from rmtools.particles.logspace import log_sum_exp
-
-if TYPE_CHECKING:
-    from rmtools.exact.finite_model import FiniteModel
 
 MAX_ATOMS = 200_000
 MERGE_TOLERANCE = 1e-11
@@ -34,7 +31,7 @@ class InfluenceMad:
     method: str
 
 
-def step_influence(model: "FiniteModel", t: int, pool_size: int = 1) -> np.ndarray:
+def step_influence(model: FiniteModel, t: int, pool_size: int = 1) -> np.ndarray:
     """Return h of the step from layer t along each branch, (S_t, B_t); 0 where the value is zero."""
     log_z = model.log_true_value[0][0]
     own, child = model.log_true_value[t], model.gather(t, model.log_true_value[t + 1])
@@ -47,7 +44,7 @@ def step_influence(model: "FiniteModel", t: int, pool_size: int = 1) -> np.ndarr
     return np.where(np.isnan(h), np.where(child > -np.inf, np.inf, 0.0), h)
 
 
-def leaf_influence(model: "FiniteModel", pool_size: int) -> np.ndarray:
+def leaf_influence(model: FiniteModel, pool_size: int) -> np.ndarray:
     """H of the one trajectory that leads to each final state of a tree, (S_T,); 0 at unreachable ones."""
     total = np.zeros(1)
     for t in range(model.horizon):
@@ -63,7 +60,7 @@ def leaf_influence(model: "FiniteModel", pool_size: int) -> np.ndarray:
 
 
 def mean_absolute_deviation(
-    model: "FiniteModel", pool_size: int, n_draws: int, rng: np.random.Generator
+    model: FiniteModel, pool_size: int, n_draws: int, rng: np.random.Generator
 ) -> InfluenceMad:
     """E_target|H - E H|: exact on trees and where H takes few values, else from exact draws of the target."""
     if model.log_true_value[0][0] == -np.inf:
@@ -84,7 +81,7 @@ def _exact_mad(h: np.ndarray, probability: np.ndarray, method: str) -> Influence
     return InfluenceMad(float(probability @ np.abs(h - probability @ h)), 0.0, method)
 
 
-def _influence_atoms(model: "FiniteModel", pool_size: int) -> tuple[np.ndarray, np.ndarray] | None:
+def _influence_atoms(model: FiniteModel, pool_size: int) -> tuple[np.ndarray, np.ndarray] | None:
     """Values of H and their probabilities under the target, or None if they grow beyond `MAX_ATOMS`."""
     state, h, probability = np.zeros(1, dtype=np.intp), np.zeros(1), np.ones(1)
     for t in range(model.horizon):
@@ -110,9 +107,7 @@ def _merge(
     return state[first], h[first], np.add.reduceat(probability, first)
 
 
-def _sampled_mad(
-    model: "FiniteModel", pool_size: int, n_draws: int, rng: np.random.Generator
-) -> InfluenceMad:
+def _sampled_mad(model: FiniteModel, pool_size: int, n_draws: int, rng: np.random.Generator) -> InfluenceMad:
     check_count("n_draws", n_draws, 2, "H takes too many values here to enumerate", fix=200_000)
     path = model.draw_target(n_draws, rng)
     h = np.zeros(n_draws)
@@ -126,7 +121,7 @@ def _sampled_mad(
     return InfluenceMad(float(deviation.mean()), error, f"{n_draws} exact draws")
 
 
-def _expected_influence(model: "FiniteModel", pool_size: int) -> float:
+def _expected_influence(model: FiniteModel, pool_size: int) -> float:
     log_z, total = model.log_true_value[0][0], 0.0
     for t in range(model.horizon):
         log_target = model.log_reach[t] + model.log_true_value[t] - log_z

@@ -7,7 +7,7 @@ probability. Nats.
 
 >>> import numpy as np
 >>> from rmtools.core import product
->>> exact = product(horizon=3, ratio=2.0).exact()
+>>> exact = solve(product(horizon=3, ratio=2.0))
 >>> round(float(np.exp(exact.log_z)), 12), round(exact.bellman_error, 12), round(exact.ratio_bound, 12)
 (3.375, 0.5, 2.0)
 >>> round(exact.sigma2, 12), round(exact.n_for_cv(0.1), 9), round(exact.n_for_tv(0.01), 6)
@@ -16,18 +16,15 @@ probability. Nats.
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from rmtools.errors import UserError
 from rmtools.exact.bounds import particles_for_cv, particles_for_tv
+from rmtools.exact.finite_model import FiniteModel
 from rmtools.exact.influence import InfluenceMad, leaf_influence, mean_absolute_deviation
 from rmtools.particles.arguments import check_count
 from rmtools.particles.logspace import log_mean_columns, log_sum_exp
-
-if TYPE_CHECKING:
-    from rmtools.exact.finite_model import FiniteModel
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +69,7 @@ class ExactResult:
     sigma2_optimal: float
     target: np.ndarray | None
     influence: np.ndarray | None
-    _model: "FiniteModel" = field(repr=False)
+    _model: FiniteModel = field(repr=False)
     _log_terms: np.ndarray = field(
         repr=False
     )  # (2, T): the squares of child and of own V*, see _variance_terms
@@ -129,7 +126,7 @@ class ExactResult:
         return particles_for_cv(self.sigma2_pool(pool_size), delta)
 
 
-def solve(model: "FiniteModel") -> ExactResult:
+def solve(model: FiniteModel) -> ExactResult:
     """Compute the `ExactResult` of `model`."""
     true = model.log_true_value
     log_z = float(true[0][0])
@@ -156,7 +153,7 @@ def solve(model: "FiniteModel") -> ExactResult:
     )
 
 
-def guided_tv(model: "FiniteModel") -> np.ndarray:
+def guided_tv(model: FiniteModel) -> np.ndarray:
     """Total variation at each depth between one exactly guided particle and the depth's target, (T + 1,), on trees.
 
     The particle steps by policy * V(child) / E_policy[V(child)], the kernel of arXiv 2602.01381 Thm 4.3. The
@@ -182,7 +179,7 @@ def guided_tv(model: "FiniteModel") -> np.ndarray:
     return np.array(distance)
 
 
-def _guided_step(model: "FiniteModel", t: int, guided: np.ndarray) -> np.ndarray:
+def _guided_step(model: FiniteModel, t: int, guided: np.ndarray) -> np.ndarray:
     edge = model.log_policy[t] + model.gather(t, model.log_value[t + 1])
     total = log_sum_exp(edge)
     if (total[guided > -np.inf] == -np.inf).any():
@@ -198,7 +195,7 @@ def _guided_step(model: "FiniteModel", t: int, guided: np.ndarray) -> np.ndarray
     return law
 
 
-def _variance_terms(model: "FiniteModel") -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _variance_terms(model: FiniteModel) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return logs of the terms of the variance, one per step (docs/equations.md section 5).
 
     Returns
@@ -226,14 +223,14 @@ def _weighted(log_reach: np.ndarray, log_ratio: np.ndarray) -> np.ndarray:
     return np.where((log_reach == -np.inf) | np.isnan(log_ratio), -np.inf, log_reach + log_ratio)
 
 
-def _log_bellman(model: "FiniteModel", t: int) -> np.ndarray:
+def _log_bellman(model: FiniteModel, t: int) -> np.ndarray:
     expected = log_mean_columns(model.gather(t, model.log_value[t + 1]), model.log_policy[t])
     with np.errstate(invalid="ignore"):
         b = expected - model.log_value[t]
     return np.where(expected == model.log_value[t], 0.0, b)
 
 
-def _log_ratio_bound(model: "FiniteModel", t: int) -> float:
+def _log_ratio_bound(model: FiniteModel, t: int) -> float:
     child = model.gather(t, model.log_value[t + 1])
     own = model.log_value[t]
     unreachable = model.log_reach[t] == -np.inf

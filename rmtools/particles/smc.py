@@ -7,14 +7,15 @@ unbiased resampling scheme and ESS threshold (docs/equations.md section 4; arXiv
 2), provided that the value is positive wherever the target can be reached. All G groups run at once, in the log domain, in nats.
 
 >>> import numpy as np
->>> from rmtools.core import product
+>>> from rmtools.core import product, solve
 >>> model = product(horizon=8, ratio=3.0)
 >>> result = smc(model.particles(groups=2000), n_particles=20, pool_size=2, rng=np.random.default_rng(0))
->>> bool(abs(np.exp(result.log_z - model.exact().log_z).mean() - 1) < 0.02)
+>>> bool(abs(np.exp(result.log_z - solve(model).log_z).mean() - 1) < 0.02)
 True
 """
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Generic
 
 import numpy as np
@@ -22,11 +23,11 @@ import numpy as np
 from rmtools.errors import UserError
 from rmtools.particles.arguments import check_count, check_generator, is_number
 from rmtools.particles.logspace import MANY_COLUMNS, log_mean_columns, log_mean_exp, log_normalise, shift_of
-from rmtools.particles.memory import keep_freed_arrays
 from rmtools.particles.protocol import P, SMCResult
 from rmtools.particles.resampling import Resampler, none, resolve, search_rows, top_k
 
 SAFE_EXPONENT = 300.0  # squares of such weights, and their sums, are ordinary floating-point numbers
+LARGEST_KEPT = 2**25 - 2**16  # bytes, just below the largest threshold glibc adapts to (mallopt(3))
 
 
 def smc(
@@ -92,13 +93,24 @@ class Settings:
 
 def run(root: P, settings: Settings, rng: np.random.Generator, history: bool = True) -> SMCResult[P]:
     """Run the sampler with settings already checked."""
-    keep_freed_arrays()
+    _keep_freed_arrays()
     step = _beam_step if settings.resampler is top_k else _step
     state = _start(root, settings.n)
     record = _History(state.log_value.shape, history)
     while (live := _live_groups(state)).any():
         state = step(state, settings, live, record, rng)
     return _finish(state, settings, record)
+
+
+@cache
+def _keep_freed_arrays() -> None:
+    """Make glibc keep freed arrays for the next ones: a step makes about twenty of the same size.
+
+    By default it returns arrays of more than 128 KiB to the system, and each next one pays a page fault per 4 KiB: more
+    than half of the time on a finite model (docs/log.md). Its threshold follows the largest block freed so far, up to
+    32 MiB, so freeing one such block, never written to, is enough. Up to 64 MiB of freed memory stay with the process.
+    """
+    np.empty(LARGEST_KEPT, dtype=np.uint8)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from rmtools.core import solve
 from rmtools.data.tasks import Task
 from rmtools.errors import UserError
 from rmtools.lm.enumerate.tables import tabulate
@@ -137,7 +138,7 @@ def verify_lm(
         if len(found) == n_prompts:
             break
         table = tabulate(policy, value, prompt, choices, task.reward, MIN_PROBABILITY)
-        exact = table.model.exact()
+        exact = solve(table.model)
         n = max(64, math.ceil(5 * exact.sigma2))
         if n > max_particles:
             skipped += 1

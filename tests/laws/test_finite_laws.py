@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rmtools.core import FiniteModel, Tilt, perturb, product, random_tree
+from rmtools.core import FiniteModel, Tilt, perturb, product, random_tree, solve
 
 law = settings(deadline=None, derandomize=True)
 seeds = st.integers(0, 2**32 - 1)
@@ -38,7 +38,7 @@ trees = st.builds(
 @law
 @given(st.one_of(trees, chains))
 def test_orders_between_the_figures(model):
-    exact = model.exact()
+    exact = solve(model)
     assert exact.sigma2 >= -1e-9
     assert exact.sigma2_optimal <= min(exact.sigma2_true_value, exact.sigma2) * (1 + 1e-9) + 1e-9
     assert exact.bellman_error_gauge_fixed <= exact.bellman_error + 1e-9
@@ -51,7 +51,7 @@ def test_orders_between_the_figures(model):
 @law
 @given(trees)
 def test_influence_holds_the_variance(model):
-    exact = model.exact()
+    exact = solve(model)
     np.testing.assert_allclose(exact.target.sum(), 1, rtol=1e-12)
     np.testing.assert_allclose(
         exact.target @ exact.influence - model.horizon, exact.sigma2, rtol=1e-9, atol=1e-9
@@ -83,7 +83,7 @@ def test_a_chain_and_its_unfolded_tree_agree(model):
         states = model.child(t)[states].ravel()
         log_value.append(model.log_value[t + 1][states])
     tree = FiniteModel(policy, log_value)
-    a, b = model.exact(), tree.exact()
+    a, b = solve(model), solve(tree)
     for name in (
         "log_z",
         "bellman_error",
@@ -107,8 +107,8 @@ def test_a_chain_and_its_unfolded_tree_agree(model):
 def test_perturb_attains_its_error(model, eps, kind, seed):
     if kind == "persistent" and model.horizon < 2:
         return
-    changed = perturb(model, eps, kind, np.random.default_rng(seed)).exact()
-    exact = model.exact()
+    changed = solve(perturb(model, eps, kind, np.random.default_rng(seed)))
+    exact = solve(model)
     np.testing.assert_allclose(changed.bellman_error, eps, rtol=1e-9, atol=1e-9)
     np.testing.assert_allclose(changed.log_z, exact.log_z, atol=1e-9)
     np.testing.assert_allclose(changed.sigma2_true_value, exact.sigma2_true_value, rtol=1e-9, atol=1e-9)
@@ -120,7 +120,7 @@ def test_values_stay_within_the_telescoped_error(model, eps, seed):
     # V*/V is a mean of products of ratios: within (1 + eps) ** +-(T - t)
     changed = perturb(model, eps, "random_signs", np.random.default_rng(seed))
     for t in range(model.horizon):
-        gap = np.abs(changed.exact().true_log_value[t] - changed.log_value[t])
+        gap = np.abs(solve(changed).true_log_value[t] - changed.log_value[t])
         assert gap.max() <= (model.horizon - t) * np.log1p(eps) + 1e-9
 
 

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from rmtools.core import solve
 from rmtools.exact.families import random_tree
 from rmtools.particles.smc import smc
 from rmtools.particles.tilt import Tilt
@@ -194,7 +195,7 @@ def test_path_sums_need_the_extra_children_alone():
 def test_parts_agree_with_the_finite_model_and_with_the_sampler():
     """The same sigma^2 three ways: exactly, from rollouts, and from runs of the sampler."""
     model = random_tree(4, 3, 0.3, Tilt(0.1), np.random.default_rng(50))
-    exact, rng = model.exact(), np.random.default_rng(51)
+    exact, rng = solve(model), np.random.default_rng(51)
     layers = [model.particles(1)]
     for t in range(model.horizon):
         layers.append(layers[-1].extend(4000 if t == 0 else 1, rng))

@@ -30,6 +30,7 @@ from lm_output import (
     z_score,
 )
 
+from rmtools.core import solve
 from rmtools.data.collect import Branching, Collector
 from rmtools.lm.enumerate.tables import tabulate
 from rmtools.lm.generate import generate_once
@@ -140,7 +141,7 @@ def cool(policy):
 
 def exact_z(table, tilt):
     """Z with the mass outside the table at the potential of a wrong solution."""
-    return (1 - table.uncovered) * np.exp(table.model.exact().log_z) + table.uncovered * tilt.floor
+    return (1 - table.uncovered) * np.exp(solve(table.model).log_z) + table.uncovered * tilt.floor
 
 
 @pytest.mark.parametrize("which", [1, 3])
@@ -153,7 +154,7 @@ def test_z_hat_is_unbiased_with_the_predicted_variance(cool, value, task, prompt
     prompt, n, runs = prompts[which], 64, 3000
     table = tabulate(cool, value, prompt, task.step_choices(prompt, []), task.reward, 0.0)
     assert table.uncovered < 1e-3
-    z, sigma2 = exact_z(table, value.tilt), table.model.exact().sigma2
+    z, sigma2 = exact_z(table, value.tilt), solve(table.model).sigma2
     assert sigma2 > 1
     z_hat = np.exp(repeated_runs(cool, value, task, prompt, n, runs, np.random.default_rng(31 + which)))
     assert len(z_hat) == runs

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from test_estimate_statistics import BRANCHES, Z_MAX, Population, all_parts, z_score
 
+from rmtools.core import solve
 from rmtools.exact.families import random_tree
 from rmtools.particles.tilt import Tilt
 from rmtools.stats.perfect_value import cost_ratio, perfect_parts, perfect_sigma2
@@ -85,7 +86,7 @@ def test_a_perfect_value_has_its_own_cost_at_both_ends():
 
 def test_bracket_agrees_with_the_finite_model():
     model = random_tree(4, 3, 0.3, Tilt(0.1), np.random.default_rng(50))
-    exact, rng, shape = model.exact(), np.random.default_rng(51), (60, 100)
+    exact, rng, shape = solve(model), np.random.default_rng(51), (60, 100)
     layers = [model.particles(1)]
     for t in range(model.horizon):
         layers.append(layers[-1].extend(shape[0] * shape[1] if t == 0 else 1, rng))

@@ -28,6 +28,8 @@ sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
 import law_vs_its_hub as toy
 
+from rmtools.core import solve
+
 ANSWERS = ["u r3 \n", "s r2 \nd x \n", "d r1 \nu x \ns x \n", "u r3 \ns r3 \n", ""]
 
 
@@ -302,7 +304,7 @@ def test_its_reward_model_inside_our_sampler_estimates_z(policy, heuristic, prom
         task.reward,
         0.0,
     )
-    z = (1 - table.uncovered) * np.exp(table.model.exact().log_z) + table.uncovered * heuristic.tilt.floor
+    z = (1 - table.uncovered) * np.exp(solve(table.model).log_z) + table.uncovered * heuristic.tilt.floor
     root = LMParticles.start(cool, heuristic, [prompt] * 2000, terminal="verifier", reward=task.reward)
 
     async def inside():

@@ -16,6 +16,7 @@ from rmtools.core import (
     product,
     random_tree,
     smc,
+    solve,
 )
 from rmtools.errors import UserError
 from rmtools.exact.bounds import particle_bound, particles_for_cv, pool_size_bound, sp_tv_bound
@@ -27,7 +28,7 @@ COUNTS = {
     "pool_size": lambda n: smc(MODEL.particles(2), 4, n, rng=RNG),
     "groups": MODEL.particles,
     "n_particles of a law": MODEL.expected_output_law,
-    "pool_size of a variance": MODEL.exact().sigma2_pool,
+    "pool_size of a variance": solve(MODEL).sigma2_pool,
     "mh_steps": lambda n: metropolis(lambda rng: smc(MODEL.particles(2), 4, rng=rng), n, RNG),
     "sweeps": lambda n: particle_gibbs(MODEL.particles(2), 4, n, rng=RNG),
     "horizon of product": lambda n: product(n, 2.0),
@@ -98,7 +99,7 @@ def test_one_code_hides_nothing():
 
 def test_a_model_and_its_answers_cannot_be_changed():
     model = product(3, 2.0)
-    for array in (*model.policy, *model.log_value, model.exact().true_log_value[-1]):
+    for array in (*model.policy, *model.log_value, solve(model).true_log_value[-1]):
         with pytest.raises(ValueError, match="read-only"):
             array[...] = 0.0
 
@@ -106,7 +107,7 @@ def test_a_model_and_its_answers_cannot_be_changed():
 def test_a_root_of_value_zero_costs_infinitely_many_particles():
     model = product(3, 2.0)
     dead = FiniteModel(model.policy, [np.array([-np.inf]), *model.log_value[1:]], model.children)
-    exact = dead.exact()
+    exact = solve(dead)
     assert np.isfinite(exact.log_z)
     assert (exact.sigma2, exact.sigma2_pool(2), exact.n_for_cv(0.1)) == (np.inf,) * 3
     assert exact.n_for_tv(0.1) == np.inf
@@ -116,7 +117,7 @@ def test_a_chain_whose_target_passes_a_value_of_zero_needs_infinitely_many():
     children = [np.array([[0, 1]]), np.array([[0, 0], [1, 1]]), np.array([[0, 1], [0, 1]])]
     policy = [np.full((1, 2), 0.5), np.full((2, 2), 0.5), np.array([[0.9, 0.1], [0.1, 0.9]])]
     model = FiniteModel(policy, [[0.0], [-np.inf, 0.0], [0.0, 0.0], [0.0, 1.0]], children)
-    assert (model.exact().sigma2, model.exact().n_for_tv(0.01)) == (np.inf, np.inf)
+    assert (solve(model).sigma2, solve(model).n_for_tv(0.01)) == (np.inf, np.inf)
 
 
 def test_a_model_is_no_particles():

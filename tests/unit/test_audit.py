@@ -14,6 +14,7 @@ from rmtools.auditing.cost import other_ways, paper_counts
 from rmtools.auditing.metrics import METRICS, figure, not_met, thresholds
 from rmtools.auditing.page import write_report
 from rmtools.auditing.verify import measure, output_law
+from rmtools.core import solve
 from rmtools.data.collect import Branching, Collector
 from rmtools.data.rollouts import RolloutMetadata
 from rmtools.errors import UserError
@@ -76,9 +77,7 @@ def test_the_cost_of_enumerated_solutions_is_pooled(report, rows, policy, task, 
     value, _ = load_value_model(value_folder)
     cost = perfect = z_square = 0.0
     for prompt in dict.fromkeys(r.prompt for r in rows):
-        exact = tabulate(
-            policy, value, prompt, task.step_choices(prompt, []), task.reward, 3e-3
-        ).model.exact()
+        exact = solve(tabulate(policy, value, prompt, task.step_choices(prompt, []), task.reward, 3e-3).model)
         z2 = math.exp(2 * exact.log_z)
         cost, perfect, z_square = (
             cost + z2 * exact.sigma2,
@@ -98,8 +97,7 @@ def test_particles_are_counted_from_tables_that_hold_every_prompt(report, rows, 
     scorer, _ = load_value_model(value_folder)
     prompts = list(dict.fromkeys(r.prompt for r in rows))
     exact = [
-        tabulate(policy, scorer, p, task.step_choices(p, []), task.reward, 3e-3).model.exact()
-        for p in prompts
+        solve(tabulate(policy, scorer, p, task.step_choices(p, []), task.reward, 3e-3).model) for p in prompts
     ]
     weight = np.exp([2 * e.log_z for e in exact])
     cv, tv = report.provenance["delta_cv"], report.provenance["delta_tv"]
@@ -306,7 +304,7 @@ def test_the_sampler_at_a_given_number_of_particles(policy, task, prompts, value
     exact, right = [], []
     for prompt in prompts:
         table = tabulate(policy, value, prompt, task.step_choices(prompt, []), task.reward, 0.0)
-        found = table.model.exact()
+        found = solve(table.model)
         exact.append((math.exp(2 * found.log_z) * found.sigma2, math.exp(2 * found.log_z)))
         reward = np.asarray([task.reward(prompt, p) for p in table.paths])
         weight = table.path_probability * np.exp(value.tilt.log_potential(reward))

@@ -16,6 +16,7 @@ from rmtools.core import (
     perturb,
     product,
     random_tree,
+    solve,
 )
 from rmtools.errors import UserError
 from rmtools.exact import influence as influence_module
@@ -32,7 +33,7 @@ def one_step():
 
 
 def test_one_step_by_hand(one_step):
-    exact = one_step.exact()
+    exact = solve(one_step)
     close(exact.log_z, math.log(7 / 4))
     close(exact.target, [4 / 7, 3 / 7])
     close(exact.influence, [16 / 7, 4 / 7])
@@ -49,7 +50,7 @@ def test_two_steps_by_hand():
     # V*(1) = (1.8 + .4)/2... : branch 0 gives .5*2 + .5*1 = 3/2, branch 1 gives .2*5 + .8*1 = 9/5; Z = 33/20
     policy = [[[0.5, 0.5]], [[0.5, 0.5], [0.2, 0.8]]]
     model = FiniteModel(policy, [np.log([2.0]), np.log([1.0, 3.0]), np.log([2.0, 1.0, 5.0, 1.0])])
-    exact = model.exact()
+    exact = solve(model)
     close(np.exp(exact.true_log_value[1]), [3 / 2, 9 / 5])
     close(exact.log_z, math.log(33 / 20))
     close(np.exp(exact.log_bellman_error[1]), [3 / 2, 3 / 5])
@@ -103,7 +104,7 @@ def test_dynamic_programming_agrees_with_listing_every_path(name, pool_size):
         "needle": lambda: needle(5, 3),
         "hidden": lambda: hidden_prefix(2, 3),
     }[name]()
-    exact = model.exact()
+    exact = solve(model)
     excess, mad = brute_force(model, pool_size)
     np.testing.assert_allclose(exact.influence_mad(pool_size).value, mad, rtol=1e-11, atol=1e-12)
     assert exact.influence_mad(pool_size).standard_error == 0
@@ -115,7 +116,7 @@ def test_a_chain_and_its_tree_agree():
     chain = product(5, 3.0)
     ones = [np.array([bin(s).count("1") for s in range(2**t)]) for t in range(6)]
     tree = FiniteModel([np.full((2**t, 2), 0.5) for t in range(5)], [n * np.log(3.0) for n in ones])
-    a, b = chain.exact(), tree.exact()
+    a, b = solve(chain), solve(tree)
     assert (chain.is_tree, tree.is_tree) == (False, True)
     for name in ("log_z", "bellman_error", "ratio_bound", "sigma2", "sigma2_true_value", "sigma2_optimal"):
         close(getattr(a, name), getattr(b, name))
@@ -128,41 +129,41 @@ def test_a_chain_and_its_tree_agree():
 
 def test_mad_from_draws_agrees_with_dynamic_programming(monkeypatch):
     model = perturb(product(6, 3.0), 0.5, "random_signs", np.random.default_rng(1))
-    exact = model.exact().influence_mad(2)
+    exact = solve(model).influence_mad(2)
     monkeypatch.setattr(influence_module, "MAX_ATOMS", 1)
-    drawn = model.exact().influence_mad(2, n_draws=100_000, seed=3)
+    drawn = solve(model).influence_mad(2, n_draws=100_000, seed=3)
     assert drawn.method == "100000 exact draws"
     assert 0 < drawn.standard_error < 0.01 * drawn.value
     assert abs(drawn.value - exact.value) <= 4.5 * drawn.standard_error
 
 
 def test_closed_forms_of_the_families():
-    close(product(7, 3.0).exact().log_z, 7 * math.log(2.0))
-    close(product(7, 3.0).exact().bellman_error, 1.0)
-    close(product(7, 3.0).exact().ratio_bound, 3.0)
-    close(product(7, 0.5).exact().bellman_error, 1 / 3)
+    close(solve(product(7, 3.0)).log_z, 7 * math.log(2.0))
+    close(solve(product(7, 3.0)).bellman_error, 1.0)
+    close(solve(product(7, 3.0)).ratio_bound, 3.0)
+    close(solve(product(7, 0.5)).bellman_error, 1 / 3)
     for horizon in (2, 5, 8, 33):
-        exact = persistent(horizon, 0.2).exact()
+        exact = solve(persistent(horizon, 0.2))
         t = np.arange(1, horizon + 1)
         close(exact.sigma2, np.sum(np.sinh(np.minimum(t - 1, horizon - t + 1) * math.log(1.2)) ** 2))
         close([exact.log_z, exact.bellman_error, exact.sigma2_true_value], [0.0, 0.2, 0.0])
-    exact = implicit(4, 3, np.random.default_rng(0)).exact()
+    exact = solve(implicit(4, 3, np.random.default_rng(0)))
     close([exact.log_z, exact.bellman_error], [0.0, 0.0])
     assert exact.sigma2 > 0.1
-    close(np.exp(needle(5, 3).exact().log_z), 3.0**-5 + (1 - 3.0**-5) * 3.0**-10)
-    hidden = hidden_prefix(4, 2).exact()
+    close(np.exp(solve(needle(5, 3)).log_z), 3.0**-5 + (1 - 3.0**-5) * 3.0**-10)
+    hidden = solve(hidden_prefix(4, 2))
     close(np.exp(hidden.log_z), 2.0**-8 * 2**4 + (1 - 2.0**-8) * 2.0**-4)
     close([hidden.bellman_error, hidden.ratio_bound], [1.0, 2.0])
-    close(hidden_prefix(6, 1.5).exact().bellman_error, 0.5)
+    close(solve(hidden_prefix(6, 1.5)).bellman_error, 0.5)
     close(hidden_prefix(6, 1.5).policy[0], [[1 / 129, 128 / 129]])
 
 
 def test_long_chains_do_not_underflow():
-    exact = needle(400, 4).exact()
+    exact = solve(needle(400, 4))
     close(exact.log_z, np.logaddexp(-400 * math.log(4), -800 * math.log(4)))
-    rate = np.diff([math.log(needle(t, 4).exact().sigma2) for t in (100, 101)])
+    rate = np.diff([math.log(solve(needle(t, 4)).sigma2) for t in (100, 101)])
     close(rate, [math.log(4)])
-    assert math.isfinite(persistent(256, 0.5).exact().sigma2)
+    assert math.isfinite(solve(persistent(256, 0.5)).sigma2)
 
 
 @pytest.mark.parametrize("kind", ["random_signs", "persistent", "terminal"])
@@ -175,14 +176,14 @@ def test_perturb_attains_its_error_and_keeps_the_truth(kind, eps):
         random_tree(3, 2, 0.0, Tilt(0.1), rng),
     ):
         changed = perturb(model, eps, kind, rng)
-        exact = changed.exact()
+        exact = solve(changed)
         close(exact.bellman_error, eps)
-        close(exact.log_z, model.exact().log_z)
-        close(exact.sigma2_true_value, model.exact().sigma2_true_value)
+        close(exact.log_z, solve(model).log_z)
+        close(exact.sigma2_true_value, solve(model).sigma2_true_value)
 
 
 def test_terminal_error_is_at_the_last_step_only():
-    exact = perturb(product(5, 3.0), 0.5, "terminal", np.random.default_rng(0)).exact()
+    exact = solve(perturb(product(5, 3.0), 0.5, "terminal", np.random.default_rng(0)))
     for b in exact.log_bellman_error[:-1]:
         close(b, 0 * b)
     close(np.abs(exact.log_bellman_error[-1]), np.full(5, math.log(1.5)))
@@ -191,20 +192,20 @@ def test_terminal_error_is_at_the_last_step_only():
 def test_unreachable_states_and_forbidden_branches_do_not_count():
     policy = [[[1.0, 0.0]], [[0.5, 0.5], [0.5, 0.5]]]
     wild = FiniteModel(policy, [[0.0], np.log([1.0, 1e9]), np.log([1.5, 0.5, 1e9, 1e-9])])
-    close([wild.exact().bellman_error, wild.exact().ratio_bound], [0.0, 2.0])
-    close(wild.exact().target, [0.75, 0.25, 0, 0])
-    close(wild.exact().influence[2:], [0, 0])
+    close([solve(wild).bellman_error, solve(wild).ratio_bound], [0.0, 2.0])
+    close(solve(wild).target, [0.75, 0.25, 0, 0])
+    close(solve(wild).influence[2:], [0, 0])
     chain = FiniteModel(
         [[[1.0, 0.0]], [[0.5, 0.5]]], [[0.0], [0.0], np.log([1.5, 0.5])], [[[0, -7]], [[0, 1]]]
     )
     assert chain.is_tree
-    close(chain.exact().sigma2, wild.exact().sigma2)
-    close(chain.exact().influence, wild.exact().influence[:2])
+    close(solve(chain).sigma2, solve(wild).sigma2)
+    close(solve(chain).influence, solve(wild).influence[:2])
 
 
 def test_a_potential_of_zero_everywhere_is_reported():
     model = FiniteModel([[[0.5, 0.5]]], [[0.0], [-np.inf, -np.inf]])
-    exact = model.exact()
+    exact = solve(model)
     assert exact.log_z == -np.inf
     assert exact.target is None
     assert [exact.sigma2, exact.sigma2_true_value, exact.sigma2_optimal] == [math.inf] * 3
@@ -216,14 +217,14 @@ def test_a_potential_of_zero_everywhere_is_reported():
 
 def test_some_zero_potentials_are_ordinary():
     model = FiniteModel([[[0.5, 0.25, 0.25]]], [[np.log(0.5)], [0.0, -np.inf, -np.inf]])
-    exact = model.exact()
+    exact = solve(model)
     close([exact.log_z, exact.sigma2, exact.bellman_error], [math.log(0.5), 1.0, 0.0])
     assert exact.ratio_bound == math.inf
     below = FiniteModel(
         [[[0.5, 0.5]], np.eye(2)[:, ::-1]], [[0.0], [0.0, -np.inf], [0.0, 0.0, -np.inf, -np.inf]]
     )
-    close([below.exact().log_z, below.exact().sigma2], [math.log(0.5), 1.0])
-    assert np.isfinite(below.exact().log_bellman_error[1][1])
+    close([solve(below).log_z, solve(below).sigma2], [math.log(0.5), 1.0])
+    assert np.isfinite(solve(below).log_bellman_error[1][1])
 
 
 def test_draw_target_has_the_law_of_the_target():
@@ -231,7 +232,7 @@ def test_draw_target_has_the_law_of_the_target():
     path = model.draw_target(40_000, np.random.default_rng(1))
     assert [p.depth for p in path] == [0, 1, 2, 3]
     assert (path[3].state // 2 == path[2].state).all()
-    target = model.exact().target
+    target = solve(model).target
     seen = np.bincount(path[3].state[:, 0], minlength=8) / 40_000
     assert (np.abs(seen - target) <= 4.5 * np.sqrt(target * (1 - target) / 40_000)).all()
 
@@ -252,7 +253,7 @@ def test_expected_output_law_approaches_the_target_as_mad_over_2n():
     model = product(6, 3.0)
     target = np.array([math.comb(6, k) for k in range(7)]) * 0.25**6 * 3.0 ** np.arange(7)
     tv = 0.5 * np.abs(model.expected_output_law(1000) - target).sum()
-    assert tv == pytest.approx(model.exact().influence_mad().value / 2000, rel=0.01)
+    assert tv == pytest.approx(solve(model).influence_mad().value / 2000, rel=0.01)
 
 
 def test_a_million_leaves_take_less_than_a_second():
@@ -261,7 +262,7 @@ def test_a_million_leaves_take_less_than_a_second():
     for _ in range(3):
         fresh = FiniteModel(model.policy, model.log_value)
         start = time.perf_counter()
-        fresh.exact()
+        solve(fresh)
         seconds.append(time.perf_counter() - start)
     assert min(seconds) < 1.0
 
@@ -302,9 +303,9 @@ def test_bad_models_are_refused_with_the_place(fact):
         (lambda: perturb(product(3, 2.0), 0.1, "signs"), "random_signs, persistent, terminal"),
         (lambda: perturb(product(3, 2.0), 0.1, "terminal"), "rng"),
         (lambda: product(3, 2.0).particles(0), "groups"),
-        (lambda: product(3, 2.0).exact().n_for_tv(0.0), "tolerance"),
-        (lambda: product(3, 2.0).exact().n_for_cv(-1.0), "relative error"),
-        (lambda: product(3, 2.0).exact().sigma2_pool(0), "pool_size"),
+        (lambda: solve(product(3, 2.0)).n_for_tv(0.0), "tolerance"),
+        (lambda: solve(product(3, 2.0)).n_for_cv(-1.0), "relative error"),
+        (lambda: solve(product(3, 2.0)).sigma2_pool(0), "pool_size"),
     ],
 )
 def test_bad_arguments(call, fact):
@@ -316,7 +317,7 @@ def test_a_value_of_zero_before_a_positive_potential_costs_infinitely_much():
     model = FiniteModel(
         [[[0.5, 0.5]], [[0.5, 0.5]] * 2], [[0.0], [-np.inf, 0.0], np.log([1.0, 2.0, 3.0, 4.0])]
     )
-    exact = model.exact()
+    exact = solve(model)
     assert np.exp(exact.log_z) == pytest.approx(2.5)
     assert (
         exact.sigma2 == exact.sigma2_pool(2) == exact.influence_mad().value == exact.n_for_tv(0.1) == np.inf

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from rmtools.core import solve
 from rmtools.data.exact import exact_ratios
 from rmtools.data.rollouts import Rollout
 from rmtools.errors import UserError
@@ -140,7 +141,7 @@ def test_table_against_brute_force(short, prompts, task, choices):
     second = p.reshape(18, 18) / first[:, None]
     phi = np.exp(value.tilt.log_potential(np.asarray([two.reward(prompt, s) for s in paths]))).reshape(18, 18)
     true_value = (second * phi).sum(1)
-    exact = table.model.exact()
+    exact = solve(table.model)
     assert np.exp(exact.log_z) == pytest.approx(float(rule @ true_value), rel=1e-5)
     order = list(dict.fromkeys(s[0] for s in table.paths))  # of the table's first layer
     at = [choices.index(c) for c in order]
@@ -180,7 +181,7 @@ def test_exact_ratios_are_the_bellman_errors_of_the_table(policy, value, prompts
         assert sum(told) == len(rows)
         # The table's layers are in the order of expansion; every prefix has 18 children.
         for k, model in enumerate((table.model, flat.model)):
-            errors = model.exact().log_bellman_error
+            errors = solve(model).log_bellman_error
             for i, got in zip(chosen, found.log_error[k], strict=True):
                 expected = [errors[t][i // 18 ** (3 - t)] for t in range(3)]
                 np.testing.assert_allclose(got, expected, atol=2e-5)

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 
+from rmtools.core import solve
 from rmtools.errors import UserError
 from rmtools.exact.families import random_tree
 from rmtools.particles.tilt import Tilt
@@ -126,7 +127,7 @@ def test_rollouts_of_one_step_need_no_completions():
 
 def exact_parts(model, log_value):
     """Parts without noise and without Jensen's excess, at the values `log_value`: a row a state, not a trajectory."""
-    exact = model.exact()
+    exact = solve(model)
     true, z = [np.exp(v) for v in exact.true_log_value], math.exp(exact.log_z)
     shape = (len(true[-2]), model.horizon - 1)
     value, rows = np.full(shape, np.nan), np.zeros((8, *shape))
@@ -146,7 +147,7 @@ def exact_parts(model, log_value):
 def test_exact_parts_bracket_the_exact_cost(eps, n_bins):
     """Both ends hold at any value; the upper is exact without Jensen's excess; at V* both are exact."""
     model = random_tree(4, 3, eps, Tilt(0.3), np.random.default_rng(5))
-    truth, rng = model.exact().sigma2_true_value, np.random.default_rng(6)
+    truth, rng = solve(model).sigma2_true_value, np.random.default_rng(6)
     parts = exact_parts(model, model.log_value)
     found = perfect_sigma2([parts] * 30, rng, n_bins=n_bins)
     assert found.upper.estimate == pytest.approx(truth)
@@ -161,7 +162,7 @@ def test_exact_parts_bracket_the_exact_cost(eps, n_bins):
     scaled = [v + math.log(k) for v, k in zip(model.log_value, (1.0, 5.0, 0.3, 2.0, 1.0), strict=True)]
     again = perfect_sigma2([exact_parts(model, scaled)] * 30, rng, n_bins=n_bins)
     assert again.lower.estimate == pytest.approx(found.lower.estimate)
-    perfect = exact_parts(model, model.exact().true_log_value)
+    perfect = exact_parts(model, solve(model).true_log_value)
     found = perfect_sigma2([perfect] * 30, rng, n_bins=n_bins)
     assert (found.lower.estimate, found.upper.estimate) == pytest.approx((truth, truth))
 
@@ -171,7 +172,7 @@ def test_more_bins_know_more_of_a_value_that_is_not_calibrated():
     parts = exact_parts(model, [0.2 * v for v in model.log_value])
     rng = np.random.default_rng(0)
     lower = [perfect_sigma2([parts] * 3, rng, n_bins=n).lower.estimate for n in (1, 3, 9)]
-    assert lower[0] < lower[1] < lower[2] < model.exact().sigma2_true_value
+    assert lower[0] < lower[1] < lower[2] < solve(model).sigma2_true_value
 
 
 def made(known, moments, inverse, remainder, value=1.0):

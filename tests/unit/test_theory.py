@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from rmtools.core import FiniteModel, Tilt, implicit, persistent, perturb, product, random_tree
+from rmtools.core import FiniteModel, Tilt, implicit, persistent, perturb, product, random_tree, solve
 from rmtools.errors import UserError
 from rmtools.exact.bounds import (
     mh_steps_bound,
@@ -60,7 +60,7 @@ def test_linear_for_small_errors_and_exponential_for_constant_ones():
 def test_persistent_in_closed_form():
     for horizon, eps in ((2, 0.3), (7, 0.3), (64, 0.05)):
         assert persistent_sigma2(horizon, eps) == pytest.approx(
-            persistent(horizon, eps).exact().sigma2, rel=1e-10
+            solve(persistent(horizon, eps)).sigma2, rel=1e-10
         )
     big = 0.25 / math.tanh(math.log(1.2)) * 1.2**128
     assert persistent_sigma2(128, 0.2) == pytest.approx(big, rel=1e-6)
@@ -83,7 +83,7 @@ def test_the_single_particle_bound_holds():
     for k in range(100):
         model = random_tree(int(rng.integers(1, 6)), 2, rng.uniform(0, 0.4), Tilt(0.02), rng)
         model = perturb(model, rng.uniform(0, 0.4), ["random_signs", "terminal"][k % 2], rng)
-        eps = model.exact().bellman_error
+        eps = solve(model).bellman_error
         bounds = [sp_tv_bound(t, eps) for t in range(model.horizon + 1)]
         assert (guided_tv(model) <= np.array(bounds) + 1e-12).all()
 
@@ -99,7 +99,7 @@ def drift(horizon, eps):
 
 def test_the_final_target_s_prefix_law_is_further_than_the_bound():
     model = drift(10, 0.1)
-    exact = model.exact()
+    exact = solve(model)
     assert exact.bellman_error == pytest.approx(0.1)
     guided = np.array([0.5, 0.5])
     final = model.reach(1) * np.exp(exact.true_log_value[1] - exact.log_z)
@@ -114,7 +114,7 @@ def test_the_single_particle_bound_is_not_tight():
     # product: epsilon > 1 / (2 T), yet one guided particle is exact
     ones = [np.array([bin(s).count("1") for s in range(2**t)]) for t in range(6)]
     tree = FiniteModel([np.full((2**t, 2), 0.5) for t in range(5)], [n * np.log(3.0) for n in ones])
-    assert sp_tv_bound(5, tree.exact().bellman_error) == 1.0
+    assert sp_tv_bound(5, solve(tree).bellman_error) == 1.0
     np.testing.assert_allclose(guided_tv(tree), 0, atol=1e-12)
     np.testing.assert_allclose(guided_tv(implicit(4, 3, np.random.default_rng(0))), 0, atol=1e-12)
 

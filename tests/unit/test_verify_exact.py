@@ -6,7 +6,7 @@ import importlib
 import numpy as np
 import pytest
 
-from rmtools.core import hidden_prefix, persistent, product, smc
+from rmtools.core import hidden_prefix, persistent, product, smc, solve
 from rmtools.errors import UserError
 from rmtools.particles import resampling
 from rmtools.verify.theorems import (
@@ -72,7 +72,7 @@ def test_unbiased_finds_a_factor_of_five_percent(monkeypatch):
 def test_every_setting_of_unbiased_has_enough_runs():
     for name, model in small_families().items():
         found = unbiased.measure(name, 1, rng())
-        need = 400 * (model.exact().sigma2 + 1)
+        need = 400 * (solve(model).sigma2 + 1)
         assert all(row["runs"] * row["n"] >= need for row in found["settings"])
         assert len(found["settings"]) == len(unbiased.SIZES) * (
             len(unbiased.THRESHOLDS) * len(unbiased.SCHEMES) + 1
@@ -144,7 +144,7 @@ def test_other_settings_have_their_slope():
 
 def test_one_sided_errors_are_exactly_epsilon():
     model = one_sided(tree(4, 2, 0.0, 0.3, 1), 0.2)
-    b = model.exact().log_bellman_error
+    b = solve(model).log_bellman_error
     np.testing.assert_allclose(b[0], 0, atol=1e-12)
     for layer in b[1:]:
         np.testing.assert_allclose(np.abs(layer), np.log(1.2), atol=1e-12)
@@ -177,7 +177,7 @@ def test_bound_finds_a_number_that_does_not_suffice(monkeypatch):
 
 def test_smallest_sufficient_is_near_the_prediction():
     model = tree(3, 2, 0.3, 0.1, 3)
-    predicted = model.exact().n_for_tv(0.01)
+    predicted = solve(model).n_for_tv(0.01)
     assert predicted > 10
     assert bound.smallest_sufficient(model, 0.01, 10**6, 20_000, rng())[0] == pytest.approx(
         predicted, rel=0.15

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from rmtools.core import FiniteModel, SMCResult, metropolis, smc
+from rmtools.core import FiniteModel, SMCResult, metropolis, smc, solve
 from rmtools.exact.bounds import mh_steps_bound, pool_size_bound
 from rmtools.exact.solution import guided_tv
 from rmtools.verify.theorems.case import Case
@@ -42,7 +42,7 @@ def cases(quick: bool) -> list[Case]:
 
 def output_tv(model: FiniteModel, pool: int, mh_steps: int, chains: int, rng: np.random.Generator) -> float:
     """Return the total variation between the final states of ``chains`` chains and the target; noise adds to it."""
-    target = model.exact().target
+    target = solve(model).target
     assert target is not None
     counts = np.zeros(len(target))
     batch = max(1, min(chains, 2_000_000 // pool))
@@ -62,7 +62,7 @@ def measure(shape: tuple[int, float, float, int], chains: int, rng: np.random.Ge
     """Return TV at the bounds of one tree, and the cheapest M and H that suffice."""
     horizon, eps, floor, seed = shape
     model = one_sided(tree(horizon, 2, 0.0, floor, seed), eps)
-    exact = model.exact()
+    exact = solve(model)
     steps = math.ceil(mh_steps_bound(horizon, exact.bellman_error, DELTA_TV))
     pool = math.ceil(pool_size_bound(exact.ratio_bound, horizon, exact.bellman_error, steps, DELTA))
     tv = output_tv(model, pool, steps, chains, rng)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from rmtools.core import FiniteModel
+from rmtools.core import FiniteModel, solve
 from rmtools.exact.bounds import particle_bound
 from rmtools.verify.theorems.case import Bias, Case, Setting, common_leaves, output_bias
 from rmtools.verify.theorems.models import tree
@@ -40,7 +40,7 @@ def cases(quick: bool) -> list[Case]:
 def measure(horizon: int, eps: float, runs: int, rng: np.random.Generator) -> dict[str, Any]:
     """Return TV at the bound and the smallest sufficient N of one tree, for every delta."""
     model = tree(horizon, 2, eps, 0.5, 10 + horizon)
-    exact = model.exact()
+    exact = solve(model)
     rows = []
     for delta in DELTAS:
         bound = int(np.ceil(particle_bound(exact.ratio_bound, horizon, exact.bellman_error, delta)))
@@ -69,7 +69,7 @@ def measure(horizon: int, eps: float, runs: int, rng: np.random.Generator) -> di
 
 def leaf_bias(model: FiniteModel, n: int, runs: int, rng: np.random.Generator) -> Bias:
     """Return the bias of the output at N = n, leaf by leaf."""
-    target = model.exact().target
+    target = solve(model).target
     assert target is not None
     return output_bias(model, Setting(n), runs, np.eye(len(target)), target, rng)
 

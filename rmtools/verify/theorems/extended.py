@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from rmtools.core import FiniteModel
+from rmtools.core import FiniteModel, solve
 from rmtools.particles.metropolis import log_acceptance
 
 
@@ -47,7 +47,7 @@ def transition(q: np.ndarray, z: np.ndarray) -> np.ndarray:
 def detailed_balance(model: FiniteModel, pool: int) -> dict[str, Any]:
     """Return the largest break of detailed balance, of the leaves' law, and of E[Zhat] = Z; all relative to 1."""
     q, z, leaf = enumerate_runs(model, pool)
-    exact = model.exact()
+    exact = solve(model)
     assert exact.target is not None
     total = float(np.exp(exact.log_z))
     stationary = q * z / total

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from rmtools.core import FiniteModel, hidden_prefix, needle
+from rmtools.core import FiniteModel, hidden_prefix, needle, solve
 from rmtools.verify.theorems.case import Case, Setting, output_laws
 from rmtools.verify.theorems.result import counted
 
@@ -62,7 +62,7 @@ def slope(x: list[float], y: list[float]) -> float:
 def exact_needle(branching: int, rng: np.random.Generator) -> dict[str, Any]:
     """Return the rate of sigma2 on `needle` over log B."""
     horizons = list(range(6, 41))
-    sigma2 = [needle(t, branching).exact().sigma2 for t in horizons]
+    sigma2 = [solve(needle(t, branching)).sigma2 for t in horizons]
     rate = slope([float(t) for t in horizons], np.log(sigma2).tolist())
     expected = math.log(branching)
     return {
@@ -78,7 +78,7 @@ def exact_hidden(ratio: float, rng: np.random.Generator) -> dict[str, Any]:
     log_ratio = math.log(ratio)
     first, last = math.ceil(math.log(1e3) / (2 * log_ratio)), int(LARGEST_LOG / (2 * log_ratio))
     lengths = np.unique(np.linspace(first, last, 6).astype(int)).tolist()
-    sigma2 = [hidden_prefix(m, ratio).exact().sigma2 for m in lengths]
+    sigma2 = [solve(hidden_prefix(m, ratio)).sigma2 for m in lengths]
     rate = slope([3.0 * m for m in lengths], np.log(sigma2).tolist())
     expected = 2 / 3 * log_ratio
     return {

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from rmtools.core import FiniteModel, smc
+from rmtools.core import FiniteModel, smc, solve
 from rmtools.verify.theorems.case import Case, Setting, common_leaves, output_bias
 from rmtools.verify.theorems.models import tree
 from rmtools.verify.theorems.result import counted
@@ -80,7 +80,7 @@ def measure_identity(scheme: str, runs: int, rng: np.random.Generator) -> dict[s
 
 def signed_direction(model: FiniteModel, pool: int) -> tuple[np.ndarray, np.ndarray, float]:
     """Return -sign(H - E H) / 2 as (S_T, 1), the target (S_T,), and MAD(H)."""
-    exact = model.exact()
+    exact = solve(model)
     assert exact.target is not None
     h = exact.influence_pool(pool)
     sign = -0.5 * np.sign(h - exact.target @ h)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from rmtools.core import smc
+from rmtools.core import smc, solve
 from rmtools.verify.theorems.case import Case, Setting, z_ratios
 from rmtools.verify.theorems.models import small_families
 from rmtools.verify.theorems.result import counted
@@ -46,7 +46,7 @@ def cases(quick: bool) -> list[Case]:
 def measure(family: str, runs: int, rng: np.random.Generator) -> dict[str, Any]:
     """Return the largest deviation over the settings of one family."""
     model = small_families()[family]
-    sigma2 = model.exact().sigma2
+    sigma2 = solve(model).sigma2
     rows = [setting_row(model, s, max(runs, int(np.ceil(400 * (sigma2 + 1) / s.n))), rng) for s in settings()]
     triggered = max(row["share_resampled"] for row in rows if 0 < row["threshold"] < 1 and row["n"] > 1)
     worst = max(rows, key=lambda row: abs(row["z_score"]))

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from rmtools.core import FiniteModel, persistent, product
+from rmtools.core import FiniteModel, persistent, product, solve
 from rmtools.verify.theorems.case import Case, Setting, z_ratios
 from rmtools.verify.theorems.models import tree
 from rmtools.verify.theorems.result import counted
@@ -43,7 +43,7 @@ def cases(quick: bool) -> list[Case]:
 def measure(name: str, pool: int, approach: tuple[int, ...], rng: np.random.Generator) -> dict[str, Any]:
     """Return N Var(Zhat / Z) / sigma2 at the N that is judged and at smaller ones."""
     model = models()[name]
-    sigma2 = model.exact().sigma2_pool(pool)
+    sigma2 = solve(model).sigma2_pool(pool)
     judged = int(np.ceil(max(400, 25 * sigma2)))
     rows = [row(model, pool, n, sigma2, RUNS_BELOW, rng) for n in approach]
     rows.append(row(model, pool, judged, sigma2, RUNS, rng))
