@@ -13,6 +13,7 @@ from pathlib import Path
 
 from rmtools.cli.errors import exit_on_user_error
 from rmtools.cli.stages import Stage, run_stages
+from rmtools.particles.arguments import check_seed
 
 # name | file it leaves | command; {out}, {seed}, {recipes} are filled in, programs are this environment's.
 STAGES = """
@@ -68,6 +69,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/quickstart"))
     parser.add_argument("--seed", type=int, default=0, help="of the value model's training")
     args = parser.parse_args()
+    check_seed(args.seed)
     run_stages(stages(args.out, args.seed), args.out / "stages.json")
     print(
         f"\nreport: {(args.out / 'report.html').resolve()}\nfigures: {(args.out / 'summary.json').resolve()}"

@@ -69,7 +69,6 @@ def command(
     from rmtools.auditing.audit import check_accuracies
     from rmtools.auditing.metrics import not_met, thresholds
     from rmtools.cli.auditing import audited, check_verifiable, finish, source_of, with_sampler
-    from rmtools.cli.options import generator
     from rmtools.data.collect import Branching
     from rmtools.files import left_as_found
     from rmtools.lm.checkpoint import CheckpointSettings
@@ -77,7 +76,6 @@ def command(
 
     limits = thresholds(fail_above or [])
     check_accuracies(delta_cv, delta_tv)
-    generator("audit", seed)  # refuses a negative seed before anything is made
     check_terminal_name(terminal)
     branching = Branching(trajectories, children, completions)
     check_verifiable(verify, model, terminal)

@@ -21,7 +21,8 @@ Horizon = Annotated[
     int | None,
     typer.Option(min=1, help="Steps of a solution; where answers are free text, the most there may be."),
 ]
-Seed = Annotated[int, typer.Option(help="Seed of every random draw.")]
+# The range that numpy's and torch's global generators take.
+Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of every random draw.")]
 Out = Annotated[Path, typer.Option(help="Output folder.")]
 TerminalName = Annotated[
     str, typer.Option("--terminal", help="What a finished solution is worth: verifier or model.")
@@ -34,8 +35,6 @@ def generator(verb: str, seed: int) -> "np.random.Generator":
 
     import numpy as np
 
-    if seed < 0:
-        raise UserError(f"--seed must be at least 0, got {seed}", "pass a non-negative integer")
     return np.random.default_rng([seed, zlib.crc32(verb.encode())])
 
 

@@ -148,12 +148,10 @@ def sample(
     UserError
         For options out of range or in contradiction, a broken prompts file, and what `SampleFile.make` refuses.
     """
-    from rmtools.cli.options import generator
     from rmtools.data.prompts import check_prompts, read_prompts
     from rmtools.jobs.samples import SampleFile
 
     settings, accuracy = wanted.settings()
-    generator("sample", seed)  # refuses a negative seed
     out, trace = followed(out), None if trace is None else followed(trace)
     if out.is_dir():
         raise UserError(f"the output {out} is a folder", "name a JSONL file with --out")

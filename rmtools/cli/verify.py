@@ -73,7 +73,6 @@ def exact(
 
     if workers is not None:
         at_least_one(workers=workers)
-    generator("verify exact", seed)  # refuses a negative seed before anything is made
     claim_folder(out, RESULT_FILE)
     with progress("checking", n_cases(quick)) as tick:
         found = verify_exact(quick, seed, workers, tick)

@@ -124,7 +124,8 @@ def test_what_is_refused_before_any_work(run, tmp_path, checkpoint, rollouts):
     options = ("--model", checkpoint, "--rollouts", rollouts, "--out", tmp_path / "a")
     for more, words in (
         (("--delta-tv", 2), "delta_tv is 2.0"),
-        (("--seed", -1), "seed"),
+        (("--seed", -1), "--seed"),
+        (("--seed", 5_000_000_000), "--seed"),
         (("--compare", tmp_path / "none"), "no checkpoint at"),
         (("--task", "arithmetic"), "rollouts are of the task crossing"),
         (("--verify", "--terminal", "model"), "--verify runs the sampler against the verifier"),

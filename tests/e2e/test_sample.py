@@ -352,6 +352,7 @@ def test_prompts_without_any_weight(sample, monkeypatch):
         (["--output", "mode"], ["the outputs are: draw"]),
         (["--block-size", 0], ["--block-size must be at least 1"]),
         (["--seed", -1], ["--seed"]),
+        (["--seed", 5_000_000_000], ["--seed"]),
         (["-n", 0], ["at least 1, got 0"]),
     ],
 )
