@@ -47,7 +47,7 @@ def models(work: Path, horizon: int) -> Models:
     from rmtools.data.tasks import Crossing
     from rmtools.lm.checkpoint import load_value_model
     from rmtools.lm.policy import load_policy
-    from rmtools.training.data import load_rows
+    from rmtools.training.rows import load_rows
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     folder, rollouts, model = (work / f"{kind}-{horizon}" for kind in ("policy", "rollouts", "value"))

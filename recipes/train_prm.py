@@ -76,20 +76,20 @@ def main() -> None:
     data, config, model_args = arguments(sys.argv[1:])
     from transformers import set_seed
 
-    from rmtools.training.bootstrap import FILE as BOOTSTRAP_FILE
     from rmtools.training.config import CHECKPOINTING
-    from rmtools.training.data import hold_out, load_rows, require_base
     from rmtools.training.errors import refused_by_libraries
     from rmtools.training.lora import build_model, refuse_ignored, revision
+    from rmtools.training.provenance import settings_for
     from rmtools.training.resume import (
-        RemoveOld,
+        PruneCheckpoints,
         checkpoint_to_resume,
         claim_output,
         held_output,
         require_outside,
         require_same_training,
     )
-    from rmtools.training.save import settings_for
+    from rmtools.training.rows import hold_out, load_rows, require_base
+    from rmtools.training.target_network import FILE as TARGET_NETWORK_FILE
     from rmtools.training.trainer import PRMTrainer
 
     refuse_ignored(model_args)
@@ -102,7 +102,7 @@ def main() -> None:
         rows, held_out = hold_out(rows, data.eval_share)
     base = require_base(model_args.model_name_or_path, metadata)
     out = Path(str(config.output_dir))
-    needed = (BOOTSTRAP_FILE,) if config.objective().bootstraps and config.ema_decay > 0 else ()
+    needed = (TARGET_NETWORK_FILE,) if config.objective().bootstraps and config.ema_decay > 0 else ()
     resume = checkpoint_to_resume(config.resume_from_checkpoint, out, needed)
     require_outside(out, (base, data.train_rollouts, data.eval_rollouts))
     claim_output(out, resume, config.overwrite_output_dir)
@@ -118,7 +118,7 @@ def main() -> None:
     with refused_by_libraries(), held_output(out, resume, overwrite):
         trainer = PRMTrainer(model, config, steps, rows, held_out, settings)
         if overwrite or resume:
-            trainer.add_callback(RemoveOld(out, None if overwrite else resume))
+            trainer.add_callback(PruneCheckpoints(out, None if overwrite else resume))
         trainer.train(resume_from_checkpoint=resume)
         trainer.save_model(str(out))
 

@@ -85,7 +85,7 @@ def calibration_metrics(
     return found if area is None else found | {"auc": float(area)}
 
 
-class SharedOut(ValueModel):
+class ShardedScorer(ValueModel):
     """A value model whose trees are shared out over the processes of a training run.
 
     Parameters

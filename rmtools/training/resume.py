@@ -18,8 +18,8 @@ from rmtools.files import claim_folder, read_json
 from rmtools.jobs.lock import PARTIAL, Workplace, remove
 from rmtools.jobs.processes import this_process
 from rmtools.lm.checkpoint import SETTINGS_FILE, CheckpointSettings
-from rmtools.training.bootstrap import FILE as BOOTSTRAP_FILE
 from rmtools.training.lora import HONOURED
+from rmtools.training.target_network import FILE as TARGET_NETWORK_FILE
 from rmtools.training.targets import BOOTSTRAPPED
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def held_output(out: Path, resume: str | None = None, overwrite: bool = False) -
         yield
 
 
-class RemoveOld(TrainerCallback):
+class PruneCheckpoints(TrainerCallback):
     """Removes what a later resume must not find, once the first optimiser step has shown that the training works.
 
     Parameters
@@ -239,7 +239,7 @@ def damage(folder: Path, needed: Sequence[str] = ()) -> str:
     for name in (*NEEDED_TO_RESUME, *needed):
         if not any(any(folder.glob(n)) for n in (OPTIMIZERS if name in OPTIMIZERS else (name,))):
             return f"it has no {name}"
-    if not any(p.name != BOOTSTRAP_FILE for pattern in WEIGHTS for p in folder.glob(pattern)):
+    if not any(p.name != TARGET_NETWORK_FILE for pattern in WEIGHTS for p in folder.glob(pattern)):
         return "it has no weights"
     try:
         state = read_json(folder / STATE_FILE, STATE_FILE)

@@ -20,14 +20,14 @@ from rmtools.lm.value import ConstantValue, ValueModel
 from rmtools.lm.weights import require_tensors
 from rmtools.particles.tilt import Tilt
 from rmtools.training.batching import RowOrder, Rows
-from rmtools.training.bootstrap import EMACopy
 from rmtools.training.collate import Collator
 from rmtools.training.config import PRMConfig
 from rmtools.training.examples import Example, prepare, within
-from rmtools.training.metrics import SharedOut, held_out_metrics
+from rmtools.training.metrics import ShardedScorer, held_out_metrics
 from rmtools.training.objective import Objective, Values, read_values
+from rmtools.training.provenance import write_description
 from rmtools.training.resume import remove_checkpoint
-from rmtools.training.save import write_description
+from rmtools.training.target_network import TargetNetwork
 
 COMPARED = ("rms_log_bellman", "brier", "label_brier")
 """Metrics of the constant value that are reported beside the model's."""
@@ -112,11 +112,11 @@ class PRMTrainer(Trainer):
         if self.eval_rollouts:
             self._constant = self._control()
             self._check_metric()
-        self.bootstrap: EMACopy | None = None
+        self.target_network: TargetNetwork | None = None
         if self.objective.bootstraps and args.ema_decay > 0:
             require_whole_weights(self.is_fsdp_enabled, self.is_deepspeed_enabled)
-            self.bootstrap = EMACopy(model, args.ema_decay)
-            self.add_callback(self.bootstrap)
+            self.target_network = TargetNetwork(model, args.ema_decay)
+            self.add_callback(self.target_network)
         self.model_accepts_loss_kwargs = False
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
@@ -160,10 +160,10 @@ class PRMTrainer(Trainer):
     @torch.no_grad()
     def _copy_values(self, model: Any, inputs: dict[str, Any]) -> Values | None:
         """Return the values that make the targets, or None where they are those of the forward pass itself."""
-        if not self.objective.bootstraps or (self.bootstrap is None and inputs["copy"] is None):
+        if not self.objective.bootstraps or (self.target_network is None and inputs["copy"] is None):
             return None
         given = inputs["copy"] or inputs["model"]
-        logits = model(**given).logits if self.bootstrap is None else self.bootstrap.logits(given)
+        logits = model(**given).logits if self.target_network is None else self.target_network.logits(given)
         return read_values(logits, inputs, self.args.floor)[1]
 
     def evaluate(
@@ -176,7 +176,7 @@ class PRMTrainer(Trainer):
         if (
             self.accelerator.num_processes > 1 and not self.is_fsdp_enabled
         ):  # there every forward pass needs all
-            scorer = SharedOut(
+            scorer = ShardedScorer(
                 scorer, self.accelerator.process_index, self.accelerator.num_processes, gather_lists
             )
         constant = {f"constant_{k}": self._constant[k] for k in COMPARED if k in self._constant}
@@ -220,8 +220,8 @@ class PRMTrainer(Trainer):
         with replacing_files(folder, SETTINGS_FILE, instead_of=MODEL_FILES) as temporary:
             try:
                 super()._save(str(temporary), state_dict)
-                if self.bootstrap is not None and folder.name.startswith("checkpoint-"):
-                    self.bootstrap.save(temporary)
+                if self.target_network is not None and folder.name.startswith("checkpoint-"):
+                    self.target_network.save(temporary)
             except SafetensorError as error:  # a full disk is not an OSError there
                 raise OSError(str(error)) from error
             (temporary / "training_args.bin").unlink(missing_ok=True)  # a pickle of this machine's paths
@@ -270,8 +270,8 @@ class PRMTrainer(Trainer):
         if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             require_tensors(Path(resume_from_checkpoint), self.accelerator.unwrap_model(self.model))
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        if self.bootstrap is not None:
-            self.bootstrap.load(Path(resume_from_checkpoint))
+        if self.target_network is not None:
+            self.target_network.load(Path(resume_from_checkpoint))
 
 
 def gather_lists(mine: list[Any]) -> list[Any]:

@@ -18,11 +18,11 @@ def rollouts(policy, task, prompts):
 
 @pytest.fixture
 def remembered(policy_folder, settings, rollouts, tmp_path):
-    from test_train_trainer import config
+    from test_training_trainer import config
 
     from rmtools.data.rollouts import RolloutMetadata
     from rmtools.lm.checkpoint import fingerprint
-    from rmtools.training.save import settings_for
+    from rmtools.training.provenance import settings_for
 
     weights = fingerprint(policy_folder)
     metadata = RolloutMetadata(str(policy_folder), weights, "crossing", 3, settings, 1.6, 5)

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from test_train_trainer import adapted, config, perturb, trainer_for
+from test_training_trainer import adapted, config, perturb, trainer_for
 
 from rmtools.data.rollouts import Rollout
 from rmtools.errors import UserError

@@ -26,7 +26,7 @@ from rmtools.particles.tilt import Tilt
 from rmtools.training.config import PRMConfig
 from rmtools.training.lora import lora_config
 from rmtools.training.objective import read_values
-from rmtools.training.save import LOG_FILE, settings_for
+from rmtools.training.provenance import LOG_FILE, settings_for
 from rmtools.training.trainer import PRMTrainer
 
 

@@ -5,13 +5,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from test_train_trainer import trainer_for
+from test_training_trainer import trainer_for
 
 from rmtools.data.rollouts import Child, Rollout
 from rmtools.lm.value import TreeValues
 from rmtools.particles.tilt import Tilt
 from rmtools.stats.prefix_errors import prefix_errors
-from rmtools.training.metrics import SharedOut, held_out_metrics
+from rmtools.training.metrics import ShardedScorer, held_out_metrics
 
 FLOOR = 0.05
 ROWS = [
@@ -107,12 +107,12 @@ def test_shared_out_scores_are_all_scores(value, step_tokenizer):
     trees = [step_tokenizer.encode(r.prompt, r.steps) for r in ROWS]
     parts = []
     for rank in range(3):
-        SharedOut(value, rank, 3, lambda mine: parts.append(mine) or [(i, None) for i in range(2)]).score(
+        ShardedScorer(value, rank, 3, lambda mine: parts.append(mine) or [(i, None) for i in range(2)]).score(
             trees
         )
     assert sorted(len(p) for p in parts) == [0, 1, 1]
     joined = [x for p in parts[::-1] for x in p]
-    found = SharedOut(value, 0, 3, lambda mine: joined).score(trees)
+    found = ShardedScorer(value, 0, 3, lambda mine: joined).score(trees)
     for a, b in zip(found, value.score(trees), strict=True):
         np.testing.assert_allclose(a.log_value, b.log_value, atol=1e-6)
 

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from test_train_trainer import RAGGED, adapted, batch_of, perturb, trainer_for
+from test_training_trainer import RAGGED, adapted, batch_of, perturb, trainer_for
 
 
 @pytest.mark.parametrize(("batch", "accumulation"), [(2, 1), (2, 3), (1, 4), (4, 2)])

@@ -9,10 +9,10 @@ from transformers import TrainerCallback
 
 from rmtools.errors import UserError
 
-FILE = "bootstrap.safetensors"
+FILE = "target_network.safetensors"
 
 
-class EMACopy(TrainerCallback):
+class TargetNetwork(TrainerCallback):
     """An exponential moving average of the trainable weights, updated after every optimiser step.
 
     Parameters

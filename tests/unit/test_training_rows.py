@@ -6,7 +6,7 @@ import pytest
 
 from rmtools.data.rollouts import Rollout, RolloutMetadata
 from rmtools.errors import UserError
-from rmtools.training.data import described, hold_out, load_rows, require_base
+from rmtools.training.rows import described, hold_out, load_rows, require_base
 
 TRL = [
     {"prompt": "r2 . \nc01 . \n", "completions": ["u r3 ", "s r3 "], "labels": [True, 0.75]},

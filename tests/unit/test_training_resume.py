@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from test_train_checkpoints import losses
-from test_train_trainer import adapted, config, trainer_for
+from test_training_checkpoints import losses
+from test_training_trainer import adapted, config, trainer_for
 
 from rmtools.data.rollouts import RolloutMetadata
 from rmtools.errors import UserError
@@ -20,7 +20,7 @@ from rmtools.lm.checkpoint import (
     new_token_classifier,
 )
 from rmtools.lm.steps import StepSettings
-from rmtools.training.bootstrap import FILE
+from rmtools.training.provenance import settings_for
 from rmtools.training.resume import (
     NEEDED_TO_RESUME,
     checkpoint_to_resume,
@@ -28,7 +28,7 @@ from rmtools.training.resume import (
     remove_checkpoints,
     require_same_training,
 )
-from rmtools.training.save import settings_for
+from rmtools.training.target_network import FILE
 
 
 @pytest.mark.parametrize(
@@ -68,8 +68,8 @@ def test_a_resumed_run_has_the_losses_of_an_uninterrupted_one(
     assert len(losses(whole)) == 14
     np.testing.assert_allclose(losses(again)[7:], losses(whole)[7:], rtol=1e-5)
     assert (checkpoint / FILE).exists() == (values["target"] != "mc" and values["ema_decay"] > 0)
-    for name, weights in whole.bootstrap.weights.items() if whole.bootstrap else ():
-        torch.testing.assert_close(again.bootstrap.weights[name], weights)
+    for name, weights in whole.target_network.weights.items() if whole.target_network else ():
+        torch.testing.assert_close(again.target_network.weights[name], weights)
 
 
 def test_a_resumed_run_without_its_copy_is_refused(

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from test_train_trainer import adapted, config, trainer_for
+from test_training_trainer import adapted, config, trainer_for
 
 from rmtools.data.rollouts import RolloutMetadata
 from rmtools.errors import UserError
@@ -24,7 +24,7 @@ from rmtools.lm.export import export_merged
 from rmtools.lm.value import ValueModel
 from rmtools.particles.tilt import Tilt
 from rmtools.training.config import CHECKPOINTING
-from rmtools.training.save import CARD_FILE, base_rate, card, settings_for
+from rmtools.training.provenance import CARD_FILE, base_rate, card, settings_for
 
 
 def losses(trainer):
