@@ -35,7 +35,7 @@ def _enumerated(work: Path, horizon: int, n_prompts: int, rarest: float, seed: i
     import torch
 
     from rmtools.data.tasks import Crossing
-    from rmtools.lm.enumerate.tables import enumerate_prefixes
+    from rmtools.lm.enumerate import enumerate_prefixes
     from rmtools.lm.policy import load_policy
     from rmtools.lm.steps import StepSettings
     from rmtools.lm.value import ConstantValue

@@ -49,7 +49,7 @@ PARTS: dict[str, tuple[Part, int, bool]] = {
 
 def subjects(work: Path, n_prompts: int, seed: int) -> Iterator[tuple[Row, Subject, Subject]]:
     """Yield what is told of each prompt, the language model there, and its table."""
-    from rmtools.lm.enumerate.tables import tabulate
+    from rmtools.lm.enumerate import tabulate
     from rmtools.lm.policy import Policy
 
     found = models(work, HORIZON)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from rmtools.core import FiniteModel, solve
-from rmtools.lm.enumerate.tables import TabulatedModel
+from rmtools.lm.enumerate import TabulatedModel
 from rmtools.lm.particles import LMParticles, Reward
 from rmtools.lm.policy import Policy
 from rmtools.lm.value import Scorer

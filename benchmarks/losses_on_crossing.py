@@ -92,7 +92,7 @@ class Setting:
 
     def enumerations(self) -> list[Any]:
         """Return the prefixes of the first held-out prompts under the policy."""
-        from rmtools.lm.enumerate.tables import enumerate_prefixes
+        from rmtools.lm.enumerate import enumerate_prefixes
 
         if not self._enumerated:
             horizon, reward = self.task.horizon, self.task.reward
@@ -159,11 +159,19 @@ def train(setting: Setting, spec: dict[str, Any], out: Path) -> Any:
 
 def figures(setting: Setting, scorer: Any) -> dict[str, float]:
     """Return what the model is worth on prompts it was not trained on."""
-    from rmtools.data.exact import exact_ratios
     from rmtools.data.scoring import score_rollouts
+    from rmtools.lm.enumerate import exact_ratios
     from rmtools.stats.calibration import auc, brier
 
-    b = np.concatenate(exact_ratios(setting.policy, [scorer], setting.held_out, setting.task).log_error[0])
+    prompt = setting.held_out[0].prompt
+    found = exact_ratios(
+        setting.policy,
+        [scorer],
+        [(r.prompt, r.steps) for r in setting.held_out],
+        setting.task.step_choices(prompt, []),
+        setting.task.reward,
+    )
+    b = np.concatenate(found.log_error[0])
     scored = score_rollouts(setting.held_out, scorer)
     p = np.exp(scorer.tilt.log_probability(np.concatenate(scored.own_log_value)))
     outcome = np.repeat(scored.reward, [len(v) for v in scored.own_log_value])

@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rmtools.auditing.enumerated import Progress, coverage, enumerated, exact_of, same_ids, tables_of
+from rmtools.auditing.enumerated import EnumeratedRollouts, Progress, enumerate_rollouts
 from rmtools.auditing.model_audit import Asked, ModelAudit, audit_model
 from rmtools.auditing.notes import notes
 from rmtools.auditing.report import AuditReport
 from rmtools.auditing.rows import limited, provenance_of, rows_of, tokens_of, weights_of
-from rmtools.auditing.tabulated import tabulated
 from rmtools.errors import UserError
 from rmtools.particles.arguments import check_seed
 from rmtools.stats.paired import PairedDifference
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
     from rmtools.data.rollouts import Rollout
     from rmtools.data.scoring import ScoredRollouts
     from rmtools.data.tasks import Task
-    from rmtools.lm.enumerate.tables import Enumeration
     from rmtools.lm.policy import Policy
     from rmtools.lm.value import Scorer
 
@@ -98,22 +96,19 @@ def audit(
     for subject in subjects:
         with shown(f"scoring: {subject.role}", len(rows)) as tick:
             scored[subject.role] = (subject, subject.score(rows, tick))
-    listed = [s for s in subjects if s.enumerable and same_ids(rows, policy, task, s.scorer)]
-    ratios = enumerated(rows, metadata, listed, policy, task, shown)
-    tables = [] if ratios is None else tables_of(rows, policy, task, shown)
+    enumerated = enumerate_rollouts(rows, metadata, subjects, policy, task, shown)
     asked = Asked(delta_cv, delta_tv, terminal, tokens_of(rows, subjects[0].scorer))
     found = [
         audit_subject(
             subject,
             scored[subject.role][1],
-            exact_of(ratios, subject, listed),
-            tables if subject in listed else [],
+            enumerated,
             asked,
             np.random.default_rng([seed, k]),
         )
         for k, subject in enumerate(subjects)
     ]
-    outside = None if ratios is None else coverage(ratios)
+    outside = None if enumerated is None else enumerated.coverage()
     provenance = provenance_of(rows, metadata, settings["model"]) | {
         "checkpoint": subjects[0].name,
         "checkpoint_fingerprint": weights_of(value_model),
@@ -136,12 +131,11 @@ def audit(
 def audit_subject(
     subject: "Subject",
     scored: "tuple[Sequence[Rollout], ScoredRollouts]",
-    exact: np.ndarray | None,
-    tables: "Sequence[Enumeration]",
+    enumerated: EnumeratedRollouts | None,
     asked: Asked,
     rng: np.random.Generator,
 ) -> ModelAudit:
-    """Audit the model or one of its controls on the rows it was scored on, and on tables where there are any."""
+    """Audit the model or one of its controls on the rows it was scored on, and on the tables of enumerated prompts."""
     its = replace(
         asked,
         terminal=subject.terminal,
@@ -149,7 +143,8 @@ def audit_subject(
         fitted=subject.fitted,
         knows_end=subject.knows_end,
     )
-    cost = tabulated(tables, subject.scorer, rng) if tables and subject.tabulated else None
+    exact = None if enumerated is None else enumerated.log_errors(subject)
+    cost = None if enumerated is None else enumerated.cost(subject, rng)
     return audit_model(subject.role, subject.name, *scored, subject.tilt, exact, its, rng, cost)
 
 

@@ -1,90 +1,175 @@
-"""What an audit knows exactly, where the task lists its steps: Bellman ratios, and solutions written out as tables."""
+"""What an audit knows exactly where the task lists its steps: Bellman ratios, and costs from prompts written out as tables."""
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from rmtools.auditing.tabulated import MOST_PROMPTS, enumerations
+from rmtools.core import solve
+from rmtools.stats.bootstrap import (
+    Interval,
+    Statistic,
+    as_dict,
+    bootstrap_all,
+    ratio_of_means,
+    read_intervals,
+)
 
 if TYPE_CHECKING:
     from rmtools.auditing.models import Subject
-    from rmtools.data.exact import ExactRatios
     from rmtools.data.rollouts import Rollout, RolloutMetadata
     from rmtools.data.tasks import Task
-    from rmtools.lm.enumerate.tables import Enumeration
+    from rmtools.lm.enumerate import Enumeration, ExactRatios
     from rmtools.lm.policy import Policy
     from rmtools.lm.value import Scorer
 
 Progress = Callable[[str, int], Any]
+MIN_PROBABILITY, MOST_PROMPTS, MOST_PATHS = 3e-3, 24, 50_000
 
 
-def same_ids(
-    rows: "Sequence[Rollout]", policy: "Policy | None", task: "Task | None", scorer: "Scorer"
-) -> bool:
-    """Return whether ``scorer`` reads the policy's tokens: only then can it be asked while they are enumerated."""
-    if policy is None or task is None:
-        return False
-    prompts = list(dict.fromkeys(r.prompt for r in rows))
-    choices = task.step_choices(prompts[0], []) or []
-    return all(scorer.steps.prompt_ids(p) == policy.steps.prompt_ids(p) for p in prompts) and all(
-        scorer.steps.step_ids(c) == policy.steps.step_ids(c) for c in choices
-    )
+@dataclass(frozen=True)
+class Tabulated:
+    """Exact costs pooled over prompts, intervals over prompts.
+
+    Attributes
+    ----------
+    sigma2, perfect : Interval
+        Pooled sigma^2 of the model and of the true value.
+    ratio : Interval
+        Of the two: what the model's error costs.
+    mad : Interval
+        Mean absolute deviation of H of the model, pooled with the same weights.
+    n_prompts : int
+    uncovered : float
+        Largest probability outside a table.
+    """
+
+    sigma2: Interval
+    perfect: Interval
+    ratio: Interval
+    mad: Interval
+    n_prompts: int
+    uncovered: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a dict fit for JSON."""
+        return as_dict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Read what `to_dict` wrote."""
+        return cls(**read_intervals(values))
 
 
-def enumerated(
+@dataclass(frozen=True)
+class EnumeratedRollouts:
+    """The prefixes of an audit's rollouts, enumerated under their policy.
+
+    Attributes
+    ----------
+    roles : list of str
+        Of the models and controls that were enumerated.
+    ratios : ExactRatios
+        Of each of them, in this order.
+    tables : list of Enumeration
+        The first prompts, written out.
+    """
+
+    roles: list[str]
+    ratios: "ExactRatios"
+    tables: "list[Enumeration]"
+
+    def log_errors(self, subject: "Subject") -> np.ndarray | None:
+        """Return b = log rho of ``subject`` at every prefix, nats, flat; None if it was not enumerated."""
+        if subject.role not in self.roles:
+            return None
+        return np.concatenate(self.ratios.log_error[self.roles.index(subject.role)])
+
+    def cost(self, subject: "Subject", rng: np.random.Generator) -> Tabulated | None:
+        """Return the exact costs of ``subject``; None if it was not enumerated or has none to tell."""
+        if subject.role not in self.roles or not subject.tabulated:
+            return None
+        return tabulated(self.tables, subject.scorer, rng)
+
+    def coverage(self) -> dict[str, float]:
+        """Return mean and largest probability outside the listed steps, and how many prefixes were left out for it."""
+        uncovered = self.ratios.uncovered
+        return {
+            "mean": float(uncovered.mean()),
+            "largest": float(uncovered.max()),
+            "left_out": float((uncovered > 0.5).sum()),
+        }
+
+
+def enumerate_rollouts(
     rows: "Sequence[Rollout]",
     metadata: "RolloutMetadata | None",
     subjects: "Sequence[Subject]",
     policy: "Policy | None",
     task: "Task | None",
     progress: Progress,
-) -> "ExactRatios | None":
-    """Return the exact Bellman ratios of the subjects that can be asked for any prefix.
+) -> EnumeratedRollouts | None:
+    """Enumerate the next steps at every prefix of ``rows``, and the first prompts whole.
 
-    None where the steps cannot be listed, every terminal is a model's, or the policy is not that of the rollouts.
+    Returns None if the steps cannot be listed, the policy is not the one that drew the rollouts, or no subject can be
+    enumerated (it needs a value at any prefix, the verifier's end, and the policy's tokens).
     """
-    if policy is None or task is None or metadata is None or not subjects:
+    if policy is None or task is None or metadata is None:
         return None
-    from rmtools.data.exact import exact_ratios
     from rmtools.lm.checkpoint import fingerprint
+    from rmtools.lm.enumerate import enumerate_prefixes, exact_ratios
 
-    if not task.step_choices(rows[0].prompt, []):
+    choices = task.step_choices(rows[0].prompt, [])
+    prompts = list(dict.fromkeys(r.prompt for r in rows))
+    if not choices:
         return None
+    listed = [s for s in subjects if s.enumerable and _reads_tokens(s.scorer, policy, prompts, choices)]
     # Ratios under another policy than the rollouts' would stand beside sampled ones as if they were the same.
     same_weights = fingerprint(policy.name) == metadata.policy_fingerprint
-    if not same_weights or policy.temperature != metadata.temperature:
+    if not listed or not same_weights or policy.temperature != metadata.temperature:
         return None
-    scorers = [s.scorer for s in subjects]
+    solutions = [(r.prompt, r.steps) for r in rows]
     with progress("enumerating one-step children", len(rows)) as tick:
-        return exact_ratios(policy, scorers, rows, task, progress=tick)
-
-
-def tables_of(
-    rows: "Sequence[Rollout]", policy: "Policy | None", task: "Task | None", progress: Progress
-) -> "list[Enumeration]":
-    """Return the prompts written out as tables, as many as is cheap."""
-    assert policy is not None
-    assert task is not None
-    prompts = list(dict.fromkeys(r.prompt for r in rows))
+        scorers = [s.scorer for s in listed]
+        ratios = exact_ratios(policy, scorers, solutions, choices, task.reward, progress=tick)
+    tables: list[Enumeration] = []
     with progress("enumerating solutions", min(len(prompts), MOST_PROMPTS)) as tick:
-        return enumerations(policy, task, prompts, tick)
+        for prompt in prompts[:MOST_PROMPTS]:
+            tables.append(enumerate_prefixes(policy, prompt, choices, task.reward, MIN_PROBABILITY))
+            tick(1)
+            if sum(len(table.paths) for table in tables) > MOST_PATHS:
+                break
+    return EnumeratedRollouts([s.role for s in listed], ratios, tables)
 
 
-def exact_of(
-    ratios: "ExactRatios | None", subject: "Subject", subjects: "Sequence[Subject]"
-) -> np.ndarray | None:
-    """Return the enumerated b of ``subject``, None where there is none."""
-    if ratios is None or subject not in subjects:
-        return None
-    place = [s.role for s in subjects].index(subject.role)
-    return np.concatenate(ratios.log_error[place])
+def _reads_tokens(scorer: "Scorer", policy: "Policy", prompts: Sequence[str], choices: Sequence[str]) -> bool:
+    """Return whether ``scorer`` reads the policy's token ids."""
+    return all(scorer.steps.prompt_ids(p) == policy.steps.prompt_ids(p) for p in prompts) and all(
+        scorer.steps.step_ids(c) == policy.steps.step_ids(c) for c in choices
+    )
 
 
-def coverage(ratios: "ExactRatios") -> dict[str, float]:
-    """Return mean and largest probability outside the listed steps, and the prefixes left out for it."""
-    return {
-        "mean": float(ratios.uncovered.mean()),
-        "largest": float(ratios.uncovered.max()),
-        "left_out": float((ratios.uncovered > 0.5).sum()),
+def tabulated(tables: "Sequence[Enumeration]", scorer: "Scorer", rng: np.random.Generator) -> Tabulated:
+    """Return the exact costs of ``scorer`` on ``tables``, pooled: sum of Z^2 sigma^2 over sum of Z^2."""
+    rows = []
+    for table in tables:
+        exact = solve(table.score(scorer).model)
+        z_square = np.exp(2 * exact.log_z)
+        costs = (exact.sigma2, exact.sigma2_true_value, exact.influence_mad().value, 1.0)
+        rows.append([z_square * c for c in costs])
+    cost, perfect, mad, z_square = np.asarray(rows).T
+    problems: dict[str, tuple[np.ndarray, Statistic]] = {
+        name: (np.stack(columns, axis=1), ratio_of_means)
+        for name, columns in (
+            ("sigma2", (cost, z_square)),
+            ("perfect", (perfect, z_square)),
+            ("ratio", (cost, perfect)),
+            ("mad", (mad, z_square)),
+        )
     }
+    return Tabulated(
+        **bootstrap_all(problems, rng, 2000),
+        n_prompts=len(tables),
+        uncovered=max(t.uncovered for t in tables),
+    )

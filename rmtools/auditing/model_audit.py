@@ -26,7 +26,7 @@ from rmtools.auditing.cost import (
     spread_of,
     z_check,
 )
-from rmtools.auditing.tabulated import Tabulated
+from rmtools.auditing.enumerated import Tabulated
 from rmtools.particles.tilt import Tilt
 from rmtools.stats.bellman_error import (
     BellmanSummary,

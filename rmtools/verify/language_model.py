@@ -14,7 +14,7 @@ import numpy as np
 from rmtools.core import solve
 from rmtools.data.tasks import Task
 from rmtools.errors import UserError
-from rmtools.lm.enumerate.tables import tabulate
+from rmtools.lm.enumerate import tabulate
 from rmtools.lm.particles import LMParticles
 from rmtools.lm.policy import Policy
 from rmtools.lm.value import Scorer

@@ -10,7 +10,7 @@ import numpy as np
 
 from rmtools.data.collect import Branching, Collector
 from rmtools.data.tasks import Task
-from rmtools.lm.enumerate.tables import tabulate
+from rmtools.lm.enumerate import tabulate
 from rmtools.lm.generate import generate_once
 from rmtools.lm.policy import Policy
 from rmtools.lm.steps import StepTokenizer

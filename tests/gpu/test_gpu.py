@@ -85,7 +85,7 @@ def test_values_are_those_of_the_cpu(value_folder, rollouts):
 
 def test_draws_have_the_law_that_the_cpu_gives_them(on_gpu, policy, task, prompts):
     """First steps of one prompt against their enumerated probabilities: a chi-square test."""
-    from rmtools.lm.enumerate.tables import tabulate
+    from rmtools.lm.enumerate import tabulate
     from rmtools.lm.value import ConstantValue
 
     prompt, n = prompts[0], 4000

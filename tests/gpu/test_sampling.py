@@ -11,7 +11,7 @@ import torch
 
 from rmtools.core import solve
 from rmtools.lm.checkpoint import load_value_model
-from rmtools.lm.enumerate.tables import tabulate
+from rmtools.lm.enumerate import tabulate
 from rmtools.lm.particles import LMParticles
 from rmtools.lm.policy import Policy, load_policy
 from rmtools.particles.smc import smc

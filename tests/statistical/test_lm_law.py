@@ -32,7 +32,7 @@ from lm_output import (
 
 from rmtools.core import solve
 from rmtools.data.collect import Branching, Collector
-from rmtools.lm.enumerate.tables import tabulate
+from rmtools.lm.enumerate import tabulate
 from rmtools.lm.generate import generate_once
 from rmtools.lm.particles import LMParticles
 from rmtools.lm.policy import Policy

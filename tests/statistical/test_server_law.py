@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from rmtools.core import solve
-from rmtools.lm.enumerate.tables import tabulate
+from rmtools.lm.enumerate import tabulate
 from rmtools.lm.particles import LMParticles
 from rmtools.lm.policy import Policy
 from rmtools.particles.smc import smc

@@ -13,7 +13,7 @@ from genlm.control.potential import Potential
 from rmtools.adapters.genlm import GenlmScorer, PolicyPotential, ValuePotential, token_vocabulary
 from rmtools.core import solve
 from rmtools.errors import UserError
-from rmtools.lm.enumerate.tables import tabulate
+from rmtools.lm.enumerate import tabulate
 from rmtools.lm.particles import LMParticles
 from rmtools.lm.policy import Policy
 from rmtools.lm.steps import StepSettings, StepTokenizer

@@ -17,7 +17,7 @@ from its_hub.core.lms.step_generation import StepGeneration
 
 from rmtools.adapters.its_hub import ItsHubReward, ItsHubScorer
 from rmtools.errors import UserError
-from rmtools.lm.enumerate.tables import tabulate
+from rmtools.lm.enumerate import tabulate
 from rmtools.lm.particles import LMParticles
 from rmtools.lm.policy import Policy
 from rmtools.lm.value import ConstantValue

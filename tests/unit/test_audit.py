@@ -20,7 +20,7 @@ from rmtools.data.rollouts import RolloutMetadata
 from rmtools.errors import UserError
 from rmtools.exact.bounds import particle_bound
 from rmtools.lm.checkpoint import fingerprint, load_value_model
-from rmtools.lm.enumerate.tables import tabulate
+from rmtools.lm.enumerate import tabulate
 from rmtools.lm.policy import Policy
 from rmtools.lm.value import ConstantValue
 from rmtools.particles.tilt import Tilt

@@ -7,11 +7,8 @@ import pytest
 import torch
 
 from rmtools.core import solve
-from rmtools.data.exact import exact_ratios
-from rmtools.data.rollouts import Rollout
 from rmtools.errors import UserError
-from rmtools.lm.enumerate.next_steps import equal_lengths, expand, follow
-from rmtools.lm.enumerate.tables import tabulate
+from rmtools.lm.enumerate import exact_ratios, expand, follow, tabulate
 from rmtools.lm.generate import generate_once
 from rmtools.lm.particles import LMParticles
 from rmtools.lm.policy import Policy
@@ -86,9 +83,10 @@ def test_steps_below_the_threshold_are_left_out_not_spread(policy, prompts, choi
     np.testing.assert_allclose(cut.log_probability, full.log_probability[kept], atol=1e-6)
 
 
-def test_steps_of_different_length_are_refused():
+def test_steps_of_different_length_are_refused(policy, prompts):
+    state = policy.start([policy.steps.prompt_ids(prompts[0])])
     with pytest.raises(UserError, match="steps of different length are not enumerated"):
-        equal_lengths([[1, 2], [3]])
+        expand(policy, state, [[1, 2], [3]])
 
 
 def test_following_a_step_is_decoding_it(policy, prompts, choices):
@@ -162,8 +160,9 @@ def test_a_policy_off_its_format_is_said(short, prompts, task):
         tabulate(policy, value, prompts[0], ["s x \n"], task.reward, 0.9)
 
 
-def rollouts(prompt, paths, task):
-    return [Rollout("p", prompt, list(s), task.reward(prompt, s)) for s in paths]
+def ratios(policy, scorers, solutions, task, **settings):
+    choices = task.step_choices("", [])
+    return exact_ratios(policy, scorers, solutions, choices, task.reward, 0.0, **settings)
 
 
 def test_exact_ratios_are_the_bellman_errors_of_the_table(policy, value, prompts, task, choices):
@@ -175,9 +174,9 @@ def test_exact_ratios_are_the_bellman_errors_of_the_table(policy, value, prompts
         flat = tabulate(policy, constant, prompt, choices, task.reward, 0.0)
         chosen = draws.choice(len(table.paths), 6, replace=False).tolist()
         chosen.append(chosen[0])  # a repeated trajectory is enumerated once
-        rows = rollouts(prompt, [table.paths[i] for i in chosen], task)
+        rows = [(prompt, table.paths[i]) for i in chosen]
         told = []
-        found = exact_ratios(policy, [value, constant], rows, task, 0.0, batch=4, progress=told.append)
+        found = ratios(policy, [value, constant], rows, task, batch=4, progress=told.append)
         assert sum(told) == len(rows)
         # The table's layers are in the order of expansion; every prefix has 18 children.
         for k, model in enumerate((table.model, flat.model)):
@@ -195,21 +194,19 @@ def test_exact_ratios_are_the_bellman_errors_of_the_table(policy, value, prompts
 def test_exact_ratios_of_ragged_malformed_trajectories(policy, value, prompts, task):
     """Trajectories that ended early or left the format: enumerated where the listed steps cover half of the law."""
     steps = [["u u r2 \n", "s x \n", "s x \n"], ["u r2 \n"], ["s r1 \n", "\n"]]
-    rows = [Rollout(str(i), prompts[i], s, 0.0) for i, s in enumerate(steps)]
-    found = exact_ratios(policy, [value], rows, task, 0.0)
+    rows = list(zip(prompts, steps, strict=False))
+    found = ratios(policy, [value], rows, task)
     assert [len(e) for e in found.log_error[0]] == [3, 1, 2]
     assert found.uncovered.shape == (6,)
     outside = iter(found.uncovered)
     checked = 0
-    for row, errors in zip(rows, found.log_error[0], strict=True):
-        for t in range(len(row.steps)):
+    for (prompt, given), errors in zip(rows, found.log_error[0], strict=True):
+        for t in range(len(given)):
             if next(outside) > 0.5:
                 assert np.isnan(errors[t])
                 continue
             checked += 1
-            assert errors[t] == pytest.approx(
-                by_hand(policy, value, row.prompt, row.steps[:t], task), abs=2e-5
-            )
+            assert errors[t] == pytest.approx(by_hand(policy, value, prompt, given[:t], task), abs=2e-5)
     assert checked >= 3
 
 

@@ -1,1 +1,0 @@
-"""Enumerate a policy's steps, and write a language model out as a finite model."""
