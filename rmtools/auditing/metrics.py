@@ -24,7 +24,6 @@ METRICS = {
     "abs_z_error": "z/difference",
     "sigma2": "sigma2/estimate",
     "perfect_ratio": "tabulated/ratio",
-    "perfect_ratio_at_least": "perfect_ratio/at_least",
     "n_for_cv": "n_for_cv",
     "n_for_tv": "n_for_tv",
 }

@@ -45,7 +45,6 @@ from rmtools.stats.binned_errors import FlatSummary, flat_summary
 from rmtools.stats.bootstrap import Interval, as_dict
 from rmtools.stats.calibration import CalibrationSummary, calibration_summary
 from rmtools.stats.influence import InfluenceSD
-from rmtools.stats.perfect_value import CostRatio, PerfectSigma2, cost_ratio, perfect_parts, perfect_sigma2
 from rmtools.stats.prefix_errors import PrefixErrors
 from rmtools.stats.sigma2 import Sigma2, n_for_cv, n_for_tv
 
@@ -115,12 +114,8 @@ class ModelAudit:
         Pooled; None without extra completions.
     influence : InfluenceSD or None
         Spread of H; None with fewer than two extra completions.
-    perfect : PerfectSigma2 or None
-        What a perfect value would cost, from below and above; None with fewer than two extra completions.
-    perfect_ratio : CostRatio or None
-        sigma^2 over that.
     tabulated : Tabulated or None
-        Both exactly, where solutions can be enumerated.
+        sigma^2 exactly, and that of a perfect value, where solutions can be enumerated.
     n_for_cv, n_for_tv : Interval or None
         Particles for the accuracies asked for; None where the spread could not be told from noise.
     counted_from : str
@@ -151,8 +146,6 @@ class ModelAudit:
     paths: PathSummary | None
     sigma2: Sigma2 | None
     influence: InfluenceSD | None
-    perfect: PerfectSigma2 | None
-    perfect_ratio: CostRatio | None
     tabulated: Tabulated | None
     n_for_cv: Interval | None
     n_for_tv: Interval | None
@@ -202,8 +195,6 @@ PARTS: dict[str, Any] = {
     "paths": PathSummary,
     "sigma2": Sigma2,
     "influence": InfluenceSD,
-    "perfect": PerfectSigma2,
-    "perfect_ratio": CostRatio,
     "tabulated": Tabulated,
     "n_for_cv": Interval,
     "n_for_tv": Interval,
@@ -271,10 +262,6 @@ def audit_model(
     tv = particles(deviation, lambda s: n_for_tv(s, asked.delta_tv))
     rewards = [scored.reward[scored.prompt == g] for g in range(len(arrays))]
     largest = largest_error(errors, exact_log_error) if branching or exact is not None else None
-    perfect = [
-        perfect_parts(a.log_value, a.potential, a.extra, a.present, a.ended)
-        for a in (arrays if spread.parts else ())
-    ]
     return ModelAudit(
         role=role,
         name=name,
@@ -291,8 +278,6 @@ def audit_model(
         paths=paths(scored, rng) if branching else None,
         sigma2=spread.sigma2,
         influence=spread.influence,
-        perfect=perfect_sigma2(perfect, rng) if perfect else None,
-        perfect_ratio=cost_ratio(spread.parts, perfect, rng) if perfect else None,
         tabulated=exact_cost,
         n_for_cv=particles(cost, lambda s: n_for_cv(s, asked.delta_cv)),
         n_for_tv=tv,

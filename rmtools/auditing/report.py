@@ -10,7 +10,7 @@ from rmtools.errors import UserError
 from rmtools.stats.paired import PairedDifference
 
 JSON_FILE = "audit.json"
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class AuditReport:
         if values.get("schema_version") != SCHEMA_VERSION:
             raise UserError(
                 f"the audit has schema version {values.get('schema_version')}, this release reads {SCHEMA_VERSION}",
-                "run the audit again",
+                "run the audit again, or read it with rmtools 0.1.0",
             )
         return cls(
             tuple(ModelAudit.from_dict(m) for m in values["models"]),

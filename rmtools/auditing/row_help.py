@@ -45,10 +45,6 @@ READING = {
         "The same exactly, of prompts whose solutions were enumerated under the policy and written out as tables."
     ),
     "sigma^2 of a perfect value, enumerated": "What the true value would cost on the same tables.",
-    "sigma^2 of a perfect value, from rollouts": (
-        "The same, bracketed: from below by an inequality that the model's own steps fill, from above by dividing by "
-        "means of few completions, which is far too much where solutions are rarely right."
-    ),
     "particles of a perfect value times": (
         "σ² over that of a perfect value: what the model's Bellman error costs."
     ),

@@ -40,8 +40,7 @@ def table(models: "Sequence[ModelAudit]", cv: float, tv: float) -> list[tuple[st
         ("sigma^2, pooled", sigma2),
         ("sigma^2, enumerated", enumerated_sigma2),
         ("sigma^2 of a perfect value, enumerated", lambda m: m.tabulated and m.tabulated.perfect),
-        ("sigma^2 of a perfect value, from rollouts", perfect),
-        ("particles of a perfect value times", cost_ratio),
+        ("particles of a perfect value times", lambda m: m.tabulated and m.tabulated.ratio),
         (
             f"particles: CV of Z {cv:g} | TV {tv:g}",
             lambda m: (m.n_for_cv or m.sigma2 or m.influence) and f"{count(m.n_for_cv)} | {particles_tv(m)}",
@@ -74,7 +73,7 @@ def sentences(
     model: "ModelAudit", pairs: "Mapping[str, PairedDifference]", measurement: Mapping[str, Any] | None
 ) -> list[str]:
     """Return the consequence in words, the comparisons, and the accuracy measured beside the one asked for."""
-    found = [costs(model)] if model.perfect_ratio or model.tabulated else []
+    found = [] if model.tabulated is None else [costs(model.tabulated.ratio)]
     found += [f"{role}: {difference(pair)}" for role, pair in pairs.items()]
     return found if measurement is None else [*found, measured(measurement)]
 
@@ -85,25 +84,10 @@ BELOW_ONE = (
 )
 
 
-def costs(model: "ModelAudit") -> str:
-    """Return what the model's error costs its user."""
-    what = "the particles of a perfect value"
-    if model.tabulated is not None:
-        ratio = model.tabulated.ratio
-        text = f"this model's error costs you {ratio.estimate:.2g}× {what} (enumerated: {ratio})"
-        return text + (BELOW_ONE if ratio.estimate < 1 else "")
-    low, high = bracket_ends(model)
-    if low is None or (high is None and low < 1) or (high is not None and low < 1 < high):
-        return f"how many times {what} this model costs is not resolved: it takes more completions of every prefix"
-    between = f"at least {low:.2g}×" if high is None else f"{low:.2g}× to {high:.2g}×"
-    text = f"this model's error costs you {between} {what} (95%, bracketed from rollouts)"
-    return text + (BELOW_ONE if high is not None and high < 1 else "")
-
-
-def bracket_ends(model: "ModelAudit") -> tuple[float | None, float | None]:
-    """Return the outer ends of the intervals of the two ends of the bracket."""
-    bracket = model.perfect_ratio
-    return (None, None) if bracket is None else (bracket.at_least.low, bracket.at_most.high)
+def costs(ratio: Interval) -> str:
+    """Return what the model's error costs its user, enumerated."""
+    text = f"this model's error costs you {ratio.estimate:.2g}× the particles of a perfect value (enumerated: {ratio})"
+    return text + (BELOW_ONE if ratio.estimate < 1 else "")
 
 
 def difference(pair: Any) -> str:
@@ -167,23 +151,6 @@ def brier(model: "ModelAudit") -> str | None:
     """Return the Brier score beside the constant's."""
     c = model.calibration
     return None if c is None else f"{c.brier} ({c.brier_constant:.3g})"
-
-
-def perfect(model: "ModelAudit") -> str | None:
-    """Return the bracket of a perfect value's sigma^2."""
-    found = model.perfect
-    if found is None:
-        return None
-    return " to ".join(f"{x:.3g}" if x > 0 else "?" for x in (found.lower.estimate, found.upper.estimate))
-
-
-def cost_ratio(model: "ModelAudit") -> str | None:
-    """Return how many times a perfect value's particles the model needs: exactly, or as a bracket."""
-    if model.tabulated is not None:
-        return str(model.tabulated.ratio)
-    if model.perfect_ratio is None:
-        return None
-    return " to ".join("?" if x is None else f"{x:.3g}" for x in bracket_ends(model))
 
 
 def ece_auc(model: "ModelAudit") -> str | None:

@@ -200,6 +200,7 @@ NOT_HERE = (
     "mean (rho - 1)^2, at least",
     "sigma^2, enumerated",
     "sigma^2 of a perfect value, enumerated",
+    "particles of a perfect value times",
 )
 
 
@@ -237,7 +238,7 @@ def test_every_cell_of_the_audit_is_in_the_json(audited):
             f"{m['calibration']['ece']:.3g} / {m['calibration']['auc']['estimate']:.3g}"
             == cells["ECE / AUC"][i]
         )
-    assert len(cells) == 19
+    assert len(cells) == 17
     missing = [start for start in READING if not any(label.startswith(start) for label in cells)]
     assert missing == list(NOT_HERE)
     tables = [t for t in text.split("\n\n") if t.startswith("|")]
