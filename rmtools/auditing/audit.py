@@ -167,8 +167,3 @@ def pairs_of(scored: Mapping[str, Any], seed: int) -> dict[str, PairedDifference
         for k, other in enumerate(others)
         if other[0].role.startswith("compare")
     }
-
-
-def with_measured(report: AuditReport, measured: dict[str, Any]) -> AuditReport:
-    """Return ``report`` with what the sampler did at the predicted particles."""
-    return replace(report, measured=measured)

@@ -154,6 +154,34 @@ def best_of_n(success: np.ndarray, z: np.ndarray, delta_tv: float) -> np.ndarray
 
 
 @dataclass(frozen=True)
+class MeasuredAccuracy:
+    """What the sampler did at ``n_particles``, multinomial resampling at every step.
+
+    Attributes
+    ----------
+    n_particles, runs, prompts : int
+        ``runs`` independent runs on each prompt.
+    delta_cv : float
+        The relative standard error of Z that ``n_particles`` was predicted for.
+    cv : Interval
+        The measured one, pooled over prompts as sigma^2 is; 95% over runs.
+    success, target_success : float
+        Share of right solutions in the expected output, and in the target (runs weighted by their Z-hat).
+    success_difference : Interval
+        Their difference, over runs: the total variation is at least its absolute value.
+    """
+
+    n_particles: int
+    runs: int
+    prompts: int
+    delta_cv: float
+    cv: Interval
+    success: float
+    target_success: float
+    success_difference: Interval
+
+
+@dataclass(frozen=True)
 class PaperCounts:
     """What the paper's worst-case theorems ask for, with the largest L and epsilon seen: both may be larger unseen.
 

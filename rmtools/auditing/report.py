@@ -4,8 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
+from rmtools.auditing.cost import MeasuredAccuracy
 from rmtools.auditing.model_audit import ModelAudit
 from rmtools.auditing.table import as_text, sentences
+from rmtools.codec import from_json, to_json
 from rmtools.errors import UserError
 from rmtools.stats.paired import PairedDifference
 
@@ -30,8 +32,8 @@ class AuditReport:
         it is over one half.
     warnings : tuple of str
         What a reader must know before trusting a figure.
-    measured : dict or None
-        What the sampler did at the predicted particles, as `rmtools.auditing.verify.Measured` writes it.
+    measured : MeasuredAccuracy or None
+        What the sampler did at the predicted particles.
     """
 
     models: tuple[ModelAudit, ...]
@@ -39,7 +41,7 @@ class AuditReport:
     provenance: dict[str, Any]
     uncovered: dict[str, float] | None
     warnings: tuple[str, ...]
-    measured: dict[str, Any] | None = None
+    measured: MeasuredAccuracy | None = None
 
     @property
     def model(self) -> ModelAudit:
@@ -55,7 +57,7 @@ class AuditReport:
             "warnings": list(self.warnings),
             "models": [m.to_dict() for m in self.models],
             "pairs": {role: pair.to_dict() for role, pair in self.pairs.items()},
-            "measured": self.measured,
+            "measured": to_json(self.measured),
         }
 
     @classmethod
@@ -78,7 +80,7 @@ class AuditReport:
             values["provenance"],
             values["uncovered"],
             tuple(values["warnings"]),
-            values["measured"],
+            from_json(MeasuredAccuracy | None, values["measured"], "the audit"),  # type: ignore[arg-type]
         )
 
     def __str__(self) -> str:

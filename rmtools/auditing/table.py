@@ -11,6 +11,7 @@ from rmtools.stats.bellman_error import BellmanSummary
 from rmtools.stats.bootstrap import Interval
 
 if TYPE_CHECKING:
+    from rmtools.auditing.cost import MeasuredAccuracy
     from rmtools.auditing.model_audit import ModelAudit
     from rmtools.stats.paired import PairedDifference
 
@@ -70,7 +71,7 @@ def without_interval(cell: str) -> str:
 
 
 def sentences(
-    model: "ModelAudit", pairs: "Mapping[str, PairedDifference]", measurement: Mapping[str, Any] | None
+    model: "ModelAudit", pairs: "Mapping[str, PairedDifference]", measurement: "MeasuredAccuracy | None"
 ) -> list[str]:
     """Return the consequence in words, the comparisons, and the accuracy measured beside the one asked for."""
     found = [] if model.tabulated is None else [costs(model.tabulated.ratio)]
@@ -100,15 +101,17 @@ def difference(pair: Any) -> str:
     return "this model minus that one, paired: " + "; ".join(shown_)
 
 
-def measured(values: Any) -> str:
+def measured(found: "MeasuredAccuracy") -> str:
     """Return the accuracy that the sampler had at the predicted particles."""
-    n, delta = values["n_particles"], values["delta_cv"]
-    early = "; the prediction is exact from 25 σ² particles on, these are fewer" if 25 * delta**2 > 1 else ""
+    early = (
+        "; the prediction is exact from 25 σ² particles on, these are fewer"
+        if 25 * found.delta_cv**2 > 1
+        else ""
+    )
     return (
-        f"measured with N = {n} (predicted for a CV of {delta:g}{early}), {values['runs']} runs of {values['prompts']} prompts, "
-        f"multinomial resampling at every step: CV of Z {Interval.from_dict(values['cv'])}; right solutions in the output "
-        f"{values['success']:.3g}, in the target {values['target_success']:.3g}, difference "
-        f"{Interval.from_dict(values['success_difference'])}"
+        f"measured with N = {found.n_particles} (predicted for a CV of {found.delta_cv:g}{early}), {found.runs} runs of "
+        f"{found.prompts} prompts, multinomial resampling at every step: CV of Z {found.cv}; right solutions in the output "
+        f"{found.success:.3g}, in the target {found.target_success:.3g}, difference {found.success_difference}"
     )
 
 

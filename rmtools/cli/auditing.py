@@ -206,11 +206,12 @@ def make_rollouts(source: Source, branching: "Branching", prompts_limit: int | N
 
 def with_sampler(report: "AuditReport", source: Source, seed: int) -> "AuditReport":
     """Return the report with the accuracy of the sampler at the predicted particles."""
-    from rmtools.auditing.audit import with_measured
+    from dataclasses import replace
+
     from rmtools.auditing.models import loaded
-    from rmtools.auditing.verify import measure
     from rmtools.cli.options import generator
     from rmtools.cli.progress import progress
+    from rmtools.verify.language_model import measure_accuracy
 
     assert source.policy is not None
     assert source.task is not None
@@ -218,7 +219,7 @@ def with_sampler(report: "AuditReport", source: Source, seed: int) -> "AuditRepo
     prompts = [p.prompt for p in report.model.by_prompt]
     scorer, _ = loaded(source.value)
     with progress("running the sampler at the predicted particles", len(prompts)) as tick:
-        found = measure(
+        found = measure_accuracy(
             source.policy,
             scorer,
             source.task,
@@ -228,7 +229,7 @@ def with_sampler(report: "AuditReport", source: Source, seed: int) -> "AuditRepo
             generator("audit verify", seed),
             tick,
         )
-    return with_measured(report, found.to_dict())
+    return replace(report, measured=found)
 
 
 def require_same_policy(source: Source) -> None:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from rmtools.cli.options import Horizon, Model, Out, Seed, TaskName, at_least_one, generator
+from rmtools.cli.options import Horizon, Model, Out, Seed, TaskName, generator
 
 app = typer.Typer(help="Compare what the theory predicts with what the sampler does.", no_args_is_help=False)
 
@@ -26,20 +26,20 @@ def lm(
     task: TaskName = None,
     horizon: Horizon = None,
     prompts: Annotated[str, typer.Option(help="JSONL file, or how many to draw from the task.")] = "64",
-    n_prompts: Annotated[int, typer.Option(help="Prompts to measure.")] = 8,
-    runs: Annotated[int, typer.Option(help="Independent runs a prompt.")] = 400,
-    max_particles: Annotated[int, typer.Option(help="Pass over prompts that need more.")] = 2048,
+    n_prompts: Annotated[int, typer.Option(min=1, help="Number of prompts to measure.")] = 8,
+    runs: Annotated[int, typer.Option(min=2, help="Independent runs per prompt.")] = 400,
+    max_particles: Annotated[int, typer.Option(min=1, help="Skip prompts that need more particles.")] = 2048,
     out: Out = Path("verify"),
     seed: Seed = 0,
 ) -> None:
     """Measure N Var(Z-hat) / Z^2 over repeated runs and compare it with the sigma^2 predicted."""
     from rmtools.cli.loading import load
     from rmtools.cli.progress import progress
+    from rmtools.codec import save_json
     from rmtools.data.prompts import check_prompts, prompts_from
-    from rmtools.files import claim_folder, write_json
-    from rmtools.verify.language_model import listed_steps, verify_lm
+    from rmtools.files import claim_folder
+    from rmtools.verify.language_model import VERIFICATION_VERSION, listed_steps, verify_lm
 
-    at_least_one(n_prompts=n_prompts, runs=runs, max_particles=max_particles)
     loaded = load(model, policy, task, horizon)
     rng = generator("verify", seed)
     found, _ = prompts_from(prompts, loaded.task, rng)
@@ -50,7 +50,7 @@ def lm(
         result = verify_lm(
             loaded.policy, loaded.value, loaded.task, found, n_prompts, runs, rng, max_particles, tick
         )
-    write_json(out / "verify.json", result.to_dict())
+    save_json(out / "verify.json", result, VERIFICATION_VERSION)
     print(result)
 
 
@@ -59,7 +59,7 @@ def exact(
     quick: Annotated[bool, typer.Option("--quick", help="Fewer cases and runs, under a minute.")] = False,
     out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("verify-exact"),
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of the table.")] = False,
-    workers: Annotated[int | None, typer.Option(help="Processes; default: one a core.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: one per core.")] = None,
     seed: Seed = 0,
 ) -> None:
     """Run the theorems and the predictions as checks on exact finite models; exit code 1 if one fails."""
@@ -71,8 +71,6 @@ def exact(
     from rmtools.verify.theorems.report import RESULT_FILE, write_report
     from rmtools.verify.theorems.runner import n_cases
 
-    if workers is not None:
-        at_least_one(workers=workers)
     claim_folder(out, RESULT_FILE)
     with progress("checking", n_cases(quick)) as tick:
         found = verify_exact(quick, seed, workers, tick)

@@ -1,34 +1,44 @@
-"""Predicted against measured particles: N Var(Z-hat) / Z^2 of repeated runs beside sigma^2 (docs/equations.md, section 5).
+"""Predicted against measured particles on a language model (docs/equations.md, section 5).
 
-The prediction holds for multinomial resampling at every step, so that is what is run. It comes from the language
-model written out as a finite model, where sigma^2 is exact.
+`verify_lm` compares N Var(Z-hat) / Z^2 of repeated runs with the exact sigma^2 of the language model written out as a finite
+model. `measure_accuracy` runs the sampler at the number of particles that an audit predicted. Both predictions hold for
+multinomial resampling at every step, so that is what is run.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rmtools.core import solve
+from rmtools.auditing.cost import MeasuredAccuracy
 from rmtools.data.tasks import Task
 from rmtools.errors import UserError
+from rmtools.exact.solution import solve
 from rmtools.lm.enumerate import tabulate
 from rmtools.lm.particles import LMParticles
 from rmtools.lm.policy import Policy
 from rmtools.lm.value import Scorer
 from rmtools.particles.smc import smc
+from rmtools.stats.bootstrap import Interval, cluster_bootstrap
 from rmtools.stats.empirical_sigma2 import measured_sigma2
-from rmtools.verify.law import check_law
+from rmtools.verify.law import LawCheck, check_law
 
+if TYPE_CHECKING:
+    from rmtools.particles.protocol import SMCResult
+
+VERIFICATION_VERSION = 1
 PARTICLES_PER_BATCH = 40_000
 MIN_PROBABILITY = 1e-3
+# The runs of `measure_accuracy`: as many as make up BUDGET particles, between these bounds.
+BUDGET, FEWEST_RUNS, MOST_RUNS = 200_000, 32, 400
+MOST_PARTICLES, MOST_IN_ALL = 4096, 3_000_000
 
 
 @dataclass(frozen=True)
 class PromptVerification:
-    """One prompt: what was predicted and what was measured.
+    """Prediction and measurement on one prompt.
 
     Attributes
     ----------
@@ -39,8 +49,8 @@ class PromptVerification:
     uncovered : float
         Probability mass outside the table.
     sigma2_predicted : float
-    sigma2_measured : dict
-        N Var(Z-hat) / Z^2 as estimate, low, high; Z the mean of the runs.
+    sigma2_measured : Interval
+        N Var(Z-hat) / Z^2, Z the mean of the runs; 95% over runs.
     mean_z_ratio, mean_z_ratio_se : float
         Mean of Z-hat / Z and its standard error.
     """
@@ -51,14 +61,14 @@ class PromptVerification:
     z: float
     uncovered: float
     sigma2_predicted: float
-    sigma2_measured: dict[str, float | None]
+    sigma2_measured: Interval
     mean_z_ratio: float
     mean_z_ratio_se: float
 
 
 @dataclass(frozen=True)
 class Verification:
-    """All prompts, the law of the decoding, and pooled.
+    """All prompts, pooled, and the law of the decoding.
 
     Pooled: sum Z_p^2 sigma_p^2 / sum Z_p^2 against sum N_p Var(Z-hat_p) / sum Z_p^2.
     """
@@ -66,27 +76,21 @@ class Verification:
     prompts: list[PromptVerification]
     skipped: int
     predicted: float
-    measured: dict[str, float | None]
-    ratio: dict[str, float | None]
-    law: dict[str, Any]
-    settings: dict[str, Any]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return JSON values."""
-        return {"schema_version": 1, **asdict(self)}
+    measured: Interval
+    ratio: Interval
+    law: LawCheck
+    settings: dict[str, str | float]
 
     def __str__(self) -> str:
         rows = ["   N   Z (exact)  Z-hat/Z          sigma2 predicted   measured (95%)"]
-        for p in self.prompts:
-            m = p.sigma2_measured
-            rows.append(
-                f"{p.n_particles:5d}  {p.z:9.4f}  {p.mean_z_ratio:.3f}±{1.96 * p.mean_z_ratio_se:.3f}  "
-                f"{p.sigma2_predicted:16.2f}   {m['estimate']:.2f} [{m['low']:.2f}, {m['high']:.2f}]"
-            )
-        m, r = self.measured, self.ratio
+        rows += [
+            f"{p.n_particles:5d}  {p.z:9.4f}  {p.mean_z_ratio:.3f}±{1.96 * p.mean_z_ratio_se:.3f}  "
+            f"{p.sigma2_predicted:16.2f}   {_two_digits(p.sigma2_measured)}"
+            for p in self.prompts
+        ]
         rows.append(
-            f"pooled: predicted {self.predicted:.2f}, measured {m['estimate']:.2f} [{m['low']:.2f}, "
-            f"{m['high']:.2f}], ratio {r['estimate']:.2f} [{r['low']:.2f}, {r['high']:.2f}]"
+            f"pooled: predicted {self.predicted:.2f}, measured {_two_digits(self.measured)}, "
+            f"ratio {_two_digits(self.ratio)}"
         )
         outside = [p.uncovered for p in self.prompts]
         rows.append(
@@ -95,16 +99,20 @@ class Verification:
         )
         law = self.law
         rows.append(
-            f"law of stepwise decoding: well-formed {law['well_formed_stepwise']:.4f}, one-shot generate "
-            f"{law['well_formed_generate']:.4f} ({law['samples']} samples each, {law['ragged']} with ragged steps); "
-            f"paths of {law['horizon']} steps against enumeration, chi-square p "
-            + ", ".join(f"{p['p_value']:.2f}" for p in law["paths"])
+            f"law of stepwise decoding: well-formed {law.well_formed_stepwise:.4f}, one-shot generate "
+            f"{law.well_formed_generate:.4f} ({law.samples} samples each, {law.ragged} with ragged steps); "
+            f"paths of {law.horizon} steps against enumeration, chi-square p "
+            + ", ".join(f"{p['p_value']:.2f}" for p in law.paths)
         )
         return "\n".join(rows)
 
 
+def _two_digits(interval: Interval) -> str:
+    return f"{interval.estimate:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
+
+
 def listed_steps(task: Task, prompt: str) -> list[str]:
-    """Return the task's steps; raises ``UserError`` where they cannot be listed."""
+    """Return the task's possible steps; raise ``UserError`` if they cannot be listed."""
     choices = task.step_choices(prompt, [])
     if choices is None:
         raise UserError(
@@ -127,8 +135,12 @@ def verify_lm(
 ) -> Verification:
     """Measure N Var(Z-hat) / Z^2 on ``n_prompts`` prompts, N = max(64, 5 sigma^2 predicted), terminal verifier.
 
-    Prompts that need more than ``max_particles`` are passed over and counted: chosen on the prediction alone,
-    before anything is measured.
+    Prompts that need more than ``max_particles`` are skipped and counted: the choice depends on the prediction alone.
+
+    Raises
+    ------
+    UserError
+        If the task cannot list its steps, or too few prompts need few enough particles.
     """
     choices = listed_steps(task, prompts[0])
     found: list[PromptVerification] = []
@@ -146,7 +158,7 @@ def verify_lm(
         log_z = repeated_runs(policy, value, task, prompt, n, runs, rng)
         log_zs.append(log_z)
         ratio = np.exp(log_z - exact.log_z)
-        measured = measured_sigma2(log_z[:, None], np.asarray([n]), None, rng)
+        measured = measured_sigma2(log_z[:, None], np.asarray([n]), None, rng).pooled
         found.append(
             PromptVerification(
                 prompt,
@@ -155,36 +167,30 @@ def verify_lm(
                 float(np.exp(exact.log_z)),
                 table.uncovered,
                 float(exact.sigma2),
-                measured.pooled.to_dict(),
+                measured,
                 float(ratio.mean()),
                 float(ratio.std(ddof=1) / math.sqrt(runs)),
             )
         )
         if progress is not None:
             progress(1)
-    law = check_law(policy, task, prompts, rng).to_dict()
-    return pooled(found, skipped, np.stack(log_zs, 1), law, rng, n_prompts)
-
-
-def pooled(
-    found: list[PromptVerification],
-    skipped: int,
-    log_z: np.ndarray,
-    law: dict[str, Any],
-    rng: np.random.Generator,
-    n_prompts: int,
-) -> Verification:
-    """Pool over prompts as docs/equations.md, section 5: variances and Z^2 are summed before dividing."""
     if len(found) < n_prompts:
         raise UserError(
-            f"only {len(found)} of {n_prompts} prompts need few enough particles ({skipped} passed over)",
-            "raise --max-particles or give more prompts",
+            f"only {len(found)} of {n_prompts} prompts need few enough particles ({skipped} skipped)",
+            "raise `max_particles` or give more prompts",
         )
+    law = check_law(policy, task, prompts, rng)
+    return _pooled(found, skipped, np.stack(log_zs, 1), law, rng)
+
+
+def _pooled(
+    found: list[PromptVerification], skipped: int, log_z: np.ndarray, law: LawCheck, rng: np.random.Generator
+) -> Verification:
+    """Pool as docs/equations.md, section 5: sum variances and Z^2 before dividing."""
     z2 = np.asarray([p.z for p in found]) ** 2
     predicted = float(np.sum(z2 * [p.sigma2_predicted for p in found]) / z2.sum())
-    measured = measured_sigma2(log_z, np.asarray([p.n_particles for p in found]), None, rng).pooled.to_dict()
-    ratio = {k: None if v is None else v / predicted for k, v in measured.items()}
-    settings = {
+    measured = measured_sigma2(log_z, np.asarray([p.n_particles for p in found]), None, rng).pooled
+    settings: dict[str, str | float] = {
         "resampling": "multinomial",
         "ess_threshold": 1.0,
         "pool_size": 1,
@@ -192,19 +198,123 @@ def pooled(
         "n_particles": "max(64, 5 sigma2 predicted)",
         "predicted_from": "enumeration",
     }
+    ratio = measured.map(lambda x: x / predicted)
     return Verification(found, skipped, predicted, measured, ratio, law, settings)
+
+
+def measure_accuracy(
+    policy: Policy,
+    value: Scorer,
+    task: Task,
+    prompts: Sequence[str],
+    n_for_cv: Interval | None,
+    delta_cv: float,
+    rng: np.random.Generator,
+    progress: Callable[[int], object] | None = None,
+) -> MeasuredAccuracy:
+    """Run the sampler at the predicted N on every prompt, terminal verifier.
+
+    Parameters
+    ----------
+    policy, value, task
+    prompts : sequence of str
+        The distinct prompts of the audit.
+    n_for_cv : Interval or None
+        The prediction; its estimate is rounded up.
+    delta_cv : float
+        The relative standard error of Z that it was predicted for.
+    rng : np.random.Generator
+    progress : callable, optional
+        Called with the number of prompts done since the last call.
+
+    Raises
+    ------
+    UserError
+        If there is no prediction, or too many particles are needed.
+    """
+    if n_for_cv is None or not np.isfinite(n_for_cv.estimate):
+        raise UserError(
+            "the sampler needs a predicted number of particles, and the audit has none",
+            "audit with 4 `completions`, more prompts and terminal verifier",
+        )
+    n = math.ceil(n_for_cv.estimate)
+    if n > MOST_PARTICLES:
+        raise UserError(
+            f"the audit predicts {n} particles, the most that are run to verify it is {MOST_PARTICLES}",
+            "ask for a larger `delta_cv`, or train the value model further",
+        )
+    if n * FEWEST_RUNS * len(prompts) > MOST_IN_ALL:
+        raise UserError(
+            f"verifying takes {FEWEST_RUNS} runs of {n} particles on {len(prompts)} prompts: too many",
+            "audit fewer prompts (`prompts_limit` 24), or ask for a larger `delta_cv`",
+        )
+    runs = int(np.clip(BUDGET // (n * len(prompts)), FEWEST_RUNS, MOST_RUNS))
+    log_z, right = np.zeros((runs, len(prompts))), np.zeros((runs, len(prompts)))
+    size = max(1, PARTICLES_PER_BATCH // (n * runs))
+    for start in range(0, len(prompts), size):
+        repeated = [p for p in prompts[start : start + size] for _ in range(runs)]
+        result = _run_sampler(policy, value, task, repeated, n, rng)
+        log_z[:, start : start + size] = _log_z(result).reshape(-1, runs).T
+        right[:, start : start + size] = _share_right(result, task, repeated).reshape(-1, runs).T
+        if progress is not None:
+            progress(len(repeated) // runs)
+    cv = measured_sigma2(log_z, n, None, rng).pooled.map(lambda s: math.sqrt(max(s, 0.0) / n))
+    difference, success, target = output_law(log_z, right, rng)
+    return MeasuredAccuracy(n, runs, len(prompts), delta_cv, cv, success, target, difference)
 
 
 def repeated_runs(
     policy: Policy, value: Scorer, task: Task, prompt: str, n: int, runs: int, rng: np.random.Generator
 ) -> np.ndarray:
     """Return log Z-hat (runs,) nats of independent runs on one prompt, many to a batch."""
-    out: list[np.ndarray] = []
-    while (left := runs - sum(len(z) for z in out)) > 0:
-        batch = min(left, max(1, PARTICLES_PER_BATCH // n))
-        root = LMParticles.start(policy, value, [prompt] * batch, terminal="verifier", reward=task.reward)
-        result = smc(root, n, 1, "multinomial", 1.0, rng)
-        if result.log_z is None:
-            raise ValueError("no estimate of Z")
-        out.append(result.log_z)
-    return np.concatenate(out)
+    most = max(1, PARTICLES_PER_BATCH // n)
+    sizes = [min(most, runs - start) for start in range(0, runs, most)]
+    return np.concatenate(
+        [_log_z(_run_sampler(policy, value, task, [prompt] * size, n, rng)) for size in sizes]
+    )
+
+
+def _run_sampler(
+    policy: Policy, value: Scorer, task: Task, prompts: list[str], n: int, rng: np.random.Generator
+) -> "SMCResult[LMParticles]":
+    root = LMParticles.start(policy, value, prompts, terminal="verifier", reward=task.reward)
+    return smc(root, n, resampling="multinomial", ess_threshold=1.0, rng=rng)
+
+
+def _log_z(result: "SMCResult[LMParticles]") -> np.ndarray:
+    assert result.log_z is not None  # no pools: Z is estimated
+    return result.log_z
+
+
+def _share_right(result: "SMCResult[LMParticles]", task: Task, prompts: list[str]) -> np.ndarray:
+    """Return the weighted share of right solutions of each run."""
+    reward = np.asarray(
+        [
+            [task.reward(p, steps) for steps in group]
+            for p, group in zip(prompts, result.particles.steps(), strict=True)
+        ]
+    )
+    weight = np.exp(result.log_weights)
+    return np.asarray((weight * reward).sum(axis=1) / weight.sum(axis=1))
+
+
+def output_law(
+    log_z: np.ndarray, right: np.ndarray, rng: np.random.Generator
+) -> tuple[Interval, float, float]:
+    """Return success in the expected output minus success in the target, and both, means over prompts.
+
+    E[Z-hat f] = Z E_target[f] for the weighted mean f of a run's output (docs/equations.md, section 4): weighting runs by
+    their Z-hat gives the target, equal weights the output.
+
+    Parameters
+    ----------
+    log_z, right : np.ndarray
+        (runs, prompts) log Z-hat in nats, and weighted shares of right solutions.
+    rng : np.random.Generator
+    """
+    z = np.exp(log_z - log_z.max(axis=0))
+    target = (z * right).mean(axis=0) / z.mean(axis=0)
+    # One column: a run's part of the mean over prompts, the ratio linearised at its value.
+    parts = right - target - z / z.mean(axis=0) * (right - target)
+    difference = cluster_bootstrap(parts.mean(axis=1)[:, None], lambda means: means[:, 0], rng)
+    return difference, float(right.mean()), float(target.mean())

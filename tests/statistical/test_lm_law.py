@@ -181,9 +181,8 @@ def test_verify_lm_pools_prediction_and_measurement(cool, value, task, prompts):
     assert found.predicted == pytest.approx(
         np.sum(z2 * [p.sigma2_predicted for p in found.prompts]) / z2.sum()
     )
-    assert 0.5 < found.ratio["low"] < found.ratio["estimate"] < found.ratio["high"] < 2
+    assert 0.5 < found.ratio.low < found.ratio.estimate < found.ratio.high < 2
     assert "pooled: predicted" in str(found)
-    assert found.to_dict()["schema_version"] == 1
 
 
 @pytest.mark.parametrize("which", [0, 1, 3])

@@ -13,7 +13,6 @@ from rmtools.auditing.card import write_card
 from rmtools.auditing.cost import other_ways, paper_counts
 from rmtools.auditing.metrics import METRICS, figure, not_met, thresholds
 from rmtools.auditing.page import write_report
-from rmtools.auditing.verify import measure, output_law
 from rmtools.core import solve
 from rmtools.data.collect import Branching, Collector
 from rmtools.data.rollouts import RolloutMetadata
@@ -25,6 +24,7 @@ from rmtools.lm.policy import Policy
 from rmtools.lm.value import ConstantValue
 from rmtools.particles.tilt import Tilt
 from rmtools.stats.bootstrap import Interval
+from rmtools.verify.language_model import measure_accuracy, output_law
 
 TILT = Tilt(0.05)
 
@@ -310,7 +310,7 @@ def test_the_sampler_at_a_given_number_of_particles(policy, task, prompts, value
         weight = table.path_probability * np.exp(value.tilt.log_potential(reward))
         right.append((weight * reward).sum() / weight.sum())
     n = 64
-    result = measure(
+    result = measure_accuracy(
         policy, value, task, prompts, Interval(n - 0.5, None, None), 0.25, np.random.default_rng(0)
     )
     assert (result.n_particles, result.prompts) == (n, len(prompts))
@@ -318,9 +318,11 @@ def test_the_sampler_at_a_given_number_of_particles(policy, task, prompts, value
     assert result.cv.estimate == pytest.approx(math.sqrt(cost / z_square / n), rel=0.1)
     assert result.target_success == pytest.approx(np.mean(right), abs=0.05)
     with pytest.raises(UserError, match="needs a predicted number"):
-        measure(policy, value, task, prompts, None, 0.25, np.random.default_rng(0))
-    with pytest.raises(UserError, match="the most it runs"):
-        measure(policy, value, task, prompts, Interval(1e6, None, None), 0.25, np.random.default_rng(0))
+        measure_accuracy(policy, value, task, prompts, None, 0.25, np.random.default_rng(0))
+    with pytest.raises(UserError, match="the most that are run"):
+        measure_accuracy(
+            policy, value, task, prompts, Interval(1e6, None, None), 0.25, np.random.default_rng(0)
+        )
 
 
 def test_weighting_runs_by_their_z_gives_the_target():

@@ -14,6 +14,7 @@ from rmtools.auditing import AuditReport
 from rmtools.auditing.model_audit import Asked, audit_model
 from rmtools.auditing.page import write_report
 from rmtools.auditing.row_help import READING, reading
+from rmtools.codec import save_json
 from rmtools.core import Tilt
 from rmtools.data.rollouts import SCHEMA_VERSION, Child, Rollout, RolloutMetadata
 from rmtools.data.scoring import ScoredRollouts
@@ -172,15 +173,15 @@ def run(tmp_path, audited):
         (tmp_path / "samples").mkdir(exist_ok=True)
         (tmp_path / f"samples/{name}.jsonl").write_text("\n".join(lines) + "\n")
     write_json(tmp_path / "samples/prompts.meta.json", {"removed_prompts": 5})
-    measured = {"estimate": 4.4, "low": 3.0, "high": 6.0}
+    measured = Interval(4.4, 3.0, 6.0)
     prompts = [
         PromptVerification(f"p{i}", 64, 200, 0.1, 1e-4, 3.0 + i, measured, 1.01, 0.01) for i in range(8)
     ]
-    ratio = {"estimate": 1.1, "low": 0.75, "high": 1.5}
+    ratio = Interval(1.1, 0.75, 1.5)
     tests = [{"samples": 4096.0, "cells": 9.0, "statistic": 8.0, "p_value": p} for p in (0.43, 0.2)]
-    law = LawCheck(2048, 256, 0.99, 0.985, 12, 3, tests).to_dict()
+    law = LawCheck(2048, 256, 0.99, 0.985, 12, 3, tests)
     verification = Verification(prompts, 2, 4.0, measured, ratio, law, {})
-    write_json(tmp_path / "verify/verify.json", verification.to_dict())
+    save_json(tmp_path / "verify/verify.json", verification, 1)
     stages = [
         {
             "name": "policy",
