@@ -1,10 +1,9 @@
-"""The paper's bounds, and the predictions that stand beside them.
+"""Bounds of arXiv 2602.01381, and the predictions to use instead.
 
-The bounds are worst cases: on benign models the smallest sufficient number of particles is 10^3 to 10^8 times
-below `particle_bound`. What a user needs is the prediction, `particles_for_tv` and `particles_for_cv`, which
-takes the model's own sigma2 and MAD(H) (docs/equations.md sections 3 and 5). Here epsilon is the Bellman
-error, L the ratio bound, T the horizon; every bound says which condition it needs and refuses arguments that
-break it.
+The bounds are worst cases: on benign models the smallest sufficient number of particles is 10^3 to 10^8 times below
+`particle_bound`. Use the predictions `particles_for_tv` and `particles_for_cv`, which take the model's own sigma2 and
+MAD(H) (docs/equations.md sections 3 and 5). Here epsilon is the Bellman error, L the ratio bound, T the horizon. Every
+function raises UserError if an argument is out of range.
 
 >>> round(particle_bound(ratio_bound=2.0, horizon=8, bellman_error=0.05, delta=0.1))
 19870
@@ -19,13 +18,14 @@ import math
 from rmtools.errors import UserError
 from rmtools.particles.arguments import check_count, check_number, is_number
 
-SIGMA2_ROUNDING = 1e-6  # a consistent value's sigma2 of 0 may come out just below
+SIGMA2_ROUNDING = 1e-6  # sigma2 of a consistent value may round to just below 0
 
 
 def particle_bound(ratio_bound: float, horizon: int, bellman_error: float, delta: float) -> float:
-    """Particles that suffice for an expected output within `delta` of the target in total variation.
+    """Return the particles that suffice for an expected output within `delta` of the target in total variation.
 
-    L^6 T (1 + epsilon)^(6 (T - 1)) / (2 delta), for pool 1 and multinomial resampling at every step.
+    L^6 T (1 + epsilon)^(6 (T - 1)) / (2 delta), for pool 1 and multinomial resampling at every step; not rounded, inf
+    beyond the largest float.
 
     Parameters
     ----------
@@ -37,16 +37,6 @@ def particle_bound(ratio_bound: float, horizon: int, bellman_error: float, delta
         epsilon >= 0, sup norm, on every prefix of positive probability (Assumption 3.2).
     delta : float
         Total variation allowed, in (0, 1).
-
-    Returns
-    -------
-    float
-        Not rounded; inf where it exceeds the largest float.
-
-    Raises
-    ------
-    UserError
-        If an argument is out of range.
 
     Notes
     -----
@@ -61,21 +51,11 @@ def particle_bound(ratio_bound: float, horizon: int, bellman_error: float, delta
 
 
 def sp_tv_bound(depth: int, bellman_error: float) -> float:
-    """Total variation between the law at `depth` of one exactly guided particle and the depth's target: 2 t epsilon.
+    """Bound the total variation between one exactly guided particle at `depth` t and the depth's target by 2 t epsilon.
 
-    The target at depth t is policy * V_t, normalised (at t = T, the target), as `core.exact.guided_tv` has it.
-
-    At most 1, where it says nothing. The particle steps by policy * V(child) / E_policy[V(child)], without
-    resampling or correction.
-
-    Raises
-    ------
-    UserError
-        If `depth` or `bellman_error` is negative.
-
-    Notes
-    -----
-    Source: arXiv 2602.01381 Thm 4.3, under Assumption 3.2.
+    At most 1, where the bound says nothing. The particle steps by policy * V(child) / E_policy[V(child)], without
+    resampling or correction. The target at depth t is policy * V_t, normalised (at t = T, the target), as in
+    `rmtools.exact.solution.guided_tv`. Source: arXiv 2602.01381 Thm 4.3, under Assumption 3.2.
     """
     check_count("depth", depth, 0, "it is a number of steps", fix=4)
     _check(1.0, 1, bellman_error)
@@ -83,45 +63,29 @@ def sp_tv_bound(depth: int, bellman_error: float) -> float:
 
 
 def no_reward_lower_bound(ratio_bound: float, horizon: int) -> float:
-    """Order of the calls that any sampler needs without intermediate rewards: L^(2 T / 3).
+    """Return the order of the calls that any sampler needs without intermediate rewards: L^(2 T / 3).
 
-    For samplers that do not guess prefixes they have not been shown; the constant is not known.
-
-    Raises
-    ------
-    UserError
-        If L < 1 or T < 1.
-
-    Notes
-    -----
-    Source: arXiv 2602.01381 Thm 4.1, attained on `hidden_prefix(m, ratio=L)`.
+    Holds for samplers that do not guess prefixes they have not been shown; the constant is not known. Source: arXiv
+    2602.01381 Thm 4.1, attained on `hidden_prefix(m, ratio=L)`.
     """
     _check(ratio_bound, horizon, 0.0)
     return _exp(2 * horizon / 3 * math.log(ratio_bound))
 
 
 def reward_lower_bound(bellman_error: float, horizon: int) -> float:
-    """Order of the calls that any sampler needs with values of Bellman error epsilon: (1 + epsilon)^(2 T / 3).
+    """Return the order of the calls that any sampler needs with Bellman error epsilon: (1 + epsilon)^(2 T / 3).
 
-    As `no_reward_lower_bound`: exponential in T unless epsilon = O(1/T).
-
-    Raises
-    ------
-    UserError
-        If epsilon < 0 or T < 1.
-
-    Notes
-    -----
-    Source: arXiv 2602.01381 Thm 4.2, attained on `hidden_prefix(m, ratio=1 + epsilon)`.
+    As `no_reward_lower_bound`: exponential in T unless epsilon = O(1/T). Source: arXiv 2602.01381 Thm 4.2, attained on
+    `hidden_prefix(m, ratio=1 + epsilon)`.
     """
     _check(1.0, horizon, bellman_error)
     return _exp(2 * horizon / 3 * math.log1p(bellman_error))
 
 
 def pool_deviation(horizon: int) -> float:
-    """Relative deviation of a pool's mean that `pool_size_bound` allows by default: sqrt(3/8) / T.
+    """Return the relative deviation of a pool's mean that `pool_size_bound` allows by default: sqrt(3/8) / T.
 
-    With it the pool bound reads 8 L (1 + epsilon) T^2 log(...), the paper's.
+    With it the pool bound is the paper's 8 L (1 + epsilon) T^2 log(...).
     """
     _check(1.0, horizon, 0.0)
     return math.sqrt(3 / 8) / horizon
@@ -135,11 +99,11 @@ def pool_size_bound(
     delta: float,
     deviation: float | None = None,
 ) -> float:
-    """Pool M that keeps every pool mean of every run within a relative `deviation`, with probability 1 - `delta`.
+    """Return the pool M that keeps every pool mean of every run within a relative `deviation`.
 
-    M = 3 L (1 + epsilon) / xi^2 * log(2 T (H + 1) / delta): the multiplicative Chernoff bound for M draws in
-    [0, L] (values over the parent's) with mean at least 1 / (1 + epsilon), over the T steps of the first run
-    and of H proposals.
+    M = 3 L (1 + epsilon) / xi^2 * log(2 T (H + 1) / delta), not rounded: the multiplicative Chernoff bound for M draws
+    in [0, L] (values over the parent's) with mean at least 1 / (1 + epsilon), over the T steps of the first run and of H
+    proposals.
 
     Parameters
     ----------
@@ -148,19 +112,9 @@ def pool_size_bound(
     mh_steps : int
         H >= 0, number of proposals.
     delta : float
-        Probability in (0, 1) that the event may fail.
+        Probability in (0, 1) that some pool mean deviates by more.
     deviation : float, optional
-        xi in (0, 1); default `pool_deviation(horizon)`, which makes M = 8 L (1 + epsilon) T^2 log(...).
-
-    Returns
-    -------
-    float
-        M, not rounded.
-
-    Raises
-    ------
-    UserError
-        If an argument is out of range.
+        xi in (0, 1); default `pool_deviation(horizon)`.
 
     Notes
     -----
@@ -175,11 +129,11 @@ def pool_size_bound(
 def mh_steps_bound(
     horizon: int, bellman_error: float, delta_tv: float, deviation: float | None = None
 ) -> float:
-    """Proposals H after which Algorithm 2 is within `delta_tv` of the target, on the good event of the pools.
+    """Return the proposals H after which Algorithm 2 is within `delta_tv` of the target, if no pool mean deviates.
 
-    On that event the estimates of Z lie in a range of ratio kappa = (1 + epsilon)^(2 T) ((1 + xi) / (1 -
-    xi))^T, and independence Metropolis-Hastings has total variation at most (1 - 1 / kappa)^H: H = kappa
-    log(1 / delta_tv).
+    H = kappa log(1 / delta_tv), not rounded, inf beyond the largest float: the estimates of Z then lie in a range of
+    ratio kappa = (1 + epsilon)^(2 T) ((1 + xi) / (1 - xi))^T, and independence Metropolis-Hastings has total variation
+    at most (1 - 1 / kappa)^H.
 
     Parameters
     ----------
@@ -188,17 +142,7 @@ def mh_steps_bound(
     delta_tv : float
         Total variation allowed, in (0, 1).
     deviation : float, optional
-        xi in (0, 1), the same as given to `pool_size_bound`.
-
-    Returns
-    -------
-    float
-        H, not rounded; inf where it exceeds the largest float.
-
-    Raises
-    ------
-    UserError
-        If an argument is out of range.
+        xi in (0, 1), as passed to `pool_size_bound`.
 
     Notes
     -----
@@ -218,14 +162,10 @@ def mh_time_bound(
     delta_tv: float,
     deviation: float | None = None,
 ) -> float:
-    """Candidates that Algorithm 2 draws at the bounds: T M (H + 1), both rounded up.
+    """Return the candidates that Algorithm 2 draws at the bounds: T M (H + 1), M and H rounded up.
 
-    Of order L T^3 log(1 / delta) log(1 / delta_tv) up to logarithms for epsilon = O(1/T). Arguments and
-    errors as `pool_size_bound` and `mh_steps_bound`.
-
-    Notes
-    -----
-    Source: arXiv 2602.01381 Thm 6.1.
+    Of order L T^3 log(1 / delta) log(1 / delta_tv) up to logarithms for epsilon = O(1/T). Arguments as in
+    `pool_size_bound` and `mh_steps_bound`. Source: arXiv 2602.01381 Thm 6.1.
     """
     steps = mh_steps_bound(horizon, bellman_error, delta_tv, deviation)
     if math.isinf(steps):
@@ -236,14 +176,9 @@ def mh_time_bound(
 
 
 def particles_for_tv(influence_mad: float, delta: float) -> float:
-    """Predicted particles (not rounded) for an expected output within `delta` of the target: MAD(H) / (2 delta).
+    """Predict the particles for an expected output within `delta`, in (0, 1), of the target: MAD(H) / (2 delta).
 
-    First order in 1/N, for multinomial resampling at every step (docs/equations.md section 5).
-
-    Raises
-    ------
-    UserError
-        If `delta` is not in (0, 1) or the deviation is negative.
+    Not rounded. First order in 1/N, for multinomial resampling at every step (docs/equations.md section 5).
     """
     _check(1.0, 1, 0.0, delta=delta)
     check_number("influence_mad", influence_mad, 0, "it is a mean absolute deviation")
@@ -251,15 +186,10 @@ def particles_for_tv(influence_mad: float, delta: float) -> float:
 
 
 def particles_for_cv(sigma2: float, delta: float) -> float:
-    """Predicted particles (not rounded) for an estimate of Z of relative standard error `delta`: sigma2 / delta^2.
+    """Predict the particles for an estimate of Z of relative standard error `delta` > 0: sigma2 / delta^2.
 
-    First order in 1/N, for multinomial resampling at every step (docs/equations.md section 5); the asymptote
-    is reached from about 25 sigma2 particles on.
-
-    Raises
-    ------
-    UserError
-        If `delta` is not positive.
+    Not rounded. First order in 1/N, for multinomial resampling at every step (docs/equations.md section 5); accurate
+    from about 25 sigma2 particles on.
     """
     check_number("sigma2", sigma2, -SIGMA2_ROUNDING, "it is a variance")
     if not is_number(delta) or not delta > 0:
@@ -268,15 +198,10 @@ def particles_for_cv(sigma2: float, delta: float) -> float:
 
 
 def persistent_sigma2(horizon: int, eps: float) -> float:
-    """sigma2 of the family `persistent` in closed form: sum over t of sinh(min(t - 1, T - t + 1) log(1 + eps))^2.
+    """Return sigma2 of the family `persistent`: sum over t of sinh(min(t - 1, T - t + 1) log(1 + eps))^2.
 
-    Close to coth(log(1 + eps)) (1 + eps)^T / 4 for constant eps and even T, at most T sinh(c / 2)^2 for eps =
-    c / T (docs/equations.md section 7).
-
-    Raises
-    ------
-    UserError
-        If `horizon` < 2 or `eps` < 0.
+    Close to coth(log(1 + eps)) (1 + eps)^T / 4 for constant eps and even T, at most T sinh(c / 2)^2 for eps = c / T
+    (docs/equations.md section 7). `horizon` >= 2, `eps` >= 0.
     """
     check_count("horizon", horizon, 2, "the error grows and shrinks again", fix=8)
     check_number("eps", eps, 0, "it is a Bellman error", fix="eps=0.1")

@@ -1,4 +1,6 @@
-"""Families of finite models with a known answer (docs/equations.md section 7).
+"""Families of finite models with known solutions (docs/equations.md section 7).
+
+Every function raises UserError if an argument is out of range.
 
 >>> from rmtools.core import solve
 >>> [round(solve(m).bellman_error, 9) for m in (product(6, 2.0), persistent(8, 0.1), needle(3, 2))]
@@ -18,18 +20,14 @@ KINDS = ("random_signs", "persistent", "terminal")
 
 
 def product(horizon: int, ratio: float) -> FiniteModel:
-    """Uniform bits with value ratio ** (number of ones): epsilon = max(rho, 1/rho) - 1, rho = (1 + ratio)/2.
+    """Uniform bits with value ratio ** (number of ones), `ratio` > 0, as a chain over the number of ones.
 
-    The target's bits are independent, one with probability ratio / (1 + ratio). A chain over the number of
-    ones.
-
-    Raises
-    ------
-    UserError
-        If `horizon` < 1 or `ratio` <= 0.
+    epsilon = max(rho, 1/rho) - 1 with rho = (1 + ratio) / 2. The bits of the target are independent, 1 with probability
+    ratio / (1 + ratio).
     """
     _check_horizon(horizon)
-    _check_positive("ratio", ratio)
+    if not is_number(ratio) or not 0 < ratio < np.inf:
+        raise UserError(f"`ratio` must be positive and finite, got {ratio!r}", fix="ratio=2.0")
     ones = [np.arange(t + 1) for t in range(horizon + 1)]
     return FiniteModel(
         policy=[np.full((t + 1, 2), 0.5) for t in range(horizon)],
@@ -41,14 +39,9 @@ def product(horizon: int, ratio: float) -> FiniteModel:
 def random_tree(
     horizon: int, branching: int, eps: float, tilt: Tilt | float, rng: np.random.Generator
 ) -> FiniteModel:
-    """Full tree, Dirichlet(1) policy, uniform rewards under `tilt`, Bellman error `eps` with random signs.
+    """Full tree with Dirichlet(1) policy, uniform rewards under `tilt`, and Bellman error `eps` >= 0 with random signs.
 
-    A number for `tilt` is its floor.
-
-    Raises
-    ------
-    UserError
-        If `horizon` < 1, `branching` < 2 or `eps` < 0.
+    `branching` >= 2. A number for `tilt` is its floor.
     """
     policy = _random_policy(horizon, branching, rng)
     tilt = tilt if isinstance(tilt, Tilt) else Tilt(tilt)
@@ -58,13 +51,7 @@ def random_tree(
 
 
 def implicit(horizon: int, branching: int, rng: np.random.Generator) -> FiniteModel:
-    """Full tree whose value is another random policy over the base: epsilon = 0, the target that policy.
-
-    Raises
-    ------
-    UserError
-        If `horizon` < 1 or `branching` < 2.
-    """
+    """Full tree whose value is the ratio of another random policy to the base: epsilon = 0; the target is that policy."""
     policy = _random_policy(horizon, branching, rng)
     other = _random_policy(horizon, branching, rng)
     log_value = [np.zeros(1)]
@@ -76,13 +63,7 @@ def implicit(horizon: int, branching: int, rng: np.random.Generator) -> FiniteMo
 def needle(horizon: int, branching: int) -> FiniteModel:
     """No intermediate reward: value 1 before the end, potential 1 on one leaf, branching ** (-2 T) elsewhere.
 
-    sigma2 grows by log(branching) nats per step. A chain of two states per layer: on the way to the leaf, or
-    off it.
-
-    Raises
-    ------
-    UserError
-        If `horizon` < 1 or `branching` < 2.
+    log(sigma2) grows by log(branching) per step. A chain of two states per layer: on the way to the leaf, or off it.
     """
     _check_horizon(horizon)
     _check_branching(branching)
@@ -94,15 +75,10 @@ def needle(horizon: int, branching: int) -> FiniteModel:
 def hidden_prefix(m: int, ratio: float) -> FiniteModel:
     """Lower-bound construction of arXiv 2602.01381 Appendix C: T = 3 m, one rewarded prefix of length 2 m.
 
-    The value is 1 up to depth 2 m; below the hidden prefix every step multiplies it by `ratio`, elsewhere by
-    1 / `ratio`. An integer ratio is the branching factor; otherwise the first step draws one of floor(ratio
-    ** (2 m)) equally likely codes. ratio = L for Theorem 4.1, 1 + epsilon for Theorem 4.2. A chain of two
-    states per layer: on the hidden prefix, or off it.
-
-    Raises
-    ------
-    UserError
-        If `m` < 1 or `ratio` <= 1.
+    The value is 1 up to depth 2 m; after the hidden prefix every step multiplies it by `ratio` > 1, elsewhere by 1 /
+    `ratio`. An integer ratio is the branching factor; otherwise the first step draws one of floor(ratio ** (2 m)) equally
+    likely codes. ratio = L for Theorem 4.1, 1 + epsilon for Theorem 4.2. A chain of two states per layer: on the hidden
+    prefix, or off it.
     """
     _check_horizon(m, "m")
     if not is_number(ratio) or not ratio > 1:
@@ -127,16 +103,11 @@ def hidden_prefix(m: int, ratio: float) -> FiniteModel:
 
 
 def persistent(horizon: int, eps: float) -> FiniteModel:
-    """Error of one sign along each trajectory: the family with the phase transition.
+    """Errors of one sign along each trajectory: the family with the phase transition.
 
-    V* = 1; the first step picks one of two classes; the value is (1 + eps) ** -min(t, T - t) on the first and
-    the inverse on the second. sigma2 = sum_t sinh(min(t - 1, T - t + 1) log(1 + eps)) ** 2: exponential in T
-    for constant eps, at most T sinh(c / 2) ** 2 for eps = c / T.
-
-    Raises
-    ------
-    UserError
-        If `horizon` < 2 or `eps` < 0.
+    V* = 1; the first step picks one of two classes; the value is (1 + eps) ** -min(t, T - t) on the first and the inverse
+    on the second. sigma2 = sum_t sinh(min(t - 1, T - t + 1) log(1 + eps)) ** 2: exponential in T for constant eps, at
+    most T sinh(c / 2) ** 2 for eps = c / T. `horizon` >= 2, `eps` >= 0.
     """
     check_count("horizon", horizon, 2, "the error grows and shrinks again", fix=8)
     _check_eps(eps)
@@ -154,21 +125,16 @@ def perturb(model: FiniteModel, eps: float, kind: str, rng: np.random.Generator 
     Parameters
     ----------
     model : FiniteModel
-        Its potential counts; the value is computed anew from V*.
+        Its policy and potential are kept; its value is not used.
     eps : float
         The Bellman error, at least 0.
     kind : {"random_signs", "persistent", "terminal"}
         `random_signs`: V(s) = E[V(child)] (1 + eps) ** +-1, a random sign at every state.
-        `persistent`: V = V* (1 + eps) ** -+min(t, T - t), the sign fixed by the first step (first half of the
-        branches minus); on a chain the class is added to the state.
+        `persistent`: V = V* (1 + eps) ** -+min(t, T - t), T >= 2, the sign fixed by the first step (minus for the first
+        half of the branches); on a chain the class is added to the state.
         `terminal`: random signs at the last step only, V consistent before.
     rng : np.random.Generator, optional
-        Required by the kinds with random signs.
-
-    Raises
-    ------
-    UserError
-        For eps < 0, an unknown kind, a missing `rng`, or `persistent` with T < 2.
+        Required for random signs.
     """
     _check_eps(eps)
     if kind not in KINDS:
@@ -192,18 +158,18 @@ def _perturb_persistent(model: FiniteModel, eps: float) -> FiniteModel:
             f"a persistent error needs at least 2 steps, got {horizon}", fix="use kind='terminal'"
         )
     if model.policy[0].shape[1] < 2:
-        raise UserError("a persistent error needs two branches at the first step to tell its classes by")
+        raise UserError("a persistent error needs two branches at the first step, one per class")
     split = _with_classes(model)
     log_value = [split.log_true_value[0]]
     for t in range(1, horizon + 1):
-        # States of the second class are the second half of every layer.
+        # The second half of every layer is the second class.
         sign = np.where(np.arange(len(split.log_value[t])) < len(split.log_value[t]) // 2, -1.0, 1.0)
         log_value.append(split.log_true_value[t] + sign * min(t, horizon - t) * np.log1p(eps))
     return FiniteModel(split.policy, log_value, split.children)
 
 
 def _with_classes(model: FiniteModel) -> FiniteModel:
-    """Return the same model with the class of the first step (which half of the branches) in the state."""
+    """Return the model with the class of the first step (which half of the branches) added to the state."""
     branching = model.policy[0].shape[1]
     if model.children is None and branching % 2 == 0:
         return model
@@ -218,7 +184,7 @@ def _with_classes(model: FiniteModel) -> FiniteModel:
 
 
 def _two_state_chain(stay: list[float], log_value: list[np.ndarray]) -> FiniteModel:
-    """State 0 stays with probability stay[t] and else falls to state 1 for good."""
+    """State 0 stays with probability stay[t], else moves to the absorbing state 1."""
     policy = [np.array([[p, 1 - p], [0.0, 1.0]])[: 1 if t == 0 else 2] for t, p in enumerate(stay)]
     children = [np.array([[0, 1], [0, 1]])[: len(p)] for p in policy]
     return FiniteModel(policy, log_value, children)
@@ -237,11 +203,6 @@ def _check_horizon(horizon: int, name: str = "horizon") -> None:
 
 def _check_branching(branching: int) -> None:
     check_count("branching", branching, 2, "it is a number of branches")
-
-
-def _check_positive(name: str, value: float) -> None:
-    if not is_number(value) or not 0 < value < np.inf:
-        raise UserError(f"`{name}` must be positive and finite, got {value!r}", fix=f"{name}=2.0")
 
 
 def _check_eps(eps: float) -> None:

@@ -1,8 +1,8 @@
-"""Finite models: trees and layered Markov chains given as arrays, and the particles that walk on them.
+"""Finite models: trees and layered Markov chains given as arrays, and particles on them.
 
-Layer t has S_t states; state s takes branch b with probability `policy[t][s, b]` to state `children[t][s, b]`
-of layer t + 1. Every prefix ends at depth T. The default children make the full tree, whose states are its
-prefixes; a chain merges prefixes that share a future, so T can be in the hundreds.
+Layer t has S_t states; state s takes branch b with probability `policy[t][s, b]` to state `children[t][s, b]` of layer
+t + 1. Every prefix ends at depth T. By default the children form the full tree, whose states are prefixes. A chain merges
+prefixes with the same future, so T can be in the hundreds.
 
 >>> import numpy as np
 >>> policy = [np.array([[0.5, 0.5]]), np.array([[0.9, 0.1], [0.2, 0.8]])]
@@ -40,14 +40,14 @@ class FiniteModel:
         `log_value[t]`, (S_t,) nats, t = 0 ... T; `log_value[T]` is the log potential. -inf is a value of
         zero.
     children : sequence of array_like, optional
-        `children[t]`, (S_t, B_t) index of each child in layer t + 1; where the policy is zero any number will
-        do. Default: the full tree, child s * B_t + b.
+        `children[t]`, (S_t, B_t) index of each child in layer t + 1; ignored where the policy is zero. Default: the
+        full tree, child s * B_t + b.
 
     Raises
     ------
     UserError
-        For wrong shapes, probabilities that do not sum to one (which row, and by how much), values that are
-        NaN or +inf, children that do not exist.
+        If shapes do not match, probabilities do not sum to one (the message says which row, and by how much), values
+        are NaN or +inf, or children do not exist.
     """
 
     policy: Sequence[np.ndarray]
@@ -64,7 +64,7 @@ class FiniteModel:
         checked_value = tuple(np.array(v, dtype=np.float64) for v in log_value)
         _check_layers(checked_policy, checked_value)
         for array in (*checked_policy, *checked_value):
-            array.setflags(write=False)  # what was checked, and what is computed from it, stays true
+            array.setflags(write=False)  # checks and cached results stay valid
         object.__setattr__(self, "policy", checked_policy)
         object.__setattr__(self, "log_value", checked_value)
         object.__setattr__(self, "children", _check_children(checked_policy, checked_value, children))
@@ -75,13 +75,13 @@ class FiniteModel:
         return len(self.policy)
 
     def child(self, t: int) -> np.ndarray:
-        """(S_t, B_t) index of each child in layer t + 1; 0 where the policy is zero on a chain."""
+        """Return the (S_t, B_t) index of each child in layer t + 1; 0 where the policy is zero on a chain."""
         if self.children is None:
             return np.arange(self.policy[t].size).reshape(self.policy[t].shape)
         return self.children[t]
 
     def gather(self, t: int, layer: np.ndarray) -> np.ndarray:
-        """(S_t, B_t) entries of `layer`, (S_{t+1},), at the children of layer t."""
+        """Return the (S_t, B_t) entries of `layer`, (S_{t+1},), at the children of layer t."""
         return layer.reshape(self.policy[t].shape) if self.children is None else layer[self.children[t]]
 
     @cached_property
@@ -100,22 +100,26 @@ class FiniteModel:
         return tuple(layers)
 
     def _scatter(self, t: int, edge: np.ndarray) -> np.ndarray:
-        """Log of the sum of exp(edge) that arrives at each state of layer t + 1, (S_{t+1},) nats."""
+        """Return log of the sum of exp(edge) over the edges into each state of layer t + 1, (S_{t+1},) nats."""
         child, flat = self.child(t).ravel(), edge.ravel()
-        # The maximum is taken per target: a rare state beside a likely one must not underflow.
+        # One maximum per child: a rare state beside a likely one must not underflow.
         top = np.full(len(self.log_value[t + 1]), -np.inf)
         np.maximum.at(top, child, flat)
         shift = np.where(top == -np.inf, 0.0, top)
         with np.errstate(divide="ignore"):
-            return np.log(np.bincount(child, np.exp(flat - shift[child]), minlength=len(top))) + shift
+            total: np.ndarray = (
+                np.log(np.bincount(child, np.exp(flat - shift[child]), minlength=len(top))) + shift
+            )
+        return total
 
     def reach(self, t: int) -> np.ndarray:
-        """Probability that a policy trajectory passes each state of layer t, (S_t,)."""
-        return np.exp(self.log_reach[t])
+        """Return the probability that a policy trajectory passes each state of layer t, (S_t,)."""
+        probability: np.ndarray = np.exp(self.log_reach[t])
+        return probability
 
     @cached_property
     def is_tree(self) -> bool:
-        """Whether every reachable state has one way in, so that states are prefixes."""
+        """Whether every reachable state has one parent, so that states are prefixes."""
         return self.children is None or all(self._one_way_in(t) for t in range(self.horizon))
 
     def _one_way_in(self, t: int) -> bool:
@@ -124,7 +128,7 @@ class FiniteModel:
 
     @cached_property
     def log_true_value(self) -> tuple[np.ndarray, ...]:
-        """Logs of V*, (S_t,) nats, t = 0 ... T, by backward recursion V*(s) = E_policy[V*(child)]."""
+        """Log of V*, (S_t,) nats, t = 0 ... T, by backward recursion V*(s) = E_policy[V*(child)]."""
         layers = [self.log_value[-1]]
         for t in reversed(range(self.horizon)):
             layers.append(log_mean_columns(self.gather(t, layers[-1]), self.log_policy[t]))
@@ -142,23 +146,14 @@ class FiniteModel:
         return tuple(layers)
 
     def particles(self, groups: int) -> "FiniteParticles":
-        """Return `groups` replicates of the root, shape (groups, 1).
-
-        Raises
-        ------
-        UserError
-            If `groups` is less than 1.
-        """
+        """Return `groups` >= 1 replicates of the root, shape (groups, 1)."""
         check_count("groups", groups, fix=1000)
         return FiniteParticles(self, 0, np.zeros((groups, 1), dtype=np.intp))
 
     def draw_target(self, groups: int, rng: np.random.Generator) -> "tuple[FiniteParticles, ...]":
-        """Exact draws of the target: the path of `groups` trajectories, T + 1 particles of shape (groups, 1).
+        """Draw `groups` trajectories exactly from the target: T + 1 particles of shape (groups, 1), the root first.
 
-        Raises
-        ------
-        UserError
-            If Z is zero: there is no target.
+        Raises UserError if Z is zero: the target does not exist.
         """
         if self.log_true_value[0][0] == -np.inf:
             raise UserError(
@@ -183,17 +178,12 @@ class FiniteModel:
         return tuple(_step_table(p, c) for p, c in zip(policy, children, strict=True))
 
     def expected_output_law(self, n_particles: int) -> np.ndarray:
-        """Law of one weighted draw from `n_particles` particles over final states, (S_T,), in closed form.
+        """Return the law of one weighted draw from `n_particles` particles over final states, (S_T,), in closed form.
 
-        Two branches whose probability and value ratio do not depend on the state (the `product` family) make
-        the steps independent: the lineage of the output takes branch 1 at a step with probability E[K x_1 /
-        (K x_1 + (N - K) x_0)], K binomial. Holds for pool 1 and resampling at every step by any unbiased
-        scheme.
-
-        Raises
-        ------
-        UserError
-            If the model has not this form.
+        With two branches whose probability and value ratio do not depend on the state (the `product` family) steps are
+        independent: the lineage of the output takes branch 1 with probability E[K x_1 / (K x_1 + (N - K) x_0)], K
+        binomial. Holds for pool 1 and resampling at every step by any unbiased scheme. Raises UserError for any other
+        model.
         """
         check_count("n_particles", n_particles, fix=16)
         law = np.ones(1)
@@ -206,7 +196,7 @@ class FiniteModel:
         return law
 
     def _common_step(self, t: int) -> tuple[float, float]:
-        """Probability of branch 1 and log(x_1 / x_0), the same for every reachable state of layer t."""
+        """Return the probability of branch 1 and log(x_1 / x_0), the same for every reachable state of layer t."""
         reachable = self.log_reach[t] > -np.inf
         p = self.policy[t][reachable]
         value = self.gather(t, self.log_value[t + 1])[reachable]
@@ -295,14 +285,14 @@ def _check_children(
 
 @dataclass(frozen=True, eq=False)
 class _StepTable:
-    """One layer's transitions, laid out for drawing many at once."""
+    """The transitions of one layer, laid out for drawing many at once."""
 
     cumulative: tuple[np.ndarray, ...]  # B - 1 columns (S,)
     child: np.ndarray | None  # (S * B,); None on the full tree
-    child_is_branch: bool  # Markov chains: the branch taken is the next state, whatever the state was
+    child_is_branch: bool  # the branch taken is the next state, whatever the state was
 
     def draw(self, state: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """States of the next layer, same shape as `state`."""
+        """Draw states of the next layer, same shape as `state`."""
         if not self.cumulative:
             return state if self.child is None else self.child.take(state)
         uniform = rng.random(state.shape)
@@ -341,15 +331,15 @@ class FiniteParticles:
 
     @property
     def ended(self) -> np.ndarray:
-        """(G, n) bool: all at depth T, none before."""
+        """(G, n) bool: all at depth T, none before it."""
         return np.full(self.state.shape, self.depth == self.model.horizon)
 
     def log_value(self) -> np.ndarray:
-        """(G, n) nats."""
+        """Return (G, n) log values, nats."""
         return self.model.log_value[self.depth].take(self.state)
 
     def extend(self, pool_size: int, rng: np.random.Generator) -> "FiniteParticles":
-        """(G, n * pool_size) states of the next layer; copies at depth T."""
+        """Return (G, n * pool_size) states of the next layer; copies at depth T."""
         state = self.state if pool_size == 1 else np.repeat(self.state, pool_size, axis=1)
         if self.depth == self.model.horizon:
             return FiniteParticles(self.model, self.depth, state)
@@ -357,22 +347,16 @@ class FiniteParticles:
         return FiniteParticles(self.model, self.depth + 1, table.draw(state, rng))
 
     def select(self, index: np.ndarray) -> "FiniteParticles":
-        """(G, k) states at `index`."""
+        """Return the (G, k) states at `index`."""
         offset = np.arange(len(self.state))[:, None] * self.state.shape[1]
         return FiniteParticles(self.model, self.depth, self.state.ravel().take(index + offset))
 
     def join(self, other: "FiniteParticles") -> "FiniteParticles":
-        """(G, n + k) states: these, then those of `other` at the same depth.
-
-        Raises
-        ------
-        UserError
-            If the depths or the numbers of groups differ.
-        """
+        """Return (G, n + k) states: these, then those of `other`, of the same depth and number of groups."""
         if other.depth != self.depth or len(other.state) != len(self.state):
             raise UserError(
                 f"cannot join {other.shape} prefixes of depth {other.depth} to {self.shape} of depth {self.depth}",
-                fix="a reference has one prefix a group at every depth, the root first",
+                fix="a reference has one prefix per group at every depth, the root first",
             )
         return FiniteParticles(self.model, self.depth, np.concatenate([self.state, other.state], axis=1))
 

@@ -1,9 +1,8 @@
 """The influence H of a trajectory on the sampler's output, and its mean absolute deviation under the target.
 
-With a pool of M candidates, h_t = Zhat_{t-1} / (V(s_{t-1}) Z) (V*(s_t) / M + (1 - 1/M) V*(s_{t-1})) and H is
-the sum of h_t over the steps. The expected output of N particles (multinomial resampling at every step)
-differs from the target by E|H - E H| / (2 N) in total variation, to first order (docs/equations.md section
-5).
+With a pool of M candidates, h_t = Zhat_{t-1} / (V(s_{t-1}) Z) (V*(s_t) / M + (1 - 1/M) V*(s_{t-1})); H is the sum of h_t
+over the steps. With multinomial resampling at every step, the expected output of N particles differs from the target by
+E|H - E H| / (2 N) in total variation, to first order (docs/equations.md section 5).
 
 >>> from rmtools.core import product, solve
 >>> solve(product(horizon=3, ratio=2.0)).influence_mad()  # doctest: +ELLIPSIS
@@ -24,7 +23,7 @@ MERGE_TOLERANCE = 1e-11
 
 @dataclass(frozen=True)
 class InfluenceMad:
-    """E_target|H - E H|, its standard error (0 where exact) and how it was computed."""
+    """E_target|H - E H|, its standard error (0 if exact) and how it was computed."""
 
     value: float
     standard_error: float
@@ -40,12 +39,12 @@ def step_influence(model: FiniteModel, t: int, pool_size: int = 1) -> np.ndarray
         h = np.exp(log_factor + child - model.log_value[t][:, None]) / pool_size
         if pool_size > 1:
             h += (1 - 1 / pool_size) * np.exp(log_factor + own - model.log_value[t])[:, None]
-    # NaN is 0 * inf, a depth without any positive value: nothing is lost only where the true value is zero as well.
+    # NaN is 0 * inf, at a depth without positive values: nothing is lost only if the true value is zero as well.
     return np.where(np.isnan(h), np.where(child > -np.inf, np.inf, 0.0), h)
 
 
 def leaf_influence(model: FiniteModel, pool_size: int) -> np.ndarray:
-    """H of the one trajectory that leads to each final state of a tree, (S_T,); 0 at unreachable ones."""
+    """Return H of the trajectory to each final state of a tree, (S_T,); 0 at unreachable states."""
     total = np.zeros(1)
     for t in range(model.horizon):
         step = total[:, None] + step_influence(model, t, pool_size)
@@ -62,7 +61,7 @@ def leaf_influence(model: FiniteModel, pool_size: int) -> np.ndarray:
 def mean_absolute_deviation(
     model: FiniteModel, pool_size: int, n_draws: int, rng: np.random.Generator
 ) -> InfluenceMad:
-    """E_target|H - E H|: exact on trees and where H takes few values, else from exact draws of the target."""
+    """Return E_target|H - E H|: exact on trees and if H takes few values, else from exact draws of the target."""
     if model.log_true_value[0][0] == -np.inf:
         return InfluenceMad(np.inf, 0.0, "no target: Z = 0")
     if model.is_tree:
@@ -82,7 +81,7 @@ def _exact_mad(h: np.ndarray, probability: np.ndarray, method: str) -> Influence
 
 
 def _influence_atoms(model: FiniteModel, pool_size: int) -> tuple[np.ndarray, np.ndarray] | None:
-    """Values of H and their probabilities under the target, or None if they grow beyond `MAX_ATOMS`."""
+    """Return the values of H and their probabilities under the target, or None if there are more than `MAX_ATOMS`."""
     state, h, probability = np.zeros(1, dtype=np.intp), np.zeros(1), np.ones(1)
     for t in range(model.horizon):
         edge = probability[:, None] * model.target_policy[t][state]
@@ -99,7 +98,7 @@ def _influence_atoms(model: FiniteModel, pool_size: int) -> tuple[np.ndarray, np
 def _merge(
     state: np.ndarray, h: np.ndarray, probability: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Join the atoms of one state whose values differ by rounding only."""
+    """Merge the atoms of one state whose values differ only by rounding."""
     order = np.lexsort((h, state))
     state, h, probability = state[order], h[order], probability[order]
     gap = np.diff(h) > MERGE_TOLERANCE * np.maximum(1.0, np.abs(h[1:]))
@@ -115,7 +114,7 @@ def _sampled_mad(model: FiniteModel, pool_size: int, n_draws: int, rng: np.rando
         own, child = path[t].state[:, 0], path[t + 1].state[:, 0]
         branch = np.argmax((model.child(t)[own] == child[:, None]) & (model.policy[t][own] > 0), axis=1)
         h += step_influence(model, t, pool_size)[own, branch]
-    # E H is known: sigma2 = E H - T, so no noise comes from centring.
+    # E H is known exactly (sigma2 = E H - T): centring adds no noise.
     deviation = np.abs(h - _expected_influence(model, pool_size))
     error = float(np.std(deviation, ddof=1) / np.sqrt(n_draws))
     return InfluenceMad(float(deviation.mean()), error, f"{n_draws} exact draws")

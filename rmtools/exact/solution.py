@@ -1,9 +1,8 @@
-"""What the theory says about a finite model, by dynamic programming.
+"""Solve a finite model exactly, by dynamic programming.
 
-Values, Bellman errors, the asymptotic variance sigma2 = lim N Var(Zhat / Z) of the estimate of Z under
-multinomial resampling at every step, the influence H of a trajectory and with it the asymptotic bias of the
-output law, TV = MAD(H) / (2 N) (docs/equations.md sections 1, 5 and 7). Suprema run over states of positive
-probability. Nats.
+The solution holds values, Bellman errors, the asymptotic variance sigma2 = lim N Var(Zhat / Z) under multinomial resampling
+at every step, and the influence H of each trajectory, which gives the asymptotic bias of the output law, TV = MAD(H) /
+(2 N) (docs/equations.md sections 1, 5 and 7). Suprema are over states of positive probability. All in nats.
 
 >>> import numpy as np
 >>> from rmtools.core import product
@@ -51,11 +50,11 @@ class ExactResult:
     sigma2_true_value : float
         The same with V* in place of V.
     sigma2_optimal : float
-        The smallest over all values, reached at the root second moment of V* one step on.
+        The smallest over all values, attained by V(s) = root of E_policy[V*(child)^2].
     target : np.ndarray or None
-        Trees: law of the final states under the target, (S_T,). None on chains and where Z = 0.
+        Trees: law of the final states under the target, (S_T,). None on chains and if Z = 0.
     influence : np.ndarray or None
-        Trees: H of each final state's trajectory, (S_T,), pool 1; 0 at unreachable ones.
+        Trees: H of each final state's trajectory, (S_T,), pool 1; 0 at unreachable states.
     """
 
     log_z: float
@@ -70,23 +69,18 @@ class ExactResult:
     target: np.ndarray | None
     influence: np.ndarray | None
     _model: FiniteModel = field(repr=False)
-    _log_terms: np.ndarray = field(
-        repr=False
-    )  # (2, T): the squares of child and of own V*, see _variance_terms
+    _log_terms: np.ndarray = field(repr=False)  # (2, T), from _variance_terms
 
     def sigma2_pool(self, pool_size: int) -> float:
-        """Limit of N Var(Zhat / Z) with a pool of `pool_size` candidates (docs/equations.md section 5)."""
+        """Return lim N Var(Zhat / Z) with pools of `pool_size` candidates (docs/equations.md section 5)."""
         check_count("pool_size", pool_size)
         child, own = (_sum_excess(row) for row in self._log_terms)
         return child if pool_size == 1 else own * (1 - 1 / pool_size) + child / pool_size
 
     def influence_pool(self, pool_size: int) -> np.ndarray:
-        """H of each final state's trajectory with a pool, (S_T,).
+        """Return H of each final state's trajectory with pools, (S_T,).
 
-        Raises
-        ------
-        UserError
-            On a chain, where H is not a function of the final state, and where Z = 0.
+        Raises UserError on a chain, where H is not a function of the final state, and if Z = 0.
         """
         check_count("pool_size", pool_size)
         if self.target is None:
@@ -97,32 +91,20 @@ class ExactResult:
         return leaf_influence(self._model, pool_size)
 
     def influence_mad(self, pool_size: int = 1, n_draws: int = 200_000, seed: int = 0) -> InfluenceMad:
-        """Mean absolute deviation of H under the target: TV(expected output, target) -> MAD / (2 N).
+        """Return the mean absolute deviation of H under the target: TV(expected output, target) -> MAD / (2 N).
 
-        Exact on trees and on chains where H takes few values (standard error 0); otherwise the mean over
-        `n_draws` exact draws of the target from a generator seeded with `seed`, with its standard error.
+        Exact on trees, and on chains where H takes few values (standard error 0). Otherwise the mean over `n_draws`
+        exact draws of the target, from a generator seeded with `seed`, with its standard error.
         """
         check_count("pool_size", pool_size)
         return mean_absolute_deviation(self._model, pool_size, n_draws, np.random.default_rng(seed))
 
     def n_for_tv(self, delta: float, pool_size: int = 1) -> float:
-        """Particles (not rounded) for an expected output within `delta` of the target in total variation.
-
-        Raises
-        ------
-        UserError
-            If `delta` is not in (0, 1).
-        """
+        """Return the particles (not rounded) for an expected output within `delta`, in (0, 1), of the target in TV."""
         return particles_for_tv(self.influence_mad(pool_size).value, delta)
 
     def n_for_cv(self, delta: float, pool_size: int = 1) -> float:
-        """Particles (not rounded) for an estimate of Z with coefficient of variation `delta`.
-
-        Raises
-        ------
-        UserError
-            If `delta` is not positive.
-        """
+        """Return the particles (not rounded) for an estimate of Z with coefficient of variation `delta` > 0."""
         return particles_for_cv(self.sigma2_pool(pool_size), delta)
 
 
@@ -133,7 +115,7 @@ def solve(model: FiniteModel) -> ExactResult:
     bellman = tuple(_log_bellman(model, t) for t in range(model.horizon))
     visible = [b[model.log_reach[t] > -np.inf] for t, b in enumerate(bellman)]
     terms, terms_true, terms_best = _variance_terms(model)
-    # Z = 0: no number of particles draws from a target that does not exist.
+    # Z = 0: the target does not exist, and no number of particles draws from it.
     exists = log_z > -math.inf
     target = np.exp(model.log_reach[-1] + true[-1] - log_z) if exists and model.is_tree else None
     return ExactResult(
@@ -154,18 +136,15 @@ def solve(model: FiniteModel) -> ExactResult:
 
 
 def guided_tv(model: FiniteModel) -> np.ndarray:
-    """Total variation at each depth between one exactly guided particle and the depth's target, (T + 1,), on trees.
+    """Return the total variation between one exactly guided particle and each depth's target, (T + 1,), on a tree.
 
-    The particle steps by policy * V(child) / E_policy[V(child)], the kernel of arXiv 2602.01381 Thm 4.3. The
-    target at depth t is policy * V_t, normalised: at depth T the target itself, before it what the values seen so
-    far ask for. The prefix law of the final target, policy * V*_t, is no such reference: V*/V at an early prefix
-    holds the errors still to come, and a sign of error that persists puts it further than 2 t epsilon away.
+    The particle steps by policy * V(child) / E_policy[V(child)], the kernel of arXiv 2602.01381 Thm 4.3. The target at
+    depth t is policy * V_t, normalised; at depth T it is the target itself. The theorem does not hold for the prefix law
+    of the target, policy * V*_t: at an early prefix V*/V contains all later errors, and persistent ones put it further
+    than 2 t epsilon away.
 
-    Raises
-    ------
-    UserError
-        On a chain, whose states are not prefixes, and where Z = 0 or a reachable prefix has no child of
-        positive value.
+    Raises UserError on a chain, whose states are not prefixes, and if Z = 0 or a reachable prefix has no child of
+    positive value.
     """
     if not model.is_tree or model.log_true_value[0][0] == -np.inf:
         raise UserError("the law of prefixes needs a tree and Z > 0", fix="unfold the chain into its tree")
@@ -180,7 +159,7 @@ def guided_tv(model: FiniteModel) -> np.ndarray:
 
 
 def _guided_step(model: FiniteModel, t: int, guided: np.ndarray) -> np.ndarray:
-    edge = model.log_policy[t] + model.gather(t, model.log_value[t + 1])
+    edge: np.ndarray = model.log_policy[t] + model.gather(t, model.log_value[t + 1])
     total = log_sum_exp(edge)
     if (total[guided > -np.inf] == -np.inf).any():
         raise UserError(
@@ -198,11 +177,8 @@ def _guided_step(model: FiniteModel, t: int, guided: np.ndarray) -> np.ndarray:
 def _variance_terms(model: FiniteModel) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return logs of the terms of the variance, one per step (docs/equations.md section 5).
 
-    Returns
-    -------
-    tuple of np.ndarray
-        (2, T) for the model's value: Zhat E[V*(s_t)^2 / V] / Z^2, and the same with V*(s_{t-1})^2; (T,) for
-        the true value; (T,) for the best value.
+    (2, T) for the model's value: Zhat E[V*(s_t)^2 / V] / Z^2, and the same with V*(s_{t-1})^2; (T,) for the true value;
+    (T,) for the optimal value.
     """
     true, log_z = model.log_true_value, model.log_true_value[0][0]
     terms, terms_true, terms_best = [], [], []
@@ -219,7 +195,7 @@ def _variance_terms(model: FiniteModel) -> tuple[np.ndarray, np.ndarray, np.ndar
 
 
 def _weighted(log_reach: np.ndarray, log_ratio: np.ndarray) -> np.ndarray:
-    """Log of reach times a ratio, with 0 / 0 = 0: nothing is lost where true value and value are zero."""
+    """Return log of reach times a ratio, with 0 / 0 = 0: nothing is lost if true value and value are both zero."""
     return np.where((log_reach == -np.inf) | np.isnan(log_ratio), -np.inf, log_reach + log_ratio)
 
 
@@ -252,6 +228,6 @@ def _expm1(x: float) -> float:
 
 
 def _sum_excess(log_terms: np.ndarray) -> float:
-    # NaN is 0 * inf: a depth at which no reachable prefix has a positive value, though the target goes there.
+    # NaN is 0 * inf: the target passes a depth at which no reachable prefix has a positive value.
     with np.errstate(over="ignore"):
         return float(np.sum(np.expm1(np.where(np.isnan(log_terms), np.inf, log_terms))))

@@ -1,4 +1,4 @@
-"""What the arguments of the core must be: counts, numbers, generators; anything else is refused in one line.
+"""Checks of arguments that users pass: counts, numbers, seeds, generators.
 
 >>> check_count("pool_size", 0)
 Traceback (most recent call last):
@@ -39,7 +39,7 @@ def check_positive(name: str, value: float) -> None:
 
 
 def check_seed(seed: int) -> None:
-    """Raise UserError unless `seed` is one that numpy's and torch's global generators take: 0 to 2**32 - 1."""
+    """Raise UserError unless numpy's and torch's global generators accept `seed`: 0 to 2**32 - 1."""
     if not 0 <= seed < 2**32:
         raise UserError(f"`seed` must be in 0 to {2**32 - 1}, got {seed}", fix="seed=0")
 
@@ -50,7 +50,7 @@ def is_number(value: object) -> bool:
 
 
 def check_generator(rng: object) -> np.random.Generator:
-    """Return `rng`, or raise UserError if it is no numpy Generator."""
+    """Return `rng`, or raise UserError unless it is a numpy Generator."""
     if not isinstance(rng, np.random.Generator):
         raise UserError(
             f"`rng` must be a numpy Generator, got {type(rng).__name__}: every draw has an explicit source",

@@ -1,4 +1,4 @@
-"""Sums of numbers that are held as logarithms, with zeros (-inf) and without NaN.
+"""Sums and means of numbers held as logarithms; zeros are -inf, and no NaN arises.
 
 >>> import numpy as np
 >>> round(float(np.exp(log_mean_exp(np.log([[1.0, 3.0]]))[0])), 12)
@@ -13,7 +13,7 @@ MANY_COLUMNS = 16
 
 
 def shift_of(log_x: np.ndarray, axis: int = -1) -> np.ndarray:
-    """Maximum along `axis` (kept), with infinities replaced by 0 so that subtracting them cannot make NaN."""
+    """Return the maximum along `axis` (kept), or 0 where it is infinite and subtracting it would make NaN."""
     top = log_x.max(axis=axis, keepdims=True)
     return np.where(np.isinf(top), 0.0, top)
 
@@ -21,22 +21,19 @@ def shift_of(log_x: np.ndarray, axis: int = -1) -> np.ndarray:
 def log_sum_exp(log_x: np.ndarray, axis: int = -1) -> np.ndarray:
     """Return log of the sum of exp(log_x) along `axis`, nats; -inf for a sum of zeros."""
     shift = shift_of(log_x, axis)
-    with np.errstate(divide="ignore"):
-        return np.log(np.exp(log_x - shift).sum(axis=axis)) + shift.squeeze(axis)
+    return _log(np.exp(log_x - shift).sum(axis=axis), shift.squeeze(axis))
 
 
 def log_mean_exp(log_x: np.ndarray, axis: int = -1) -> np.ndarray:
     """Return log of the mean of exp(log_x) along `axis`, nats; exact where all entries are equal."""
     shift = shift_of(log_x, axis)
-    with np.errstate(divide="ignore"):
-        return np.log(np.exp(log_x - shift).mean(axis=axis)) + shift.squeeze(axis)
+    return _log(np.exp(log_x - shift).mean(axis=axis), shift.squeeze(axis))
 
 
 def log_mean_columns(log_x: np.ndarray, log_p: np.ndarray | None = None) -> np.ndarray:
     """Return log sum_b p_b exp(log_x[..., b]) over the last axis, nats; p_b = 1/B without `log_p`.
 
-    Written over columns: for the short last axes met here (branches, pools) a numpy reduction is several
-    times slower than a loop over whole columns.
+    For a short last axis (branches, pools) a loop over whole columns is several times faster than a numpy reduction.
     """
     n_columns = log_x.shape[-1]
     if n_columns > MANY_COLUMNS:
@@ -53,11 +50,16 @@ def log_mean_columns(log_x: np.ndarray, log_p: np.ndarray | None = None) -> np.n
         total += np.exp(column - shift)
     if log_p is None:
         total /= n_columns
-    with np.errstate(divide="ignore"):
-        return np.log(total) + shift
+    return _log(total, shift)
 
 
 def log_normalise(log_x: np.ndarray) -> np.ndarray:
     """Subtract the log sum along the last axis; rows of zeros (-inf) stay as they are."""
     total = log_sum_exp(log_x)[..., None]
     return log_x - np.where(total == -np.inf, 0.0, total)
+
+
+def _log(total: np.ndarray, shift: np.ndarray) -> np.ndarray:
+    with np.errstate(divide="ignore"):
+        log_total: np.ndarray = np.log(total) + shift
+    return log_total

@@ -1,9 +1,8 @@
-"""Independent Metropolis-Hastings around the sampler: whole runs proposed, accepted by their estimates of Z.
+"""Independent Metropolis-Hastings over whole runs of the sampler, accepted by their estimates of Z.
 
-A fresh run replaces the current one with probability min(1, Z' / Z) (particle independent
-Metropolis-Hastings); with one particle it is arXiv 2602.01381 Algorithm 2. The state of a chain is one
-weighted draw of its run, so the law of the state tends to the target for every number of particles. All G
-groups are chains run at once.
+A fresh run replaces the current one with probability min(1, Z' / Z) (particle independent Metropolis-Hastings; with one
+particle, arXiv 2602.01381 Algorithm 2). The state of a chain is one weighted draw of its run. Its law tends to the
+target for every number of particles. All G groups are chains run at once.
 
 >>> import numpy as np
 >>> from rmtools.core import product, smc
@@ -54,7 +53,7 @@ class MetropolisResult(Generic[P]):
     accepted: np.ndarray
 
     def outputs(self) -> Iterator[tuple[np.ndarray, P]]:
-        """Pairs (groups, particles): the chains whose state lies in `particles`, (G, 1), at those rows."""
+        """Yield pairs (groups, particles): the chains whose state lies in `particles`, (G, 1), at those rows."""
         for r, particles in enumerate(self.runs):
             yield np.flatnonzero(self.run == r), particles.select(self.index[:, None])
 
@@ -81,11 +80,7 @@ def metropolis(
     mh_steps : int
         H, number of proposals; 0 returns the first run.
     rng : np.random.Generator
-        Source of every draw, the sampler's included.
-
-    Returns
-    -------
-    MetropolisResult
+        Source of every draw, including the sampler's.
 
     Raises
     ------
@@ -106,7 +101,7 @@ def metropolis(
     for h in range(1, mh_steps + 1):
         result = sampler(rng)
         proposed, drawn = _estimate(result, len(current)), result.draw(rng)
-        accept = _accept(current, proposed, rng)
+        accept = -rng.standard_exponential(len(current)) < log_acceptance(current, proposed)
         current = np.where(accept, proposed, current)
         run, index = np.where(accept, h, run), np.where(accept, drawn, index)
         held[h] = result.particles
@@ -125,6 +120,13 @@ def metropolis(
     )
 
 
+def log_acceptance(current: np.ndarray, proposed: np.ndarray) -> np.ndarray:
+    """Return log of min(1, Z'/Z), nats; from Z = 0 every positive estimate is accepted and nothing else."""
+    with np.errstate(invalid="ignore"):
+        ratio = np.minimum(proposed - current, 0.0)
+    return np.where(proposed > -np.inf, ratio, -np.inf)
+
+
 def _estimate(result: SMCResult[P], n_groups: int | None = None) -> np.ndarray:
     if result.log_z is None:
         raise UserError(
@@ -135,14 +137,3 @@ def _estimate(result: SMCResult[P], n_groups: int | None = None) -> np.ndarray:
             f"the sampler returned {len(result.log_z)} groups after {n_groups}", fix="keep the root fixed"
         )
     return result.log_z
-
-
-def log_acceptance(current: np.ndarray, proposed: np.ndarray) -> np.ndarray:
-    """Log of min(1, Z'/Z), nats; from Z = 0 everything positive is accepted and nothing else."""
-    with np.errstate(invalid="ignore"):
-        ratio = np.minimum(proposed - current, 0.0)
-    return np.where(proposed > -np.inf, ratio, -np.inf)
-
-
-def _accept(current: np.ndarray, proposed: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    return -rng.standard_exponential(len(current)) < log_acceptance(current, proposed)

@@ -1,10 +1,10 @@
-"""Conditional SMC: a run that contains a given trajectory, for particle Gibbs and for bounds on log Z.
+"""Conditional SMC: runs that contain a given trajectory, for particle Gibbs and for bounds on log Z.
 
-A conditional run keeps the reference in slot 0: its step is one of the M candidates of its parent and slot 0
-continues it, all else is drawn as in `smc` with multinomial resampling at every step. One weighted draw of
-the run is then a Markov kernel that leaves the target invariant (particle Gibbs), and with an exact draw of
-the target as reference E[1 / Zhat] is at most 1 / Z (equal where no run can die), so that log Zhat bounds log Z from above
-on average, as an ordinary run bounds it from below (docs/equations.md section 4; arXiv 2404.17546 section 5).
+A conditional run keeps the reference in slot 0: its step is one of the M candidates of its parent, and slot 0 continues
+it. Everything else is drawn as in `smc` with multinomial resampling at every step. One weighted draw of such a run is a
+Markov kernel that leaves the target invariant (particle Gibbs). If the reference is an exact draw of the target,
+E[1 / Zhat] <= 1 / Z (with equality if no run can die): the mean of log Zhat bounds log Z from above, as that of an
+ordinary run bounds it from below (docs/equations.md section 4; arXiv 2404.17546 section 5).
 
 >>> import numpy as np
 >>> from rmtools.core import product, solve
@@ -33,10 +33,10 @@ from rmtools.particles.smc import Settings, check_root, check_settings, run
 
 
 class JoinableParticles(Particles, Protocol):
-    """`Particles` that can be put side by side, as conditional SMC must."""
+    """`Particles` that can be concatenated, as conditional SMC requires."""
 
     def join(self, other: Self) -> Self:
-        """(G, n + k) prefixes: these, then those of `other`, (G, k), of the same depth."""
+        """Return (G, n + k) prefixes: these, then those of `other`, (G, k), of the same depth."""
         ...
 
 
@@ -52,13 +52,12 @@ class GibbsResult(Generic[J]):
     draws : tuple of Particles
         Final prefixes, (G, 1), after each sweep.
     path : tuple of Particles
-        The trajectories of the last draws, (G, 1) at every depth from the root: the reference of a further
-        call.
+        The trajectories of the last draws, (G, 1) at every depth from the root; pass them as `reference` to continue.
     log_z : np.ndarray
         (H, G) nats, log Zhat of each conditional run.
     kept : np.ndarray
-        (H, G) bool: the draw came from the reference's slot. A reference that ends before the horizon is also copied
-        to other slots, from which a draw of it counts as not kept.
+        (H, G) bool: the draw came from the reference's slot. A reference that ends early is copied to other slots as
+        well; a draw from those does not count as kept.
     """
 
     draws: tuple[J, ...]
@@ -83,7 +82,7 @@ class LogZBounds:
     upper: np.ndarray
 
     def means(self) -> tuple[tuple[float, float], tuple[float, float]]:
-        """((mean, standard error) of lower, (mean, standard error) of upper) over groups that replicate one prompt."""
+        """Return (mean, standard error) of `lower` and of `upper` over groups that replicate one prompt."""
         n = len(self.lower)
         with np.errstate(invalid="ignore"):
             low, high = (
@@ -101,7 +100,7 @@ def particle_gibbs(
     rng: np.random.Generator | None = None,
     reference: Sequence[J] | None = None,
 ) -> GibbsResult[J]:
-    """Run G chains of particle Gibbs: each sweep draws a trajectory from a run conditional on the last one.
+    """Run G chains of particle Gibbs; each sweep draws a trajectory from a run conditional on the last one.
 
     Parameters
     ----------
@@ -121,15 +120,10 @@ def particle_gibbs(
         Trajectories to start from, (G, 1) at every depth from the root to the end. Default: one draw of an
         ordinary run.
 
-    Returns
-    -------
-    GibbsResult
-
     Raises
     ------
     UserError
-        For settings out of range, another scheme (with the reason), or a reference that has not ended or has
-        value zero.
+        If a setting is out of range, the scheme is another one, or a reference has not ended or has value zero.
 
     Notes
     -----
@@ -146,7 +140,11 @@ def particle_gibbs(
     check_count("sweeps", sweeps, fix=10)
     check_root(root)
     if reference is None:
-        path = _first_path(root, n_particles, pool_size, rng)
+        path, alive = first_paths(root, n_particles, pool_size, rng)
+        if not alive.all():
+            raise UserError(
+                "no particle of the first run has positive value", fix="raise n_particles or pass `reference`"
+            )
     else:
         path = tuple(reference)
         if not path or path[0].shape != root.shape or (path[0].log_value() != root.log_value()).any():
@@ -174,20 +172,16 @@ def log_z_bounds(
     ----------
     posterior : sequence of Particles
         Exact draws of the target, (G, 1) at every depth from the root to the end. The bounds are on log Z of its
-        first prefixes: left out, the root is not missed.
+        first prefixes, even if these are not the root.
     n_particles, pool_size
         N and M of both runs.
     rng : np.random.Generator
         Source of every draw; required.
 
-    Returns
-    -------
-    LogZBounds
-
     Raises
     ------
     UserError
-        For settings out of range, or a trajectory that has not ended or has value zero.
+        If a setting is out of range, or a trajectory has not ended or has value zero.
 
     Notes
     -----
@@ -205,7 +199,7 @@ def log_z_bounds(
 
 @dataclass(frozen=True, eq=False)
 class _Tracked(Generic[J]):
-    """Particles that remember the levels they went through, with candidate 0 of slot 0 replaced by a reference."""
+    """Particles that remember their earlier levels; a reference, if any, replaces candidate 0 of slot 0."""
 
     inner: J
     levels: tuple[J, ...] = ()
@@ -229,7 +223,7 @@ class _Tracked(Generic[J]):
             n_groups, n = children.shape
             index = np.tile(np.arange(n), (n_groups, 1))
             index[:, 0] = n
-            # A reference that has ended is absorbing: its last prefix stands for all later depths.
+            # An ended reference is absorbing: its last prefix is that of all later depths.
             pinned = self.reference[min(len(levels), len(self.reference) - 1)]
             children = children.join(pinned).select(index)
         return _Tracked(children, levels, self.reference)
@@ -263,42 +257,22 @@ def _conditional(path: tuple[J, ...], n: int, m: int, rng: np.random.Generator) 
 def first_paths(
     root: J, n_particles: int, pool_size: int, rng: np.random.Generator
 ) -> tuple[tuple[J, ...], np.ndarray]:
-    """Draw a trajectory per group from an ordinary run: the reference that particle Gibbs starts from.
-
-    Parameters
-    ----------
-    root : Particles
-        Shape (G, 1).
-    n_particles, pool_size : int
-        N and M of the run.
-    rng : np.random.Generator
-        Source of every draw.
+    """Draw one trajectory per group from an ordinary run, as references for particle Gibbs.
 
     Returns
     -------
     path : tuple of Particles
         (G, 1) at every depth from the root to the end.
     alive : np.ndarray
-        (G,) bool: some particle of the run has positive value. Where none has, the path is no reference.
+        (G,) bool: some particle of the run has positive value; otherwise the path cannot be a reference.
     """
-    _, rng = check_settings(n_particles, pool_size, "multinomial", 1.0, rng)
-    check_root(root)
     result = run(_Tracked(root), Settings(n_particles, pool_size, multinomial, 1.0), rng)
     assert result.log_z is not None
     return _trace(result, result.draw(rng)), result.log_z > -np.inf
 
 
-def _first_path(root: J, n: int, m: int, rng: np.random.Generator) -> tuple[J, ...]:
-    path, alive = first_paths(root, n, m, rng)
-    if not alive.all():
-        raise UserError(
-            "no particle of the first run has positive value", fix="raise n_particles or pass `reference`"
-        )
-    return path
-
-
 def _trace(result: SMCResult[_Tracked[J]], index: np.ndarray) -> tuple[J, ...]:
-    """Trajectory of one final particle per group, root first."""
+    """Return the trajectory of one final particle per group, root first."""
     path = [result.particles.inner.select(index[:, None])]
     groups = np.arange(len(index))
     for level, ancestors in zip(reversed(result.particles.levels), reversed(result.ancestors), strict=True):

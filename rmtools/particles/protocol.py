@@ -1,8 +1,8 @@
 """What the sampler works on (`Particles`) and what it returns (`SMCResult`).
 
-A `Particles` object is a batch of prefixes: G independent groups (prompts, or replicates of one) with n
-prefixes each. Whatever can be extended by one step, valued and selected can be sampled; an exact finite model
-and a language model are the two that ship.
+A `Particles` object is a batch of prefixes: G independent groups (prompts, or replicates of one) with n prefixes each.
+Anything that can be extended by one step, valued and selected can be sampled; finite models and language models are
+implemented.
 
 >>> import numpy as np
 >>> from rmtools.core import product, smc
@@ -37,15 +37,15 @@ class Particles(Protocol):
         ...
 
     def log_value(self) -> np.ndarray:
-        """(G, n) log values in nats; -inf is a value of zero, NaN is an error."""
+        """Return (G, n) log values in nats; -inf is a value of zero, NaN is an error."""
         ...
 
     def extend(self, pool_size: int, rng: np.random.Generator) -> Self:
-        """(G, n * pool_size) prefixes one step longer; child i * pool_size + m continues prefix i."""
+        """Return (G, n * pool_size) prefixes one step longer; child i * pool_size + m continues prefix i."""
         ...
 
     def select(self, index: np.ndarray) -> Self:
-        """(G, k) prefixes at `index`, (G, k) integers into n; caches follow."""
+        """Return the (G, k) prefixes at `index`, (G, k) integers into n; caches follow."""
         ...
 
 
@@ -66,8 +66,7 @@ class SMCResult(Generic[P]):
     log_z : np.ndarray or None
         (G,) nats; exp(log_z) is an unbiased estimate of Z. None for `top_k`, which estimates no Z.
     ess : np.ndarray
-        (T, G) effective sample size after the step's weighting and before its resampling; 0 where all weights
-        are.
+        (T, G) effective sample size after the step's weighting and before its resampling; 0 where all weights are 0.
     log_increments : np.ndarray
         (T, G, N) log incremental weights in nats, in the order of the parents; exactly 0 for an ended parent.
         For `top_k` the change of log value along each kept candidate, in the order of the children.
@@ -88,32 +87,27 @@ class SMCResult(Generic[P]):
 
     @property
     def n_steps(self) -> int:
-        """Number of steps taken by the longest group."""
+        """Number of steps of the longest group."""
         return len(self.ess)
 
     @cached_property
     def unique_ancestors(self) -> np.ndarray:
         """(T, G) number of distinct parents that continue after each step."""
-        sorted_rows = np.sort(self.ancestors, axis=2)
-        return 1 + np.count_nonzero(np.diff(sorted_rows, axis=2), axis=2)
+        changes = np.diff(np.sort(self.ancestors, axis=2), axis=2)
+        unique: np.ndarray = 1 + np.count_nonzero(changes, axis=2)
+        return unique
 
     def draw(self, rng: np.random.Generator) -> np.ndarray:
-        """Index of one particle per group, drawn by weight.
+        """Draw one particle per group by weight and return its index, (G,) int.
 
-        Parameters
-        ----------
-        rng : np.random.Generator
-            Source of the draw.
-
-        Returns
-        -------
-        np.ndarray
-            (G,) int; 0 in a group whose estimate of Z is zero, where no draw exists (look at `log_z`).
+        The index is 0 in a group whose estimate of Z is zero, where no draw exists (see `log_z`).
         """
         check_generator(rng)
         # Gumbel-max: a categorical draw that never leaves the log domain.
-        return np.argmax(self.log_weights + rng.gumbel(size=self.log_weights.shape), axis=1)
+        index: np.ndarray = np.argmax(self.log_weights + rng.gumbel(size=self.log_weights.shape), axis=1)
+        return index
 
     def argmax(self) -> np.ndarray:
-        """Index of the particle with the largest weight in each group, (G,) int (the first of equals)."""
-        return np.argmax(self.log_weights, axis=1)
+        """Return the index of the largest weight in each group, (G,) int (the first among equals)."""
+        index: np.ndarray = np.argmax(self.log_weights, axis=1)
+        return index

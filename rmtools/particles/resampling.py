@@ -1,8 +1,8 @@
 """Resampling schemes: (log_weights (G, n), n_out, rng) -> ancestors (G, n_out), all groups at once.
 
-Every random scheme is unbiased: the expected number of offspring of particle i is n_out times its normalised
-weight. Ancestors come out in nondecreasing order within a group (`top_k`: best first), so neighbours stay
-neighbours, which is what systematic resampling profits from, and counting distinct parents is one comparison.
+Every random scheme is unbiased: the expected number of offspring of particle i is n_out times its normalised weight.
+Ancestors are in nondecreasing order within a group (`top_k`: best first). Neighbours stay neighbours, from which
+systematic resampling profits, and counting distinct parents takes one comparison.
 
 >>> import numpy as np
 >>> log_weights = np.array([[np.log(0.5), np.log(0.25), np.log(0.25), -np.inf]])
@@ -26,7 +26,7 @@ Resampler = Callable[[np.ndarray, int, np.random.Generator, np.ndarray | None], 
 def multinomial(
     log_weights: np.ndarray, n_out: int, rng: np.random.Generator, weights: np.ndarray | None = None
 ) -> np.ndarray:
-    """Independent draws by weight: the scheme of arXiv 2602.01381 Algorithm 1 and of its theorems.
+    """Draw independently by weight: the scheme of arXiv 2602.01381 Algorithm 1 and of its theorems.
 
     Parameters
     ----------
@@ -68,7 +68,7 @@ def multinomial(
 def stratified(
     log_weights: np.ndarray, n_out: int, rng: np.random.Generator, weights: np.ndarray | None = None
 ) -> np.ndarray:
-    """One uniform in each of `n_out` equal strata; otherwise as `multinomial`."""
+    """Draw one uniform in each of `n_out` equal strata; otherwise as `multinomial`."""
     bits = UNIT_BITS - int(n_out).bit_length()
     ends = _ends(log_weights, weights, n_out << bits)
     ends = np.where(ends == ends[:, -1:], n_out << bits, np.minimum(ends, n_out << bits))
@@ -81,11 +81,11 @@ def stratified(
 def systematic(
     log_weights: np.ndarray, n_out: int, rng: np.random.Generator, weights: np.ndarray | None = None
 ) -> np.ndarray:
-    """One uniform shared by all strata of a group; otherwise as `multinomial`."""
+    """Draw one uniform per group, shared by all strata; otherwise as `multinomial`."""
     bits = UNIT_BITS - int(n_out).bit_length()
     ends = _ends(log_weights, weights, n_out << bits)
-    # Tooth k of the comb lies at k + 1 - u: the number below x is the whole part of x + u. The places of u are those
-    # at which all n_out teeth lie below the last end, which rounding leaves a few units off n_out.
+    # Tooth k of the comb lies at k + 1 - u, so the number of teeth below x is the whole part of x + u. Rounding leaves
+    # the last end a few units off n_out; u is drawn so that all n_out teeth lie below it.
     off = (n_out << bits) - ends[:, -1:]
     room = (1 << bits) - np.abs(off)
     u = np.minimum((rng.random((len(ends), 1)) * room).astype(np.int64), room - 1)
@@ -97,10 +97,10 @@ def systematic(
 def residual(
     log_weights: np.ndarray, n_out: int, rng: np.random.Generator, weights: np.ndarray | None = None
 ) -> np.ndarray:
-    """Whole parts of n_out * weight kept, the rest multinomial; otherwise as `multinomial`."""
+    """Keep the whole parts of n_out * weight and draw the rest; otherwise as `multinomial`."""
     weights = _weights(log_weights, weights)
     expected = weights * (n_out / weights.sum(axis=1, keepdims=True))
-    # A whole number that rounding left just below itself must not lose its last offspring to chance.
+    # A whole number rounded to just below itself must not lose its last offspring to chance.
     nearest = np.rint(expected)
     expected = np.where(np.abs(expected - nearest) <= 1e-12 * np.maximum(nearest, 1.0), nearest, expected)
     counts = np.floor(expected)
@@ -119,12 +119,8 @@ def top_k(
 ) -> np.ndarray:
     """Keep the `n_out` largest, best first, the earlier of equals first: beam search, not unbiased.
 
-    Parameters and result as `multinomial`; `rng` is not used. Groups without positive weight are ranked too.
-
-    Raises
-    ------
-    UserError
-        If a weight is NaN or fewer than `n_out` candidates exist.
+    Parameters and result as `multinomial`; `rng` is not used. Groups without positive weight are ranked too. Raises
+    UserError if a weight is NaN or fewer than `n_out` candidates exist.
     """
     if n_out > log_weights.shape[1]:
         raise UserError(f"top_k cannot keep {n_out} of {log_weights.shape[1]} candidates", fix="lower n_out")
@@ -135,12 +131,9 @@ def top_k(
 def none(
     log_weights: np.ndarray, n_out: int, rng: np.random.Generator, weights: np.ndarray | None = None
 ) -> np.ndarray:
-    """Every particle continues itself: importance sampling. Parameters as `multinomial`; `rng` is not used.
+    """Continue every particle by itself: importance sampling. Parameters as `multinomial`; `rng` is not used.
 
-    Raises
-    ------
-    UserError
-        If `n_out` differs from the number of particles.
+    Raises UserError if `n_out` differs from the number of particles.
     """
     n_groups, n = log_weights.shape
     if n_out != n:
@@ -161,13 +154,7 @@ RESAMPLING: dict[str, Resampler] = {
 
 
 def resolve(name: str) -> Resampler:
-    """Return the scheme called `name`.
-
-    Raises
-    ------
-    UserError
-        If there is none; the message lists the valid names.
-    """
+    """Return the scheme called `name`, or raise UserError with the valid names."""
     if not isinstance(name, str) or name not in RESAMPLING:
         raise UserError(f"unknown resampling scheme {name!r}", fix=f"choose one of {', '.join(RESAMPLING)}")
     return RESAMPLING[name]
@@ -193,25 +180,27 @@ def _weights(log_weights: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
             f"group {group} cannot be resampled: its largest log weight is {top[group, 0]}",
             fix="leave out groups whose particles all have weight zero, and infinite weights",
         )
-    return np.exp(log_weights - top)
+    found: np.ndarray = np.exp(log_weights - top)
+    return found
 
 
 def _ends(log_weights: np.ndarray, weights: np.ndarray | None, total: int) -> np.ndarray:
-    """(G, n) running sums of the weights in whole units, `total` of them in all up to rounding.
+    """Return the (G, n) running sums of the weights in integer units; the last is `total` up to rounding.
 
-    A sum of integers is exact, and each of its additions takes a quarter of the time of one of floats.
+    Sums of integers are exact, and an addition takes a quarter of the time of one of floats.
     """
     weights = _weights(log_weights, weights)
     scaled = weights * (float(total) / weights.sum(axis=1, keepdims=True))
     units = np.rint(scaled, out=scaled).astype(np.int64)
-    return np.cumsum(units, axis=1, out=units)
+    ends: np.ndarray = np.cumsum(units, axis=1, out=units)
+    return ends
 
 
 def _from_offspring(below: np.ndarray, n_out: int) -> np.ndarray:
-    """Ancestors (G, n_out) from the number of offspring of particles 0 ... i, (G, n) int, which is overwritten.
+    """Return ancestors (G, n_out) from the number of offspring of particles 0 ... i, (G, n) int, which is overwritten.
 
-    Offspring k has as many particles before its parent as have at most k offspring below their end: a count and a
-    running sum over all groups at once, several times faster than repeating each particle.
+    The parent of offspring k is the number of particles with at most k offspring up to and including them. Counting
+    these and a running sum over all groups at once are several times faster than repeating each particle.
     """
     n_groups, n = below.shape
     below += np.arange(n_groups)[:, None] * n_out
@@ -222,12 +211,13 @@ def _from_offspring(below: np.ndarray, n_out: int) -> np.ndarray:
 
 
 def search_rows(cumulative: np.ndarray, rows: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """First particle of each row whose cumulative share exceeds the point; never one of weight zero."""
+    """Return the first particle of each row whose cumulative share exceeds the point; never one of weight zero."""
     n_groups, n = cumulative.shape
-    # All groups in one search: group g occupies [g, g + 1). Its last share is exactly g + 1, so a point kept
-    # strictly below g + 1 cannot fall on the next group or on trailing particles of weight zero.
+    # One search for all groups: group g occupies [g, g + 1). Its last share is exactly g + 1, so a point strictly
+    # below g + 1 cannot fall on the next group or on trailing particles of weight zero.
     offset = np.arange(n_groups, dtype=np.float64)
     shares = (cumulative / cumulative[:, -1:] + offset[:, None]).ravel()
     below = np.nextafter(offset + 1.0, 0.0)
     found = np.searchsorted(shares, np.minimum(points + offset[rows], below[rows]), side="right")
-    return found - rows * n
+    place: np.ndarray = found - rows * n
+    return place

@@ -1,10 +1,10 @@
 """Sequential Monte Carlo with pools: one sampler whose settings are best-of-N, beam search, SP-gSMC and SMC.
 
-At each step every particle draws a pool of M candidates from the policy. The log of the pool's mean value
-over the particle's own value is its log increment; after resampling, each offspring takes one candidate of
-its parent's pool with probability proportional to the value. The estimate of Z is unbiased for every N, M,
-unbiased resampling scheme and ESS threshold (docs/equations.md section 4; arXiv 2602.01381 Algorithms 1 and
-2), provided that the value is positive wherever the target can be reached. All G groups run at once, in the log domain, in nats.
+At each step every particle draws a pool of M candidates from the policy. Its log increment is the log of the pool's mean
+value over its own value. After resampling, each offspring takes one candidate of its parent's pool with probability
+proportional to the value. The estimate of Z is unbiased for every N, M, unbiased resampling scheme and ESS threshold if
+the value is positive wherever the target can be reached (docs/equations.md section 4; arXiv 2602.01381 Algorithms 1 and
+2). All G groups run at once, in the log domain, in nats.
 
 >>> import numpy as np
 >>> from rmtools.core import product, solve
@@ -50,29 +50,28 @@ def smc(
     pool_size : int
         M, candidates per particle and step.
     resampling : str
-        A name of `rmtools.particles.resampling.RESAMPLING`. `none` never resamples. `top_k` keeps the N best of
-        the N * M candidates at every step (step-level beam search): deterministic, so no estimate of Z.
+        A name in `rmtools.particles.resampling.RESAMPLING`. `none` never resamples. `top_k` keeps the N best of
+        the N * M candidates at every step (step-level beam search); it is deterministic and estimates no Z.
     ess_threshold : float
         Resample a group when its effective sample size is at most this fraction of N. 1 resamples at every
         step, 0 never. Not used by `none` and `top_k`.
     rng : np.random.Generator
         Source of every draw; required.
     history : bool
-        Keep `log_increments` and `ancestors` (12 bytes per particle and step). Without, they have no rows.
+        Keep `log_increments` and `ancestors` (12 bytes per particle and step). If False, they have no rows.
 
     Returns
     -------
     SMCResult
-        Groups stop on their own: a group is not resampled after its last step (the final particles stay
-        weighted), and once all its particles have ended, or all weights are zero, nothing in it changes any
-        more.
+        Each group stops by itself: it is not resampled after its last step (the final particles stay weighted), and
+        nothing in it changes once all its particles have ended or all its weights are zero.
 
     Raises
     ------
     UserError
-        For settings out of range, an unknown scheme (the valid ones are listed) or a missing `rng`.
+        If a setting is out of range, the scheme is unknown (the valid ones are listed) or `rng` is missing.
     ValueError
-        If a value is NaN or +inf; names the step, the group and the particle.
+        If a value is NaN or +inf; the message names the step, the group and the particle.
     """
     resampler, rng = check_settings(n_particles, pool_size, resampling, ess_threshold, rng)
     threshold = 0.0 if resampler is none else float(ess_threshold)
@@ -123,7 +122,7 @@ class _State(Generic[P]):
 
 
 class _History:
-    """Per-step arrays written in place: copying a list of steps would double the memory traffic."""
+    """Per-step arrays, written in place: copying a list of steps would double the memory traffic."""
 
     def __init__(self, shape: tuple[int, int], keep: bool) -> None:
         self.n_steps = 0
@@ -135,14 +134,15 @@ class _History:
         self.resampled: list[np.ndarray] = []
 
     def new_step(self) -> np.ndarray | None:
-        """Count a step and return the array to write its log increments to, None for a new one."""
+        """Count a step and return the array for its log increments; None if no history is kept."""
         self.n_steps += 1
         if not self.keep:
             return None
         if self.n_steps > len(self.ancestors):
             self.log_increments = np.concatenate([self.log_increments, np.empty_like(self.log_increments)])
             self.ancestors = np.concatenate([self.ancestors, np.empty_like(self.ancestors)])
-        return self.log_increments[self.n_steps - 1]
+        row: np.ndarray = self.log_increments[self.n_steps - 1]
+        return row
 
     def end_step(self, ess: np.ndarray, resampled: np.ndarray, ancestors: np.ndarray) -> None:
         """Write the other figures of the step."""
@@ -178,7 +178,7 @@ def check_settings(
 
 
 def check_root(root: object) -> None:
-    """Raise UserError unless `root` can be sampled from."""
+    """Raise UserError unless `root` has the methods of `Particles`."""
     if not all(hasattr(root, name) for name in ("shape", "ended", "log_value", "extend", "select")):
         raise UserError(
             f"`root` must be Particles, got {type(root).__name__}",
@@ -192,7 +192,7 @@ def _start(root: P, n: int) -> _State[P]:
         raise UserError(
             f"`root` must have 1 or {n} prefixes per group, got {n_root}", fix="pass one root per group"
         )
-    log_value = checked_values(root.log_value(), step=0)
+    log_value = _checked_values(root.log_value(), step=0)
     if n_root != n:
         root = root.select(np.zeros((n_groups, n), dtype=np.intp))
         log_value = np.repeat(log_value, n, axis=1)
@@ -204,8 +204,8 @@ def _if_any(ended: np.ndarray) -> np.ndarray | None:
     return ended if ended.any() else None
 
 
-def checked_values(log_value: np.ndarray, step: int) -> np.ndarray:
-    """Return `log_value`, (G, n) nats, or raise ValueError naming where a NaN or +inf is."""
+def _checked_values(log_value: np.ndarray, step: int) -> np.ndarray:
+    """Return `log_value`, (G, n) nats, or raise ValueError naming the place of a NaN or +inf."""
     if not log_value.max(initial=-np.inf) < np.inf:
         group, particle = np.argwhere(~(log_value < np.inf))[0]
         raise ValueError(
@@ -215,20 +215,23 @@ def checked_values(log_value: np.ndarray, step: int) -> np.ndarray:
     return log_value
 
 
-def take(x: np.ndarray, index: np.ndarray) -> np.ndarray:
-    """Entries (G, k) of x (G, n) at `index` (G, k), faster than take_along_axis."""
+def _take(x: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """Return the entries (G, k) of x (G, n) at `index` (G, k), faster than take_along_axis."""
     offset = np.arange(len(x))[:, None] * x.shape[1]
-    return x.ravel().take(index + offset)
+    taken: np.ndarray = x.ravel().take(index + offset)
+    return taken
 
 
-def _live_groups(state: _State) -> np.ndarray:
+def _live_groups(state: _State[P]) -> np.ndarray:
     if state.log_weight is None:
         if state.ended is None:
             return np.ones(len(state.log_const), dtype=bool)
-        return np.any(~state.ended, axis=1)
-    if state.ended is None:
-        return state.log_weight.max(axis=1) > -np.inf
-    return np.any(~state.ended & (state.log_weight > -np.inf), axis=1)
+        live: np.ndarray = np.any(~state.ended, axis=1)
+    elif state.ended is None:
+        live = state.log_weight.max(axis=1) > -np.inf
+    else:
+        live = np.any(~state.ended & (state.log_weight > -np.inf), axis=1)
+    return live
 
 
 def _step(
@@ -236,7 +239,7 @@ def _step(
 ) -> _State[P]:
     children = state.particles.extend(settings.pool, rng)
     child_ended = _if_any(children.ended)
-    pool = checked_values(children.log_value(), history.n_steps + 1)
+    pool = _checked_values(children.log_value(), history.n_steps + 1)
     increment = _increment(pool, state, out=history.new_step())
     log_weight = increment if state.log_weight is None else state.log_weight + increment
     weighed = _weigh(log_weight)
@@ -256,15 +259,15 @@ def _step(
             index[:, 0] = 0
     particles = children.select(index)
     ended = None if child_ended is None else particles.ended
-    return _State(particles, ended, take(pool, index), left, log_const)
+    return _State(particles, ended, _take(pool, index), left, log_const)
 
 
-def _increment(pool: np.ndarray, state: _State, out: np.ndarray | None) -> np.ndarray:
-    """Log increment of each parent; exactly 0 for ended and dead ones, and so in every group that goes on no more."""
+def _increment(pool: np.ndarray, state: _State[P], out: np.ndarray | None) -> np.ndarray:
+    """Return each parent's log increment; exactly 0 for ended or zero-weight parents, hence for finished groups."""
     n_groups, n = state.log_value.shape
     log_mean = pool if pool.shape[1] == n else log_mean_columns(pool.reshape(n_groups, n, -1))
     with np.errstate(invalid="ignore"):  # -inf - -inf, replaced below
-        increment = np.subtract(log_mean, state.log_value, out=out)
+        increment: np.ndarray = np.subtract(log_mean, state.log_value, out=out)
     still = state.log_value == -np.inf
     if state.ended is not None:
         still |= state.ended
@@ -288,7 +291,7 @@ def _weigh(log_weight: np.ndarray) -> _Weighed:
         shift = shift_of(log_weight)[:, 0]
         weight = np.exp(log_weight - shift[:, None])
     total = weight.sum(axis=1)
-    # einsum, not vecdot: BLAS would start threads for long rows, one set in every worker process.
+    # einsum, not vecdot: for long rows BLAS would start threads, one set per worker process.
     squares = np.einsum("gn,gn->g", weight, weight)
     ess = np.divide(total**2, squares, out=np.zeros_like(total), where=squares > 0)
     with np.errstate(divide="ignore"):
@@ -296,25 +299,27 @@ def _weigh(log_weight: np.ndarray) -> _Weighed:
 
 
 def _ess_says_so(ess: np.ndarray, settings: Settings) -> np.ndarray:
-    # The two ends are exact promises, so they do not depend on how an ESS of N (or 0) rounds.
+    # 0 and 1 are exact promises and must not depend on how an ESS of N (or 0) rounds.
     if settings.threshold in (0.0, 1.0):
         return np.full(len(ess), settings.threshold == 1.0)
-    return ess <= settings.threshold * settings.n
+    low: np.ndarray = ess <= settings.threshold * settings.n
+    return low
 
 
 def _finished(child_ended: np.ndarray | None, pool: np.ndarray, log_weight: np.ndarray) -> np.ndarray:
-    """(G,) bool: no candidate of positive weight goes on, so this was the group's last step."""
+    """(G,) bool: no candidate of positive weight can be extended, so this was the group's last step."""
     if child_ended is None:
         return np.zeros(len(pool), dtype=bool)
     n_groups, n = log_weight.shape
     alive = (pool > -np.inf).reshape(n_groups, n, -1) & (log_weight > -np.inf)[:, :, None]
-    return ~np.any(~child_ended & alive.reshape(pool.shape), axis=1)
+    unfinished: np.ndarray = np.any(~child_ended & alive.reshape(pool.shape), axis=1)
+    return ~unfinished
 
 
 def _resample(
     log_weight: np.ndarray, weight: np.ndarray, due: np.ndarray, settings: Settings, rng: np.random.Generator
 ) -> np.ndarray:
-    """Ancestors of all groups (G, N), the identity where not due."""
+    """Return the ancestors of all groups, (G, N); the identity where not due."""
     if due.all():
         return settings.resampler(log_weight, settings.n, rng, weight)
     identity = np.broadcast_to(np.arange(settings.n), log_weight.shape)
@@ -326,7 +331,7 @@ def _resample(
 
 
 def _left_weight(log_weight: np.ndarray, due: np.ndarray) -> np.ndarray | None:
-    """Log weights after resampling; None is zero everywhere, which the next step need not add."""
+    """Return the log weights after resampling; None is zero everywhere, which the next step need not add."""
     if due.all():
         return None
     if not due.any():
@@ -337,7 +342,7 @@ def _left_weight(log_weight: np.ndarray, due: np.ndarray) -> np.ndarray | None:
 
 
 def _draw_candidates(pool: np.ndarray, ancestors: np.ndarray, m: int, rng: np.random.Generator) -> np.ndarray:
-    """Child index (G, N): each offspring draws one of its parent's M candidates by value, on its own."""
+    """Return child indices, (G, N): each offspring draws one of its parent's M candidates by value, independently."""
     parent = ancestors + np.arange(len(ancestors))[:, None] * (pool.shape[1] // m)
     uniform = rng.random(ancestors.shape)
     pool = pool.reshape(-1, m)
@@ -347,7 +352,8 @@ def _draw_candidates(pool: np.ndarray, ancestors: np.ndarray, m: int, rng: np.ra
         chosen = np.zeros(ancestors.shape, dtype=np.intp)
         for share in _cumulative_shares(pool):
             chosen += uniform >= share.take(parent)
-    return ancestors * m + chosen
+    index: np.ndarray = ancestors * m + chosen
+    return index
 
 
 def _search_candidates(log_value: np.ndarray, rows: np.ndarray, uniform: np.ndarray) -> np.ndarray:
@@ -357,9 +363,9 @@ def _search_candidates(log_value: np.ndarray, rows: np.ndarray, uniform: np.ndar
 
 
 def _cumulative_shares(log_value: np.ndarray) -> list[np.ndarray]:
-    """Columns 0 ... M - 2 of the cumulative shares of each row; all 1 in a row of zeros, which picks candidate 0.
+    """Return columns 0 ... M - 2 of each row's cumulative shares; all 1 in a row of zeros, which picks candidate 0.
 
-    A share that reaches 1 early does so exactly, so that trailing candidates of value zero are never drawn.
+    A share that reaches 1 early does so exactly: trailing candidates of value zero are never drawn.
     """
     columns = [log_value[:, b] for b in range(log_value.shape[1])]
     top = columns[0]
@@ -378,8 +384,8 @@ def _beam_step(
     n, m = settings.n, settings.pool
     parent_ended = np.repeat(state.particles.ended, m, axis=1)
     children = state.particles.extend(m, rng)
-    pool = checked_values(children.log_value(), history.n_steps + 1)
-    # An ended beam has M identical candidates: only the first competes, or one answer would fill the beam.
+    pool = _checked_values(children.log_value(), history.n_steps + 1)
+    # An ended beam has M identical candidates; only the first competes, or one answer would fill the beam.
     assert state.log_weight is not None
     lost = np.repeat(state.log_weight == -np.inf, m, axis=1)
     spare = lost | (parent_ended & (np.arange(n * m) % m > 0))
@@ -387,12 +393,12 @@ def _beam_step(
     index = np.where(live[:, None], index, np.arange(n) * m)
     ancestors = index // m
     change_out = history.new_step()
-    log_value = take(pool, index)
+    log_value = _take(pool, index)
     with np.errstate(invalid="ignore"):
-        change = log_value - take(state.log_value, ancestors)
+        change = log_value - _take(state.log_value, ancestors)
     if change_out is not None:
-        change_out[:] = np.where(take(parent_ended, index) | np.isnan(change), 0.0, change)
-    log_weight = np.where(take(spare, index) & live[:, None], -np.inf, 0.0)
+        change_out[:] = np.where(_take(parent_ended, index) | np.isnan(change), 0.0, change)
+    log_weight = np.where(_take(spare, index) & live[:, None], -np.inf, 0.0)
     log_weight = np.where(log_value == -np.inf, -np.inf, log_weight)
     history.end_step(_weigh(log_value).ess, live.copy(), ancestors)
     particles = children.select(index)

@@ -1,10 +1,9 @@
-"""From a probability of success to a positive value and back.
+"""The map from a probability of success to a positive value, and back.
 
-A process reward model gives p(s), the probability that a solution continuing s will be right. A value must be
-positive with bounded ratios, so the potential of a reward r is f + (1 - f) r and the value of a prefix is
-V(s) = f + (1 - f) p(s), exactly (docs/equations.md section 2). For r in {0, 1} this is exp(r / lam) up to a
-constant with f = exp(-1 / lam): one parameter read as a floor on the probability or as a temperature. All in
-nats.
+A process reward model gives p(s), the probability that a solution continuing s will be right. A value must be positive
+with bounded ratios: the potential of a reward r is f + (1 - f) r, and so the value of a prefix is V(s) = f + (1 - f) p(s)
+(docs/equations.md section 2). For r in {0, 1} this is exp(r / lam) up to a constant, with f = exp(-1 / lam): the one
+parameter is a floor on the probability, or a temperature. All in nats.
 
 >>> tilt = Tilt(floor=0.1)
 >>> [round(float(v), 6) for v in np.exp(tilt.log_potential([0.0, 0.5, 1.0]))]
@@ -32,17 +31,13 @@ class Tilt:
     Parameters
     ----------
     floor : float
-        f in (0, 1): the value of certain failure. Well below the success rate to favour success; f -> 0 is
-        conditioning on success.
+        f in (0, 1): the value of certain failure. Choose it well below the success rate to favour success; f -> 0
+        conditions on success.
 
     Raises
     ------
     UserError
         If `floor` is not strictly between 0 and 1.
-
-    Notes
-    -----
-    Source: docs/equations.md section 2.
     """
 
     floor: float
@@ -56,12 +51,9 @@ class Tilt:
 
     @classmethod
     def from_temperature(cls, temperature: float) -> Self:
-        """Tilt with floor exp(-1 / temperature), the KL-regularised reading for r in {0, 1}.
+        """Return the tilt with floor exp(-1 / temperature), the KL-regularised reading for r in {0, 1}.
 
-        Raises
-        ------
-        UserError
-            If `temperature` is not positive, or so small or large that the floor rounds to 0 or 1.
+        Raises UserError if `temperature` is not positive, or if the floor rounds to 0 or 1.
         """
         if not (math.isfinite(temperature) and temperature > 0):
             raise UserError(
@@ -77,21 +69,16 @@ class Tilt:
 
     @property
     def ratio_bound(self) -> float:
-        """1 / f, which bounds every ratio of two values (L of arXiv 2602.01381 Assumption 3.1)."""
+        """1 / f, the bound on every ratio of two values (L of arXiv 2602.01381 Assumption 3.1)."""
         return 1.0 / self.floor
 
     def log_value(self, log_p: ArrayLike) -> np.ndarray:
-        """Log value log(f + (1 - f) p) of log probabilities.
+        """Return log(f + (1 - f) p), in [log f, 0], for log probabilities.
 
         Parameters
         ----------
         log_p : array_like
-            Log probabilities in nats, at most 0; -inf is p = 0. Floating types are kept.
-
-        Returns
-        -------
-        np.ndarray
-            Log values in nats, same shape, in [log f, 0].
+            Log probabilities in nats, at most 0; -inf is p = 0. Shape and floating type are kept.
 
         Raises
         ------
@@ -100,40 +87,30 @@ class Tilt:
         """
         log_p = _floating(log_p)
         _refuse(~(log_p <= _slack(log_p, 1.0)), log_p, "log probability must be at most 0 and not NaN")
-        return np.logaddexp(
+        log_value: np.ndarray = np.logaddexp(
             log_p.dtype.type(math.log(self.floor)), math.log1p(-self.floor) + np.minimum(log_p, 0)
         )
+        return log_value
 
     def log_potential(self, reward: ArrayLike) -> np.ndarray:
-        """Log potential log(f + (1 - f) r) of rewards in [0, 1].
-
-        Raises
-        ------
-        UserError
-            If a reward is NaN or outside [0, 1].
-        """
+        """Return log(f + (1 - f) r), nats, for rewards in [0, 1]; raise UserError for any others."""
         reward = _floating(reward)
         _refuse(~((reward >= 0) & (reward <= 1)), reward, "reward must be in [0, 1]")
         with np.errstate(divide="ignore"):
             return self.log_value(np.log(reward))
 
     def log_probability(self, log_value: ArrayLike) -> np.ndarray:
-        """Log probability of log values, the inverse of `log_value`.
+        """Return the log probabilities, nats, of log values: the inverse of `log_value`.
 
         Parameters
         ----------
         log_value : array_like
-            Log values in nats, in [log f, 0] up to rounding of their floating type.
-
-        Returns
-        -------
-        np.ndarray
-            Log probabilities in nats, same shape; -inf where the value is the floor.
+            Log values in nats, in [log f, 0] up to rounding of their floating type. The floor gives -inf.
 
         Raises
         ------
         UserError
-            If an entry is NaN, below the floor or above 1 by more than rounding: it is no tilted probability.
+            If an entry is NaN, or below the floor or above 1 by more than rounding.
         """
         log_value = _floating(log_value)
         log_floor = math.log(self.floor)
@@ -142,8 +119,9 @@ class Tilt:
         _refuse(outside, log_value, f"log value must be in [{log_floor:.6g}, 0] for floor {self.floor:g}")
         excess = np.minimum(log_floor - np.minimum(log_value, 0), 0)
         with np.errstate(divide="ignore"):
-            log_p = log_value + np.log(-np.expm1(excess)) - math.log1p(-self.floor)
-        return np.minimum(log_p, 0).astype(log_value.dtype, copy=False)
+            log_p: np.ndarray = log_value + np.log(-np.expm1(excess)) - math.log1p(-self.floor)
+        log_p = np.minimum(log_p, 0)
+        return log_p.astype(log_value.dtype, copy=False)
 
 
 def _floating(x: ArrayLike) -> np.ndarray:
@@ -152,7 +130,7 @@ def _floating(x: ArrayLike) -> np.ndarray:
 
 
 def _slack(x: np.ndarray, scale: float) -> float:
-    # A few units in the last place: what a float32 score loses on its way through a log.
+    # A few units in the last place: what a float32 score loses when its log is taken.
     return 16 * float(np.finfo(x.dtype).eps) * max(1.0, abs(scale))
 
 
