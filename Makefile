@@ -9,7 +9,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .PHONY: quickstart test lint install clean
 
 quickstart: $(VENV)/.installed
-	$(BIN)/python recipes/quickstart.py --out $(OUT)
+	$(BIN)/python recipes/quickstart --out $(OUT)
 
 test: lint
 	$(BIN)/python -m pytest -n 2

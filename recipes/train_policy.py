@@ -5,14 +5,17 @@ r"""Train a small Llama from scratch on demonstrations of a task with an exact c
         --early-care 1 --early-share 0.6 --initializer-range 0.1 --rope-theta 100 --out runs/hard/policy
 
 The demonstrations are careless (``--care``), so the policy succeeds only now and then: what a reward model and
-a sampler are for. The gate, measured at the end with one-shot ``generate`` and written to ``gate.json``, says
-whether the policy is fit to build on: well-formed >= .98, resulting row right in >= .99 of the steps, success
-between .03 and .10. Exit code 1 where it is not. These limits are the quick start's, for ``crossing``; for the
-other tasks the same figures are reported and well-formedness alone is the gate: look at ``right_row``, the share of
-steps that are true to the prompt, before building on such a policy.
+a sampler are for. The gate says whether the policy is fit to build on. It is measured with one-shot ``generate`` and
+written to ``gate.json``. For ``crossing`` the limits are the quick start's: well-formed >= .98, resulting row right in
+>= .99 of the steps, success between .03 and .10. For the other tasks well-formedness alone is the gate: look at
+``right_row``, the share of steps that are true to the prompt, before building on such a policy.
+
+Training is chaotic: the same seed gives another policy on another CPU. ``--attempts 4`` tries the seeds S, S + 1, …
+until one passes the gate. Exit code 1 if none does; the folder then holds the last one.
 """
 
 import argparse
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +65,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rope-theta", type=float, default=10_000.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--gate-samples", type=int, default=2048, help="0: no gate")
+    parser.add_argument("--attempts", type=int, default=1, help="seeds to try until one passes the gate")
     return parser.parse_args()
 
 
@@ -72,7 +76,7 @@ def demonstrations(task: ExactTask, care: list[float], seed: int) -> tuple[list[
     return prompts, ["".join(task.demonstration(p, c, rng)) for p, c in zip(prompts, care, strict=True)]
 
 
-def train(args: argparse.Namespace, task: ExactTask, folder: Path) -> None:
+def train(args: argparse.Namespace, task: ExactTask, folder: Path, seed: int) -> None:
     tokenizer = word_tokenizer(task.vocabulary())
     rows = args.iterations * args.batch
     early = int(rows * args.early_share)
@@ -80,15 +84,15 @@ def train(args: argparse.Namespace, task: ExactTask, folder: Path) -> None:
     context = 12 * task.horizon + 64
     train_language_model(
         small_llama(
-            tokenizer, args.hidden, args.layers, context, args.seed, args.initializer_range, args.rope_theta
+            tokenizer, args.hidden, args.layers, context, seed, args.initializer_range, args.rope_theta
         ),
         tokenizer,
-        *demonstrations(task, care, args.seed),
+        *demonstrations(task, care, seed),
         folder,
         steps=args.iterations,
         batch=args.batch,
         learning_rate=args.learning_rate,
-        seed=args.seed,
+        seed=seed,
     )
 
 
@@ -121,29 +125,49 @@ def passes(found: dict[str, float], task: str) -> bool:
     return found["well_formed"] >= 0.98 and found["right_row"] >= 0.99 and 0.03 <= found["success"] <= 0.10
 
 
-def main() -> int:
-    args = arguments()
-    for name in ("iterations", "batch", "hidden", "layers"):
+def check_arguments(args: argparse.Namespace) -> None:
+    for name in ("iterations", "batch", "hidden", "layers", "attempts"):
         check_count(name, getattr(args, name))
     check_count("gate_samples", args.gate_samples, 0)
+    if args.attempts > 1 and not args.gate_samples:
+        raise UserError("several attempts need a gate", "pass --gate-samples 2048, or leave --attempts out")
     for name in ("learning_rate", "initializer_range", "rope_theta"):
         check_positive(name, getattr(args, name))
     check_seed(args.seed)
+    check_seed(args.seed + args.attempts - 1)
     for name in ("care", "early_care", "early_share"):
         if not 0 <= getattr(args, name) <= 1:
             raise UserError(f"{name} must be in [0, 1], got {getattr(args, name)}", "0.5, say")
+
+
+def train_until_it_passes(args: argparse.Namespace, task: ExactTask, folder: Path) -> bool:
+    """Train with the seeds S, S + 1, … until the gate passes; write the last attempt to ``folder``."""
+    for attempt in range(1, args.attempts + 1):
+        seed = args.seed + attempt - 1
+        shutil.rmtree(folder, ignore_errors=True)
+        train(args, task, folder, seed)
+        found = gate(task, folder, args.gate_samples, seed) if args.gate_samples else {}
+        write_json(folder / "gate.json", {"seed": seed, "attempts": attempt, **found})
+        passed = not found or passes(found, args.task)
+        values = ", ".join(f"{k} {v:.4g}" for k, v in found.items())
+        outcome = "passed" if passed else "NOT passed"
+        print(f"attempt {attempt} of {args.attempts}, seed {seed}: gate {outcome}: {values}", flush=True)
+        if passed:
+            return True
+    return False
+
+
+def main() -> int:
+    args = arguments()
+    check_arguments(args)
     task = load_exact_task(args.task, args.horizon)
     claim_folder(args.out, "config.json")
     with replacing(args.out) as folder:
-        train(args, task, folder)
-        found = gate(task, folder, args.gate_samples, args.seed) if args.gate_samples else {}
-        write_json(folder / "gate.json", found)
-    print("gate:", ", ".join(f"{k} {v:.4g}" for k, v in found.items()))
-    passed = not found or passes(found, args.task)
-    others = (
+        passed = train_until_it_passes(args, task, folder)
+    limits = (
         "right row >= .99, success in [.03, .10]" if args.task == "crossing" else "the rest is not judged"
     )
-    print("gate passed" if passed else "gate NOT passed", f"(task {args.task}: well-formed >= .98, {others})")
+    print(f"gate {'passed' if passed else 'NOT passed'} (task {args.task}: well-formed >= .98, {limits})")
     return 0 if passed else 1
 
 

@@ -1,4 +1,4 @@
-"""``rmtools``: prompts, rollout, convert, audit, sample, plot, verify, report, export. Heavy imports wait until a verb runs."""
+"""``rmtools``: prompts, rollout, convert, audit, sample, plot, verify, export. Heavy imports wait until a verb runs."""
 
 import sys
 
@@ -6,7 +6,7 @@ import typer
 from typer.exceptions import Abort, TyperException
 
 from rmtools import __version__
-from rmtools.cli import audit, convert, export, plot, prompts, report, rollout, sample, verify
+from rmtools.cli import audit, convert, export, plot, prompts, rollout, sample, verify
 from rmtools.cli.errors import INTERRUPTED, exit_on_user_error
 from rmtools.errors import UserError
 
@@ -20,7 +20,6 @@ app.command("audit")(audit.command)
 app.command("sample")(sample.command)
 app.add_typer(plot.app, name="plot")
 app.add_typer(verify.app, name="verify")
-app.command("report")(report.command)
 app.command("export")(export.command)
 
 

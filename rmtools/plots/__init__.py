@@ -12,7 +12,6 @@ from rmtools.plots.audit import (
 )
 from rmtools.plots.drawing import FORMS, style_of
 from rmtools.plots.exact import output_law, phase_transition, variance_approach
-from rmtools.plots.run import sigma2_scatter, success_bars, training_curve
 from rmtools.plots.trace import trace_picture
 
 __all__ = [
@@ -24,10 +23,7 @@ __all__ = [
     "particles_for_accuracy",
     "phase_transition",
     "reliability",
-    "sigma2_scatter",
     "style_of",
-    "success_bars",
     "trace_picture",
-    "training_curve",
     "variance_approach",
 ]

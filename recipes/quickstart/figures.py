@@ -1,4 +1,4 @@
-"""Plots of a run: training, sigma^2 predicted and measured, success; from its JSON files, as SVG text.
+"""Draw training, sigma^2 predicted and measured, and success of a run as SVG text.
 
 >>> svg = success_bars({"plain": {"estimate": 0.05, "low": 0.04, "high": 0.06}})
 >>> svg[:4], "http://purl.org" in svg
@@ -6,6 +6,7 @@
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -19,35 +20,17 @@ CURVES = (
 
 
 def training_curve(rows: Sequence[Values]) -> str:
-    """Draw loss, held-out Bellman error and Brier score against the optimiser's steps.
-
-    Parameters
-    ----------
-    rows : sequence of mapping
-        ``training_log.json``. A Bellman error whose corrected mean square is not positive is drawn hollow.
-    """
+    """Draw loss, held-out Bellman error and Brier score; a point is hollow where the corrected mean square is not positive."""
     _, colour, marker, dash = style_of("model")
     with drawing(5.6, rows=len(CURVES)) as (figure, axes):
         for ax, (key, label) in zip(axes, CURVES, strict=True):
             found = [r for r in rows if r.get(key) is not None]
-            ax.plot(
-                [r["step"] for r in found],
-                [r[key] for r in found],
-                color=colour,
-                linestyle=dash,
-                marker=marker,
-                markersize=4,
-            )
-            hollow = [r for r in found if key != "loss" and "rms" in key and r[key] <= 0]
-            ax.plot(
-                [r["step"] for r in hollow],
-                [r[key] for r in hollow],
-                color=colour,
-                linestyle="none",
-                marker=marker,
-                markerfacecolor="white",
-                zorder=3,
-            )
+            hollow = [r for r in found if "rms" in key and r[key] <= 0]
+            line: Any = {"linestyle": dash, "markersize": 4}
+            white: Any = {"linestyle": "none", "markerfacecolor": "white", "zorder": 3}
+            for points, style in ((found, line), (hollow, white)):
+                x, y = [r["step"] for r in points], [r[key] for r in points]
+                ax.plot(x, y, color=colour, marker=marker, **style)
             ax.set_ylabel(label)
             ax.set_xlim(0, 1.03 * max((r["step"] for r in rows), default=1))
             ax.set_ylim(bottom=0)
@@ -56,16 +39,8 @@ def training_curve(rows: Sequence[Values]) -> str:
         return svg_text(figure)
 
 
-def sigma2_scatter(prompts: Sequence[Values], pooled: tuple[float, Values] | None = None) -> str:
-    """Draw measured against predicted sigma^2, one point a prompt.
-
-    Parameters
-    ----------
-    prompts : sequence of mapping
-        ``prompts`` of ``verify.json``.
-    pooled : tuple, optional
-        Predicted, and measured interval, of all prompts together.
-    """
+def sigma2_scatter(prompts: Sequence[Values], pooled: tuple[float, Values]) -> str:
+    """Draw measured against predicted sigma^2 of the prompts of ``verify.json``, and of all prompts pooled."""
     _, colour, marker, _ = style_of("model")
     predicted = [p["sigma2_predicted"] for p in prompts]
     middle, ends = whiskers([p["sigma2_measured"] for p in prompts], least=1e-9)
@@ -73,29 +48,11 @@ def sigma2_scatter(prompts: Sequence[Values], pooled: tuple[float, Values] | Non
     low, high = points[points > 0].min() / 1.7, points[points > 0].max() * 1.7
     with drawing(4.3) as (figure, (ax,)):
         ax.plot([low, high], [low, high], color=GREY, linewidth=1, label="measured = predicted")
-        ax.errorbar(
-            predicted,
-            middle,
-            ends,
-            color=colour,
-            marker=marker,
-            linestyle="none",
-            capsize=3,
-            label="one prompt",
-        )
-        if pooled is not None:
-            centre, reach = whiskers([pooled[1]], least=1e-9)
-            ax.errorbar(
-                [pooled[0]],
-                centre,
-                reach,
-                color="black",
-                marker="D",
-                markersize=8,
-                linestyle="none",
-                capsize=5,
-                label="all prompts pooled",
-            )
+        blue: Any = {"color": colour, "marker": marker, "linestyle": "none", "capsize": 3}
+        ax.errorbar(predicted, middle, ends, **blue, label="one prompt")
+        centre, reach = whiskers([pooled[1]], least=1e-9)
+        black: Any = {"color": "black", "marker": "D", "markersize": 8, "linestyle": "none", "capsize": 5}
+        ax.errorbar([pooled[0]], centre, reach, **black, label="all prompts pooled")
         ax.set(
             xscale="log",
             yscale="log",
@@ -110,13 +67,7 @@ def sigma2_scatter(prompts: Sequence[Values], pooled: tuple[float, Values] | Non
 
 
 def success_bars(rates: Mapping[str, Values]) -> str:
-    """Draw a success rate with its interval for each way of sampling.
-
-    Parameters
-    ----------
-    rates : mapping
-        Label to interval; the first, plain sampling, uses no model and is grey.
-    """
+    """Draw a success rate with its interval for each label; the first, plain sampling, is grey."""
     middle, ends = whiskers(list(rates.values()))
     with drawing(0.9 + 0.55 * len(rates)) as (figure, (ax,)):
         at = np.arange(len(rates))[::-1]

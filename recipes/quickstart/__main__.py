@@ -1,6 +1,6 @@
 """From nothing to a trained, audited and sampled reward model: every stage is a command you can run alone.
 
-    python recipes/quickstart.py --out runs/quickstart
+    python recipes/quickstart --out runs/quickstart
 
 Each stage's command line is printed before it runs. A finished stage is kept: run again after an interruption
 and only what is missing is done. Delete a stage's folder to do it, and what follows it, again.
@@ -11,13 +11,14 @@ import shlex
 import sys
 from pathlib import Path
 
+from stages import Stage, run_stages
+
 from rmtools.cli.errors import exit_on_user_error
-from rmtools.cli.stages import Stage, run_stages
 from rmtools.particles.arguments import check_seed
 
-# name | file it leaves | command; {out}, {seed}, {recipes} are filled in, programs are this environment's.
+# name | file it leaves | command; {out}, {seed}, {recipes}, {config} are filled in, programs are this environment's.
 STAGES = """
-policy | policy/gate.json | python {recipes}/train_policy.py --out {out}/policy
+policy | policy/gate.json | python {recipes}/train_policy.py --out {out}/policy --attempts 4
 rollouts for training | rollouts/train/metadata.json | rmtools rollout --policy {out}/policy --task crossing
     --horizon 8 --prompts 1024 --trajectories 8 --seed 1 --overwrite
     --out {out}/rollouts/train
@@ -39,7 +40,7 @@ SMC with 16 particles | samples/smc.jsonl | rmtools sample --policy {out}/policy
     --prompts {out}/samples/prompts.jsonl --out {out}/samples/smc.jsonl
 verification | verify/verify.json | rmtools verify lm --model {out}/prm --n-prompts 12 --runs 300 --seed 5
     --out {out}/verify
-report | summary.json | rmtools report {out}
+report | summary.json | python {recipes}/quickstart/report.py {out}
 """
 
 
@@ -50,7 +51,7 @@ def short(path: Path) -> Path:
 
 def stages(out: Path, seed: int) -> list[Stage]:
     """Return the stages in order."""
-    recipes, programs = short(Path(__file__).parent), short(Path(sys.executable).parent)
+    recipes, programs = short(Path(__file__).resolve().parents[1]), short(Path(sys.executable).parent)
     config = recipes.parent / "accelerate_config.yaml"
     found = []
     for line in STAGES.strip().replace("\n    ", " ").splitlines():
