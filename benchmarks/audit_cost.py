@@ -45,7 +45,7 @@ from rmtools.data.scoring import ScoredRollouts, score_rollouts
 from rmtools.data.tasks import Crossing
 from rmtools.data.tasks.protocol import Verifier
 from rmtools.files import write_json
-from rmtools.lm.checkpoint import new_token_classifier
+from rmtools.lm.classifier import new_token_classifier
 from rmtools.lm.policy import Policy, load_policy
 from rmtools.lm.steps import StepSettings, StepTokenizer
 from rmtools.lm.value import ValueModel

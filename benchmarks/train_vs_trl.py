@@ -225,7 +225,7 @@ def rmtools_trainer(model: str, data: Path, options: dict[str, Any], timer: Any)
     from peft import get_peft_model
 
     from rmtools.data.rollouts import Child, Rollout
-    from rmtools.lm.checkpoint import new_token_classifier
+    from rmtools.lm.classifier import new_token_classifier
     from rmtools.lm.policy import load_tokenizer
     from rmtools.lm.steps import StepSettings, StepTokenizer
     from rmtools.training.config import PRMConfig

@@ -112,7 +112,8 @@ def value_folder(policy_folder, tokenizer, settings) -> Path:
     import torch
     from peft import LoraConfig, TaskType, get_peft_model
 
-    from rmtools.lm.checkpoint import CheckpointSettings, fingerprint, new_token_classifier
+    from rmtools.lm.checkpoint import CheckpointSettings, fingerprint
+    from rmtools.lm.classifier import new_token_classifier
 
     torch.manual_seed(1)
     model = get_peft_model(

@@ -1,26 +1,31 @@
 """A value model on disk: weights, head, tokenizer, and ``rmtools.json`` with what it was trained for.
 
-The file remembers policy, task, step settings and tilt; a checkpoint that lacks its head or any of these is
-refused, not guessed.
+The file holds policy, task, step settings and tilt. A checkpoint that lacks its head or any of these is refused, not
+guessed.
 """
 
-import contextlib
 import os
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
+from rmtools.codec import load_json, save_json
 from rmtools.errors import UserError
-from rmtools.files import read_json, write_json
-from rmtools.lm.policy import Policy, best_device, load_tokenizer, not_a_model
+from rmtools.files import read_json
+from rmtools.lm.classifier import (
+    adapted,
+    merged,
+    new_token_classifier,
+    require_head,
+    saved_classifier,
+    unreadable_weights,
+)
+from rmtools.lm.policy import Policy, best_device, load_tokenizer
 from rmtools.lm.steps import StepSettings, StepTokenizer
 from rmtools.lm.value import ValueModel
-from rmtools.lm.weights import adapted, require_head, require_whole, unreadable_weights
 from rmtools.particles.tilt import Tilt
-from rmtools.typed import wrong_types
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -34,7 +39,8 @@ MODEL_FILES = (
     "config.json",
     "export.json",
 )
-"""What tells which model a folder holds: a new one leaves none of the old one's behind."""
+"""The files that say which model a folder holds: saving another one removes those it does not write."""
+RETRAIN = "use a checkpoint written by recipes/train_prm.py with this release"
 
 
 @dataclass(frozen=True)
@@ -87,7 +93,7 @@ class CheckpointSettings:
             return os.path.relpath(Path(model).resolve(), (seen_from or folder).resolve())
 
         relative = replace(self, policy=named(self.policy), base=named(self.base))
-        write_json(Path(folder) / SETTINGS_FILE, {"schema_version": SCHEMA_VERSION, **asdict(relative)})
+        save_json(Path(folder) / SETTINGS_FILE, relative, SCHEMA_VERSION)
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
@@ -96,63 +102,36 @@ class CheckpointSettings:
         Raises
         ------
         UserError
-            If the folder is missing or empty, or a setting is missing, unknown, or of another schema version.
+            If the folder is missing or empty, or a setting is missing, unknown, out of range, or of another schema version.
         """
         folder = Path(folder)
+        file = folder / SETTINGS_FILE
         if not folder.is_dir():
             raise UserError(
                 f"there is no checkpoint at {folder}: no such folder",
-                "train one with recipes/train_prm.py, or name another with --model",
+                "train one with recipes/train_prm.py, or name another checkpoint",
             )
         if not any(folder.iterdir()):
-            raise UserError(
-                f"the checkpoint {folder} is empty", "train it again, or name another with --model"
-            )
-        if not (folder / SETTINGS_FILE).exists():
+            raise UserError(f"the checkpoint {folder} is empty", "train it again, or name another checkpoint")
+        if not file.exists():
             raise UserError(
                 f"the checkpoint {folder} has no {SETTINGS_FILE}: its tilt and step settings are unknown, "
                 "and guessed ones would give other values",
-                "use a checkpoint written by recipes/train_prm.py",
+                RETRAIN,
             )
-        values = read_json(folder / SETTINGS_FILE, "the checkpoint's settings")
-        return cls._parse(values, folder)
+        found = load_json(cls, file, "the checkpoint's settings", SCHEMA_VERSION, RETRAIN)
+        if not 0 <= found.base_rate <= 1:
+            raise UserError(f"{file}: base_rate must be in [0, 1], got {found.base_rate}", RETRAIN)
+        if not found.temperature > 0:
+            raise UserError(f"{file}: temperature must be positive, got {found.temperature}", RETRAIN)
+        Tilt(found.floor)
+        return replace(found, policy=_from_here(folder, found.policy), base=_from_here(folder, found.base))
 
-    @classmethod
-    def _parse(cls, values: Any, folder: Path) -> Self:
-        names = [f for f in cls.__dataclass_fields__ if f != "training"]
-        if not isinstance(values, dict) or values.get("schema_version") != SCHEMA_VERSION:
-            version = values.get("schema_version") if isinstance(values, dict) else None
-            raise UserError(
-                f"{folder / SETTINGS_FILE} has schema version {version!r}, this release reads {SCHEMA_VERSION}",
-                "train the checkpoint again with this release",
-            )
-        missing = [n for n in names if n not in values]
-        if missing:
-            raise UserError(
-                f"the checkpoint {folder} lacks {', '.join(missing)} in {SETTINGS_FILE}",
-                "use a checkpoint written by recipes/train_prm.py",
-            )
-        unknown = sorted(set(values) - set(cls.__dataclass_fields__) - {"schema_version"})
-        if unknown:
-            raise UserError(
-                f"{folder / SETTINGS_FILE} has unknown keys: {', '.join(unknown)}",
-                "remove them, or read it with the release that wrote it",
-            )
-        fields = {n: values[n] for n in names} | {"training": values.get("training", {})}
-        wrong = wrong_types(fields, cls)
-        if not wrong and not 0 <= fields["base_rate"] <= 1:
-            wrong = [f"base_rate must be in [0, 1], got {fields['base_rate']}"]
-        if wrong:
-            raise UserError(
-                f"{folder / SETTINGS_FILE}: {wrong[0]}", "use a checkpoint written by recipes/train_prm.py"
-            )
-        fields["steps"] = StepSettings.from_dict(fields["steps"])
-        Tilt(fields["floor"])
-        for name in ("policy", "base"):
-            local = folder / fields[name]
-            if fields[name] and not Path(fields[name]).is_absolute() and local.is_dir():
-                fields[name] = os.path.relpath(local)
-        return cls(**fields)
+
+def _from_here(folder: Path, model: str) -> str:
+    """Return a model's folder relative to the working directory, if it was named relative to the checkpoint."""
+    local = folder / model
+    return os.path.relpath(local) if model and not Path(model).is_absolute() and local.is_dir() else model
 
 
 def load_value_model(
@@ -170,181 +149,47 @@ def load_value_model(
     untrained : bool
         Return the model as it was before its first update, made again from the saved seed: the control.
     device : torch.device, optional
-        Default: CUDA where there is one.
+        Default: CUDA if available.
     beside : Policy, optional
-        Where the checkpoint is an adapter on this policy's own weights, these are in memory once, and at the policy's
+        If the checkpoint is an adapter on this policy's own weights, hold these in memory once, at the policy's
         precision; the adapter then stays apart instead of being merged (values agree to rounding).
 
     Raises
     ------
     UserError
-        See :meth:`CheckpointSettings.load`; also if the weights lack the head or cannot be read.
+        See :meth:`CheckpointSettings.load`; also if the weights lack the head or cannot be read, or the model under the
+        adapter is another one than in training.
     """
     folder = Path(folder)
     settings = CheckpointSettings.load(folder)
     require_head(folder)
-    require_same_base(folder, settings)
+    is_adapter = (folder / "adapter_config.json").exists()
+    if is_adapter:
+        _require_same_base(folder, settings)
     with unreadable_weights(folder):
         tokenizer = load_tokenizer(folder)
-    steps = StepTokenizer(tokenizer, settings.steps)
+    steps, tilt = StepTokenizer(tokenizer, settings.steps), Tilt(settings.floor)
+
+    def base(**options: Any) -> "PreTrainedModel":
+        return new_token_classifier(settings.base, settings.seed, revision=settings.base_revision, **options)
+
     if untrained:
-        model = new_token_classifier(settings.base, settings.seed, revision=settings.base_revision)
-    elif beside is not None and on_weights_of(beside, folder, settings):
-        return ValueModel(
-            _beside(folder, settings, beside), steps, Tilt(settings.floor), str(folder)
-        ), settings
+        model = base()
+    elif is_adapter and beside is not None and _leaves_weights(folder, settings, beside):
+        shared = base(dtype=beside.model.dtype).to(beside.device)  # type: ignore[arg-type]
+        _share_weights(shared.base_model, beside.model.base_model)
+        return ValueModel(adapted(shared, folder).eval(), steps, tilt, str(folder)), settings
+    elif is_adapter:
+        model = merged(adapted(base(), folder), folder)
     else:
-        model = _trained(folder, settings)
+        model = saved_classifier(folder)
     model = model.to(device or best_device())  # type: ignore[arg-type]
     name = f"{folder} (untrained head)" if untrained else str(folder)
-    return ValueModel(model, steps, Tilt(settings.floor), name), settings
+    return ValueModel(model, steps, tilt, name), settings
 
 
-def on_weights_of(policy: Policy, folder: Path, settings: CheckpointSettings) -> bool:
-    """Whether the checkpoint is an adapter on the weights of ``policy`` that leaves them as they are."""
-    adapter = folder / "adapter_config.json"
-    if not adapter.exists() or not settings.base_fingerprint:
-        return False
-    # Trained biases are loaded in the place of the base's: the policy would be another.
-    found = read_json(adapter, "the adapter's configuration")
-    if not isinstance(found, dict) or found.get("bias", "none") != "none":
-        return False
-    return fingerprint(policy.name) == settings.base_fingerprint
-
-
-def _beside(folder: Path, settings: CheckpointSettings, policy: Policy) -> "PreTrainedModel":
-    """Return the adapted classifier whose base weights are the policy's own tensors."""
-    base = new_token_classifier(
-        settings.base, settings.seed, revision=settings.base_revision, dtype=policy.model.dtype
-    ).to(policy.device)  # type: ignore[arg-type]
-    share_weights(base.base_model, policy.model.base_model)
-    return adapted(base, folder).eval()
-
-
-def share_weights(model: torch.nn.Module, owner: torch.nn.Module) -> None:
-    """Put the tensors of ``owner`` in the place of equal ones of the same name in ``model``."""
-    theirs = dict(owner.named_parameters())
-    for prefix, module in model.named_modules():
-        for name, own in module._parameters.items():
-            other = theirs.get(f"{prefix}.{name}" if prefix else name)
-            if own is not None and other is not None and other.dtype == own.dtype and torch.equal(own, other):
-                module._parameters[name] = other
-
-
-def _trained(folder: Path, settings: CheckpointSettings) -> "PreTrainedModel":
-    if (folder / "adapter_config.json").exists():
-        base = new_token_classifier(settings.base, settings.seed, revision=settings.base_revision)
-        model = adapted(base, folder)
-        try:
-            return model.merge_and_unload()
-        except (RuntimeError, NotImplementedError, ValueError) as error:
-            raise UserError(
-                f"the adapter in {folder} cannot be merged: {str(error).splitlines()[0]}",
-                "train one that can, such as LoRA without biases of its own",
-            ) from error
-    from transformers import AutoModelForTokenClassification
-
-    with unreadable_weights(folder):
-        model, loading = AutoModelForTokenClassification.from_pretrained(
-            folder, dtype=torch.float32, output_loading_info=True
-        )
-    require_whole(folder, loading["missing_keys"], loading["unexpected_keys"], model)
-    model.score = float32_head(model.score)
-    return model
-
-
-class Float32Head(torch.nn.Linear):
-    """A linear head that computes in fp32 whatever the precision around it: logits decide log values near the floor."""
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """Return the logits in fp32."""
-        with torch.autocast(input.device.type, enabled=False):
-            bias = None if self.bias is None else self.bias.float()
-            return torch.nn.functional.linear(input.float(), self.weight.float(), bias)
-
-
-def classifier_config(model: str, revision: str = "") -> Any:
-    """Return the configuration of ``model`` for a two-label classifier without dropout.
-
-    transformers falls back to a dropout of .1 before the head where a configuration names none: it would perturb the
-    bootstrap target as well as the prediction.
-    """
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(model, revision=revision or "main", num_labels=2)
-    config.id2label, config.label2id = {0: "wrong", 1: "right"}, {"wrong": 0, "right": 1}
-    config.classifier_dropout = 0.0
-    for name, value in config.to_dict().items():
-        if ("dropout" in name or name.endswith("_pdrop")) and isinstance(value, float):
-            setattr(config, name, 0.0)
-    return config
-
-
-def new_token_classifier(model: str, seed: int, *, revision: str = "", **options: Any) -> "PreTrainedModel":
-    """Return the weights of ``model`` under a two-label fp32 head drawn with ``seed``, dropout off.
-
-    Parameters
-    ----------
-    model : str
-        Folder or hub name.
-    seed : int
-        Of the head's weights.
-    revision : str
-        Of a hub model; its newest by default.
-    **options
-        Of ``from_pretrained``: ``dtype``, ``quantization_config``.
-
-    Raises
-    ------
-    UserError
-        If there is no model, or it has no head called ``score``.
-    """
-    from safetensors import SafetensorError
-    from transformers import AutoModelForTokenClassification
-
-    with quiet_new_head(), torch.random.fork_rng():
-        torch.manual_seed(seed)
-        try:
-            config = classifier_config(model, revision)
-            # fp32 unless asked otherwise: transformers would take the precision the weights are stored in.
-            found = AutoModelForTokenClassification.from_pretrained(
-                model, config=config, revision=revision or "main", **{"dtype": torch.float32, **options}
-            )
-        except (OSError, ValueError, ImportError, SafetensorError) as error:
-            raise not_a_model(model, error) from error
-    if not isinstance(getattr(found, "score", None), torch.nn.Linear):
-        raise UserError(
-            f"the token classifier of {model} ({type(found).__name__}) has no linear head called score",
-            "use a causal language model whose transformers class has one, such as Llama, Qwen or Mistral",
-        )
-    found.score = float32_head(found.score)
-    return found
-
-
-def float32_head(head: torch.nn.Linear) -> Float32Head:
-    """Return the same weights, kept and used in fp32."""
-    new = Float32Head(head.in_features, head.out_features, bias=head.bias is not None, device="meta")
-    new.load_state_dict({n: p.float() for n, p in head.state_dict().items()}, assign=True)
-    return new
-
-
-@contextlib.contextmanager
-def quiet_new_head() -> Iterator[None]:
-    """Silence the notice that the head is newly initialised: here it is meant to be."""
-    from transformers.utils import logging
-
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-
-
-def require_same_base(folder: Path, settings: CheckpointSettings) -> None:
-    """Raise ``UserError`` where the model under an adapter is not the one it was trained on."""
-    if not (folder / "adapter_config.json").exists():
-        return
+def _require_same_base(folder: Path, settings: CheckpointSettings) -> None:
+    """Raise ``UserError`` if the model under an adapter is not the one it was trained on."""
     found = fingerprint(settings.base)
     if found and settings.base_fingerprint and found != settings.base_fingerprint:
         raise UserError(
@@ -352,6 +197,27 @@ def require_same_base(folder: Path, settings: CheckpointSettings) -> None:
             "it would give other values",
             "train the checkpoint again on this model, or put the old one back",
         )
+
+
+def _leaves_weights(folder: Path, settings: CheckpointSettings, policy: Policy) -> bool:
+    """Whether the checkpoint is an adapter on the weights of ``policy`` that leaves them as they are."""
+    if not settings.base_fingerprint:
+        return False
+    # Trained biases are loaded in the place of the base's: the policy would be another.
+    found = read_json(folder / "adapter_config.json", "the adapter's configuration")
+    if not isinstance(found, dict) or found.get("bias", "none") != "none":
+        return False
+    return fingerprint(policy.name) == settings.base_fingerprint
+
+
+def _share_weights(model: torch.nn.Module, owner: torch.nn.Module) -> None:
+    """Put the tensors of ``owner`` in the place of equal ones of the same name in ``model``."""
+    theirs = dict(owner.named_parameters())
+    for prefix, module in model.named_modules():
+        for name, own in module._parameters.items():
+            other = theirs.get(f"{prefix}.{name}" if prefix else name)
+            if own is not None and other is not None and other.dtype == own.dtype and torch.equal(own, other):
+                module._parameters[name] = other
 
 
 def fingerprint(model: str | Path) -> str:

@@ -9,7 +9,7 @@ is what the policy emitted.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
@@ -48,10 +48,6 @@ class StepSettings:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise UserError(f"{name} must be an integer of at least 1, got {value!r}", f"{name} = 8, say")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the settings as saved with a checkpoint."""
-        return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Any) -> Self:

@@ -59,7 +59,7 @@ def tree_logits(model: "PreTrainedModel", trees: Sequence[EncodedTree], pad_id: 
     return logits
 
 
-def padded(rows: Sequence[np.ndarray], fill: int, device: torch.device) -> Tensor:
+def padded(rows: Sequence[Sequence[int] | np.ndarray], fill: int, device: torch.device) -> Tensor:
     """Right-pad ``rows`` to (B, L) integers."""
     out = np.full((len(rows), max(len(r) for r in rows)), fill, dtype=np.int64)
     for into, row in zip(out, rows, strict=True):

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from rmtools.errors import UserError
-from rmtools.lm.checkpoint import new_token_classifier
+from rmtools.lm.classifier import new_token_classifier
 
 if TYPE_CHECKING:
     from peft import LoraConfig

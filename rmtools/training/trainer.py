@@ -14,10 +14,10 @@ from rmtools.errors import UserError
 from rmtools.files import replacing_files
 from rmtools.lm.architectures import require_full_attention, require_rotations
 from rmtools.lm.checkpoint import MODEL_FILES, SETTINGS_FILE, CheckpointSettings
+from rmtools.lm.classifier import require_tensors
 from rmtools.lm.policy import require_vocabulary
 from rmtools.lm.steps import StepTokenizer
 from rmtools.lm.value import ConstantValue, ValueModel
-from rmtools.lm.weights import require_tensors
 from rmtools.particles.tilt import Tilt
 from rmtools.training.batching import RowOrder, Rows
 from rmtools.training.collate import Collator

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from rmtools.codec import from_json, to_json
 from rmtools.data.tasks import Crossing
 from rmtools.errors import UserError
 from rmtools.lm.policy import load_tokenizer
@@ -167,7 +168,11 @@ def test_settings_are_checked():
         with pytest.raises(UserError):
             StepSettings(**{"delimiter": "\n", "max_steps": 4, **wrong})
     settings = StepSettings("\n", 4, 7)
-    assert StepSettings.from_dict(settings.to_dict()) == settings
-    for wrong in ({"delimiter": "\n"}, {"delimiter": "\n", "max_steps": 2, "colour": 1}, None):
-        with pytest.raises(UserError, match="delimiter, max_steps, max_step_tokens"):
-            StepSettings.from_dict(wrong)
+    assert from_json(StepSettings, to_json(settings)) == settings
+    for wrong, word in (
+        ({"delimiter": "\n"}, "lacks max_steps"),
+        ({"delimiter": "\n", "max_steps": 2, "colour": 1}, "unknown fields: colour"),
+        (None, "must be a mapping"),
+    ):
+        with pytest.raises(UserError, match=word):
+            from_json(StepSettings, wrong)

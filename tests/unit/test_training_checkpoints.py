@@ -13,13 +13,8 @@ from test_training_trainer import adapted, config, trainer_for
 
 from rmtools.data.rollouts import RolloutMetadata
 from rmtools.errors import UserError
-from rmtools.lm.checkpoint import (
-    SETTINGS_FILE,
-    Float32Head,
-    fingerprint,
-    load_value_model,
-    new_token_classifier,
-)
+from rmtools.lm.checkpoint import SETTINGS_FILE, fingerprint, load_value_model
+from rmtools.lm.classifier import Float32Head, new_token_classifier
 from rmtools.lm.export import export_merged
 from rmtools.lm.value import ValueModel
 from rmtools.particles.tilt import Tilt

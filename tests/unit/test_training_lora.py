@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rmtools.lm.checkpoint import new_token_classifier
+from rmtools.lm.classifier import new_token_classifier
 from rmtools.training.lora import lora_config
 
 

@@ -10,9 +10,9 @@ from test_training_trainer import adapted, config, perturb, trainer_for
 
 from rmtools.data.rollouts import Rollout
 from rmtools.errors import UserError
+from rmtools.lm.classifier import require_head
 from rmtools.lm.steps import StepSettings, StepTokenizer
 from rmtools.lm.value import ValueModel, log_value_from_logits
-from rmtools.lm.weights import require_head
 from rmtools.particles.tilt import Tilt
 from rmtools.training.collate import Collator
 from rmtools.training.examples import example, prepare

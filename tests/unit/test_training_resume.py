@@ -13,12 +13,8 @@ from test_training_trainer import adapted, config, trainer_for
 
 from rmtools.data.rollouts import RolloutMetadata
 from rmtools.errors import UserError
-from rmtools.lm.checkpoint import (
-    SETTINGS_FILE,
-    CheckpointSettings,
-    fingerprint,
-    new_token_classifier,
-)
+from rmtools.lm.checkpoint import SETTINGS_FILE, CheckpointSettings, fingerprint
+from rmtools.lm.classifier import new_token_classifier
 from rmtools.lm.steps import StepSettings
 from rmtools.training.provenance import settings_for
 from rmtools.training.resume import (

@@ -11,14 +11,8 @@ import torch
 from rmtools.data.collect import Branching, Collector
 from rmtools.data.rollouts import Child, Rollout, RolloutMetadata
 from rmtools.errors import UserError
-from rmtools.lm.checkpoint import (
-    SETTINGS_FILE,
-    CheckpointSettings,
-    fingerprint,
-    load_value_model,
-    new_token_classifier,
-    require_head,
-)
+from rmtools.lm.checkpoint import SETTINGS_FILE, CheckpointSettings, fingerprint, load_value_model
+from rmtools.lm.classifier import new_token_classifier, require_head
 from rmtools.lm.policy import Policy
 from rmtools.lm.steps import StepTokenizer
 from rmtools.lm.value import ValueModel

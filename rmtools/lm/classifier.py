@@ -1,0 +1,240 @@
+"""The token classifier of a value model: made new from a language model, or read from a checkpoint folder and checked.
+
+A tensor that is missing, has no place or is not finite would give other values: each is refused.
+"""
+
+import contextlib
+import warnings
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from rmtools.errors import UserError
+from rmtools.lm.policy import not_a_model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+ADAPTER_FILE = "adapter_model.safetensors"
+AGAIN = "copy or train the checkpoint again"
+
+
+class Float32Head(torch.nn.Linear):
+    """A linear head that computes in fp32 whatever the precision around it: logits decide log values near the floor."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Return the logits in fp32."""
+        with torch.autocast(input.device.type, enabled=False):
+            bias = None if self.bias is None else self.bias.float()
+            return torch.nn.functional.linear(input.float(), self.weight.float(), bias)
+
+
+def new_token_classifier(model: str, seed: int, *, revision: str = "", **options: Any) -> "PreTrainedModel":
+    """Return the weights of ``model`` under a two-label fp32 head drawn with ``seed``, dropout off.
+
+    Parameters
+    ----------
+    model : str
+        Folder or hub name.
+    seed : int
+        Of the head's weights.
+    revision : str
+        Of a hub model; its newest by default.
+    **options
+        Of ``from_pretrained``: ``dtype``, ``quantization_config``.
+
+    Raises
+    ------
+    UserError
+        If there is no model, or it has no head called ``score``.
+    """
+    from safetensors import SafetensorError
+    from transformers import AutoModelForTokenClassification
+
+    with _without_notices(), torch.random.fork_rng():
+        torch.manual_seed(seed)
+        try:
+            config = _classifier_config(model, revision)
+            # fp32 unless asked otherwise: transformers would take the precision the weights are stored in.
+            found = AutoModelForTokenClassification.from_pretrained(
+                model, config=config, revision=revision or "main", **{"dtype": torch.float32, **options}
+            )
+        except (OSError, ValueError, ImportError, SafetensorError) as error:
+            raise not_a_model(model, error) from error
+    if not isinstance(getattr(found, "score", None), torch.nn.Linear):
+        raise UserError(
+            f"the token classifier of {model} ({type(found).__name__}) has no linear head called score",
+            "use a causal language model whose transformers class has one, such as Llama, Qwen or Mistral",
+        )
+    found.score = _float32_head(found.score)
+    return found
+
+
+def _classifier_config(model: str, revision: str) -> Any:
+    """Return the configuration of ``model`` for a two-label classifier without dropout.
+
+    transformers uses a dropout of .1 before the head if a configuration names none: it would perturb the bootstrap target
+    as well as the prediction.
+    """
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(model, revision=revision or "main", num_labels=2)
+    config.id2label, config.label2id = {0: "wrong", 1: "right"}, {"wrong": 0, "right": 1}
+    config.classifier_dropout = 0.0
+    for name, value in config.to_dict().items():
+        if ("dropout" in name or name.endswith("_pdrop")) and isinstance(value, float):
+            setattr(config, name, 0.0)
+    return config
+
+
+def _float32_head(head: torch.nn.Linear) -> Float32Head:
+    """Return the same weights, kept and used in fp32."""
+    new = Float32Head(head.in_features, head.out_features, bias=head.bias is not None, device="meta")
+    new.load_state_dict({n: p.float() for n, p in head.state_dict().items()}, assign=True)
+    return new
+
+
+@contextlib.contextmanager
+def _without_notices() -> Iterator[None]:
+    """Silence the notice that the head is newly initialised: here it is meant to be."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+
+
+def saved_classifier(folder: Path) -> "PreTrainedModel":
+    """Return the whole classifier saved in ``folder``; raise ``UserError`` if its weights are damaged or incomplete."""
+    from transformers import AutoModelForTokenClassification
+
+    with unreadable_weights(folder):
+        model, loading = AutoModelForTokenClassification.from_pretrained(
+            folder, dtype=torch.float32, output_loading_info=True
+        )
+    _require_whole(folder, loading["missing_keys"], loading["unexpected_keys"], model)
+    model.score = _float32_head(model.score)
+    return model
+
+
+def adapted(base: Any, folder: Path) -> Any:
+    """Return ``base`` under the adapter in ``folder``; raise ``UserError`` if that is damaged or incomplete."""
+    from peft import PeftModel
+
+    with unreadable_weights(folder), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Found missing adapter keys")  # an error, below
+        model = PeftModel.from_pretrained(base, str(folder))
+    if getattr(model.peft_config["default"], "layer_replication", None):
+        raise UserError(
+            f"the adapter in {folder} replicates layers, which merging does not keep: it would give other values",
+            "train one without layer_replication",
+        )
+    _require_whole(folder, *_missing_and_unused(model, folder), model)
+    return model
+
+
+def merged(adapter: Any, folder: Path) -> "PreTrainedModel":
+    """Return the classifier with its adapter, read from ``folder``, merged into the weights."""
+    try:
+        return adapter.merge_and_unload()
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f"the adapter in {folder} cannot be merged: {str(error).splitlines()[0]}",
+            "train one that can, such as LoRA without biases of its own",
+        ) from error
+
+
+def require_head(folder: Path) -> None:
+    """Raise ``UserError`` unless the checkpoint's weights hold the two-label head."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise UserError(
+            f"the checkpoint {folder} has no weights (*.safetensors)", "train it again, or name another"
+        )
+    if not any(".score." in f".{n}" for file in files for n in _tensor_names(file)):
+        raise UserError(
+            f"the checkpoint {folder} was saved without its head (no tensor named score): "
+            "a new head would give random values",
+            'save it with modules_to_save=["score"]',
+        )
+
+
+def require_tensors(folder: Path, model: Any) -> None:
+    """Raise ``UserError`` unless the checkpoint ``folder`` has every tensor that training ``model`` resumes from."""
+    if not (folder / ADAPTER_FILE).exists():
+        require_head(folder)
+        return
+    missing, unused = _missing_and_unused(model, folder)
+    if missing or unused:
+        raise UserError(
+            f"the weights in {folder} are not those of this training: {', '.join(sorted(missing or unused)[:3])}",
+            "resume from another checkpoint, or start anew",
+        )
+
+
+def _tensor_names(file: Path) -> list[str]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="pt") as weights:
+            return list(weights.keys())
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"the weights {file} cannot be read: {error}", AGAIN) from error
+
+
+def _missing_and_unused(model: Any, folder: Path) -> tuple[set[str], set[str]]:
+    """Return which tensors of an adapted model are not in ``folder``, and which of those there have no place in it."""
+    from peft import get_peft_model_state_dict
+
+    there = set(_tensor_names(folder / ADAPTER_FILE))
+    # Where biases are trained peft lists those of the head a second time, under the names they have in memory.
+    listed = get_peft_model_state_dict(model, save_embedding_layers=False)
+    wanted = {n for n in listed if ".modules_to_save." not in n and ".original_module." not in n}
+    return wanted - there, {n for n in there - set(listed) if ".lora_" in n}
+
+
+def _require_whole(
+    folder: Path, missing: Iterable[str], unused: Iterable[str], model: torch.nn.Module
+) -> None:
+    """Raise ``UserError`` if weights are ``missing`` (drawn at random), would be ``unused``, or are not finite."""
+    for names, problem in (
+        (missing, "lack {}: drawn at random they would give random values"),
+        (
+            unused,
+            "hold {}, which its configuration has no place for: without them it would give other values",
+        ),
+    ):
+        if names:
+            listed = ", ".join(sorted(names)[:3])
+            raise UserError(f"the weights in {folder} {problem.format(listed)}", AGAIN)
+    for name, weights in model.named_parameters():
+        if not bool(torch.isfinite(weights).all()):
+            raise UserError(
+                f"the weights {name} of {folder} are not finite: every value would be NaN",
+                "train the checkpoint again, with a lower learning_rate or max_grad_norm",
+            )
+
+
+@contextlib.contextmanager
+def unreadable_weights(folder: Path) -> Iterator[None]:
+    """Turn whatever transformers and peft raise on a damaged folder into a ``UserError`` that names it.
+
+    Put it around their call alone: what they raise depends on which byte is wrong (a type, a key, a missing attribute).
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        raise UserError(
+            f"the model in {folder} cannot be loaded, its configuration or weights are damaged: {' '.join(lines[:2])[:300]}",
+            AGAIN,
+        ) from error
