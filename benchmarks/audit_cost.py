@@ -39,6 +39,7 @@ import numpy as np
 import torch
 from losses_on_crossing import train, train_policy
 
+from rmtools.codec import to_json
 from rmtools.data.collect import Branching, Collector
 from rmtools.data.rollouts import Rollout
 from rmtools.data.scoring import ScoredRollouts, score_rollouts
@@ -280,7 +281,7 @@ def compare(case: Case) -> dict[str, Any]:
     return {
         "prompts": len(case.prompts),
         "repetitions": case.repetitions,
-        "branches": case.branching.to_dict(),
+        "branches": to_json(case.branching),
         "tokens a prompt": {
             "branching": branching.per_prompt(runs),
             "one by one": apart.per_prompt(runs),

@@ -303,7 +303,7 @@ def plan_for(
     """Return everything the records depend on."""
     import rmtools
     from rmtools.data.tasks.custom import code_hash
-    from rmtools.jobs.plan import hash_of
+    from rmtools.jobs.job import prompts_hash
     from rmtools.jobs.sample_plan import SamplePlan, usual_block
     from rmtools.lm.checkpoint import fingerprint
 
@@ -324,7 +324,7 @@ def plan_for(
         accuracy=None if predicted is None else predicted.to_dict(),
         seed=seed,
         prompts=len(prompts),
-        prompts_sha256=hash_of(prompts, [task.reference(p) for p in prompts]),
+        prompts_sha256=prompts_hash(prompts, [task.reference(p) for p in prompts]),
         block_size=usual_block(settings) if block_size is None else block_size,
         traced=traced,
         rmtools=rmtools.__version__,

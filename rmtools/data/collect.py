@@ -12,8 +12,8 @@ later.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -37,18 +37,18 @@ class Branching:
         K: next steps at each prefix, the trajectory's own included (1 = no alternatives).
     completions : int
         R: continuations from each prefix, the trajectory's own included (1 = no extra ones).
-    depths : int or None
-        At how many depths of a trajectory children and completions are drawn; None for all.
+    depths : int or "all"
+        At how many depths of a trajectory children and completions are drawn.
     """
 
     trajectories: int = 8
     children: int = 1
     completions: int = 1
-    depths: int | None = None
+    depths: int | Literal["all"] = "all"
 
     def __post_init__(self) -> None:
-        if self.depths is not None and self.depths < 1:
-            raise UserError(f"depths must be all or at least 1, got {self.depths}", "--depths 4, say")
+        if self.depths != "all" and self.depths < 1:
+            raise UserError(f"depths must be all or at least 1, got {self.depths}", "depths=4, say")
         for name in ("trajectories", "children", "completions"):
             if getattr(self, name) < 1:
                 raise UserError(
@@ -61,13 +61,9 @@ class Branching:
         """Sequences of a prompt that are decoded at the same time, at most."""
         return self.trajectories * max(1, self.children - 1, self.completions - 1)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the counts as saved with the rollouts; depths is "all" or a number."""
-        return asdict(self) | {"depths": self.depths or "all"}
-
     def draw_depths(self, n: int, max_steps: int, rng: np.random.Generator) -> np.ndarray:
         """Draw for each of ``n`` trajectories at which depths it branches: (n, max_steps) bool, ``depths`` true a row."""
-        if self.depths is None or self.depths >= max_steps:
+        if self.depths == "all" or self.depths >= max_steps:
             return np.ones((n, max_steps), dtype=bool)
         return rng.random((n, max_steps)).argsort(axis=1) < self.depths
 

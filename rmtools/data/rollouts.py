@@ -11,22 +11,22 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
+from rmtools.codec import VERSION, load_json, to_json
 from rmtools.data.shards import (
     DATA,
+    FORMATS,
     PLAN_FILE,
     REMEDY,
-    check_format,
     find_shards,
     read_rows,
     shard_name,
     write_rows,
 )
 from rmtools.errors import UserError
-from rmtools.files import json_text, read_json, replacing
+from rmtools.files import json_text, replacing
 from rmtools.lm.steps import StepSettings
-from rmtools.typed import wrong_types
 
 SCHEMA_VERSION = 2
 META_FILE = "metadata.json"
@@ -125,23 +125,10 @@ class RolloutMetadata:
     rows: int = 0
     shards: int = 0
 
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Read the metadata file's content; raises ``UserError`` where a field is missing or unknown."""
-        wrong = wrong_types(values, cls)
-        if wrong:
-            raise UserError(f"rollout metadata: {wrong[0]}", "make the rollouts again with `rmtools rollout`")
-        try:
-            return cls(**{**values, "steps": StepSettings.from_dict(values.get("steps"))})
-        except TypeError as error:
-            raise UserError(
-                f"rollout metadata has missing or unknown fields: {error}",
-                "make the rollouts again with `rmtools rollout`",
-            ) from error
 
-    def to_text(self) -> str:
-        """Return the metadata file's content."""
-        return json_text({"schema_version": SCHEMA_VERSION, **asdict(self)})
+def metadata_text(metadata: RolloutMetadata) -> str:
+    """Return the content of the metadata file."""
+    return json_text({VERSION: SCHEMA_VERSION, **to_json(metadata)})
 
 
 def write_rollouts(
@@ -168,7 +155,8 @@ def write_rollouts(
     UserError
         If there are no rows, the format is unknown, the place cannot be written, or `rmtools rollout` keeps it.
     """
-    check_format(form)
+    if form not in FORMATS:
+        raise UserError(f"unknown rollout format {form!r}", f"the formats are: {', '.join(FORMATS)}")
     folder, rows, total, parts = Path(folder), iter(rows), 0, 0
     if (folder / PLAN_FILE).exists():
         raise UserError(
@@ -184,7 +172,7 @@ def write_rollouts(
         # How many shards there are is known, and so their names, once the last row has been seen.
         for i in range(parts):
             (inside / f"{i}.{form}").rename(inside / shard_name(i, parts, form))
-        described.write_text(replace(metadata, rows=total, shards=parts).to_text(), encoding="utf-8")
+        described.write_text(metadata_text(replace(metadata, rows=total, shards=parts)), encoding="utf-8")
 
 
 def read_rollouts(folder: str | Path) -> tuple[list[Rollout], RolloutMetadata]:
@@ -222,14 +210,13 @@ def read_metadata(folder: Path) -> RolloutMetadata:
         raise UserError(
             f"there are no rollouts at {folder}: no {META_FILE} in it", "make them with `rmtools rollout`"
         )
-    values = read_json(folder / META_FILE, "the rollout metadata")
-    version = values.pop("schema_version", None) if isinstance(values, dict) else None
-    if version != SCHEMA_VERSION:
-        raise UserError(
-            f"{folder} has rollout schema version {version!r}, this release reads {SCHEMA_VERSION}",
-            "make the rollouts again with `rmtools rollout`",
-        )
-    return RolloutMetadata.from_dict(values)
+    return load_json(
+        RolloutMetadata,
+        folder / META_FILE,
+        "the rollout metadata",
+        SCHEMA_VERSION,
+        "make the rollouts again with `rmtools rollout`",
+    )
 
 
 def read_shard(path: Path) -> list[Rollout]:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 DATA = "data"
-# Stands where `rmtools rollout` is at work or was: rmtools.jobs.plan.
+# Stands where `rmtools rollout` is at work or was: rmtools.jobs.job.
 PLAN_FILE = "plan.json"
 FORMATS = ("parquet", "jsonl")
 NAME = re.compile(r"train-(\d{5,})-of-(\d{5,})\.(parquet|jsonl)")
@@ -41,12 +41,6 @@ def schema() -> "pa.Schema":
             ("reference", pa.string()),
         ]
     )
-
-
-def check_format(name: str) -> None:
-    """Raise ``UserError`` where rollouts cannot be written as ``name``."""
-    if name not in FORMATS:
-        raise UserError(f"unknown rollout format {name!r}", f"the formats are: {', '.join(FORMATS)}")
 
 
 def shard_name(index: int, count: int, form: str) -> str:

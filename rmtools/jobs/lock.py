@@ -1,128 +1,71 @@
-"""A folder for the unfinished files of one process, locked while the process lives and swept afterwards.
+"""A folder held by one run at a time, with a place for unfinished files that is swept after a kill.
 
-The lock is on the folder itself and goes with the process, however that ends: what lies in an unlocked one was left by a
-process that was killed. One that is locked belongs to a run that still goes on, such as the workers of a launcher that was
-killed alone; two runs must not share a folder, the second is refused.
+Process RANK of a run locks ``.partial/RANK.lock`` and keeps its unfinished files in ``.partial/RANK``. The lock ends with
+the process, however that ends: what lies beside a free lock was left by a process that was killed. A held lock belongs to
+a run that still works, such as the workers of a launcher that was killed alone; a second run is refused.
 """
 
 import contextlib
 import errno
-import fcntl
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from rmtools.errors import UserError
 from rmtools.files import unwritable
 from rmtools.jobs.processes import Process
 
-PARTIAL = ".partial"
+PARTIAL, LOCK = ".partial", ".lock"
+# A lock is tried for this long: its last owner may be removing it. In seconds.
+TRIED = 0.3
+NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP)
 
 
-class Workplace:
-    """The folder ``.partial/RANK`` of a process.
+@contextlib.contextmanager
+def held(folder: Path, process: Process, what: str = "rollouts") -> Iterator[Path]:
+    """Hold ``folder`` for ``process``; yield an empty folder for its unfinished files, removed afterwards.
 
-    Parameters
-    ----------
-    folder : Path
-        Where the finished files go.
-    process : Process
-    what : str
-        What the folder holds, in messages.
+    ``what`` names the content in the error. Raises ``UserError`` if another run holds the folder.
     """
-
-    def __init__(self, folder: Path, process: Process, what: str = "rollouts") -> None:
-        self.what = what
-        self.root = folder / PARTIAL
-        self.path = self.root / str(process.rank)
-        self.process = process
-
-    @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
-        """Hold the folder, empty at first, gone afterwards; raises ``UserError`` where another run holds it."""
-        lock = self._lock()
+    root = folder / PARTIAL
+    scratch, file = root / str(process.rank), root / f"{process.rank}{LOCK}"
+    lock = _acquire(file)
+    if lock is None:
+        raise _busy(folder, what)
+    try:
+        remove(scratch)
+        if process.main:
+            _sweep(folder, process.size, what)
         try:
-            for left in self.path.iterdir():
-                remove(left)
-            if self.process.main:
-                self._sweep_absent()
-            yield
-        finally:
-            remove(self.path)
-            os.close(lock)
-            # The last process to end removes the root as well.
-            with contextlib.suppress(OSError):
-                self.root.rmdir()
-
-    def check_alone(self) -> None:
-        """Raise ``UserError`` where a process of another rank is at work."""
-        for other in self._others():
-            if not is_free(other):
-                raise busy(self.root.parent, self.what)
-
-    def _lock(self) -> int:
-        while True:
-            try:
-                self.path.mkdir(parents=True, exist_ok=True)
-                lock = os.open(self.path, os.O_RDONLY)
-            except FileNotFoundError:
-                # A process that has just ended removed the empty root between two calls.
-                continue
-            except OSError as error:
-                raise unwritable(self.path, error) from error
-            if not try_lock(lock):
-                os.close(lock)
-                raise busy(self.root.parent, self.what)
-            # The folder may have been removed by its last owner before the lock was ours.
-            with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(lock), self.path.stat()):
-                    return lock
-            os.close(lock)
-
-    def _sweep_absent(self) -> None:
-        """Remove what processes left that this run does not have."""
-        for other in self._others():
-            if not other.name.isdigit() or int(other.name) >= self.process.size:
-                if not is_free(other):
-                    raise busy(self.root.parent, self.what)
-                remove(other)
-
-    def _others(self) -> list[Path]:
-        return sorted(p for p in self.root.glob("*") if p != self.path)
-
-
-def try_lock(descriptor: int) -> bool:
-    """Lock an open folder; return False where another process has. A file system without locks counts as free."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        return error.errno not in (errno.EWOULDBLOCK, errno.EACCES)
-    return True
-
-
-def is_free(path: Path) -> bool:
-    """Return whether no process holds ``path``."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except FileNotFoundError:
-        return True
-    try:
-        return try_lock(descriptor)
+            scratch.mkdir(parents=True)
+        except OSError as error:
+            raise unwritable(scratch, error) from error
+        yield scratch
     finally:
-        os.close(descriptor)
+        remove(scratch)
+        _release(file, lock)
+        # The last process to end removes the root as well.
+        with contextlib.suppress(OSError):
+            root.rmdir()
 
 
-def busy(folder: Path, what: str) -> UserError:
-    """Return the error for a folder that another run works on."""
-    return UserError(
-        f"another run is at work on the {what} in {folder}",
-        "let it finish, or end its processes, and run the same command again",
-    )
+def require_alone(folder: Path, process: Process, what: str) -> None:
+    """Raise ``UserError`` if a process of another rank works in ``folder``."""
+    _require_free([p for p in (folder / PARTIAL).iterdir() if p.stem != str(process.rank)], folder, what)
+
+
+def is_free(file: Path) -> bool:
+    """Return whether no process holds the lock ``file``; remove it if so."""
+    lock = _acquire(file)
+    if lock is not None:
+        _release(file, lock)
+    return lock is not None
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder, if it is there; raises ``UserError`` where it cannot be."""
+    """Remove a file or a folder if it exists; raise ``UserError`` if that fails."""
     try:
         if path.is_dir():
             shutil.rmtree(path)
@@ -133,3 +76,49 @@ def remove(path: Path) -> None:
         pass
     except OSError as error:
         raise unwritable(path, error) from error
+
+
+def _acquire(file: Path) -> FileLock | None:
+    """Return the lock, None if another process holds it; a file system without locks counts as free."""
+    lock = FileLock(file)
+    while True:
+        try:
+            lock.acquire(timeout=TRIED, poll_interval=0.02)
+            return lock
+        except Timeout:
+            return None
+        except FileNotFoundError:
+            # A process that has just ended removed the empty root between two calls.
+            continue
+        except OSError as error:
+            if error.errno in NO_LOCKS:
+                return lock
+            raise unwritable(file, error) from error
+
+
+def _release(file: Path, lock: FileLock) -> None:
+    # Removed while held: who waits for it then finds a lock without a name, and makes a new one. Windows removes it itself.
+    with contextlib.suppress(PermissionError):
+        file.unlink(missing_ok=True)
+    lock.release()
+
+
+def _sweep(folder: Path, size: int, what: str) -> None:
+    """Remove what was left by ranks that a run of ``size`` processes does not have."""
+    ours = {str(rank) for rank in range(size)}
+    strangers = [path for path in (folder / PARTIAL).iterdir() if path.stem not in ours]
+    _require_free(strangers, folder, what)
+    for left in strangers:
+        remove(left)
+
+
+def _require_free(paths: list[Path], folder: Path, what: str) -> None:
+    if not all(is_free(path) for path in paths if path.suffix == LOCK):
+        raise _busy(folder, what)
+
+
+def _busy(folder: Path, what: str) -> UserError:
+    return UserError(
+        f"another run is at work on the {what} in {folder}",
+        "let it finish, or end its processes, and run the same command again",
+    )

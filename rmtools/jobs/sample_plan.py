@@ -2,10 +2,12 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
+from rmtools.codec import to_json
 from rmtools.errors import UserError
+from rmtools.jobs.job import Blocks
 from rmtools.lm.steps import StepSettings
 from rmtools.sampling.sample_prompts import SamplerSettings, prompts_per_batch
 
@@ -68,26 +70,14 @@ class SamplePlan:
             )
 
     @property
-    def shards(self) -> int:
-        """How many blocks there are."""
-        return -(-self.prompts // self.block_size)
-
-    def block(self, shard: int) -> slice:
-        """Return which prompts are in a block."""
-        return slice(shard * self.block_size, min((shard + 1) * self.block_size, self.prompts))
-
-    def name(self, shard: int) -> str:
-        """Return the file name of a block."""
-        return f"block-{shard:05d}.jsonl"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the plan as it is saved."""
-        return asdict(self)
+    def blocks(self) -> Blocks:
+        """The prompts of each block."""
+        return Blocks(self.prompts, self.block_size, lambda i, count: f"block-{i:05d}.jsonl")
 
     @property
     def run(self) -> str:
         """A short hash of the plan."""
-        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:16]
+        return hashlib.sha256(json.dumps(to_json(self), sort_keys=True).encode()).hexdigest()[:16]
 
     def provenance(self) -> dict[str, Any]:
         """Return what every record says of where it comes from."""

@@ -2,7 +2,7 @@
 
 Prompts are cut into fixed blocks. Block i has a generator of its own (seed, verb, i) and is drawn whole by one process,
 so the file is the same whatever the number of processes and however often they were killed. Blocks in the making lie in
-a hidden folder beside the file (rmtools.jobs.sharded_job); once all are there the main process joins them, moves the file
+a hidden folder beside the file (rmtools.jobs.job); once all are there the main process joins them, moves the file
 into place in one rename, and removes the folder.
 
 A record's ``provenance.run`` is the hash of the plan (rmtools.jobs.sample_plan): a file with all records of a plan is finished.
@@ -10,7 +10,6 @@ A record's ``provenance.run`` is the hash of the plan (rmtools.jobs.sample_plan)
 
 import contextlib
 import json
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +20,10 @@ import numpy as np
 from rmtools.data.shards import DATA, PLAN_FILE
 from rmtools.errors import UserError
 from rmtools.files import replacing
+from rmtools.jobs.job import TALLY, Bar, Job, Tick, block_generator, differences, read_plan
 from rmtools.jobs.lock import PARTIAL, is_free, remove
-from rmtools.jobs.plan import differences, read_plan, shard_generator
 from rmtools.jobs.processes import Process
 from rmtools.jobs.sample_plan import SamplePlan
-from rmtools.jobs.sharded_job import TALLY, SharedWork
 
 VERB = "sample"
 
@@ -33,14 +31,12 @@ Record = dict[str, Any]
 Draw = Callable[[Sequence[str], np.random.Generator], Iterable[tuple[Record, Sequence[Record]]]]
 # In a block a line of a trace stands behind the record it is of.
 TRACE_MARK = b"\t"
-Bar = Callable[[str, int], contextlib.AbstractContextManager[Callable[[int], object]]]
 
 
 @dataclass(frozen=True)
 class Block:
     """What is kept of a block."""
 
-    sha256: str
     records: int
 
 
@@ -62,7 +58,9 @@ class SampleFile:
         self.trace = trace
         self.plan = plan
         self.folder = out.parent / f".{out.name}.parts"
-        self.work = SharedWork(self.folder, plan, process, Block, f"samples for {out}", lambda: self.finished)
+        self.work = Job(
+            self.folder, plan, plan.blocks, Block, process, f"samples for {out}", over=lambda: self.finished
+        )
 
     @property
     def finished(self) -> bool:
@@ -133,7 +131,7 @@ class SampleFile:
             return False
         if not overwrite:
             self._refuse_strangers()
-        if not process.main and not self.work.own:
+        if process.rank >= self.plan.blocks.count and not process.main:
             return True
         claimed = False
         try:
@@ -170,37 +168,16 @@ class SampleFile:
                 )
 
     def _work(self, prompts: Sequence[str], draw: Draw, bar: Bar) -> None:
-        longest = self._draw_missing(prompts, draw, bar)
-        if not self.work.process.main:
-            return
-        others = self.work.missing(range(self.plan.shards))
-        if others:
-            with bar("waiting for blocks of other processes", len(others)) as tick:
-                self.work.wait(longest, tick)
-        self._join()
+        def compute(block: int, tick: Tick) -> tuple[Block, Callable[[Path], object]]:
+            rng = block_generator(VERB, self.plan.seed, block)
+            count, text = self._lines_of(draw(prompts[self.plan.blocks.of(block)], rng), tick)
+            return Block(count), lambda path: path.write_text(text, encoding="utf-8")
 
-    def _draw_missing(self, prompts: Sequence[str], draw: Draw, bar: Bar) -> float:
-        """Draw this process's missing blocks; return the seconds of the slowest, 0 without any."""
-        missing, longest = self.work.missing(self.work.own), 0.0
-        # The main process may have joined the blocks just now, so that they seem to be missing.
-        if not missing or self.finished:
-            return longest
-        size = self.work.process.size
-        label = f"sampling {self.plan.prompts} prompts" + (f", process 0 of {size}" if size > 1 else "")
-        with bar(label, sum(len(prompts[self.plan.block(i)]) for i in missing)) as tick:
-            for shard in missing:
-                start = time.monotonic()
-                self._put(shard, draw(prompts[self.plan.block(shard)], self.generator(shard)), tick)
-                longest = max(longest, time.monotonic() - start)
-        return longest
+        self.work.run(compute, f"sampling {self.plan.prompts} prompts", bar)
+        if self.work.process.main:
+            self._join()
 
-    def generator(self, shard: int) -> np.random.Generator:
-        """Return the generator of a block."""
-        return shard_generator(VERB, self.plan.seed, shard)
-
-    def _put(
-        self, shard: int, records: Iterable[tuple[Record, Sequence[Record]]], tick: Callable[[int], object]
-    ) -> None:
+    def _lines_of(self, records: Iterable[tuple[Record, Sequence[Record]]], tick: Tick) -> tuple[int, str]:
         provenance = self.plan.provenance()
         lines = []
         count = 0
@@ -211,12 +188,12 @@ class SampleFile:
             lines += [mark + json.dumps({**t, **own}, allow_nan=False) + "\n" for t in traces]
             count += 1
             tick(1)
-        text = "".join(lines)
-        self.work.put(shard, lambda path: path.write_text(text, encoding="utf-8"), records=count)
+        return count, "".join(lines)
 
     def _join(self) -> None:
         """Move all records into place in one rename, and remove the blocks."""
-        within = self.work.workplace.path
+        within = self.work.scratch
+        assert within is not None
         # The trace comes into place first: a file of samples that is whole has its trace.
         if self.trace is not None:
             with replacing(self.trace, self._beside(within)) as temporary, temporary.open("wb") as whole:
@@ -225,7 +202,7 @@ class SampleFile:
                         whole.write(line.removeprefix(TRACE_MARK))
         with replacing(self.out, within) as temporary, temporary.open("wb") as whole:
             whole.writelines(line for line in self._lines() if not line.startswith(TRACE_MARK))
-        self._put_away()
+        self.work.discard()
 
     def _beside(self, within: Path) -> Path | None:
         """Return ``within``, which is swept after a kill, where the trace is on the same file system."""
@@ -234,14 +211,9 @@ class SampleFile:
         return within if self.trace.parent.stat().st_dev == within.stat().st_dev else None
 
     def _lines(self) -> Iterator[bytes]:
-        for shard in range(self.plan.shards):
+        for shard in range(self.plan.blocks.count):
             with self.work.file(shard).open("rb") as lines:
                 yield from lines
-
-    def _put_away(self) -> None:
-        """Remove the blocks, the plan last: a kill in between leaves nothing that another plan would take for its own."""
-        for name in (TALLY, DATA, PLAN_FILE):
-            remove(self.folder / name)
 
     def _sweep(self) -> None:
         """Remove what a kill left after the file was in place."""
@@ -249,14 +221,13 @@ class SampleFile:
             old = read_plan(self.folder)
         except UserError:
             return
-        if old is not None and differences(old, self.plan.to_dict()):
+        if old is not None and differences(old, self.work.plan):
             return
-        for place in self.folder.glob(f"{PARTIAL}/*"):
-            if not is_free(place):
-                return
-            remove(place)
+        if not all(is_free(lock) for lock in self.folder.glob(f"{PARTIAL}/*.lock")):
+            return
+        remove(self.folder / PARTIAL)
         if old is not None:
-            self._put_away()
+            self.work.discard()
         self._tidy()
 
     def _tidy(self, orphans: bool = False) -> None:

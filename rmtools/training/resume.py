@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 
 from rmtools.errors import UserError
 from rmtools.files import claim_folder, read_json
-from rmtools.jobs.lock import PARTIAL, Workplace, remove
+from rmtools.jobs.lock import PARTIAL, held, remove
 from rmtools.jobs.processes import this_process
 from rmtools.lm.checkpoint import SETTINGS_FILE, CheckpointSettings
 from rmtools.training.lora import HONOURED
@@ -135,7 +135,7 @@ def held_output(out: Path, resume: str | None = None, overwrite: bool = False) -
     if not process.main:
         yield
         return
-    with Workplace(out, process, "training").held():
+    with held(out, process, "training"):
         claim_output(out, resume, overwrite)
         # Of a process that was killed while it saved: none is at work here now.
         for left in out.glob(UNFINISHED):

@@ -16,9 +16,9 @@ from checks import Result, check_error
 from rmtools.data.rollouts import read_rollouts
 from rmtools.data.shards import find_shards
 from rmtools.errors import UserError
-from rmtools.jobs.lock import Workplace
+from rmtools.jobs.job import Job
+from rmtools.jobs.lock import held
 from rmtools.jobs.processes import Process
-from rmtools.jobs.resume import ShardedRollouts
 
 ROOT = Path(__file__).parents[2]
 N_PROMPTS = 20
@@ -220,10 +220,10 @@ def test_processes_that_come_and_go(whole, policy, task, many_prompts, tmp_path)
 
 def test_a_main_process_that_is_left_alone(policy, task, many_prompts, tmp_path, monkeypatch, capsys):
     """Its own shards are kept, nothing is called finished, and the next start does the rest."""
-    monkeypatch.setattr("rmtools.jobs.sharded_job.PATIENCE", 0.0)
-    monkeypatch.setattr("rmtools.jobs.sharded_job.POLL", 3.0)
+    monkeypatch.setattr("rmtools.jobs.job.PATIENCE", 0.0)
+    monkeypatch.setattr("rmtools.jobs.job.POLL", 3.0)
     with pytest.raises(
-        UserError, match=r"have not written 5 shards .*train-00001-of-00010.*same command again"
+        UserError, match=r"have not written 5 blocks .*train-00001-of-00010.*same command again"
     ):
         collect(policy, task, many_prompts, tmp_path / "r", process=Process(0, 2))
     assert sorted(p.name for p in (tmp_path / "r").iterdir()) == ["data", "plan.json", "tally"]
@@ -240,7 +240,7 @@ def test_a_second_run_in_the_same_folder_is_refused(policy, task, many_prompts, 
     """Also where only a worker of it is left; what the first one is about is not touched."""
     out = tmp_path / "r"
     collect(policy, task, many_prompts, out)
-    with Workplace(out, Process(rank, 6)).held():
+    with held(out, Process(rank, 6)):
         (out / ".partial" / str(rank) / "half").write_text("a shard in the making")
         with pytest.raises(UserError, match="another run is at work on the rollouts"):
             collect(policy, task, many_prompts, out)
@@ -253,13 +253,13 @@ def test_rollouts_that_others_work_on_are_not_replaced(run, policy_folder, many_
     command = arguments(policy_folder, many_prompts, tmp_path / "r")
     assert run(*command).code == 0
     before = tree(tmp_path / "r")
-    with Workplace(tmp_path / "r", Process(1, 2)).held():
+    with held(tmp_path / "r", Process(1, 2)):
         check_error(run(*command, "--seed", 5, "--overwrite"), "another run is at work")
     assert tree(tmp_path / "r") == before
 
 
 def test_a_process_without_a_main_one(policy, task, many_prompts, tmp_path, monkeypatch):
-    monkeypatch.setattr("rmtools.jobs.sharded_job.PATIENCE", 0.0)
+    monkeypatch.setattr("rmtools.jobs.job.PATIENCE", 0.0)
     with pytest.raises(UserError, match="main process has not begun"):
         collect(policy, task, many_prompts, tmp_path / "r", process=Process(1, 2))
     assert not (tmp_path / "r").exists()
@@ -273,8 +273,8 @@ def test_finished_shards_are_kept_and_broken_ones_made_again(
     collect(policy, task, many_prompts, out, form)
     before, metadata = tree(out), (out / "metadata.json").stat().st_mtime_ns
     assert read_rollouts(out)[0] == read_rollouts(whole[0])[0]
-    shards, written, write = find_shards(out), [], ShardedRollouts.write
-    monkeypatch.setattr(ShardedRollouts, "write", lambda self, i, *a: (written.append(i), write(self, i, *a)))
+    shards, written, put = find_shards(out), [], Job.put
+    monkeypatch.setattr(Job, "put", lambda self, i, *a: (written.append(i), put(self, i, *a)))
     capsys.readouterr()
     collect(policy, task, many_prompts, out, form)
     assert written == []
@@ -326,7 +326,7 @@ def test_other_arguments_are_refused_or_replace(run, policy_folder, many_prompts
         (("--format", "jsonl"), "format"),
         (("--max-step-tokens", 7), "max_step_tokens"),
     ):
-        check_error(run(*command, *change), word, "other arguments", "--out", "--overwrite")
+        check_error(run(*command, *change), word, "other arguments", "`out`", "`overwrite`")
         assert tree(tmp_path / "r") == before
     result = run(*command, "--seed", 5, "--format", "jsonl", "--overwrite")
     assert result.code == 0, result.err
@@ -356,9 +356,9 @@ def test_nothing_of_a_users_is_overwritten(run, policy_folder, many_prompts, tmp
     [
         (("--depths", 0), ["--depths", "all"]),
         (("--depths", "some"), ["--depths", "all"]),
-        (("--format", "csv"), ["parquet, jsonl"]),
-        (("--batch-size", 0), ["--batch-size", "at least 1"]),
-        (("--shard-size", -3), ["--shard-size", "at least 1"]),
+        (("--format", "csv"), ["--format", "'parquet', 'jsonl'"]),
+        (("--batch-size", 0), ["--batch-size", "greater than or equal to 1"]),
+        (("--shard-size", -3), ["--shard-size", "greater than or equal to 1"]),
     ],
 )
 def test_wrong_options(run, policy_folder, many_prompts, tmp_path, more, words):
@@ -375,4 +375,4 @@ def test_errors_of_several_processes(run, monkeypatch, policy_folder, many_promp
     result = run(*arguments(policy_folder, many_prompts, tmp_path / "r", "--format", "csv"))
     assert time.perf_counter() - began > 0.3
     assert isinstance(result, Result)
-    check_error(result, "process 1 of 2: unknown rollout format")
+    check_error(result, "process 1 of 2: Invalid value for '--format'")

@@ -14,8 +14,8 @@ import pytest
 from checks import check_error
 
 from rmtools.errors import UserError
-from rmtools.jobs.lock import Workplace
-from rmtools.jobs.plan import hash_of
+from rmtools.jobs.job import prompts_hash
+from rmtools.jobs.lock import held
 from rmtools.jobs.processes import Process
 from rmtools.jobs.sample_plan import SamplePlan, usual_block
 from rmtools.jobs.samples import SampleFile
@@ -62,7 +62,7 @@ def plan_of(prompts, settings=SETTINGS, seed=4, block=BLOCK, **more):
         sampler=settings,
         seed=seed,
         prompts=len(prompts),
-        prompts_sha256=hash_of(prompts, [None] * len(prompts)),
+        prompts_sha256=prompts_hash(prompts, [None] * len(prompts)),
         block_size=block,
     )
 
@@ -197,18 +197,18 @@ def test_killed_at_every_kind_of_rename(whole, policy, value, task, many, tmp_pa
 
 def removing_is_deadly(call, *args):
     """Sample, and die before the ``call``-th thing of the finished folder is removed."""
-    from rmtools.jobs import samples
+    from rmtools.jobs import job
 
-    remove, count = samples.remove, 0
+    remove, count = job.remove, 0
 
     def counted(path):
         nonlocal count
-        count += 1
+        count += args[-1].exists()
         if count == call:
             os.kill(os.getpid(), signal.SIGKILL)
         remove(path)
 
-    samples.remove = counted
+    job.remove = counted
     make(*args)
 
 
@@ -245,7 +245,7 @@ def test_leftovers_of_other_arguments(whole, policy, value, task, many, tmp_path
     out = tmp_path / "s.jsonl"
     leave_blocks(policy, value, task, many, out)
     before = blocks(out)
-    with pytest.raises(UserError, match=r"seed \(4 there, 5 now\).*--overwrite"):
+    with pytest.raises(UserError, match=r"seed \(4 there, 5 now\).*`overwrite`"):
         make(policy, value, task, many, out, seed=5)
     with pytest.raises(UserError, match=r"n_particles \(4 there, 5 now\)"):
         make(policy, value, task, many, out, settings=SamplerSettings(5, 2))
@@ -281,7 +281,7 @@ def test_broken_blocks_are_drawn_again(whole, policy, value, task, many, tmp_pat
 def test_a_second_run_is_refused(policy, value, task, many, tmp_path):
     out = tmp_path / "s.jsonl"
     with (
-        Workplace(folder_of(out), ALONE).held(),
+        held(folder_of(out), ALONE),
         pytest.raises(UserError, match=r"another run is at work on the samples for .*s\.jsonl"),
     ):
         make(policy, value, task, many, out)
@@ -299,7 +299,7 @@ def test_processes_without_work_and_late_ones_just_end(policy, value, task, many
     assert waiting.exitcode == 0
     assert make(policy, value, task, many, out, Process(1, 2)) is False
     assert not folder_of(out).exists()
-    monkeypatch.setattr("rmtools.jobs.sharded_job.PATIENCE", 0.0)
+    monkeypatch.setattr("rmtools.jobs.job.PATIENCE", 0.0)
     with pytest.raises(UserError, match="main process has not begun these samples"):
         make(policy, value, task, many, tmp_path / "t.jsonl", Process(1, 2))
 
@@ -371,7 +371,7 @@ def test_the_real_command_by_two_processes_and_killed(run, value_folder, many_fi
         time.sleep(0.001)
     running.kill()
     assert running.wait() == -signal.SIGKILL
-    check_error(run(*command(out), "--seed", 1), "other arguments", "seed (0 there, 1 now)", "--overwrite")
+    check_error(run(*command(out), "--seed", 1), "other arguments", "seed (0 there, 1 now)", "`overwrite`")
     result = run(*command(out))
     assert result.code == 0, result.err
     assert out.read_bytes() == one

@@ -278,13 +278,16 @@ def test_another_schema_version_is_refused(tmp_path, version):
         read_rollouts(tmp_path)
 
 
-@pytest.mark.parametrize("meta", [{"policy": None}, {"colour": "red"}])
-def test_missing_and_unknown_metadata(tmp_path, meta):
+@pytest.mark.parametrize(
+    ("meta", "words"),
+    [({"policy": None}, "it lacks policy"), ({"colour": "red"}, "it has unknown fields: colour")],
+)
+def test_missing_and_unknown_metadata(tmp_path, meta, words):
     values = {"schema_version": SCHEMA_VERSION, **asdict(META), **meta}
     if meta == {"policy": None}:
         del values["policy"]
     write_raw(tmp_path, [GOOD], values)
-    with pytest.raises(UserError, match="missing or unknown fields"):
+    with pytest.raises(UserError, match=f"metadata.json: {words}"):
         read_rollouts(tmp_path)
 
 

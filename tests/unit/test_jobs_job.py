@@ -1,7 +1,7 @@
-"""The plan of a collection: blocks of prompts, differences, generators; and which process this is."""
+"""A job: blocks of prompts, differences of settings, generators; and which process this is."""
 
-import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,11 +11,12 @@ from rmtools.data.collect import Branching
 from rmtools.data.shards import PLAN_FILE
 from rmtools.errors import UserError
 from rmtools.files import write_json
-from rmtools.jobs.plan import Plan, differences, hash_of, read_plan, shard_generator
+from rmtools.jobs.job import Job, block_generator, differences, prompts_hash, read_plan
 from rmtools.jobs.processes import Process, local_rank, this_process
+from rmtools.jobs.rollouts import RolloutSettings, ShardCounts
 from rmtools.lm.steps import StepSettings
 
-PLAN = Plan(
+SETTINGS = RolloutSettings(
     verb="rollout",
     policy="policy",
     policy_fingerprint="abc",
@@ -36,13 +37,18 @@ PLAN = Plan(
 )
 
 
+def plan_of(**changes):
+    settings = replace(SETTINGS, **changes)
+    return Job(Path("unused"), settings, settings.shards, ShardCounts).plan
+
+
 @pytest.mark.parametrize("shard_size", [1, 3, 5, 10, 11])
-def test_shards_are_blocks_that_cover_the_prompts_once(shard_size):
-    plan = replace(PLAN, shard_size=shard_size)
+def test_blocks_cover_the_prompts_once(shard_size):
+    shards = replace(SETTINGS, shard_size=shard_size).shards
     prompts = list(range(10))
-    assert [p for i in range(plan.shards) for p in prompts[plan.block(i)]] == prompts
-    assert all(prompts[plan.block(i)] for i in range(plan.shards))
-    assert plan.name(0) == f"train-00000-of-{plan.shards:05d}.parquet"
+    assert [p for i in range(shards.count) for p in prompts[shards.of(i)]] == prompts
+    assert all(prompts[shards.of(i)] for i in range(shards.count))
+    assert shards.name(0) == f"train-00000-of-{shards.count:05d}.parquet"
 
 
 @pytest.mark.parametrize(
@@ -59,16 +65,16 @@ def test_shards_are_blocks_that_cover_the_prompts_once(shard_size):
     ],
 )
 def test_differences_are_named(tmp_path, change, words):
-    write_json(tmp_path / PLAN_FILE, PLAN.to_dict())
+    write_json(tmp_path / PLAN_FILE, plan_of())
     old = read_plan(tmp_path)
     assert old is not None
-    assert differences(old, PLAN.to_dict()) == []
-    assert differences(old, replace(PLAN, **change).to_dict()) == [words]
+    assert differences(old, plan_of()) == []
+    assert differences(old, plan_of(**change)) == [words]
 
 
 def test_the_name_of_a_policy_counts_only_where_its_weights_are_not_known():
     def named(*policies):
-        one, two = (replace(PLAN, policy=p, policy_fingerprint=f).to_dict() for p, f in policies)
+        one, two = (plan_of(policy=p, policy_fingerprint=f) for p, f in policies)
         return differences(one, two)
 
     assert named(("a", "123"), ("./a", "123")) == []
@@ -83,43 +89,19 @@ def test_a_plan_that_is_none(tmp_path):
             read_plan(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"batch_size": 0}, "--batch-size"),
-        ({"shard_size": -1}, "--shard-size"),
-        ({"format": "csv"}, "parquet, jsonl"),
-    ],
-)
-def test_wrong_plans(change, words):
-    with pytest.raises(UserError, match=words):
-        replace(PLAN, **change)
-
-
 def test_every_shard_has_a_generator_of_its_own():
     """Also not that of the prompts, nor that of another verb or seed."""
     made = [generator("rollout", 0), generator("audit", 0)]
-    made += [shard_generator(v, s, i) for v in ("rollout", "audit") for s in (0, 1) for i in range(50)]
+    made += [block_generator(v, s, i) for v in ("rollout", "audit") for s in (0, 1) for i in range(50)]
     assert len({g.integers(2**63) for g in made}) == len(made)
-    one, two = (shard_generator("rollout", 3, 7).integers(2**63, size=4) for _ in range(2))
+    one, two = (block_generator("rollout", 3, 7).integers(2**63, size=4) for _ in range(2))
     np.testing.assert_array_equal(one, two)
 
 
-def test_the_hash_of_prompts_knows_their_order_borders_and_answers():
+def test_the_prompts_hash_prompts_knows_their_order_borders_and_answers():
     kinds = (["a", "b"], ["b", "a"], ["ab"], ["a", "b", ""])
-    hashes = {hash_of(p, [r] * len(p)) for p in kinds for r in (None, "1", "2")}
+    hashes = {prompts_hash(p, [r] * len(p)) for p in kinds for r in (None, "1", "2")}
     assert len(hashes) == 12
-
-
-def test_metadata():
-    found = PLAN.metadata(rows=40, tokens=7, truncated=1)
-    assert json.loads(json.dumps(found.branching)) == {
-        "trajectories": 4,
-        "children": 2,
-        "completions": 3,
-        "depths": 2,
-    }
-    assert (found.rows, found.shards, found.generated_tokens, found.truncated_steps) == (40, 3, 7, 1)
 
 
 def test_which_process_this_is(monkeypatch):
