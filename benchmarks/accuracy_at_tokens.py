@@ -22,9 +22,10 @@ import numpy as np
 from accuracy_samplers import BEAM, BEST, BUDGETS, CHAIN, MAJORITY, PLAIN, SMC, TERMINALS, Bench, Point
 from crossing_models import models
 
+from rmtools.codec import to_json
 from rmtools.files import read_json, write_json, write_text
 from rmtools.plots.accuracy import success_at_tokens
-from rmtools.stats.bootstrap import Interval, as_plain, cluster_bootstrap
+from rmtools.stats.bootstrap import Interval, cluster_bootstrap
 
 Row = dict[str, Any]
 HORIZONS = (8, 16)
@@ -197,7 +198,7 @@ def main() -> None:
     done = {h["horizon"]: h for h in before.get("horizons", []) if before["command"] == command}
     for horizon in args.horizons:
         if horizon not in done:
-            done[horizon] = as_plain(measure(args.work, horizon, args.prompts, args.seed))
+            done[horizon] = to_json(measure(args.work, horizon, args.prompts, args.seed))
             save(args.out, command, [done[t] for t in sorted(done)])
     save(args.out, command, [done[t] for t in sorted(done)])
 

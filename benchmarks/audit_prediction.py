@@ -9,6 +9,7 @@ from audit_coverage import N_RESAMPLES, verdict
 from audit_needed import Sampler, smallest
 from audit_population import Population, Rollouts, draw_rollouts
 
+from rmtools.codec import from_json, to_json
 from rmtools.stats.bootstrap import Interval
 from rmtools.stats.influence import pooled_influence_sd
 from rmtools.stats.sigma2 import Sigma2, n_for_cv, n_for_tv, pooled_sigma2
@@ -52,8 +53,8 @@ def audited(
     spread = pooled_influence_sd(rollouts.spreads(log_value), rng, N_RESAMPLES)
     return {
         "trajectories": int(rollouts.potential.size),
-        "sigma2": sigma2.to_dict(),
-        "sd": spread.sd.to_dict(),
+        "sigma2": to_json(sigma2),
+        "sd": to_json(spread.sd),
         "mad_plug_in": spread.mad_plug_in,
         "n_for_cv": n_for_cv(sigma2.estimate, effort.delta_cv),
         "n_for_tv": n_for_tv(spread.sd.estimate, effort.delta_tv),
@@ -162,7 +163,7 @@ def prediction_row(r: dict[str, Any]) -> list[str]:
         f"{r['kind']}, {r['prompts']} prompts, T = {r['horizon']}",
         r["model"],
         f"{r['sigma2_exact']:.3g}",
-        "; ".join(str(Interval.from_dict(a["sigma2"])) for a in r["audits"]),
+        "; ".join(str(from_json(Interval, a["sigma2"])) for a in r["audits"]),
         f"{r['needed_cv']:.0f}",
         f"{r['cv_exact']:.2f}",
         each("cv_rollouts"),
@@ -195,7 +196,7 @@ def rank(
             "model": name,
             "prompts": len(population),
             "trajectories": [int(rollouts.potential.size) for rollouts in audits],
-            "sigma2_rollouts": [x.to_dict() for x in sigma2],
+            "sigma2_rollouts": [to_json(x) for x in sigma2],
             "sigma2_exact": population.truth["sigma^2"],
             "rms_b": population.truth["RMS b"],
             "needed_cv": needed,
@@ -261,7 +262,7 @@ def ranking_table(rows: list[dict[str, Any]]) -> tuple[list[str], list[list[str]
     return heads, [
         [
             r["model"],
-            "; ".join(str(Interval.from_dict(x)) for x in r["sigma2_rollouts"]),
+            "; ".join(str(from_json(Interval, x)) for x in r["sigma2_rollouts"]),
             f"{r['sigma2_exact']:.3g}",
             f"{r['rms_b']:.3g}",
             f"{r['needed_cv']:.1f}",

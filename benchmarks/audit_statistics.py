@@ -39,8 +39,8 @@ from audit_population import (
 )
 from audit_prediction import Effort
 
+from rmtools.codec import to_json
 from rmtools.files import write_json, write_text
-from rmtools.stats.bootstrap import as_plain
 
 TREES, TABLES = 200, 100
 EASE, ERROR = "Z", "squared ratio error"
@@ -207,7 +207,7 @@ def main() -> None:
     args.audits = args.audits or {"coverage": 300}.get(args.what, 100)
     found, verdicts, tables = COMMANDS[args.what](args)
     command = f"python benchmarks/audit_statistics.py {args.what} --seed {args.seed}"
-    values = as_plain({"command": command, "requirements": verdicts, **found})
+    values = to_json({"command": command, "requirements": verdicts, **found})
     write_json(args.out, values)
     text = markdown(args.what, values, tables)
     write_text(args.out.with_suffix(".md"), text)

@@ -27,10 +27,10 @@ from crossing_models import models
 from lm_law_parts import Row
 from lm_output import Z_MAX, Subject, on_language_model, on_table
 
+from rmtools.codec import to_json
 from rmtools.core import solve
 from rmtools.files import read_json, write_json, write_text
 from rmtools.plots.accuracy import sampler_law
-from rmtools.stats.bootstrap import as_plain
 
 HORIZON, RAREST = 6, 1e-4
 # Cool enough that what the table leaves out is some thousandths of the mass.
@@ -276,7 +276,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     told = list(subjects(args.work, args.prompts, args.seed))
-    settings = {"seed": args.seed, "prompts": as_plain([t for t, _, _ in told])}
+    settings = {"seed": args.seed, "prompts": to_json([t for t, _, _ in told])}
     found = {}
     if set(args.only) < set(PARTS) and args.out.exists():
         before = read_json(args.out, "the figures of the other parts")
@@ -293,7 +293,7 @@ def main() -> None:
 
 def save(args: argparse.Namespace, settings: Row, found: dict[str, list[Row]]) -> None:
     command = f"python benchmarks/lm_law.py --prompts {args.prompts} --seed {args.seed}"
-    values = as_plain({"command": command, **settings, "requirements": verdicts(found), "parts": found})
+    values = to_json({"command": command, **settings, "requirements": verdicts(found), "parts": found})
     write_json(args.out, values)
     write_text(args.out.with_suffix(".md"), markdown(values))
     write_text(args.out.with_suffix(".svg"), sampler_law(values["parts"]))

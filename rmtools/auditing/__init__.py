@@ -2,6 +2,6 @@
 
 from rmtools.auditing.audit import audit
 from rmtools.auditing.model_audit import ModelAudit
-from rmtools.auditing.report import AuditReport
+from rmtools.auditing.report import AuditReport, read_report
 
-__all__ = ["AuditReport", "ModelAudit", "audit"]
+__all__ = ["AuditReport", "ModelAudit", "audit", "read_report"]

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, Self
 
 from rmtools.auditing.model_audit import ModelAudit
-from rmtools.auditing.report import JSON_FILE, AuditReport
+from rmtools.auditing.report import JSON_FILE, read_report
+from rmtools.codec import to_json
 from rmtools.errors import UserError
-from rmtools.files import read_json
 from rmtools.stats.bootstrap import Interval
 from rmtools.stats.sigma2 import n_for_cv, n_for_tv
 
@@ -103,7 +103,7 @@ class Predicted:
         return {
             "asked": str(self.accuracy),
             "n_particles": self.n_particles,
-            "particles": self.particles.to_dict(),
+            "particles": to_json(self.particles),
             "counted_from": self.counted_from,
             "audit": str(self.file),
         }
@@ -144,20 +144,6 @@ def particles_for(accuracy: Accuracy, audit: Path, sampled: Sampled) -> Predicte
     require_same(file, report.provenance, sampled)
     needed = particles(report.model, accuracy, file)
     return Predicted(accuracy, math.ceil(needed.estimate), needed, report.model.counted_from, file)
-
-
-def read_report(file: Path) -> AuditReport:
-    """Return the audit in ``file``; raises ``UserError`` where it is none of this release."""
-    values = read_json(file, "the audit")
-    try:
-        return AuditReport.from_dict(values)
-    except UserError as error:
-        raise UserError(f"{file}: {error.fact}", error.fix) from error
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(
-            f"{file} is no audit as this release writes it: {type(error).__name__} {error}",
-            "run `rmtools audit` again",
-        ) from error
 
 
 def require_same(file: Path, provenance: Mapping[str, Any], sampled: Sampled) -> None:

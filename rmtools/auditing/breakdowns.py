@@ -1,8 +1,8 @@
 """Where a model is inconsistent: by prompt, by value, and the worst prefixes as text."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -10,11 +10,9 @@ from rmtools.auditing.cost import Spread, particles
 from rmtools.stats.bootstrap import (
     Interval,
     Statistic,
-    as_dict,
     bootstrap_all,
     cluster_sums,
     ratio_of_means,
-    read_intervals,
 )
 from rmtools.stats.prefix_errors import PrefixErrors
 from rmtools.stats.sigma2 import n_for_cv, n_for_tv, sigma2
@@ -54,18 +52,6 @@ class PromptAudit:
     sigma2: Interval | None
     n_for_cv: Interval | None
     n_for_tv: Interval | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return a dict fit for JSON."""
-        return as_dict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Read what `to_dict` wrote."""
-        plain = read_intervals(values)
-        for name in ("signed_mean", "mean_square_corrected"):
-            plain[name] = np.nan if values[name] is None else values[name]
-        return cls(**plain)
 
 
 def by_prompt(
@@ -120,15 +106,6 @@ class ValueBin:
     n_prefixes: int
     signed_mean: Interval
     squared_ratio_error: Interval
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return a dict fit for JSON."""
-        return as_dict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Read what `to_dict` wrote."""
-        return cls(**read_intervals(values))
 
 
 def by_value(
@@ -194,16 +171,6 @@ class WorstPrefix:
     standard_error: float
     children: tuple[ShownChild, ...]
     n_children: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return a dict fit for JSON."""
-        return {**as_dict(self), "children": [vars(c) for c in self.children]}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Read what `to_dict` wrote."""
-        children = tuple(ShownChild(**c) for c in values["children"])
-        return cls(**{**values, "steps": tuple(values["steps"]), "children": children})
 
 
 def worst_prefixes(

@@ -5,14 +5,14 @@ one prompt over its trajectories.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from rmtools.auditing.arrays import PromptArrays, extra_completions
-from rmtools.stats.bootstrap import Interval, as_dict, cluster_bootstrap, ratio_of_means, read_intervals
+from rmtools.stats.bootstrap import Interval, cluster_bootstrap, ratio_of_means
 from rmtools.stats.influence import InfluenceSD, influence_sd, pooled_influence_sd
 from rmtools.stats.sigma2 import Sigma2, Sigma2Parts, pooled_sigma2, sigma2_parts, value_square_estimate
 
@@ -94,15 +94,6 @@ class OtherWays:
     best_of_n_solutions: Interval | None
     best_of_n_tokens: Interval | None
     prompts_without_success: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return a dict fit for JSON."""
-        return as_dict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Read what `to_dict` wrote."""
-        return cls(**read_intervals(values))
 
 
 def other_ways(
@@ -191,24 +182,15 @@ class PaperCounts:
         L and epsilon, the largest observed; of sampled ratios what is left of them after two standard errors.
     log10_particles : float
         Of Thm 5.1's count for the TV asked for.
-    pool_size, mh_steps : float
-        M and H of Algorithm 2 (Thm 6.1); infinite where they exceed a float.
+    pool_size, mh_steps : float or None
+        M and H of Algorithm 2 (Thm 6.1); None where they exceed a float.
     """
 
     ratio_bound: float
     bellman_error: float
     log10_particles: float
-    pool_size: float
-    mh_steps: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return a dict fit for JSON."""
-        return as_dict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Read what `to_dict` wrote; null is infinite."""
-        return cls(**{k: math.inf if v is None else v for k, v in values.items()})
+    pool_size: float | None
+    mh_steps: float | None
 
 
 def paper_counts(ratio_bound: float, largest_log_error: float, horizon: int, delta_tv: float) -> PaperCounts:
@@ -231,12 +213,15 @@ def paper_counts(ratio_bound: float, largest_log_error: float, horizon: int, del
         6 * math.log(bound) + math.log(horizon / (2 * delta_tv)) + 6 * (horizon - 1) * math.log1p(error)
     )
     proposals = mh_steps_bound(horizon, error, delta_tv / 2)
-    pool = (
-        math.inf
-        if math.isinf(proposals)
-        else pool_size_bound(bound, horizon, error, math.ceil(proposals), delta_tv / 2)
+    known = math.isfinite(proposals)
+    pool = pool_size_bound(bound, horizon, error, math.ceil(proposals), delta_tv / 2) if known else math.inf
+    return PaperCounts(
+        bound,
+        error,
+        log_count / math.log(10),
+        pool if math.isfinite(pool) else None,
+        proposals if known else None,
     )
-    return PaperCounts(bound, error, log_count / math.log(10), pool, proposals)
 
 
 @dataclass(frozen=True)
@@ -254,15 +239,6 @@ class ZCheck:
     z: Interval
     root_value: Interval
     difference: Interval
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return a dict fit for JSON."""
-        return as_dict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Read what `to_dict` wrote."""
-        return cls(**read_intervals(values))
 
 
 def z_check(z: np.ndarray, root_value: np.ndarray, rng: np.random.Generator) -> ZCheck:

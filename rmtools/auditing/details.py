@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from rmtools.codec import from_json
 from rmtools.plots.page import Items, Table
 from rmtools.stats.bootstrap import Interval
 
@@ -13,7 +14,7 @@ PROMPTS_SHOWN, TEXT_SHOWN = 30, 220
 
 def interval(value: Values | None) -> str:
     """Return an interval's text, a dash where there is none."""
-    return "-" if value is None or value["estimate"] is None else str(Interval.from_dict(value))
+    return "-" if value is None or value["estimate"] is None else str(from_json(Interval, value))
 
 
 def rounded(value: float | None) -> str:

@@ -1,8 +1,8 @@
 """What an audit knows exactly where the task lists its steps: Bellman ratios, and costs from prompts written out as tables."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -10,10 +10,8 @@ from rmtools.core import solve
 from rmtools.stats.bootstrap import (
     Interval,
     Statistic,
-    as_dict,
     bootstrap_all,
     ratio_of_means,
-    read_intervals,
 )
 
 if TYPE_CHECKING:
@@ -51,15 +49,6 @@ class Tabulated:
     mad: Interval
     n_prompts: int
     uncovered: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return a dict fit for JSON."""
-        return as_dict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Read what `to_dict` wrote."""
-        return cls(**read_intervals(values))
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """The audit of one model or control on scored rollouts: every estimator of rmtools.core, with 95% intervals over prompts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -42,7 +42,7 @@ from rmtools.stats.bellman_error import (
     self_normalise,
 )
 from rmtools.stats.binned_errors import FlatSummary, flat_summary
-from rmtools.stats.bootstrap import Interval, as_dict
+from rmtools.stats.bootstrap import Interval
 from rmtools.stats.calibration import CalibrationSummary, calibration_summary
 from rmtools.stats.influence import InfluenceSD
 from rmtools.stats.prefix_errors import PrefixErrors
@@ -166,42 +166,6 @@ class ModelAudit:
     def guided_error(self) -> BellmanSummary | None:
         """The same where the sampler goes."""
         return self.exact_guided or self.guided
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return JSON values; what could not be estimated is null."""
-        return as_dict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Read what `to_dict` wrote."""
-        plain = dict(values)
-        for name, kind in PARTS.items():
-            plain[name] = None if values[name] is None else kind.from_dict(values[name])
-        for name, kind in LISTS.items():
-            plain[name] = tuple(kind.from_dict(v) for v in values[name])
-        return cls(**plain)
-
-
-PARTS: dict[str, Any] = {
-    "bellman": BellmanSummary,
-    "guided": BellmanSummary,
-    "gauge_fixed": GaugeFixed,
-    "exact": BellmanSummary,
-    "exact_guided": BellmanSummary,
-    "flat": FlatSummary,
-    "ratio_bound": RatioBound,
-    "calibration": CalibrationSummary,
-    "z": ZCheck,
-    "paths": PathSummary,
-    "sigma2": Sigma2,
-    "influence": InfluenceSD,
-    "tabulated": Tabulated,
-    "n_for_cv": Interval,
-    "n_for_tv": Interval,
-    "paper": PaperCounts,
-    "other_ways": OtherWays,
-}
-LISTS: dict[str, Any] = {"by_prompt": PromptAudit, "by_value": ValueBin, "worst": WorstPrefix}
 
 
 def audit_model(

@@ -10,12 +10,12 @@ from typing import Any
 
 from rmtools import plots
 from rmtools.auditing.details import costs_table, prompts_table, where
-from rmtools.auditing.report import JSON_FILE, AuditReport
+from rmtools.auditing.report import JSON_FILE, SCHEMA_VERSION, AuditReport
 from rmtools.auditing.row_help import reading
 from rmtools.auditing.table import sentences, table
+from rmtools.codec import VERSION, to_json
 from rmtools.files import write_json, write_text
 from rmtools.plots.page import Items, Plot, Section, Table, page
-from rmtools.stats.bootstrap import as_plain
 
 Values = Mapping[str, Any]
 
@@ -47,7 +47,7 @@ def report_values(report: AuditReport) -> dict[str, Any]:
         ],
         "sentences": sentences(report.model, report.pairs, report.measured),
     }
-    return {**as_plain(report.to_dict()), "table": lines}
+    return {VERSION: SCHEMA_VERSION, **to_json(report), "table": lines}
 
 
 def title(values: Values) -> str:

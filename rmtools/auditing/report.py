@@ -1,14 +1,14 @@
 """The audit's report: every figure of a model, its controls and the models it is compared with."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from pathlib import Path
+from typing import Any
 
 from rmtools.auditing.cost import MeasuredAccuracy
 from rmtools.auditing.model_audit import ModelAudit
 from rmtools.auditing.table import as_text, sentences
-from rmtools.codec import from_json, to_json
-from rmtools.errors import UserError
+from rmtools.codec import from_json, unversioned
+from rmtools.files import read_json
 from rmtools.stats.paired import PairedDifference
 
 JSON_FILE = "audit.json"
@@ -48,42 +48,21 @@ class AuditReport:
         """The audited model."""
         return self.models[0]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return JSON values with a schema version."""
-        return {
-            "schema_version": SCHEMA_VERSION,
-            "provenance": self.provenance,
-            "uncovered": self.uncovered,
-            "warnings": list(self.warnings),
-            "models": [m.to_dict() for m in self.models],
-            "pairs": {role: pair.to_dict() for role, pair in self.pairs.items()},
-            "measured": to_json(self.measured),
-        }
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Read what `to_dict` wrote.
-
-        Raises
-        ------
-        UserError
-            If it has another schema version.
-        """
-        if values.get("schema_version") != SCHEMA_VERSION:
-            raise UserError(
-                f"the audit has schema version {values.get('schema_version')}, this release reads {SCHEMA_VERSION}",
-                "run the audit again, or read it with rmtools 0.1.0",
-            )
-        return cls(
-            tuple(ModelAudit.from_dict(m) for m in values["models"]),
-            {role: PairedDifference.from_dict(p) for role, p in values["pairs"].items()},
-            values["provenance"],
-            values["uncovered"],
-            tuple(values["warnings"]),
-            from_json(MeasuredAccuracy | None, values["measured"], "the audit"),  # type: ignore[arg-type]
-        )
-
     def __str__(self) -> str:
         p = self.provenance
         text = as_text(self.models, p["delta_cv"], p["delta_tv"])
         return "\n".join([text, *sentences(self.model, self.pairs, self.measured)])
+
+
+def read_report(file: Path) -> AuditReport:
+    """Read the audit that `rmtools.auditing.page.write_report` wrote.
+
+    Raises
+    ------
+    UserError
+        If the file cannot be read, or is no audit as this release writes it.
+    """
+    fix = "run `rmtools audit` again, or read it with rmtools 0.1.0"
+    values = unversioned(read_json(file, "the audit"), f"{file}: the audit", SCHEMA_VERSION, fix)
+    values.pop("table", None)  # the same figures as text
+    return from_json(AuditReport, values, str(file), fix)

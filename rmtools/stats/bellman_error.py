@@ -17,7 +17,6 @@ sample cannot resolve (docs/equations.md section 6). Everything of that section 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
 
 import numpy as np
 
@@ -25,13 +24,11 @@ from rmtools.errors import UserError
 from rmtools.stats.bootstrap import (
     Interval,
     Statistic,
-    as_dict,
     bootstrap_all,
     cluster_bootstrap,
     cluster_sums,
     labels_of,
     ratio_of_means,
-    read_intervals,
     root,
 )
 from rmtools.stats.path_errors import (
@@ -86,15 +83,6 @@ class DepthSummary:
     rms_plug_in: Interval
     rms_corrected: Interval
     squared_ratio_error: Interval
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return a dict fit for JSON."""
-        return as_dict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Read what `to_dict` wrote."""
-        return cls(**read_intervals(values))
 
 
 @dataclass(frozen=True)
@@ -171,21 +159,6 @@ class BellmanSummary:
     prompt_max_bound: FractionBound
     prompt_mean_bound: FractionBound
     exact: bool
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return a dict fit for JSON."""
-        return as_dict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Read what `to_dict` wrote."""
-        plain = read_intervals(values)
-        plain["quantiles"] = {q: Interval.from_dict(value) for q, value in values["quantiles"].items()}
-        plain["by_depth"] = tuple(DepthSummary.from_dict(value) for value in values["by_depth"])
-        plain["largest"] = math.nan if values["largest"] is None else values["largest"]
-        for name in ("prompt_max_bound", "prompt_mean_bound"):
-            plain[name] = FractionBound.from_dict(values[name])
-        return cls(**plain)
 
 
 def bellman_summary(

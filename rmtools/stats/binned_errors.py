@@ -18,9 +18,8 @@ add up to at most the mean of (rho - 1)^2 (docs/equations.md section 6).
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -29,11 +28,9 @@ from rmtools.errors import UserError
 from rmtools.particles.arguments import check_count
 from rmtools.stats.bootstrap import (
     Interval,
-    as_dict,
     bootstrap_all,
     labels_of,
     ratio_of_means,
-    read_intervals,
     refuse_nan,
     root,
 )
@@ -61,15 +58,6 @@ class FlatBin:
     n_prefixes: int
     n_prompts: int
     signed_mean: Interval
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return a dict fit for JSON."""
-        return as_dict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Read what `to_dict` wrote."""
-        return cls(**read_intervals(values))
 
 
 @dataclass(frozen=True)
@@ -106,17 +94,6 @@ class FlatSummary:
     squared_ratio_error_at_least: Interval
     rms_ratio_error_at_least: Interval
     bins: tuple[FlatBin, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return a dict fit for JSON."""
-        return as_dict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Read what `to_dict` wrote."""
-        plain = read_intervals(values)
-        plain["bins"] = tuple(FlatBin.from_dict(value) for value in values["bins"])
-        return cls(**plain)
 
 
 def flat_summary(

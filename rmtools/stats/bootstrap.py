@@ -1,4 +1,4 @@
-"""Intervals that resample clusters, and how a result with intervals becomes JSON.
+"""Intervals that resample clusters.
 
 Prefixes of one prompt are dependent, so an interval of a population figure resamples prompts, never prefixes
 (docs/equations.md section 6). The interval is the studentised cluster bootstrap: with 30 to 200 skewed
@@ -15,8 +15,7 @@ clusters a nominal 95% interval covered .92 to .95 where percentile and BCa inte
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
-from typing import Any, Self
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -37,7 +36,7 @@ class Interval:
     Attributes
     ----------
     estimate : float
-        NaN where it does not exist (`to_dict` writes None).
+        NaN where it does not exist.
     low, high : float or None
         None where that end is not available: fewer than two clusters, or a statistic undefined on the sample.
     """
@@ -60,23 +59,9 @@ class Interval:
         low, high = (None if end is None else float(function(end)) for end in (self.low, self.high))
         return Interval(float(function(self.estimate)), low, high)
 
-    def to_dict(self) -> dict[str, float | None]:
-        """Return a dict fit for JSON: what is not finite becomes None."""
-        return {name: _plain(getattr(self, name)) for name in ("estimate", "low", "high")}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Read what `to_dict` wrote."""
-        estimate = values["estimate"]
-        return cls(math.nan if estimate is None else float(estimate), values["low"], values["high"])
-
     def __str__(self) -> str:
         ends = ("?" if end is None else f"{end:.3g}" for end in (self.low, self.high))
         return f"{self.estimate:.3g} [{', '.join(ends)}]"
-
-
-def _plain(value: float | None) -> float | None:
-    return None if value is None or not math.isfinite(value) else float(value)
 
 
 def root(interval: Interval) -> Interval:
@@ -311,30 +296,3 @@ def jackknife(estimate: float, left_out: np.ndarray, level: float = 0.95) -> Int
 def ratio_of_means(means: np.ndarray) -> np.ndarray:
     """Return the statistic of a weighted mean: first column over second, (B, 2) -> (B,)."""
     return means[:, 0] / means[:, 1]
-
-
-def as_dict(result: Any) -> dict[str, Any]:
-    """Return the fields of a result dataclass, fit for JSON: results as dicts, what is not finite as None."""
-    return {field.name: as_plain(getattr(result, field.name)) for field in fields(result)}
-
-
-def as_plain(value: Any) -> Any:
-    """Return `value` fit for JSON."""
-    if hasattr(value, "to_dict"):
-        return value.to_dict()
-    if isinstance(value, tuple | list | np.ndarray):
-        return [as_plain(item) for item in value]
-    if isinstance(value, dict):
-        return {name: as_plain(item) for name, item in value.items()}
-    if isinstance(value, np.generic):
-        return as_plain(value.item())
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def read_intervals(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields that `as_dict` wrote, dicts of intervals read back."""
-    return {name: _read(value) for name, value in values.items()}
-
-
-def _read(value: Any) -> Any:
-    return Interval.from_dict(value) if isinstance(value, Mapping) and "low" in value else value

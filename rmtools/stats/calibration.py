@@ -10,10 +10,8 @@ can be calibrated and still have a Bellman error at every prefix (docs/equations
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import NormalDist
-from typing import Any, Self
 
 import numpy as np
 
@@ -21,13 +19,10 @@ from rmtools.errors import UserError
 from rmtools.stats.bootstrap import (
     Interval,
     Statistic,
-    as_dict,
-    as_plain,
     bootstrap_all,
     cluster_sums,
     labels_of,
     ratio_of_means,
-    read_intervals,
     refuse_nan,
 )
 
@@ -88,18 +83,14 @@ class ReliabilityCurve:
     count : np.ndarray
         Number of predictions of positive weight.
     index : np.ndarray
-        (n,) bin of each prediction, -1 for weight zero.
+        (n,) bin of each prediction, -1 for weight zero; not saved.
     """
 
     mean_p: np.ndarray
     mean_outcome: np.ndarray
     mass: np.ndarray
     count: np.ndarray
-    index: np.ndarray
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return a dict fit for JSON, without `index`."""
-        return {name: as_plain(getattr(self, name)) for name in ("mean_p", "mean_outcome", "mass", "count")}
+    index: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.intp), metadata={"saved": False})
 
 
 def reliability_curve(
@@ -277,19 +268,6 @@ class CalibrationSummary:
     auc: Interval
     curve: ReliabilityCurve
     curve_outcome: tuple[Interval, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return a dict fit for JSON."""
-        return as_dict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Read what `to_dict` wrote; `curve.index` is not kept and comes back empty."""
-        plain = read_intervals(values)
-        arrays = {name: np.array(array) for name, array in values["curve"].items()}
-        plain["curve"] = ReliabilityCurve(index=np.zeros(0, dtype=np.intp), **arrays)
-        plain["curve_outcome"] = tuple(Interval.from_dict(value) for value in values["curve_outcome"])
-        return cls(**plain)
 
 
 def calibration_summary(

@@ -8,15 +8,13 @@
 (True, 400)
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from rmtools.errors import UserError
-from rmtools.stats.bootstrap import Interval, Statistic, as_dict, bootstrap_all, ratio_of_means, refuse_nan
+from rmtools.stats.bootstrap import Interval, Statistic, bootstrap_all, ratio_of_means, refuse_nan
 
 
 @dataclass(frozen=True)
@@ -36,16 +34,6 @@ class MeasuredSigma2:
     by_prompt: tuple[Interval, ...]
     pooled: Interval
     n_runs: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return a dict fit for JSON."""
-        return as_dict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Read what `to_dict` wrote."""
-        by_prompt = tuple(Interval.from_dict(value) for value in values["by_prompt"])
-        return cls(by_prompt, Interval.from_dict(values["pooled"]), values["n_runs"])
 
 
 def measured_sigma2(

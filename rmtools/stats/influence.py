@@ -17,18 +17,15 @@ most the standard deviation, the latter gives a count that is enough.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
 
 import numpy as np
 
 from rmtools.errors import UserError
 from rmtools.stats.bootstrap import (
     Interval,
-    as_dict,
     cluster_bootstrap,
     jackknife,
     ratio_of_means,
-    read_intervals,
     refuse_nan,
     root,
 )
@@ -75,18 +72,6 @@ class InfluenceSD:
     def resolved(self) -> bool:
         """Whether enough trajectories carry the potential: with fewer the interval misses too often (docs/log.md)."""
         return self.effective_trajectories >= FEWEST_TRAJECTORIES
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return a dict fit for JSON."""
-        return as_dict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Read what `to_dict` wrote."""
-        plain = read_intervals(values)
-        for name in ("mean", "mad_plug_in", "scaled_variance"):
-            plain[name] = math.nan if values[name] is None else values[name]
-        return cls(**plain)
 
 
 def influence_sd(

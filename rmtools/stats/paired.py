@@ -16,9 +16,8 @@ figures suggest (docs/equations.md section 6).
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
 
 import numpy as np
 
@@ -26,13 +25,11 @@ from rmtools.errors import UserError
 from rmtools.stats.bootstrap import (
     Interval,
     Statistic,
-    as_dict,
     bootstrap_all,
     cluster_bootstrap,
     cluster_sums,
     labels_of,
     ratio_of_means,
-    read_intervals,
 )
 from rmtools.stats.calibration import brier
 from rmtools.stats.prefix_errors import PrefixErrors
@@ -85,15 +82,6 @@ class PairedDifference:
     signed_mean: Interval
     brier: Interval | None
     sigma2: Interval | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return a dict fit for JSON."""
-        return as_dict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Read what `to_dict` wrote."""
-        return cls(**read_intervals(values))
 
 
 def paired_difference(

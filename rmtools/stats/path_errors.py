@@ -7,22 +7,19 @@
 [0.0, 0.4]
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
 
 import numpy as np
 
 from rmtools.stats.bootstrap import (
     Interval,
     Statistic,
-    as_dict,
     bootstrap_all,
     cluster_bootstrap,
     cluster_sums,
     labels_of,
     ratio_of_means,
-    read_intervals,
     root,
 )
 from rmtools.stats.prefix_errors import PrefixErrors, check_values
@@ -100,19 +97,6 @@ class RatioBound:
     n: int
     n_zero: int
 
-    def to_dict(self) -> dict[str, object]:
-        """Return a dict fit for JSON."""
-        shown = {level: interval.to_dict() for level, interval in self.quantiles.items()}
-        largest = self.largest if np.isfinite(self.largest) else None
-        return {"quantiles": shown, "largest": largest, "n": self.n, "n_zero": self.n_zero}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Read what `to_dict` wrote."""
-        quantiles = {level: Interval.from_dict(value) for level, value in values["quantiles"].items()}
-        largest = np.nan if values["largest"] is None else values["largest"]
-        return cls(quantiles, largest, values["n"], values["n_zero"])
-
 
 def ratio_bound_quantiles(
     log_value: np.ndarray,
@@ -172,15 +156,6 @@ class PathSummary:
     mean_square_corrected: Interval
     rms_corrected: Interval
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return a dict fit for JSON."""
-        return as_dict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Read what `to_dict` wrote."""
-        return cls(**read_intervals(values))
-
 
 def path_summary(
     sums: PathSums, prompt: np.ndarray, *, rng: np.random.Generator, n_resamples: int = 2000
@@ -227,15 +202,6 @@ class GaugeFixed:
     rms: Interval
     n_cells: int
     n_short: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return a dict fit for JSON."""
-        return as_dict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Read what `to_dict` wrote."""
-        return cls(**read_intervals(values))
 
 
 def gauge_fixed_rms(

@@ -7,10 +7,8 @@
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Any, Self
 
 import numpy as np
 
@@ -96,15 +94,6 @@ class FractionBound:
     n: int
     rank: int
     n_needed: int
-
-    def to_dict(self) -> dict[str, float | int | None]:
-        """Return a dict fit for JSON."""
-        return dict(self.__dict__)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Read what `to_dict` wrote."""
-        return cls(**values)
 
 
 def fraction_bound(per_prompt_error: np.ndarray, alpha: float = 0.05, q: float = 0.1) -> FractionBound:

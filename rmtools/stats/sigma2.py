@@ -18,18 +18,15 @@ and Z^2 are summed over prompts first.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
 
 import numpy as np
 
 from rmtools.errors import UserError
 from rmtools.stats.bootstrap import (
     Interval,
-    as_dict,
     cluster_bootstrap,
     jackknife,
     ratio_of_means,
-    read_intervals,
     refuse_nan,
 )
 
@@ -203,17 +200,6 @@ class Sigma2:
     resolved: bool
     n_prompts: int
     n_trajectories: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return a dict fit for JSON."""
-        return as_dict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Read what `to_dict` wrote."""
-        plain = read_intervals(values)
-        plain["ratio"] = math.nan if values["ratio"] is None else values["ratio"]
-        return cls(**plain)
 
 
 def sigma2(parts: Sigma2Parts) -> Sigma2:

@@ -13,9 +13,9 @@ from accuracy_at_tokens import described, differences, interval, markdown, not_a
 from accuracy_samplers import Bench, Counted, Point, Tally, distinct_tokens, majority
 from crossing_models import Models
 
+from rmtools.codec import to_json
 from rmtools.lm.particles import LMParticles
 from rmtools.particles.smc import smc
-from rmtools.stats.bootstrap import as_plain
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +116,7 @@ def test_page_says_where_smc_does_not_win():
                 success = (rng.random(200) < level).astype(float)
                 points.append(Point(name, terminal, budget, success, 24.0 * budget, 9.0 * budget))
     rows = [described(p, rng) for p in points if p.sampler != samplers.PLAIN or p.budget == 64]
-    horizon = as_plain({"horizon": 8, "points": rows, "ahead": differences(points, rng)})
+    horizon = to_json({"horizon": 8, "points": rows, "ahead": differences(points, rng)})
     said = not_ahead([horizon])
     assert len(said) == 2
     assert all("against beam" in line for line in said)

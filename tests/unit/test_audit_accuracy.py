@@ -134,7 +134,7 @@ def test_an_audit_of_something_else_is_refused(folder, sampled, change, words):
         (lambda v: v["provenance"].pop("checkpoint_fingerprint"), "tv", ["does not say", "again"]),
         (lambda v: v["provenance"].update(policy="", policy_fingerprint=""), "tv", ["does not say"]),
         (lambda v: v.update(schema_version=1), "tv", ["audit.json: ", "schema version 1"]),
-        (lambda v: v.pop("models"), "tv", ["no audit as this release writes it"]),
+        (lambda v: v.pop("models"), "tv", ["audit.json: it lacks models"]),
         (lambda v: v.update(schema_version=1), "tv", ["schema version 1"]),
     ],
 )
@@ -152,7 +152,7 @@ def test_no_audit_at_all(sampled, tmp_path):
     for place in (tmp_path, tmp_path / "none", tmp_path / "none.json"):
         with pytest.raises(UserError, match="there is none at"):
             particles_for(Accuracy("tv", 0.1), place, sampled)
-    for text, words in (("{", "not valid JSON"), ("[]", "no audit")):
+    for text, words in (("{", "not valid JSON"), ("[]", "schema version None")):
         (tmp_path / "audit.json").write_text(text)
         with pytest.raises(UserError, match=words):
             particles_for(Accuracy("tv", 0.1), tmp_path, sampled)

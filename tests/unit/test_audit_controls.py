@@ -10,6 +10,7 @@ from rmtools.auditing.arrays import PromptArrays, prompt_arrays
 from rmtools.auditing.controls import monte_carlo_oracle
 from rmtools.auditing.cost import spread_of
 from rmtools.auditing.model_audit import calibration
+from rmtools.codec import to_json
 from rmtools.data.rollouts import Rollout
 from rmtools.errors import UserError
 from rmtools.particles.tilt import Tilt
@@ -277,7 +278,7 @@ def test_the_root_does_not_enter_particle_costs():
     ]
     for a, b in ((costs[0].sigma2, costs[1].sigma2), (costs[0].influence, costs[1].influence)):
         assert a is not None
-        assert str(a.to_dict()) == str(b.to_dict())
+        assert str(to_json(a)) == str(to_json(b))
     # Not for nothing: another depth does.
     moved = replace(
         oracle, log_value=[np.r_[v[0], v[1] * (1 + i), v[2:]] for i, v in enumerate(oracle.log_value)]

@@ -4,6 +4,7 @@ import math
 import numpy as np
 import pytest
 
+from rmtools.codec import from_json, to_json
 from rmtools.errors import UserError
 from rmtools.stats.calibration import (
     CalibrationSummary,
@@ -109,15 +110,15 @@ def test_calibration_summary_round_trips():
     assert summary.ece == expected_calibration_error(p, y)
     assert len(summary.curve_outcome) == len(summary.curve.mass) == 10
     assert summary.curve_outcome[3].estimate == pytest.approx(summary.curve.mean_outcome[3])
-    text = json.dumps(summary.to_dict(), allow_nan=False)
-    assert json.dumps(CalibrationSummary.from_dict(json.loads(text)).to_dict()) == text
+    text = json.dumps(to_json(summary), allow_nan=False)
+    assert to_json(from_json(CalibrationSummary, json.loads(text))) == json.loads(text)
 
 
 def test_all_outcomes_equal_is_no_error():
     summary = calibration_summary(P, np.ones(4), np.arange(4), rng=np.random.default_rng(4), n_resamples=50)
     assert math.isnan(summary.auc.estimate)
     assert summary.brier_constant == 0
-    json.dumps(summary.to_dict(), allow_nan=False)
+    json.dumps(to_json(summary), allow_nan=False)
 
 
 def test_bad_input_is_named():

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from rmtools.codec import from_json, to_json
 from rmtools.core import FiniteModel, solve
 from rmtools.errors import UserError
 from rmtools.stats.bootstrap import Interval
@@ -139,7 +140,7 @@ def test_sigma2_of_one_prompt_is_its_jackknife():
     left_out = parts.left_out_numerator / parts.left_out_z_square - 2
     assert result.estimate.estimate == pytest.approx(40 * result.ratio - 39 * left_out.mean(), rel=1e-9)
     assert result.resolved
-    assert Sigma2.from_dict(json.loads(json.dumps(result.to_dict(), allow_nan=False))) == result
+    assert from_json(Sigma2, json.loads(json.dumps(to_json(result), allow_nan=False))) == result
 
 
 def test_pooled_sigma2_by_hand():
@@ -163,8 +164,8 @@ def test_no_success_is_not_resolved():
     result = sigma2(parts)
     assert math.isnan(result.ratio)
     assert not result.resolved
-    json.dumps(result.to_dict(), allow_nan=False)
-    again = Sigma2.from_dict(json.loads(json.dumps(result.to_dict())))
+    json.dumps(to_json(result), allow_nan=False)
+    again = from_json(Sigma2, json.loads(json.dumps(to_json(result))))
     assert math.isnan(again.ratio)
     rare = np.array([1.0] + [0.0] * 9)  # one success: no pair of distinct successes, Z^2 estimated as 0
     assert not sigma2(sigma2_parts(np.zeros((10, 2)), np.stack([rare, rare], axis=1), rare)).resolved
@@ -267,7 +268,7 @@ def test_influence_refuses_bad_input_and_round_trips():
     log_value, phi, extra = trajectories(10, rng, n_extra=3)
     full = np.stack([extra * np.nan, extra], axis=1)
     result = influence_sd(log_value, phi, full)
-    assert InfluenceSD.from_dict(json.loads(json.dumps(result.to_dict(), allow_nan=False))) == result
+    assert from_json(InfluenceSD, json.loads(json.dumps(to_json(result), allow_nan=False))) == result
     full[4, 1, 2] = np.nan
     with pytest.raises(UserError, match=r"extra\[4, 1, 2\] is NaN"):
         influence_sd(log_value, phi, full)
@@ -316,7 +317,7 @@ def test_measured_sigma2_by_hand():
     estimated = measured_sigma2(np.log(z_hat), 10, None, rng, n_resamples=200)
     z_square = z_hat.mean(axis=0) ** 2 - variance / 4
     assert estimated.by_prompt[1].estimate == pytest.approx(10 * variance[1] / z_square[1], rel=1e-12)
-    assert MeasuredSigma2.from_dict(json.loads(json.dumps(exact.to_dict(), allow_nan=False))) == exact
+    assert from_json(MeasuredSigma2, json.loads(json.dumps(to_json(exact), allow_nan=False))) == exact
 
 
 def test_measured_sigma2_keeps_runs_of_zero_and_refuses_nan():
@@ -360,4 +361,4 @@ def test_effective_trajectories_by_hand():
     pooled = pooled_influence_sd(found, rng)
     assert pooled.effective_trajectories == pytest.approx(np.average([16 / 6, 3], weights=weights))
     assert not pooled.resolved
-    assert type(pooled).from_dict(pooled.to_dict()) == pooled
+    assert from_json(type(pooled), to_json(pooled)) == pooled

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from rmtools.codec import from_json, to_json
 from rmtools.errors import UserError
 from rmtools.stats.bellman_error import (
     BellmanSummary,
@@ -145,7 +146,7 @@ def test_few_identical_and_zero_children_are_flagged_and_do_not_poison():
     assert (summary.n_resolved, summary.n_degenerate, summary.n_identical) == (2, 2, 3)
     assert math.isfinite(summary.rms_corrected.estimate)
     assert math.isfinite(summary.squared_ratio_error.estimate)
-    json.dumps(summary.to_dict(), allow_nan=False)
+    json.dumps(to_json(summary), allow_nan=False)
 
 
 def test_extreme_values_neither_overflow_nor_lose_the_error():
@@ -236,10 +237,10 @@ def test_summary_round_trips_through_json():
     rng = np.random.default_rng(4)
     errors = prefix_errors(rng.normal(size=60), rng.normal(size=(60, 4)))
     summary = bellman_summary(errors, np.arange(60) // 3, np.arange(60) % 3, 3, rng=rng, n_resamples=100)
-    text = json.dumps(summary.to_dict(), allow_nan=False)
-    again = BellmanSummary.from_dict(json.loads(text))
+    text = json.dumps(to_json(summary), allow_nan=False)
+    again = from_json(BellmanSummary, json.loads(text))
     assert again == summary
-    assert json.dumps(again.to_dict()) == text
+    assert json.dumps(to_json(again)) == text
     assert isinstance(again.by_depth[0], DepthSummary)
     assert isinstance(again.prompt_max_bound, FractionBound)
 
@@ -261,7 +262,7 @@ def test_one_child_everywhere_resolves_nothing_and_says_so():
     assert not summary.resolved
     assert math.isnan(summary.rms_corrected.estimate)
     assert math.isnan(summary.largest)
-    again = BellmanSummary.from_dict(json.loads(json.dumps(summary.to_dict(), allow_nan=False)))
+    again = from_json(BellmanSummary, json.loads(json.dumps(to_json(summary), allow_nan=False)))
     assert math.isnan(again.largest)
     assert math.isnan(again.rms_corrected.estimate)
 
@@ -286,7 +287,7 @@ def test_fraction_bound_by_hand():
         fraction_bound(np.array([3.0, 1.0]), alpha=0.5, q=0.5).error == 3.0
     )  # P(Bin(2, .5) <= 1) = .75, <= 0: .25
     assert fraction_bound(np.zeros(0)).error is None
-    assert FractionBound.from_dict(json.loads(json.dumps(smallest.to_dict()))) == smallest
+    assert from_json(FractionBound, json.loads(json.dumps(to_json(smallest)))) == smallest
     with pytest.raises(UserError, match="alpha"):
         fraction_bound(np.zeros(3), alpha=0)
     with pytest.raises(UserError, match="NaN"):
@@ -304,7 +305,7 @@ def test_path_sums_by_hand():
     assert summary.mean.estimate == pytest.approx(0.1)
     assert summary.n_trajectories == 2
     assert summary.rms_corrected.estimate == pytest.approx(0.2 / math.sqrt(2))
-    assert PathSummary.from_dict(json.loads(json.dumps(summary.to_dict()))) == summary
+    assert from_json(PathSummary, json.loads(json.dumps(to_json(summary)))) == summary
     unresolved = prefix_errors(np.zeros(2), np.zeros((2, 2)), np.array([[True, True], [True, False]]))
     short = path_summary(path_sums(unresolved, np.array([0, 1])), np.array([0, 1]), rng=rng, n_resamples=20)
     assert short.n_unresolved == 1
@@ -333,7 +334,7 @@ def test_ratio_bound_by_hand():
     assert (with_zero.n, with_zero.n_zero, with_zero.largest) == (2, 1, 1.0)
     assert with_zero.quantiles["0.99"] == Interval(1.0, None, None)
     empty = ratio_bound_quantiles(np.zeros(1), np.full((1, 1), -np.inf))
-    json.dumps(empty.to_dict(), allow_nan=False)
+    json.dumps(to_json(empty), allow_nan=False)
     assert empty.n_zero == 1
 
 
@@ -352,7 +353,7 @@ def test_gauge_fixed_removes_a_constant_per_prompt_and_depth():
     assert (results[0].n_cells, results[0].n_short) == (12, 0)
     short = gauge_fixed_rms(exact_errors(b[:15]), prompt[:15], depth[:15], rng=rng, n_resamples=50)
     assert (short.n_cells, short.n_short) == (1, 1)
-    assert GaugeFixed.from_dict(json.loads(json.dumps(results[0].to_dict()))) == results[0]
+    assert from_json(GaugeFixed, json.loads(json.dumps(to_json(results[0])))) == results[0]
 
 
 def test_self_normalise_within_cells():

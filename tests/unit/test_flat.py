@@ -4,6 +4,7 @@ import math
 import numpy as np
 import pytest
 
+from rmtools.codec import from_json, to_json
 from rmtools.errors import UserError
 from rmtools.stats.binned_errors import FlatSummary, flat_summary
 from rmtools.stats.bootstrap import Interval
@@ -71,8 +72,8 @@ def test_a_single_prompt_has_signed_errors_only():
     assert math.isnan(found.squared_ratio_error_at_least.estimate)
     assert math.isnan(found.rms_ratio_error_at_least.estimate)
     assert found.bins == ()
-    again = FlatSummary.from_dict(json.loads(json.dumps(found.to_dict())))
-    assert again.to_dict() == found.to_dict()
+    again = from_json(FlatSummary, json.loads(json.dumps(to_json(found))))
+    assert to_json(again) == to_json(found)
 
 
 def test_a_negative_square_is_kept_and_has_root_zero():
@@ -87,7 +88,7 @@ def test_summary_survives_json_and_the_same_seed_repeats_it():
     rows = [np.log(rng.uniform(0.1, 1, rng.integers(2, 6))) for _ in range(60)]
     found = [flat_summary(rows, np.arange(60) // 3, rng=np.random.default_rng(2)) for _ in range(2)]
     assert found[0] == found[1]
-    assert FlatSummary.from_dict(json.loads(json.dumps(found[0].to_dict()))) == found[0]
+    assert from_json(FlatSummary, json.loads(json.dumps(to_json(found[0])))) == found[0]
     assert len(found[0].bins) > 8
     for interval in (found[0].signed_mean, found[0].squared_ratio_error_at_least):
         assert interval.low < interval.estimate < interval.high

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 
+from rmtools.codec import from_json, to_json
 from rmtools.errors import UserError
 from rmtools.stats.bellman_error import (
     Interval,
@@ -22,12 +23,12 @@ def test_interval_basics():
     assert interval.half_width == 1.0
     assert interval.contains(2.5)
     assert not interval.contains(2.6)
-    assert Interval.from_dict(json.loads(json.dumps(interval.to_dict()))) == interval
+    assert from_json(Interval, json.loads(json.dumps(to_json(interval)))) == interval
     assert str(interval) == "1 [0.5, 2.5]"
     assert str(Interval(1.0, None, None)) == "1 [?, ?]"
     assert Interval(1.0, None, None).half_width is None
     assert Interval(1.0, None, None).contains(99)
-    assert Interval(math.nan, None, math.inf).to_dict() == {"estimate": None, "low": None, "high": None}
+    assert to_json(Interval(math.nan, None, math.inf)) == {"estimate": None, "low": None, "high": None}
     assert root(Interval(-0.5, -1.0, 4.0)) == Interval(0.0, 0.0, 2.0)
 
 

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from rmtools.codec import from_json, to_json
 from rmtools.errors import UserError
 from rmtools.stats.bellman_error import bellman_summary
 from rmtools.stats.bootstrap import Interval
@@ -56,7 +57,7 @@ def test_differences_are_those_of_the_figures():
     swapped = compare(b, a)
     assert swapped.sigma2.estimate == pytest.approx(-found.sigma2.estimate)
     assert swapped.signed_mean.estimate == pytest.approx(-found.signed_mean.estimate)
-    assert PairedDifference.from_dict(json.loads(json.dumps(found.to_dict()))) == found
+    assert from_json(PairedDifference, json.loads(json.dumps(to_json(found)))) == found
 
 
 def test_identical_models_differ_by_exactly_nothing():
@@ -71,7 +72,7 @@ def test_what_is_not_given_is_none():
     assert found.brier is None
     assert found.sigma2 is None
     assert found.signed_mean.low is not None
-    assert PairedDifference.from_dict(json.loads(json.dumps(found.to_dict()))) == found
+    assert from_json(PairedDifference, json.loads(json.dumps(to_json(found)))) == found
 
 
 def test_a_prefix_that_one_model_cannot_judge_is_in_neither():

@@ -8,6 +8,7 @@ from audit_example import assert_self_contained, example_report, visible
 
 from rmtools.auditing.page import write_report
 from rmtools.auditing.row_help import READING, reading
+from rmtools.codec import from_json
 from rmtools.plots.page import Items, Section, Table, page
 from rmtools.stats.bootstrap import Interval
 
@@ -45,10 +46,10 @@ def test_every_cell_of_the_audit_is_in_the_json(audited):
         assert all(cell in words for cell in row["cells"])
     cells = {row["label"]: row["cells"] for row in values["table"]["rows"]}
     for i, m in enumerate(values["models"]):
-        assert cells["RMS b, enumerated"][i] == str(Interval.from_dict(m["exact"]["rms_corrected"]))
-        assert cells["RMS b, sampled, plug-in"][i] == str(Interval.from_dict(m["bellman"]["rms_plug_in"]))
-        assert cells["c = T RMS b"][i] == str(Interval.from_dict(m["exact"]["c"]))
-        assert cells["sigma^2, pooled"][i].startswith(str(Interval.from_dict(m["sigma2"]["estimate"])))
+        assert cells["RMS b, enumerated"][i] == str(from_json(Interval, m["exact"]["rms_corrected"]))
+        assert cells["RMS b, sampled, plug-in"][i] == str(from_json(Interval, m["bellman"]["rms_plug_in"]))
+        assert cells["c = T RMS b"][i] == str(from_json(Interval, m["exact"]["c"]))
+        assert cells["sigma^2, pooled"][i].startswith(str(from_json(Interval, m["sigma2"]["estimate"])))
         assert (
             f"{m['calibration']['ece']:.3g} / {m['calibration']['auc']['estimate']:.3g}"
             == cells["ECE / AUC"][i]
