@@ -3,7 +3,7 @@
 Prompts of a population run together. Costs are pooled with weights Z^2: the squared coefficient of variation is
 sum Var(Zhat_p) / sum Z_p^2, the total variation a mean with weights Z_p^2. Total variation is measured along
 -sign(H - E H) / 2, linear in the output's law and so without a noise bias, with the control of
-`rmtools.verify.theorems.case.output_bias`.
+`rmtools.verify.theorems.simulation.output_bias`.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ import numpy as np
 from audit_population import Population
 
 from rmtools.particles.smc import smc
-from rmtools.verify.theorems.case import PARTICLES_AT_ONCE, Setting
+from rmtools.verify.theorems.simulation import PARTICLES_AT_ONCE, Setting
 
 # The bracket at which bisection ends; the rest is a straight line in logs.
 BRACKET = 1.1

@@ -33,8 +33,8 @@ from its_hub.core.lms.step_generation import StepGeneration
 from rmtools.core import FiniteModel, random_tree, solve
 from rmtools.files import write_json, write_text
 from rmtools.verify.law import chi_square
-from rmtools.verify.theorems.case import Setting, output_bias, output_laws
 from rmtools.verify.theorems.output_law import signed_direction
+from rmtools.verify.theorems.simulation import Setting, output_bias, output_laws
 
 HORIZON, BRANCHING, FLOOR, TOYS = 3, 3, 0.05, 999
 SIZES = (8, 64, 256, 4096)

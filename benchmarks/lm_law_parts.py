@@ -27,8 +27,8 @@ from rmtools.core import SMCResult, metropolis, solve
 from rmtools.particles.particle_gibbs import particle_gibbs
 from rmtools.particles.smc import smc
 from rmtools.verify.law import chi_square
-from rmtools.verify.theorems.case import Setting
 from rmtools.verify.theorems.output_law import weighted_slope
+from rmtools.verify.theorems.simulation import Setting
 
 Row = dict[str, Any]
 POOLS, POOL_SIZES = (1, 2, 4), (16, 32, 64, 128)

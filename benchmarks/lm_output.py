@@ -19,7 +19,7 @@ from rmtools.lm.particles import LMParticles, Reward
 from rmtools.lm.policy import Policy
 from rmtools.lm.value import Scorer
 from rmtools.particles.smc import smc
-from rmtools.verify.theorems.case import Setting
+from rmtools.verify.theorems.simulation import Setting
 
 CANDIDATES_AT_ONCE = 40_000
 Z_MAX = 4.5

@@ -68,13 +68,13 @@ def exact(
     from rmtools.cli.progress import progress
     from rmtools.files import claim_folder
     from rmtools.verify.theorems import verify_exact
-    from rmtools.verify.theorems.report import RESULT_FILE, write_report
+    from rmtools.verify.theorems.report import RESULT_FILE, json_values, write_report
     from rmtools.verify.theorems.runner import n_cases
 
     claim_folder(out, RESULT_FILE)
     with progress("checking", n_cases(quick)) as tick:
         found = verify_exact(quick, seed, workers, tick)
-    print(json.dumps(found.to_dict(), allow_nan=False) if as_json else found, flush=True)
+    print(json.dumps(json_values(found), allow_nan=False) if as_json else found, flush=True)
     write_report(found, out)
     if not as_json:
         print(f"report: {out / 'exact.html'}")

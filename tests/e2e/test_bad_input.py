@@ -23,6 +23,8 @@ from rmtools.files import replacing
         ["--nonsense"],
         ["rollout"],
         ["verify", "nonsense"],
+        ["verify", "exact", "--workers", "0"],
+        ["verify", "exact", "--seed", "-1"],
         ["sample", "--model", "x", "--prompts", "y", "-n", "many"],
         ["prompts", "-n", "3"],
         ["rollout", "--policy", "p", "--out", "o", "--horizon", "0"],

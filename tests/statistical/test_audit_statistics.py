@@ -22,8 +22,8 @@ from audit_statistics import Effort, main
 
 from rmtools.core import solve
 from rmtools.exact.families import product
-from rmtools.verify.theorems.case import Setting, output_bias
 from rmtools.verify.theorems.output_law import signed_direction
+from rmtools.verify.theorems.simulation import Setting, output_bias
 
 # Of 60 audits; a 95% interval covers less than .85 once in 300 times, one that covers .7 hardly ever reaches it.
 AUDITS, LOWEST = 60, 0.85

@@ -41,7 +41,7 @@ from rmtools.particles.smc import smc
 from rmtools.particles.tilt import Tilt
 from rmtools.verify.language_model import repeated_runs, verify_lm
 from rmtools.verify.law import chi_square, path_test
-from rmtools.verify.theorems.case import Setting
+from rmtools.verify.theorems.simulation import Setting
 
 
 def path_p_value(paths, table, covered):

@@ -1,4 +1,4 @@
-"""The finite models that the checks run on."""
+"""Finite models on which the checks run."""
 
 import numpy as np
 
@@ -20,7 +20,7 @@ def tree(horizon: int, branching: int, eps: float, floor: float, seed: int) -> F
 
 
 def small_families() -> dict[str, FiniteModel]:
-    """One small instance of each family: their estimates have a variance that tens of thousands of runs resolve."""
+    """Return one small instance per family; tens of thousands of runs resolve the variance of its estimates."""
     return {
         "product": product(5, 3.0),
         "random_tree": tree(3, 3, 0.3, 0.05, 0),
@@ -42,10 +42,10 @@ def product_tree(horizon: int, ratio: float) -> FiniteModel:
 
 
 def one_sided(model: FiniteModel, eps: float) -> FiniteModel:
-    """Return a full tree's model with an error of one sign below each half of the first branches.
+    """Return a full tree's model with errors of one sign below each half of the first branches.
 
-    V(s_t) = V*(s_t) (1 + eps)^(-+(T - t)) below the first or the second half, so that every step moves the value by 1 + eps
-    away from its children's mean; the root is consistent. One guided particle then ends up far from the target.
+    V(s_t) = V*(s_t) (1 + eps)^(-+(T - t)) below the first or the second half: every step moves the value by 1 + eps away
+    from the mean of its children, and the root is consistent. One guided particle then ends far from the target.
     """
     true, size = model.log_true_value, model.policy[0].shape[1]
     sign = np.where(np.arange(size) < size // 2, -1.0, 1.0)

@@ -1,4 +1,4 @@
-"""Running the checks: all cases in worker processes, dearest first, then one verdict a check."""
+"""Run the checks: all cases in worker processes, the most expensive first, then one verdict per check."""
 
 import ctypes
 import multiprocessing
@@ -6,9 +6,10 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from typing import Any
 
 from rmtools.errors import UserError
@@ -22,10 +23,67 @@ from rmtools.verify.theorems import (
     unbiased,
     variance,
 )
-from rmtools.verify.theorems.case import Case
-from rmtools.verify.theorems.result import Check, ExactVerification
+from rmtools.verify.theorems.case import Case, Figures
 
 CHECKS: tuple[Any, ...] = (unbiased, output_law, variance, guided, bound, algorithm2, lower, transition)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check.
+
+    Attributes
+    ----------
+    name, on, must_show : str
+        What is checked, on which models, and what must hold.
+    found : str
+        The figures in one line.
+    holds : bool
+    cases : list of dict
+        The figures of every case.
+    seconds : float
+        Of one process, summed over the cases.
+    """
+
+    name: str
+    on: str
+    must_show: str
+    found: str
+    holds: bool
+    cases: list[Figures]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class ExactVerification:
+    """All checks of a run.
+
+    Attributes
+    ----------
+    holds : bool
+        Whether every check holds.
+    checks : tuple of Check
+    quick : bool
+    seed : int
+    seconds : float
+        Elapsed.
+    """
+
+    holds: bool
+    checks: tuple[Check, ...]
+    quick: bool
+    seed: int
+    seconds: float
+
+    def __str__(self) -> str:
+        width = max(len(check.name) for check in self.checks)
+        lines = [f"{'holds' if c.holds else 'FAILS'}  {c.name:<{width}}  {c.found}" for c in self.checks]
+        kept = sum(check.holds for check in self.checks)
+        kind = "quick" if self.quick else "full"
+        lines.append(
+            f"{kept} of {len(self.checks)} checks hold ({kind}, {self.seconds:.0f} s, seed {self.seed})"
+        )
+        return "\n".join(lines)
 
 
 def verify_exact(
@@ -42,31 +100,19 @@ def verify_exact(
         Fewer cases and runs; the same checks and limits.
     seed : int
     workers : int, optional
-        Processes; default: one a core. Figures do not depend on it.
+        Processes; default: one per core. Figures do not depend on it.
     progress : callable, optional
-        Told 1 after every case; there are ``n_cases(quick)``.
-
-    Raises
-    ------
-    UserError
-        If ``workers`` is less than 1 or ``seed`` negative.
+        Called with 1 after each of the ``n_cases(quick)`` cases.
     """
-    if seed < 0:
-        raise UserError(f"`seed` must be at least 0, got {seed}", "seed=0")
-    workers = cores() if workers is None else workers
-    if workers < 1:
-        raise UserError(
-            f"`workers` must be at least 1, got {workers}: it is a number of processes", "workers=2"
-        )
     start = time.perf_counter()
     todo = {(check.NAME, case.label): case for check in CHECKS for case in check.cases(quick)}
-    done: dict[tuple[str, str], tuple[dict[str, Any], float]] = {}
-    for key, result in results(todo, seed, workers):
-        done[key] = result
+    done: dict[tuple[str, str], Figures] = {}
+    for key, found in results(todo, seed, workers or cores()):
+        done[key] = found
         if progress is not None:
             progress(1)
     checks = tuple(verdict(check, [done[key] for key in todo if key[0] == check.NAME]) for check in CHECKS)
-    return ExactVerification(checks, quick, seed, time.perf_counter() - start)
+    return ExactVerification(all(c.holds for c in checks), checks, quick, seed, time.perf_counter() - start)
 
 
 def cores() -> int:
@@ -75,21 +121,21 @@ def cores() -> int:
 
 
 def n_cases(quick: bool) -> int:
-    """Return how many cases there are."""
+    """Return the number of cases."""
     return sum(len(check.cases(quick)) for check in CHECKS)
 
 
 def results(
     todo: dict[tuple[str, str], Case], seed: int, workers: int
-) -> Iterator[tuple[tuple[str, str], tuple[dict[str, Any], float]]]:
-    """Yield (check, label) and what the case found, as they finish."""
+) -> Iterator[tuple[tuple[str, str], Figures]]:
+    """Yield (check, label) and the figures of each case, as they finish."""
     order = sorted(todo, key=lambda key: -todo[key].cost)
     if workers == 1:
         for key in order:
             yield key, timed(todo[key], seed, key[0])
         return
     context = multiprocessing.get_context("spawn")
-    # Not an Event: setting one waits for its sleepers, also for one that was killed.
+    # Not an Event: setting one waits for its sleepers, even for one that was killed.
     stop = context.RawValue(ctypes.c_bool, False)
     pool = ProcessPoolExecutor(workers, context, live_with_parent, (os.getpid(), stop))
     try:
@@ -98,7 +144,7 @@ def results(
             yield started[finished], finished.result()
     except BrokenProcessPool as error:
         raise UserError(
-            "a worker process was killed, most likely for want of memory", "free memory, or --workers 1"
+            "a worker process was killed, most likely for lack of memory", "free memory, or use `workers=1`"
         ) from error
     finally:
         stop.value = True
@@ -106,7 +152,7 @@ def results(
 
 
 def live_with_parent(parent: int, stop: ctypes.c_bool) -> None:
-    """Leave the interrupt key to the parent, and end a worker whose parent was killed or wants to stop."""
+    """Leave the interrupt key to the parent; end this worker if its parent was killed or asks it to stop."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def watch() -> None:
@@ -117,18 +163,18 @@ def live_with_parent(parent: int, stop: ctypes.c_bool) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def timed(case: Case, seed: int, check: str) -> tuple[dict[str, Any], float]:
-    """Return what the case found, and seconds."""
+def timed(case: Case, seed: int, check: str) -> Figures:
+    """Return the figures of the case, and its seconds."""
     start = time.perf_counter()
     found = case.measure(seed, check)
-    seconds = time.perf_counter() - start
-    return {**found, "seconds": seconds}, seconds
+    return {**found, "seconds": time.perf_counter() - start}
 
 
-def verdict(check: Any, found: list[tuple[dict[str, Any], float]]) -> Check:
-    """Return the check's row."""
-    cases = [case for case, _ in found]
-    holds, text = check.judge(cases)
-    return Check(
-        check.NAME, check.ON, check.MUST_SHOW, text, holds, cases, sum(seconds for _, seconds in found)
-    )
+def verdict(check: Any, cases: Sequence[Figures]) -> Check:
+    """Return the result of a check."""
+    failed = [case["label"] for case in cases if not case["holds"]]
+    text = f"{check.figures(cases)}; {len(cases) - len(failed)}/{len(cases)} cases"
+    if failed:
+        text += f", not: {'; '.join(failed[:4])}{' …' * (len(failed) > 4)}"
+    seconds = sum(case["seconds"] for case in cases)
+    return Check(check.NAME, check.ON, check.MUST_SHOW, text, not failed, list(cases), seconds)
