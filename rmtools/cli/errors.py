@@ -10,7 +10,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from rmtools.errors import UserError
 from rmtools.jobs.processes import this_process
@@ -23,8 +23,14 @@ INTERRUPTED = 130
 
 
 @contextlib.contextmanager
-def exit_on_user_error() -> Iterator[None]:
-    """Turn a ``UserError`` into one line on standard error and exit code 2; an interrupt into 130."""
+def exit_on_user_error(wording: Callable[[str], str] = str) -> Iterator[None]:
+    """Turn a ``UserError`` into one line on standard error and exit code 2; an interrupt into 130.
+
+    Parameters
+    ----------
+    wording : callable
+        From the error's text to what the user reads.
+    """
     # peft imports it if it is installed (genlm-control installs it), and it warns of CPU kernels not used here.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
@@ -33,7 +39,7 @@ def exit_on_user_error() -> Iterator[None]:
         process = this_process()
         where = "" if process.main else f"process {process.rank} of {process.size}: "
         time.sleep(0 if process.main else SILENCE)
-        _exit(f"error: {where}{' '.join(str(error).split())}", 2)
+        _exit(f"error: {where}{' '.join(wording(str(error)).split())}", 2)
     except OSError as error:
         # A name that no file can have fails wherever it is first used; other errors of the system are caught there.
         if error.errno not in (errno.ENAMETOOLONG, errno.ELOOP):

@@ -1,6 +1,8 @@
 """``rmtools``: prompts, rollout, convert, audit, sample, plot, verify, export. Heavy imports wait until a verb runs."""
 
+import re
 import sys
+from typing import Any
 
 import typer
 from typer.exceptions import Abort, TyperException
@@ -37,7 +39,7 @@ def start(
 
 def run() -> None:
     """Run the command line; every error a user can cause is one line and exit code 2."""
-    with exit_on_user_error():
+    with exit_on_user_error(in_flags):
         try:
             code = app(standalone_mode=False)
         except TyperException as error:
@@ -47,6 +49,27 @@ def run() -> None:
         if code == INTERRUPTED:  # typer catches an interrupt and says nothing
             raise KeyboardInterrupt
     sys.exit(code or 0)
+
+
+def in_flags(text: str) -> str:
+    """Return ``text`` with the parameters that stand in backquotes named as the flags that set them.
+
+    >>> in_flags("`pool_size` must be at least 1, got 0; `rmtools` says so")
+    '--pool-size must be at least 1, got 0; `rmtools` says so'
+    """
+    flags = _flags(typer.main.get_command(app))
+    return re.sub(r"`(\w+)`", lambda name: flags.get(name[1], name[0]), text)
+
+
+def _flags(command: Any) -> dict[str, str]:
+    found = {}
+    for parameter in command.params:
+        long = next((option for option in parameter.opts if option.startswith("--")), parameter.opts[0])
+        if long.startswith("-"):  # an argument has no flag
+            found |= {option.lstrip("-").replace("-", "_"): long for option in parameter.opts}
+    for part in getattr(command, "commands", {}).values():
+        found |= _flags(part)
+    return found
 
 
 def usage(error: TyperException) -> str:

@@ -44,3 +44,13 @@ def test_the_traceback_is_below_the_line_on_request(capsys, monkeypatch):
 def test_a_bug_keeps_its_traceback(error):
     with pytest.raises(type(error)), exit_on_user_error():
         raise error
+
+
+def test_parameters_are_named_as_flags():
+    """Lower rooms name parameters; a flag's name is known to the command line alone."""
+    from rmtools.cli.main import in_flags
+
+    text = "`ess_threshold` is a fraction of `n_particles`, `rmtools sample` and `nothing` stay, `n`"
+    assert in_flags(text) == (
+        "--ess-threshold is a fraction of --n-particles, `rmtools sample` and `nothing` stay, --n-particles"
+    )
