@@ -119,16 +119,7 @@ class Inputs:
         if self.policy is not None:
             raise UserError("--policy and --server both name a policy", "leave one of them out")
         value, task, temperature = load_beside_policy(self.model, self.task, self.horizon, device)
-        policy = connect_policy(
-            self.server.url,
-            value.steps,
-            temperature=temperature,
-            seed=seed,
-            model=self.server.model,
-            concurrency=self.server.concurrency,
-            batch=self.server.batch,
-            device=value.device,
-        )
+        policy = connect_policy(self.server, value.steps, temperature, seed, value.device)
         return Engine(policy, value, task)
 
 

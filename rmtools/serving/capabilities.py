@@ -1,11 +1,13 @@
-"""What a completions server can do, found by asking it: nothing of it is guessed from its name.
+"""What a completions server can do, found by asking it: nothing is guessed from its name.
 
-The law of a step needs three things that servers differ in. That truncations of the law (top-k, min-p, penalties),
-which some servers apply by default, are off. That the draws for equal prompts are independent: some servers repeat
-one draw ``n`` times, or answer equal requests alike whatever their seed. And that a step which the delimiter ended
-can be told from one that the end of the sequence ended, though both finish with "stop". Where the last cannot be
-seen, no stop string is asked for, and the completion is cut at its first delimiter here: the same law, at the price
-of the tokens behind the cut.
+The law of a step needs three things that servers differ in:
+
+- Truncations of the law (top-k, min-p, penalties), which some servers apply by default, are off.
+- Draws for equal prompts are independent: some servers repeat one draw ``n`` times, or answer equal requests alike
+  whatever their seed.
+- A step that the delimiter ended can be told from one that the end of the sequence ended, though both finish with
+  "stop". Where it cannot, no stop string is asked for, and the completion is cut at its first delimiter here: the same
+  law, at the price of the tokens behind the cut.
 """
 
 from collections.abc import Sequence
@@ -15,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from rmtools.errors import UserError
-from rmtools.serving.completions import Endpoint
-from rmtools.serving.errors import NotFoundError, RefusedError
+from rmtools.serving.endpoint import Endpoint
+from rmtools.serving.errors import RefusedError
 from rmtools.serving.responses import Answer
 
 # Every server is asked to leave the model's own law alone, in each one's words; -1 and 0 switch a truncation off.
@@ -32,10 +34,6 @@ PROBE_TOKENS = 16
 PROBE_TEMPERATURE = 2.0
 
 
-# Some servers fail where they should refuse.
-REFUSALS = (RefusedError, NotFoundError)
-
-
 @dataclass(frozen=True)
 class Capabilities:
     """What a server was seen to do.
@@ -45,7 +43,7 @@ class Capabilities:
     extras : dict
         Fields beyond the protocol that it takes.
     stops : bool
-        Whether it can be seen that a stop string ended a completion.
+        Whether it shows that a stop string ended a completion.
     choices : int
         How many independent draws of one prompt a request may ask for.
     batches : bool
@@ -59,7 +57,7 @@ class Capabilities:
 
 
 @dataclass(frozen=True)
-class Asking:
+class RequestTemplate:
     """How requests to one model are written.
 
     Parameters
@@ -68,7 +66,7 @@ class Asking:
     temperature : float
     delimiter : str
     special : bool
-        Whether special tokens are to be part of the text: needed where the delimiter is one.
+        Whether special tokens are to be part of the text: needed if the delimiter is one.
     can : Capabilities
     """
 
@@ -100,142 +98,124 @@ class Asking:
         return body
 
 
-def was_stopped(answer: Answer, stop: str) -> bool:
-    """Return whether some completion shows that ``stop`` ended it: by its last characters, or because it is named."""
-    return any(
-        c.text.endswith(stop) or c.matched == stop or c.finish == "stop_sequence" for c in answer.choices
-    )
-
-
-def probe(endpoint: Endpoint, asking: Asking, rng: np.random.Generator, *, batches: bool) -> Capabilities:
+def probe(
+    endpoint: Endpoint, template: RequestTemplate, rng: np.random.Generator, *, batches: bool
+) -> Capabilities:
     """Find out what the server can do with a few short requests, whose answers are used for nothing else.
 
     Parameters
     ----------
     endpoint : Endpoint
-    asking : Asking
+    template : RequestTemplate
         Its ``can`` is not read.
     rng : np.random.Generator
         Draws the seeds of the requests.
     batches : bool
-        Whether to look if requests may hold several prompts.
+        Whether to try several prompts in a request.
 
     Raises
     ------
     UserError
-        Where its draws are no draws: all the same, whatever the seed.
+        If its draws are all the same, whatever the seed.
     """
-    prober = Prober(endpoint, asking, rng)
-    can = prober.fields()
-    can = prober.draws(can)
-    can = prober.stops(can)
+    prober = _Prober(endpoint, template, rng)
+    can = prober.stops(prober.choices(prober.extras()))
     return prober.batches(can) if batches else can
 
 
 @dataclass
-class Prober:
+class _Prober:
     """The questions, one method each."""
 
     endpoint: Endpoint
-    asking: Asking
+    template: RequestTemplate
     rng: np.random.Generator
 
     def seeds(self, n: int) -> list[int]:
-        """Return ``n`` different seeds."""
         return [int(s) for s in self.rng.choice(SEED_SPAN, size=n, replace=False)]
 
     def ask(
         self,
         can: Capabilities,
-        n: int,
-        *,
         seeds: Sequence[int | None],
-        prompts: Sequence[str] = (PROBE_PROMPT,),
+        *,
+        prompts: int = 1,
         stop: str | None = None,
         hot: bool = True,
     ) -> list[Answer]:
-        """Return the answers to one request a seed."""
-        bodies = [self.body(can, n, s, prompts, stop, hot) for s in seeds]
+        """Return the answers to one request per seed; a hot one does not stop where the text would end."""
+        temperature = PROBE_TEMPERATURE if hot else self.template.temperature
+        template = replace(self.template, can=can, temperature=temperature)
+        onward = {"ignore_eos": True} if hot and can.extras else {}
+        texts = (PROBE_PROMPT,) * prompts
+        bodies = [template.body(texts, can.choices, PROBE_TOKENS, seed, stop) | onward for seed in seeds]
         ids = [f"rmtools-probe-{k}" for k in self.seeds(len(bodies))]
         return self.endpoint.ask_all(bodies, ids, first=True)
 
-    def ask_in_vain(
-        self,
-        can: Capabilities,
-        n: int,
-        *,
-        seeds: Sequence[int | None],
-        prompts: Sequence[str] = (PROBE_PROMPT,),
-        stop: str | None = None,
-        hot: bool = True,
-    ) -> list[Answer]:
-        """Return the answers as :meth:`ask` does, or none where the server refuses, or fails at, such requests."""
+    def try_to_ask(self, can: Capabilities, seeds: Sequence[int | None], **request: Any) -> list[Answer]:
+        """Return the answers, or none if the server refuses such requests. Some servers fail instead."""
         try:
-            return self.ask(can, n, seeds=seeds, prompts=prompts, stop=stop, hot=hot)
-        except REFUSALS:
+            return self.ask(can, seeds, **request)
+        except RefusedError:
             return []
 
-    def body(
-        self, can: Capabilities, n: int, seed: int | None, prompts: Sequence[str], stop: str | None, hot: bool
-    ) -> dict[str, Any]:
-        """Return a request; a ``hot`` one goes on where the text would end, so that there is text to compare."""
-        temperature = PROBE_TEMPERATURE if hot else self.asking.temperature
-        asking = replace(self.asking, can=can, temperature=temperature)
-        goes_on = {"ignore_eos": True} if hot and can.extras else {}
-        return asking.body(prompts, n, PROBE_TOKENS, seed, stop) | goes_on
-
-    def fields(self) -> Capabilities:
+    def extras(self) -> Capabilities:
         """See which fields beyond the protocol the server takes."""
-        extras = UNTRUNCATED | {"skip_special_tokens": not self.asking.special}
-        if self.asking.special:
+        extras = UNTRUNCATED | {"skip_special_tokens": not self.template.special}
+        if self.template.special:
             extras["spaces_between_special_tokens"] = False
         for can in (Capabilities(extras, stops=True), Capabilities(extras)):
-            if self.ask_in_vain(can, 1, seeds=self.seeds(1)):
+            if self.try_to_ask(can, self.seeds(1)):
                 return Capabilities(extras)
-        # With the bare protocol a server that refuses again says why itself.
-        self.ask(Capabilities(), 1, seeds=self.seeds(1))
-        self.endpoint.tell(
+        # A server that refuses the bare protocol, too, says why itself.
+        self.ask(Capabilities(), self.seeds(1))
+        self.endpoint.warn(
             "extras",
-            "the server takes no top_k, min_p and repetition_penalty: truncations it applies by default cannot be "
-            "switched off, and would be part of the policy",
+            "the server takes no top_k, min_p and repetition_penalty: truncations that it applies by default cannot "
+            "be switched off, and would be part of the policy",
         )
         return Capabilities()
 
-    def draws(self, can: Capabilities) -> Capabilities:
+    def choices(self, can: Capabilities) -> Capabilities:
         """See how many independent draws one request may ask for."""
-        answers = self.ask_in_vain(can, PROBE_CHOICES, seeds=self.seeds(2))
+        several = replace(can, choices=PROBE_CHOICES)
+        answers = self.try_to_ask(several, self.seeds(2))
         counts = {len(a.choices) for a in answers}
         if counts == {PROBE_CHOICES} and all(len({c.text for c in a.choices}) > 1 for a in answers):
             one, two = (sorted(c.text for c in a.choices) for a in answers)
             if one != two:
-                return replace(can, choices=PROBE_CHOICES)
+                return several
         else:
-            answers = self.ask(can, 1, seeds=self.seeds(PROBE_SINGLES))
+            answers = self.ask(can, self.seeds(PROBE_SINGLES))
             texts = {a.choices[0].text for a in answers}
             if len(texts) > 1 or texts == {""}:
-                self.endpoint.tell(
+                self.endpoint.warn(
                     "choices",
-                    "the server does not give several independent completions of a prompt for one request: every draw "
-                    "is a request of its own",
+                    "the server does not give several independent completions of a prompt for one request: every "
+                    "draw is a request of its own",
                 )
                 return can
         raise UserError(
             f"the server at {self.endpoint.url} answers a prompt alike whatever the seed, at temperature "
-            f"{PROBE_TEMPERATURE:g}: its completions are no independent draws",
+            f"{PROBE_TEMPERATURE:g}: its completions are not independent draws",
             "start it without a fixed seed, without forced greedy decoding, and without a cache of answers in front",
         )
 
     def stops(self, can: Capabilities) -> Capabilities:
         """See whether a completion shows that a stop string ended it."""
         stopping = replace(can, stops=True)
-        for stop, hot in ((self.asking.delimiter, False), (" ", True)):
-            requests = 1 if can.choices > 1 else PROBE_SINGLES
-            answers = self.ask_in_vain(stopping, can.choices, seeds=self.seeds(requests), stop=stop, hot=hot)
-            if any(was_stopped(a, stop) for a in answers):
+        for stop, hot in ((self.template.delimiter, False), (" ", True)):
+            seeds = self.seeds(1 if can.choices > 1 else PROBE_SINGLES)
+            answers = self.try_to_ask(stopping, seeds, stop=stop, hot=hot)
+            if any(
+                c.text.endswith(stop) or c.matched == stop or c.finish_reason == "stop_sequence"
+                for a in answers
+                for c in a.choices
+            ):
                 return stopping
-        self.endpoint.tell(
+        self.endpoint.warn(
             "stops",
-            "the server does not show whether the delimiter or the end of the text ended a step: completions go on to "
+            "the server does not show whether the delimiter or the end of the text ended a step: completions run to "
             "the length limit and are cut at the delimiter here, which costs more tokens",
         )
         return can
@@ -243,15 +223,13 @@ class Prober:
     def batches(self, can: Capabilities) -> Capabilities:
         """See whether one request may hold several prompts, their draws independent."""
         n = can.choices
-        answers = self.ask_in_vain(can, n, seeds=[None, None], prompts=(PROBE_PROMPT,) * 2)
-        whole = bool(answers) and all(a.indexed and len(a.choices) == 2 * n for a in answers)
-        if whole:
-            parts = [tuple(c.text for c in a.choices[k : k + n]) for a in answers for k in (0, n)]
-            if len({tuple(sorted(p)) for p in parts}) == len(parts) and (
-                n == 1 or all(len(set(p)) > 1 for p in parts)
-            ):
+        answers = self.try_to_ask(can, [None, None], prompts=2)
+        if answers and all(a.indexed and len(a.choices) == 2 * n for a in answers):
+            parts = [[c.text for c in a.choices[k : k + n]] for a in answers for k in (0, n)]
+            different = len({tuple(sorted(p)) for p in parts}) == len(parts)
+            if different and (n == 1 or all(len(set(p)) > 1 for p in parts)):
                 return replace(can, batches=True)
-        self.endpoint.tell(
+        self.endpoint.warn(
             "batches",
             "the server does not give independent completions of several prompts for one request: every prompt is a "
             "request of its own",

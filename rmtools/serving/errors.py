@@ -1,12 +1,11 @@
-"""What can go wrong between here and a completions endpoint, each with its reason and what to do about it.
+"""What can go wrong between here and a completions endpoint, with its reason and what to do about it.
 
-No message quotes a request, and the API key is cut out of whatever the server says back.
+No message quotes a request, and the API key is cut out of what the server says.
 """
 
 import email.utils
 import time
 import urllib.parse
-from typing import Any
 
 import httpx2
 
@@ -14,8 +13,9 @@ from rmtools.errors import UserError
 from rmtools.files import parse_json
 
 KEY_VARIABLE = "OPENAI_API_KEY"
-BASE_URL = "name its base URL: http://localhost:8000/v1, say"
-PASSING = (408, 409, 425, 429)
+BASE_URL = "name its base URL, such as http://localhost:8000/v1"
+LOG = "look at the server's log"
+PASSING = (408, 409, 425)
 # What a server, or a gateway before it, says while it loads its model.
 LOADING = (502, 503, 504)
 CONTEXT = (
@@ -29,11 +29,7 @@ CONTEXT = (
 
 
 class RefusedError(UserError):
-    """The server understood a request and will not have it (400, 413 or 422)."""
-
-
-class NotFoundError(UserError):
-    """The server has no such path, or no such model (404); or it fails at the first contact."""
+    """The server cannot do what was asked: it refuses (400, 404, 413, 422), fails, or answers something else."""
 
 
 class PassingError(Exception):
@@ -42,22 +38,26 @@ class PassingError(Exception):
     Parameters
     ----------
     error : UserError
-        What to raise when it does not.
+        What to raise if it does not.
     kind : str
-        What is said once of all failures of this kind.
+        Failures of one kind are logged once.
     wait : float
         Seconds that the server asked to wait.
     busy : bool
-        Whether a server was there and had no time: worth waiting for even at the first contact, when any other
-        failure is a wrong address rather than bad luck.
+        Whether a server is there and has no time: worth waiting for even at the first contact.
     """
 
     def __init__(self, error: UserError, kind: str, wait: float = 0.0, busy: bool = False) -> None:
         super().__init__(error.fact)
         self.error, self.kind, self.wait, self.busy = error, kind, wait, busy
 
+    @property
+    def broken(self) -> bool:
+        """Whether the connection broke."""
+        return self.kind == "broken"
 
-class Failures:
+
+class ServerErrors:
     """Makes the errors of one server.
 
     Parameters
@@ -73,99 +73,67 @@ class Failures:
         self.url, self.key, self.timeout = url, key, timeout
 
     def __repr__(self) -> str:
-        return f"Failures({self.url!r})"
+        return f"ServerErrors({self.url!r})"
 
     def unreachable(self, error: httpx2.RequestError) -> PassingError:
-        """Return the failure of a request that got no answer."""
+        """Return the failure of a request without an answer."""
+        reason = self.clean(str(error))
         if isinstance(error, httpx2.ConnectTimeout | httpx2.ConnectError):
-            return PassingError(
-                UserError(
-                    f"no server answers at {self.url}: {self.clean(str(error)) or 'the connection failed'}",
-                    "start it (vllm serve MODEL, say), or look at the address and port of --server",
-                ),
-                "absent",
-            )
+            fact = f"no server answers at {self.url}: {reason or 'the connection failed'}"
+            fix = "start it (vllm serve MODEL, for example), or check its address and port"
+            return PassingError(UserError(fact, fix), "absent")
         if isinstance(error, httpx2.TimeoutException):
-            return PassingError(
-                UserError(
-                    f"the server at {self.url} did not answer within {self.timeout:g} s",
-                    "ask for less at a time: a smaller --concurrency; or look at the server's log",
-                ),
-                "slow",
-            )
-        reason = self.clean(str(error)) or type(error).__name__
-        return PassingError(
-            UserError(
-                f"the connection to the server at {self.url} broke: {reason}",
-                "look whether the server still runs, and at its log",
-            ),
-            "broken",
-        )
+            fact = f"the server at {self.url} did not answer within {self.timeout:g} s"
+            return PassingError(UserError(fact, f"lower `concurrency`, or {LOG}"), "slow")
+        fact = f"the connection to the server at {self.url} broke: {reason or type(error).__name__}"
+        return PassingError(UserError(fact, f"check that the server still runs, and {LOG}"), "broken")
 
-    def wrong(self, what: str) -> PassingError:
-        """Return the failure of an answer that is not in the protocol."""
-        return PassingError(
-            UserError(
-                f"the server at {self.url} is no OpenAI-compatible completions endpoint: {self.clean(what)}",
-                BASE_URL,
-            ),
-            "unreadable",
-        )
+    def unreadable(self, what: str) -> PassingError:
+        """Return the failure of an answer that does not follow the protocol."""
+        fact = f"the server at {self.url} is no OpenAI-compatible completions endpoint: {self.clean(what)}"
+        return PassingError(RefusedError(fact, BASE_URL), "unreadable")
 
     def failed(self, response: httpx2.Response, content: bytes, path: str) -> Exception:
-        """Return the error for an answer that is none; ``content`` is what it says."""
-        status, said = response.status_code, self.said(content)
+        """Return the error for a status that is no success; ``content`` is what the server says."""
+        status, said, server = response.status_code, self._said(content), f"the server at {self.url}"
+        wait = retry_after(response.headers.get("retry-after"))
+        asks = f", and asks to wait {wait:.0f} s" if wait else ""
         if response.is_redirect:
             target = urllib.parse.urlsplit(response.headers.get("location", ""))
             where = f"{target.scheme}://{target.hostname}" if target.hostname else "another path"
             return UserError(
-                f"the server at {self.url} redirects to {self.clean(where)}, which is not followed: the API key is "
-                "for the host that was named",
+                f"{server} redirects to {self.clean(where)}, which is not followed: the API key is for the named host",
                 "name the address it redirects to",
             )
         if status in (401, 403):
             fact = "refused the API key" if self.key else "asks for an API key"
             return UserError(
-                f"the server at {self.url} {fact} ({status})",
-                f"set {KEY_VARIABLE} in the environment to one that is valid there",
+                f"{server} {fact} ({status})", f"set {KEY_VARIABLE} in the environment to a valid one"
             )
         if status == 404:
-            what = {"/models": "list of models"}.get(path, "completions, or not of the model asked for")
-            return NotFoundError(f"the server at {self.url} has no {what} (404){said}", BASE_URL)
-        wait = retry_after(response.headers.get("retry-after"))
-        asks = f", and asks to wait {wait:.0f} s" if wait else ""
+            what = "list of models" if path == "/models" else "completions, or not of the model asked for"
+            return RefusedError(f"{server} has no {what} (404){said}", BASE_URL)
         if status == 429:
-            return PassingError(
-                UserError(
-                    f"the server at {self.url} limits the rate of requests (429){asks}{said}",
-                    "pass a smaller --concurrency, or wait and run again",
-                ),
-                "limited",
-                wait,
-                busy=True,
+            fact, fix = (
+                f"limits the rate of requests (429){asks}{said}",
+                "lower `concurrency`, or run again later",
             )
+            return PassingError(UserError(f"{server} {fact}", fix), "limited", wait, busy=True)
         if status in PASSING or status >= 500:
-            return PassingError(
-                UserError(
-                    f"the server at {self.url} fails ({status}){asks}{said}", "look at the server's log"
-                ),
-                "failing",
-                wait,
-                busy=status in LOADING,
-            )
+            loading = status in LOADING
+            error = (UserError if loading else RefusedError)(f"{server} fails ({status}){asks}{said}", LOG)
+            return PassingError(error, "failing", wait, busy=loading)
         if any(word in said.lower() for word in CONTEXT):
             return UserError(
                 f"a prompt and its step do not fit into the context of the model at {self.url} ({status}){said}",
                 "shorten the prompt, lower max_step_tokens, or serve the model with more context",
             )
-        return RefusedError(
-            f"the server at {self.url} refuses the request ({status}){said}", "look at the server's log"
-        )
+        return RefusedError(f"{server} refuses the request ({status}){said}", LOG)
 
-    def said(self, content: bytes) -> str:
+    def _said(self, content: bytes) -> str:
         """Return the server's own words, for the end of a fact."""
         try:
-            found: Any = parse_json(content.decode())
+            found = parse_json(content.decode())
         except ValueError:
             return ""
         for name in ("error", "detail", "message"):
@@ -174,16 +142,15 @@ class Failures:
         return f": {self.clean(str(found))}" if found else ""
 
     def clean(self, text: str) -> str:
-        """Return ``text`` on one line, short, and without the key, should the server have said it back."""
+        """Return ``text`` on one line, short, without the key and without what a terminal would obey."""
         forms = {self.key, repr(self.key)[1:-1], urllib.parse.quote(self.key, safe="")} - {""}
         for form in sorted(forms, key=len, reverse=True):
             text = text.replace(form, "***")
-        # Escape sequences would be obeyed by the terminal.
         return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:300]
 
 
 def retry_after(value: str | None) -> float:
-    """Return the seconds of a ``Retry-After`` header, given as a number or a date; 0 where it is neither.
+    """Return the seconds of a ``Retry-After`` header, a number or a date; 0 if it is neither.
 
     >>> retry_after("7"), retry_after(None), retry_after("soon")
     (7.0, 0.0, 0.0)

@@ -1,15 +1,17 @@
-"""What a completions endpoint answers, read strictly: a field that is missing is never guessed.
+"""What a completions endpoint answers. Only the fields read here are looked at; a missing one is never guessed.
 
-Servers differ in how they tell what ended a completion. vLLM adds ``stop_reason`` to a choice, SGLang
-``matched_stop``, both only as their own extension; llama.cpp says "stop" for a stop string and for the end of the
-sequence alike, and answers a list of prompts by a list of answers.
+Servers differ in how they tell what ended a completion. vLLM adds ``stop_reason`` to a choice, SGLang ``matched_stop``.
+llama.cpp says "stop" for a stop string and for the end of the sequence alike, and answers a list of prompts with a
+list of answers.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
 
+from rmtools.codec import from_json
 from rmtools.errors import UserError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -19,15 +21,23 @@ class Choice:
     Attributes
     ----------
     text : str
-    finish : str
-        Why it ended, in the server's word: "stop" or "length" mostly.
-    matched : object
+    finish_reason : object
+        Why it ended: "stop" or "length" mostly.
+    stop_reason, matched_stop : object
         The stop string or token that ended it, where the server says.
+    index : object
     """
 
     text: str
-    finish: str
-    matched: object = None
+    finish_reason: Any = None
+    stop_reason: Any = None
+    matched_stop: Any = None
+    index: Any = None
+
+    @property
+    def matched(self) -> Any:
+        """The stop string or token that ended it; None where the server does not say."""
+        return self.matched_stop if self.stop_reason is None else self.stop_reason
 
 
 @dataclass(frozen=True)
@@ -37,11 +47,11 @@ class Answer:
     Attributes
     ----------
     choices : list of Choice
-        By their index, whatever order they came in.
+        In order of their index.
     indexed : bool
         Whether the indices were 0, 1, ... without gap or repetition: only then do they tell prompts apart.
     tokens : int
-        Generated tokens, by the server's count; 0 where it does not count.
+        Generated tokens, by the server's count; 0 if it does not count.
     """
 
     choices: list[Choice]
@@ -51,75 +61,73 @@ class Answer:
 
 @dataclass(frozen=True)
 class ModelCard:
-    """A model that a server has: its name, and how many tokens it takes where the server says."""
+    """A model of a server."""
 
-    name: str
-    context: int | None
+    id: str
+    max_model_len: Any = None
+
+    @property
+    def context(self) -> int | None:
+        """How many tokens it takes, where the server says."""
+        return self.max_model_len if isinstance(self.max_model_len, int) and self.max_model_len > 0 else None
 
 
-def read_answer(body: Any, wrong: Callable[[str], Exception]) -> Answer:
-    """Read the body of an answer; raises what ``wrong`` makes of the reason where it is none."""
+@dataclass(frozen=True)
+class _Completion:
+    choices: list[Any]
+    usage: Any = None
+
+
+@dataclass(frozen=True)
+class _ModelList:
+    data: list[Any]
+
+
+def read_answer(body: Any) -> Answer:
+    """Read the body of an answer; raise ``UserError`` if it is none."""
     parts = body if isinstance(body, list) else [body]
-    raw: list[dict[str, Any]] = []
-    tokens = 0
     for part in parts:
         if isinstance(part, dict) and part.get("error"):
-            raise wrong(f"it answers with an error: {part['error']}")
-        if not isinstance(part, dict) or not isinstance(part.get("choices"), list):
-            raise wrong("it answers without choices")
-        raw += part["choices"]
-        usage = part.get("usage")
-        counted = usage.get("completion_tokens") if isinstance(usage, dict) else None
-        tokens += max(0, counted) if isinstance(counted, int) else 0
-    if not raw or not all(isinstance(c, dict) and isinstance(c.get("text"), str) for c in raw):
-        raise wrong("it answers choices without text")
-    index = [c.get("index") for c in raw]
-    indexed = sorted(i for i in index if isinstance(i, int)) == list(range(len(raw)))
+            raise UserError(f"it answers with an error: {part['error']}", "")
+    completions = [_read(_Completion, part, "it answers without choices") for part in parts]
+    choices = [
+        _read(Choice, c, "it answers a choice without text") for part in completions for c in part.choices
+    ]
+    if not choices:
+        raise UserError("it answers without choices", "")
+    indices = [c.index for c in choices]
+    indexed = sorted(i for i in indices if isinstance(i, int)) == list(range(len(choices)))
     if indexed:
-        raw = sorted(raw, key=lambda c: c["index"])
-    return Answer([read_choice(c) for c in raw], indexed, tokens)
+        choices = sorted(choices, key=lambda c: c.index)
+    return Answer(choices, indexed, sum(_tokens(part.usage) for part in completions))
 
 
-def read_choice(raw: dict[str, Any]) -> Choice:
-    """Read one choice."""
-    told = raw.get("stop_reason")
-    return Choice(
-        raw["text"], str(raw.get("finish_reason")), raw.get("matched_stop") if told is None else told
-    )
-
-
-def read_models(body: Any, wrong: Callable[[str], Exception]) -> list[ModelCard]:
-    """Read the body of a list of models."""
-    cards = body.get("data") if isinstance(body, dict) else None
-    if not isinstance(cards, list) or not all(isinstance(c, dict) and c.get("id") for c in cards):
-        raise wrong("it has no list of models")
-    return [ModelCard(str(c["id"]), _positive(c.get("max_model_len"))) for c in cards]
-
-
-def _positive(value: Any) -> int | None:
-    return value if isinstance(value, int) and value > 0 else None
+def read_models(body: Any) -> list[ModelCard]:
+    """Read the body of a list of models; raise ``UserError`` if it is none."""
+    problem = "it has no list of models"
+    return [_read(ModelCard, card, problem) for card in _read(_ModelList, body, problem).data]
 
 
 def choose_model(cards: list[ModelCard], name: str | None, url: str) -> ModelCard:
-    """Return the model called ``name``, or the only one there is.
-
-    Raises
-    ------
-    UserError
-        Where it is not there, or there are several to choose from; they are listed.
-    """
-    names = ", ".join(c.name for c in cards[:10]) + (
-        f" and {len(cards) - 10} more" if len(cards) > 10 else ""
-    )
+    """Return the model called ``name``, or the only one; raise ``UserError`` with the list if there is no such one."""
     if not cards:
         raise UserError(f"the server at {url} has no model", "start it with one")
-    if name is None and len(cards) > 1:
-        raise UserError(
-            f"the server at {url} has {len(cards)} models", f"name one with --server-model: {names}"
-        )
     for card in cards:
-        if name in (None, card.name):
+        if card.id == name or (name is None and len(cards) == 1):
             return card
-    raise UserError(
-        f"the server at {url} has no model {name!r}", f"name one that it has with --server-model: {names}"
-    )
+    fact = f"{len(cards)} models" if name is None else f"no model {name!r}"
+    more = f" and {len(cards) - 10} more" if len(cards) > 10 else ""
+    names = ", ".join(c.id for c in cards[:10]) + more
+    raise UserError(f"the server at {url} has {fact}", f"name one of its models: {names}")
+
+
+def _read(cls: type[T], value: Any, problem: str) -> T:
+    """Read the fields of ``cls`` from an object that may have more."""
+    if isinstance(value, dict):
+        value = {f.name: value[f.name] for f in fields(cls) if f.name in value}  # type: ignore[arg-type]
+    return from_json(cls, value, problem)
+
+
+def _tokens(usage: Any) -> int:
+    count = usage.get("completion_tokens") if isinstance(usage, dict) else None
+    return max(0, count) if isinstance(count, int) else 0

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from rmtools.errors import UserError
 from rmtools.lm.steps import StepTokenizer
-from rmtools.serving.capabilities import SEED_SPAN
 from rmtools.serving.responses import Choice
 
 
@@ -51,16 +50,15 @@ class ServerState:
         return ServerState(texts, self.length[rows], self.pending[rows], self.n_steps[rows], self.ended[rows])
 
     def join(self, other: "ServerState") -> "ServerState":
-        """Return these prefixes and, behind them, those of ``other``."""
+        """Return these prefixes followed by those of ``other``."""
         names = ("length", "pending", "n_steps", "ended")
-        return ServerState(
-            self.texts + other.texts, *(torch.cat([getattr(self, n), getattr(other, n)]) for n in names)
-        )
+        joined = (torch.cat([getattr(self, n), getattr(other, n)]) for n in names)
+        return ServerState(self.texts + other.texts, *joined)
 
 
 @dataclass(frozen=True)
 class ServerStep:
-    """One step of B particles, drawn: the fields of :class:`rmtools.lm.policy.Decoded`."""
+    """One step of B particles: the fields of :class:`rmtools.lm.policy.Decoded`."""
 
     tokens: Tensor
     state: ServerState
@@ -69,72 +67,64 @@ class ServerStep:
 
 
 @dataclass(frozen=True)
-class Request:
-    """Completions to be asked for at once: ``n`` of each of some distinct prefixes."""
-
-    rows: tuple[int, ...]
-    n: int
-    max_tokens: int
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """The text of one step, an end-of-sequence token left out, and what ended it."""
+class StepText:
+    """The text of one step, without the end-of-sequence token, and what ended it."""
 
     text: str
     end: End
 
 
 class UnusableStepError(Exception):
-    """What came from the server is no step, and why."""
+    """A completion that is no step, and why."""
 
 
-def read_step(choice: Choice, steps: StepTokenizer, stops: bool) -> Drawn:
-    """Return the step that a completion holds, and what ended it.
+def read_step(choice: Choice, steps: StepTokenizer, stops: bool) -> StepText:
+    """Return the step of a completion, and what ended it.
 
     Parameters
     ----------
     choice : Choice
     steps : StepTokenizer
     stops : bool
-        Whether the delimiter was asked for as a stop string, of a server that shows where one ended a completion.
+        Whether the delimiter was sent as a stop string, to a server that shows where one ended a completion.
 
     Raises
     ------
     UnusableStepError
-        Where it was ended by neither delimiter, end of sequence nor length, or is empty.
+        If neither delimiter, end of sequence nor length ended it, or it is empty.
     """
-    delimiter, text = steps.settings.delimiter, choice.text
+    delimiter, text, finish = steps.settings.delimiter, choice.text, choice.finish_reason
     at = text.find(delimiter)
     if at >= 0:
-        return Drawn(text[: at + len(delimiter)], End.DELIMITER)
+        return StepText(text[: at + len(delimiter)], End.DELIMITER)
     eos = steps.tokenizer.eos_token
     if isinstance(eos, str) and text.endswith(eos):
-        return Drawn(text.removesuffix(eos), End.EOS)
-    if choice.finish == "length" and text:
-        return Drawn(text, End.LENGTH)
-    if choice.finish == "length":
+        return StepText(text.removesuffix(eos), End.EOS)
+    if finish == "length" and text:
+        return StepText(text, End.LENGTH)
+    if finish == "length":
         raise UnusableStepError("an empty step that nothing ended")
-    if choice.finish not in ("stop", "eos_token", "stop_sequence"):
-        raise UnusableStepError(f"a step that ended by {choice.finish!r}")
-    if stops and (choice.matched == delimiter or choice.finish == "stop_sequence"):
-        return Drawn(text + delimiter, End.DELIMITER)
-    return Drawn(text, End.EOS)
+    if finish not in ("stop", "eos_token", "stop_sequence"):
+        raise UnusableStepError(f"a step that ended by {finish!r}")
+    if stops and (choice.matched == delimiter or finish == "stop_sequence"):
+        return StepText(text + delimiter, End.DELIMITER)
+    return StepText(text, End.EOS)
 
 
-def drawn_ids(steps: StepTokenizer, step: Drawn | None) -> list[int]:
-    """Return the token ids of a step: of its text, and of the end of the sequence where that ended it.
+def step_ids(steps: StepTokenizer, step: StepText | None) -> list[int]:
+    """Return the token ids of a step, with the end-of-sequence token if that ended it; none for no step.
 
     Raises
     ------
     UserError
-        Where the tokenizer does not give the text back: what is scored would not be what was drawn.
+        If the tokenizer does not give the text back: what is scored would not be what was drawn.
     """
     if step is None:
         return []
     ids = steps.step_ids(step.text) if step.text else []
-    # Some tokenizers put Unicode into its composed form, which no reader can tell from the other.
-    if composed(steps.step_text(ids)) != composed(step.text):
+    # Some tokenizers compose Unicode, and no reader can tell the two forms apart.
+    read, written = (unicodedata.normalize("NFC", text) for text in (steps.step_text(ids), step.text))
+    if read != written:
         raise UserError(
             f"the tokenizer here cannot read what the server wrote: {step.text[:60]!r}",
             "use the tokenizer of the model that is served",
@@ -142,21 +132,7 @@ def drawn_ids(steps: StepTokenizer, step: Drawn | None) -> list[int]:
     return [*ids, steps.eos_id] if step.end is End.EOS else ids
 
 
-def composed(text: str) -> str:
-    """Return ``text`` in Unicode's composed form."""
-    return unicodedata.normalize("NFC", text)
-
-
-def distinct_seeds(n: int, generator: torch.Generator) -> list[int]:
-    """Draw ``n`` different seeds: requests with equal ones could be answered alike."""
-    seeds: dict[int, None] = {}
-    while len(seeds) < n:
-        more = torch.randint(SEED_SPAN, (n - len(seeds),), generator=generator, device=generator.device)
-        seeds |= dict.fromkeys(more.tolist())
-    return list(seeds)
-
-
-def special_pieces(steps: StepTokenizer) -> bool:
-    """Return whether the delimiter is made of special tokens, which servers leave out of the text unless told."""
+def has_special_delimiter(steps: StepTokenizer) -> bool:
+    """Return whether special tokens make the delimiter: servers leave them out of the text unless asked."""
     special = set(steps.tokenizer.all_special_ids)
     return any(i in special for i in steps.step_ids(steps.settings.delimiter))

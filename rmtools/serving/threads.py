@@ -3,7 +3,7 @@
 import queue
 import threading
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -14,42 +14,41 @@ def run_all(jobs: Sequence[Callable[[threading.Event], T]], concurrency: int) ->
     Parameters
     ----------
     jobs : sequence of callable
-        Each is given an event that is set when its result is no longer wanted.
+        Each gets an event that is set when its result is no longer needed.
     concurrency : int
 
     Raises
     ------
     BaseException
-        The first that a job raises, or an interrupt: jobs not yet begun are not, and nobody waits for the others.
+        The first that a job raises, or an interrupt. No further job starts then, and nobody waits for the running ones.
     """
-    todo: queue.SimpleQueue[int] = queue.SimpleQueue()
-    done: queue.SimpleQueue[tuple[int, T | None, BaseException | None]] = queue.SimpleQueue()
+    todo: queue.SimpleQueue[tuple[int, Callable[[threading.Event], T]]] = queue.SimpleQueue()
+    done: queue.SimpleQueue[tuple[int, Any, BaseException | None]] = queue.SimpleQueue()
     stop = threading.Event()
-    for i in range(len(jobs)):
-        todo.put(i)
+    for job in enumerate(jobs):
+        todo.put(job)
 
     def work() -> None:
         while not stop.is_set():
             try:
-                i = todo.get_nowait()
+                i, job = todo.get_nowait()
             except queue.Empty:
                 return
             try:
-                done.put((i, jobs[i](stop), None))
+                done.put((i, job(stop), None))
             except BaseException as error:
                 stop.set()
                 done.put((i, None, error))
 
-    results: dict[int, T] = {}
+    results: list[Any] = [None] * len(jobs)
     try:
         # Daemons: a request that hangs must not keep an interrupted program alive.
         for _ in range(min(concurrency, len(jobs))):
             threading.Thread(target=work, daemon=True).start()
-        while len(results) < len(jobs):
-            i, result, error = done.get()
+        for _ in jobs:
+            i, results[i], error = done.get()
             if error is not None:
                 raise error
-            results[i] = result  # type: ignore[assignment]
     finally:
         stop.set()
-    return [results[i] for i in range(len(jobs))]
+    return results

@@ -191,9 +191,16 @@ def test_a_server_that_is_not_there(sample, policy_folder):
     assert not out.exists()
 
 
-@pytest.mark.parametrize("option", [("--server-model", "x"), ("--concurrency", 0), ("--server-batch", 4)])
+@pytest.mark.parametrize("option", [("--server-model", "x"), ("--concurrency", 8), ("--server-batch", 4)])
 def test_options_of_a_server_need_one(sample, option):
-    check_error(sample(*option)[0], *option, "none is named", "--server URL")
+    check_error(sample(*option)[0], f"{option[0]} needs --server", "--server URL")
+
+
+@pytest.mark.parametrize("option", ["--concurrency", "--server-batch"])
+def test_counts_of_a_server_are_positive(sample, option):
+    result, out = sample("--server", "http://127.0.0.1:9/v1", option, 0)
+    check_error(result, option, "x>=1")
+    assert not out.exists()
 
 
 def test_gibbs(sample):

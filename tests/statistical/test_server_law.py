@@ -8,6 +8,7 @@ from rmtools.lm.enumerate import tabulate
 from rmtools.lm.particles import LMParticles
 from rmtools.lm.policy import Policy
 from rmtools.particles.smc import smc
+from rmtools.serving.endpoint import ServerSettings
 from rmtools.serving.server import connect
 from rmtools.verify.law import chi_square
 
@@ -38,7 +39,7 @@ def p_value(paths, table):
 def test_paths_have_the_enumerated_law(server, value, task, prompts, table, kind, batch):
     """Three steps in a row, 1,000 or 2,000 trajectories; the chance of a right one failing is 1e-5."""
     source = connect(
-        server.url(kind), value.steps, np.random.default_rng(0), prompts_per_request=batch, temperature=1.0
+        server.url(kind), value.steps, np.random.default_rng(0), ServerSettings(prompts_per_request=batch)
     )
     n = 1000 if kind == "llama" else 2000
     paths = paths_through(source, value, task, prompts[2], n)
@@ -48,7 +49,7 @@ def test_paths_have_the_enumerated_law(server, value, task, prompts, table, kind
 
 def test_another_temperature_has_another_law(server, value, task, prompts, table):
     """What the test above would say of a server that draws at temperature 1.2: it can fail."""
-    hot = connect(server.url("vllm"), value.steps, np.random.default_rng(0), temperature=1.2)
+    hot = connect(server.url("vllm"), value.steps, np.random.default_rng(0), ServerSettings(temperature=1.2))
     assert p_value(paths_through(hot, value, task, prompts[2], 2000), table) < 1e-6
 
 
@@ -61,7 +62,10 @@ def test_z_hat_is_unbiased(server, policy, value, task, prompts, kind, batch):
     assert table.uncovered < 1e-3
     z = (1 - table.uncovered) * np.exp(solve(table.model).log_z) + table.uncovered * value.tilt.floor
     source = connect(
-        server.url(kind), value.steps, np.random.default_rng(0), temperature=0.5, prompts_per_request=batch
+        server.url(kind),
+        value.steps,
+        np.random.default_rng(0),
+        ServerSettings(temperature=0.5, prompts_per_request=batch),
     )
     root = LMParticles.start(source, value, [prompt] * runs, terminal="verifier", reward=task.reward)
     z_hat = np.exp(smc(root, 4, 1, "multinomial", 1.0, np.random.default_rng(2)).log_z)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from rmtools.cli.server import connect_policy, summary
+from rmtools.cli.server import Server, connect_policy, summary
 from rmtools.data.collect import Branching, Collector
 from rmtools.data.tasks import Crossing
 from rmtools.errors import UserError
@@ -15,10 +15,11 @@ from rmtools.lm.particles import LMParticles
 from rmtools.lm.policy import Policy
 from rmtools.lm.steps import StepSettings, StepTokenizer
 from rmtools.particles.smc import smc
-from rmtools.serving import completions
+from rmtools.serving import retry
+from rmtools.serving.endpoint import ServerSettings
 from rmtools.serving.responses import Choice
-from rmtools.serving.server import connect
-from rmtools.serving.state import Drawn, End, UnusableStepError, distinct_seeds, read_step
+from rmtools.serving.server import connect, distinct_seeds
+from rmtools.serving.state import End, StepText, UnusableStepError, read_step
 
 
 def rng(seed=0):
@@ -28,7 +29,9 @@ def rng(seed=0):
 @pytest.fixture
 def to(server, step_tokenizer):
     """Connect to the server of a kind: ``to(kind, **settings)``."""
-    return lambda kind, steps=step_tokenizer, **more: connect(server.url(kind), steps, rng(), **more)
+    return lambda kind, steps=step_tokenizer, **more: connect(
+        server.url(kind), steps, rng(), ServerSettings(**more)
+    )
 
 
 def start(policy, prompts):
@@ -57,7 +60,7 @@ def step_texts(policy, step):
 )
 def test_what_a_server_can_do_is_seen(server, to, kind, extras, stops, choices, batches):
     seen = len(server.log())
-    can = to(kind, prompts_per_request=4).asking.can
+    can = to(kind, prompts_per_request=4).template.can
     assert 3 < len(server.log()) - seen <= 32, "connecting costs too much"
     assert (bool(can.extras), can.stops, can.choices, can.batches) == (extras, stops, choices, batches)
 
@@ -165,12 +168,12 @@ def test_a_server_that_can_do_less_than_it_seemed_is_asked_again(
 ):
     """No draw of an answer that cannot be told apart is used, and none is missing."""
     policy = to(kind, prompts_per_request=together)
-    policy.asking = replace(policy.asking, can=replace(policy.asking.can, **wrongly))
+    policy.template = replace(policy.template, can=replace(policy.template.can, **wrongly))
     step = policy.decode_step(start(policy, prompts[:3]), torch.arange(3).repeat_interleave(12), generator(0))
     assert policy.draws == len(step.node) == 36
     assert torch.bincount(step.parent[step.node]).tolist() == [12] * 3
     if together > 1 or "choices" in wrongly:
-        assert {name: getattr(policy.asking.can, name) for name in truly} == truly
+        assert {name: getattr(policy.template.can, name) for name in truly} == truly
 
 
 def test_several_prefixes_share_a_request_where_as_many_draws_are_wanted(to, prompts, generator):
@@ -183,7 +186,7 @@ def test_several_prefixes_share_a_request_where_as_many_draws_are_wanted(to, pro
 
 def test_a_server_killed_and_restarted_loses_nothing(server, to, value, task, prompts, monkeypatch):
     """Killed in the middle of every seventh answer: every request used was answered whole once, and no other."""
-    monkeypatch.setattr(completions, "FIRST_DELAY", 0.1)
+    monkeypatch.setattr(retry, "FIRST_DELAY", 0.1)
     policy = to("vllm", concurrency=4)
     policy.endpoint.url = server.url("mortal")
     seen = len(server.log())
@@ -271,16 +274,18 @@ def test_what_ended_a_step(step_tokenizer):
     def read(text, finish="stop", matched=None, stops=True):
         return read_step(Choice(text, finish, matched), step_tokenizer, stops)
 
-    line = Drawn("u r3 \n", End.DELIMITER)
+    line = StepText("u r3 \n", End.DELIMITER)
     assert read("u r3 \n") == read("u r3 ", matched="\n") == read("u r3 \nd r2", "length") == line
     assert read("u r3 ", "stop_sequence") == line
     assert read("u r3 \n", "length") == line
-    assert read("u r3 ") == read("u r3 ", matched=2) == read("u r3 ", "eos_token") == Drawn("u r3 ", End.EOS)
+    assert (
+        read("u r3 ") == read("u r3 ", matched=2) == read("u r3 ", "eos_token") == StepText("u r3 ", End.EOS)
+    )
     # Not asked for: a stop string that is named nevertheless is none of ours.
-    assert read("u r3 ", matched="\n", stops=False) == Drawn("u r3 ", End.EOS)
-    assert read("u r3 <eos>", "length") == Drawn("u r3 ", End.EOS)
-    assert read("") == read("<eos>") == Drawn("", End.EOS)
-    assert read("u r3", "length") == Drawn("u r3", End.LENGTH)
+    assert read("u r3 ", matched="\n", stops=False) == StepText("u r3 ", End.EOS)
+    assert read("u r3 <eos>", "length") == StepText("u r3 ", End.EOS)
+    assert read("") == read("<eos>") == StepText("", End.EOS)
+    assert read("u r3", "length") == StepText("u r3", End.LENGTH)
     for text, finish in (("", "length"), ("u ", "content_filter"), ("u ", "None"), ("u ", "abort")):
         with pytest.raises(UnusableStepError):
             read(text, finish)
@@ -288,28 +293,26 @@ def test_what_ended_a_step(step_tokenizer):
 
 def test_a_filtered_completion_is_no_draw(to, prompts, generator):
     policy = to("filtered")
-    policy.asking = replace(policy.asking, can=replace(policy.asking.can, stops=False))
+    policy.template = replace(policy.template, can=replace(policy.template.can, stops=False))
     policy.steps = StepTokenizer(policy.steps.tokenizer, StepSettings("\n", 3, 1))
-    with pytest.raises(UserError, match="a step that ended by 'content_filter': it is no draw"):
+    with pytest.raises(UserError, match="a step that ended by 'content_filter': it is not a draw"):
         policy.decode_step(start(policy, prompts[:1]), torch.zeros(8, dtype=torch.long), generator(0))
 
 
 @pytest.mark.parametrize("kind", ["talkative", "uncounted"])
 def test_a_server_that_does_not_keep_to_max_tokens_is_refused(to, prompts, generator, kind):
     policy = to(kind)
-    with pytest.raises(UserError, match="gave more than the 6 tokens a step that were asked for"):
+    with pytest.raises(UserError, match="gave more than the 6 tokens per step that were asked for"):
         policy.decode_step(start(policy, prompts[:1]), torch.zeros(4, dtype=torch.long), generator(0))
 
 
 def test_what_the_command_line_connects_with(server, step_tokenizer, prompts, generator):
-    policy = connect_policy(server.url("several"), step_tokenizer, temperature=0.7, seed=3, model="large")
-    assert (policy.temperature, policy.asking.model, policy.device.type) == (0.7, "large", "cpu")
+    options = Server(server.url("several"), "large", 16, 1)
+    policy = connect_policy(options, step_tokenizer, 0.7, seed=3)
+    assert (policy.temperature, policy.template.model, policy.device.type) == (0.7, "large", "cpu")
     policy.decode_step(start(policy, prompts[:1]), torch.zeros(20, dtype=torch.long), generator(0))
     assert "20 steps in 2 requests, " in summary(policy)
     assert f"{policy.generated_tokens} tokens, {policy.truncated_steps} steps cut at the l" in summary(policy)
     assert summary(policy).endswith("0 requests sent again")
-    for wrong in ({"concurrency": 0}, {"batch": 0}):
-        with pytest.raises(UserError, match="must be at least 1, got 0"):
-            connect_policy(server.url("vllm"), step_tokenizer, temperature=1.0, seed=0, **wrong)
     with pytest.raises(UserError, match="temperature must be positive, got 0"):
-        connect_policy(server.url("vllm"), step_tokenizer, temperature=0.0, seed=0)
+        connect_policy(options, step_tokenizer, 0.0, seed=0)

@@ -1,0 +1,294 @@
+"""Requests to an OpenAI-compatible completions endpoint.
+
+Requests run on a bounded number of threads. A failed one is sent again whole, the same to the last byte
+(:mod:`rmtools.serving.retry`). Its first complete answer is used and no other, so no sample is lost and none counts
+twice. The API key is read from the environment, sent in one header to the named host only, and never part of a message.
+"""
+
+import logging
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+import httpx2
+import numpy as np
+
+from rmtools.errors import UserError
+from rmtools.files import parse_json
+from rmtools.particles.arguments import check_generator
+from rmtools.serving.errors import BASE_URL, KEY_VARIABLE, PassingError, RefusedError, ServerErrors
+from rmtools.serving.responses import Answer, ModelCard, read_answer, read_models
+from rmtools.serving.retry import RetryPolicy
+from rmtools.serving.threads import run_all
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+CONNECT_TIMEOUT, LIST_TIMEOUT = 10.0, 30.0
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """How a server is asked.
+
+    Parameters
+    ----------
+    model : str, optional
+        Needed if the server has several.
+    temperature : float
+        Of the softmax.
+    concurrency : int
+        Largest number of requests in flight.
+    prompts_per_request : int
+        Largest number of distinct prefixes in a request. Above 1 a seed does not reproduce a run.
+    timeout : float
+        Seconds for a request and its whole answer. Generous: where a server ignores seeds, sending the slow requests
+        again would favour short steps.
+    patience : float
+        Seconds for which a failing request is sent again.
+
+    Raises
+    ------
+    UserError
+        If a value is out of range.
+    """
+
+    model: str | None = None
+    temperature: float = 1.0
+    concurrency: int = 16
+    prompts_per_request: int = 1
+    timeout: float = 600.0
+    patience: float = 300.0
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise UserError(
+                f"temperature must be positive, got {self.temperature}: the sampler needs random steps",
+                "1 samples from the model's own law",
+            )
+        for name, least in (("concurrency", 1), ("prompts_per_request", 1), ("patience", 0)):
+            if not getattr(self, name) >= least:
+                raise UserError(f"{name} must be at least {least}, got {getattr(self, name)}", "leave it out")
+        if not self.timeout > 0:
+            raise UserError(f"timeout must be positive, got {self.timeout}", "600 seconds is the default")
+
+
+class Endpoint:
+    """A server's ``/models`` and ``/completions``.
+
+    Parameters
+    ----------
+    url : str
+        Its base URL, with or without ``/v1``.
+    rng : np.random.Generator
+        Draws the jitter of the delays between attempts, and nothing else.
+    settings : ServerSettings
+
+    Attributes
+    ----------
+    repeated : int
+        Requests that were sent again so far.
+    close : callable
+        Closes the connections.
+
+    Raises
+    ------
+    UserError
+        If the URL is none of a server, or the environment's key, proxies or certificates cannot be used.
+    """
+
+    def __init__(self, url: str, rng: np.random.Generator, settings: ServerSettings) -> None:
+        self.url = base_url(url)
+        self.settings = settings
+        self.repeated = 0
+        self._retry = RetryPolicy(settings.patience, check_generator(rng))
+        self._lock = threading.Lock()
+        self._warned: set[str] = set()
+        key = api_key()
+        self.errors = ServerErrors(self.url, key, settings.timeout)
+        n = settings.concurrency
+        # Redirects are not followed: the key is for the named host only.
+        try:
+            self._client = httpx2.Client(
+                headers={"Authorization": f"Bearer {key}"} if key else {},
+                limits=httpx2.Limits(max_connections=n, max_keepalive_connections=n),
+                follow_redirects=False,
+            )
+        except (ImportError, ValueError, OSError) as error:
+            raise UserError(
+                f"no connection can be set up: {self.errors.clean(str(error)) or type(error).__name__}",
+                "check the environment: ALL_PROXY, HTTP_PROXY, HTTPS_PROXY, SSL_CERT_FILE, SSL_CERT_DIR",
+            ) from None
+        # Also if nobody calls close, at the latest when the program ends.
+        self.close = weakref.finalize(self, self._client.close)
+
+    def __repr__(self) -> str:
+        return f"Endpoint({self.url!r})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        raise TypeError("an Endpoint holds open connections and cannot be copied or saved: make another one")
+
+    def warn(self, kind: str, message: str) -> None:
+        """Log ``message``, once for all messages of this ``kind``."""
+        with self._lock:
+            new = kind not in self._warned
+            self._warned.add(kind)
+        if new:
+            logger.warning("%s: %s", self.url, message)
+
+    def models(self) -> list[ModelCard]:
+        """Return the models of the server.
+
+        Raises
+        ------
+        UserError
+            If no server answers (at once); RefusedError if it has no such list.
+        """
+        return self._request("/models", None, "models", read_models, threading.Event(), first=True)
+
+    def ask(
+        self,
+        body: Mapping[str, Any],
+        request_id: str,
+        stop: threading.Event | None = None,
+        *,
+        first: bool = False,
+    ) -> Answer:
+        """Send one completions request until it is answered; ``stop`` ends the waiting, ``first`` marks the first contact.
+
+        Raises
+        ------
+        UserError
+            If it is not answered within ``patience``, or waiting cannot help.
+        """
+        stop = stop or threading.Event()
+        return self._request("/completions", body, request_id, read_answer, stop, first=first)
+
+    def ask_all(
+        self, bodies: Sequence[Mapping[str, Any]], ids: Sequence[str], *, first: bool = False
+    ) -> list[Answer]:
+        """Send many requests, ``concurrency`` at a time; return their answers in the order of the requests.
+
+        Raises
+        ------
+        UserError
+            The first failure; the other requests are abandoned.
+        """
+        jobs = [partial(self.ask, body, i, first=first) for body, i in zip(bodies, ids, strict=True)]
+        return run_all(jobs, self.settings.concurrency)
+
+    def _request(
+        self,
+        path: str,
+        body: Mapping[str, Any] | None,
+        request_id: str,
+        read: Callable[[Any], T],
+        stop: threading.Event,
+        *,
+        first: bool,
+    ) -> T:
+        def retrying(failure: PassingError) -> None:
+            self.warn(failure.kind, f"{failure.error.fact}; trying again for {self.settings.patience:g} s")
+            with self._lock:
+                self.repeated += 1
+
+        def send(attempt: int) -> T:
+            return self._once(path, body, f"{request_id}-{attempt}", read)
+
+        return self._retry.call(send, retrying, stop, first=first)
+
+    def _once(
+        self, path: str, body: Mapping[str, Any] | None, request_id: str, read: Callable[[Any], T]
+    ) -> T:
+        """Send a request once and read its answer; a request without a body is a GET."""
+        limit = self.settings.timeout if body is not None else min(self.settings.timeout, LIST_TIMEOUT)
+        try:
+            response, content = self._sent(path, body, request_id, limit)
+        except httpx2.RequestError as error:
+            # Not chained: the library's message may quote the request's headers.
+            raise self.errors.unreachable(error) from None
+        except UnicodeError:
+            raise UserError(f"{self.url} is not the address of a server", BASE_URL) from None
+        if not response.is_success:
+            failure = self.errors.failed(response, content, path)
+            if response.status_code == 404 and isinstance(failure, RefusedError) and body is not None:
+                raise RefusedError(failure.fact, self._models_it_has() or failure.fix)
+            raise failure
+        try:
+            value = parse_json(content.decode())
+        except ValueError:
+            raise self.errors.unreadable("it answers something that is not JSON") from None
+        try:
+            return read(value)
+        except UserError as error:
+            raise self.errors.unreadable(error.fact) from None
+
+    def _sent(
+        self, path: str, body: Mapping[str, Any] | None, request_id: str, limit: float
+    ) -> tuple[httpx2.Response, bytes]:
+        """Send a request; return the response and its content, received within ``limit`` seconds.
+
+        The library's own limits hold for each read by itself: a server that sends a byte now and then meets them all.
+        """
+        end = time.monotonic() + limit
+        timeout = httpx2.Timeout(limit, connect=min(limit, CONNECT_TIMEOUT), pool=None)
+        given: dict[str, Any] = {"json": body, "headers": {"X-Request-Id": request_id}, "timeout": timeout}
+        content = bytearray()
+        with self._client.stream("GET" if body is None else "POST", self.url + path, **given) as response:
+            for part in response.iter_bytes():
+                content += part
+                if time.monotonic() > end:
+                    raise httpx2.ReadTimeout("the whole answer took too long")
+        return response, bytes(content)
+
+    def _models_it_has(self) -> str:
+        """Return the fix for a model that is missing; nothing if the server does not list its models."""
+        try:
+            cards = self._once("/models", None, "models", read_models)
+        except (PassingError, UserError):
+            return ""
+        return f"the models it has are: {', '.join(self.errors.clean(c.id) for c in cards[:10])}"
+
+
+def base_url(url: str) -> str:
+    """Return the URL that ``/models`` and ``/completions`` are appended to.
+
+    Raises
+    ------
+    UserError
+        If it is no URL of a server, or holds a password (which would be printed).
+
+    >>> base_url("http://localhost:8000/"), base_url("https://host/openai/v3/completions")
+    ('http://localhost:8000/v1', 'https://host/openai/v3')
+    """
+    url = url.strip()
+    if any(c in url for c in "@?#"):
+        raise UserError(
+            "the address of the server holds more than host and path: messages print it, so it must hold no secret",
+            f"leave user, password and query out; an API key goes into {KEY_VARIABLE} in the environment",
+        )
+    try:
+        parsed = httpx2.URL(url)
+    except (httpx2.InvalidURL, UnicodeError):
+        parsed = httpx2.URL()
+    if parsed.scheme not in ("http", "https") or not parsed.host or any(c.isspace() for c in url):
+        raise UserError(f"{url!r} is not the address of a server", BASE_URL)
+    path = parsed.path.rstrip("/").removesuffix("/completions")
+    return str(parsed.copy_with(path=path or "/v1"))
+
+
+def api_key() -> str:
+    """Return the key from the environment, or nothing; raise ``UserError`` if it cannot be one."""
+    key = os.environ.get(KEY_VARIABLE, "").strip()
+    if not all("!" <= c <= "~" for c in key):
+        raise UserError(
+            f"{KEY_VARIABLE} holds characters that no API key has",
+            "look for spaces, quotes and line breaks in it",
+        )
+    return key
