@@ -18,6 +18,7 @@ rmtools.errors.UserError: points.json: x must be a number, got True
 """
 
 import math
+import sys
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
@@ -183,7 +184,7 @@ def _read_plain(plain: Any, value: Any, place: str) -> Any:
     if plain is float and value is None:
         return math.nan
     # An integer is a number, a truth value is neither; NaN and infinities are not JSON.
-    if plain is float and type(value) in (int, float) and math.isfinite(value):
+    if plain is float and type(value) in (int, float) and abs(value) <= sys.float_info.max:
         return float(value)
     if type(value) is not plain or plain is float:
         raise _MismatchError(place, f"must be {PLAIN[plain]}, got {value!r}")

@@ -1,4 +1,4 @@
-"""``rmtools plot``: pictures of files that other verbs wrote."""
+"""``rmtools plot``: draw what other verbs wrote."""
 
 from pathlib import Path
 from typing import Annotated
@@ -20,9 +20,7 @@ def trace(
     file: Annotated[Path, typer.Argument(help="Trace that `rmtools sample --trace FILE` wrote.")],
     prompt: Annotated[
         int,
-        typer.Option(
-            help="Which line of the file, from 0: one a prompt, more where a prompt had several runs."
-        ),
+        typer.Option(min=0, help="Line of the file, from 0: one per run; a prompt may have several."),
     ] = 0,
     out: Annotated[
         Path | None, typer.Option(help="Picture to write: .svg, .png or .pdf. Default: FILE with .svg.")
@@ -31,10 +29,8 @@ def trace(
     """Draw the ancestry tree of one prompt's particles with the texts of their steps, and the effective sample size."""
     from rmtools.errors import UserError
     from rmtools.files import replacing
-    from rmtools.sampling.trace_file import read_traced_prompt
+    from rmtools.sampling.trace import read_traced_prompt
 
-    if prompt < 0:
-        raise UserError(f"--prompt must be at least 0, got {prompt}", "count from 0")
     if file.is_dir():
         raise UserError(
             f"the trace {file} is a folder", "name the file that `rmtools sample --trace FILE` wrote"
@@ -43,17 +39,17 @@ def trace(
     form = form_of(picture)
     if file.exists() and picture.exists() and picture.samefile(file):
         raise UserError(f"the picture would replace the trace {file}", "name another file with --out")
-    record = read_traced_prompt(file, prompt)
+    found = read_traced_prompt(file, prompt)
     from rmtools.plots import trace_picture
 
-    drawn = trace_picture(record, form)
+    drawn = trace_picture(found, form)
     with replacing(picture) as temporary:
         temporary.write_bytes(drawn)
-    print(f"{picture}: {record['n_particles']} particles, {len(record['steps'])} steps")
+    print(f"{picture}: {found.n_particles} particles, {len(found.steps)} steps")
 
 
 def form_of(picture: Path) -> str:
-    """Return what kind of picture a file is to be; raises ``UserError`` where it is none we draw, or has no folder."""
+    """Return the format of a picture by its suffix; raises ``UserError`` for another suffix, or without its folder."""
     from rmtools.errors import UserError
     from rmtools.plots import FORMS
 
@@ -61,7 +57,7 @@ def form_of(picture: Path) -> str:
     if form not in FORMS:
         named = ", ".join(f".{f}" for f in FORMS)
         raise UserError(
-            f"cannot draw {picture}: its suffix is none of {named}", f"name a file that ends in {named}"
+            f"cannot draw {picture}: its suffix is not one of {named}", f"name a file that ends in {named}"
         )
     if picture.is_dir():
         raise UserError(f"the output {picture} is a folder", "name a file with --out")

@@ -1,4 +1,4 @@
-"""``rmtools sample``: the sampler over a policy and a value model, JSON lines out."""
+"""``rmtools sample``: sample prompts with a policy and a value model, JSON lines out."""
 
 from pathlib import Path
 from typing import Annotated
@@ -12,14 +12,14 @@ Algorithm = Annotated[
     str | None,
     typer.Option(
         help="smc, sp-gsmc, guided, mh, gibbs, importance, best-of-n, majority, weighted-majority or beam: names for "
-        "settings of one sampler, which the options below change where they do not contradict the name. Default: smc."
+        "settings of one sampler, which the options below change as far as the name allows. Default: smc."
     ),
 ]
 Output = Annotated[
     str | None,
     typer.Option(
-        help="Which solution is put out: draw (one weighted draw, the only one that follows the target's law), argmax (the "
-        "largest final value), majority or weighted-majority (of answers). All are in the record. Default: the algorithm's."
+        help="The solution to choose: draw (one weighted draw, the only one that follows the target's law), argmax (the "
+        "largest final value), majority or weighted-majority (of answers). The record has all. Default: the algorithm's."
     ),
 ]
 Precision = Annotated[
@@ -33,27 +33,33 @@ Precision = Annotated[
 Tokens = Annotated[
     int | None,
     typer.Option(
-        help="Repeat runs (proposals of mh, sweeps of gibbs) of each prompt until so many generated tokens are spent; "
-        "the output is over all of them, weighted by their estimates of Z."
+        help="Repeat runs (proposals of mh, sweeps of gibbs) of each prompt until this many tokens are generated; the "
+        "output is chosen from all of them, weighted by their estimates of Z."
     ),
 ]
-Seconds = Annotated[float | None, typer.Option(help="The same with seconds of each prompt.")]
+Seconds = Annotated[float | None, typer.Option(help="The same in seconds per prompt.")]
+Trace = Annotated[
+    Path | None,
+    typer.Option(
+        help="Write every candidate, ESS, weights and ancestors too; `rmtools plot trace` draws them."
+    ),
+]
 
 
 def command(
     model: Model,
-    prompts: Annotated[str, typer.Option(help='JSONL file with a "prompt" a line.')],
+    prompts: Annotated[str, typer.Option(help='JSONL file with a "prompt" per line.')],
     policy: Annotated[
         str | None, typer.Option(help="Policy; default: the one the checkpoint was trained for.")
     ] = None,
     algorithm: Algorithm = None,
     n: Annotated[
         int | None,
-        typer.Option("-n", "--n-particles", help="N: particles a prompt. Default: 16, or the algorithm's."),
+        typer.Option("-n", "--n-particles", help="N: particles per prompt. Default: 16, or the algorithm's."),
     ] = None,
     pool_size: Annotated[
         int | None,
-        typer.Option(help="M: candidates a particle and step. Default: 1, or the algorithm's."),
+        typer.Option(help="M: candidates per particle and step. Default: 1, or the algorithm's."),
     ] = None,
     resampling: Annotated[
         str | None,
@@ -83,7 +89,8 @@ def command(
     block_size: Annotated[
         int | None,
         typer.Option(
-            help="Prompts drawn together, the most that an interruption loses. Default: a batch, 64 at most."
+            min=1,
+            help="Prompts drawn together, the most that an interruption loses. Default: a batch, at most 64.",
         ),
     ] = None,
     overwrite: Annotated[
@@ -94,21 +101,16 @@ def command(
     server_model: ServerModel = None,
     concurrency: Concurrency = CONCURRENCY,
     server_batch: ServerBatch = BATCH,
-    trace: Annotated[
-        Path | None,
-        typer.Option(
-            help="Write every candidate, ESS, weights and ancestors too; `rmtools plot trace` draws them."
-        ),
-    ] = None,
+    trace: Trace = None,
     out: Annotated[Path, typer.Option(help="JSONL file to write.")] = Path("samples.jsonl"),
     seed: Seed = 0,
 ) -> None:
     """Sample solutions guided by a value model: sequential Monte Carlo and its relatives, through one sampler.
 
-    Interrupted, the same command goes on where it was. Under `accelerate launch` the processes share the prompts; the
+    Rerun the same command to resume after an interruption. Under `accelerate launch` the processes share the prompts; the
     file is the same.
     """
-    from rmtools.cli.sampling import Inputs, Wanted, sample
+    from rmtools.cli.sample_run import Inputs, SampleRequest, sample
     from rmtools.cli.server import asked
 
     given = {
@@ -123,7 +125,8 @@ def command(
         "max_seconds": max_seconds,
         "terminal": terminal,
     }
-    wanted = Wanted(algorithm, given, accuracy, audit)
-    behind = asked(server, server_model, concurrency, server_batch)
-    inputs = Inputs(model, policy, task, horizon, prompts, behind)
-    sample(wanted, inputs, out, trace, block_size, overwrite, seed)
+    request = SampleRequest(algorithm, given, accuracy, audit)
+    inputs = Inputs(
+        model, policy, task, horizon, prompts, asked(server, server_model, concurrency, server_batch)
+    )
+    sample(request, inputs, out, trace, block_size, overwrite, seed)

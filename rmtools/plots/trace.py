@@ -1,65 +1,51 @@
 """The ancestry tree of a traced run with the texts of its steps, and below it the effective sample size.
 
-Sizes are in inches until everything has its place, then the axes are given exactly that room: a label takes part of the
+Sizes are in inches until everything has its place, then the axes get exactly that room: a label takes part of the
 column behind its prefix, branches bend in the rest of it, so no line runs through a text.
 """
 
-from collections.abc import Iterable, Sequence
+from bisect import bisect
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rmtools.errors import UserError
-from rmtools.plots.drawing import STYLE_SHEET, Values, number, picture
-from rmtools.plots.trace_around import (
-    CASING,
-    DRAWN,
-    KEPT,
-    KILLED,
-    SMALL_PRINT,
-    WAITS,
-    Sheet,
-    draw_ess,
-    write_around,
-)
+from rmtools.plots.drawing import GREY, STYLE_SHEET, STYLES, number, picture
 from rmtools.plots.trace_layout import Spot, choose, grow, place
-from rmtools.plots.words import fitted, plain, width
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.colors import Normalize
     from matplotlib.figure import Figure
     from matplotlib.font_manager import FontProperties
 
-LABEL = 7.5  # points
+LABEL, SMALL_PRINT = 7.5, 8.5  # points
 ROW = 0.21  # inches: a line of text
 FLAT = 0.74  # of a column: there a lineage runs level under its label
 COLUMN = (0.95, 2.6)  # inches
-TREE_WIDTH = 16.0  # inches, beyond which columns are made narrower
+TREE_WIDTH = 16.0  # inches; columns get narrower beyond it
 LEAST_ROWS = 6.0
 LEFT, RIGHT = 0.6, 0.95
 ESS_HEIGHT, GAP, TITLE, FOOT = 1.25, 0.42, 0.86, 0.78
-BLANK = "(blank)"
-COLOURS = "viridis"
-CURVE = np.linspace(0, 1, 17)
-BEND = CURVE**2 * (3 - 2 * CURVE)
+KILLED, KEPT, DRAWN = "#bdbdbd", "#3c3c3c", STYLES["constant"][1]
+BEND = np.linspace(0, 1, 17)
+LONGEST = 600  # characters; more never fits
 
 
-def trace_picture(record: Values, form: str = "svg") -> bytes:
-    """Draw a record of a trace (docs/formats.md, Trace).
+def trace_picture(trace: Any, form: str = "svg") -> bytes:
+    """Draw a trace.
 
-    Of runs with many particles the largest lineages are drawn; the picture says how many prefixes it leaves out.
+    Only the largest lineages of many particles are drawn; the picture says how many prefixes it leaves out.
 
     Parameters
     ----------
-    record : mapping
-        As ``rmtools.sampling.trace_file.read_trace`` returns it.
+    trace : rmtools.sampling.trace.Trace
     form : {"svg", "png", "pdf"}
 
     Returns
     -------
     bytes
-        The file; the same record gives the same bytes.
+        The file; the same trace gives the same bytes.
 
     Raises
     ------
@@ -69,40 +55,51 @@ def trace_picture(record: Values, form: str = "svg") -> bytes:
     import matplotlib
 
     with matplotlib.rc_context(STYLE_SHEET):
-        return picture(trace_figure(record), form)
+        return picture(trace_figure(trace), form)
 
 
-def trace_figure(record: Values) -> "Figure":
+def trace_figure(trace: Any) -> "Figure":
     """Return the figure of ``trace_picture``, to be drawn under the reports' style."""
+    from matplotlib import colormaps
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
     from matplotlib.figure import Figure
 
-    if not record["steps"]:
-        raise UserError("this prompt took no step: there is nothing to draw", "choose another with --prompt")
-    every = grow(record)
+    if not trace.steps:
+        raise UserError("this prompt took no step: there is nothing to draw", "choose another prompt")
+    every = grow(trace)
     layers = choose(every)
     place(layers)
-    sheet = Sheet(record, layers, column_width(layers), value_scale(s for layer in layers for s in layer))
-    top, bottom = (f(s.y for s in sheet.spots) for f in (min, max))
-    tree = max(bottom - top + 2.2, LEAST_ROWS) * ROW
-    across = sheet.column * (sheet.horizon + 1)
+    spots = [s for layer in layers for s in layer]
+    column = column_width(layers)
+    top, bottom = min(s.y for s in spots), max(s.y for s in spots)
+    tree, across = max(bottom - top + 2.2, LEAST_ROWS) * ROW, column * len(layers)
     foot = FOOT + ESS_HEIGHT + GAP
     size = LEFT + across + RIGHT, foot + tree + TITLE
     figure = Figure(figsize=size)
-    ax = figure.add_axes(place_of(size, LEFT, foot, across, tree))
+
+    def axes(left: float, low: float, wide: float, high: float, **more: Any) -> Any:
+        return figure.add_axes((left / size[0], low / size[1], wide / size[0], high / size[1]), **more)
+
+    values = [s.node.log_value for s in spots if s.node.log_value is not None] or [0.0]
+    low, high = min(values), max(values)
+    scale = Normalize(low, high) if high > low else Normalize(low - 0.5, high + 0.5)
+    colours = ScalarMappable(scale, colormaps["viridis"].with_extremes(bad="black"))
+    ax = axes(LEFT, foot, across, tree)
     ax.set_ylim((top + bottom + tree / ROW) / 2, (top + bottom - tree / ROW) / 2)
-    draw_tree(ax, sheet)
-    bar = min(tree, 2.2)
-    colour_bar(
-        figure, figure.add_axes(place_of(size, LEFT + across + 0.2, foot + tree - bar, 0.11, bar)), sheet
+    draw_branches(ax, spots, trace.n_particles)
+    draw_marks(ax, spots, trace.n_particles, colours)
+    draw_labels(ax, spots, trace.n_particles, column)
+    ax.set_axis_off()
+    bar = figure.colorbar(
+        colours, cax=axes(LEFT + across + 0.2, foot + tree - min(tree, 2.2), 0.11, min(tree, 2.2))
     )
-    draw_ess(figure.add_axes(place_of(size, LEFT, FOOT, across, ESS_HEIGHT), sharex=ax), record)
-    write_around(figure, sheet, sum(map(len, every)), size)
+    bar.set_label("log value (nats)", fontsize=SMALL_PRINT)
+    bar.ax.tick_params(labelsize=SMALL_PRINT)
+    bar.ax.grid(visible=False)
+    draw_ess(axes(LEFT, FOOT, across, ESS_HEIGHT, sharex=ax), trace)
+    write_around(figure, trace, spots, sum(map(len, every)))
     return figure
-
-
-def place_of(size: tuple[float, float], left: float, bottom: float, across: float, up: float) -> Any:
-    """Return inches as the fractions of the figure that matplotlib wants."""
-    return left / size[0], bottom / size[1], across / size[0], up / size[1]
 
 
 def label_font(drawn: bool) -> "FontProperties":
@@ -113,32 +110,12 @@ def label_font(drawn: bool) -> "FontProperties":
 
 
 def column_width(layers: Sequence[Sequence[Spot]]) -> float:
-    """Return the inches of a column: what the longest label takes, within limits."""
-    texts = [width(plain(s.text), label_font(s.drawn)) for layer in layers[1:] for s in layer if s.labelled]
+    """Return the inches of a column: those of the longest label, within limits."""
+    texts = [
+        width(plain(s.node.text), label_font(s.drawn)) for layer in layers[1:] for s in layer if s.labelled
+    ]
     most = min(COLUMN[1], max(COLUMN[0], TREE_WIDTH / len(layers)))
     return float(np.clip((max(texts, default=0.0) / 72 + 0.2) / FLAT, COLUMN[0], most))
-
-
-def value_scale(spots: Iterable[Spot]) -> "Normalize":
-    """Return the scale of the colours, over the log values that are drawn."""
-    from matplotlib.colors import Normalize
-
-    found = [s.log_value for s in spots if s.log_value is not None] or [0.0]
-    low, high = min(found), max(found)
-    return Normalize(low, high) if high > low else Normalize(low - 0.5, high + 0.5)
-
-
-def draw_tree(ax: "Axes", sheet: Sheet) -> None:
-    """Draw branches, prefixes and labels."""
-    n = sheet.record["n_particles"]
-    for drawn in (False, True):
-        for spot in sheet.spots:
-            if spot.drawn == drawn:
-                draw_branch(ax, spot, n)
-    draw_marks(ax, sheet, n)
-    for spot in sheet.spots:
-        draw_label(ax, spot, sheet, n)
-    ax.set_axis_off()
 
 
 def thickness(spot: Spot, n: int) -> float:
@@ -146,76 +123,188 @@ def thickness(spot: Spot, n: int) -> float:
     return 0.7 + 3.8 * spot.copies / n
 
 
-def draw_branch(ax: "Axes", spot: Spot, n: int) -> None:
-    """Draw the bend from the parent to a prefix, and the level part behind it where it goes on or has a label."""
-    wide = thickness(spot, n)
-    lines = []
-    if spot.parent is not None:
-        x = spot.step - 1 + FLAT + (1 - FLAT) * CURVE
-        lines.append((x, spot.parent.y + (spot.y - spot.parent.y) * BEND))
-    if spot.children or (spot.heirs and spot.labelled):
-        lines.append((np.asarray([spot.step, spot.step + FLAT]), np.asarray([spot.y, spot.y])))
-    dash = WAITS if spot.waits else "-"
-    for x, y in lines:
-        if spot.drawn:
-            ax.plot(x, y, color=CASING, linewidth=wide + 2.0, solid_capstyle="butt", zorder=3)
-            ax.plot(x, y, color=DRAWN, linewidth=wide, solid_capstyle="butt", zorder=3.1)
-        else:
-            colour, z = (KEPT, 2) if spot.heirs else (KILLED, 1)
-            ax.plot(x, y, color=colour, linewidth=wide, linestyle=dash, solid_capstyle="round", zorder=z)
-
-
-def draw_marks(ax: "Axes", sheet: Sheet, n: int) -> None:
-    """Mark every new prefix: area by particles, colour by log value, square where it has ended, a cross where V = 0."""
-    for ended, marker in ((False, "o"), (True, "s")):
-        spots = [s for s in sheet.spots if s.ended == ended and not s.waits and s.log_value is not None]
-        ax.scatter(
-            [s.step for s in spots],
-            [s.y for s in spots],
-            [area(s, n) for s in spots],
-            [number(s.log_value) for s in spots],
-            marker=marker,
-            cmap=COLOURS,
-            norm=sheet.scale,
-            edgecolors=[CASING if s.heirs else "#909090" for s in spots],
-            linewidths=[1.3 if s.drawn else 0.7 for s in spots],
-            zorder=4,
-        )
-    zero = [s for s in sheet.spots if s.log_value is None and not s.waits]
-    ax.scatter([s.step for s in zero], [s.y for s in zero], 16, "black", marker="x", linewidths=0.9, zorder=4)
-
-
 def area(spot: Spot, n: int) -> float:
-    """Return the square points of a mark."""
+    """Return the square points of a mark: more for more particles."""
     return (16 if spot.labelled else 9) + 90 * spot.copies / n
 
 
-def draw_label(ax: "Axes", spot: Spot, sheet: Sheet, n: int) -> None:
-    """Write a prefix's newest step above its level line."""
-    if not spot.labelled:
-        return
-    font = label_font(spot.drawn)
-    start = (area(spot, n) ** 0.5 / 2 + 2) / 72
-    room = 72 * (FLAT * sheet.column - start) - 3
-    text = "prompt" if spot.step == 0 else fitted(spot.text, room, font) or BLANK
-    ax.annotate(
-        text,
-        (spot.step, spot.y),
-        (72 * start, thickness(spot, n) / 2 + (3.4 if spot.drawn else 2.2)),
-        textcoords="offset points",
-        color="black" if spot.heirs else "#6f6f6f",
-        fontproperties=font,
-        va="baseline",
-        parse_math=False,
-        zorder=5,
+def draw_branches(ax: "Axes", spots: Sequence[Spot], n: int) -> None:
+    """Draw the bend from every parent to its prefix, and a level part behind it if it continues or has a label."""
+    for spot in spots:
+        wide, lines = thickness(spot, n), []
+        if spot.parent is not None:
+            rise = spot.parent.y + (spot.y - spot.parent.y) * BEND**2 * (3 - 2 * BEND)
+            lines.append((spot.step - 1 + FLAT + (1 - FLAT) * BEND, rise))
+        if spot.children or (spot.heirs and spot.labelled):
+            lines.append((np.asarray([spot.step, spot.step + FLAT]), np.full(2, spot.y)))
+        for x, y in lines:
+            if spot.drawn:
+                ax.plot(x, y, color="black", linewidth=wide + 2.0, solid_capstyle="butt", zorder=3)
+            colour, z = (DRAWN, 3.1) if spot.drawn else (KEPT, 2) if spot.heirs else (KILLED, 1)
+            cap: Any = "butt" if spot.drawn else "round"
+            ax.plot(x, y, color=colour, linewidth=wide, solid_capstyle=cap, zorder=z)
+
+
+def draw_marks(ax: "Axes", spots: Sequence[Spot], n: int, colours: Any) -> None:
+    """Mark every new prefix: area by particles, colour by log value (black: zero), square if it has ended."""
+    for ended, marker in ((False, "o"), (True, "s")):
+        own = [s for s in spots if s.node.ended == ended and not s.waits]
+        ax.scatter(
+            [s.step for s in own],
+            [s.y for s in own],
+            [area(s, n) for s in own],
+            colours.to_rgba([number(s.node.log_value) for s in own]),
+            marker=marker,
+            edgecolors=["black" if s.heirs else "#909090" for s in own],
+            linewidths=[1.3 if s.drawn else 0.7 for s in own],
+            zorder=4,
+        )
+
+
+def draw_labels(ax: "Axes", spots: Sequence[Spot], n: int, column: float) -> None:
+    """Write the newest step of a prefix above its level line."""
+    for spot in (s for s in spots if s.labelled):
+        font = label_font(spot.drawn)
+        start = area(spot, n) ** 0.5 / 2 + 2
+        text = fitted(spot.node.text, 72 * FLAT * column - start - 3, font) or "(blank)"
+        ax.annotate(
+            text if spot.step else "prompt",
+            (spot.step, spot.y),
+            (start, thickness(spot, n) / 2 + (3.4 if spot.drawn else 2.2)),
+            textcoords="offset points",
+            color="black" if spot.heirs else "#6f6f6f",
+            fontproperties=font,
+            va="baseline",
+            parse_math=False,
+            zorder=5,
+        )
+
+
+def draw_ess(ax: "Axes", trace: Any) -> None:
+    """Draw the ESS and the distinct parents by step, where the run resampled, and the threshold if it decides."""
+    n, steps, blue = trace.n_particles, trace.steps, STYLES["model"][1]
+    at, ess = np.arange(1, len(steps) + 1), np.asarray([s.ess for s in steps])
+    resampled = np.asarray([s.resampled for s in steps])
+    ax.plot(at, ess, color=blue, linewidth=1.8, zorder=3)
+    mark: Any = {"color": blue, "markersize": 6, "clip_on": False, "zorder": 4}
+    ax.plot(at[resampled], ess[resampled], "o", label="ESS, then resampled", **mark)
+    ax.plot(at[~resampled], ess[~resampled], "o", label="ESS, not resampled", markerfacecolor="white", **mark)
+    parents = [len(set(s.ancestors)) for s in steps]
+    ax.plot(
+        at,
+        parents,
+        "s--",
+        color=DRAWN,
+        linewidth=1.2,
+        markersize=3.5,
+        label="parents that continue",
+        clip_on=False,
+    )
+    threshold = trace.sampler.get("ess_threshold")
+    if trace.sampler.get("resampling") not in ("none", "top_k") and threshold:
+        label = f"resample at or below {threshold * n:g}"
+        ax.axhline(threshold * n, color=GREY, linewidth=1, linestyle=":", label=label)
+    ax.set_ylim(0, n * 1.06)
+    ax.set_xlim(-0.12, len(steps) + 1 - 0.12)
+    ax.set_xticks([0, *at], ["0", *map(str, at)])
+    ax.tick_params(labelsize=SMALL_PRINT)
+    ax.set_xlabel("step t", fontsize=SMALL_PRINT, labelpad=2)
+    ax.set_ylabel("particles", fontsize=SMALL_PRINT)
+    ax.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=4, fontsize=SMALL_PRINT, borderaxespad=0.2)
+
+
+def write_around(figure: "Figure", trace: Any, spots: Sequence[Spot], total: int) -> None:
+    """Write prompt, settings, outcome and legend above the picture, and under it what it leaves out of ``total``."""
+    from matplotlib.font_manager import FontProperties
+
+    wide, high = figure.get_size_inches()
+    bare = sum(not s.labelled and not s.waits for s in spots)
+    caption = (
+        "Line width and mark area grow with the particles at a prefix. The text is that of its newest step."
+    )
+    left_out = (
+        f"Not drawn: {total - len(spots):,} of {total:,} prefixes, those of the smallest lineages. "
+        f"Drawn without text: {bare:,}."
+    )
+    for text, font, y in (
+        (trace.prompt, FontProperties(size=10.5, weight="bold"), high - 0.22),
+        (summary(trace), FontProperties(size=9), high - 0.42),
+        (caption, FontProperties(size=SMALL_PRINT), 0.24),
+        (left_out if total > len(spots) or bare else "", FontProperties(size=SMALL_PRINT), 0.09),
+    ):
+        text = fitted(text, 72 * (wide - 0.3), font)
+        figure.text(0.15 / wide, y / high, text, fontproperties=font, va="baseline", parse_math=False)
+    figure.legend(
+        handles=legend_of(spots),
+        loc="upper left",
+        bbox_to_anchor=(0.15 / wide, 1 - 0.48 / high),
+        ncols=7,
+        fontsize=SMALL_PRINT,
+        borderaxespad=0,
+        columnspacing=1.2,
+        handletextpad=0.5,
     )
 
 
-def colour_bar(figure: "Figure", ax: "Axes", sheet: Sheet) -> None:
-    """Draw the scale of the log values."""
-    from matplotlib.cm import ScalarMappable
+def summary(trace: Any) -> str:
+    """Return settings and outcome in a line."""
+    scheme = trace.sampler.get("resampling")
+    parts = [f"N = {trace.n_particles}, M = {trace.pool_size}", *([scheme] if scheme else [])]
+    if scheme != "top_k":
+        parts.append("Ẑ = 0" if trace.log_z is None else f"log Ẑ = {trace.log_z:.3f} nats")
+    if trace.draw is not None:
+        weight = np.exp(number(trace.log_weights[trace.draw]))
+        parts.append(f"drawn sample: particle {trace.draw}, weight {weight:.3g}")
+    if trace.rewards is not None:
+        drawn = "" if trace.draw is None else f", of the drawn sample {trace.rewards[trace.draw]:g}"
+        parts.append(f"mean reward {np.mean(trace.rewards):.3g}{drawn}")
+    return " · ".join(parts)
 
-    bar = figure.colorbar(ScalarMappable(sheet.scale, COLOURS), cax=ax)
-    bar.set_label("log value (nats)", fontsize=SMALL_PRINT)
-    bar.ax.tick_params(labelsize=SMALL_PRINT)
-    bar.ax.grid(visible=False)
+
+def legend_of(spots: Sequence[Spot]) -> list[Any]:
+    """Return one handle for each kind of line and mark that the picture has."""
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    mark: Any = {"linestyle": "none", "markeredgecolor": "black", "markersize": 6}
+    handles = {
+        Patch(facecolor=DRAWN, edgecolor="black", label="drawn sample"): any(s.drawn for s in spots),
+        Line2D([], [], color=KEPT, linewidth=2.2, label="leads to a final particle"): any(
+            s.heirs and not s.drawn for s in spots
+        ),
+        Line2D([], [], color=KILLED, linewidth=2.2, label="killed"): any(not s.heirs for s in spots),
+        Line2D([], [], marker="s", markerfacecolor="white", label="ended", **mark): any(
+            s.node.ended for s in spots
+        ),
+        Line2D([], [], marker="o", markerfacecolor="black", label="value zero", **mark): any(
+            s.node.log_value is None for s in spots
+        ),
+    }
+    return [handle for handle, there in handles.items() if there]
+
+
+def plain(text: str) -> str:
+    """Return ``text`` on one line, with a box for each character that the font cannot draw."""
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+
+    lines = (" ".join(line.split()) for line in text.splitlines())
+    flat = " ⏎ ".join(line for line in lines if line)[:LONGEST]
+    font = get_font(findfont(FontProperties()))
+    return "".join(c if c.isprintable() and font.get_char_index(ord(c)) else "□" for c in flat)
+
+
+def width(text: str, font: "FontProperties") -> float:
+    """Return the width of a text in points."""
+    from matplotlib.textpath import text_to_path
+
+    return float(text_to_path.get_text_width_height_descent(text, font, ismath=False)[0])
+
+
+def fitted(text: str, room: float, font: "FontProperties") -> str:
+    """Return the plain ``text``, cut off at the end if it is wider than ``room`` points; "" if nothing fits."""
+    text = plain(text)
+    if not text or width(text, font) <= room:
+        return text
+    cuts = range(1, len(text) + 1)
+    fits = bisect(cuts, False, key=lambda i: width(f"{text[:i].rstrip()}…", font) > room)
+    return f"{text[:fits].rstrip()}…" if fits else ""

@@ -5,30 +5,29 @@ from typing import Any
 
 import numpy as np
 
+from rmtools.codec import to_json
 from rmtools.errors import UserError
 from rmtools.particles.particle_gibbs import first_paths, particle_gibbs
 from rmtools.particles.smc import smc
 from rmtools.sampling.budget import Meter, next_runs
-from rmtools.sampling.counted import Counted, JoinableCounted
-from rmtools.sampling.runs import Drawn, Run, Spent, pooled_all, runs_of
+from rmtools.sampling.runs import PromptSamples, Run, Spent, pooled_all, runs_of
 from rmtools.sampling.settings import SamplerSettings
-from rmtools.sampling.source import Source
+from rmtools.sampling.source import JoinableParticles, SampledParticles, Source
 
 PARTICLES_PER_BATCH = 4096
 
 
 def draw_batch(
     source: Source, prompts: Sequence[str], settings: SamplerSettings, rng: np.random.Generator
-) -> list[Drawn]:
+) -> list[PromptSamples]:
     """Run the sampler on ``prompts``, all in one batch.
 
-    One after the other where each has a time of its own, and chains of Gibbs where each has any budget.
+    With a budget of time prompts run one after the other, and so do chains of Gibbs with any budget.
 
     Raises
     ------
     UserError
-        See `SamplerSettings` and `LMParticles.start`; also where particle Gibbs is asked of particles that cannot be
-        joined.
+        See `LMParticles.start`; also if particle Gibbs gets particles that cannot be joined.
     """
     if settings.budgeted:
         one_by_one = settings.sweeps > 0 or settings.max_seconds is not None
@@ -43,19 +42,22 @@ def draw_batch(
 
 
 def run_once(
-    source: Source, root: Any, prompts: Sequence[str], settings: SamplerSettings, rng: np.random.Generator
+    source: Source,
+    root: SampledParticles,
+    prompts: Sequence[str],
+    settings: SamplerSettings,
+    rng: np.random.Generator,
 ) -> list[Run]:
     """Return one run of the sampler from ``root``, by prompt."""
-    result = smc(
-        root, settings.n_particles, settings.pool_size, settings.resampling, settings.ess_threshold, rng
-    )
-    return runs_of(source.told(prompts, result))
+    n, m = settings.n_particles, settings.pool_size
+    result = smc(root, n, m, settings.resampling, settings.ess_threshold, rng)
+    return runs_of(source.watched(prompts, result), m, to_json(settings))
 
 
 def within_budget(
     source: Source, prompts: Sequence[str], settings: SamplerSettings, rng: np.random.Generator
-) -> list[Drawn]:
-    """Return runs of each prompt until its budget is spent, the first one whatever it takes.
+) -> list[PromptSamples]:
+    """Return runs of each prompt until its budget is spent; the first run is always made.
 
     Runs go in batches of replicates of all prompts, which grow while there is budget for twice as many.
     """
@@ -85,13 +87,13 @@ def within_budget(
 
 def gibbs(
     source: Source, prompts: Sequence[str], settings: SamplerSettings, rng: np.random.Generator
-) -> list[Drawn]:
-    """Return the draws of particle Gibbs, ``sweeps`` of them a prompt or as many as the budget allows.
+) -> list[PromptSamples]:
+    """Return the draws of particle Gibbs, ``sweeps`` of them per prompt or as many as the budget allows.
 
     A chain starts from a draw of an ordinary run. A prompt whose first run has no positive weight is left out: it has
     nothing to condition on.
     """
-    found: dict[int, Drawn] = {}
+    found: dict[int, PromptSamples] = {}
     left, tokens = list(range(len(prompts))), np.zeros(len(prompts))
     while left:
         meters = [Meter(settings) for _ in left]
@@ -106,7 +108,7 @@ def gibbs(
             chains = sweep(root, path, settings, meters, rng)
             found |= dict(zip(left, chains, strict=True))
             break
-        found |= {left[i]: nothing(meters[i], settings) for i in np.flatnonzero(~alive)}
+        found |= {left[i]: empty_samples(meters[i], settings) for i in np.flatnonzero(~alive)}
         left = [left[i] for i in np.flatnonzero(alive)]
     return [found[i] for i in range(len(prompts))]
 
@@ -117,59 +119,54 @@ def sweep(
     settings: SamplerSettings,
     meters: Sequence[Meter],
     rng: np.random.Generator,
-) -> list[Drawn]:
+) -> list[PromptSamples]:
     """Return the draws of every sweep, by prompt; the last one is the state of the chain."""
-    groups = root.shape[0]
-    steps: list[list[list[str]]] = [[] for _ in range(groups)]
-    values: list[np.ndarray] = []
+    draws: list[Any] = []
     kept: list[np.ndarray] = []
-    while all(m.affordable() for m in meters) if settings.budgeted else len(values) < settings.sweeps:
+    while all(m.affordable() for m in meters) if settings.budgeted else len(draws) < settings.sweeps:
         result = particle_gibbs(
             root, settings.n_particles, 1, settings.pool_size, settings.resampling, rng, path
         )
         path, draw = result.path, result.draws[0]
-        for own, text in zip(steps, draw.steps(), strict=True):
-            own.append(text[0])
-        values.append(draw.log_value()[:, 0])
+        draws.append((draw.steps(), draw.log_value()[:, 0]))
         kept.append(result.kept[0])
         for meter, spent in zip(meters, draw.tokens, strict=True):
             meter.spend([spent])
-    if not values:
-        # The budget went into the first run: its draw is the state of a chain without sweeps.
-        for own, text in zip(steps, path[-1].steps(), strict=True):
-            own.append(text[0])
-        values.append(path[-1].log_value()[:, 0])
-    n = len(values)
+    # A budget that went into the first run leaves its draw, the state of a chain without sweeps.
+    draws = draws or [(path[-1].steps(), path[-1].log_value()[:, 0])]
+    n = len(draws)
     return [
-        Drawn(
-            steps=steps[g],
+        PromptSamples(
+            steps=[steps[g][0] for steps, _ in draws],
             log_weight=np.full(n, -np.log(n)),
-            log_value=np.asarray([v[g] for v in values]),
+            log_value=np.asarray([values[g] for _, values in draws]),
             log_z=None,
             draw=n - 1,
             runs=(),
-            tokens=meters[g].tokens,
+            tokens=meter.tokens,
             kept=[bool(k[g]) for k in kept],
-            spent=spent_of(meters[g], settings),
+            spent=spent_of(meter, settings),
         )
-        for g in range(groups)
+        for g, meter in enumerate(meters)
     ]
 
 
-def nothing(meter: Meter, settings: SamplerSettings) -> Drawn:
-    """Return what is there of a prompt whose first run has no positive weight."""
+def empty_samples(meter: Meter, settings: SamplerSettings) -> PromptSamples:
+    """Return the samples of a prompt whose first run has no positive weight."""
     none = np.zeros(0)
-    return Drawn([], none, none, None, None, (), meter.tokens, kept=[], spent=spent_of(meter, settings))
+    return PromptSamples(
+        [], none, none, None, None, (), meter.tokens, kept=[], spent=spent_of(meter, settings)
+    )
 
 
 def spent_of(meter: Meter, settings: SamplerSettings) -> Spent | None:
-    """Return what was spent where there is a budget."""
+    """Return what was spent, None without a budget."""
     return meter.spent() if settings.budgeted else None
 
 
-def require_join(root: Counted) -> None:
-    """Raise ``UserError`` where particles cannot be put side by side, as conditional runs must."""
-    if not isinstance(root, JoinableCounted):
+def require_join(root: SampledParticles) -> None:
+    """Raise ``UserError`` unless particles can be put side by side, as conditional runs must."""
+    if not isinstance(root, JoinableParticles):
         raise UserError(
             f"particle Gibbs puts a reference beside the particles, and {type(root.inner).__name__} has no `join`",
             "use another algorithm with this engine: mh is a chain with the same target",

@@ -1,7 +1,7 @@
 """A budget of tokens or seconds for one prompt: what was spent, and how many more runs it pays for.
 
-A run is begun while the dearest one so far would still fit; so a budget is overspent only by the first run, or by as much
-as the runs in hand are dearer than all before them, and that it was is told.
+A run is begun while the dearest one so far would still fit. So a budget is exceeded only by the first run, or by as much
+as the last runs are dearer than all before them; `Spent.exceeded` says so.
 
 >>> from rmtools.sampling.settings import SamplerSettings
 >>> meter = Meter(SamplerSettings(4, max_tokens=100))
@@ -18,7 +18,7 @@ from rmtools.sampling.settings import SamplerSettings
 
 
 class Meter:
-    """Counts what the runs of one prompt take.
+    """Count what the runs of one prompt take.
 
     Parameters
     ----------
@@ -37,19 +37,19 @@ class Meter:
         self.dearest = [0.0, 0.0]
 
     def spend(self, tokens: Sequence[float]) -> None:
-        """Count finished runs by the tokens that each generated; they share the time since the last ones evenly."""
+        """Add finished runs: the tokens that each generated; they share the time since the last ones evenly."""
         now = self.clock()
         new = (max(tokens), (now - self.last) / len(tokens))
         self.dearest = [max(pair) for pair in zip(self.dearest, new, strict=True)]
         self.tokens, self.last, self.runs = self.tokens + sum(tokens), now, self.runs + len(tokens)
 
     def affordable(self) -> int:
-        """Return how many runs like the dearest so far still fit; none more where runs take nothing."""
+        """Return how many runs like the dearest so far still fit; 0 if runs take nothing."""
         left = [
             math.inf if most is None else (most - used) / max(dearest, 1e-9)
             for most, used, dearest in zip(self._budget, self._used, self.dearest, strict=True)
         ]
-        # A run without a token (its root has no value) would be repeated for ever.
+        # A run that generates no token (its root has no value) would be repeated for ever.
         free = self.runs > 0 and self.dearest[0] == 0
         return 0 if free else max(0, math.floor(min(*left, 1e9)))
 

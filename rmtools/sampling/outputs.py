@@ -1,7 +1,7 @@
-"""Which of the solutions drawn for a prompt is put out: one weighted draw, the argmax, or the answer most of them come to.
+"""Choose one of the solutions drawn for a prompt: one weighted draw, the argmax, or the most frequent answer.
 
-Only the draw follows the target's law. The argmax is of the final value (the verifier's potential or the model's own last
-value, as `terminal` says), not of the weight, which resampling evens out. Solutions of weight zero are put out by none.
+Only the draw follows the target's law. The argmax is the largest final value (the verifier's potential or the model's own
+last value, by `terminal`), not the largest weight, which resampling evens out. Solutions of weight zero are never chosen.
 
 >>> import numpy as np
 >>> vote(["4", "5", "5", None], np.log([0.5, 0.2, 0.2, 0.1]), by_weight=False)
@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from rmtools.sampling.runs import Drawn
+from rmtools.sampling.runs import PromptSamples
 
 
-def choices(drawn: Drawn, answers: Sequence[str | None] | None) -> dict[str, int | None]:
-    """Return the index that every output picks, None where it picks nothing; the majorities only with ``answers``."""
+def choices(drawn: PromptSamples, answers: Sequence[str | None] | None) -> dict[str, int | None]:
+    """Return the index that every output chooses, None if it chooses nothing; the majorities only with ``answers``."""
     found = {"draw": drawn.draw, "argmax": argmax(drawn)}
     if answers is not None:
         found["majority"] = vote(answers, drawn.log_weight, by_weight=False)
@@ -27,14 +27,14 @@ def choices(drawn: Drawn, answers: Sequence[str | None] | None) -> dict[str, int
     return found
 
 
-def argmax(drawn: Drawn) -> int | None:
+def argmax(drawn: PromptSamples) -> int | None:
     """Return the index of the largest final value, the first of equals; None without a solution of positive value."""
     possible = np.where(drawn.log_weight > -np.inf, drawn.log_value, -np.inf)
     return int(possible.argmax()) if len(possible) and possible.max() > -np.inf else None
 
 
 def vote(answers: Sequence[str | None], log_weight: np.ndarray, by_weight: bool) -> int | None:
-    """Return the solution that stands for the answer with the most votes; None where no solution has one.
+    """Return the heaviest solution of the answer with the most votes; None without an answer.
 
     Parameters
     ----------
@@ -43,8 +43,7 @@ def vote(answers: Sequence[str | None], log_weight: np.ndarray, by_weight: bool)
     log_weight : np.ndarray
         (K,) nats.
     by_weight : bool
-        Votes are weights, else heads. Ties go to the larger weight, then to the first; so does the choice among the
-        solutions of the winning answer.
+        Count weights, not heads. Ties go to the larger weight, then to the first.
     """
     weight = np.exp(log_weight)
     members: dict[str, list[int]] = {}

@@ -1,11 +1,11 @@
-"""Runs of the sampler brought home to the host, and what several runs of one prompt amount to together.
+"""Runs of the sampler as texts and weights on the host, and how several runs of one prompt are pooled.
 
-A run keeps texts, weights and history and lets the caches go, so that a chain or a budget may hold many. Runs are
-pooled by their estimates of Z: a particle of run r weighs Zhat_r times its weight in the run, which is what one
-sampler of independent islands would give it (docs/equations.md section 4).
+A run keeps texts, weights and history and frees the caches, so that a chain or a budget may hold many. Runs are
+pooled by their estimates of Z: a particle of run r weighs Zhat_r times its weight in the run, as it would in one
+sampler of independent islands (docs/equations.md section 4).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +14,8 @@ import numpy as np
 from rmtools.particles.logspace import log_mean_exp, log_normalise
 from rmtools.particles.metropolis import metropolis
 from rmtools.particles.protocol import SMCResult
-from rmtools.sampling.counted import Counted
-
-NO_WEIGHT = -np.inf
+from rmtools.sampling.source import SampledParticles
+from rmtools.sampling.trace import Trace, traces_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,11 +29,12 @@ class Run:
     log_weight, log_value : np.ndarray
         (N,) nats: normalised, all -inf where the estimate of Z is zero; the final values.
     log_z : float or None
-        Nats. None where no Z is estimated.
+        Nats. None if no Z is estimated.
     ess, ancestors : list
         By step: effective sample size; N indices.
     tokens : float
         Generated.
+    trace : Trace or None
     """
 
     steps: list[list[str]]
@@ -44,39 +44,42 @@ class Run:
     ess: list[float]
     ancestors: list[list[int]]
     tokens: float
+    trace: Trace | None = None
 
 
-def runs_of(result: SMCResult[Counted]) -> list[Run]:
-    """Return one run per group of a result."""
+def runs_of(result: SMCResult[SampledParticles], pool_size: int, sampler: Mapping[str, Any]) -> list[Run]:
+    """Return one run per group of a result; ``pool_size`` and the ``sampler``'s settings go into the trace."""
     particles = result.particles
-    groups = particles.shape[0]
     value, texts = particles.log_value(), particles.steps()
+    traces: Sequence[Trace | None] = [None] * len(texts)
+    if particles.candidates is not None:
+        traces = traces_of(particles.candidates, result, pool_size, sampler)
     return [
         Run(
             texts[g],
             result.log_weights[g],
             value[g],
             None if result.log_z is None else float(result.log_z[g]),
-            [float(e) for e in result.ess[:, g]],
+            result.ess[:, g].tolist(),
             result.ancestors[:, g].tolist(),
             float(particles.tokens[g]),
+            trace,
         )
-        for g in range(groups)
+        for g, trace in enumerate(traces)
     ]
 
 
 @dataclass(frozen=True, eq=False)
 class Spent:
-    """What a budget went into.
+    """What was spent of the budget of one prompt.
 
     Attributes
     ----------
     tokens, seconds : float
-        Of one prompt.
     runs : int
-        Whole runs, proposals and sweeps counted.
+        Whole runs, proposals and sweeps included.
     exceeded : bool
-        The run in hand went beyond the budget.
+        Whether the last runs took more than the budget.
     """
 
     tokens: float
@@ -86,7 +89,7 @@ class Spent:
 
 
 @dataclass(frozen=True, eq=False)
-class Drawn:
+class PromptSamples:
     """All that was drawn for one prompt.
 
     Attributes
@@ -96,18 +99,19 @@ class Drawn:
     log_weight, log_value : np.ndarray
         (K,) nats: normalised over all of them, all -inf where every run's estimate of Z is zero; the final values.
     log_z : float or None
-        Nats; of several runs the log of the mean of their estimates. None where no Z is estimated.
+        Nats; of several runs the log of the mean of their estimates. None if no Z is estimated.
     draw : int or None
-        The one solution that follows the target's law; None where there is none to draw.
+        The one solution that follows the target's law; None if nothing can be drawn.
     runs : tuple of Run
         Empty for particle Gibbs.
     tokens : float
+        Generated.
     accepted : list of bool or None
-        Of Metropolis-Hastings, by proposal.
+        For Metropolis-Hastings, by proposal.
     kept : list of bool or None
-        Of particle Gibbs, by sweep: the draw is the one before it.
+        For particle Gibbs, by sweep: the draw is the one before it.
     spent : Spent or None
-        Of a budget.
+        With a budget.
     """
 
     steps: list[list[str]]
@@ -124,8 +128,8 @@ class Drawn:
 
 def pooled_all(
     runs: Sequence[Sequence[Run]], rng: np.random.Generator, chain: bool = False, spent: Spent | None = None
-) -> list[Drawn]:
-    """Return what the runs of each of several prompts amount to; all have the same number of runs, of the same N.
+) -> list[PromptSamples]:
+    """Pool the runs of each of several prompts; all have the same number of runs and the same N.
 
     Parameters
     ----------
@@ -134,17 +138,13 @@ def pooled_all(
     rng : np.random.Generator
         Source of the draws.
     chain : bool
-        A draw is the last state of the Metropolis-Hastings chain that takes the runs as proposals. Else it is one
-        weighted draw from all of them.
+        Draw the last state of the Metropolis-Hastings chain that takes the runs as proposals, instead of one weighted
+        draw from all of them.
     spent : Spent, optional
-        Of one prompt.
+        Budget of one prompt.
     """
-    if not chain:
-        return [pooled(of_prompt, rng, spent=spent) for of_prompt in runs]
-    return [
-        pooled(of_prompt, rng, state, spent)
-        for of_prompt, state in zip(runs, chain_states(runs, rng), strict=True)
-    ]
+    states = chain_states(runs, rng) if chain else [None] * len(runs)
+    return [pooled(own, rng, state, spent) for own, state in zip(runs, states, strict=True)]
 
 
 def pooled(
@@ -152,8 +152,8 @@ def pooled(
     rng: np.random.Generator,
     state: tuple[int, list[bool]] | None = None,
     spent: Spent | None = None,
-) -> Drawn:
-    """Return what ``runs`` of one prompt amount to.
+) -> PromptSamples:
+    """Pool the ``runs`` of one prompt.
 
     Parameters
     ----------
@@ -162,33 +162,29 @@ def pooled(
     rng : np.random.Generator
         Source of the draw.
     state : (int, list of bool), optional
-        Of a chain: which particle of all runs it is at, and what it accepted. Without one, one weighted draw.
+        The particle, among all runs, in which a chain ended, and what it accepted. Default: one weighted draw.
     spent : Spent, optional
     """
     log_z = None if runs[0].log_z is None else np.asarray([r.log_z for r in runs], dtype=float)
-    log_weight = pool_weights([r.log_weight for r in runs], log_z)
-    if state is None:
-        # Gumbel-max: a categorical draw that never leaves the log domain.
-        state = int(np.argmax(log_weight + rng.gumbel(size=len(log_weight)))), []
-        accepted = None
-    else:
-        accepted = state[1]
-    drawable = log_z is not None and bool((log_weight > NO_WEIGHT).any())
-    return Drawn(
+    log_weight = _pool_weights([r.log_weight for r in runs], log_z)
+    # Gumbel-max: a categorical draw that never leaves the log domain.
+    draw = int(np.argmax(log_weight + rng.gumbel(size=len(log_weight)))) if state is None else state[0]
+    drawable = log_z is not None and bool((log_weight > -np.inf).any())
+    return PromptSamples(
         steps=[s for r in runs for s in r.steps],
         log_weight=log_weight,
         log_value=np.concatenate([r.log_value for r in runs]),
         log_z=None if log_z is None else float(log_mean_exp(log_z[None])[0]),
-        draw=state[0] if drawable else None,
+        draw=draw if drawable else None,
         runs=tuple(runs),
         tokens=sum(r.tokens for r in runs),
-        accepted=accepted,
+        accepted=None if state is None else state[1],
         spent=spent,
     )
 
 
-def pool_weights(log_weights: Sequence[np.ndarray], log_z: np.ndarray | None) -> np.ndarray:
-    """Return the normalised log weights (K,) of the particles of all runs; all -inf where no run has any weight."""
+def _pool_weights(log_weights: Sequence[np.ndarray], log_z: np.ndarray | None) -> np.ndarray:
+    """Return the normalised log weights (K,) of the particles of all runs; all -inf if no run has any weight."""
     if log_z is None or len(log_z) == 1:
         return np.concatenate(log_weights)
     each = np.concatenate([w + z for w, z in zip(log_weights, log_z, strict=True)])
@@ -196,14 +192,14 @@ def pool_weights(log_weights: Sequence[np.ndarray], log_z: np.ndarray | None) ->
 
 
 def chain_states(runs: Sequence[Sequence[Run]], rng: np.random.Generator) -> list[tuple[int, list[bool]]]:
-    """Return by prompt the place among all its particles of the last state of its chain, and what was accepted.
+    """Return by prompt the particle, among all its runs, in which its chain ends, and what was accepted.
 
-    The proposals are independent of the chain, so they may be drawn before it is.
+    The proposals are independent of the chain, so they may be drawn before it runs.
     """
-    given = iter(zip(*runs, strict=True))
+    proposals = iter(zip(*runs, strict=True))
 
     def replay(_: np.random.Generator) -> SMCResult[Any]:
-        of_all = next(given)
+        of_all = next(proposals)
         none = np.zeros((0, len(of_all)))
         log_weights = np.stack([r.log_weight for r in of_all])
         log_z = np.asarray([r.log_z for r in of_all], dtype=float)

@@ -1,6 +1,7 @@
-"""Running the sampler over prompts and writing down what it did: samples, weights, log Z, ESS, ancestors.
+"""Run the sampler over prompts and record what it did: samples, weights, log Z, ESS, ancestors, traces.
 
-The parts are in rmtools.sampling: settings and named algorithms, runs, outputs, records.
+>>> settings_for("beam").resampling
+'top_k'
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -13,10 +14,10 @@ from rmtools.lm.particles import LMParticles, Reward
 from rmtools.lm.protocol import StepPolicy
 from rmtools.lm.value import Scorer
 from rmtools.sampling.algorithms import PARTICLES_PER_BATCH, draw_batch
-from rmtools.sampling.presets import PRESETS
-from rmtools.sampling.records import SCHEMA_VERSION, record, sample_record
-from rmtools.sampling.settings import SamplerSettings, settings_for
-from rmtools.sampling.source import Answer, Source, Start, Watch
+from rmtools.sampling.records import SCHEMA_VERSION, record, traces
+from rmtools.sampling.settings import PRESETS, SamplerSettings, settings_for
+from rmtools.sampling.source import Answer, OnStep, Source, Start, Watch
+from rmtools.sampling.trace import Trace
 
 __all__ = [
     "PARTICLES_PER_BATCH",
@@ -24,9 +25,9 @@ __all__ = [
     "SCHEMA_VERSION",
     "SamplerSettings",
     "Source",
+    "check_traceable",
     "prompts_per_batch",
     "sample_prompts",
-    "sample_record",
     "settings_for",
 ]
 
@@ -38,31 +39,34 @@ def sample_prompts(
     settings: SamplerSettings,
     rng: np.random.Generator,
     reward: Reward | None = None,
-    progress: Callable[[int], object] | None = None,
     answer: Answer | None = None,
     start: Start = LMParticles.start,
     watch: Watch | None = None,
+    on_step: OnStep | None = None,
+    on_traces: Callable[[list[Trace]], object] | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Run the sampler on every prompt; yield one JSON-ready record a prompt, in order.
+    """Run the sampler on every prompt; yield one JSON-ready record per prompt, in order.
 
     Parameters
     ----------
     policy, value
     prompts : sequence of str
     settings : SamplerSettings
-        `settings_for("beam")` and its like give those of a named algorithm.
+        `settings_for` returns those of a named algorithm.
     rng : np.random.Generator
         Source of every draw.
     reward : callable, optional
         The verifier; scores the samples, and weighs them with terminal "verifier".
-    progress : callable, optional
-        Told how many prompts are newly done.
     answer : callable, optional
-        (prompt, steps) to the answer a solution comes to, None where to none; the majorities need it.
+        (prompt, steps) to the solution's answer, None if it has none; required by the majorities.
     start : callable
         Makes the particles; `LMParticles.start` by default.
     watch : callable, optional
-        Told the prompts and the `SMCResult` of every run.
+        Called with the prompts and the `SMCResult` of every run.
+    on_step : callable, optional
+        Called with the number of tokens generated in every step.
+    on_traces : callable, optional
+        Called with the traces of a prompt's runs, in order, before its record is yielded.
 
     Yields
     ------
@@ -73,25 +77,34 @@ def sample_prompts(
     Raises
     ------
     UserError
-        If a majority is asked for without ``answer``; and see `draw_batch`.
+        If a majority has no ``answer``, or particle Gibbs is to be traced; and see `draw_batch`.
     """
     if settings.output.endswith("majority") and answer is None:
         raise UserError(
-            f"output {settings.output} counts answers, and nothing says which answer a solution comes to",
+            f"`output` {settings.output} counts answers, and nothing says what the answer of a solution is",
             "pass `answer`, or choose draw or argmax",
         )
-    source = Source(policy, value, reward, answer, start, watch)
+    if on_traces is not None:
+        check_traceable(settings)
+    source = Source(policy, value, reward, answer, start, watch, on_step, on_traces is not None)
     size = prompts_per_batch(settings)
     for at in range(0, len(prompts), size):
         batch = prompts[at : at + size]
         for prompt, drawn in zip(batch, draw_batch(source, batch, settings, rng), strict=True):
-            yield record(source, prompt, drawn, settings)
-        if progress is not None:
-            progress(len(batch))
+            found = record(source, prompt, drawn, settings)
+            if on_traces is not None:
+                on_traces(traces(drawn, found["samples"]))
+            yield found
+
+
+def check_traceable(settings: SamplerSettings) -> None:
+    """Raise ``UserError`` for particle Gibbs, whose runs cannot be traced."""
+    if settings.sweeps:
+        raise UserError("particle Gibbs has no trace: its runs are conditional", "trace smc, or no algorithm")
 
 
 def prompts_per_batch(settings: SamplerSettings) -> int:
-    """Return how many prompts run together: one where each has a time of its own."""
+    """Return how many prompts run together: one with a budget of time."""
     if settings.max_seconds is not None:
         return 1
     return max(1, PARTICLES_PER_BATCH // (settings.n_particles * settings.pool_size))

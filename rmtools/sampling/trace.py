@@ -1,145 +1,202 @@
-"""What the sampler did, step by step: every candidate with its text and value, which were kept, ESS and increments.
+"""Trace of a run of the sampler: every candidate with its text and value, which were kept, ESS and increments.
 
-`Traced` wraps the particles of a run and draws nothing itself, so a run gives the same samples with and without it. Equal
-prefixes are one entry of a tree, killed branches included; `trace_records` makes it one JSON-ready dictionary a
-prompt (docs/formats.md, Trace), and ``rmtools.sampling.trace_file.read_trace`` reads them again.
+`Candidates` rides along with the particles of a run (rmtools.sampling.source) and draws nothing, so a run gives the same
+samples with and without it. `traces_of` makes a `Trace` of each prompt; the file has one per line (docs/formats.md, Trace).
+
+>>> import pathlib, tempfile
+>>> file = pathlib.Path(tempfile.mkdtemp()) / "trace.jsonl"
+>>> _ = file.write_text('{"kind": "trace", "schema_version": 1}')
+>>> read_trace(file)  # doctest: +ELLIPSIS
+Traceback (most recent call last):
+...
+rmtools.errors.UserError: ...trace.jsonl, line 1: it has schema version 1, this release reads 2; fix: ...
 """
 
-import math
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from rmtools.codec import from_json, to_json, unversioned
+from rmtools.errors import UserError
+from rmtools.files import parse_json
 from rmtools.particles.protocol import SMCResult
-from rmtools.sampling.prefix_tree import PrefixTree
 
 KIND = "trace"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+FIX = "trace the samples again; a trace of version 1 is read by rmtools 0.1.0"
+# The value of a prefix depends on its batch by rounding errors. Other tokens of the same text differ by more.
+SAME_VALUE = 4  # decimals, nats
 
 
-@dataclass(frozen=True, eq=False)
-class Level:
-    """One step: which prefixes were extended, (G, n), and their candidates, (G, n * M), as numbers of the tree."""
-
-    parents: np.ndarray
-    candidates: np.ndarray
-
-
-@dataclass(frozen=True, eq=False)
-class Traced:
-    """Particles that remember every candidate drawn on the way to them; see ``rmtools.particles.protocol.Particles``.
-
-    Made by :meth:`start`. Whatever is not listed here (``steps()``, ``decoded``, …) is that of the particles within;
-    ``join`` is there where they have it, and keeps the trace.
+@dataclass(frozen=True)
+class Node:
+    """A distinct prefix.
 
     Attributes
     ----------
-    inner : Particles
-        With ``steps()``, the texts of every prefix's steps.
-    tree : PrefixTree
-        Shared by all particles that come from one root.
-    at : np.ndarray
-        (G, n) number of the prefix that each particle is at.
-    levels : tuple of Level
-        One a step.
-    joined : bool
-        Whether the next ``select`` completes the candidates of the newest step, as conditional SMC does with its reference.
+    parent : int
+        Number of the node one step before; -1 at the root, which is node 0.
+    text : str
+        The newest step; of the root, the prompt.
+    log_value : float or None
+        Nats; None is a value of zero.
+    ended : bool
     """
 
-    inner: Any
-    tree: PrefixTree
+    parent: int
+    text: str
+    log_value: float | None
+    ended: bool
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a run with N particles and M candidates each.
+
+    Attributes
+    ----------
+    candidates : list of int
+        N * M nodes; number i * M + m is candidate m of particle i before the step. An ended particle has itself.
+    particles : list of int
+        N nodes, after resampling and the choice of a candidate.
+    ancestors : list of int
+        The particle before the step that each particle continues.
+    log_increments : list of float or None
+        N, nats, in the order of the particles before the step (top_k: after it); None is -inf.
+    ess : float
+        Before resampling.
+    resampled : bool
+    """
+
+    candidates: list[int]
+    particles: list[int]
+    ancestors: list[int]
+    log_increments: list[float | None]
+    ess: float
+    resampled: bool
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What the sampler did in one run on one prompt.
+
+    Attributes
+    ----------
+    prompt : str
+    sampler : dict
+        Settings, as JSON values.
+    n_particles, pool_size : int
+        N and M.
+    nodes : list of Node
+        In the order in which they were met.
+    steps : list of Step
+    log_weights : list of float or None
+        N normalised final weights, nats; None is -inf.
+    log_z : float or None
+        Nats; None for top_k, or where the estimate is zero.
+    run : int
+        Number of the run among those of its prompt.
+    draw : int or None
+        The final particle drawn; None where another run holds the draw, or there is none.
+    rewards : list of float or None
+        Of the N final particles; None without a verifier.
+    provenance : dict
+        ``run``, as in the records of the samples, and ``record``, the number of the prompt's record among them.
+    """
+
+    prompt: str
+    sampler: dict[str, Any]
+    n_particles: int
+    pool_size: int
+    nodes: list[Node]
+    steps: list[Step]
+    log_weights: list[float | None]
+    log_z: float | None
+    run: int
+    draw: int | None
+    rewards: list[float] | None
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def solutions(self) -> list[list[str]]:
+        """Return the steps of the N final particles."""
+        return [self.texts(i) for i in (self.steps[-1].particles if self.steps else [0] * self.n_particles)]
+
+    def texts(self, node: int) -> list[str]:
+        """Return the steps of a prefix."""
+        found = []
+        while node:
+            found.append(self.nodes[node].text)
+            node = self.nodes[node].parent
+        return found[::-1]
+
+
+class _Tree:
+    """The distinct prefixes of one prompt; it only grows."""
+
+    def __init__(self, prompt: str, log_value: float, ended: bool) -> None:
+        self.nodes = [Node(-1, prompt, to_json(log_value), ended)]
+        self.known: dict[tuple[int, str, float, bool], int] = {}
+
+    def child(self, parent: int, text: str, log_value: float, ended: bool) -> int:
+        """Return the node one step after ``parent``; that of ``parent`` if it has ended, for it emits nothing."""
+        if self.nodes[parent].ended:
+            return parent
+        key = (parent, text, round(log_value, SAME_VALUE), ended)
+        if key not in self.known:
+            self.known[key] = len(self.nodes)
+            self.nodes.append(Node(parent, text, to_json(log_value), ended))
+        return self.known[key]
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """Every candidate drawn on the way to a batch of particles.
+
+    Attributes
+    ----------
+    trees : tuple of _Tree
+        One a group, shared by all particles that come from one root.
+    at : np.ndarray
+        (G, n) node of each particle.
+    levels : tuple of (np.ndarray, np.ndarray)
+        For each step the nodes extended, (G, n), and their candidates, (G, n * M).
+    """
+
+    trees: tuple[_Tree, ...]
     at: np.ndarray
-    levels: tuple[Level, ...] = ()
-    joined: bool = False
+    levels: tuple[tuple[np.ndarray, np.ndarray], ...] = ()
 
     @classmethod
-    def start(cls, root: Any, prompts: Sequence[str]) -> "Traced":
-        """Wrap a root, shape (G, 1), of the G ``prompts``."""
-        if root.shape != (len(prompts), 1):
-            raise ValueError(
-                f"a root of shape {root.shape} for {len(prompts)} prompts: one prefix a prompt is needed"
-            )
-        tree, value, ended = PrefixTree(), root.log_value(), root.ended
-        at = [
-            [tree.root(p, float(v), bool(e))]
-            for p, v, e in zip(prompts, value[:, 0], ended[:, 0], strict=True)
-        ]
-        return cls(root, tree, np.asarray(at))
+    def start(cls, root: Any, prompts: Sequence[str]) -> "Candidates":
+        """Begin at a root, shape (G, 1), of the G ``prompts``."""
+        values, ended = root.log_value()[:, 0].tolist(), root.ended[:, 0].tolist()
+        trees = tuple(_Tree(*fields) for fields in zip(prompts, values, ended, strict=True))
+        return cls(trees, np.zeros(root.shape, dtype=int))
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(G, n)."""
-        n_groups, n = self.inner.shape
-        return n_groups, n
-
-    @property
-    def ended(self) -> np.ndarray:
-        """(G, n) bool."""
-        return self.inner.ended
-
-    def log_value(self) -> np.ndarray:
-        """Return log V of every prefix, (G, n) nats."""
-        return self.inner.log_value()
-
-    def extend(self, pool_size: int, rng: np.random.Generator) -> "Traced":
-        """Draw ``pool_size`` next steps of every prefix and note them."""
-        inner = self.inner.extend(pool_size, rng)
-        at = self._numbers(inner, np.repeat(self.at, pool_size, axis=1))
-        return Traced(inner, self.tree, at, (*self.levels, Level(self.at, at)))
-
-    def select(self, index: np.ndarray) -> "Traced":
-        """Return prefixes ``index`` (G, k) of each group."""
-        at = np.take_along_axis(self.at, np.asarray(index), axis=1)
-        levels = self.levels
-        if self.joined:
-            levels = (*levels[:-1], replace(levels[-1], candidates=at))
-        return Traced(self.inner.select(index), self.tree, at, levels)
-
-    def _join(self, other: "Traced") -> "Traced":
-        """Return these prefixes with those of ``other``, (G, k), behind them; the trace stays ours."""
-        at = other.at
-        if other.tree is not self.tree:
-            roots = [self.tree.root_of(int(row[0])) for row in self.at]
-            at = np.asarray(
-                [
-                    [self.tree.adopt(other.tree, int(i), r) for i in row]
-                    for row, r in zip(at, roots, strict=True)
-                ]
-            )
-        inner = self.inner.join(other.inner)
-        return Traced(inner, self.tree, np.concatenate([self.at, at], axis=1), self.levels, bool(self.levels))
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "inner":  # not there yet while an object is being copied or unpickled
-            raise AttributeError(name)
-        found = getattr(self.inner, name)
-        # Only particles that can be joined are traced ones that can.
-        return self._join if name == "join" else found
-
-    def _numbers(self, children: Any, parents: np.ndarray) -> np.ndarray:
-        """Return the numbers of ``children``, (G, n), of prefixes ``parents``, (G, n)."""
+    def extended(self, children: Any, pool_size: int) -> "Candidates":
+        """Add ``children``, (G, n * M), of the particles."""
         row, texts = newest_steps(children)
-        values, ended = children.log_value().ravel(), children.ended.ravel()
-        key = parents.ravel() * len(texts) + row
-        _, first, back = np.unique(key, return_index=True, return_inverse=True)
-        fields = zip(
-            parents.ravel()[first].tolist(),
-            row[first].tolist(),
-            values[first].tolist(),
-            ended[first].tolist(),
-            strict=True,
-        )
-        numbers = [self.tree.child(p, texts[r], v, e) for p, r, v, e in fields]
-        return np.asarray(numbers)[back].reshape(parents.shape)
+        parents = np.repeat(self.at, pool_size, axis=1)
+        columns = (parents, row.reshape(parents.shape), children.log_value(), children.ended)
+        at = [
+            [tree.child(p, texts[r], v, e) for p, r, v, e in zip(*of_group, strict=True)]
+            for tree, *of_group in zip(self.trees, *(c.tolist() for c in columns), strict=True)
+        ]
+        nodes = np.asarray(at)
+        return Candidates(self.trees, nodes, (*self.levels, (self.at, nodes)))
+
+    def selected(self, index: np.ndarray) -> "Candidates":
+        """Keep prefixes ``index`` (G, k) of each group."""
+        return Candidates(self.trees, np.take_along_axis(self.at, np.asarray(index), axis=1), self.levels)
 
 
 def newest_steps(particles: Any) -> tuple[np.ndarray, list[str]]:
     """Return the texts of the newest steps and, (G * n,), which of them each prefix has; "" before the first step.
 
-    The distinct prefixes of a language model in process are decoded once each, and only their newest step.
+    The distinct prefixes of a language model in process are decoded once each.
     """
     if hasattr(particles, "blocks") and hasattr(particles, "node"):
         from rmtools.lm.particles import step_texts
@@ -151,139 +208,134 @@ def newest_steps(particles: Any) -> tuple[np.ndarray, list[str]]:
     return np.arange(len(texts)), texts
 
 
-def trace_records(
-    traced: Traced,
-    result: SMCResult[Any],
-    settings: Mapping[str, Any] | None = None,
-    draw: np.ndarray | None = None,
-    rewards: np.ndarray | None = None,
-    judge: bool = True,
-) -> list[dict[str, Any]]:
-    """Return one JSON-ready record a group (docs/formats.md, Trace); -inf is null.
+def traces_of(
+    candidates: Candidates, result: SMCResult[Any], pool_size: int, sampler: Mapping[str, Any]
+) -> list[Trace]:
+    """Return the trace of every group of a result with its history; draw and rewards are still open."""
+    after = [*(parents for parents, _ in candidates.levels[1:]), candidates.at]
+    found = []
+    for g, tree in enumerate(candidates.trees):
+        steps = [
+            Step(
+                candidates=drawn[g].tolist(),
+                particles=kept[g].tolist(),
+                ancestors=result.ancestors[t, g].tolist(),
+                log_increments=to_json(result.log_increments[t, g]),
+                ess=float(result.ess[t, g]),
+                resampled=bool(result.resampled[t, g]),
+            )
+            for t, ((_, drawn), kept) in enumerate(zip(candidates.levels, after, strict=True))
+        ]
+        # After the last step of a group, while others continue, none of its prefixes grows.
+        grows = [bool((drawn[g] != np.repeat(at[g], pool_size)).any()) for at, drawn in candidates.levels]
+        found.append(
+            Trace(
+                prompt=tree.nodes[0].text,
+                sampler=dict(sampler),
+                n_particles=candidates.at.shape[1],
+                pool_size=pool_size,
+                nodes=tree.nodes,
+                steps=steps[: len(grows) - grows[::-1].index(True)] if any(grows) else [],
+                log_weights=to_json(result.log_weights[g]),
+                log_z=None if result.log_z is None else to_json(result.log_z[g]),
+                run=0,
+                draw=None,
+                rewards=None,
+            )
+        )
+    return found
 
-    Parameters
-    ----------
-    traced : Traced
-        The final particles of the run: ``result.particles``.
-    result : SMCResult
-        With its history.
-    settings : mapping, optional
-        Of the sampler, as JSON values.
-    draw : np.ndarray, optional
-        (G,) index of the sample that was drawn.
-    rewards : np.ndarray, optional
-        (G, N) rewards of the samples, where the caller has them.
-    judge : bool
-        Else ask the particles' own verifier, where there is one.
+
+def trace_line(trace: Trace) -> dict[str, Any]:
+    """Return a trace as the JSON values of a line of the file."""
+    return {"schema_version": SCHEMA_VERSION, "kind": KIND, **to_json(trace)}
+
+
+def read_trace(path: str | Path) -> list[Trace]:
+    """Return the traces of a file (docs/formats.md, Trace), in order.
 
     Raises
     ------
-    ValueError
-        If ``result`` is of another run or has no history, or a number is NaN.
+    UserError
+        If the file cannot be read or is empty, or a line is cut off, not JSON, not a trace, has another schema version or
+        contradicts itself; names file and line.
     """
-    if (
-        not len(traced.levels) == len(result.log_increments) == result.n_steps
-        or traced.shape != result.log_weights.shape
-    ):
-        raise ValueError(
-            f"the trace has {len(traced.levels)} steps of {traced.shape} particles, the result {len(result.log_increments)} "
-            f"of {result.log_weights.shape}: they are not of one run, or it kept no history"
-        )
-    found = judged(traced) if rewards is None and judge else rewards
-    return [
-        {
-            "schema_version": SCHEMA_VERSION,
-            "kind": KIND,
-            "run": 0,
-            "sampler": dict(settings or {}),
-            "n_particles": traced.shape[1],
-            "pool_size": traced.levels[0].candidates.shape[1] // traced.shape[1] if traced.levels else 1,
-            **group_record(traced, result, g),
-            "draw": None if draw is None or result.log_weights[g].max() == -np.inf else int(draw[g]),
-            "rewards": None if found is None else numbers(np.asarray(found[g], dtype=float)),
-        }
-        for g in range(traced.shape[0])
-    ]
+    found = [_parse(path, number, line) for number, line in _lines(path)]
+    if not found:
+        raise UserError(f"the trace {path} is empty", FIX)
+    return found
 
 
-def group_record(traced: Traced, result: SMCResult[Any], g: int) -> dict[str, Any]:
-    """Return the part of a group's record that its run decides."""
-    tree = traced.tree
-    root = tree.root_of(int(traced.at[g, 0]))
-    ids = {root: 0}
-    after = [*(level.parents for level in traced.levels[1:]), traced.at]
-    steps = []
-    for t in range(steps_taken(traced, g)):
-        candidates, kept = traced.levels[t].candidates[g].tolist(), after[t][g].tolist()
-        copies = Counter(kept)
-        for i in candidates:
-            ids.setdefault(i, len(ids))
-        steps.append(
-            {
-                "nodes": [node(tree, i, ids, copies[i]) for i in dict.fromkeys(candidates)],
-                "candidates": [ids[i] for i in candidates],
-                "particles": [ids[i] for i in kept],
-                "ancestors": result.ancestors[t, g].tolist(),
-                "unique_ancestors": int(result.unique_ancestors[t, g]),
-                "log_increments": numbers(result.log_increments[t, g]),
-                "ess": float(result.ess[t, g]),
-                "resampled": bool(result.resampled[t, g]),
-            }
-        )
-    weights = result.log_weights[g]
-    final = np.where(weights > -np.inf, traced.log_value()[g], -np.inf)
-    return {
-        "prompt": tree.text[root],
-        "root": {"id": 0, "log_value": number(tree.log_value[root])},
-        "steps": steps,
-        "log_z": None if result.log_z is None else number(result.log_z[g]),
-        "log_weights": numbers(weights),
-        "argmax": int(final.argmax()) if final.max() > -np.inf else None,
-    }
+def read_traced_prompt(path: str | Path, index: int) -> Trace:
+    """Return trace ``index`` (from 0) of a file; the other lines are only counted.
+
+    Raises
+    ------
+    UserError
+        As `read_trace`, or if there is no such trace (says how many there are).
+    """
+    count = 0
+    for number, line in _lines(path):
+        if count == index:
+            return _parse(path, number, line)
+        count += 1
+    if not count:
+        raise UserError(f"the trace {path} is empty", FIX)
+    raise UserError(
+        f"there is no prompt {index} in {path}: it has {count}", f"choose one of 0 to {count - 1}"
+    )
 
 
-def steps_taken(traced: Traced, g: int) -> int:
-    """Return how many steps group ``g`` took: after the last, while others go on, no prefix of it grows."""
-    for t in reversed(range(len(traced.levels))):
-        level = traced.levels[t]
-        pool = level.candidates.shape[1] // level.parents.shape[1]
-        if (level.candidates[g] != np.repeat(level.parents[g], pool)).any():
-            return t + 1
-    return 0
+def _lines(path: str | Path) -> Iterator[tuple[int, str]]:
+    try:
+        with Path(path).open(encoding="utf-8", newline="\n") as source:
+            yield from ((number, line) for number, line in enumerate(source, 1) if line.strip())
+    except OSError as error:
+        raise UserError(f"the trace {path} cannot be read: {error.strerror or error}", FIX) from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"the trace {path} is not UTF-8 text: {error.reason}", FIX) from error
 
 
-def node(tree: PrefixTree, i: int, ids: Mapping[int, int], copies: int) -> dict[str, Any]:
-    """Return prefix ``i`` of the tree under its number in the record."""
-    return {
-        "id": ids[i],
-        "parent": ids[tree.parent[i]],
-        "text": tree.text[i],
-        "log_value": number(tree.log_value[i]),
-        "ended": tree.ended[i],
-        "copies": copies,
-    }
+def _parse(path: str | Path, number: int, line: str) -> Trace:
+    place = f"{path}, line {number}"
+    try:
+        values = parse_json(line)
+    except ValueError as error:
+        what = f"not valid JSON: {error}" if line.endswith("\n") else "the line is cut off"
+        raise UserError(f"{place}: {what}", FIX) from error
+    if not isinstance(values, dict) or values.pop("kind", None) != KIND:
+        raise UserError(f'{place}: this is not a trace: there is no "kind": "trace"', FIX)
+    trace = from_json(Trace, unversioned(values, f"{place}: it", SCHEMA_VERSION, FIX), place, FIX)
+    problem = _contradiction(trace)
+    if problem:
+        raise UserError(f"{place}: {problem}", FIX)
+    return trace
 
 
-def judged(traced: Traced) -> np.ndarray | None:
-    """Return the rewards of the samples, (G, N), each distinct one judged once; None without a verifier."""
-    reward = getattr(getattr(traced.inner, "setup", None), "reward", None)
-    if reward is None:
-        return None
-    tree, found = traced.tree, {}
-    for row in traced.at.tolist():
-        prompt = tree.text[tree.root_of(row[0])]
-        for i in set(row):
-            found[i] = float(reward(prompt, tree.path(i)))
-    return np.asarray([[found[i] for i in row] for row in traced.at.tolist()])
-
-
-def numbers(values: np.ndarray) -> list[float | None]:
-    """Return values as JSON numbers, -inf as null; NaN and +inf raise ``ValueError``."""
-    return [number(x) for x in values.tolist()]
-
-
-def number(x: float) -> float | None:
-    """Return a value as a JSON number, -inf as null; NaN and +inf raise ``ValueError``."""
-    if not x < math.inf:
-        raise ValueError(f"a figure of the trace is {x}")
-    return float(x) if x > -math.inf else None
+def _contradiction(trace: Trace) -> str:
+    """Return what is wrong with the numbers of a trace, "" if nothing is."""
+    n, m, nodes = trace.n_particles, trace.pool_size, trace.nodes
+    if min(n, m) < 1:
+        return "n_particles and pool_size must be at least 1"
+    if not nodes or any(not 0 <= node.parent < i for i, node in enumerate(nodes) if i):
+        return "a node has no parent before it"
+    if len(trace.log_weights) != n or len(trace.rewards or trace.log_weights) != n:
+        return f"log_weights and rewards must have {n} values"
+    if np.isnan([*(trace.rewards or []), *(step.ess for step in trace.steps)]).any():
+        return "ess and rewards must be numbers"
+    if trace.draw is not None and not 0 <= trace.draw < n:
+        return f"draw must be one of 0 to {n - 1}"
+    before = [0] * n
+    for t, step in enumerate(trace.steps, 1):
+        per_particle = (step.particles, step.ancestors, step.log_increments)
+        if len(step.candidates) != n * m or any(len(values) != n for values in per_particle):
+            return f"step {t} must have {n * m} candidates, {n} particles, ancestors and log_increments"
+        for i, node in enumerate(step.candidates):
+            if not 0 <= node < len(nodes) or before[i // m] not in (node, nodes[node].parent):
+                return f"step {t}: candidate {node} does not continue its particle"
+        if not set(step.particles) <= set(step.candidates) or not set(step.ancestors) <= set(range(n)):
+            return (
+                f"step {t}: a particle is not one of the candidates, or an ancestor not one of the particles"
+            )
+        before = step.particles
+    return ""

@@ -6,20 +6,18 @@ import numpy as np
 import pytest
 from checks import check_error
 
-from rmtools.core import smc
-from rmtools.lm.particles import LMParticles
-from rmtools.sampling.trace import Traced, trace_records
+from rmtools.sampling.sample_prompts import SamplerSettings, sample_prompts
+from rmtools.sampling.trace import trace_line
 
 
 @pytest.fixture
 def trace(tmp_path, policy, value, prompts, task):
-    root = LMParticles.start(policy, value, prompts[:2], terminal="verifier", reward=task.reward)
+    traces = []
+    settings = SamplerSettings(8, 2, "systematic", 0.9, "verifier")
     rng = np.random.default_rng(0)
-    result = smc(Traced.start(root, prompts[:2]), 8, 2, "systematic", 0.9, rng)
-    settings = {"resampling": "systematic", "ess_threshold": 0.9}
-    records = trace_records(result.particles, result, settings, result.draw(rng))
+    list(sample_prompts(policy, value, prompts[:2], settings, rng, task.reward, on_traces=traces.extend))
     file = tmp_path / "trace.jsonl"
-    file.write_text("".join(json.dumps(r, allow_nan=False) + "\n" for r in records))
+    file.write_text("".join(json.dumps(trace_line(t), allow_nan=False) + "\n" for t in traces))
     return file
 
 
@@ -50,7 +48,7 @@ def test_refusals(run, trace, tmp_path):
         check_error(run("plot", "trace", tmp_path / "none.jsonl"), "none.jsonl", "cannot be read")
         (tmp_path / "none.svg").touch()
     check_error(run("plot", "trace", trace, "--prompt", 2), "there is no prompt 2", "it has 2", "0 to 1")
-    check_error(run("plot", "trace", trace, "--prompt", -1), "--prompt must be at least 0")
+    check_error(run("plot", "trace", trace, "--prompt", -1), "--prompt", "-1 is not in the range")
     check_error(run("plot", "trace", trace, "--out", tmp_path / "a.jpeg"), "a.jpeg", ".svg, .png, .pdf")
     check_error(run("plot", "trace", trace, "--out", tmp_path / "no" / "a.svg"), "no folder", tmp_path / "no")
     (tmp_path / "folder.svg").mkdir()
@@ -67,7 +65,7 @@ def test_a_broken_trace_leaves_the_old_picture(run, trace):
     trace.write_text(trace.read_text()[:-30])
     check_error(run("plot", "trace", trace, "--prompt", 1), "trace.jsonl, line 2: the line is cut off")
     trace.write_text('{"schema_version": 2, "sampler": {}}\n')
-    check_error(run("plot", "trace", trace), "trace.jsonl, line 1: no trace")
+    check_error(run("plot", "trace", trace), "trace.jsonl, line 1: this is not a trace")
     assert picture.read_text() == "old"
 
 

@@ -13,8 +13,7 @@ from rmtools.data.collect import Branching, Collector
 from rmtools.data.rollouts import RolloutMetadata
 from rmtools.lm.checkpoint import fingerprint
 from rmtools.lm.value import ValueModel
-from rmtools.sampling.trace_file import read_trace
-from rmtools.sampling.tracer import solutions
+from rmtools.sampling.trace import read_trace
 
 
 def read(path):
@@ -82,10 +81,10 @@ def test_trace(sample, run, tmp_path):
     assert without_run(out) == plain
     assert f"trace: {trace}" in result.out
     traces = read_trace(trace)
-    assert [t["prompt"] for t in traces] == [r["prompt"] for r in plain]
-    for t, record in zip(traces, plain, strict=True):
-        assert solutions(t) == [s["steps"] for s in record["samples"]]
-        assert t["ess"] if "ess" in t else t["steps"]
+    assert [t.prompt for t in traces] == [r["prompt"] for r in plain]
+    for i, (t, record) in enumerate(zip(traces, plain, strict=True)):
+        assert t.solutions() == [s["steps"] for s in record["samples"]]
+        assert t.provenance == {"run": read(out)[i]["provenance"]["run"], "record": i}
     before = trace.read_bytes()
     assert "finished already" in sample("-n", 4, "--trace", trace)[0].out
     trace.unlink()
@@ -163,7 +162,7 @@ def test_what_is_there_is_not_replaced(sample, run, tmp_path):
 
 def test_traces_that_cannot_be(sample, tmp_path):
     result, out = sample("--algorithm", "gibbs", "-n", 3, "--trace", tmp_path / "t.jsonl")
-    check_error(result, "--trace has nothing to write of gibbs")
+    check_error(result, "--trace cannot follow gibbs")
     result, out = sample("--trace", out)
     check_error(result, "the output itself")
     result, _ = sample("--trace", tmp_path)
@@ -273,8 +272,8 @@ def test_n_from_the_audit(sample, audited):
     ("options", "words"),
     [
         (["-n", 4], ["--accuracy contradicts -n 4"]),
-        (["--pool-size", 2], ["--pool-size 2", "of --pool-size 1"]),
-        (["--resampling", "systematic"], ["of --resampling multinomial"]),
+        (["--pool-size", 2], ["--pool-size 2", "predicts --pool-size 1"]),
+        (["--resampling", "systematic"], ["predicts --resampling multinomial"]),
         (["--ess-threshold", 0.5], ["--ess-threshold 0.5"]),
         (["--mh-steps", 2], ["--mh-steps 2"]),
         (["--algorithm", "beam"], ["--algorithm beam"]),
@@ -355,9 +354,9 @@ def test_prompts_without_any_weight(sample, monkeypatch):
     [
         (["--algorithm", "sp-gsmc", "-n", 16], ["sp-gsmc", "-n 16"]),
         (["--algorithm", "beam", "--output", "draw"], ["no law"]),
-        (["--algorithm", "nuts"], ["the algorithms are: smc"]),
-        (["--output", "mode"], ["the outputs are: draw"]),
-        (["--block-size", 0], ["--block-size must be at least 1"]),
+        (["--algorithm", "nuts"], ["unknown algorithm", "smc, sp-gsmc"]),
+        (["--output", "mode"], ["unknown output", "draw, argmax"]),
+        (["--block-size", 0], ["--block-size", "range x>=1"]),
         (["--seed", -1], ["--seed"]),
         (["--seed", 5_000_000_000], ["--seed"]),
         (["-n", 0], ["at least 1, got 0"]),

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -72,7 +73,7 @@ class NoBar:
         pass
 
     def __enter__(self):
-        return lambda n: None
+        return SimpleNamespace(done=lambda n: None)
 
     def __exit__(self, *error):
         pass
@@ -81,7 +82,7 @@ class NoBar:
 def make(policy, value, task, prompts, out, process=ALONE, overwrite=False, settings=SETTINGS, seed=4):
     """What ``rmtools sample`` does, with models that are loaded already."""
 
-    def draw(block, rng):
+    def draw(block, rng, live):
         drawn = sample_prompts(policy, value, block, settings, rng, task.reward, answer=task.answer)
         return ((record, []) for record in drawn)
 

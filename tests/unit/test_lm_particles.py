@@ -13,7 +13,7 @@ from rmtools.lm.tokenizers import word_tokenizer
 from rmtools.lm.value import ConstantValue, ValueModel
 from rmtools.particles.particle_gibbs import particle_gibbs
 from rmtools.particles.tilt import Tilt
-from rmtools.sampling.sample_prompts import SamplerSettings, sample_prompts, sample_record
+from rmtools.sampling.sample_prompts import SamplerSettings, sample_prompts
 
 
 def rng(seed=0):
@@ -282,10 +282,8 @@ def test_a_soft_reward_is_not_cast(policy, value, prompts, task):
 
 @pytest.mark.parametrize("resampling", ["systematic", "none", "top_k"])
 def test_records_of_the_sampler(policy, value, prompts, task, resampling):
-    told = []
     settings = SamplerSettings(6, 2, resampling, 0.5, "verifier")
-    records = list(sample_prompts(policy, value, prompts[:3], settings, rng(0), task.reward, told.append))
-    assert sum(told) == 3
+    records = list(sample_prompts(policy, value, prompts[:3], settings, rng(0), task.reward))
     assert [r["prompt"] for r in records] == prompts[:3]
     for r in records:
         assert r["terminal"] == "verifier"
@@ -307,8 +305,5 @@ def test_records_without_a_verifier_and_bad_settings(policy, value, prompts):
     assert "reward" not in record["samples"][0]
     assert "model's own last value" in record["estimates"]
     for wrong in ({"n_particles": 0}, {"n_particles": 2, "pool_size": 0}):
-        with pytest.raises(UserError, match="must be at least 1"):
+        with pytest.raises(UserError, match="at least 1"):
             SamplerSettings(**wrong)
-    assert sample_record("p", [], -np.inf, 0.0, None)["log_weight"] is None
-    with pytest.raises(ValueError, match="NaN"):
-        sample_record("p", [], np.nan, 0.0, None)

@@ -1,8 +1,8 @@
 """The picture of a trace: no branches cross, no labels overlap, and what is left out is counted."""
 
-import copy
 import itertools
 import re
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import matplotlib
@@ -14,10 +14,8 @@ from traced_words import Words, run, words
 from rmtools.errors import UserError
 from rmtools.plots import FORMS, trace_picture
 from rmtools.plots.drawing import STYLE_SHEET
-from rmtools.plots.trace import trace_figure
-from rmtools.plots.trace_around import caption, legend_of, summary, threshold_of
+from rmtools.plots.trace import fitted, legend_of, plain, summary, trace_figure, width
 from rmtools.plots.trace_layout import choose, grow, place
-from rmtools.plots.words import fitted, plain, width
 
 SENTENCES = [
     "Then 2 + 3 = 5.\n",
@@ -81,10 +79,10 @@ def test_no_branches_cross_and_no_rows_collide(how):
 def test_what_is_drawn(how):
     record = talk(*how)
     every = grow(record)
-    assert all(sum(s.heirs for s in layer) == record["n_particles"] for layer in every)
-    for layer, step in zip(every[1:], record["steps"], strict=True):
-        assert sum(s.copies for s in layer) == record["n_particles"]
-        assert len(layer) == len(step["nodes"])
+    assert all(sum(s.heirs for s in layer) == record.n_particles for layer in every)
+    for layer, step in zip(every[1:], record.steps, strict=True):
+        assert sum(s.copies for s in layer) == record.n_particles
+        assert len(layer) == len(set(step.candidates))
     layers = choose(every)
     for layer, whole in zip(layers, every, strict=True):
         assert 1 <= len(layer) <= 48
@@ -95,9 +93,8 @@ def test_what_is_drawn(how):
             assert all(s.labelled or s.waits for s in layer)
     for layer, before in zip(layers[1:], layers, strict=False):
         assert all(s.parent in before for s in layer)
-    path = [s.text for layer in layers[1:] for s in layer if s.drawn and not s.waits]
-    nodes = {x["id"]: x for step in record["steps"] for x in step["nodes"]}
-    assert path[-1] == nodes[record["steps"][-1]["particles"][record["draw"]]]["text"]
+    path = [s.node.text for layer in layers[1:] for s in layer if s.drawn and not s.waits]
+    assert path == record.solutions()[record.draw]
 
 
 def labels(figure):
@@ -151,9 +148,8 @@ def test_strange_texts_are_drawn():
         "x" * 5000,
         "a\n\nb",
     ]
-    for node, text in zip((x for s in record["steps"] for x in s["nodes"]), itertools.cycle(strange)):
-        node["text"] = text
-    record["prompt"] = " ".join(strange)
+    nodes = [replace(x, text=text) for x, text in zip(record.nodes, itertools.cycle(strange), strict=False)]
+    record = replace(record, nodes=nodes, prompt=" ".join(strange))
     tree = ElementTree.fromstring(trace_picture(record).decode())
     assert tree.tag.endswith("svg")
 
@@ -186,7 +182,7 @@ def test_zeros_and_one_value_are_drawn():
 def test_a_run_without_a_step_is_refused():
     record = short()
     with pytest.raises(UserError, match="took no step"):
-        trace_picture({**record, "steps": []})
+        trace_picture(replace(record, steps=[]))
 
 
 def test_many_particles_are_limited_and_counted():
@@ -196,7 +192,7 @@ def test_many_particles_are_limited_and_counted():
     with matplotlib.rc_context(STYLE_SHEET):
         figure = trace_figure(record)
     assert figure.get_size_inches().max() < 40
-    total = 1 + sum(len(s["nodes"]) for s in record["steps"])
+    total = 1 + sum(len(set(s.candidates)) for s in record.steps)
     (text,) = [t.get_text() for t in figure.texts if "Not drawn" in t.get_text()]
     left, of = (
         int(x.replace(",", "")) for x in re.match(r"Not drawn: ([\d,]+) of ([\d,]+) prefixes", text).groups()
@@ -205,27 +201,26 @@ def test_many_particles_are_limited_and_counted():
     assert total - left == sum(len(layer) for layer in choose(grow(record)))
 
 
-class Shown:
-    """A sheet, as far as the caption reads it."""
-
-    def __init__(self, record, layers):
-        self.record, self.spots = record, [s for layer in layers for s in layer]
+def captions(record):
+    with matplotlib.rc_context(STYLE_SHEET):
+        return [t.get_text() for t in trace_figure(record).texts]
 
 
 def test_nothing_is_said_to_be_missing_where_all_is_drawn():
-    record = talk(8, 1, 4)
-    shown = Shown(record, choose(grow(record)))
-    assert len(caption(shown, len(shown.spots))) == 1
-    assert "Not drawn: 5 of" in caption(shown, len(shown.spots) + 5)[1]
+    assert not any("Not drawn" in text for text in captions(talk(8, 1, 4)))
 
 
 def test_the_legend_names_what_is_there():
+    def names(record):
+        return {h.get_label() for h in legend_of([s for layer in laid_out(record) for s in layer])}
+
     record = short()
-    names = {h.get_label() for h in legend_of(Shown(record, laid_out(record)))}
-    assert {"drawn sample", "leads to a final particle", "killed", "ended"} <= names
-    undrawn = copy.deepcopy(record) | {"draw": None}
-    assert "drawn sample" not in {h.get_label() for h in legend_of(Shown(undrawn, laid_out(undrawn)))}
+    assert {"drawn sample", "leads to a final particle", "killed", "ended"} <= names(record)
+    undrawn = replace(record, draw=None)
+    assert "drawn sample" not in names(undrawn)
     assert "drawn sample" not in summary(undrawn)
+    root, prompts = words((4,), ["dead"])
+    assert "value zero" in names(run(root, prompts, (3, 1, "systematic", 0.5))[1][0])
 
 
 def test_the_curve_below():
@@ -233,26 +228,25 @@ def test_the_curve_below():
     with matplotlib.rc_context(STYLE_SHEET):
         tree, _, ess = trace_figure(record).axes
     curve = ess.lines[0].get_xydata()
-    np.testing.assert_allclose(curve[:, 1], [s["ess"] for s in record["steps"]])
+    np.testing.assert_allclose(curve[:, 1], [s.ess for s in record.steps])
     np.testing.assert_array_equal(curve[:, 0], np.arange(1, 9))
     resampled = ess.lines[1].get_xydata()[:, 0]
-    np.testing.assert_array_equal(resampled, [t for t, s in enumerate(record["steps"], 1) if s["resampled"]])
+    np.testing.assert_array_equal(resampled, [t for t, s in enumerate(record.steps, 1) if s.resampled])
     assert 0 < len(resampled) < 8
-    np.testing.assert_array_equal(ess.lines[3].get_ydata(), [s["unique_ancestors"] for s in record["steps"]])
+    np.testing.assert_array_equal(ess.lines[3].get_ydata(), [len(set(s.ancestors)) for s in record.steps])
     assert set(ess.lines[4].get_ydata()) == {8.0}
     assert tree.get_xlim() == ess.get_xlim()
 
 
 def test_when_there_is_a_threshold():
-    def of(**sampler):
-        return threshold_of({"sampler": sampler})
-
-    assert of(ess_threshold=0.5, resampling="systematic") == 0.5
-    assert of(ess_threshold=1) == 1.0
-    for nothing in (
-        {},
-        {"ess_threshold": 0.0},
-        {"ess_threshold": "x"},
-        {"ess_threshold": 0.5, "resampling": "none"},
+    record = short()
+    for sampler, there in (
+        ({"ess_threshold": 0.5, "resampling": "systematic"}, True),
+        ({"ess_threshold": 1}, True),
+        ({}, False),
+        ({"ess_threshold": 0.0}, False),
+        ({"ess_threshold": 0.5, "resampling": "none"}, False),
     ):
-        assert of(**nothing) is None
+        with matplotlib.rc_context(STYLE_SHEET):
+            _, _, ess = trace_figure(replace(record, sampler=sampler)).axes
+        assert (len(ess.lines) == 5) == there

@@ -11,7 +11,7 @@ from rmtools.sampling.algorithms import draw_batch
 from rmtools.sampling.budget import Meter, next_runs
 from rmtools.sampling.outputs import argmax, choices, vote
 from rmtools.sampling.records import count_cut
-from rmtools.sampling.runs import Drawn, Run, pooled, pooled_all
+from rmtools.sampling.runs import PromptSamples, Run, pooled, pooled_all
 from rmtools.sampling.sample_prompts import SamplerSettings, Source, sample_prompts, settings_for
 
 
@@ -44,7 +44,7 @@ def test_who_does_not_vote():
 
 
 def test_the_argmax_is_of_the_final_value_not_of_the_weight():
-    drawn = Drawn([["a"], ["b"], ["c"]], log(0.7, 0.3, 0), log(0.1, 0.2, 0.9), 0.0, 0, (), 0.0)
+    drawn = PromptSamples([["a"], ["b"], ["c"]], log(0.7, 0.3, 0), log(0.1, 0.2, 0.9), 0.0, 0, (), 0.0)
     assert argmax(drawn) == 1
     assert choices(drawn, None) == {"draw": 0, "argmax": 1}
     assert choices(drawn, ["x", "y", "y"])["majority"] == 0
@@ -281,26 +281,3 @@ def test_a_majority_needs_answers(policy, value, prompts):
     with pytest.raises(UserError, match="counts answers"):
         next(sample_prompts(policy, value, prompts, settings_for("majority"), rng()))
     assert list(sample_prompts(policy, value, [], settings_for("smc"), rng())) == []
-
-
-@pytest.mark.parametrize(
-    "wanted", [settings_for("smc", n_particles=4), settings_for("mh", pool_size=3, mh_steps=2)]
-)
-def test_a_tracer_plugs_in(policy, value, prompts, task, wanted):
-    """The same samples, and the trace of every run."""
-    from rmtools.lm.particles import LMParticles
-    from rmtools.sampling.tracer import Tracer
-
-    tracer = Tracer(LMParticles.start)
-    ways = {"reward": task.reward, "answer": task.answer}
-    plain = list(sample_prompts(policy, value, prompts[:3], wanted, rng(3), **ways))
-    traced = list(
-        sample_prompts(
-            policy, value, prompts[:3], wanted, rng(3), start=tracer.start, watch=tracer.watch, **ways
-        )
-    )
-    assert traced == plain
-    for record in traced:
-        found = tracer.take(record)
-        assert [t["run"] for t in found] == list(range(1 + wanted.mh_steps))
-        assert sum(t["draw"] is not None for t in found) == 1

@@ -1,12 +1,15 @@
 """Particles of a few words a step, traced: small enough to work out by hand."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from rmtools.codec import from_json
 from rmtools.core import smc
-from rmtools.sampling.trace import Traced, trace_records
+from rmtools.sampling.source import Source
+from rmtools.sampling.trace import Trace, trace_line, traces_of
 
 
 def rng(seed=0):
@@ -15,6 +18,8 @@ def rng(seed=0):
 
 class Words:
     """A few words a step, written out; a prefix ends at "stop" or after ``horizon`` steps, each prompt its own way."""
+
+    decoded = 0
 
     def __init__(self, texts, horizons, table=None):
         self.texts, self.horizons, self.table = texts, horizons, table
@@ -67,13 +72,27 @@ def words(horizons=(5, 2, 4), table=None):
     return Words([[[]] for _ in horizons], horizons, table), [f"prompt {i}" for i in range(len(horizons))]
 
 
+def traced(root, prompts):
+    """The root with its candidates remembered."""
+    return Source(None, None, start=lambda *_, **__: root, traced=True).root(prompts, "model")
+
+
 def run(root, prompts, how, seed=3):
-    """The result and its records; as written to a file and read again."""
+    """The result and its traces; as written to a file and read again."""
     n, m, scheme, threshold = how
-    result = smc(Traced.start(root, prompts), n, m, scheme, threshold, rng(seed))
+    result = smc(traced(root, prompts), n, m, scheme, threshold, rng(seed))
     settings = {"resampling": scheme, "ess_threshold": threshold}
-    records = trace_records(result.particles, result, settings, result.draw(rng(seed)))
-    return result, [json.loads(json.dumps(r, allow_nan=False)) for r in records]
+    draws = result.draw(rng(seed))
+    traces = [
+        read_again(replace(t, draw=None if set(t.log_weights) == {None} else int(draws[g])))
+        for g, t in enumerate(traces_of(result.particles.candidates, result, m, settings))
+    ]
+    return result, traces
+
+
+def read_again(trace):
+    line = json.loads(json.dumps(trace_line(trace), allow_nan=False))
+    return from_json(Trace, {k: v for k, v in line.items() if k not in ("schema_version", "kind")})
 
 
 def value(x):
@@ -85,70 +104,64 @@ def log_mean(x):
     return top if top == -np.inf else top + np.log(np.mean(np.exp(np.asarray(x) - top)))
 
 
-def check_tree(record):
-    """Copies sum to N, every candidate continues its particle, every particle is one of its ancestor's candidates."""
-    n, m = record["n_particles"], record["pool_size"]
+def check_tree(trace):
+    """Every candidate continues its particle, every particle is one of its ancestor's candidates, no node is there twice."""
+    n, m, nodes = trace.n_particles, trace.pool_size, trace.nodes
     before = [0] * n
-    for step in record["steps"]:
-        nodes = {x["id"]: x for x in step["nodes"]}
-        assert sum(x["copies"] for x in step["nodes"]) == n
-        assert len({(x["parent"], x["text"], x["log_value"]) for x in step["nodes"]}) == len(nodes)
-        assert set(step["candidates"]) == set(nodes)
-        for c, number in enumerate(step["candidates"]):
+    for step in trace.steps:
+        for c, number in enumerate(step.candidates):
             parent = before[c // m]
-            assert number == parent or nodes[number]["parent"] == parent
-        for number, a in zip(step["particles"], step["ancestors"], strict=True):
-            assert number in step["candidates"][a * m : (a + 1) * m]
-        assert step["unique_ancestors"] == len(set(step["ancestors"]))
-        before = step["particles"]
+            assert number == parent or nodes[number].parent == parent
+        for number, a in zip(step.particles, step.ancestors, strict=True):
+            assert number in step.candidates[a * m : (a + 1) * m]
+        before = step.particles
+    assert len({(x.parent, x.text, x.log_value) for x in nodes}) == len(nodes)
+    assert {c for step in trace.steps for c in step.candidates} == set(range(1, len(nodes)))
 
 
-def replayed(record):
+def replayed(trace):
     """The texts of the final particles, by going through the ancestors from the last step to the first."""
     found = []
-    for i in range(record["n_particles"]):
+    for i in range(trace.n_particles):
         texts, at = [], i
-        for t in reversed(range(len(record["steps"]))):
-            step = record["steps"][t]
-            nodes = {x["id"]: x for x in step["nodes"]}
-            new = t == 0 or step["particles"][at] not in {x["id"] for x in record["steps"][t - 1]["nodes"]}
-            if new:
-                texts.append(nodes[step["particles"][at]]["text"])
-            at = step["ancestors"][at]
+        for t in reversed(range(len(trace.steps))):
+            step = trace.steps[t]
+            number = step.particles[at]
+            if t == 0 or number not in trace.steps[t - 1].particles:
+                texts.append(trace.nodes[number].text)
+            at = step.ancestors[at]
         found.append(texts[::-1])
     return found
 
 
-def weights_by_hand(record):
+def weights_by_hand(trace):
     """Log increments of every step, normalised final log weights and log Z from the nodes' values alone."""
-    n, m = record["n_particles"], record["pool_size"]
-    known = {0: value(record["root"]["log_value"])}
+    n, m = trace.n_particles, trace.pool_size
+    known = [value(x.log_value) for x in trace.nodes]
     log_weight, log_z, at, increments = np.zeros(n), known[0], [0] * n, []
-    for step in record["steps"]:
-        known |= {x["id"]: value(x["log_value"]) for x in step["nodes"]}
-        ended = {x["id"] for x in step["nodes"] if x["ended"]}
+    for step in trace.steps:
         row = []
         for i in range(n):
-            pool = step["candidates"][i * m : (i + 1) * m]
-            still = (pool[0] == at[i] and at[i] in ended) or known[at[i]] == -np.inf
+            pool = step.candidates[i * m : (i + 1) * m]
+            still = (pool[0] == at[i] and trace.nodes[at[i]].ended) or known[at[i]] == -np.inf
             row.append(0.0 if still else log_mean([known[c] for c in pool]) - known[at[i]])
         increments.append(row)
         log_weight = log_weight + row
         w = np.exp(log_weight)
-        assert step["ess"] == pytest.approx(w.sum() ** 2 / (w**2).sum() if w.any() else 0.0)
-        if step["resampled"]:
+        assert step.ess == pytest.approx(w.sum() ** 2 / (w**2).sum() if w.any() else 0.0)
+        if step.resampled:
             log_z += log_mean(log_weight)
             log_weight = np.zeros(n)
-        at = step["particles"]
+        at = step.particles
     total = log_mean(log_weight)
     return increments, log_weight - total - np.log(n), log_z + total
 
 
-def check_weights(record, result, g):
-    increments, log_weights, log_z = weights_by_hand(record)
+def check_weights(trace, result, g):
+    increments, log_weights, log_z = weights_by_hand(trace)
     for t, row in enumerate(increments):
         np.testing.assert_allclose(row, result.log_increments[t, g], atol=1e-9)
-        np.testing.assert_allclose(row, [value(x) for x in record["steps"][t]["log_increments"]], atol=1e-9)
+        np.testing.assert_allclose(row, [value(x) for x in trace.steps[t].log_increments], atol=1e-9)
     np.testing.assert_allclose(log_weights, result.log_weights[g], atol=1e-9)
-    np.testing.assert_allclose(log_weights, [value(x) for x in record["log_weights"]], atol=1e-9)
-    assert log_z == pytest.approx(result.log_z[g]) == record["log_z"]
+    np.testing.assert_allclose(log_weights, [value(x) for x in trace.log_weights], atol=1e-9)
+    assert log_z == pytest.approx(result.log_z[g]) == trace.log_z

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from rmtools.cli.live import EVERY, WINDOW, Live, live_progress
+from rmtools.cli.progress import EVERY, WINDOW, Live, live_progress
 
 
 class Clock:

@@ -1,4 +1,4 @@
-"""What is printed of a file of samples: the shares of right solutions by way of choosing, and what was lost or cut."""
+"""What is printed about a file of samples: the share of right solutions for each output, what was cut or lost, budgets."""
 
 import json
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from rmtools.stats.bootstrap import Interval, bootstrap_all, cluster_sums, ratio
 
 Records = Sequence[dict[str, Any]]
 
-WAYS = {
+OUTPUTS = {
     "draw": "one weighted draw: the only one that follows the target's law",
     "argmax": "the largest final value",
     "majority": "the most frequent answer",
@@ -30,6 +30,7 @@ def report(out: Path) -> str:
             sampler(first["sampler"]),
             *shares(records),
             *losses(records),
+            *budgets(records),
         ]
     )
 
@@ -39,11 +40,9 @@ def sampler(settings: dict[str, Any]) -> str:
     scheme = "" if settings["n_particles"] == 1 else f", resampling {settings['resampling']}"
     if scheme and settings["resampling"] not in ("none", "top_k"):
         scheme += f" at ESS <= {settings['ess_threshold']:g} N"
-    chain = "".join(
-        f", {settings[name]} {word}"
-        for name, word in (("mh_steps", "proposals"), ("sweeps", "sweeps"))
-        if settings[name] and settings["max_tokens"] is None and settings["max_seconds"] is None
-    )
+    budgeted = settings["max_tokens"] is not None or settings["max_seconds"] is not None
+    chains = (("mh_steps", "proposals"), ("sweeps", "sweeps"))
+    chain = "".join(f", {settings[name]} {word}" for name, word in chains if settings[name] and not budgeted)
     return (
         f"sampler: {settings['algorithm']}, N = {settings['n_particles']}, M = {settings['pool_size']}"
         f"{scheme}{chain}"
@@ -51,32 +50,26 @@ def sampler(settings: dict[str, Any]) -> str:
 
 
 def shares(records: Records) -> list[str]:
-    """Return a line for every way of choosing; none without a verifier."""
+    """Return a line for every output; nothing without a verifier."""
     if any("reward" not in s for r in records for s in r["samples"]):
         return []
     chosen = records[0]["output"].replace("-", "_")
-    # Nothing was put out where there is nothing to choose: that prompt is not solved.
-    solved = {"all samples": [mean_reward(r) for r in records]}
     beam = records[0]["sampler"]["resampling"] == "top_k"
-    ways = [way for way in WAYS if way in records[0] and not (beam and way == "draw")]
-    solved |= {way: [reward_of(r, way) for r in records] for way in ways}
-    found = intervals(records, solved)
+    outputs = [output for output in OUTPUTS if output in records[0] and not (beam and output == "draw")]
+    # A prompt without samples, or without anything to choose, is not solved.
+    solved = {"all samples": [float(np.mean([s["reward"] for s in r["samples"]] or [0.0])) for r in records]}
+    solved |= {output: [reward_of(r, output) for r in records] for output in outputs}
     return ["right solutions, 95% intervals over prompts:"] + [
-        f"  {name.replace('_', ' '):<18}{found[name].estimate:.3f} {ends(found[name])}"
-        + (f"  {WAYS[name]}" if name in WAYS else "")
+        f"  {name.replace('_', ' '):<18}{found.estimate:.3f} {ends(found)}"
+        + (f"  {OUTPUTS[name]}" if name in OUTPUTS else "")
         + (" (put out)" if name == chosen else "")
-        for name in found
+        for name, found in intervals(records, solved).items()
     ]
 
 
-def mean_reward(record: dict[str, Any]) -> float:
-    """Return the mean reward of all samples."""
-    return float(np.mean([s["reward"] for s in record["samples"]])) if record["samples"] else 0.0
-
-
-def reward_of(record: dict[str, Any], way: str) -> float:
-    """Return the reward of the sample chosen by ``way``, 0 where there is none."""
-    return 0.0 if record[way] is None else float(record["samples"][record[way]]["reward"])
+def reward_of(record: dict[str, Any], output: str) -> float:
+    """Return the reward of the sample that ``output`` chooses, 0 if it chooses nothing."""
+    return 0.0 if record[output] is None else float(record["samples"][record[output]]["reward"])
 
 
 def intervals(records: Records, values: dict[str, list[float]]) -> dict[str, Interval]:
@@ -91,7 +84,7 @@ def intervals(records: Records, values: dict[str, list[float]]) -> dict[str, Int
 
 
 def unanimous(values: Sequence[float], n: int) -> Interval:
-    """Return 0 or 1 with the exact 95% bound (Clopper-Pearson) where all n prompts agree: resampling would see no doubt."""
+    """Return 0 or 1 with the exact 95% bound (Clopper-Pearson) if all n prompts agree: resampling would see no doubt."""
     low = 0.025 ** (1 / n)
     return Interval(1.0, low, 1.0) if values[0] else Interval(0.0, 0.0, 1 - low)
 
@@ -103,9 +96,10 @@ def ends(interval: Interval) -> str:
 
 
 def losses(records: Records) -> list[str]:
-    """Return lines on cut steps, prompts without weight, answers, and what budgets went into."""
-    cut, steps = (sum(r[name] for r in records) for name in ("cut_steps", "n_steps"))
-    tokens = sum(r["generated_tokens"] for r in records)
+    """Return lines on cut steps, prompts without weight, and prompts without an answer."""
+    cut, steps, tokens = (
+        sum(r[name] for r in records) for name in ("cut_steps", "n_steps", "generated_tokens")
+    )
     lines = [
         f"{tokens:.0f} tokens generated; {cut} of {steps} steps were cut at max_step_tokens or at the end of the context"
     ]
@@ -116,12 +110,12 @@ def losses(records: Records) -> list[str]:
         )
     empty = sum(r["chosen"] is None for r in records) - dead
     if empty:
-        lines.append(f"{empty} of {len(records)} prompts put out nothing: no sample comes to an answer")
-    return lines + budgets(records)
+        lines.append(f"{empty} of {len(records)} prompts put out nothing: no sample has an answer")
+    return lines
 
 
 def budgets(records: Records) -> list[str]:
-    """Return what budgets went into."""
+    """Return lines on what was spent; nothing without a budget."""
     spent = [r["budget"] for r in records if r["budget"] is not None]
     if not spent:
         return []
@@ -132,7 +126,7 @@ def budgets(records: Records) -> list[str]:
         single = sum(b["runs"] == 1 for b in over)
         most = max(b["tokens"] for b in over)
         lines.append(
-            f"the budget was exceeded at {len(over)} of {len(spent)} prompts, up to {most:.0f} tokens: by the run in hand; "
+            f"the budget was exceeded at {len(over)} of {len(spent)} prompts, up to {most:.0f} tokens, by the last runs; "
             f"at {single} of them a single run takes more than the budget"
         )
     return lines

@@ -3,7 +3,7 @@
 import pytest
 from scipy import stats
 
-from rmtools.cli.sampled import intervals
+from rmtools.cli.sample_report import intervals
 
 
 def records(*prompts):
