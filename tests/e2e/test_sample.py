@@ -356,7 +356,7 @@ def test_prompts_without_any_weight(sample, monkeypatch):
         (["--algorithm", "beam", "--output", "draw"], ["no law"]),
         (["--algorithm", "nuts"], ["unknown algorithm", "smc, sp-gsmc"]),
         (["--output", "mode"], ["unknown output", "draw, argmax"]),
-        (["--block-size", 0], ["--block-size", "range x>=1"]),
+        (["--block-size", 0], ["--block-size", "greater than or equal to 1"]),
         (["--seed", -1], ["--seed"]),
         (["--seed", 5_000_000_000], ["--seed"]),
         (["-n", 0], ["at least 1, got 0"]),
