@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,28 +16,14 @@ if TYPE_CHECKING:
     from rmtools.auditing.accuracy import Accuracy, Predicted
     from rmtools.cli.server import Server
     from rmtools.data.tasks import Task
-    from rmtools.jobs.sample_plan import SamplePlan
+    from rmtools.jobs.job import Bar
+    from rmtools.jobs.samples import Draw, SamplePlan
     from rmtools.lm.protocol import StepPolicy
     from rmtools.lm.value import ValueModel
     from rmtools.sampling.sample_prompts import SamplerSettings
 
 # What the audit's prediction of N holds for.
 PREDICTED = {"pool_size": 1, "resampling": "multinomial", "ess_threshold": 1.0, "mh_steps": 0, "sweeps": 0}
-
-
-@contextlib.contextmanager
-def naming_flags() -> Iterator[None]:
-    """Name the flags of the command in errors of the settings, which name `parameters`."""
-    try:
-        yield
-    except UserError as error:
-        named = [re.sub(r"`(\w+)`", lambda m: flag(m[1]), text) for text in (error.fact, error.fix)]
-        raise UserError(*named) from error
-
-
-def flag(parameter: str) -> str:
-    """Return the flag of a parameter of `SamplerSettings`."""
-    return "-n" if parameter == "n_particles" else f"--{parameter.replace('_', '-')}"
 
 
 @dataclass(frozen=True)
@@ -73,23 +58,21 @@ class SampleRequest:
         if self.accuracy is None:
             if self.audit is not None:
                 raise UserError("--audit is read for --accuracy only", "pass --accuracy tv=.05, say")
-            with naming_flags():
-                return settings_for(self.algorithm, **self.given), None
+            return settings_for(self.algorithm, **self.given), None
         from rmtools.auditing.accuracy import Accuracy
 
         accuracy = Accuracy.parse(self.accuracy)
         self._check_predicted()
-        with naming_flags():
-            return settings_for("smc", **{**self.given, **PREDICTED, "n_particles": 1}), accuracy
+        return settings_for("smc", **{**self.given, **PREDICTED, "n_particles": 1}), accuracy
 
     def _check_predicted(self) -> None:
         """Raise ``UserError`` unless the audit's prediction holds for this sampler."""
         asked = {"algorithm": self.algorithm, **self.given}
         for name, only in {"algorithm": "smc", "n_particles": None, **PREDICTED}.items():
             if asked.get(name) not in (None, only):
-                reason = f"the audit predicts {flag(name)} {only}" if only is not None else "it chooses N"
+                reason = f"the audit predicts `{name}` {only}" if only is not None else "it chooses N"
                 raise UserError(
-                    f"--accuracy contradicts {flag(name)} {asked[name]}: {reason}", f"leave {flag(name)} out"
+                    f"--accuracy contradicts `{name}` {asked[name]}: {reason}", f"leave `{name}` out"
                 )
 
 
@@ -164,8 +147,7 @@ def sample(
     predicted = None
     if accuracy is not None:
         predicted = predict(accuracy, request.audit or inputs.model / "audit", inputs.model, engine, settings)
-        with naming_flags():
-            settings = replace(settings, n_particles=predicted.n_particles)
+        settings = replace(settings, n_particles=predicted.n_particles)
     prompts = read_prompts(inputs.prompts, engine.task)
     check_prompts(prompts, engine.task, engine.policy)
     plan = plan_for(inputs.model, engine, settings, predicted, prompts, seed)
@@ -174,7 +156,8 @@ def sample(
     file = SampleFile(out, replace(plan, traced=trace is not None), process, trace)
     if predicted is not None and process.main:
         print(predicted)
-    made = file.make(prompts, drawing(engine, settings, trace is not None), live_progress, overwrite)
+    draw, bar = drawing(engine, settings, trace is not None)
+    made = file.make(prompts, draw, bar, overwrite)
     if process.main:
         finish(engine, out, trace, made)
 
@@ -224,25 +207,27 @@ def follow_link(path: Path) -> Path:
     return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
-def drawing(
-    engine: Engine, settings: "SamplerSettings", traced: bool
-) -> Callable[[Sequence[str], Any, Live], Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]]:
-    """Return the function that draws a block of prompts: records, each with the lines of its traces."""
+def drawing(engine: Engine, settings: "SamplerSettings", traced: bool) -> "tuple[Draw, Bar]":
+    """Return the function that draws a block of prompts, and the progress bar that it feeds."""
     from rmtools.data.tasks import Answering
     from rmtools.sampling.sample_prompts import sample_prompts
     from rmtools.sampling.trace import Trace, trace_line
 
-    task = engine.task
+    task, live, last = engine.task, Live("", 0), None
 
-    def draw(
-        prompts: Sequence[str], rng: Any, live: Live
-    ) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
+    @contextlib.contextmanager
+    def bar(label: str, total: int) -> Iterator[Callable[[int], object]]:
+        nonlocal live
+        with live_progress(label, total) as live:
+            yield lambda n: live.done(n, last)
+
+    def watch(prompts: Sequence[str], result: Any) -> None:
+        if len(result.ess):
+            live.step(0, float(result.ess[-1].mean()))
+
+    def draw(prompts: Sequence[str], rng: Any) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
+        nonlocal last
         traces: list[Trace] = []
-
-        def watch(of: Sequence[str], result: Any) -> None:
-            if len(result.ess):
-                live.step(0, float(result.ess[-1].mean()))
-
         for record in sample_prompts(
             engine.policy,
             engine.value,
@@ -252,14 +237,15 @@ def drawing(
             reward=task.reward,
             answer=task.answer if isinstance(task, Answering) else None,
             watch=watch,
-            on_step=live.step,
+            on_step=lambda tokens: live.step(tokens),
             on_traces=traces.extend if traced else None,
         ):
-            live.done(1, solved(record))
+            last = solved(record)
             yield record, [trace_line(t) for t in traces]
             traces.clear()
+        last = None
 
-    return draw
+    return draw, bar
 
 
 def solved(record: Mapping[str, Any]) -> int | None:
@@ -302,7 +288,7 @@ def plan_for(
     import rmtools
     from rmtools.data.tasks.custom import code_hash
     from rmtools.jobs.job import prompts_hash
-    from rmtools.jobs.sample_plan import SamplePlan, usual_block
+    from rmtools.jobs.samples import SamplePlan, usual_block
     from rmtools.lm.checkpoint import fingerprint
 
     task, policy = engine.task, engine.policy

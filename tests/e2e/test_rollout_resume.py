@@ -326,7 +326,7 @@ def test_other_arguments_are_refused_or_replace(run, policy_folder, many_prompts
         (("--format", "jsonl"), "format"),
         (("--max-step-tokens", 7), "max_step_tokens"),
     ):
-        check_error(run(*command, *change), word, "other arguments", "`out`", "`overwrite`")
+        check_error(run(*command, *change), word, "other arguments", "--out", "--overwrite")
         assert tree(tmp_path / "r") == before
     result = run(*command, "--seed", 5, "--format", "jsonl", "--overwrite")
     assert result.code == 0, result.err

@@ -271,7 +271,7 @@ def test_n_from_the_audit(sample, audited):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["-n", 4], ["--accuracy contradicts -n 4"]),
+        (["-n", 4], ["--accuracy contradicts --n-particles 4"]),
         (["--pool-size", 2], ["--pool-size 2", "predicts --pool-size 1"]),
         (["--resampling", "systematic"], ["predicts --resampling multinomial"]),
         (["--ess-threshold", 0.5], ["--ess-threshold 0.5"]),
@@ -352,7 +352,7 @@ def test_prompts_without_any_weight(sample, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--algorithm", "sp-gsmc", "-n", 16], ["sp-gsmc", "-n 16"]),
+        (["--algorithm", "sp-gsmc", "-n", 16], ["sp-gsmc", "--n-particles 16"]),
         (["--algorithm", "beam", "--output", "draw"], ["no law"]),
         (["--algorithm", "nuts"], ["unknown algorithm", "smc, sp-gsmc"]),
         (["--output", "mode"], ["unknown output", "draw, argmax"]),

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,8 +17,7 @@ from rmtools.errors import UserError
 from rmtools.jobs.job import prompts_hash
 from rmtools.jobs.lock import held
 from rmtools.jobs.processes import Process
-from rmtools.jobs.sample_plan import SamplePlan, usual_block
-from rmtools.jobs.samples import SampleFile
+from rmtools.jobs.samples import SampleFile, SamplePlan, usual_block
 from rmtools.sampling.sample_prompts import SamplerSettings, sample_prompts, settings_for
 
 ROOT = Path(__file__).parents[2]
@@ -73,7 +71,7 @@ class NoBar:
         pass
 
     def __enter__(self):
-        return SimpleNamespace(done=lambda n: None)
+        return lambda n: None
 
     def __exit__(self, *error):
         pass
@@ -82,7 +80,7 @@ class NoBar:
 def make(policy, value, task, prompts, out, process=ALONE, overwrite=False, settings=SETTINGS, seed=4):
     """What ``rmtools sample`` does, with models that are loaded already."""
 
-    def draw(block, rng, live):
+    def draw(block, rng):
         drawn = sample_prompts(policy, value, block, settings, rng, task.reward, answer=task.answer)
         return ((record, []) for record in drawn)
 
@@ -312,7 +310,7 @@ def test_a_block_that_comes_after_the_file_is_swept(whole, policy, value, task, 
     file = SampleFile(out, plan_of(many), Process(1, 2))
     (folder_of(out) / "data").mkdir(parents=True)
     (folder_of(out) / "data" / "block-00001.jsonl").write_text("late")
-    file._tidy(orphans=True)
+    file._tidy(claimed=True)
     check_same(out, whole, many)
 
 
@@ -372,7 +370,7 @@ def test_the_real_command_by_two_processes_and_killed(run, value_folder, many_fi
         time.sleep(0.001)
     running.kill()
     assert running.wait() == -signal.SIGKILL
-    check_error(run(*command(out), "--seed", 1), "other arguments", "seed (0 there, 1 now)", "`overwrite`")
+    check_error(run(*command(out), "--seed", 1), "other arguments", "seed (0 there, 1 now)", "--overwrite")
     result = run(*command(out))
     assert result.code == 0, result.err
     assert out.read_bytes() == one
