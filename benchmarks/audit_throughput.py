@@ -29,7 +29,8 @@ from rmtools.data.scoring import score_rollouts
 from rmtools.files import write_json
 from rmtools.lm.steps import EncodedTree, StepSettings, StepTokenizer
 from rmtools.lm.tokenizers import word_tokenizer
-from rmtools.lm.value import TOKENS_PER_BATCH, ValueModel, batches_by_length
+from rmtools.lm.tree_scoring import batches_by_length
+from rmtools.lm.value import TOKENS_PER_BATCH, ValueModel
 from rmtools.particles.tilt import Tilt
 
 REQUIRED, WORDS, CHILDREN = 0.8, 1000, 8

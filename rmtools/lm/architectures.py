@@ -1,25 +1,27 @@
-"""Which models can read prefixes of different length together: where each row's logits are those of its own tokens alone.
+"""Which models can read prefixes of different length together, so that each row's logits are those of its own tokens alone.
 
-A hole in a cache or a pad in a batch must change nothing. It does where a layer looks back on a number of columns, where its
-state is no keys and values, where distance is counted in columns, and where rotations depend on the longest row.
+A hole in a cache or a pad in a batch must change nothing. It does if a layer looks back a fixed number of columns, if its
+state is not keys and values, if distance is counted in columns, or if rotations depend on the longest row.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from rmtools.errors import UserError
+from rmtools.lm.steps import EncodedTree
 
 ATTENTION = {"full_attention", "sliding_attention", "attention"}
 # Their distances are counted in columns, holes included.
 BY_COLUMN = {"mpt"}
 
 
-def other_layers(config: Any) -> set[str]:
+def _other_layers(config: Any) -> set[str]:
     """Return the kinds of layers whose state is something else than keys and values."""
     return set(getattr(config.get_text_config(), "layer_types", None) or ()) - ATTENTION
 
 
-def window_of(config: Any) -> int | None:
-    """Return on how many columns some layer looks back, None where all look back on everything."""
+def _attention_window(config: Any) -> int | None:
+    """Return how many columns the layer with the shortest memory looks back; None if all look back on everything."""
     config = config.get_text_config()
     if "local" in (getattr(config, "attention_layers", None) or ()):
         return int(config.window_size)
@@ -29,8 +31,8 @@ def window_of(config: Any) -> int | None:
     return window if window and slides else None
 
 
-def turning_length(config: Any) -> int | None:
-    """Return up to how many tokens rotations are the same whatever else is in the batch, None where they always are."""
+def fixed_rope_length(config: Any) -> int | None:
+    """Return the longest length at which RoPE ignores the rest of the batch; None if it always does."""
     config = config.get_text_config()
     parameters = getattr(config, "rope_parameters", None) or {}
     each = parameters.values() if all(isinstance(x, dict) for x in parameters.values()) else [parameters]
@@ -43,8 +45,8 @@ def turning_length(config: Any) -> int | None:
 
 
 def require_forks(config: Any) -> None:
-    """Raise ``UserError`` where the state of a prefix cannot be forked, reindexed, and laid beside one of another length."""
-    other = other_layers(config)
+    """Raise ``UserError`` if the state of a prefix cannot be forked, reindexed, and put beside one of another length."""
+    other = _other_layers(config)
     if other:
         raise UserError(
             f"the model has layers of {', '.join(sorted(other))}: their state cannot be forked and reindexed with its prefix",
@@ -59,8 +61,8 @@ def require_forks(config: Any) -> None:
 
 
 def require_window(config: Any, columns: int) -> None:
-    """Raise ``UserError`` where a layer would look back on fewer columns than there are: holes would count as tokens."""
-    window = window_of(config)
+    """Raise ``UserError`` if a layer would look back on fewer than ``columns`` columns: holes would count as tokens."""
+    window = _attention_window(config)
     if window and columns > window:
         raise UserError(
             f"prefixes of up to {columns} tokens are decoded together, and the model looks back {window} tokens",
@@ -70,30 +72,38 @@ def require_window(config: Any, columns: int) -> None:
 
 
 def require_rotations(config: Any, tokens: int) -> None:
-    """Raise ``UserError`` where a prefix would be read otherwise because a longer one, of ``tokens`` tokens, is read with it."""
-    most = turning_length(config)
+    """Raise ``UserError`` if a prefix would be read differently because one of ``tokens`` tokens is read with it."""
+    most = fixed_rope_length(config)
     if most and tokens > most:
         raise UserError(
             f"texts of up to {tokens} tokens are read together, and beyond {most} the model's rotations depend on the longest: "
-            "what a prefix is worth would depend on its company",
+            "the value of a prefix would depend on the rest of the batch",
             f"use prompts and solutions of at most {most} tokens, or a model whose rotations are fixed",
         )
 
 
 def require_full_attention(config: Any, longest: int) -> None:
-    """Raise ``UserError`` where children packed behind their trajectory would not see what they would see alone.
+    """Raise ``UserError`` if children packed behind their trajectory would not see what they would see alone.
 
     Parameters
     ----------
     config : transformers.PreTrainedConfig
     longest : int
-        Tokens of the longest row, children counted.
+        Tokens of the longest row, children included.
     """
-    window, recurrent = window_of(config), other_layers(config)
-    if recurrent or (window and longest > window):
-        why = f"has layers of {', '.join(sorted(recurrent))}" if recurrent else f"looks back {window} tokens"
+    window, other = _attention_window(config), _other_layers(config)
+    if other or (window and longest > window):
+        why = f"has layers of {', '.join(sorted(other))}" if other else f"looks back {window} tokens"
         raise UserError(
             f"children are packed behind their trajectory in rows of up to {longest} tokens, and the model {why}: it would "
-            "value them otherwise than alone",
+            "value them differently than alone",
             "use rows without children (target mc or labels, no bellman_residual), shorter ones, or a model with full attention",
         )
+
+
+def require_scorable(config: Any, trees: Sequence[EncodedTree]) -> None:
+    """Raise ``UserError`` if the model would read a prefix or child of ``trees`` differently in a batch than alone."""
+    require_rotations(config, max((int(t.positions.max()) + 1 for t in trees), default=0))
+    with_children = [len(t.ids) for t in trees if t.segment[-1]]
+    if with_children:
+        require_full_attention(config, max(with_children))

@@ -15,17 +15,12 @@ import torch
 from torch import Tensor
 
 from rmtools.errors import UserError
-from rmtools.lm.architectures import require_full_attention, require_rotations
+from rmtools.lm.architectures import require_scorable
 from rmtools.lm.kv.cache import PrefixCache
 from rmtools.lm.policy import Policy, left_padded, load_policy
 from rmtools.lm.steps import EncodedTree
-from rmtools.lm.value import (
-    TOKENS_PER_BATCH,
-    TreeValues,
-    ValueState,
-    batches_by_length,
-    tree_batch,
-)
+from rmtools.lm.tree_scoring import batches_by_length, tree_batch
+from rmtools.lm.value import TOKENS_PER_BATCH, TreeValues, ValueState
 from rmtools.particles.tilt import Tilt
 
 # A gigabyte in fp32: with a large vocabulary the logits, not the weights, decide how much fits.
@@ -122,12 +117,8 @@ class ImplicitValue:
         UserError
             If a model gives NaN to a token, or the policy gives it probability zero; step and tree are named.
         """
-        packed = [len(t.ids) for t in trees if t.segment[-1]]
-        longest = max((int(t.positions.max()) + 1 for t in trees), default=0)
         for model in (self.target.model, self.policy.model):
-            require_rotations(model.config, longest)
-            if packed:
-                require_full_attention(model.config, max(packed))
+            require_scorable(model.config, trees)
         order = sorted(range(len(trees)), key=lambda i: len(trees[i].ids))
         found: dict[int, TreeValues] = {}
         for batch in batches_by_length(order, trees, self._tokens_per_batch()):

@@ -1,9 +1,9 @@
-"""Reading trajectories with their alternative steps: the trajectory once, then the children behind its cached keys.
+"""Reading trajectories with their alternative next steps ("children") in few tokens.
 
-In one packed sequence every token is compared with every other, and most of these pairs are children that must not see one
-another. Here the children of a trajectory are spread over a few rows of about its own length; a row sees the trajectory up
-to each child's fork, and within the row a child sees itself alone. The tokens are the same, the pairs several times fewer, and
-the keys and values at most about twice those of the packed sequence.
+`tree_logits` reads each trajectory once, then its children behind the cached keys and values. In one packed sequence
+(`tree_batch`) every token is compared with every other, and most pairs are children that must not see one another. Spread over
+a few rows of about the trajectory's length, the pairs are several times fewer, and the keys and values at most about twice
+those of the packed sequence.
 """
 
 from collections.abc import Sequence
@@ -13,11 +13,58 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rmtools.lm.kv.batch import Block, attention
+from rmtools.lm.kv.batch import MaskedBatch, attention
 from rmtools.lm.steps import EncodedTree
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+def padded(rows: Sequence[Sequence[int] | np.ndarray], fill: int, device: torch.device) -> Tensor:
+    """Right-pad ``rows`` to (B, L) integers."""
+    out = np.full((len(rows), max(len(r) for r in rows)), fill, dtype=np.int64)
+    for into, row in zip(out, rows, strict=True):
+        into[: len(row)] = row
+    return torch.from_numpy(out).to(device)
+
+
+def batches_by_length(order: Sequence[int], trees: Sequence[EncodedTree], budget: int) -> list[list[int]]:
+    """Cut ``order`` (indices, ascending length) into batches of at most ``budget`` padded tokens."""
+    batches: list[list[int]] = []
+    for i in order:
+        if batches and (len(batches[-1]) + 1) * len(trees[i].ids) <= budget:
+            batches[-1].append(i)
+        else:
+            batches.append([i])
+    return batches
+
+
+def tree_batch(
+    trees: Sequence[EncodedTree], pad_id: int, device: torch.device, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """Right-pad ``trees`` into model inputs; a 4-d attention mask is built only if there are children.
+
+    Pads stand behind everything that is read, so a causal mask alone keeps them out.
+    """
+    inputs = {"input_ids": padded([t.ids for t in trees], pad_id, device)}
+    if any(t.segment[-1] for t in trees):
+        inputs["position_ids"] = padded([t.positions for t in trees], 0, device)
+        segment, fork = (
+            padded([t.segment for t in trees], -1, device),
+            padded([t.fork for t in trees], 0, device),
+        )
+        zero = torch.zeros((), dtype=dtype, device=device)
+        mask = torch.where(tree_mask(segment, fork), zero, torch.finfo(dtype).min)
+        inputs["attention_mask"] = mask[:, None]
+    return inputs
+
+
+def tree_mask(segment: Tensor, fork: Tensor) -> Tensor:
+    """Return which token attends to which, (B, L, L) bool: the trajectory up to the fork, and the own branch."""
+    index = torch.arange(segment.shape[1], device=segment.device)
+    trunk = (segment[:, None, :] == 0) & (index[None, None, :] < fork[:, :, None])
+    own = (segment[:, :, None] == segment[:, None, :]) & (index[None, :, None] >= index[None, None, :])
+    return trunk | own
 
 
 def tree_logits(model: "PreTrainedModel", trees: Sequence[EncodedTree], pad_id: int) -> Tensor:
@@ -26,7 +73,7 @@ def tree_logits(model: "PreTrainedModel", trees: Sequence[EncodedTree], pad_id: 
     Parameters
     ----------
     model : transformers.PreTrainedModel
-        Of full attention (``require_full_attention``).
+        With full attention (``require_full_attention``).
     trees : sequence of EncodedTree
         B of them, at least one with a child.
     pad_id : int
@@ -34,13 +81,13 @@ def tree_logits(model: "PreTrainedModel", trees: Sequence[EncodedTree], pad_id: 
     Returns
     -------
     Tensor
-        (B, L, 2); what stands beyond a tree's last token has no meaning.
+        (B, L, 2); beyond a tree's last token they have no meaning.
     """
     device = model.device
     length = [int(t.reads[-1]) + 1 for t in trees]
     trunks = padded([t.ids[:n] for t, n in zip(trees, length, strict=True)], pad_id, device)
     # Pads stand behind everything that is read, and no child's fork reaches them.
-    first, read = Block.empty(len(trees), device).forward(model, trunks)
+    first, read = MaskedBatch.empty(len(trees), device).forward(model, trunks)
     rows = [(i, at) for i, tree in enumerate(trees) for at in child_rows(tree)]
     owner = torch.tensor([i for i, _ in rows], device=device)
     with attention(device):
@@ -59,16 +106,8 @@ def tree_logits(model: "PreTrainedModel", trees: Sequence[EncodedTree], pad_id: 
     return logits
 
 
-def padded(rows: Sequence[Sequence[int] | np.ndarray], fill: int, device: torch.device) -> Tensor:
-    """Right-pad ``rows`` to (B, L) integers."""
-    out = np.full((len(rows), max(len(r) for r in rows)), fill, dtype=np.int64)
-    for into, row in zip(out, rows, strict=True):
-        into[: len(row)] = row
-    return torch.from_numpy(out).to(device)
-
-
 def child_rows(tree: EncodedTree) -> list[np.ndarray]:
-    """Return indices into the tree's tokens, a row of whole children each: of even length, about that of the trajectory."""
+    """Return rows of whole children, each as indices into the tree's tokens, of about the trajectory's length."""
     trunk = int(tree.reads[-1]) + 1
     segment = tree.segment[trunk:]
     size = np.bincount(segment)[1:].tolist()

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from rmtools.errors import UserError
-from rmtools.lm.architectures import require_full_attention, require_rotations
+from rmtools.lm.architectures import require_scorable
 from rmtools.lm.kv.batch import attention
 from rmtools.lm.kv.cache import PrefixCache
 from rmtools.lm.steps import EncodedTree, StepTokenizer
-from rmtools.lm.tree_scoring import padded, tree_logits
+from rmtools.lm.tree_scoring import batches_by_length, padded, tree_logits
 from rmtools.particles.tilt import Tilt
 
 if TYPE_CHECKING:
@@ -59,14 +59,14 @@ class ValueState(Protocol):
         ...
 
     def join(self, other: "ValueState") -> "ValueState":
-        """Return these prefixes and, behind them, those of ``other``, a state of the same model."""
+        """Return these prefixes followed by those of ``other``, a state of the same model."""
         ...
 
 
 class Scorer(Protocol):
-    """Anything that values prefixes: a trained model, or a control that has no weights.
+    """Anything that values prefixes: a trained model, or a control without weights.
 
-    Where ``is_probability`` is False the value is no tilted probability: it has no p, and no calibration.
+    If ``is_probability`` is False the value is not a tilted probability: it has no p and no calibration.
     """
 
     steps: StepTokenizer
@@ -85,13 +85,13 @@ class Scorer(Protocol):
         ...
 
     def advance(self, state: ValueState, tokens: Tensor) -> tuple[Tensor, ValueState]:
-        """Return the log values (B,) nats after a new step ``tokens`` (B, L; -1 = none), and the state."""
+        """Return the log values (B,) nats after a new step ``tokens`` (B, L; -1 = no token), and the state."""
         ...
 
 
 @dataclass(frozen=True)
 class ReadCache:
-    """The :class:`ValueState` of a :class:`ValueModel`: the keys and values of what it has read."""
+    """The :class:`ValueState` of a :class:`ValueModel`: keys and values of the tokens it has read."""
 
     cache: PrefixCache
 
@@ -100,29 +100,29 @@ class ReadCache:
         return ReadCache(self.cache.select(rows))
 
     def join(self, other: ValueState) -> "ReadCache":
-        """Return these prefixes and, behind them, those of ``other``."""
+        """Return these prefixes followed by those of ``other``."""
         assert isinstance(other, ReadCache)
         return ReadCache(self.cache.join(other.cache))
 
 
 @dataclass(frozen=True)
-class Nothing:
-    """The :class:`ValueState` of a constant: how many prefixes there are, and where they live."""
+class ConstantState:
+    """The :class:`ValueState` of a :class:`ConstantValue`: one row per prefix."""
 
     rows: Tensor
 
-    def select(self, rows: Tensor) -> "Nothing":
+    def select(self, rows: Tensor) -> "ConstantState":
         """Return the prefixes ``rows`` (B',)."""
-        return Nothing(self.rows[rows.to(self.rows.device)])
+        return ConstantState(self.rows[rows.to(self.rows.device)])
 
-    def join(self, other: ValueState) -> "Nothing":
-        """Return these prefixes and, behind them, those of ``other``."""
-        assert isinstance(other, Nothing)
-        return Nothing(torch.cat([self.rows, other.rows]))
+    def join(self, other: ValueState) -> "ConstantState":
+        """Return these prefixes followed by those of ``other``."""
+        assert isinstance(other, ConstantState)
+        return ConstantState(torch.cat([self.rows, other.rows]))
 
 
 class ConstantValue:
-    """The control without information: every prefix that has not ended has the same value.
+    """The control without information: all prefixes that have not ended have the same value.
 
     Parameters
     ----------
@@ -156,7 +156,7 @@ class ConstantValue:
 
     def start(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, ValueState]:
         """Return the constant for each prompt."""
-        return self.advance(Nothing(torch.zeros(len(prompts))), torch.zeros(len(prompts), 1))
+        return self.advance(ConstantState(torch.zeros(len(prompts))), torch.zeros(len(prompts), 1))
 
     def advance(self, state: ValueState, tokens: Tensor) -> tuple[Tensor, ValueState]:
         """Return the constant for each prefix."""
@@ -206,16 +206,13 @@ class ValueModel:
         ValueError
             If the model returns NaN; the tree is named.
         """
-        require_rotations(self.model.config, max((int(t.positions.max()) + 1 for t in trees), default=0))
-        packed = [len(t.ids) for t in trees if t.segment[-1]]
-        if packed:
-            require_full_attention(self.model.config, max(packed))
+        require_scorable(self.model.config, trees)
         order = sorted(range(len(trees)), key=lambda i: len(trees[i].ids))
         found: dict[int, TreeValues] = {}
         for batch in batches_by_length(order, trees, TOKENS_PER_BATCH):
             logits = self._logits([trees[i] for i in batch])
             values = log_value_from_logits(logits, self.tilt.floor).cpu().numpy().astype(np.float64)
-            # fp32 rounds log f; what lies outside by that much is the bound itself.
+            # fp32 rounds log f: clip to the exact bounds.
             values = np.clip(values, math.log(self.tilt.floor), 0.0)
             for row, i in zip(values, batch, strict=True):
                 found[i] = _read(row, trees[i], i)
@@ -232,18 +229,14 @@ class ValueModel:
     @torch.inference_mode()
     def start(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, ValueState]:
         """Read ``prompts`` (token ids); return log values at the root (B,) nats and the state."""
-        width = max(len(p) for p in prompts)
-        tokens = torch.full((len(prompts), width), -1, dtype=torch.long)
-        for row, ids in zip(tokens, prompts, strict=True):
-            row[: len(ids)] = torch.as_tensor(ids)
         empty = ReadCache(PrefixCache.empty(len(prompts), self.device))
-        return self.advance(empty, tokens.to(self.device))
+        return self.advance(empty, padded(prompts, -1, self.device))
 
     @torch.inference_mode()
     def advance(self, state: ValueState, tokens: Tensor) -> tuple[Tensor, ValueState]:
-        """Read the new step ``tokens`` (B, L; -1 = none); return log values (B,) nats there and the state.
+        """Read the new step ``tokens`` (B, L; -1 = no token); return log values (B,) nats there and the state.
 
-        A row without a new token gets NaN: its value is the one it had.
+        A row without a new token gets NaN: its value is unchanged.
         """
         present = tokens >= 0
         assert isinstance(state, ReadCache)
@@ -264,7 +257,7 @@ BROKEN = "look for weights that are not finite, or for a precision the model was
 
 
 class NaNValueError(UserError):
-    """A value that is NaN, after ``step`` steps of ``trajectory``, or at a next step there."""
+    """A NaN value after ``step`` steps of ``trajectory``, or at one of its next steps."""
 
     def __init__(self, trajectory: int, step: int) -> None:
         super().__init__(f"the value model returned NaN at step {step} of trajectory {trajectory}", BROKEN)
@@ -278,46 +271,3 @@ def _read(values: np.ndarray, tree: EncodedTree, index: int) -> TreeValues:
         if np.isnan(v) or (t < len(result.children) and np.isnan(result.children[t]).any()):
             raise NaNValueError(index, t)
     return result
-
-
-def batches_by_length(order: Sequence[int], trees: Sequence[EncodedTree], budget: int) -> list[list[int]]:
-    """Cut ``order`` (indices, ascending length) into batches of at most ``budget`` padded tokens."""
-    batches: list[list[int]] = []
-    for i in order:
-        if batches and (len(batches[-1]) + 1) * len(trees[i].ids) <= budget:
-            batches[-1].append(i)
-        else:
-            batches.append([i])
-    return batches
-
-
-def tree_batch(
-    trees: Sequence[EncodedTree], pad_id: int, device: torch.device, dtype: torch.dtype
-) -> dict[str, Tensor]:
-    """Right-pad ``trees`` into model inputs; a 4-d attention mask is built only where there are children.
-
-    Pads stand behind everything that is read, so a causal mask alone keeps them out.
-    """
-    width = max(len(t.ids) for t in trees)
-
-    def padded(name: str, fill: int) -> Tensor:
-        out = np.full((len(trees), width), fill, dtype=np.int64)
-        for row, tree in zip(out, trees, strict=True):
-            row[: len(tree.ids)] = getattr(tree, name)
-        return torch.from_numpy(out).to(device)
-
-    inputs = {"input_ids": padded("ids", pad_id)}
-    if any(t.segment[-1] for t in trees):
-        inputs["position_ids"] = padded("positions", 0)
-        visible = tree_mask(padded("segment", -1), padded("fork", 0))
-        zero = torch.zeros((), dtype=dtype, device=device)
-        inputs["attention_mask"] = torch.where(visible, zero, torch.finfo(dtype).min)[:, None]
-    return inputs
-
-
-def tree_mask(segment: Tensor, fork: Tensor) -> Tensor:
-    """Return which token attends to which, (B, L, L) bool: the trajectory up to the fork, and the own branch."""
-    index = torch.arange(segment.shape[1], device=segment.device)
-    trunk = (segment[:, None, :] == 0) & (index[None, None, :] < fork[:, :, None])
-    own = (segment[:, :, None] == segment[:, None, :]) & (index[None, :, None] >= index[None, None, :])
-    return trunk | own

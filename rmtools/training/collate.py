@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rmtools.lm.steps import EncodedTree
-from rmtools.lm.value import tree_batch
+from rmtools.lm.tree_scoring import tree_batch
 from rmtools.training.examples import Example
 
 

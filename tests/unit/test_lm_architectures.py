@@ -7,11 +7,11 @@ import transformers
 
 from rmtools.errors import UserError
 from rmtools.lm.architectures import (
+    fixed_rope_length,
     require_forks,
     require_full_attention,
     require_rotations,
     require_window,
-    turning_length,
 )
 from rmtools.lm.kv.cache import PrefixCache
 from rmtools.lm.policy import left_padded
@@ -105,7 +105,7 @@ def test_distances_in_columns_and_states_of_another_kind_are_refused():
     [(llama(), None), (llama(rope_parameters=DYNAMIC), 16), (phi(), 16), (transformers.GPT2Config(), None)],
 )
 def test_where_rotations_turn(config, most):
-    assert turning_length(config) == most
+    assert fixed_rope_length(config) == most
     require_rotations(config, 16)
     if most:
         with pytest.raises(UserError, match="beyond 16 the model's rotations depend on the longest"):

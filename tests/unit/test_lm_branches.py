@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from rmtools.lm.tree_scoring import child_rows, padded, row_mask, tree_logits
-from rmtools.lm.value import tree_batch
+from rmtools.lm.tree_scoring import child_rows, padded, row_mask, tree_batch, tree_logits
 
 MOVES = ["u r1 \n", "s r2 \n", "d r3 \n", "u \n", "s x x \n", "d r0 . . . \n"]
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from rmtools.lm.kv.cache import MOST_BLOCKS, PrefixCache, cut_by_length
+from rmtools.lm.kv.cache import MOST_BATCHES, PrefixCache, cut_by_length
 from rmtools.lm.policy import left_padded
 
 CPU = torch.device("cpu")
@@ -80,8 +80,8 @@ def test_holes_do_not_count(model):
         rows = [r if t is None else [*r, t] for r, t in zip(rows, new, strict=True)]
         check(model, logits, rows, [i for i, t in enumerate(new) if t is not None])
         assert cache.length.tolist() == [len(r) for r in rows]
-        for block in cache.blocks:
-            assert torch.equal(block.mask.sum(1), block.length)
+        for batch in cache.batches:
+            assert torch.equal(batch.mask.sum(1), batch.length)
 
 
 def test_select_repeats_and_drops_and_packing_squeezes_holes(model):
@@ -94,9 +94,9 @@ def test_select_repeats_and_drops_and_packing_squeezes_holes(model):
     chosen = cache.select(torch.tensor(index))
     rows = [rows[i] for i in index]
     squeezed = chosen.packed()
-    assert sum(block.width * len(block) for block in squeezed.blocks) == 2 * 6 + 2 * 1
+    assert sum(batch.width * len(batch) for batch in squeezed.batches) == 2 * 6 + 2 * 1
     assert squeezed.length.tolist() == [1, 6, 6, 1]
-    assert all(block.cache.layers[0].keys.shape[2] == block.width for block in squeezed.blocks)
+    assert all(batch.cache.layers[0].keys.shape[2] == batch.width for batch in squeezed.batches)
     assert squeezed.packed() is squeezed
     new = [4, 5, 6, 7]
     for at in (chosen, squeezed):
@@ -111,16 +111,16 @@ def test_packing_away_the_last_hole_needs_no_mask(model):
     _, cache = start(model, [[4, 5, 6], [6, 7, 8], [5, 5, 5]])
     _, cache = append(model, cache, [8, None, 9])
     one = cache.select(torch.tensor([1, 1])).packed()
-    assert [(block.full, block.width) for block in one.blocks] == [(True, 3)]
+    assert [(batch.full, batch.width) for batch in one.batches] == [(True, 3)]
     logits, _ = append(model, one, [9, 10])
     check(model, logits, [[6, 7, 8, 9], [6, 7, 8, 10]])
 
 
-def test_a_block_where_most_rows_get_nothing_is_split(model):
+def test_a_batch_where_most_rows_get_nothing_is_split(model):
     rows = [[4, 5], [6, 7, 8], [9], [10, 11]]
     _, cache = start(model, rows)
     logits, split = append(model, cache, [None, 12, None, None])
-    assert sorted(len(block) for block in split.blocks) == [1, 3]
+    assert sorted(len(batch) for batch in split.batches) == [1, 3]
     check(model, logits, [[], [6, 7, 8, 12]], [1])
     new = [13, 14, 15, 16]
     logits, after = append(model, split, new)
@@ -132,7 +132,7 @@ def test_a_block_where_most_rows_get_nothing_is_split(model):
     check(model, logits, [[*rows[i], t] for i, t in zip(index, [17, 18, 19, 20], strict=True)])
 
 
-def test_blocks_side_by_side(model):
+def test_batches_joined(model):
     _, one = start(model, [[4, 5], [6, 7, 8]])
     _, other = start(model, [[9]])
     both = one.join(other)
@@ -151,7 +151,7 @@ def test_runs_of_like_length():
     many = np.sort(np.random.default_rng(0).integers(1, 200, 1000))
     ends = cut_by_length(many)
     assert ends[-1] == 1000
-    assert 2 <= len(ends) <= MOST_BLOCKS
+    assert 2 <= len(ends) <= MOST_BATCHES
 
 
 def too_much_for_the_card():
@@ -175,14 +175,14 @@ def test_memory_that_does_not_suffice_halves_the_batch(model, caplog, monkeypatc
                 too_much()
             return model(input_ids=input_ids, **inputs)
 
-    monkeypatch.setattr("rmtools.lm.kv.cache._SAID", set())
+    monkeypatch.setattr("rmtools.lm.kv.cache._warned", [])
     with caplog.at_level(logging.WARNING, "rmtools"):
         logits, cache = start(Small(), rows)
         after, _ = append(Small(), cache, [4, 5, 6, 7, 8])
     torch.testing.assert_close(logits, expected)
     torch.testing.assert_close(after, append(model, plain, [4, 5, 6, 7, 8])[0])
     assert [r.message for r in caplog.records] == [
-        "too little memory for 5 prefixes in one pass: halved, as often as it takes"
+        "too little memory for 5 prefixes in one pass: halved, as often as needed"
     ]
 
     class Tiny(Small):
@@ -202,7 +202,7 @@ def test_forks_are_independent(model):
     """Extending one fork changes neither the other nor the original."""
     rows = [[4, 5, 8], [6, 7]]
     _, root = start(model, rows)
-    before = [layer.keys.clone() for layer in root.blocks[0].cache.layers]
+    before = [layer.keys.clone() for layer in root.batches[0].cache.layers]
     one = root.select(torch.tensor([0, 0, 1]))
     _, two = append(model, root, [9, 10])
     logits, _ = append(model, one, [11, 12, 13])
@@ -215,7 +215,7 @@ def test_forks_are_independent(model):
     logits, _ = append(model, two, [18, 19])
     check(model, logits, [[4, 5, 8, 9, 18], [6, 7, 10, 19]])
     assert all(
-        torch.equal(b, layer.keys) for b, layer in zip(before, root.blocks[0].cache.layers, strict=True)
+        torch.equal(b, layer.keys) for b, layer in zip(before, root.batches[0].cache.layers, strict=True)
     )
     assert root.length.tolist() == [3, 2]
 

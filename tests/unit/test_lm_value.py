@@ -11,7 +11,8 @@ import torch
 
 from rmtools.lm.checkpoint import load_value_model
 from rmtools.lm.policy import Policy
-from rmtools.lm.value import ConstantValue, ValueModel, log_value_from_logits, tree_batch, tree_mask
+from rmtools.lm.tree_scoring import tree_batch, tree_mask
+from rmtools.lm.value import ConstantValue, ValueModel, log_value_from_logits
 from rmtools.particles.tilt import Tilt
 
 RAGGED = [

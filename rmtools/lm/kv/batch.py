@@ -1,7 +1,7 @@
-"""A rectangle of prefixes: as many rows as it has, as many columns as its longest row needs, holes masked out.
+"""A batch of prefixes of different length in one tensor: as many columns as the longest row needs, holes masked out.
 
-A column that a row does not use is a hole: masked out of attention, and counted by no position id. So rows of
-different lengths share one tensor and every row's logits are those of its own tokens alone.
+A hole is a column that a row does not use. Attention masks it and no position id counts it, so every row's logits are
+those of its own tokens alone.
 """
 
 import copy
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Block:
+class MaskedBatch:
     """B prefixes in W columns. Immutable: every operation returns a new one and keeps the old usable.
 
     Attributes
@@ -43,12 +43,12 @@ class Block:
     full: bool = True
 
     @classmethod
-    def empty(cls, batch: int, device: torch.device) -> Self:
-        """Return ``batch`` prefixes without tokens."""
+    def empty(cls, size: int, device: torch.device) -> Self:
+        """Return ``size`` prefixes without tokens."""
         return cls(
             None,
-            torch.zeros(batch, 0, dtype=torch.bool, device=device),
-            torch.zeros(batch, dtype=torch.long, device=device),
+            torch.zeros(size, 0, dtype=torch.bool, device=device),
+            torch.zeros(size, dtype=torch.long, device=device),
         )
 
     def __len__(self) -> int:
@@ -66,22 +66,23 @@ class Block:
 
     def forward(
         self, model: "PreTrainedModel", ids: Tensor, present: Tensor | None = None, last_only: bool = False
-    ) -> tuple[Tensor, "Block"]:
-        """Append ``ids`` (B, L), where ``present`` (B, L) bool is False nothing; return logits (B, L or 1, ·) and the new block.
+    ) -> tuple[Tensor, "MaskedBatch"]:
+        """Append ``ids`` (B, L); return logits (B, L or 1, ·) and the new batch.
 
-        With ``last_only`` only the logits of the last column are wanted (where the model can leave the others out).
+        Where ``present`` (B, L) bool is False, a row gets no token. With ``last_only`` a model that can do so returns the
+        logits of the last column alone.
         """
-        from rmtools.lm.kv.layer import ROOM_IF_FULL, ROOM_IF_RAGGED
+        from rmtools.lm.kv.layer import SPARE_IF_FULL, SPARE_IF_RAGGED
 
-        cache = fork(self.cache) if self.cache is not None else new_cache(model)
+        cache = _fork(self.cache) if self.cache is not None else _new_cache(model)
         new = torch.ones_like(ids, dtype=torch.bool) if present is None else present
         mask = torch.cat([self.mask, new], dim=1)
         require_window(model.config, mask.shape[1])
         full = self.full and present is None
         for layer in cache.layers:
-            layer.share = ROOM_IF_FULL if full else ROOM_IF_RAGGED
+            layer.spare = SPARE_IF_FULL if full else SPARE_IF_RAGGED
         positions = self.length[:, None] + (new.cumsum(1) - 1).clamp(min=0)
-        wanted = {"logits_to_keep": 1} if last_only and keeps_logits(model) else {}
+        options = {"logits_to_keep": 1} if last_only and _keeps_logits(model) else {}
         with attention(ids.device):
             output = model(
                 input_ids=ids,
@@ -89,80 +90,79 @@ class Block:
                 past_key_values=cache,
                 use_cache=True,
                 attention_mask=None if full else mask.long(),
-                **wanted,
+                **options,
             )
-        return output.logits, Block(cache, mask, self.length + new.sum(1), full)
+        return output.logits, MaskedBatch(cache, mask, self.length + new.sum(1), full)
 
-    def select(self, rows: Tensor) -> "Block":
+    def select(self, rows: Tensor) -> "MaskedBatch":
         """Return the prefixes ``rows`` (B',), repeated or dropped as the index says."""
         cache = None
         if self.cache is not None:
             cache = copy.copy(self.cache)
             cache.layers = [layer.selected(rows) for layer in self.cache.layers]
         mask = self.mask[rows]
-        return Block(cache, mask, self.length[rows], self.full or bool(mask.all()))
+        return MaskedBatch(cache, mask, self.length[rows], self.full or bool(mask.all()))
 
 
-def merged(parts: Sequence[tuple[Block, Tensor]]) -> Block:
-    """Return one block without needless columns: rows (B',) of each of ``parts``, tokens to the right, in this order."""
-    length = torch.cat([block.length[rows] for block, rows in parts])
+def packed(parts: Sequence[tuple[MaskedBatch, Tensor]]) -> MaskedBatch:
+    """Return rows (B',) of each of ``parts`` in one batch, in this order, tokens right-aligned, without spare holes."""
+    length = torch.cat([batch.length[rows] for batch, rows in parts])
     width = int(length.max())
-    columns = [right_columns(block.mask[rows], width) for block, rows in parts]
+    columns = [_right_columns(batch.mask[rows], width) for batch, rows in parts]
     cache = None
     if parts[0][0].cache is not None and width:
-        from rmtools.lm.kv.layer import gathered
+        from rmtools.lm.kv.layer import concatenated
 
         cache = copy.copy(parts[0][0].cache)
         cache.layers = [
-            gathered(
+            concatenated(
                 [(b.cache.layers[i], rows, c) for (b, rows), c in zip(parts, columns, strict=True)], width
             )
             for i in range(len(cache.layers))
         ]
     behind = torch.arange(width, device=length.device)[None, :]
     mask = behind >= width - length[:, None]
-    return Block(cache, mask, length, bool(mask.all()))
+    return MaskedBatch(cache, mask, length, bool(mask.all()))
 
 
-def right_columns(mask: Tensor, width: int) -> Tensor:
-    """Return (B, width) the columns of each row's tokens in order, on the right; what stands left of them is any column."""
+def _right_columns(mask: Tensor, width: int) -> Tensor:
+    """Return (B, width) the columns of each row's tokens in order, right-aligned; any columns stand left of them."""
     order = torch.argsort(mask.long(), dim=1, stable=True)
     if order.shape[1] >= width:
         return order[:, order.shape[1] - width :]
     return torch.nn.functional.pad(order, (width - order.shape[1], 0))
 
 
-def fork(cache: Any) -> Any:
-    """Return a cache that shares the tensors of ``cache``: what is appended to one is not seen by the other."""
+def _fork(cache: Any) -> Any:
+    """Return a cache that shares the tensors of ``cache`` until either appends."""
     new = copy.copy(cache)
     new.layers = [copy.copy(layer) for layer in cache.layers]
     return new
 
 
-def new_cache(model: "PreTrainedModel") -> Any:
-    """Return an empty cache for ``model``; raises ``UserError`` where it cannot be forked."""
+def _new_cache(model: "PreTrainedModel") -> Any:
+    """Return an empty cache for ``model``; raise ``UserError`` if it cannot be forked."""
     from transformers import DynamicCache
 
-    from rmtools.lm.kv.layer import ColumnLayer
+    from rmtools.lm.kv.layer import GrowingLayer
 
     require_forks(model.config)
     cache = DynamicCache(config=model.config)
     if cache.layers:
-        cache.layers = [ColumnLayer() for _ in cache.layers]
+        cache.layers = [GrowingLayer() for _ in cache.layers]
     else:
-        cache.layer_class_to_replicate = ColumnLayer
+        cache.layer_class_to_replicate = GrowingLayer
     return cache
 
 
-# cuDNN's kernels are compiled anew for every shape, and here nearly every pass has one of its own.
+# cuDNN compiles its kernels anew for every shape, and here nearly every pass has another one.
 BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 def attention(device: torch.device) -> AbstractContextManager[Any]:
-    """Return the context in which scaled dot-product attention chooses among `BACKENDS`; a CPU has but its own."""
+    """Return the context in which scaled dot-product attention on a GPU chooses among `BACKENDS`."""
     return sdpa_kernel(BACKENDS) if device.type == "cuda" else nullcontext()
 
 
-def keeps_logits(model: "PreTrainedModel") -> bool:
-    """Whether the model can leave out the logits of all but the last token."""
+def _keeps_logits(model: "PreTrainedModel") -> bool:
     return "logits_to_keep" in inspect.signature(model.forward).parameters

@@ -1,7 +1,7 @@
-"""Key-value caches of many prefixes of uneven length: appended to, forked, reindexed, packed, and put side by side.
+"""Key-value caches of many prefixes of uneven length: appended to, forked, reindexed, joined and packed.
 
-The prefixes lie in a few blocks (`rmtools.lm.kv.batch`). A block in which no row gets a token is not touched, one in
-which most rows do not is split, and `packed` lays rows of like length together again: so neither prefixes that have
+The prefixes lie in a few batches (`rmtools.lm.kv.batch`). A batch in which no row gets a token is not touched, one in which
+most rows get none is split, and `PrefixCache.packed` puts rows of similar length together again: neither prefixes that have
 finished their step nor the longest ones cost the others much.
 """
 
@@ -14,35 +14,38 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rmtools.lm.kv.batch import Block, merged
+from rmtools.lm.kv.batch import MaskedBatch, packed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# With the room of rmtools.lm.kv.layer under 1.3 times what the tokens need.
+# With the spare columns of rmtools.lm.kv.layer below 1.3 times what the tokens need.
 MOST_WASTE = 1.15
-MOST_BLOCKS = 4
+MOST_BATCHES = 4
 LOG = logging.getLogger("rmtools")
+
+# What a batch became: logits, None if no row got a token; the batch; which prefixes its rows are.
+_Forwarded = tuple[Tensor | None, MaskedBatch, Tensor]
 
 
 @dataclass(frozen=True)
 class PrefixCache:
-    """A batch of B prefixes. Immutable: every operation returns a new one and keeps the old usable.
+    """B prefixes. Immutable: every operation returns a new one and keeps the old usable.
 
     Attributes
     ----------
-    blocks : tuple of Block
+    batches : tuple of MaskedBatch
     rows : tuple of Tensor
-        Which prefixes are in each block, (B_b,) in the order of its rows; together 0 ... B - 1.
+        Which prefixes are in each batch, in the order of its rows; together 0 ... B - 1.
     """
 
-    blocks: tuple[Block, ...]
+    batches: tuple[MaskedBatch, ...]
     rows: tuple[Tensor, ...]
 
     @classmethod
-    def empty(cls, batch: int, device: torch.device) -> Self:
-        """Return ``batch`` prefixes without tokens."""
-        return cls((Block.empty(batch, device),), (torch.arange(batch, device=device),))
+    def empty(cls, size: int, device: torch.device) -> Self:
+        """Return ``size`` prefixes without tokens."""
+        return cls((MaskedBatch.empty(size, device),), (torch.arange(size, device=device),))
 
     def __len__(self) -> int:
         return sum(len(rows) for rows in self.rows)
@@ -51,40 +54,41 @@ class PrefixCache:
     def length(self) -> Tensor:
         """(B,) tokens of each prefix: the next position id."""
         if self._plain:
-            return self.blocks[0].length
+            return self.batches[0].length
         out = torch.empty(len(self), dtype=torch.long, device=self.rows[0].device)
-        for block, rows in zip(self.blocks, self.rows, strict=True):
-            out[rows] = block.length
+        for batch, rows in zip(self.batches, self.rows, strict=True):
+            out[rows] = batch.length
         return out
 
     @property
     def nbytes(self) -> int:
         """Bytes that keys and values reserve."""
-        return sum(block.nbytes for block in self.blocks)
+        return sum(batch.nbytes for batch in self.batches)
 
     @cached_property
     def _plain(self) -> bool:
-        """One block with the prefixes in order: nothing is to be gathered or scattered."""
-        return len(self.blocks) == 1 and is_identity(self.rows[0])
+        """One batch with the prefixes in order: nothing to gather or scatter."""
+        return len(self.batches) == 1 and _is_identity(self.rows[0])
 
     def forward(
         self, model: "PreTrainedModel", ids: Tensor, present: Tensor | None = None, last_only: bool = False
     ) -> tuple[Tensor, "PrefixCache"]:
-        """Append ``ids`` (B, L), where ``present`` (B, L) bool is False nothing; return logits and the new cache.
+        """Append ``ids`` (B, L); return logits (B, L or 1, ·) and the new cache.
 
-        Logits are (B, L, ·), with ``last_only`` those of the last column alone; of a prefix that gets nothing they have no
-        meaning. Where the device has too little memory for a block it is halved, and that is said once.
+        Where ``present`` (B, L) bool is False, a prefix gets no token; logits of one that gets none have no meaning. With
+        ``last_only`` a model that can do so returns the logits of the last column alone. A batch too large for the
+        device's memory is halved, with one warning.
         """
         if self._plain and present is None:
-            done = attempt(model, self.blocks[0], self.rows[0], ids, None, last_only)
-            return self._put_together(done)
-        done = []
-        for block, rows in zip(self.blocks, self.rows, strict=True):
-            done += part_forward(model, block, rows, ids, present, last_only)
-        return self._put_together(done)
+            return self._assembled(_forward(model, self.batches[0], self.rows[0], ids, None, last_only))
+        done: list[_Forwarded] = []
+        for batch, rows in zip(self.batches, self.rows, strict=True):
+            new = None if present is None else present[rows]
+            done += _forward_live(model, batch, rows, ids, new, last_only)
+        return self._assembled(done)
 
-    def _put_together(self, done: list[tuple[Tensor | None, Block, Tensor]]) -> tuple[Tensor, "PrefixCache"]:
-        cache = PrefixCache(tuple(block for _, block, _ in done), tuple(rows for _, _, rows in done))
+    def _assembled(self, done: list[_Forwarded]) -> tuple[Tensor, "PrefixCache"]:
+        cache = PrefixCache(tuple(batch for _, batch, _ in done), tuple(rows for _, _, rows in done))
         found = [(logits, rows) for logits, _, rows in done if logits is not None]
         if not found:
             raise ValueError("no prefix gets a token")
@@ -97,135 +101,132 @@ class PrefixCache:
 
     def select(self, rows: Tensor) -> "PrefixCache":
         """Return the prefixes ``rows`` (B',), repeated or dropped as the index says."""
-        if len(rows) == len(self) and is_identity(rows):
+        if len(rows) == len(self) and _is_identity(rows):
             return self
         if self._plain:
-            return PrefixCache((self.blocks[0].select(rows),), (torch.arange(len(rows), device=rows.device),))
-        blocks, chosen = [], []
-        for block, own in zip(self.blocks, self.rows, strict=True):
+            return PrefixCache(
+                (self.batches[0].select(rows),), (torch.arange(len(rows), device=rows.device),)
+            )
+        batches, chosen = [], []
+        for batch, own in zip(self.batches, self.rows, strict=True):
             place = torch.full((len(self),), -1, dtype=torch.long, device=rows.device)
             place[own] = torch.arange(len(own), device=rows.device)
             at = place[rows]
             here = (at >= 0).nonzero()[:, 0]
             if len(here):
-                blocks.append(
-                    block if len(here) == len(own) and is_identity(at[here]) else block.select(at[here])
-                )
+                whole = len(here) == len(own) and _is_identity(at[here])
+                batches.append(batch if whole else batch.select(at[here]))
                 chosen.append(here)
-        return PrefixCache(tuple(blocks), tuple(chosen)) if blocks else PrefixCache.empty(0, rows.device)
+        return PrefixCache(tuple(batches), tuple(chosen)) if batches else PrefixCache.empty(0, rows.device)
 
     def join(self, other: "PrefixCache") -> "PrefixCache":
-        """Return these prefixes and, behind them, those of ``other``."""
+        """Return these prefixes followed by those of ``other``."""
         if not len(other) or not len(self):
             return self if len(self) else other
         shifted = tuple(rows + len(self) for rows in other.rows)
-        return PrefixCache(self.blocks + other.blocks, self.rows + shifted)
+        return PrefixCache(self.batches + other.batches, self.rows + shifted)
 
     def packed(self) -> "PrefixCache":
-        """Return the same prefixes in as few blocks as hold them with little waste; itself where that is so."""
-        if self._plain and self.blocks[0].full:
+        """Return the same prefixes in as few batches as hold them with little waste; itself if they already are."""
+        if self._plain and self.batches[0].full:
             return self
         lengths = self.length.cpu().numpy()
         order = np.argsort(lengths, kind="stable")
         cuts = cut_by_length(lengths[order])
-        taken = sum(len(block) * block.width for block in self.blocks)
-        if len(self.blocks) <= len(cuts) and taken <= MOST_WASTE * lengths.sum():
+        taken = sum(len(batch) * batch.width for batch in self.batches)
+        if len(self.batches) <= len(cuts) and taken <= MOST_WASTE * lengths.sum():
             return self
-        runs = [np.sort(run) for run in np.split(order, cuts[:-1])]
-        return self._laid_out([torch.as_tensor(run, device=self.rows[0].device) for run in runs])
-
-    def _laid_out(self, runs: list[Tensor]) -> "PrefixCache":
-        """Return the prefixes with a block for each of ``runs`` (which together are all of them)."""
-        blocks, order = [], []
-        for run in runs:
-            wanted = torch.zeros(len(self), dtype=torch.bool, device=run.device)
-            wanted[run] = True
+        batches, chosen = [], []
+        for run in np.split(order, cuts[:-1]):
+            wanted = torch.zeros(len(self), dtype=torch.bool, device=self.rows[0].device)
+            wanted[torch.as_tensor(np.sort(run), device=wanted.device)] = True
             parts = [
-                (b, wanted[rows].nonzero()[:, 0], rows)
-                for b, rows in zip(self.blocks, self.rows, strict=True)
+                (batch, wanted[rows].nonzero()[:, 0], rows)
+                for batch, rows in zip(self.batches, self.rows, strict=True)
             ]
             parts = [part for part in parts if len(part[1])]
-            blocks.append(merged([(b, at) for b, at, _ in parts]))
-            order.append(torch.cat([rows[at] for _, at, rows in parts]))
-        return PrefixCache(tuple(blocks), tuple(order))
+            batches.append(packed([(batch, at) for batch, at, _ in parts]))
+            chosen.append(torch.cat([rows[at] for _, at, rows in parts]))
+        return PrefixCache(tuple(batches), tuple(chosen))
 
 
-def part_forward(
-    model: "PreTrainedModel", block: Block, rows: Tensor, ids: Tensor, present: Tensor | None, last_only: bool
-) -> list[tuple[Tensor | None, Block, Tensor]]:
-    """Append to one block; return (logits or None, block, rows) of what it became."""
-    if present is None:
-        return attempt(model, block, rows, ids[rows], None, last_only)
-    new = present[rows]
+def _forward_live(
+    model: "PreTrainedModel",
+    batch: MaskedBatch,
+    rows: Tensor,
+    ids: Tensor,
+    new: Tensor | None,
+    last_only: bool,
+) -> list[_Forwarded]:
+    """Append ``ids[rows]`` to a batch; its rows without a token of ``new`` (B, L) are split off if they are most."""
+    ids = ids[rows]
+    if new is None:
+        return _forward(model, batch, rows, ids, None, last_only)
     some = new.any(1)
     n = int(some.sum())
     if n == 0:
-        return [(None, block, rows)]
-    if n > len(rows) // 2 or block.cache is None:
-        return attempt(model, block, rows, ids[rows], None if bool(new.all()) else new, last_only)
-    live, still = some.nonzero()[:, 0], (~some).nonzero()[:, 0]
-    new = new[live]
-    going = attempt(
-        model, block.select(live), rows[live], ids[rows[live]], None if bool(new.all()) else new, last_only
-    )
-    return [*going, (None, block.select(still), rows[still])]
+        return [(None, batch, rows)]
+    still: list[_Forwarded] = []
+    if n <= len(rows) // 2 and batch.cache is not None:
+        live, waiting = some.nonzero()[:, 0], (~some).nonzero()[:, 0]
+        still = [(None, batch.select(waiting), rows[waiting])]
+        batch, rows, ids, new = batch.select(live), rows[live], ids[live], new[live]
+    return [*_forward(model, batch, rows, ids, None if bool(new.all()) else new, last_only), *still]
 
 
-def attempt(
+def _forward(
     model: "PreTrainedModel",
-    block: Block,
+    batch: MaskedBatch,
     rows: Tensor,
     ids: Tensor,
     present: Tensor | None,
     last_only: bool,
-) -> list[tuple[Tensor | None, Block, Tensor]]:
-    """Append to a block, in halves where memory does not suffice."""
+) -> list[_Forwarded]:
+    """Append to a batch, in halves if memory does not suffice."""
     try:
-        logits, after = block.forward(model, ids, present, last_only)
+        logits, after = batch.forward(model, ids, present, last_only)
         return [(logits, after, rows)]
     except (torch.OutOfMemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error) or len(rows) < 2:
+        if not _is_out_of_memory(error) or len(rows) < 2:
             raise
-    say_halved(len(rows))
+    _warn_once(len(rows))
     if ids.is_cuda:
         torch.cuda.empty_cache()
-    done = []
+    done: list[_Forwarded] = []
     for half in torch.arange(len(rows), device=rows.device).chunk(2):
         part = None if present is None else present[half]
-        done += attempt(model, block.select(half), rows[half], ids[half], part, last_only)
+        done += _forward(model, batch.select(half), rows[half], ids[half], part, last_only)
     return done
 
 
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether ``error`` says that the device, or the CPU, has too little memory."""
+def _is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
-_SAID: set[str] = set()
+_warned: list[int] = []
 
 
-def say_halved(rows: int) -> None:
-    """Log once that a batch was too large for the memory."""
-    if "halved" not in _SAID:
-        _SAID.add("halved")
-        LOG.warning("too little memory for %d prefixes in one pass: halved, as often as it takes", rows)
+def _warn_once(rows: int) -> None:
+    if not _warned:
+        _warned.append(rows)
+        LOG.warning("too little memory for %d prefixes in one pass: halved, as often as needed", rows)
 
 
-def is_identity(rows: Tensor) -> bool:
+def _is_identity(rows: Tensor) -> bool:
     """Whether ``rows`` is 0, 1, 2, ..."""
     return bool((rows == torch.arange(len(rows), device=rows.device)).all())
 
 
 def cut_by_length(lengths: np.ndarray) -> list[int]:
-    """Return the ends of the fewest runs of sorted ``lengths`` (B,) whose rectangles waste little, at most `MOST_BLOCKS`.
+    """Return the ends of the fewest runs of sorted ``lengths`` (B,) whose rectangles waste little, at most `MOST_BATCHES`.
 
-    Runs are cut at a few places only (quantiles), chosen together for the least area.
+    Runs are cut at quantiles only, chosen together for the least area.
     """
     n = len(lengths)
     places = np.unique(np.linspace(0, n, num=min(n, 16) + 1).astype(int)).tolist()
     # The least area of the first `end` rows in the runs so far, and where these end.
     best: dict[int, tuple[int, list[int]]] = {0: (0, [])}
-    for _ in range(min(MOST_BLOCKS, len(places) - 1)):
+    for _ in range(min(MOST_BATCHES, len(places) - 1)):
         best = {
             end: min(
                 (area + (end - start) * int(lengths[end - 1]), [*ends, end])
