@@ -1,9 +1,9 @@
-"""Particles over a policy and a value model: what the sampler of rmtools.core runs on a language model.
+"""Particles over a policy and a value model: the sampler's view of a language model.
 
 Groups are prompts (or replicates of one), all in one batch. The caches of policy and value model are kept across
 steps, forked by ``extend`` and reindexed by ``select``; the value model reads only new tokens. With
-``terminal="verifier"`` an ended prefix is worth the potential of its reward, with ``"model"`` the model's own
-last value.
+``terminal="verifier"`` the value of an ended prefix is the potential of its reward, with ``"model"`` the model's own last
+value.
 """
 
 from collections.abc import Callable, Sequence
@@ -41,8 +41,8 @@ class LMParticles:
     """A batch of prefixes of G prompts, n per prompt; see ``rmtools.particles.protocol.Particles``.
 
     Made by :meth:`start`. Immutable: ``extend`` and ``select`` return new objects that share tensors. Equal
-    prefixes are held once: ``node`` says which of the U distinct ones each particle is at. Those that have ended need
-    no cache: ``state`` and ``scored`` hold the others alone.
+    prefixes are stored once: ``node`` gives the distinct prefix (of U) that each particle is at. Ended prefixes need no
+    cache: ``state`` and ``scored`` hold the others alone.
 
     Attributes
     ----------
@@ -50,7 +50,7 @@ class LMParticles:
     node : Tensor
         (G * n,) rows of the fields with U rows.
     slot : Tensor
-        (U,) row in ``state`` and ``scored``, -1 where the prefix has ended.
+        (U,) row in ``state`` and ``scored``, -1 if the prefix has ended.
     state : StepState
         Of the distinct prefixes that have not ended.
     scored : ValueState
@@ -60,9 +60,9 @@ class LMParticles:
     prompt : np.ndarray
         (U,) index into the distinct prompts.
     blocks : tuple of Tensor
-        One (U, L_t) token block a step, -1 where there is none.
+        For each step, (U, L_t) token ids, -1 behind its end.
     decoded : int
-        Tokens drawn so far, all particles together (those of dropped particles too).
+        Tokens drawn so far by all particles, also those dropped since.
     cut : int
         Steps drawn so far that were closed at the length limit, counted likewise.
     """
@@ -134,9 +134,9 @@ class LMParticles:
             return replace(self, node=node, blocks=(*self.blocks, torch.full_like(self.slot[:, None], -1)))
         step = self.setup.policy.decode_step(self.state, at[live], generator)
         kept, new_node = self._kept(node, live, step.node)
-        parent = torch.cat([kept, live_rows(self.slot)[step.parent]])
+        parent = torch.cat([kept, _live_rows(self.slot)[step.parent]])
         own = parent.cpu().numpy()
-        block = torch.nn.functional.pad(step.tokens, (0, 0, len(kept), 0), value=-1)
+        drawn = torch.nn.functional.pad(step.tokens, (0, 0, len(kept), 0), value=-1)
         lengths = (step.tokens >= 0).sum(1)
         slot = torch.full_like(parent, -1)
         slot[len(kept) :] = torch.arange(len(step.parent), device=slot.device)
@@ -148,14 +148,14 @@ class LMParticles:
             scored=self.scored.select(step.parent),
             values=self.values[own],
             prompt=self.prompt[own],
-            blocks=(*(b[parent] for b in self.blocks), block),
+            blocks=(*(ids[parent] for ids in self.blocks), drawn),
             decoded=self.decoded + int(lengths[step.node].sum()),
             cut=self.cut + int(self._cut(step.tokens, lengths)[step.node].sum()),
         )
         return child._scored()
 
     def _kept(self, node: Tensor, live: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the ended prefixes still in use (K,), and each particle's row where those stand before the new ones."""
+        """Return the ended prefixes still in use (K,), and each particle's row if those come before the new ones."""
         if len(live) == len(node):
             return node[:0], after
         rest = torch.ones_like(node, dtype=torch.bool).index_fill_(0, live, False)
@@ -165,7 +165,7 @@ class LMParticles:
         return kept, new
 
     def _cut(self, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """Return (U',) which new steps were closed at the length limit: as long as may be, and without an end."""
+        """Return (U',) which new steps were closed at the length limit: of full length, without delimiter or end."""
         steps = self.setup.policy.steps
         longest = (lengths >= steps.settings.max_step_tokens).nonzero()[:, 0]
         found = [ids[-1] != steps.eos_id and not steps.closes(ids) for ids in tokens[longest].tolist()]
@@ -187,12 +187,12 @@ class LMParticles:
             node=node,
             values=self.values[at],
             prompt=self.prompt[at],
-            blocks=tuple(b[used] for b in self.blocks),
+            blocks=tuple(ids[used] for ids in self.blocks),
             **self._caches(self.slot[used]),
         )
 
     def _caches(self, slot: Tensor) -> dict[str, Any]:
-        """Return slot, state and scored of prefixes that were at ``slot`` (-1: none), the caches of no other kept."""
+        """Return slot, state and scored of the prefixes that were at ``slot`` (-1: ended); drop all other caches."""
         has = slot >= 0
         live = slot[has]
         new = torch.full_like(slot, -1)
@@ -200,10 +200,9 @@ class LMParticles:
         return {"slot": new, "state": self.state.select(live), "scored": self.scored.select(live)}
 
     def join(self, other: Self) -> Self:
-        """Return these prefixes and, behind them in each group, those of ``other``, (G, k), of the same depth.
+        """Return these prefixes followed, in each group, by those of ``other``, (G, k), of the same depth or ended.
 
-        What is ``decoded`` and ``cut`` stays this one's: the tokens of ``other`` were counted where it was drawn. An
-        ``other`` of fewer steps must have ended.
+        ``decoded`` and ``cut`` are this one's: the tokens of ``other`` were counted when they were drawn.
         """
         (groups, n), (_, k) = self.shape, other.shape
         mine, theirs = self.node.reshape(groups, n), other.node.reshape(groups, k) + len(self.values)
@@ -218,7 +217,7 @@ class LMParticles:
             scored=self.scored.join(other.scored),
             values=np.concatenate([self.values, other.values]),
             prompt=np.concatenate([self.prompt, other.prompt]),
-            blocks=tuple(stacked(self, other, t) for t in range(depth)),
+            blocks=tuple(_stacked(self, other, t) for t in range(depth)),
         )
 
     def steps(self) -> list[list[list[str]]]:
@@ -229,9 +228,9 @@ class LMParticles:
         return [at[g * n : (g + 1) * n] for g in range(self.shape[0])]
 
     def _scored(self) -> Self:
-        """Value the step just decoded of all prefixes that had not ended; those that now have lose their caches."""
+        """Value the step just decoded at all prefixes that had not ended; drop the caches of those that now have."""
         if self.setup.terminal == "verifier":
-            over = live_rows(self.slot)[self.state.ended].cpu().numpy()
+            over = _live_rows(self.slot)[self.state.ended].cpu().numpy()
             values = self.values.copy()
             if len(over):
                 values[over] = self._potentials(over)
@@ -239,8 +238,8 @@ class LMParticles:
         return self._read()._without_ended()
 
     def _read(self) -> Self:
-        """Let the value model read the last step of every prefix that has a slot."""
-        live = live_rows(self.slot)
+        """Let the value model read the last step of every live prefix."""
+        live = _live_rows(self.slot)
         if not len(live):
             return self
         new, scored = self.setup.value.advance(self.scored, self.blocks[-1][live])
@@ -249,31 +248,30 @@ class LMParticles:
         return replace(self, scored=scored, values=values)
 
     def _without_ended(self) -> Self:
-        """Take their slots from the prefixes that have ended."""
+        """Drop the caches of the prefixes that have ended."""
         if not bool(self.state.ended.any()):
             return self
         slot = self.slot.clone()
-        slot[live_rows(self.slot)[self.state.ended]] = -1
+        slot[_live_rows(self.slot)[self.state.ended]] = -1
         return replace(self, **self._caches(slot))
 
     def _potentials(self, rows: np.ndarray) -> np.ndarray:
-        """Return the log potentials (nats) of the distinct prefixes ``rows``, each judged once."""
+        """Return the log potentials (nats) of the distinct prefixes ``rows``; the verifier judges each once."""
         setup = self.setup
-        if setup.reward is None:
-            raise ValueError("no verifier")
+        assert setup.reward is not None
         texts = step_texts(setup.policy, self.blocks, rows)
         r = [setup.reward(setup.prompts[self.prompt[i]], s) for i, s in zip(rows, texts, strict=True)]
         return setup.value.tilt.log_potential(np.asarray(r, dtype=float))
 
 
-def live_rows(slot: Tensor) -> Tensor:
-    """Return the prefixes (those with a slot) in the order of their slots."""
+def _live_rows(slot: Tensor) -> Tensor:
+    """Return the live prefixes in the order of their slots."""
     rows = (slot >= 0).nonzero()[:, 0]
     return rows[torch.argsort(slot[rows])]
 
 
-def stacked(one: LMParticles, other: LMParticles, step: int) -> Tensor:
-    """Return the tokens of a step of the prefixes of both, -1 where one of them has none."""
+def _stacked(one: LMParticles, other: LMParticles, step: int) -> Tensor:
+    """Return the tokens of one step of the prefixes of both, -1 behind its end."""
     parts = [
         p.blocks[step] if step < len(p.blocks) else torch.full((len(p.values), 1), -1, device=p.node.device)
         for p in (one, other)
@@ -283,12 +281,12 @@ def stacked(one: LMParticles, other: LMParticles, step: int) -> Tensor:
     return torch.cat([pad(part, (0, width - part.shape[1]), value=-1) for part in parts])
 
 
-def step_texts(policy: StepPolicy, blocks: Sequence[Tensor], rows: np.ndarray) -> list[list[str]]:
-    """Return the steps of prefixes ``rows`` as text; each distinct step is decoded once."""
+def step_texts(policy: StepPolicy, tokens: Sequence[Tensor], rows: np.ndarray) -> list[list[str]]:
+    """Return the steps of prefixes ``rows`` as text, from `LMParticles.blocks`; each distinct step is decoded once."""
     texts: list[list[str]] = [[] for _ in rows]
     known: dict[tuple[int, ...], str] = {}
-    for block in blocks:
-        for steps, row in zip(texts, block.cpu().numpy()[rows].tolist(), strict=True):
+    for ids in tokens:
+        for steps, row in zip(texts, ids.cpu().numpy()[rows].tolist(), strict=True):
             key = tuple(i for i in row if i >= 0)
             if not key:
                 continue
@@ -299,7 +297,7 @@ def step_texts(policy: StepPolicy, blocks: Sequence[Tensor], rows: np.ndarray) -
 
 
 def check_terminal(terminal: str, reward: Reward | None) -> None:
-    """Raise ``UserError`` on an unknown terminal, or one that needs a verifier where there is none."""
+    """Raise ``UserError`` for an unknown terminal, or for "verifier" without ``reward``."""
     check_terminal_name(terminal)
     if terminal == "verifier" and reward is None:
         raise UserError(
@@ -309,11 +307,11 @@ def check_terminal(terminal: str, reward: Reward | None) -> None:
 
 
 def check_terminal_name(terminal: str) -> None:
-    """Raise ``UserError`` on an unknown terminal."""
+    """Raise ``UserError`` for an unknown terminal."""
     if terminal not in ("verifier", "model"):
         raise UserError(f"unknown terminal {terminal!r}", "the terminals are: verifier, model")
 
 
 def to_numpy(values: Tensor) -> np.ndarray:
-    """Return values as float64 on the host: the sampler's arithmetic is done there."""
+    """Return values as float64 on the host, where the sampler computes."""
     return values.double().cpu().numpy()

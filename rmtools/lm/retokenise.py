@@ -1,39 +1,31 @@
 """A value model behind a policy with another tokenizer: what the policy emits is read again as text.
 
-The prompt and every step are tokenised apart by the value model's own tokenizer, which is how it reads them
-anyway (docs/formats.md): nothing is lost by going through the text, so long as a token ends where the delimiter
-ends in both tokenizers. That is checked, and refused otherwise.
+The value model's own tokenizer encodes the prompt and every step separately, as always (docs/formats.md). Nothing is lost
+by going through the text if, in both tokenizers, a token ends where the delimiter ends; that is checked.
 """
 
-import itertools
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from rmtools.errors import UserError
+from rmtools.lm.protocol import StepPolicy
 from rmtools.lm.steps import EncodedTree, StepTokenizer
+from rmtools.lm.tree_scoring import padded
 from rmtools.lm.value import Scorer, TreeValues, ValueState
 
-
-class Named(Protocol):
-    """A policy, as far as its tokens are concerned."""
-
-    steps: StepTokenizer
-    name: str
+KNOWN_STEPS = 100_000
 
 
 def prompt_text(steps: StepTokenizer, ids: Sequence[int]) -> str:
-    """Return the text whose ``steps.prompt_ids`` are ``ids``: without what the tokenizer puts in front of a text.
+    """Return the text whose ``steps.prompt_ids`` are ``ids``, without the special tokens the tokenizer puts in front.
 
     Raises
     ------
     UserError
-        Where there is none: the tokenizer does not know a piece of it, or does not give back what it was given.
+        If there is no such text: the tokenizer does not know a piece of it, or does not give back what it encoded.
     """
-    found = list(ids)
+    found = [int(i) for i in ids]
     unknown = steps.tokenizer.unk_token_id
     added = len(steps.tokenizer("")["input_ids"])
     for start in range(added, -1, -1):
@@ -57,7 +49,7 @@ class Retokenised:
     ----------
     value : Scorer
     steps : StepTokenizer
-        The policy's: what ``start``, ``advance`` and ``score`` are given the tokens of.
+        The policy's: ``start``, ``advance`` and ``score`` take its tokens.
     """
 
     def __init__(self, value: Scorer, steps: StepTokenizer) -> None:
@@ -74,17 +66,16 @@ class Retokenised:
         Raises
         ------
         UserError
-            Where the value model's tokenizer does not know a piece of a prompt.
+            If the value model's tokenizer does not know a piece of a prompt.
         """
-        return self.value.start([self._prompt_ids(p) for p in prompts])
+        return self.value.start([self.value.steps.prompt_ids(self._prompt(p)) for p in prompts])
 
     def advance(self, state: ValueState, tokens: Tensor) -> tuple[Tensor, ValueState]:
-        """Return the log values (B,) nats after a new step ``tokens`` (B, L; the policy's, -1 = none), and the state."""
+        """Return the log values (B,) nats after a new step ``tokens`` (B, L; the policy's, -1 = no token), and the state."""
         rows = [self._step_ids(tuple(i for i in row if i >= 0)) for row in tokens.tolist()]
-        own = torch.full((len(rows), max(1, *map(len, rows))), -1, dtype=torch.long)
-        for i, ids in enumerate(rows):
-            own[i, : len(ids)] = torch.tensor(ids, dtype=torch.long)
-        return self.value.advance(state, own.to(tokens.device))
+        # At least one column, also if no row has a token.
+        rows = rows if any(rows) else [[-1]] * len(rows)
+        return self.value.advance(state, padded(rows, -1, tokens.device))
 
     def score(
         self, trees: Sequence[EncodedTree], progress: Callable[[int], object] | None = None
@@ -93,25 +84,20 @@ class Retokenised:
         return self.value.score([self._tree(t) for t in trees], progress)
 
     def _tree(self, tree: EncodedTree) -> EncodedTree:
-        ids, segment = tree.ids.tolist(), tree.segment
-        reads = [int(r) + 1 for r in tree.reads]
-        steps = [self._text(ids[a:b]) for a, b in itertools.pairwise(reads)]
-        children = [
-            [self._text(tree.ids[np.flatnonzero(segment == segment[last])].tolist()) for last in at]
-            for at in tree.child_reads
-        ]
-        return self.value.steps.encode(self._prompt(ids[: reads[0]]), steps, children)
+        prompt, steps, children = tree.parts()
+        return self.value.steps.encode(
+            self._prompt(prompt),
+            [self._text(s) for s in steps],
+            [[self._text(c) for c in at] for at in children],
+        )
 
     def _prompt(self, ids: Sequence[int]) -> str:
         text = prompt_text(self.steps, ids)
         self.value.steps.require_known(text)
         return text
 
-    def _prompt_ids(self, ids: Sequence[int]) -> list[int]:
-        return self.value.steps.prompt_ids(self._prompt(ids))
-
     def _text(self, ids: Sequence[int]) -> str:
-        """Return a step's text for the value model: the end of the sequence is written in its own words."""
+        """Return a step's text for the value model, with its own end-of-sequence token in place of the policy's."""
         if ids and ids[-1] == self.steps.eos_id:
             return self.steps.step_text(ids[:-1]) + str(self.value.steps.tokenizer.eos_token)
         return self.steps.step_text(ids)
@@ -122,18 +108,18 @@ class Retokenised:
         found = self._known.get(ids)
         if found is None:
             found = self.value.steps.step_ids(self._text(ids))
-            if len(self._known) < 100_000:
+            if len(self._known) < KNOWN_STEPS:
                 self._known[ids] = found
         return found
 
 
-def shared_tokens(policy: Named, value: Scorer) -> Scorer:
-    """Return a value model that reads the tokens ``policy`` emits: itself, or one that reads their text again.
+def shared_tokens(policy: StepPolicy, value: Scorer) -> Scorer:
+    """Return a scorer that takes the tokens ``policy`` emits: ``value`` itself, or `Retokenised`.
 
     Raises
     ------
     UserError
-        Where they disagree on what a step is, or the delimiter is no boundary between tokens in one of them.
+        If they disagree on what a step is, or in one of them no token ends where the delimiter ends.
     """
     same = policy.steps.vocabulary == value.steps.vocabulary
     mine, its = policy.steps.settings, value.steps.settings
@@ -146,7 +132,7 @@ def shared_tokens(policy: Named, value: Scorer) -> Scorer:
         )
     for steps in (policy.steps, value.steps):
         try:
-            # Anew: a tokenizer may have been changed since its steps were made.
+            # Checked again: a tokenizer may have been changed since its StepTokenizer was made.
             fresh = StepTokenizer(steps.tokenizer, mine)
         except UserError as error:
             raise UserError(

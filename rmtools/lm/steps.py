@@ -1,13 +1,14 @@
-r"""What a step is, and the one way from text to token ids that training, audit and sampling share.
+r"""What a step is, and the one tokenisation that training, audit and sampling share.
 
 A step is text up to and including the delimiter (or the end-of-sequence token). Prompt and steps are tokenised
-apart and joined, and it is checked that tokenising the joined text gives the same ids, so that what is scored
-is what the policy emitted.
+separately and joined, and tokenising the joined text must give the same ids: the ids that are scored are those that the
+policy emitted.
 
 >>> StepSettings(delimiter="\n", max_steps=8).max_step_tokens
 64
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -62,7 +63,7 @@ class StepSettings:
 
 
 NONE = np.zeros(0, dtype=np.int64)
-"""Where a prefix has no alternatives: one array for all of them."""
+"""The ``child_reads`` of a depth without alternatives; shared by all trees."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class EncodedTree:
     Attributes
     ----------
     ids, positions : np.ndarray
-        (L,) token ids and their position ids; a child's positions go on from its fork.
+        (L,) token ids and their position ids; a child's positions continue from its fork.
     segment, fork : np.ndarray
         (L,) 0 for the trajectory itself, k >= 1 for the k-th child; how many trajectory tokens a token may
         attend to (for the trajectory's own tokens: all up to itself).
@@ -89,6 +90,49 @@ class EncodedTree:
     reads: np.ndarray
     child_reads: list[np.ndarray]
 
+    @classmethod
+    def of(
+        cls,
+        prompt: Sequence[int],
+        steps: Sequence[Sequence[int]],
+        children: Sequence[Sequence[Sequence[int]]] = (),
+    ) -> Self:
+        """Return the tree of a prompt, its steps and, by depth, their alternatives, all given as token ids."""
+        ids, reads = list(prompt), [len(prompt) - 1]
+        for step in steps:
+            ids += step
+            reads.append(len(ids) - 1)
+        n = len(ids)
+        positions, segment, fork = list(range(n)), [0] * n, list(range(1, n + 1))
+        child_reads: list[np.ndarray] = []
+        count = 0
+        for t in range(len(steps)):
+            at: list[int] = []
+            start = reads[t] + 1
+            for child in children[t] if t < len(children) else ():
+                count += 1
+                ids += child
+                positions += range(start, start + len(child))
+                segment += [count] * len(child)
+                fork += [start] * len(child)
+                at.append(len(ids) - 1)
+            child_reads.append(np.asarray(at, dtype=np.int64) if at else NONE)
+        small = [np.asarray(x, dtype=np.int32) for x in (ids, positions, segment, fork, reads)]
+        return cls(small[0], small[1], small[2], small[3], small[4], child_reads)
+
+    def parts(self) -> tuple[list[int], list[list[int]], list[list[list[int]]]]:
+        """Return the token ids of the prompt, of each step, and of each alternative next step by depth."""
+        ids, reads = self.ids.tolist(), self.reads.tolist()
+        steps = [ids[a + 1 : b + 1] for a, b in itertools.pairwise(reads)]
+        children: list[list[list[int]]] = []
+        last = reads[-1]
+        for at in self.child_reads:
+            children.append([])
+            for end in at.tolist():
+                children[-1].append(ids[last + 1 : end + 1])
+                last = end
+        return ids[: reads[0] + 1], steps, children
+
     def trunk(self) -> "EncodedTree":
         """Return the trajectory without its alternatives."""
         n = int(self.reads[-1]) + 1
@@ -99,7 +143,7 @@ class EncodedTree:
 
 
 class StepTokenizer:
-    r"""Tokenises prompts and steps apart, so that ids never depend on what stands beside them.
+    r"""Tokenises prompts and steps separately, so that ids never depend on what stands beside them.
 
     Parameters
     ----------
@@ -115,7 +159,7 @@ class StepTokenizer:
         If what follows the delimiter changes its tokens.
     """
 
-    # Of the vocabulary when it was last looked at: its size, and its number.
+    # Size of the vocabulary when it was last hashed, and the hash.
     _vocabulary: tuple[int, int] = 0, 0
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", settings: StepSettings) -> None:
@@ -145,8 +189,8 @@ class StepTokenizer:
 
     @property
     def vocabulary(self) -> int:
-        """A number that two tokenizers of this process share if they give the same ids to the same tokens."""
-        # Kept: 150,000 words take a tenth of a second, and a sampler asks at every start.
+        """A hash that two tokenizers of this process share if they give the same ids to the same tokens."""
+        # Hashing 150,000 words takes a tenth of a second, and a sampler asks at every start.
         size = len(self.tokenizer)
         if self._vocabulary[0] != size:
             self._vocabulary = size, hash(frozenset(self.tokenizer.get_vocab().items()))
@@ -168,7 +212,7 @@ class StepTokenizer:
         return self.step_text(ids).endswith(self.settings.delimiter)
 
     def closes(self, ids: Sequence[int]) -> bool:
-        """Return the same as `ends_step`, from the last token alone where that settles it."""
+        """Return the same as `ends_step`, from the last token alone if that suffices."""
         ends, may = self.closing
         last = ids[-1]
         # Embeddings may be padded beyond the tokenizer's vocabulary; those tokens have no text.
@@ -191,7 +235,7 @@ class StepTokenizer:
         return ids
 
     def require_known(self, prompt: str) -> None:
-        """Raise ``UserError`` where the tokenizer has no token for a piece of the prompt: the model would not see it."""
+        """Raise ``UserError`` if the tokenizer has no token for a piece of the prompt: the model would not see it."""
         ids, unknown = self.prompt_ids(prompt), self.tokenizer.unk_token_id
         if unknown is None or unknown not in ids or self.tokenizer.unk_token in prompt:
             return
@@ -216,7 +260,7 @@ class StepTokenizer:
         return found
 
     def step_text(self, ids: Sequence[int]) -> str:
-        """Return the text of one decoded step, verbatim: an end-of-sequence token is part of it, and is read there."""
+        """Return the text of one decoded step, verbatim: an end-of-sequence token is part of it."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=False))
 
     def encode(
@@ -232,30 +276,11 @@ class StepTokenizer:
         children : sequence of sequence of str
             ``children[t]`` are the alternative steps at depth t (may be shorter than T).
         """
-        trunk = self.prompt_ids(prompt)
-        reads = [len(trunk) - 1]
-        for step in steps:
-            trunk = trunk + self.step_ids(step)
-            reads.append(len(trunk) - 1)
-        ids = list(trunk)
-        n = len(trunk)
-        positions, segment, fork = list(range(n)), [0] * n, list(range(1, n + 1))
-        child_reads: list[np.ndarray] = []
-        count = 0
-        for t in range(len(steps)):
-            at: list[int] = []
-            for child in children[t] if t < len(children) else ():
-                new = self.step_ids(child)
-                count += 1
-                start = reads[t] + 1
-                ids += new
-                positions += range(start, start + len(new))
-                segment += [count] * len(new)
-                fork += [start] * len(new)
-                at.append(len(ids) - 1)
-            child_reads.append(np.asarray(at, dtype=np.int64) if at else NONE)
-        small = [np.asarray(x, dtype=np.int32) for x in (ids, positions, segment, fork, reads)]
-        return EncodedTree(small[0], small[1], small[2], small[3], small[4], child_reads)
+        return EncodedTree.of(
+            self.prompt_ids(prompt),
+            [self.step_ids(s) for s in steps],
+            [[self.step_ids(c) for c in at] for at in children[: len(steps)]],
+        )
 
 
 def split_steps(text: str, delimiter: str) -> list[str]:
