@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rmtools.adapters.prefix_scoring import Steps
 from rmtools.lm.steps import StepTokenizer
-
-Steps = tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -18,7 +17,7 @@ class Cut:
     steps : tuple of tuple of int
         Token ids of the finished steps, at most max_steps.
     rest : Sequence
-        What stands behind them.
+        What follows them.
     closed : tuple of int
         Token ids of the rest as a step that the end of the sequence closes.
     full : bool
@@ -33,25 +32,20 @@ class Cut:
 
 def cut_tokens(steps: StepTokenizer, ids: Sequence[int]) -> Cut:
     """Cut token ids into steps as the policy ends them: at the delimiter, or after max_step_tokens."""
-    settings, (ends, may) = steps.settings, steps.closing
-    found: list[tuple[int, ...]] = []
-    start = 0
-    for i, token in enumerate(ids):
+    settings, found, start = steps.settings, [], 0
+    for i in range(len(ids)):
         if len(found) == settings.max_steps:
             break
-        known = token < len(ends)
-        closes = known and bool(ends[token])
-        if not closes and known and may[token]:
-            closes = steps.ends_step(ids[start : i + 1])
-        if closes or i + 1 - start >= settings.max_step_tokens:
-            found.append(tuple(ids[start : i + 1]))
+        step = tuple(ids[start : i + 1])
+        if len(step) >= settings.max_step_tokens or steps.closes(step):
+            found.append(step)
             start = i + 1
     rest = tuple(ids[start:])
     return Cut(tuple(found), rest, (*rest, steps.eos_id), len(found) == settings.max_steps)
 
 
 def cut_bytes(steps: StepTokenizer, text: bytes) -> Cut:
-    """Cut bytes into steps at the delimiter's text; bytes that are no UTF-8 are read as the replacement character."""
+    """Cut bytes into steps at the delimiter's text; bytes that are not UTF-8 are read as the replacement character."""
     delimiter = steps.settings.delimiter.encode()
     pieces = text.split(delimiter)
     whole = [p + delimiter for p in pieces[:-1]][: steps.settings.max_steps]

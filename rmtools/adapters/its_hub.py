@@ -1,29 +1,34 @@
 r"""its_hub: our value model as its process reward model, and its process reward models as our scorers.
 
-Inside its_hub a reward model is asked for one number a particle, given the whole answer so far as one text.
+Inside its_hub a reward model returns one number per particle, given the whole answer so far as one text.
 :class:`ItsHubReward` cuts that text into the checkpoint's steps and reads the value at the last one, all particles in
-one batch. :class:`ItsHubScorer` goes the other way: it hands the joined text to any process reward model of its_hub
-and tilts what comes back.
+one batch. :class:`ItsHubScorer` is the reverse: it gives the joined text to any process reward model of its_hub and tilts
+the score.
 
-Its particle filter weighs by the odds p / (1 - p) of each score and draws the answer by the last odds once more: it
+The particle filter of its_hub weighs by the odds p / (1 - p) of each score and draws the answer by the last odds once more: it
 samples from policy * product of odds * last odds, not from policy * V. With ``scores="ratio"`` the odds are V(s_t) /
-V(s_{t-1}), whose product telescopes: the answers it returns, drawn *uniformly*, then follow policy * V. (Its own
-selection, by the last weight again or by its largest, does not: draw from ``result.responses``.) This holds where all
-answers end at the same step: one that has stopped is weighed by its last odds again at every step of the others.
+V(s_{t-1}), whose product telescopes: answers drawn *uniformly* from ``result.responses`` then follow policy * V (its own
+selection, by the last weight again or the largest, does not). This holds if all answers end at the same step: one that has
+stopped is weighed by its last odds again at every step of the others.
 """
 
 import asyncio
-import itertools
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from rmtools.adapters.reading import answer_text, not_installed, outside_loop, prompt_text, tree_parts
+from rmtools.adapters.prefix_scoring import (
+    Steps,
+    advance_prefixes,
+    answer_text,
+    not_installed,
+    outside_loop,
+    score_trees,
+    start_prefixes,
+)
 from rmtools.errors import UserError
 from rmtools.lm.steps import EncodedTree, StepTokenizer, split_steps
 from rmtools.lm.value import Scorer, TreeValues, ValueState
@@ -48,22 +53,22 @@ class ItsHubReward(AbstractProcessRewardModel):
         "probability": p(success given the prefix), without the tilt. "ratio": V(s_t) / (V(s_t) + V(s_{t-1})), whose
         odds are the incremental weight of policy * V (see above).
     include_delimiter : bool
-        Whether answers carry the delimiter of their last step, as ``StepGeneration(include_stop_str_in_output=True)``
-        makes them. Its default takes it off, and it is put back here: the value is read there.
+        Whether answers end with the delimiter of their last step, as with
+        ``StepGeneration(include_stop_str_in_output=True)``. If not (its default), it is put back: the value is read there.
     template : callable, optional
-        Makes the prompt that the model was trained on from a list of ``ChatMessage``. Without, a single message is
+        Returns the prompt that the model was trained on, given a list of ``ChatMessage``. Without it, a single message is
         the prompt itself and several are refused.
 
     Raises
     ------
     UserError
-        If ``scores`` is unknown, or "probability" is asked of a value that is none.
+        If ``scores`` is unknown, or "probability" is requested from a value that is not a probability.
 
     Notes
     -----
-    Inside its algorithms a list of messages arrives as their text, "user: ...": pass the prompt as a string there. its_hub
-    runs one step more than ``StepGeneration(max_steps=...)`` says: give it the checkpoint's max_steps less 1.
-    The end-of-sequence token is not part of its answers, so an answer that has ended is read at its last delimiter.
+    The algorithms of its_hub turn a list of messages into text, "user: ...": pass them the prompt as a string. They run one
+    step more than ``StepGeneration(max_steps=...)`` says: pass the checkpoint's max_steps less 1. Their answers lack the
+    end-of-sequence token, so an answer that has ended is read at its last delimiter.
     """
 
     def __init__(
@@ -167,48 +172,24 @@ class ItsHubReward(AbstractProcessRewardModel):
         return str(chat[0].extract_text_content())
 
 
-@dataclass(frozen=True)
-class AnswerState:
-    """The :class:`~rmtools.lm.value.ValueState` of an :class:`ItsHubScorer`: B prompts, and the answers so far.
-
-    Attributes
-    ----------
-    prompts, answers : tuple of str
-        (B,) each; an answer is its steps joined, delimiters included.
-    """
-
-    prompts: tuple[str, ...]
-    answers: tuple[str, ...]
-
-    def select(self, rows: Tensor) -> "AnswerState":
-        """Return the prefixes ``rows`` (B',)."""
-        at = rows.tolist()
-        return AnswerState(tuple(self.prompts[i] for i in at), tuple(self.answers[i] for i in at))
-
-    def join(self, other: ValueState) -> "AnswerState":
-        """Return these prefixes and, behind them, those of ``other``."""
-        assert isinstance(other, AnswerState)
-        return AnswerState(self.prompts + other.prompts, self.answers + other.answers)
-
-
 class ItsHubScorer:
-    """Any process reward model of its_hub as a scorer: V = f + (1 - f) p, p what it says of the joined answer.
+    """Any process reward model of its_hub as a scorer: V = f + (1 - f) p, where p is its score of the joined answer.
 
     Parameters
     ----------
     reward : its_hub.api.AbstractProcessRewardModel
-        Asked once per distinct prompt and step, all its answers together; nothing is cached between steps.
+        Called once per distinct prompt and step with all answers; nothing is cached between steps.
     steps : StepTokenizer
         The policy's.
     tilt : Tilt
     name : str
-        For provenance; the class of ``reward`` where it is empty.
+        For provenance; default: the class of ``reward``.
     include_delimiter : bool
         Whether the answers it sees end with the delimiter of their last step. Inside its_hub they do not, unless
         ``StepGeneration(include_stop_str_in_output=True)``.
     root : float, optional
-        p of the prompt alone, for models that cannot read an empty answer; None asks for it. The sampler's law and
-        its estimate of Z do not depend on it, an audit does.
+        p of the prompt alone, for models that cannot read an empty answer; None asks the model. An audit depends on it; the
+        sampler's law and its estimate of Z do not.
     """
 
     is_probability = True
@@ -242,61 +223,34 @@ class ItsHubScorer:
         UserError
             If a score is missing, NaN or outside [0, 1].
         """
-        prompts: list[str] = []
-        answers: list[str] = []
-        shapes: list[tuple[int, list[int]]] = []
-        for tree in trees:
-            prompt, own, children = self._answers(tree)
-            shapes.append((len(own), [len(c) for c in children]))
-            answers += [*own, *(a for c in children for a in c)]
-            prompts += [prompt] * (len(answers) - len(prompts))
-        values, found, at = self._log_values(prompts, answers), [], 0
-        for n, counts in shapes:
-            cuts = np.cumsum([at + n, *counts])
-            found.append(TreeValues(values[at : at + n], [values[a:b] for a, b in itertools.pairwise(cuts)]))
-            at = int(cuts[-1])
+        found = score_trees(trees, self.steps, self._log_values)
         if progress is not None:
             progress(len(trees))
         return found
 
     def start(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, ValueState]:
         """Return log values (B,) nats of prompts given as token ids, and the state."""
-        texts = tuple(prompt_text(self.steps, p) for p in prompts)
-        state = AnswerState(texts, ("",) * len(texts))
-        return torch.from_numpy(self._log_values(state.prompts, state.answers)), state
+        return start_prefixes(prompts, self.steps, self._log_values)
 
     def advance(self, state: ValueState, tokens: Tensor) -> tuple[Tensor, ValueState]:
-        """Return log values (B,) nats after a new step ``tokens`` (B, L; -1 = none), NaN where there is none."""
-        assert isinstance(state, AnswerState)
-        new = [[i for i in row if i >= 0] for row in tokens.tolist()]
-        answers = tuple(a + answer_text(self.steps, ids) for a, ids in zip(state.answers, new, strict=True))
-        at = [i for i, ids in enumerate(new) if ids]
-        values = np.full(len(new), np.nan)
-        values[at] = self._log_values([state.prompts[i] for i in at], [answers[i] for i in at])
-        return torch.from_numpy(values), AnswerState(state.prompts, answers)
+        """Return log values (B,) nats after a new step ``tokens`` (B, L; -1 = no token), NaN without one, and the state."""
+        return advance_prefixes(state, tokens, self._log_values)
 
-    def _answers(self, tree: EncodedTree) -> tuple[str, list[str], list[list[str]]]:
-        ids, steps, children = tree_parts(tree)
-        own = [""]
-        for step in steps:
-            own.append(own[-1] + answer_text(self.steps, step))
-        forked = [[own[t] + answer_text(self.steps, c) for c in kids] for t, kids in enumerate(children)]
-        return prompt_text(self.steps, ids), own, forked
-
-    def _log_values(self, prompts: Sequence[str], answers: Sequence[str]) -> np.ndarray:
+    def _log_values(self, prompts: Sequence[str], prefixes: Sequence[Steps]) -> np.ndarray:
         p = np.full(len(prompts), np.nan)
-        groups: dict[str, list[int]] = {}
-        for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        groups: dict[str, list[tuple[int, str]]] = {}
+        for i, (prompt, steps) in enumerate(zip(prompts, prefixes, strict=True)):
+            answer = answer_text(self.steps, steps)
             if answer or self.root is None:
-                groups.setdefault(prompt, []).append(i)
+                shown = (
+                    answer if self.include_delimiter else answer.removesuffix(self.steps.settings.delimiter)
+                )
+                groups.setdefault(prompt, []).append((i, shown))
             else:
                 p[i] = self.root
-        for prompt, at in groups.items():
-            p[at] = self._ask(prompt, [self._shown(answers[i]) for i in at])
+        for prompt, group in groups.items():
+            p[[i for i, _ in group]] = self._ask(prompt, [answer for _, answer in group])
         return self.tilt.log_potential(p)
-
-    def _shown(self, answer: str) -> str:
-        return answer if self.include_delimiter else answer.removesuffix(self.steps.settings.delimiter)
 
     def _ask(self, prompt: str, answers: list[str]) -> np.ndarray:
         # Some reward models start an event loop of their own in score().

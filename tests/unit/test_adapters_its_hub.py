@@ -16,6 +16,7 @@ from its_hub.core.algorithms.particle_gibbs import ParticleFiltering
 from its_hub.core.lms.step_generation import StepGeneration
 
 from rmtools.adapters.its_hub import ItsHubReward, ItsHubScorer
+from rmtools.adapters.prefix_scoring import answer_text
 from rmtools.errors import UserError
 from rmtools.lm.enumerate import tabulate
 from rmtools.lm.particles import LMParticles
@@ -264,7 +265,8 @@ def test_delimiters_root_and_end_of_sequence(step_tokenizer, prompts):
     assert np.exp(values.numpy()) == pytest.approx([0.05 + 0.95 * 0.5, 0.05 + 0.95 * 0.25])
     values, state = scorer.advance(state.select(torch.tensor([0, 0])), torch.tensor([[-1, -1, -1], new[0]]))
     assert np.isnan(values.numpy()[0])
-    assert state.answers == ("u r3 \n", "u r3 \nu r3 \n")
+    answers = [answer_text(scorer.steps, s) for s in state.steps]
+    assert answers == ["u r3 \n", "u r3 \nu r3 \n"]
 
 
 @pytest.mark.parametrize("bad", [[0.5], [0.5, float("nan")], [0.5, 1.2], [-0.1, 0.5]])
