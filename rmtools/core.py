@@ -1,4 +1,4 @@
-"""Exact core: the sampler, finite models on which the truth is known, and the theory. numpy and scipy only.
+"""The torch-free import: the sampler, finite models with known solutions, and the theory. numpy and scipy only.
 
 >>> import numpy as np
 >>> from rmtools.core import persistent, smc
