@@ -1,15 +1,22 @@
-"""The arguments of the trainer: transformers' own, and what a value model needs beyond them."""
+"""Arguments of a training: transformers' own, and what a value model needs beyond them.
 
+All checks of single arguments are here; what depends on the rows too is checked by the trainer.
+"""
+
+import contextlib
 import math
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
+import yaml
 from transformers import TrainingArguments
 from transformers.training_args import trainer_log_levels
 
+from rmtools.codec import from_json
 from rmtools.errors import UserError
 from rmtools.particles.tilt import Tilt
 from rmtools.training.batching import ORDERS
@@ -17,10 +24,10 @@ from rmtools.training.losses import DIVERGENCES
 from rmtools.training.objective import Objective
 from rmtools.training.targets import TARGETS
 
-# Held-out metrics of which more is better; of the others less is.
+# Held-out metrics that are better when larger; all others are better when smaller.
 GREATER_IS_BETTER = ("auc", "last_auc", "label_auc")
 SIGNED = ("mean_log_bellman",)
-# Activations computed anew in the backward pass: transformers before 5.23 knows it by its old name only.
+# Recompute activations in the backward pass: transformers before 5.23 has the old name only.
 CHECKPOINTING = next(
     n
     for n in ("activation_checkpointing", "gradient_checkpointing")
@@ -28,9 +35,33 @@ CHECKPOINTING = next(
 )
 
 
+@contextlib.contextmanager
+def library_errors(*more: type[Exception]) -> Iterator[None]:
+    """Raise ``UserError`` where transformers, accelerate or peft refuse an argument.
+
+    Put it around one call into a library, never around a forward pass: an error of ours must keep its traceback.
+
+    Parameters
+    ----------
+    *more : type
+        Exceptions that this call raises on wrong arguments, beside the usual ones.
+    """
+    refusals: tuple[type[Exception], ...] = (ValueError, ImportError, RuntimeError, OSError, *more)
+    try:
+        yield
+    except UserError:
+        raise
+    except refusals as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        raise UserError(
+            f"a training argument is refused: {' '.join(lines[:2])[:300]}",
+            "change the argument that the message names",
+        ) from error
+
+
 @dataclass
 class DataArguments:
-    """Where the training data are: rollouts, or a file in a public stepwise format."""
+    """Training data: rollouts, or a file in a public stepwise format."""
 
     train_rollouts: str = field(
         default="",
@@ -44,10 +75,10 @@ class DataArguments:
     )
     data_format: str = field(
         default="",
-        metadata={"help": "of public files: told from the fields of the first rows where it is not given"},
+        metadata={"help": "format of public files; default: found from the fields of the first rows"},
     )
     eval_share: float = field(
-        default=0.0, metadata={"help": "without eval_rollouts: this share of the prompts is held out instead"}
+        default=0.0, metadata={"help": "without eval_rollouts: hold out this share of the prompts instead"}
     )
 
 
@@ -58,23 +89,23 @@ class PRMConfig(TrainingArguments):
     Attributes
     ----------
     target : str
-        What a prefix is regressed on: mc, td, td_lambda, n_step, labels.
+        Regression target of a prefix: mc, td, td_lambda, n_step, labels.
     divergence : str
-        bce, mse, itakura_saito, poisson; to compare with: contrastive, pqm.
+        bce, mse, itakura_saito, poisson; for comparison: contrastive, pqm.
     td_lambda : float
-        Of ``target="td_lambda"``.
+        Lambda of ``target="td_lambda"``.
     n_step : int
-        Of ``target="n_step"``.
+        Steps that ``target="n_step"`` looks ahead.
     ema_decay : float
-        Of the copy that gives bootstrap values; 0 uses the current weights (stop-gradient).
+        Decay of the target network; 0 bootstraps from the current weights (stop-gradient).
     bellman_residual : float
         Weight of the double-sampled squared Bellman error (rho - 1)^2 added to the loss; needs children.
     pqm_margin : float
-        Of ``divergence="pqm"``, nats.
+        Margin of ``divergence="pqm"``, nats.
     floor : float
-        f of the tilt: the value of certain failure.
+        Floor f of the tilt: the value of certain failure.
     max_length : int, optional
-        Tokens; longer rows lose their last steps. Default: what the model takes.
+        Tokens; longer rows lose their last steps. Default: the model's limit.
     overwrite_output_dir : bool
         Replace an earlier training in ``output_dir``, its checkpoints included.
     """
@@ -88,7 +119,7 @@ class PRMConfig(TrainingArguments):
         metadata={"help": "group_by_length: batches of similar length; random; sequential"},
     )
     ddp_find_unused_parameters: bool | None = field(
-        default=False, metadata={"help": "every trained weight takes part in every step: nothing to look for"}
+        default=False, metadata={"help": "every trained weight takes part in every step"}
     )
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "a loss of NaN ends the run"})
     target: str = field(default="td_lambda", metadata={"help": f"one of: {', '.join(TARGETS)}"})
@@ -96,7 +127,7 @@ class PRMConfig(TrainingArguments):
     td_lambda: float = field(default=0.5, metadata={"help": "lambda of target td_lambda"})
     n_step: int = field(default=2, metadata={"help": "steps that target n_step looks ahead"})
     ema_decay: float = field(
-        default=0.98, metadata={"help": "decay of the bootstrap copy; 0 = current weights"}
+        default=0.98, metadata={"help": "decay of the target network; 0 = current weights"}
     )
     bellman_residual: float = field(
         default=0.0, metadata={"help": "weight of the double-sampled squared Bellman error; needs children"}
@@ -107,78 +138,89 @@ class PRMConfig(TrainingArguments):
     )
     max_length: int | None = field(
         default=None,
-        metadata={"help": "tokens; longer rows lose their last steps. Default: what the model takes"},
+        metadata={"help": "tokens; longer rows lose their last steps. Default: the model's limit"},
     )
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "replace an earlier training in output_dir, checkpoints included"}
     )
 
     def __post_init__(self) -> None:
-        """Check the choices, then let transformers check its own."""
-        choices = (("target", TARGETS), ("divergence", DIVERGENCES), ("train_sampling_strategy", ORDERS))
-        for name, valid in choices:
+        """Check the arguments, then let transformers check its own."""
+        self._check_choices()
+        self._check_numbers()
+        self._check_evaluation()
+        Tilt(self.floor)
+        if self.fp16 and (self.use_cpu or not torch.accelerator.is_available()):
+            raise UserError("fp16 needs a GPU", "set fp16: false, or bf16: true, which a CPU can do")
+        named = self.deepspeed
+        if isinstance(named, str) and not named.startswith("{") and not Path(named).is_file():
+            raise UserError(f"deepspeed: there is no file {named}", "name its JSON configuration")
+        if isinstance(self.resume_from_checkpoint, bool):
+            self.resume_from_checkpoint = "true" if self.resume_from_checkpoint else None
+        self.remove_unused_columns = False
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available():
+            self.use_cpu = True  # otherwise every process trains a copy of its own
+        with library_errors(TypeError, AttributeError, KeyError):
+            super().__post_init__()
+        for name in ("split_batches", "dispatch_batches"):
+            if getattr(self.accelerator_config, name, False):
+                raise UserError(
+                    f"accelerator_config: {name} gives the processes other rows than this trainer weighs",
+                    "leave it out",
+                )
+        if self.torch_compile:
+            known = torch._dynamo.list_backends(())
+            if self.torch_compile_backend not in known:
+                raise UserError(
+                    f"unknown torch_compile_backend {self.torch_compile_backend!r}",
+                    f"choose one of: {', '.join(known)}",
+                )
+        check_schedule(self)
+
+    def _check_choices(self) -> None:
+        choices = {
+            "target": TARGETS,
+            "divergence": DIVERGENCES,
+            "train_sampling_strategy": ORDERS,
+            "log_level": trainer_log_levels,
+            "log_level_replica": trainer_log_levels,
+        }
+        for name, valid in choices.items():
             if getattr(self, name) not in valid:
                 raise UserError(
                     f"unknown {name} {getattr(self, name)!r}", f"choose one of: {', '.join(valid)}"
                 )
-        self._check_numbers()
-        for name in ("log_level", "log_level_replica"):
-            if getattr(self, name) not in trainer_log_levels:
-                raise UserError(
-                    f"unknown {name} {getattr(self, name)!r}",
-                    f"choose one of: {', '.join(trainer_log_levels)}",
-                )
-        Tilt(self.floor)
+
+    def _check_evaluation(self) -> None:
         metric = str(self.metric_for_best_model or "").removeprefix("eval_")
         if metric in SIGNED:
             raise UserError(
                 f"metric_for_best_model {metric} is signed: neither its largest nor its smallest value is best",
                 "choose rms_log_bellman or mean_square_log_bellman",
             )
-        if (
-            self.load_best_model_at_end
-            and str(getattr(self.eval_strategy, "value", self.eval_strategy)) == "no"
-        ):
-            raise UserError(
-                "load_best_model_at_end needs evaluations, and eval_strategy is no",
-                "set eval_strategy and save_strategy to steps or epoch",
-            )
-        if self.load_best_model_at_end and not metric:
-            raise UserError(
-                "load_best_model_at_end needs to know which metric: there is no evaluation loss",
-                "name one with metric_for_best_model, such as rms_log_bellman or brier",
-            )
+        if self.load_best_model_at_end:
+            if str(getattr(self.eval_strategy, "value", self.eval_strategy)) == "no":
+                raise UserError(
+                    "load_best_model_at_end needs evaluations, and eval_strategy is no",
+                    "set eval_strategy and save_strategy to steps or epoch",
+                )
+            if not metric:
+                raise UserError(
+                    "load_best_model_at_end needs a metric: there is no evaluation loss",
+                    "set metric_for_best_model, for example to rms_log_bellman or brier",
+                )
         if metric and self.greater_is_better is None:
             self.greater_is_better = metric in GREATER_IS_BETTER
-        if self.fp16 and (self.use_cpu or not torch.accelerator.is_available()):
-            raise UserError("fp16 needs a GPU", "set fp16: false, or bf16: true, which a CPU can do")
-        if (
-            isinstance(self.deepspeed, str)
-            and not self.deepspeed.startswith("{")
-            and not Path(self.deepspeed).is_file()
-        ):
-            raise UserError(f"deepspeed: there is no file {self.deepspeed}", "name its JSON configuration")
-        if isinstance(self.resume_from_checkpoint, bool):
-            self.resume_from_checkpoint = "true" if self.resume_from_checkpoint else None
-        self.remove_unused_columns = False
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available():
-            self.use_cpu = True  # else transformers trains a copy of its own in every process
-        super().__post_init__()
-        for name in ("split_batches", "dispatch_batches"):
-            if getattr(self.accelerator_config, name, False):
-                raise UserError(
-                    f"accelerator_config: {name} gives the processes other rows than those that this trainer weighs",
-                    "leave it out",
-                )
-        check_schedule(self)
 
     def _check_numbers(self) -> None:
         ranges = {
+            name: (0 <= getattr(self, name) < math.inf, "at least 0 and finite")
+            for name in ("bellman_residual", "pqm_margin", "learning_rate", "weight_decay", "max_grad_norm")
+        }
+        ranges |= {
             "td_lambda": (0 <= self.td_lambda <= 1, "in [0, 1]"),
             "ema_decay": (0 <= self.ema_decay < 1, "in [0, 1); 0 bootstraps from the current weights"),
             "n_step": (self.n_step >= 1, "at least 1, which is target td"),
-            "bellman_residual": (0 <= self.bellman_residual < float("inf"), "at least 0 and finite"),
-            "pqm_margin": (0 <= self.pqm_margin < float("inf"), "at least 0 and finite"),
             "label_smoothing_factor": (
                 self.label_smoothing_factor == 0,
                 "0: targets are soft already, and smoothing moves their mean",
@@ -193,14 +235,11 @@ class PRMConfig(TrainingArguments):
                 "0: noise in the inputs perturbs the bootstrap targets as well as the prediction",
             ),
             "output_dir": ("\0" not in str(self.output_dir), "a path"),
-            "learning_rate": (0 <= self.learning_rate < float("inf"), "at least 0 and finite"),
-            "weight_decay": (0 <= self.weight_decay < float("inf"), "at least 0 and finite"),
-            "max_grad_norm": (0 <= self.max_grad_norm < float("inf"), "at least 0 (no clipping) and finite"),
             "max_steps": (
                 self.max_steps == -1 or self.max_steps >= 1,
-                "at least 1, or -1: as num_train_epochs says",
+                "at least 1, or -1 for num_train_epochs",
             ),
-            "num_train_epochs": (0 < self.num_train_epochs < float("inf"), "above 0 and finite"),
+            "num_train_epochs": (0 < self.num_train_epochs < math.inf, "above 0 and finite"),
             "seed": (0 <= self.seed < 2**32, "at least 0 and below 2^32"),
             "data_seed": (self.data_seed is None or 0 <= self.data_seed < 2**32, "at least 0 and below 2^32"),
             "max_length": (self.max_length is None or self.max_length >= 1, "at least 1 token"),
@@ -210,7 +249,7 @@ class PRMConfig(TrainingArguments):
                 raise UserError(f"{name} is {getattr(self, name)}", f"it must be {valid}")
 
     def objective(self) -> Objective:
-        """Return the training objective that these arguments name."""
+        """Return the training objective."""
         return Objective(
             target=self.target,
             divergence=self.divergence,
@@ -223,7 +262,7 @@ class PRMConfig(TrainingArguments):
 
 
 def check_schedule(args: TrainingArguments) -> None:
-    """Raise ``UserError`` where the learning rate's schedule cannot be made of its arguments, or is not finite somewhere."""
+    """Raise ``UserError`` where the learning rate schedule cannot be built, or has a rate that is not finite."""
     from transformers import get_scheduler
 
     given = args.lr_scheduler_kwargs if isinstance(args.lr_scheduler_kwargs, dict) else {}
@@ -237,28 +276,64 @@ def check_schedule(args: TrainingArguments) -> None:
             num_training_steps=steps,
             scheduler_specific_kwargs=args.lr_scheduler_kwargs,  # type: ignore[arg-type]
         )
-        rates = [
-            f(t)
-            for f in getattr(schedule, "lr_lambdas", [])
-            for t in range(0, steps + 1, max(1, steps // 50))
-        ]
+        shown = range(0, steps + 1, max(1, steps // 50))
+        rates = [rate(t) for rate in getattr(schedule, "lr_lambdas", []) for t in shown]
     except (TypeError, ValueError, AttributeError, KeyError, ZeroDivisionError) as error:
+        name = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
         raise UserError(
-            f"lr_scheduler_type {getattr(args.lr_scheduler_type, 'value', args.lr_scheduler_type)} cannot be made with "
-            f"lr_scheduler_kwargs {args.lr_scheduler_kwargs}: {error}",
+            f"lr_scheduler_type {name} cannot be built with lr_scheduler_kwargs {args.lr_scheduler_kwargs}: {error}",
             "give the arguments that this schedule takes, as numbers",
         ) from error
-    # max(0, NaN) is 0: the rates do not tell of every number that is none.
-    if not all(math.isfinite(rate) for rate in rates) or not all(map(is_finite, given.values())):
+    # The rates alone do not show every NaN: max(0, NaN) is 0.
+    if not all(map(math.isfinite, rates)) or not all(map(_finite, given.values())):
         raise UserError(
             f"lr_scheduler_kwargs {args.lr_scheduler_kwargs} make a learning rate that is not finite",
             "correct its numbers",
         )
 
 
-def is_finite(value: Any) -> bool:
-    """Whether ``value`` is no number, or a finite one; text may be one."""
+def _finite(value: Any) -> bool:
+    """Return False for NaN and infinities, also as text; True for everything else."""
     try:
         return math.isfinite(float(value))
     except (TypeError, ValueError):
         return True
+
+
+def check_yaml(path: str | Path, dataclasses: list[Any]) -> None:
+    """Raise ``UserError`` where a value of a YAML file does not fit the type of its field.
+
+    The parser that reads flags takes the values of the file as they are. Unknown keys are left to it.
+
+    Parameters
+    ----------
+    path : path
+    dataclasses : list of type
+        Their fields are the keys.
+    """
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(
+            f"the configuration {path} cannot be read: {error}", "name a YAML file with keys and values"
+        ) from error
+    if not isinstance(values, dict):
+        raise UserError(
+            f"the configuration {path} has no keys and values", "write lines such as `target: td`"
+        )
+    hints = {name: hint for cls in dataclasses for name, hint in get_type_hints(cls).items()}
+    for key, value in values.items():
+        if not isinstance(key, str):
+            raise UserError(f"{path}: the key {key!r} is not text", "name an argument, or put it in quotes")
+        # The parser converts text as it does on the command line: YAML reads 3e-3 as text. transformers documents
+        # a truth value for resume_from_checkpoint, against the type of the field.
+        if (
+            isinstance(value, str)
+            or key not in hints
+            or (key == "resume_from_checkpoint" and isinstance(value, bool))
+        ):
+            continue
+        what, fix = f"{path}, key {key}", "correct the value"
+        if value is None and hints[key] is float:  # the codec reads null as NaN
+            raise UserError(f"{what}: it must be a number, got None", fix)
+        from_json(hints[key], value, what, fix)

@@ -1,13 +1,18 @@
-"""What trl's ``ModelConfig`` flags mean here: LoRA with the score head trained whole, full fine-tuning, QLoRA."""
+"""Build the token classifier from trl's ``ModelConfig``: LoRA with a score head trained whole, full fine-tuning, QLoRA."""
 
+import importlib.util
+import re
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from rmtools.errors import UserError
 from rmtools.lm.classifier import new_token_classifier
+from rmtools.training.config import library_errors
 
 if TYPE_CHECKING:
     from peft import LoraConfig
-    from transformers import PreTrainedModel
     from trl import ModelConfig
 
 HONOURED = (
@@ -26,19 +31,18 @@ HONOURED = (
     "use_bnb_nested_quant",
     "bnb_4bit_quant_storage",
 )
-PATTERN = "*+?[](){}|^$\\"
-# The task type is set here whatever the flag says; trl's own __post_init__ normalises the target modules.
+# The task type is always token classification, whatever the argument is.
 SET_HERE = ("lora_task_type",)
+PATTERN = "*+?[](){}|^$\\"
+DTYPES = ("float32", "bfloat16", "float16")
 
 
-def refuse_ignored(arguments: "ModelConfig") -> None:
-    """Raise ``UserError`` for a flag of trl's ``ModelConfig`` that would change nothing here.
+def check_model_arguments(arguments: "ModelConfig") -> None:
+    """Raise ``UserError`` for arguments of ``ModelConfig`` that this trainer does not use, or that contradict each other.
 
-    Dropout would perturb the bootstrap targets, the head is always trained whole, and tree-packed batches need
-    the default attention: a flag that asks otherwise is an error rather than a wish.
+    Dropout would perturb the bootstrap targets, the head is always trained whole, and packed trees need the default
+    attention.
     """
-    from dataclasses import fields
-
     default = type(arguments)()
     ignored = [
         f.name
@@ -48,67 +52,69 @@ def refuse_ignored(arguments: "ModelConfig") -> None:
     if ignored:
         raise UserError(
             f"{', '.join(ignored)}: not used by this trainer",
-            f"of the model's flags it takes {', '.join(HONOURED)}",
+            f"it uses these arguments of the model: {', '.join(HONOURED)}",
         )
-
-
-def build_model(
-    base: str, arguments: "ModelConfig", seed: int, activation_checkpointing: bool = False
-) -> Any:
-    """Return ``base`` as a token classifier, under LoRA adapters where ``use_peft`` says so.
-
-    Raises
-    ------
-    UserError
-        If bitsandbytes is asked for and missing, or quantised weights are to be trained whole.
-    """
-    from peft import get_peft_model, prepare_model_for_kbit_training
-
-    quantised = arguments.load_in_4bit or arguments.load_in_8bit
-    if quantised and not arguments.use_peft:
-        raise UserError(
-            "quantised weights cannot be trained whole", "add --use_peft true, or load in full precision"
-        )
-    options = model_options(arguments)
-    model: PreTrainedModel = new_token_classifier(base, seed, revision=revision(arguments), **options)
-    if quantised:
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=activation_checkpointing)
-    return get_peft_model(model, lora_config(arguments)) if arguments.use_peft else model
-
-
-def revision(arguments: "ModelConfig") -> str:
-    """Return the revision that is asked for, "" for the newest."""
-    return "" if arguments.model_revision == "main" else arguments.model_revision
-
-
-def model_options(arguments: "ModelConfig") -> dict[str, Any]:
-    """Return the options of ``from_pretrained`` for precision and quantisation; fp32 where none is named."""
-    import importlib.util
-
-    import torch
-
-    names = ("float32", "bfloat16", "float16")
-    if arguments.dtype not in (None, "auto", *names):
-        raise UserError(f"unknown dtype {arguments.dtype!r}", f"choose one of: {', '.join(names)}")
-    named = arguments.dtype if arguments.dtype in names else "float32"
-    options: dict[str, Any] = {"dtype": getattr(torch, named)}
-    if arguments.load_in_4bit or arguments.load_in_8bit:
+    if arguments.dtype not in (None, "auto", *DTYPES):
+        raise UserError(f"unknown dtype {arguments.dtype!r}", f"choose one of: {', '.join(DTYPES)}")
+    if is_quantised(arguments):
+        if not arguments.use_peft:
+            raise UserError(
+                "quantised weights cannot be trained whole", "set use_peft: true, or load in full precision"
+            )
         if importlib.util.find_spec("bitsandbytes") is None:
             raise UserError(
                 "load_in_4bit and load_in_8bit need bitsandbytes, which is not installed",
                 "pip install bitsandbytes",
             )
+
+
+def is_quantised(arguments: "ModelConfig") -> bool:
+    """Return whether the base's weights are loaded in 4 or 8 bits."""
+    return bool(arguments.load_in_4bit or arguments.load_in_8bit)
+
+
+def revision(arguments: "ModelConfig") -> str:
+    """Return the requested revision, "" for the newest."""
+    return "" if arguments.model_revision == "main" else arguments.model_revision
+
+
+def build_model(
+    base: str, arguments: "ModelConfig", seed: int, activation_checkpointing: bool = False
+) -> Any:
+    """Return ``base`` as a token classifier, under LoRA adapters if ``use_peft`` is set.
+
+    Precision is fp32 unless ``dtype`` names another.
+
+    Raises
+    ------
+    UserError
+        If the model cannot be loaded, or peft refuses an argument.
+    """
+    from peft import get_peft_model, prepare_model_for_kbit_training
+
+    quantised = is_quantised(arguments)
+    options: dict[str, Any] = {
+        "dtype": getattr(torch, arguments.dtype if arguments.dtype in DTYPES else "float32")
+    }
+    if quantised:
         from trl import get_quantization_config
 
-        options["quantization_config"] = get_quantization_config(arguments)
+        with library_errors():
+            options["quantization_config"] = get_quantization_config(arguments)
         options["quantization_config"].llm_int8_skip_modules = ["score"]
-    return options
+    model = new_token_classifier(base, seed, revision=revision(arguments), **options)
+    if quantised:
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=activation_checkpointing)
+    if not arguments.use_peft:
+        return model
+    with library_errors(re.error):
+        return get_peft_model(model, lora_config(arguments))
 
 
 def lora_config(arguments: "ModelConfig") -> "LoraConfig":
-    """Return the peft configuration that trl's ``ModelConfig`` flags ask for, with the task type and head set.
+    """Return the peft configuration for trl's ``ModelConfig``, with task type and head set.
 
-    ``all-linear`` would also wrap the head, which must be trained whole and saved; it is left out.
+    ``all-linear`` excludes the head, which is trained whole and saved.
     """
     from peft import LoraConfig, TaskType
 
@@ -116,9 +122,7 @@ def lora_config(arguments: "ModelConfig") -> "LoraConfig":
     if isinstance(targets, list) and len(targets) == 1:
         targets = targets[0]
     if isinstance(targets, str) and targets != "all-linear" and not set(targets) & set(PATTERN):
-        targets = [
-            targets
-        ]  # peft takes a text for a pattern of the whole name, which a module's own never is
+        targets = [targets]  # peft reads text as a pattern of the whole module name
     return LoraConfig(
         task_type=TaskType.TOKEN_CLS,
         r=arguments.lora_r,

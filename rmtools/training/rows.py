@@ -1,4 +1,4 @@
-"""Where training rows come from: rollouts of rmtools, or a file in a public stepwise format."""
+"""Read the rows to train on: rollouts of rmtools, or a file in a public stepwise format."""
 
 import hashlib
 import logging
@@ -9,14 +9,31 @@ from rmtools.data.rollouts import META_FILE, Rollout, RolloutMetadata, read_roll
 from rmtools.data.shards import DATA, PLAN_FILE
 from rmtools.errors import UserError
 from rmtools.lm.steps import StepSettings
+from rmtools.training.config import DataArguments
 
 logger = logging.getLogger(__name__)
 
 
-def load_rows(path: str, name: str = "") -> tuple[list[Rollout], RolloutMetadata]:
-    """Read a rollout folder, or a file in a public format: the one called ``name``, or the one its fields tell.
+def load_data(arguments: DataArguments) -> tuple[list[Rollout], list[Rollout], RolloutMetadata]:
+    """Return the training rows, the held-out rows (may be none), and the metadata of the training rows.
 
-    What has no place among the rows, one without any label say, is counted in a warning.
+    Raises
+    ------
+    UserError
+        If there are no rows, a row is wrong, or the arguments contradict each other.
+    """
+    rows, metadata = load_rows(arguments.train_rollouts, arguments.data_format)
+    if not arguments.eval_rollouts:
+        return *hold_out(rows, arguments.eval_share), metadata
+    if arguments.eval_share:
+        raise UserError("eval_rollouts and eval_share both say what is held out", "name one of them")
+    return rows, load_rows(arguments.eval_rollouts, arguments.data_format)[0], metadata
+
+
+def load_rows(path: str, name: str = "") -> tuple[list[Rollout], RolloutMetadata]:
+    """Read a rollout folder, or a file in the public format ``name`` (default: found from its fields).
+
+    Rows that cannot be used, such as those without any label, are counted in a warning.
 
     Raises
     ------
@@ -24,11 +41,9 @@ def load_rows(path: str, name: str = "") -> tuple[list[Rollout], RolloutMetadata
         If it is neither, or a row is wrong (named).
     """
     if not path:
-        raise UserError(
-            "there are no rollouts to train on: train_rollouts is empty", "name them with --train_rollouts"
-        )
+        raise UserError("there are no rollouts to train on: train_rollouts is empty", "set train_rollouts")
     folder = Path(path)
-    if not folder.exists() or any((folder / name).exists() for name in (META_FILE, PLAN_FILE, DATA)):
+    if not folder.exists() or any((folder / file).exists() for file in (META_FILE, PLAN_FILE, DATA)):
         if name and folder.exists():
             raise UserError(
                 f"data_format is {name}, but {path} holds rollouts of rmtools", "leave data_format out"
@@ -45,10 +60,10 @@ def load_rows(path: str, name: str = "") -> tuple[list[Rollout], RolloutMetadata
         )
     if left_out:
         logger.warning("%s (%s): left out %s", path, tally.format, left_out)
-    return rows, described(rows)
+    return rows, metadata_without_policy(rows)
 
 
-def described(rows: Sequence[Rollout]) -> RolloutMetadata:
+def metadata_without_policy(rows: Sequence[Rollout]) -> RolloutMetadata:
     """Return the metadata of rows whose policy is not known."""
     horizon = max(len(r.steps) for r in rows)
     return RolloutMetadata(
@@ -63,17 +78,17 @@ def described(rows: Sequence[Rollout]) -> RolloutMetadata:
 
 
 def require_base(named: str | None, metadata: RolloutMetadata) -> str:
-    """Return the model to start from: the one that is named, or the policy of the rollouts."""
+    """Return the model to start from: the named one, or the policy of the rollouts."""
     if not named and not metadata.policy:
         raise UserError(
             "the training data do not say which policy made them, and no model is named",
-            "name the model to start from with --model_name_or_path",
+            "name the model to start from with model_name_or_path",
         )
     return named or metadata.policy
 
 
 def hold_out(rows: Sequence[Rollout], share: float) -> tuple[list[Rollout], list[Rollout]]:
-    """Split off the rows of about ``share`` of the prompts, the same whatever else is in ``rows``.
+    """Split off the rows of about ``share`` of the prompts; a prompt's side does not depend on the other prompts.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""The copy of the weights that gives bootstrap values: an exponential moving average, saved with every checkpoint."""
+"""The target network: a moving average of the weights that gives bootstrap values, saved with every checkpoint."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from transformers import TrainerCallback
 
 from rmtools.errors import UserError
 
-FILE = "target_network.safetensors"
+TARGET_NETWORK_FILE = "target_network.safetensors"
 
 
 class TargetNetwork(TrainerCallback):
@@ -18,7 +18,7 @@ class TargetNetwork(TrainerCallback):
     Parameters
     ----------
     model : torch.nn.Module
-        Whose trainable parameters are followed.
+        The model whose trainable parameters are averaged.
     decay : float
         In [0, 1); 0 follows the current weights.
     """
@@ -40,31 +40,31 @@ class TargetNetwork(TrainerCallback):
 
     @torch.no_grad()
     def logits(self, inputs: dict[str, Any]) -> Tensor:
-        """Return the logits of the copy on the model's inputs."""
+        """Return the logits of the averaged weights on the model's inputs."""
         weights = {n: w.to(self.precision[n]) for n, w in self.weights.items()}
         return torch.func.functional_call(self.model, weights, kwargs=inputs).logits
 
     def save(self, folder: Path) -> None:
-        """Write the copy's weights into ``folder``."""
+        """Write the averaged weights into ``folder``."""
         from safetensors.torch import save_file
 
-        save_file({n: w.contiguous() for n, w in self.weights.items()}, str(folder / FILE))
+        save_file({n: w.contiguous() for n, w in self.weights.items()}, str(folder / TARGET_NETWORK_FILE))
 
     def load(self, folder: Path) -> None:
-        """Read the copy's weights; raises ``UserError`` where ``folder`` has none, or another model's."""
+        """Read the averaged weights; raise ``UserError`` where ``folder`` has none, or those of another model."""
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
+        path = folder / TARGET_NETWORK_FILE
         try:
-            found = load_file(str(folder / FILE))
+            found = load_file(str(path))
         except (OSError, SafetensorError) as error:
             raise UserError(
-                f"{folder} has no readable {FILE}: the bootstrap copy would start anew and the losses differ",
+                f"{folder} has no readable {path.name}: the target network would start anew and the losses differ",
                 "resume from a checkpoint that this trainer saved",
             ) from error
         if {n: w.shape for n, w in found.items()} != {n: w.shape for n, w in self.weights.items()}:
             raise UserError(
-                f"{folder / FILE} holds other weights than this model trains",
-                "resume with the same model flags",
+                f"{path} holds other weights than this model trains", "resume with the same model arguments"
             )
         self.weights = {n: found[n].to(w.device, w.dtype) for n, w in self.weights.items()}

@@ -1,9 +1,9 @@
-"""What the value of a prefix is regressed on (docs/equations.md, section 8). All in log values, nats.
+"""Regression targets for the value of a prefix (docs/equations.md, section 8). All are log values, nats.
 
-``mc`` is the outcome, averaged over the completions of the prefix; ``td`` the bootstrap value one step on,
-averaged over the children; ``n_step`` the same ``n`` steps on; ``td_lambda`` the lambda-return between them;
-``labels`` the given step labels. A trajectory that was cut short has no outcome of its own at its last prefix:
-returns then end in the bootstrap value there, and that prefix has no target.
+``mc`` is the outcome, averaged over the completions of the prefix; ``td`` the bootstrap value after one step,
+averaged over the children; ``n_step`` the same after ``n`` steps; ``td_lambda`` the lambda-return between them;
+``labels`` the given step labels. Returns of a trajectory that was cut end in the bootstrap value of its last prefix,
+which has no target itself.
 
 >>> import torch
 >>> after, none = torch.tensor([[0.2, 0.5]]).log(), torch.zeros(1, 2, 0)
@@ -18,8 +18,6 @@ import math
 import torch
 from torch import Tensor
 
-from rmtools.errors import UserError
-
 TARGETS = ("mc", "td", "td_lambda", "n_step", "labels")
 BOOTSTRAPPED = ("td", "td_lambda", "n_step")
 
@@ -30,9 +28,9 @@ def monte_carlo(log_potential: Tensor, log_completion: Tensor) -> Tensor:
     Parameters
     ----------
     log_potential : Tensor
-        (B,) of the trajectories' rewards.
+        (B,) log potential of each trajectory's outcome.
     log_completion : Tensor
-        (B, T + 1, R) of the extra completions, -inf where there is none.
+        (B, T + 1, R) of the extra completions, padded with -inf.
 
     Returns
     -------
@@ -45,16 +43,16 @@ def monte_carlo(log_potential: Tensor, log_completion: Tensor) -> Tensor:
 
 
 def one_step(log_next: Tensor, log_child: Tensor, log_count: Tensor) -> Tensor:
-    """Return log of the mean value one step on, over the trajectory's own step and its alternatives.
+    """Return log of the mean value after one step, over the trajectory's own step and its alternatives.
 
     Parameters
     ----------
     log_next : Tensor
-        (B, T) bootstrap value after the own step; the potential where that step ends.
+        (B, T) bootstrap value after the own step; the potential if that step ends the solution.
     log_child : Tensor
         (B, T, C) bootstrap values of the distinct alternatives.
     log_count : Tensor
-        (B, T, C) log of how often each was drawn, -inf where there is none.
+        (B, T, C) log of how often each was drawn, padded with -inf.
 
     Returns
     -------
@@ -68,13 +66,13 @@ def one_step(log_next: Tensor, log_child: Tensor, log_count: Tensor) -> Tensor:
 
 
 def mean_in_logs(log_values: Tensor, log_count: Tensor) -> Tensor:
-    """Return the log of the weighted mean of exp over the last axis; what has weight zero is not looked at."""
+    """Return the log of the weighted mean of exp over the last axis; entries of weight zero may be NaN."""
     counted = torch.where(log_count > -math.inf, log_values, 0.0)
     return torch.logsumexp(counted + log_count, dim=-1) - torch.logsumexp(log_count, dim=-1)
 
 
 def lambda_return(log_one_step: Tensor, log_end: Tensor, length: Tensor, lam: float) -> Tensor:
-    """Return log G with G_t = (1 - lambda) U_t + lambda G_{t+1}, and G the end from the last prefix on.
+    """Return log G with G_t = (1 - lambda) U_t + lambda G_{t+1}, and the end value from the last prefix on.
 
     Parameters
     ----------
@@ -92,8 +90,6 @@ def lambda_return(log_one_step: Tensor, log_end: Tensor, length: Tensor, lam: fl
     Tensor
         (B, T + 1).
     """
-    if not 0 <= lam <= 1:
-        raise UserError(f"td_lambda must be in [0, 1], got {lam}")
     result = [log_end]
     for t in range(log_one_step.shape[1] - 1, -1, -1):
         if lam == 0:
@@ -107,22 +103,20 @@ def lambda_return(log_one_step: Tensor, log_end: Tensor, length: Tensor, lam: fl
 
 
 def n_step_return(log_one_step: Tensor, log_end: Tensor, length: Tensor, n: int) -> Tensor:
-    """Return log of the value ``n`` steps on, the last of them averaged over the children of the prefix before.
+    """Return log of the value after ``n`` steps, the last of them averaged over the children of the prefix before.
 
     Parameters
     ----------
     log_one_step, log_end, length : Tensor
         As :func:`lambda_return`.
     n : int
-        At least 1, which is ``td``; where fewer steps are left, the end.
+        At least 1, which is ``td``. With fewer steps left, the end value.
 
     Returns
     -------
     Tensor
         (B, T + 1).
     """
-    if n < 1:
-        raise UserError(f"n_step must be at least 1, got {n}", "1 is target td")
     horizon = log_one_step.shape[1]
     at = torch.arange(horizon + 1, device=length.device)[None, :] + (n - 1)
     ahead = log_one_step.gather(1, at.clamp(max=horizon - 1).expand(len(length), -1))
@@ -130,14 +124,14 @@ def n_step_return(log_one_step: Tensor, log_end: Tensor, length: Tensor, n: int)
 
 
 def given_labels(log_label: Tensor) -> Tensor:
-    """Return the labels of the steps as targets of the prefixes they end, the first one's also of the root.
+    """Return each step's label as target of the prefix it ends; the first label is also the target of the root.
 
-    The value of the root is the mean value of first steps, so a first step's label is a one-step target of it.
+    The value of the root is the mean value of first steps: a first step's label is a one-step target of it.
 
     Parameters
     ----------
     log_label : Tensor
-        (B, T) log values of the labels, NaN where a step has none.
+        (B, T) log values of the labels, NaN for a step without label.
 
     Returns
     -------

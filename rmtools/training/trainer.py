@@ -1,4 +1,4 @@
-"""The process reward model trainer: transformers' Trainer with targets, divergences and a bootstrap copy."""
+"""The process reward model trainer: transformers' Trainer with targets, divergences and a target network."""
 
 import math
 from collections.abc import Sequence
@@ -14,50 +14,51 @@ from rmtools.errors import UserError
 from rmtools.files import replacing_files
 from rmtools.lm.architectures import require_full_attention, require_rotations
 from rmtools.lm.checkpoint import MODEL_FILES, SETTINGS_FILE, CheckpointSettings
-from rmtools.lm.classifier import require_tensors
+from rmtools.lm.classifier import require_tensors, unreadable_weights
 from rmtools.lm.policy import require_vocabulary
 from rmtools.lm.steps import StepTokenizer
 from rmtools.lm.value import ConstantValue, ValueModel
 from rmtools.particles.tilt import Tilt
-from rmtools.training.batching import RowOrder, Rows
-from rmtools.training.collate import Collator
-from rmtools.training.config import PRMConfig
+from rmtools.training.batching import Collator, RowOrder, Rows
+from rmtools.training.config import PRMConfig, library_errors
 from rmtools.training.examples import Example, prepare, within
 from rmtools.training.metrics import ShardedScorer, held_out_metrics
 from rmtools.training.objective import Objective, Values, read_values
-from rmtools.training.provenance import write_description
+from rmtools.training.provenance import write_records
 from rmtools.training.resume import remove_checkpoint
 from rmtools.training.target_network import TargetNetwork
 
+# Metrics of the constant value that are reported beside the model's.
 COMPARED = ("rms_log_bellman", "brier", "label_brier")
-"""Metrics of the constant value that are reported beside the model's."""
+UNSTABLE = "lower learning_rate or max_grad_norm, or warm up longer (warmup_steps)"
 
 
 class PRMTrainer(Trainer):
-    """Trains a two-label token classifier as a value model.
+    """Train a two-label token classifier as a value model.
 
     Parameters
     ----------
     model : transformers.PreTrainedModel
-        Token classifier (a peft model too), dropout off.
+        Token classifier (or a peft model of one), dropout off.
     args : PRMConfig
     steps : StepTokenizer
     train_rollouts : sequence of Rollout
     eval_rollouts : sequence of Rollout, optional
-        Held-out; with children the metrics include the Bellman error.
+        Held out; with children the metrics include the Bellman error.
     settings : CheckpointSettings, optional
-        Written with every checkpoint; without, `rmtools audit` cannot load what is saved.
+        Written with every checkpoint; without them `rmtools audit` cannot load what is saved.
 
     Raises
     ------
     UserError
-        If a row lacks what the target needs, no row is left within ``max_length``, or held-out prompts are trained on.
+        If a row lacks what the target needs, no row is left within ``max_length``, held-out prompts are trained on, or
+        a library refuses an argument.
 
     Notes
     -----
-    The loss is the mean over the prefixes that have a target (root to end); the last one's is the
-    potential, so that the model also values finished solutions. It is normalised by the mean number of such prefixes
-    a row, not by the batch's own, so that batches of similar length weigh every prefix alike.
+    The loss is the mean over the prefixes that have a target (root to end). The target of the last prefix is the
+    potential, so that the model also values finished solutions. The loss is normalised by the mean number of such
+    prefixes per row over all rows, not by the batch's own, so that batches of similar length weigh every prefix alike.
     Source: docs/equations.md, section 8.
     """
 
@@ -76,48 +77,77 @@ class PRMTrainer(Trainer):
         self.steps, self.settings = steps, settings
         self.tilt = Tilt(args.floor)
         self.objective: Objective = args.objective()
-        self.eval_rollouts = list(eval_rollouts)
-        self._constant: dict[str, float] = {}
-        wanted = {
-            "eval_strategy": args.eval_strategy != "no",
-            "metric_for_best_model": args.metric_for_best_model,
-        }
-        check_held_out(train_rollouts, self.eval_rollouts, [name for name, asked in wanted.items() if asked])
-        check_children(train_rollouts, args.bellman_residual)
+        self._check_rows(args, train_rollouts, eval_rollouts)
         require_vocabulary(steps.tokenizer, model.config, "the policy")
         limit = args.max_length or getattr(model.config, "max_position_embeddings", None)
         self.prepared = prepare(train_rollouts, steps, self.tilt, args.target, limit)
-        self.eval_rollouts = within(self.eval_rollouts, steps, limit)
+        self.eval_rollouts = within(eval_rollouts, steps, limit)
         examples = self.prepared.examples
         require_rotations(model.config, max(int(e.tree.positions.max()) + 1 for e in examples))
+        packed = [len(e.tree.ids) for e in examples if e.tree.segment[-1]]
+        if packed and self.objective.children != "none":
+            require_full_attention(model.config, max(packed))
+        self.targets_per_row = sum(map(self.objective.count, examples)) / len(examples)
+        with library_errors():
+            super().__init__(
+                model=model,
+                args=args,
+                data_collator=Collator(steps.pad_id, self.objective.children, model.dtype),
+                train_dataset=Rows(examples),
+                eval_dataset=self.eval_rollouts or None,
+                processing_class=steps.tokenizer,
+                **kwargs,
+            )
         at_once = args.train_batch_size * args.world_size
         if args.dataloader_drop_last and len(examples) < at_once:
             raise UserError(
                 f"dataloader_drop_last drops all of {len(examples)} rows: a forward pass takes {at_once}",
                 "lower per_device_train_batch_size, or leave dataloader_drop_last out",
             )
-        packed = [len(e.tree.ids) for e in examples if e.tree.segment[-1]]
-        if packed and self.objective.children != "none":
-            require_full_attention(model.config, max(packed))
-        self.targets_per_row = sum(map(self.objective.count, examples)) / len(examples)
-        super().__init__(
-            model=model,
-            args=args,
-            data_collator=Collator(steps.pad_id, self.objective.children, model.dtype),
-            train_dataset=Rows(examples),
-            eval_dataset=self.eval_rollouts or None,
-            processing_class=steps.tokenizer,
-            **kwargs,
-        )
-        if self.eval_rollouts:
-            self._constant = self._control()
-            self._check_metric()
+        self._constant = self._constant_metrics() if self.eval_rollouts else {}
+        wanted = str(args.metric_for_best_model or "").removeprefix("eval_")
+        if wanted and wanted not in self._constant:
+            raise UserError(
+                f"metric_for_best_model is {wanted}, which the held-out rollouts do not resolve: they give "
+                f"{', '.join(self._constant)}",
+                "choose one of these, or give held-out rollouts with children and outcomes of both kinds",
+            )
         self.target_network: TargetNetwork | None = None
         if self.objective.bootstraps and args.ema_decay > 0:
             require_whole_weights(self.is_fsdp_enabled, self.is_deepspeed_enabled)
             self.target_network = TargetNetwork(model, args.ema_decay)
             self.add_callback(self.target_network)
         self.model_accepts_loss_kwargs = False
+
+    def _check_rows(self, args: PRMConfig, train: Sequence[Rollout], held_out: Sequence[Rollout]) -> None:
+        """Raise ``UserError`` where the rows do not fit the arguments."""
+        wanted = {
+            "eval_strategy": args.eval_strategy != "no",
+            "metric_for_best_model": args.metric_for_best_model,
+        }
+        asked = [name for name, value in wanted.items() if value]
+        if asked and not held_out:
+            raise UserError(
+                f"{asked[0]} needs evaluations, but there are no held-out rollouts (eval_rollouts)",
+                f"set eval_rollouts, or leave {' and '.join(asked)} out",
+            )
+        shared = {r.prompt_id for r in train} & {r.prompt_id for r in held_out}
+        if shared:
+            raise UserError(
+                f"{len(shared)} prompts are in the training and in the held-out rollouts: the metrics would describe "
+                "rows the model was trained on",
+                "make the held-out rollouts with another seed",
+            )
+        if self.objective.residual_weight and not any(at for r in train for at in r.children):
+            raise UserError(
+                "bellman_residual needs two independent next steps of a prefix, the training rollouts have no children",
+                "make them with `rmtools rollout` and two or more children per prefix, or set bellman_residual: 0",
+            )
+        if self.objective.residual_weight and any(r.reward is None for r in train):
+            raise UserError(
+                "bellman_residual needs outcomes, and a training row has reward null",
+                "give rollouts with rewards, or set bellman_residual: 0",
+            )
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         args = self.args
@@ -137,29 +167,23 @@ class PRMTrainer(Trainer):
     ) -> Any:
         """Return the loss of the batch; raises ``UserError`` where it is NaN or infinite."""
         copy = self._copy_values(model, inputs)
-        if copy is not None and not bool(torch.isfinite(copy.prefix).all()):
-            raise UserError(
-                f"the bootstrap copy returned NaN at optimiser step {self.state.global_step}",
-                "lower learning_rate or max_grad_norm, or warm up longer (warmup_steps)",
-            )
         logits = model(**inputs["model"]).logits
         at, now = read_values(logits, inputs, self.args.floor)
         total = self.objective.loss(inputs, at, now, now if copy is None else copy)
-        # The rows of a whole batch, also in a last one that is shorter: a row weighs the same in all. transformers
-        # divides by the forward passes of this optimiser step, of which an epoch's last may have fewer.
+        # A shorter last batch is divided by the rows of a whole one: every row weighs the same. transformers divides by
+        # the forward passes of this optimiser step, of which the last one of an epoch may have fewer.
         passes = getattr(self, "current_gradient_accumulation_steps", self.args.gradient_accumulation_steps)
         share = passes / self.args.gradient_accumulation_steps if model.training else 1.0
         loss = total * share / (self.args.train_batch_size * self.targets_per_row)
         if not bool(torch.isfinite(loss)):
             raise UserError(
-                f"the training loss is {float(loss)} at optimiser step {self.state.global_step}",
-                "lower learning_rate or max_grad_norm, or warm up longer (warmup_steps)",
+                f"the training loss is {loss.item()} at optimiser step {self.state.global_step}", UNSTABLE
             )
         return (loss, logits) if return_outputs else loss
 
     @torch.no_grad()
     def _copy_values(self, model: Any, inputs: dict[str, Any]) -> Values | None:
-        """Return the values that make the targets, or None where they are those of the forward pass itself."""
+        """Return the values that make the targets; None if the forward pass itself gives them."""
         if not self.objective.bootstraps or (self.target_network is None and inputs["copy"] is None):
             return None
         given = inputs["copy"] or inputs["model"]
@@ -173,9 +197,8 @@ class PRMTrainer(Trainer):
         model = self.accelerator.unwrap_model(self.model)
         was_training = model.training
         scorer = ValueModel(model, self.steps, self.tilt)
-        if (
-            self.accelerator.num_processes > 1 and not self.is_fsdp_enabled
-        ):  # there every forward pass needs all
+        # Under FSDP every forward pass needs all processes.
+        if self.accelerator.num_processes > 1 and not self.is_fsdp_enabled:
             scorer = ShardedScorer(
                 scorer, self.accelerator.process_index, self.accelerator.num_processes, gather_lists
             )
@@ -187,17 +210,7 @@ class PRMTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def _check_metric(self) -> None:
-        """Raise ``UserError``, before any step, where the best checkpoint is to be chosen by what cannot be measured."""
-        wanted = str(self.args.metric_for_best_model or "").removeprefix("eval_")
-        if wanted and wanted not in self._constant:
-            raise UserError(
-                f"metric_for_best_model is {wanted}, which the held-out rollouts do not resolve: they give "
-                f"{', '.join(self._constant)}",
-                "choose one of these, or give held-out rollouts with children and outcomes of both kinds",
-            )
-
-    def _control(self) -> dict[str, float]:
+    def _constant_metrics(self) -> dict[str, float]:
         """Return the metrics of the constant value: the training rows' mean reward, or mean label."""
         of_rewards, of_labels = base_rates(self.prepared.examples, self.tilt)
 
@@ -210,7 +223,7 @@ class PRMTrainer(Trainer):
         return (measured(of_rewards) or measured(of_labels)) | labels
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """Write weights, head, tokenizer, settings and card; all files whole before the first takes its place."""
+        """Write weights, head, tokenizer, settings and card; all files are written before the first is moved."""
         from safetensors import SafetensorError
 
         folder = Path(output_dir or str(self.args.output_dir))
@@ -222,24 +235,24 @@ class PRMTrainer(Trainer):
                 super()._save(str(temporary), state_dict)
                 if self.target_network is not None and folder.name.startswith("checkpoint-"):
                     self.target_network.save(temporary)
-            except SafetensorError as error:  # a full disk is not an OSError there
+            except SafetensorError as error:  # also for a full disk
                 raise OSError(str(error)) from error
             (temporary / "training_args.bin").unlink(missing_ok=True)  # a pickle of this machine's paths
-            write_description(temporary, folder, self.settings, self.state)
+            write_records(temporary, folder, self.settings, self.state)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Write a checkpoint; one of that name, from before the run was resumed, goes first: it is not overwritten in part."""
+        """Write a checkpoint; first remove one of that name, which a run before the resume may have left."""
         folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
         if self.args.should_save:
             remove_checkpoint(folder)
         self.accelerator.wait_for_everyone()
         try:
             super()._save_checkpoint(model, trial)
-        except UserError:  # of the weights: nothing of them is there
+        except UserError:  # while the weights were written: none of them are there
             remove_checkpoint(folder)
             raise
         except (OSError, RuntimeError) as error:
-            # torch.save tells of a full disk in its own words.
+            # torch.save reports a full disk as a RuntimeError of its archive writer.
             if isinstance(error, RuntimeError) and "inline_container" not in str(error):
                 raise
             remove_checkpoint(folder)
@@ -249,50 +262,60 @@ class PRMTrainer(Trainer):
                 "free space, or choose another folder",
             ) from error
 
+    def get_train_dataloader(self) -> Any:
+        """Return the loader of the training rows; raise ``UserError`` where its arguments are refused."""
+        with library_errors():
+            return super().get_train_dataloader()
+
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        """Make optimiser and schedule, and wrap the model for its engine: the last step before a forward pass."""
+        with library_errors():
+            return super()._prepare_for_training(*args, **kwargs)
+
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        """Train an epoch; nothing where a checkpoint was resumed that had all its steps (transformers makes one more)."""
+        """Train an epoch; nothing if the resumed checkpoint had all its steps (transformers would make one more)."""
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return
         super()._run_epoch(*args, **kwargs)
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        """Return the norm of the gradients; raises ``UserError`` where it is not finite (fp16 scales such a step away)."""
+        """Return the gradient norm; raise ``UserError`` where it is not finite (fp16 skips such a step itself)."""
         found = super()._get_grad_norm(model, grad_norm=grad_norm)
         if found is not None and not self.args.fp16 and not math.isfinite(float(found)):
             raise UserError(
-                f"the gradients are not finite at optimiser step {self.state.global_step}",
-                "lower learning_rate or max_grad_norm, or warm up longer (warmup_steps)",
+                f"the gradients are not finite at optimiser step {self.state.global_step}", UNSTABLE
             )
         return found
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        folder = Path(resume_from_checkpoint)
         if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
-            require_tensors(Path(resume_from_checkpoint), self.accelerator.unwrap_model(self.model))
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
+            require_tensors(folder, self.accelerator.unwrap_model(self.model))
+        with unreadable_weights(folder):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
         if self.target_network is not None:
-            self.target_network.load(Path(resume_from_checkpoint))
+            self.target_network.load(folder)
 
 
 def gather_lists(mine: list[Any]) -> list[Any]:
-    """Return the lists of all processes, joined."""
+    """Return the joined lists of all processes."""
     from accelerate.utils import gather_object
 
     return list(gather_object(mine))
 
 
 def require_whole_weights(fsdp: bool, deepspeed: bool) -> None:
-    """Raise ``UserError`` where an engine keeps the weights its own way: the averaged copy reads and saves them whole."""
+    """Raise ``UserError`` under an engine that shards the weights: the target network reads and saves them whole."""
     if fsdp or deepspeed:
         raise UserError(
-            f"the averaged copy (ema_decay) does not work under {'FSDP' if fsdp else 'DeepSpeed'}, which keeps the weights "
-            "its own way",
+            f"the target network (ema_decay) does not work under {'FSDP' if fsdp else 'DeepSpeed'}, which shards the weights",
             "set ema_decay: 0 to bootstrap from the current weights, use target mc or labels, or train with DDP",
         )
 
 
 def base_rates(examples: Sequence[Example], tilt: Tilt) -> tuple[float | None, float | None]:
-    """Return the mean reward and the mean label, None where there are none."""
+    """Return the mean reward and the mean label; None if no row has one."""
 
     def mean(log_values: list[float]) -> float | None:
         known = np.asarray([x for x in log_values if not math.isnan(x)])
@@ -300,33 +323,3 @@ def base_rates(examples: Sequence[Example], tilt: Tilt) -> tuple[float | None, f
 
     labels = [x for e in examples for x in e.log_label.tolist()]
     return mean([e.log_potential for e in examples]), mean(labels)
-
-
-def check_held_out(train: Sequence[Rollout], held_out: Sequence[Rollout], asked_by: Sequence[str]) -> None:
-    """Raise ``UserError`` where there is nothing to evaluate on, though arguments ask for it, or it was trained on."""
-    if asked_by and not held_out:
-        raise UserError(
-            f"{asked_by[0]} asks for evaluations, but there are no held-out rollouts (eval_rollouts)",
-            f"name some with eval_rollouts, or leave {' and '.join(asked_by)} out",
-        )
-    shared = {r.prompt_id for r in train} & {r.prompt_id for r in held_out}
-    if shared:
-        raise UserError(
-            f"{len(shared)} prompts are in the training and in the held-out rollouts: the metrics would be of rows "
-            "the model was trained on",
-            "make the held-out rollouts with another --seed",
-        )
-
-
-def check_children(rows: Sequence[Rollout], weight: float) -> None:
-    """Raise ``UserError`` where a Bellman residual is asked for of rows that have one next step a prefix."""
-    if weight and not any(at for r in rows for at in r.children):
-        raise UserError(
-            "bellman_residual needs two independent next steps of a prefix, the training rollouts have no children",
-            "make them with `rmtools rollout --children 2` or more, or set bellman_residual: 0",
-        )
-    if weight and any(r.reward is None for r in rows):
-        raise UserError(
-            "bellman_residual needs outcomes, and a training row has reward null",
-            "give rollouts with rewards, or set bellman_residual: 0",
-        )

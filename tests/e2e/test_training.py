@@ -3,6 +3,7 @@
 import json
 import logging
 import resource
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -43,7 +44,7 @@ def test_training_then_sampling(run, training, tmp_path, prompts_file):
     names = sorted(p.name for p in (tmp_path / "prm").iterdir())
     before = (tmp_path / "prm" / "adapter_model.safetensors").read_bytes()
     again = ("--config", training(), "--learning_rate", 0.01)
-    check_error(run(*again, script=RECIPE), "holds an earlier training", "--overwrite_output_dir true")
+    check_error(run(*again, script=RECIPE), "holds an earlier training", "overwrite_output_dir: true")
     assert (tmp_path / "prm" / "adapter_model.safetensors").read_bytes() == before
     assert run(*again, "--overwrite_output_dir", "true", script=RECIPE).code == 0
     assert sorted(p.name for p in (tmp_path / "prm").iterdir()) == names
@@ -209,11 +210,11 @@ def test_rows_of_trl_train_unchanged(run, training, tmp_path, policy_folder):
     settings = json.loads((tmp_path / "prm" / "rmtools.json").read_text())
     assert settings["base_rate"] == pytest.approx(0.5, abs=0.15)
     check_error(
-        run("--config", training(**values, model_name_or_path=None), script=RECIPE), "--model_name_or_path"
+        run("--config", training(**values, model_name_or_path=None), script=RECIPE), "model_name_or_path"
     )
     values["target"] = "td"
     named = training(**values, model_name_or_path=str(policy_folder), overwrite_output_dir=True)
-    check_error(run("--config", named, script=RECIPE), "row 0", "field reward", "--target labels")
+    check_error(run("--config", named, script=RECIPE), "row 0", "field reward", "target labels")
 
 
 def test_a_backbone_from_scratch(run, tmp_path, policy_folder, prompts_file):
@@ -238,6 +239,40 @@ def test_a_backbone_from_scratch(run, tmp_path, policy_folder, prompts_file):
         )
         assert not list(tmp_path.glob("b/*"))
     check_error(run("--rollouts", tmp_path, "--out", tmp_path / "b", script=script), "no rollouts")
+
+
+@pytest.mark.parametrize("error", [RuntimeError, ValueError])
+def test_a_bug_of_ours_keeps_its_traceback(run, training, monkeypatch, error):
+    """A shape error in the forward pass, or a wrong value in the loss, is no refusal of an argument."""
+    from transformers import LlamaForTokenClassification
+
+    from rmtools.training.objective import Objective
+
+    def wrong(*args, **kwargs):
+        if error is ValueError:
+            raise ValueError("a bug")
+        return torch.zeros(2, 3) @ torch.zeros(2, 3)
+
+    config = training(eval_strategy="no")
+    monkeypatch.setattr(sys, "argv", [str(RECIPE), "--config", str(config)])
+    owner, name = (Objective, "loss") if error is ValueError else (LlamaForTokenClassification, "forward")
+    monkeypatch.setattr(owner, name, wrong)
+    with pytest.raises(error, match=r"a bug|shapes cannot be multiplied") as raised:
+        runpy.run_path(str(RECIPE), run_name="__main__")
+    assert not isinstance(raised.value, UserError)
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("not enough memory: you tried")]
+)
+def test_memory_that_runs_out_is_one_line(run, training, monkeypatch, error):
+    from rmtools.training.trainer import PRMTrainer
+
+    def full(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(PRMTrainer, "compute_loss", full)
+    check_late(run("--config", training(), script=RECIPE), "out of memory", "per_device_train_batch_size")
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.9])

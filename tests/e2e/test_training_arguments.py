@@ -21,9 +21,11 @@ RECIPE = ROOT / "recipes" / "train_prm.py"
         ({}, ["--load_in_4bit", "true", "--use_peft", "false"], ["cannot be trained whole"]),
         ({}, ["--resume_from_checkpoint", "last"], ["no whole checkpoint to resume from", "save_strategy"]),
         ({"n_step": 0}, [], ["n_step"]),
+        ({}, ["--td_lambda", "nan"], ["td_lambda is nan"]),
+        ({"td_lambda": 1.1}, [], ["td_lambda"]),
         ({"bellman_residual": -1}, [], ["bellman_residual"]),
         ({"max_length": 3}, [], ["no row is left to train on", "row 0", "max_length"]),
-        ({"target": "labels"}, [], ["row 0", "field labels", "--target mc or td"]),
+        ({"target": "labels"}, [], ["row 0", "field labels", "target mc or td"]),
         ({"metric_for_best_model": "accuracy"}, [], ["accuracy", "brier"]),
         ({"target": "gae"}, [], ["mc, td, td_lambda"]),
         ({"divergence": "kl"}, [], ["itakura_saito"]),
@@ -54,6 +56,16 @@ RECIPE = ROOT / "recipes" / "train_prm.py"
             [],
             ["not finite"],
         ),
+        ({}, ["--optim_args", "foo"], ["a training argument is refused"]),
+        ({}, ["--optim", "foo"], ["foo"]),
+        ({}, ["--optim", "galore_adamw"], ["galore"]),
+        ({}, ["--report_to", "foo"], ["foo"]),
+        ({}, ["--report_to", "wandb"], ["wandb"]),
+        ({}, ["--dataloader_num_workers", -1], ["num_workers"]),
+        ({}, ["--lora_r", 0], ["r"]),
+        ({}, ["--lora_target_modules", "nothing"], ["target_modules"]),
+        ({}, ["--lora_target_modules", "q_proj("], ["unterminated"]),
+        ({}, ["--torch_compile", "true", "--torch_compile_backend", "foo"], ["foo", "inductor"]),
         ({}, ["--lr_scheduler_type", "warmup_stable_decay"], ["warmup_stable_decay", "num_decay_steps"]),
         (
             {"divergence": "contrastive", "per_device_train_batch_size": 1},
@@ -99,8 +111,8 @@ def test_wrong_training_arguments(run, training, tmp_path, changes, flags, words
         ("output_dir", 3, "text"),
         ("model_name_or_path", 3, "text"),
         ("use_peft", "maybe", "true"),
-        ("lora_target_modules", ["q_proj", 3], "a list of texts"),
-        ("lora_target_modules", [["q_proj"]], "a list of texts"),
+        ("lora_target_modules", ["q_proj", 3], "text"),
+        ("lora_target_modules", [["q_proj"]], "text"),
         ("lr_scheduler_type", 3, "text"),
         ("target", None, "text"),
         ("bf16", 3, "true or false"),
@@ -134,7 +146,7 @@ def test_what_the_configuration_may_say_in_several_ways(run, training):
 def test_keys_that_are_no_text(run, tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text("1: 2")
-    check_error(run("--config", path, script=RECIPE), "the key 1 is no text")
+    check_error(run("--config", path, script=RECIPE), "the key 1 is not text")
 
 
 def test_one_module_gets_adapters_by_its_name(run, training, tmp_path):
@@ -160,7 +172,9 @@ def test_a_residual_without_children(run, training, tmp_path, policy_folder, pro
     options = ("--policy", policy_folder, "--prompts", prompts_file, "--horizon", 3, "--trajectories", 1)
     assert run("rollout", *options, "--out", out).code == 0
     config = training(train_rollouts=str(out), bellman_residual=0.1)
-    check_error(run("--config", config, script=RECIPE), "bellman_residual", "no children", "--children 2")
+    check_error(
+        run("--config", config, script=RECIPE), "bellman_residual", "no children", "two or more children"
+    )
 
 
 def test_wrong_training_files(run, training, tmp_path):

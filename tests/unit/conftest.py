@@ -22,8 +22,8 @@ def remembered(policy_folder, settings, rollouts, tmp_path):
 
     from rmtools.data.rollouts import RolloutMetadata
     from rmtools.lm.checkpoint import fingerprint
-    from rmtools.training.provenance import settings_for
+    from rmtools.training.provenance import checkpoint_settings
 
     weights = fingerprint(policy_folder)
     metadata = RolloutMetadata(str(policy_folder), weights, "crossing", 3, settings, 1.6, 5)
-    return settings_for(str(policy_folder), "", metadata, rollouts, config(tmp_path), "rollouts")
+    return checkpoint_settings(str(policy_folder), metadata, rollouts, config(tmp_path), "rollouts")

@@ -19,7 +19,8 @@ from rmtools.lm.export import export_merged
 from rmtools.lm.value import ValueModel
 from rmtools.particles.tilt import Tilt
 from rmtools.training.config import CHECKPOINTING
-from rmtools.training.provenance import CARD_FILE, base_rate, card, settings_for
+from rmtools.training.model_card import CARD_FILE, model_card
+from rmtools.training.provenance import base_rate, checkpoint_settings
 
 
 def losses(trainer):
@@ -35,7 +36,7 @@ def test_the_base_rate_is_that_of_the_outcomes_where_there_are_any(rollouts):
 def test_the_card_has_the_last_metrics(remembered):
     log = [{"step": 1, "eval_brier": 0.4}, {"step": 2, "loss": 1.0}, {"step": 3, "eval_brier": 0.25}]
     described = replace(remembered, training={**remembered.training, "global_steps": 3})
-    text = card(described, log)
+    text = str(model_card(described, log))
     assert "after 3 optimiser steps" in text
     assert "| brier | 0.25 |" in text
 
@@ -216,7 +217,7 @@ def test_an_adapter_on_a_base_stored_in_bf16_reloads_to_its_own_values(
     AutoModelForCausalLM.from_pretrained(policy_folder, dtype=torch.bfloat16).save_pretrained(base)
     step_tokenizer.tokenizer.save_pretrained(base)
     metadata = RolloutMetadata(str(base), fingerprint(base), "crossing", 3, settings, 1.0, 5)
-    remembered = settings_for(str(base), "", metadata, rollouts, config(tmp_path), "rollouts")
+    remembered = checkpoint_settings(str(base), metadata, rollouts, config(tmp_path), "rollouts")
     trainer = trainer_for(
         base, step_tokenizer, rollouts, tmp_path, settings=remembered, learning_rate=0.05, max_steps=6
     )

@@ -11,8 +11,7 @@ import torch
 from rmtools.data.rollouts import Child, Rollout
 from rmtools.errors import UserError
 from rmtools.particles.tilt import Tilt
-from rmtools.training.batching import ORDERS, RowOrder
-from rmtools.training.collate import Collator, ragged
+from rmtools.training.batching import ORDERS, Collator, RowOrder, ragged
 from rmtools.training.examples import example, prepare, within
 from rmtools.training.objective import Objective
 

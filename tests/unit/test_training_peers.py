@@ -14,7 +14,7 @@ from rmtools.lm.classifier import require_head
 from rmtools.lm.steps import StepSettings, StepTokenizer
 from rmtools.lm.value import ValueModel, log_value_from_logits
 from rmtools.particles.tilt import Tilt
-from rmtools.training.collate import Collator
+from rmtools.training.batching import Collator
 from rmtools.training.examples import example, prepare
 from rmtools.training.lora import lora_config
 from rmtools.training.losses import bce

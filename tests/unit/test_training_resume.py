@@ -16,7 +16,7 @@ from rmtools.errors import UserError
 from rmtools.lm.checkpoint import SETTINGS_FILE, CheckpointSettings, fingerprint
 from rmtools.lm.classifier import new_token_classifier
 from rmtools.lm.steps import StepSettings
-from rmtools.training.provenance import settings_for
+from rmtools.training.provenance import checkpoint_settings, configuration_hash
 from rmtools.training.resume import (
     NEEDED_TO_RESUME,
     checkpoint_to_resume,
@@ -24,7 +24,7 @@ from rmtools.training.resume import (
     remove_checkpoints,
     require_same_training,
 )
-from rmtools.training.target_network import FILE
+from rmtools.training.target_network import TARGET_NETWORK_FILE
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,9 @@ def test_a_resumed_run_has_the_losses_of_an_uninterrupted_one(
     again.train(resume_from_checkpoint=str(checkpoint))
     assert len(losses(whole)) == 14
     np.testing.assert_allclose(losses(again)[7:], losses(whole)[7:], rtol=1e-5)
-    assert (checkpoint / FILE).exists() == (values["target"] != "mc" and values["ema_decay"] > 0)
+    assert (checkpoint / TARGET_NETWORK_FILE).exists() == (
+        values["target"] != "mc" and values["ema_decay"] > 0
+    )
     for name, weights in whole.target_network.weights.items() if whole.target_network else ():
         torch.testing.assert_close(again.target_network.weights[name], weights)
 
@@ -74,9 +76,9 @@ def test_a_resumed_run_without_its_copy_is_refused(
     values = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
     trainer_for(policy_folder, step_tokenizer, rollouts, tmp_path, settings=remembered, **values).train()
     checkpoint = tmp_path / "out" / "checkpoint-2"
-    (checkpoint / FILE).unlink()
+    (checkpoint / TARGET_NETWORK_FILE).unlink()
     again = trainer_for(policy_folder, step_tokenizer, rollouts, tmp_path, settings=remembered, **values)
-    with pytest.raises(UserError, match=f"no readable {FILE}"):
+    with pytest.raises(UserError, match=f"no readable {TARGET_NETWORK_FILE}"):
         again.train(resume_from_checkpoint=str(checkpoint))
 
 
@@ -115,21 +117,21 @@ def test_what_to_resume_from(tmp_path):
         ("trainer_state.json", "{}", "trainer_state.json names no global_step"),
         ("trainer_state.json", '{"global_step": "x"}', "trainer_state.json names no global_step"),
         (SETTINGS_FILE, "{}", "schema version None"),
-        (FILE, None, f"it has no {FILE}"),
+        (TARGET_NETWORK_FILE, None, f"it has no {TARGET_NETWORK_FILE}"),
     ],
 )
 def test_more_that_a_checkpoint_lacks(tmp_path, caplog, name, text, why):
     """The copy's weights are missing only where the training has a copy."""
     older, newer = (stub_checkpoint(tmp_path, n) for n in (3, 4))
     for path in (older, newer):
-        save_file({"a": torch.zeros(3)}, path / FILE)
+        save_file({"a": torch.zeros(3)}, path / TARGET_NETWORK_FILE)
     if text is None:
         (newer / name).unlink()
     else:
         (newer / name).write_text(text)
-    assert checkpoint_to_resume("last", tmp_path, (FILE,)) == str(older)
+    assert checkpoint_to_resume("last", tmp_path, (TARGET_NETWORK_FILE,)) == str(older)
     assert why in caplog.text
-    assert (checkpoint_to_resume("last", tmp_path) == str(newer)) == (name == FILE)
+    assert (checkpoint_to_resume("last", tmp_path) == str(newer)) == (name == TARGET_NETWORK_FILE)
 
 
 def test_checkpoints_after_the_resumed_one_are_removed(tmp_path):
@@ -255,7 +257,7 @@ def test_a_disk_that_is_full_when_the_optimiser_is_saved(
 def test_other_arguments_are_another_training(policy_folder, policy, settings, rollouts, tmp_path, changes):
     metadata = RolloutMetadata(str(policy_folder), "", "crossing", 3, settings, 1.6, 5)
     one, two = (
-        settings_for(str(policy_folder), "", metadata, rollouts, config(tmp_path, **c), "r")
+        checkpoint_settings(str(policy_folder), metadata, rollouts, config(tmp_path, **c), "r")
         for c in ({}, changes)
     )
     (name,) = changes
@@ -275,7 +277,7 @@ def test_the_same_rows_a_step_in_other_parts_are_the_same_training(
     metadata = RolloutMetadata(str(policy_folder), "", "crossing", 3, settings, 1.6, 5)
     parts = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "max_steps": 50}
     one, two = (
-        settings_for(str(policy_folder), "", metadata, rollouts, config(tmp_path, **c), "r")
+        checkpoint_settings(str(policy_folder), metadata, rollouts, config(tmp_path, **c), "r")
         for c in ({}, parts)
     )
     one.save(tmp_path)
@@ -289,11 +291,17 @@ def test_other_rows_and_another_base_are_another_training(
     metadata = RolloutMetadata(
         str(policy_folder), fingerprint(policy_folder), "crossing", 3, settings, 1.6, 5
     )
-    fewer = settings_for(str(policy_folder), "", metadata, rollouts[1:], config(tmp_path), "rollouts")
+    fewer = checkpoint_settings(str(policy_folder), metadata, rollouts[1:], config(tmp_path), "rollouts")
     with pytest.raises(UserError, match="rollouts_fingerprint"):
         require_same_training(str(tmp_path), fewer)
+    other = {**remembered.training["configuration"], "base": "other"}
+    training = {
+        **remembered.training,
+        "configuration": other,
+        "configuration_hash": configuration_hash(other),
+    }
     with pytest.raises(UserError, match=r"base \(.* there, other now\)"):
-        require_same_training(str(tmp_path), replace(remembered, base_fingerprint="other"))
+        require_same_training(str(tmp_path), replace(remembered, training=training))
 
 
 def test_a_checkpoint_is_no_whole_one_before_it_is_removed(tmp_path, monkeypatch):
@@ -313,8 +321,8 @@ def test_what_means_the_same_is_the_same_training(policy_folder, settings, rollo
     metadata = RolloutMetadata(str(policy_folder), "", "crossing", 3, settings, 1.6, 5)
 
     def described(model, **changes):
-        return settings_for(
-            str(policy_folder), "", metadata, rollouts, config(tmp_path, **changes), "r", ModelConfig(**model)
+        return checkpoint_settings(
+            str(policy_folder), metadata, rollouts, config(tmp_path, **changes), "r", ModelConfig(**model)
         )
 
     described({"use_peft": True}).save(tmp_path)
@@ -341,7 +349,7 @@ def test_other_adapters_are_another_training(policy_folder, settings, rollouts, 
     first = ModelConfig(use_peft=True, lora_r=4, lora_alpha=8)
 
     def described(model):
-        return settings_for(str(policy_folder), "", metadata, rollouts, config(tmp_path), "r", model)
+        return checkpoint_settings(str(policy_folder), metadata, rollouts, config(tmp_path), "r", model)
 
     described(first).save(tmp_path)
     require_same_training(str(tmp_path), described(first))
@@ -354,13 +362,40 @@ def test_other_adapters_are_another_training(policy_folder, settings, rollouts, 
             require_same_training(str(tmp_path), described(other))
 
 
-def test_another_training_is_not_resumed(policy_folder, step_tokenizer, rollouts, tmp_path, remembered):
+def test_another_training_is_not_resumed(
+    policy_folder, step_tokenizer, rollouts, tmp_path, remembered, settings
+):
     values = {"max_steps": 2, "save_strategy": "steps", "save_steps": 2}
     trainer_for(policy_folder, step_tokenizer, rollouts, tmp_path, settings=remembered, **values).train()
     checkpoint = str(tmp_path / "out" / "checkpoint-2")
     require_same_training(checkpoint, remembered)
-    other = replace(remembered, training={**remembered.training, "target": "mc"})
+    metadata = RolloutMetadata(str(policy_folder), "", "crossing", 3, settings, 1.6, 5)
+
+    def changed(**changes):
+        return checkpoint_settings(str(policy_folder), metadata, rollouts, config(tmp_path, **changes), "r")
+
     with pytest.raises(UserError, match=r"another training: target \(td_lambda there, mc now\)"):
-        require_same_training(checkpoint, other)
+        require_same_training(checkpoint, changed(target="mc"))
     with pytest.raises(UserError, match=r"floor \(0.05 there, 0.1 now\)"):
-        require_same_training(checkpoint, replace(remembered, floor=0.1))
+        require_same_training(checkpoint, changed(floor=0.1))
+
+
+def test_a_checkpoint_of_an_older_release_is_not_resumed(tmp_path, remembered):
+    arguments = {k: v for k, v in remembered.training.items() if not k.startswith("configuration")}
+    replace(remembered, training={**arguments, "arguments": {"seed": 0}}).save(tmp_path)
+    with pytest.raises(UserError, match=r"an older release wrote it; fix: resume it with rmtools 0\.1\.0"):
+        require_same_training(str(tmp_path), remembered)
+
+
+def test_arguments_of_another_transformers_do_not_matter(tmp_path, remembered):
+    """One that this release does not know, and one that the other did not."""
+    there = {k: v for k, v in remembered.training["configuration"].items() if k != "adam_beta2"}
+    training = {"configuration": {**there, "new": 1}, "configuration_hash": "other"}
+    replace(remembered, training={**remembered.training, **training}).save(tmp_path)
+    assert require_same_training(str(tmp_path), remembered) is None
+
+
+def test_no_secret_and_no_path_is_recorded(tmp_path, remembered):
+    found = json.dumps(remembered.training["configuration"])
+    assert "token" not in found
+    assert str(tmp_path) not in found

@@ -6,7 +6,7 @@ import pytest
 
 from rmtools.data.rollouts import Rollout, RolloutMetadata
 from rmtools.errors import UserError
-from rmtools.training.rows import described, hold_out, load_rows, require_base
+from rmtools.training.rows import hold_out, load_rows, metadata_without_policy, require_base
 
 TRL = [
     {"prompt": "r2 . \nc01 . \n", "completions": ["u r3 ", "s r3 "], "labels": [True, 0.75]},
@@ -58,6 +58,6 @@ def test_a_share_that_leaves_nothing():
 
 
 def test_metadata_of_rows_without_a_policy():
-    found = described(rows_of(2))
+    found = metadata_without_policy(rows_of(2))
     assert isinstance(found, RolloutMetadata)
     assert found.steps.max_steps == 1

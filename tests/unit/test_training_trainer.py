@@ -20,7 +20,7 @@ from rmtools.particles.tilt import Tilt
 from rmtools.training.config import PRMConfig
 from rmtools.training.lora import lora_config
 from rmtools.training.objective import read_values
-from rmtools.training.provenance import LOG_FILE, settings_for
+from rmtools.training.provenance import LOG_FILE, checkpoint_settings
 from rmtools.training.trainer import PRMTrainer
 
 
@@ -277,7 +277,7 @@ def test_a_tokenizer_of_another_model_is_refused(policy_folder, step_tokenizer, 
 def test_held_out_rows_that_do_not_fit_are_left_out(policy_folder, step_tokenizer, rollouts, tmp_path):
     """A cut solution has no outcome of its own."""
     sizes = [len(step_tokenizer.encode(r.prompt, r.steps).ids) for r in rollouts]
-    limit = sorted(set(sizes))[-2]
+    limit = max(sizes[12:]) - 1
     trainer = trainer_for(
         policy_folder, step_tokenizer, rollouts[:12], tmp_path, rollouts[12:], max_length=limit
     )
@@ -305,7 +305,9 @@ def saved(policy_folder, step_tokenizer, rollouts, tmp_path_factory, settings):
     metadata = RolloutMetadata(
         str(policy_folder), fingerprint(policy_folder), "crossing", 3, settings, 1.6, 5
     )
-    remembered = settings_for(str(policy_folder), "", metadata, rollouts, config(folder.parent), "rollouts")
+    remembered = checkpoint_settings(
+        str(policy_folder), metadata, rollouts, config(folder.parent), "rollouts"
+    )
     trainer = trainer_for(policy_folder, step_tokenizer, rollouts, folder.parent, settings=remembered)
     trainer.train()
     trainer.save_model(str(folder))
