@@ -22,64 +22,69 @@ from rmtools.errors import UserError
 def replacing(path: Path, within: Path | None = None) -> Iterator[Path]:
     """Yield a temporary path; on success it becomes ``path``, on failure ``path`` stays as it was.
 
-    The caller makes a file or a folder there; either replaces what stood at ``path``. Temporary files lie beside it,
-    or in the folder ``within`` of the same file system, where those of a killed process are easily found. Raises
-    ``UserError`` where the disk is full or the place cannot be written.
+    The caller makes a file or a folder there; either replaces what stood at ``path``. Temporary files lie beside it, or
+    in the folder ``within`` of the same file system, which the caller can sweep after a kill. Raises ``UserError`` if
+    the disk is full or the place cannot be written.
     """
     path = Path(path)
-    temporary: Path | None = None
-    try:
-        for folder in (path.parent, within or path.parent):
-            folder.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=within or path.parent)) / path.name
-        yield temporary
-        if path.is_dir() and temporary.is_dir():
-            replace_folder(path, temporary)
-        else:
-            temporary.replace(path)
-    except OSError as error:
-        raise unwritable(path, error) from error
-    finally:
-        if temporary is not None:
-            shutil.rmtree(temporary.parent, ignore_errors=True)
+    with _temporary_folder(path, within or path.parent, f".{path.name}.") as folder:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new, old = folder / path.name, folder / f"{path.name}.old"
+        yield new
+        replaced = path.is_dir() and new.is_dir()
+        if replaced:
+            path.replace(old)
+        try:
+            new.replace(path)
+        except OSError:
+            if replaced:
+                old.replace(path)
+            raise
 
 
 @contextlib.contextmanager
 def replacing_files(folder: Path, last: str = "", instead_of: Sequence[str] = ()) -> Iterator[Path]:
     """Yield a temporary folder; on success its files move into ``folder``, on failure ``folder`` stays as it was.
 
-    All of them are written before the first is moved, so that a full disk leaves no mixture of old and new; ``last``
-    names the file that says the others are there: the old one goes first. What else fits the patterns ``instead_of``
-    is removed: it belongs to what is replaced. Raises ``UserError`` where the disk is full or the place cannot be
-    written.
+    All files are written before the first is moved, so a full disk leaves no mixture of old and new. Raises
+    ``UserError`` if the disk is full or the place cannot be written.
+
+    Parameters
+    ----------
+    folder : Path
+    last : str
+        The file that says the others are there: its old version is removed first, the new one moved last.
+    instead_of : sequence of str
+        Patterns of files that belong to what is replaced, and are removed.
     """
+    with _temporary_folder(folder, folder, ".new.") as temporary:
+        yield temporary
+        files = sorted(temporary.iterdir(), key=lambda file: (file.name == last, file.name))
+        if last:
+            (folder / last).unlink(missing_ok=True)
+        for old in {file for pattern in instead_of for file in folder.glob(pattern)}:
+            old.unlink()
+        for new in files:
+            new.replace(folder / new.name)
+
+
+@contextlib.contextmanager
+def _temporary_folder(target: Path, parent: Path, prefix: str) -> Iterator[Path]:
+    """Yield a new folder in ``parent``, removed afterwards; an ``OSError`` says that ``target`` cannot be written."""
+    folder: Path | None = None
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".new.", dir=folder) as temporary:
-            yield Path(temporary)
-            files = sorted(Path(temporary).iterdir(), key=lambda file: (file.name == last, file.name))
-            if last:
-                (folder / last).unlink(missing_ok=True)
-            for old in {file for pattern in instead_of for file in folder.glob(pattern)}:
-                old.unlink()
-            for new in files:
-                new.replace(folder / new.name)
+        parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+        yield folder
     except OSError as error:
-        raise unwritable(folder, error) from error
-
-
-def replace_folder(path: Path, new: Path) -> None:
-    """Put the folder ``new`` where the folder ``path`` is; if that fails, ``path`` is put back."""
-    old = path.replace(new.parent / "old")
-    try:
-        new.replace(path)
-    except OSError:
-        old.replace(path)
-        raise
+        raise unwritable(target, error) from error
+    finally:
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def unwritable(path: Path, error: OSError) -> UserError:
-    """Return the error to raise where ``path`` could not be written; what stood there before is kept."""
+    """Return the error to raise if ``path`` could not be written; what stood there before is kept."""
     blocked = isinstance(error, FileExistsError | NotADirectoryError)
     reason = "its folder is a file" if blocked else error.strerror or str(error)
     return UserError(
@@ -122,7 +127,7 @@ def parse_json(text: str) -> Any:
     Raises
     ------
     ValueError
-        Also where it is nested too deep, a number has thousands of digits, or a text holds half a surrogate pair.
+        Also if it is nested too deep, a number has thousands of digits, or a text holds half a surrogate pair.
 
     >>> parse_json('{"a": "\\ud83d"}')
     Traceback (most recent call last):
@@ -143,7 +148,7 @@ def parse_json(text: str) -> Any:
 
 @contextlib.contextmanager
 def left_as_found(path: Path) -> Iterator[None]:
-    """Take the folder ``path`` away again where an error ends the work before anything is in it."""
+    """Remove the folder ``path`` again if an error ends the work before anything is in it."""
     try:
         yield
     except BaseException:
@@ -152,19 +157,19 @@ def left_as_found(path: Path) -> Iterator[None]:
         raise
 
 
-def writable_beside(path: Path) -> None:
-    """Raise ``UserError`` where no file can be made in the folder of ``path``, which is created."""
+def require_writable(folder: Path) -> None:
+    """Create ``folder``; raise ``UserError`` if no file can be made in it. Hours of work may come before the first file."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=path.parent).close()
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        raise unwritable(path, error) from error
+        raise unwritable(folder, error) from error
 
 
 def claim_folder(path: Path, *ours: str) -> Path:
     """Create ``path``, or accept it if it is empty or holds one of ``ours`` (names or patterns the same command leaves).
 
-    Raises ``UserError`` where the folder holds something else: nothing of a user's is overwritten by accident.
+    Raises ``UserError`` if the folder holds something else: nothing of a user's is overwritten by accident.
     """
     path = Path(path)
     if path.exists() and not path.is_dir():
@@ -174,10 +179,5 @@ def claim_folder(path: Path, *ours: str) -> Path:
             f"the output folder {path} exists and holds something else (no {' or '.join(ours)} in it)",
             "choose another folder, or empty this one",
         )
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        # Hours of work may come before the first file: a place that cannot be written is better known now.
-        tempfile.TemporaryFile(dir=path).close()
-    except OSError as error:
-        raise unwritable(path, error) from error
+    require_writable(path)
     return path

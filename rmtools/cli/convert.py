@@ -1,18 +1,30 @@
 """``rmtools convert``: public stepwise data sets into a rollout folder."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+
+from rmtools.errors import UserError
 
 if TYPE_CHECKING:
     from rmtools.data.readers import Tally
     from rmtools.data.rollouts import Rollout
 
 MAX_STEP_TOKENS = 1024
-"""Of a policy that would go on from these rollouts: steps written by people and long chains of thought are long."""
+"""Step limit of a policy that continues these rollouts: people's steps and long chains of thought are long."""
+
+Neutral = Annotated[
+    Literal["positive", "negative", "skip"], typer.Option(help="Label of a neutral rating (prm800k: 0).")
+]
+Segment = Annotated[
+    str | None,
+    typer.Option(help="Cut whole solutions at: blank-line, newline, regex:PATTERN, or a delimiter's text."),
+]
+FirstStep = Annotated[
+    str, typer.Option(help="Pattern of the first step's beginning, in formats that join question and steps.")
+]
 
 
 def command(
@@ -21,81 +33,43 @@ def command(
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of rollouts to write.")],
     name: Annotated[
-        str | None, typer.Option("--from", help="Format; told from the fields where it is not given.")
+        str | None, typer.Option("--from", help="Format. Default: detected from the fields.")
     ] = None,
-    neutral: Annotated[
-        str, typer.Option(help="A neutral rating (prm800k: 0) is: positive, negative or skip.")
-    ] = "positive",
-    segment: Annotated[
-        str | None,
-        typer.Option(
-            help="Cut whole solutions at: blank-line, newline, regex:PATTERN, or a delimiter's text."
-        ),
-    ] = None,
+    neutral: Neutral = "positive",
+    segment: Segment = None,
     delimiter: Annotated[
-        str, typer.Option(help=r"What prompts and steps end with; \n is a newline.")
+        str, typer.Option(help=r"Text that ends prompts and steps; \n is a newline.")
     ] = r"\n",
-    first_step: Annotated[
-        str, typer.Option(help="Pattern of the first step's beginning, where question and steps are joined.")
-    ] = "Step 1:",
+    first_step: FirstStep = "Step 1:",
     tokenizer: Annotated[str | None, typer.Option(help="For formats that store token ids (vgs).")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Read only this many rows.")] = None,
     skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Count rows that break the format and go on.")
+        bool, typer.Option("--skip-bad", help="Count rows that break the format and continue.")
     ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace converted rollouts that stand at OUT.")
     ] = False,
 ) -> None:
-    """Convert a public data set into rollouts, and say what was read and what had no place."""
-    from functools import partial
-
-    from rmtools.data.readers import Tally, read_public
-    from rmtools.data.rollouts import META_FILE
-    from rmtools.errors import UserError
+    """Convert a public data set into rollouts; report what was read and what was dropped."""
+    from rmtools.data.readers import Options, Tally, read_public
+    from rmtools.data.rollouts import META_FILE, RolloutMetadata, write_rollouts
+    from rmtools.files import claim_folder
+    from rmtools.lm.steps import StepSettings
 
     if (out / META_FILE).exists() and not overwrite:
         raise UserError(
             f"{out} holds rollouts already", "choose another folder, or pass --overwrite to replace them"
         )
-
-    closing, tally = unescaped(delimiter), Tally()
-    read = partial(
-        read_public,
-        source,
-        neutral=neutral,
-        segment=segment if segment is None or segment.startswith("regex:") else unescaped(segment),
-        delimiter=closing,
-        first_step=first_step,
-        tokenizer=tokenizer,
-        limit=limit,
-        skip_bad=skip_bad,
-    )
+    if segment is not None and not segment.startswith("regex:"):
+        segment = _unescaped(segment)
+    options = Options(neutral, segment, _unescaped(delimiter), first_step, tokenizer)
     # Read twice: a bad last row, or the longest solution, is known before anything is written, and no more than a
     # batch of rows is held.
-    found = Summary()
-    for rollout in read(name, tally=tally):
+    tally, found = Tally(), Summary()
+    for rollout in read_public(source, name, options, limit=limit, skip_bad=skip_bad, tally=tally):
         found.add(rollout)
-    print(found.table(tally))
-    write(out, source, read(tally.format), tally.format, found.horizon, closing)
-    print(f"rollouts in {out}")
-
-
-def unescaped(text: str) -> str:
-    r"""Return ``text`` with \n and \t as the characters they name: a shell passes them as two."""
-    return text.replace(r"\n", "\n").replace(r"\t", "\t")
-
-
-def write(
-    out: Path, source: Path, rows: "Iterator[Rollout]", name: str, horizon: int, delimiter: str
-) -> None:
-    """Write the rollouts into ``out``; nothing is known of the policy that made them."""
-    from rmtools.data.rollouts import META_FILE, RolloutMetadata, write_rollouts
-    from rmtools.errors import UserError
-    from rmtools.files import claim_folder
-    from rmtools.lm.steps import StepSettings
-
-    if not horizon:
+    found.show(tally)
+    if not found.horizon:
         raise UserError(
             f"{source} gives no trajectory: nothing was written", "see what was dropped, and --help"
         )
@@ -103,13 +77,20 @@ def write(
         policy="",
         policy_fingerprint="",
         task="",
-        horizon=horizon,
-        steps=StepSettings(delimiter, horizon, MAX_STEP_TOKENS),
+        horizon=found.horizon,
+        steps=StepSettings(options.delimiter, found.horizon, MAX_STEP_TOKENS),
         temperature=None,
         seed=0,
-        source=name,
+        source=tally.format,
     )
+    rows = read_public(source, tally.format, options, limit=limit, skip_bad=skip_bad)
     write_rollouts(claim_folder(out, META_FILE), rows, metadata)
+    print(f"rollouts in {out}")
+
+
+def _unescaped(text: str) -> str:
+    r"""Return ``text`` with \n and \t as the characters they name: a shell passes them as two."""
+    return text.replace(r"\n", "\n").replace(r"\t", "\t")
 
 
 @dataclass
@@ -135,20 +116,20 @@ class Summary:
         self.outcomes += rollout.reward is not None
         self.reward_sum += rollout.reward or 0.0
 
-    def table(self, tally: "Tally") -> str:
-        """Return what was read, a line each, and what was dropped."""
+    def show(self, tally: "Tally") -> None:
+        """Print what was read, a line each, and what was dropped."""
         lines = [
-            f"format          {tally.format}",
-            f"rows            {tally.rows}",
-            f"trajectories    {self.trajectories}",
-            f"steps           {self.steps}, at most {self.horizon} a trajectory",
-            f"labelled steps  {self.labels}{mean(self.label_sum, self.labels, 'label')}",
-            f"outcomes        {self.outcomes}{mean(self.reward_sum, self.outcomes, 'reward')}",
+            ("format", tally.format),
+            ("rows", tally.rows),
+            ("trajectories", self.trajectories),
+            ("steps", f"{self.steps}, at most {self.horizon} a trajectory"),
+            ("labelled steps", f"{self.labels}{_mean(self.label_sum, self.labels, 'label')}"),
+            ("outcomes", f"{self.outcomes}{_mean(self.reward_sum, self.outcomes, 'reward')}"),
+            *(("dropped", f"{n}: {reason}") for reason, n in tally.dropped.most_common()),
         ]
-        dropped = [f"dropped         {n}: {reason}" for reason, n in tally.dropped.most_common()]
-        return "\n".join(lines + (dropped or ["dropped         0"]))
+        for label, value in lines if tally.dropped else [*lines, ("dropped", 0)]:
+            print(f"{label:<14}  {value}")
 
 
-def mean(total: float, count: int, name: str) -> str:
-    """Return the mean as the table shows it, nothing where there is none."""
+def _mean(total: float, count: int, name: str) -> str:
     return f", mean {name} {total / count:.4f}" if count else ""

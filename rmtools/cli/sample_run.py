@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rmtools.cli.progress import Live, live_progress
 from rmtools.errors import UserError
-from rmtools.files import writable_beside
+from rmtools.files import require_writable
 from rmtools.jobs.processes import this_process
 
 if TYPE_CHECKING:
@@ -185,7 +185,7 @@ def check_places(prompts: Path, out: Path, trace: Path | None) -> None:
                 f"the trace {trace} is {'a folder' if trace.is_dir() else 'the output itself'}",
                 "name another JSONL file with --trace",
             )
-        writable_beside(trace)
+        require_writable(trace.parent)
     for option, path in (("--out", out), ("--trace", trace)):
         if path is not None and same_file(path, prompts):
             raise UserError(

@@ -26,9 +26,9 @@ def test_prompts_of_every_exact_task(run, tmp_path, name):
 def test_tasks_without_prompts_of_their_own(run, tmp_path, policy_folder):
     for name in ("gsm8k", "math", "answers"):
         out = tmp_path / "p.jsonl"
-        check_error(run("prompts", "--task", name, "-n", 4, "--out", out), name, "--prompts FILE")
+        check_error(run("prompts", "--task", name, "-n", 4, "--out", out), name, "JSONL file of prompts")
     result = run("rollout", "--task", "gsm8k", "--policy", policy_folder, "--out", tmp_path / "o")
-    check_error(result, "gsm8k draws no prompts", "--prompts FILE")
+    check_error(result, "gsm8k cannot draw prompts", "JSONL file of prompts")
     assert not list(tmp_path.iterdir())
 
 

@@ -1,12 +1,13 @@
 """Public formats in their published layouts: what becomes of a row, and every way a row can be wrong."""
 
 import json
+from dataclasses import fields
 
 import pytest
 
 from rmtools.data.readers import READERS, Tally, detect, read_public
-from rmtools.data.readers.question import split_question
-from rmtools.data.readers.row import Options
+from rmtools.data.readers.row import Field, Options
+from rmtools.data.readers.stepwise import split_question
 from rmtools.errors import UserError
 
 TRL = {"prompt": "1 + 1?", "completions": ["One and one.", "Two."], "labels": [True, 0.75]}
@@ -89,6 +90,11 @@ ROWS = {
 }
 
 
+def options_of(how):
+    """Take the options of a format out of ``how``."""
+    return Options(**{f.name: how.pop(f.name) for f in fields(Options) if f.name in how})
+
+
 @pytest.fixture
 def read(tmp_path):
     """``read("trl", row, …)``: the rollouts of rows in a file."""
@@ -96,7 +102,7 @@ def read(tmp_path):
     def start(name, *rows, **how):
         file = tmp_path / "rows.jsonl"
         file.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows), encoding="utf-8")
-        return list(read_public(file, name, **how))
+        return list(read_public(file, name, options_of(how), **how))
 
     return start
 
@@ -162,7 +168,7 @@ def test_where_the_first_step_begins_can_be_said(read):
 
 
 def test_question_with_steps_of_its_own():
-    assert split_question("Q? Step 1: a Step 1: b", "x", Options()) == ("Q?", "Step 1: a Step 1: b")
+    assert split_question(Field(None), "Q? Step 1: a Step 1: b", Options()) == ("Q?", "Step 1: a Step 1: b")
 
 
 @pytest.mark.parametrize(
@@ -381,7 +387,7 @@ def test_what_has_no_place_is_counted(read, name, row, reason):
     ("how", "word"),
     [
         ({"name": "xml"}, "there is no format 'xml'; fix: choose one of trl, rlhflow"),
-        ({"neutral": "maybe"}, "no 'maybe' for neutral ratings; fix: one of positive, negative, skip"),
+        ({"neutral": "maybe"}, "no 'maybe' for neutral ratings; fix: choose one of positive, negative, skip"),
         ({"segment": "regex:("}, "not a regular expression"),
         ({"first_step": "("}, "not a regular expression"),
         ({"delimiter": ""}, "delimiter is empty"),
@@ -389,4 +395,4 @@ def test_what_has_no_place_is_counted(read, name, row, reason):
 )
 def test_options_are_checked_before_anything_is_read(tmp_path, how, word):
     with pytest.raises(UserError, match=word):
-        read_public(tmp_path / "missing.jsonl", **how)
+        read_public(tmp_path / "missing.jsonl", options=options_of(how), **how)

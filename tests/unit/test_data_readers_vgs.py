@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from rmtools.data.readers import read_public
-from rmtools.data.readers.vgs import ASSISTANT
+from rmtools.data.readers import Options, read_public
+from rmtools.data.readers.outcomes import ASSISTANT
 from rmtools.errors import UserError
 from rmtools.lm.tokenizers import word_tokenizer
 
@@ -42,7 +42,7 @@ def read(tmp_path):
     def start(row, **how):
         file = tmp_path / "rows.jsonl"
         file.write_text(json.dumps(row))
-        return list(read_public(file, "vgs", **how))
+        return list(read_public(file, "vgs", Options(**how)))
 
     return start
 
@@ -73,7 +73,7 @@ def test_bad_rows(read, row, tmp_path):
 
 
 def test_without_a_tokenizer(read, row):
-    with pytest.raises(UserError, match="stores token ids, and no tokenizer is named; fix: pass --tokenizer"):
+    with pytest.raises(UserError, match="stores token ids, and no tokenizer is named; fix: name its folder"):
         read(row)
     with pytest.raises(UserError, match="cannot be loaded"):
         read(row, tokenizer="/nowhere")

@@ -1,100 +1,127 @@
-"""Formats with whole solutions whose outcome is known: gsm8k, gsm8k-solutions, rollouts."""
+"""Formats of whole solutions with an outcome: rollouts, gsm8k, gsm8k-solutions, and, as token ids, vgs."""
 
-from collections.abc import Iterator
-from typing import Any
+import functools
+from typing import TYPE_CHECKING
 
-from rmtools.data.readers.row import (
-    Dropped,
-    Format,
-    Options,
-    Row,
-    RowError,
-    get,
-    items,
-    reference,
-    rollout,
-    shown,
-    text,
-    texts,
-    unit,
-)
-from rmtools.data.rollouts import Rollout
-from rmtools.data.segment import segment
+from rmtools.data.readers.row import Dropped, Field, Found, Options, RowError, public_format, rollout, shown
+from rmtools.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+ASSISTANT = "<｜Assistant｜>"
+"""Special token of the DeepSeek-R1 chat template: the solution begins behind it."""
+RIGHT, UNFINISHED = 1, 2
+"""Labels of vgs."""
 
 
-def cut(solution: str, options: Options, default: str) -> list[str]:
-    """Return the steps of a whole solution."""
-    return segment(solution, options.segment or default)
-
-
-def gsm8k(row: Row, options: Options) -> Iterator[Rollout | Dropped]:
-    """Read a question of GSM8K (arXiv 2110.14168) with its reference solution, a right one by definition."""
-    question, answer = text(get(row, "question"), "question"), text(get(row, "answer"), "answer")
-    final = after(answer, "####", "answer")
-    yield rollout(options, question, cut(answer, options, "newline"), reward=1.0, reference=final)
-
-
-def gsm8k_solutions(row: Row, options: Options) -> Iterator[Rollout | Dropped]:
-    """Read a row of GSM8K's model solutions: one trajectory for each model, its outcome ``is_correct``."""
-    question = text(get(row, "question"), "question")
-    final = after(text(get(row, "ground_truth"), "ground_truth"), "A:", "ground_truth")
-    models = [name for name, value in row.items() if isinstance(value, dict)]
-    if not models:
-        raise RowError("is_correct", "is in no field of the row: there is no model's solution")
-    for name in models:
-        right = get(row[name], "is_correct")
-        if not isinstance(right, bool):
-            raise RowError(f"{name}.is_correct", f"must be true or false, got {shown(right)}")
-        solution = text(get(row[name], "solution"), f"{name}.solution")
-        steps = cut(solution, options, "newline")
-        yield rollout(options, question, steps, reward=float(right), reference=final)
-
-
-def after(solution: str, mark: str, field: str) -> str:
-    """Return what the last line says behind ``mark``: the final answer."""
-    line = solution.rstrip().rsplit("\n", 1)[-1]
-    if not line.startswith(mark) or not line.removeprefix(mark).strip():
-        raise RowError(field, f"has no final answer behind {mark} in its last line {shown(line)}")
-    return line.removeprefix(mark).strip()
-
-
-def rollouts(row: Row, options: Options) -> Iterator[Rollout | Dropped]:
-    """Read several solutions of one prompt with their outcomes; ``steps``, where given, say how they are cut."""
-    prompt = text(get(row, "prompt"), "prompt")
-    outcomes = items(get(row, "correctness"), "correctness")
-    if row.get("completions") is None and row.get("steps") is None:
+@public_format("rollouts", prompt=str, correctness=list)
+def rollouts(row: Field, options: Options) -> Found:
+    """Read several solutions of one prompt with their outcomes; ``steps``, if given, say how they are cut."""
+    prompt, outcomes = row["prompt"].text(), row["correctness"].items()
+    if not row.has("completions") and not row.has("steps"):
         raise RowError("completions", "is missing, and so is steps")
+    steps, texts = (_per_solution(row, name, len(outcomes)) for name in ("steps", "completions"))
     for i, outcome in enumerate(outcomes):
-        steps = solution_steps(row, i, len(outcomes), options)
-        reward = None if outcome is None else unit(outcome, f"correctness[{i}]")
-        yield rollout(options, prompt, steps, reward=reward, reference=reference(row.get("reference")))
+        if steps and steps[i].value is not None:
+            cut = steps[i].texts()
+        elif texts:
+            cut = options.cut(texts[i].text(), "blank-line")
+        else:
+            raise steps[i].wrong("is null, and there are no completions to cut")
+        yield rollout(
+            options, prompt, cut, reward=outcome.unit_or_null(), reference=row.reference("reference")
+        )
     if not outcomes:
         yield Dropped("prompt without any solution")
 
 
-def solution_steps(row: Row, i: int, count: int, options: Options) -> list[str]:
-    """Return the steps of solution ``i`` of ``count``: the given ones, or its text cut."""
-    given = same_length(row, "steps", count)
-    if given is not None and given[i] is not None:
-        return texts(given[i], f"steps[{i}]")
-    whole = same_length(row, "completions", count)
-    if whole is None:
-        raise RowError(f"steps[{i}]", "is null, and there are no completions to cut")
-    return cut(text(whole[i], f"completions[{i}]"), options, "blank-line")
-
-
-def same_length(row: Row, field: str, count: int) -> list[Any] | None:
-    """Return a list with one item a solution, None where the row has none."""
-    if row.get(field) is None:
-        return None
-    found = items(row[field], field)
-    if len(found) != count:
-        raise RowError(field, f"has {len(found)} items for {count} of correctness")
+def _per_solution(row: Field, name: str, count: int) -> list[Field]:
+    """Return the items of a list with one item per solution; empty if the row has none."""
+    found = row[name].items() if row.has(name) else []
+    if row.has(name) and len(found) != count:
+        raise row[name].wrong(f"has {len(found)} items for {count} of correctness")
     return found
 
 
-FORMATS = {
-    "rollouts": Format({"prompt": str, "correctness": list}, rollouts),
-    "gsm8k": Format({"question": str, "answer": str}, gsm8k),
-    "gsm8k-solutions": Format({"question": str, "ground_truth": str}, gsm8k_solutions),
-}
+@public_format("gsm8k", question=str, answer=str)
+def gsm8k(row: Field, options: Options) -> Found:
+    """Read a question of GSM8K (arXiv 2110.14168) with its reference solution, a right one by definition."""
+    question, answer = row["question"].text(), row["answer"].text()
+    final = _after("####", row["answer"])
+    yield rollout(options, question, options.cut(answer, "newline"), reward=1.0, reference=final)
+
+
+@public_format("gsm8k-solutions", question=str, ground_truth=str)
+def gsm8k_solutions(row: Field, options: Options) -> Found:
+    """Read a row of GSM8K's model solutions: one trajectory for each model, its outcome ``is_correct``."""
+    question, final = row["question"].text(), _after("A:", row["ground_truth"])
+    models = [row[name] for name, value in row.value.items() if isinstance(value, dict)]
+    if not models:
+        raise RowError("is_correct", "is in no field of the row: there is no model's solution")
+    for model in models:
+        right = model["is_correct"].flag()
+        steps = options.cut(model["solution"].text(), "newline")
+        yield rollout(options, question, steps, reward=float(right), reference=final)
+
+
+def _after(mark: str, field: Field) -> str:
+    """Return the final answer: what the last line says behind ``mark``."""
+    line = field.text().rstrip().rsplit("\n", 1)[-1]
+    if not line.startswith(mark) or not line.removeprefix(mark).strip():
+        raise field.wrong(f"has no final answer behind {mark} in its last line {shown(line)}")
+    return line.removeprefix(mark).strip()
+
+
+@public_format("vgs", problem=str, roll_in_ids=list, roll_outs_ids=list, labels=list)
+def vgs(row: Field, options: Options) -> Found:
+    """Read one problem of OpenR1-VM (value-guided search, arXiv 2505.17373): a trajectory for each pair.
+
+    A row has n pairs (56 there): ``roll_in_ids[i]`` (the chat prompt and the beginning of a solution by one of several
+    models), ``roll_outs_ids[i]`` (its continuation by the small policy) and ``labels[i]``: 0 ended wrong, 1 ended
+    right, 2 cut off. The reward is 1 for label 1 and 0 for the others, as its authors train it.
+    """
+    row["problem"].text()
+    heads, tails, labels = _ids(row["roll_in_ids"]), _ids(row["roll_outs_ids"]), row["labels"].items()
+    if not len(heads) == len(tails) == len(labels):
+        raise row["labels"].wrong(f"has {len(labels)} for {len(heads)} roll-ins and {len(tails)} roll-outs")
+    answer = row.reference("processed_answer", "answer")
+    tokenizer = _load(options.tokenizer)
+    for head, tail, label in zip(heads, tails, labels, strict=True):
+        reward = float(label.index(0, UNFINISHED) == RIGHT)
+        # Joined before decoding: the cut between the two may fall inside a character.
+        whole = str(tokenizer.decode(head.value + tail.value, skip_special_tokens=False))
+        prompt, mark, solution = whole.partition(ASSISTANT)
+        if not mark or not solution.strip():
+            raise head.wrong(f"has no {ASSISTANT} with a solution behind it: wrong tokenizer?")
+        # The opening special token is left to whoever tokenises the prompt again.
+        prompt = prompt.removeprefix(str(tokenizer.bos_token or "")) + mark
+        yield rollout(options, prompt, options.cut(solution, "blank-line"), reward=reward, reference=answer)
+
+
+def _ids(field: Field) -> list[Field]:
+    """Return lists of token ids."""
+    found = field.items()
+    for ids in found:
+        # A row has a million of them.
+        if not isinstance(ids.value, list) or not all(isinstance(token, int) for token in ids.value):
+            wrong = next(token for token in ids.items() if not isinstance(token.value, int))
+            raise wrong.wrong("must be a token id")
+    return found
+
+
+@functools.lru_cache(maxsize=1)
+def _load(name: str | None) -> "PreTrainedTokenizerBase":
+    from transformers import AutoTokenizer
+
+    if name is None:
+        raise UserError(
+            "the format vgs stores token ids, and no tokenizer is named",
+            "name its folder, or deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B, as tokenizer",
+        )
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"the tokenizer {name} cannot be loaded: {str(error).splitlines()[0]}", "name its folder"
+        ) from error

@@ -1,28 +1,33 @@
 """From a public file to rollouts: which format it is, and its rows one after another."""
 
 import itertools
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rmtools.data.readers import outcomes, prm800k, stepwise, tagged, trees, vgs
+from rmtools.data.readers import outcomes, stepwise, trees
 from rmtools.data.readers.files import Place, read_rows
-from rmtools.data.readers.row import Dropped, Options, RowError
+from rmtools.data.readers.row import Dropped, Field, Options, RowError
 from rmtools.data.rollouts import Rollout
-from rmtools.data.segment import pattern
 from rmtools.errors import UserError
 
-READERS = {
-    **stepwise.FORMATS,
-    **tagged.FORMATS,
-    **prm800k.FORMATS,
-    **outcomes.FORMATS,
-    **trees.FORMATS,
-    **vgs.FORMATS,
-}
+FORMATS = (
+    stepwise.trl,
+    stepwise.rlhflow,
+    stepwise.processbench,
+    stepwise.prmbench,
+    stepwise.math_shepherd,
+    stepwise.er_prm,
+    trees.prm800k,
+    outcomes.rollouts,
+    outcomes.gsm8k,
+    outcomes.gsm8k_solutions,
+    trees.omegaprm,
+    outcomes.vgs,
+)
+READERS = {form.name: form for form in FORMATS}
 """Every format by name."""
 
 LOOK = 5
@@ -41,27 +46,22 @@ class Tally:
 def detect(rows: Sequence[Any], source: str = "") -> str:
     """Return the name of the one format that all ``rows`` fit.
 
-    Where none fits by the types of its fields, their names decide: the reader then names the row that is wrong.
+    If none fits by the types of its fields, their names decide: the reader then names the row that is wrong.
 
     Raises
     ------
     UserError
         If none fits, or more than one does: the candidates are listed.
     """
-    found = [n for n, f in READERS.items() if rows and all(isinstance(r, dict) and f.fits(r) for r in rows)]
-    if not found:
-        found = [
-            n
-            for n, f in READERS.items()
-            if rows and all(isinstance(r, dict) and f.fields.keys() <= r.keys() for r in rows)
-        ]
+    found = [n for n, f in READERS.items() if rows and all(map(f.fits, rows))]
+    found = found or [n for n, f in READERS.items() if rows and all(map(f.names, rows))]
     if len(found) == 1:
         return found[0]
     named = f"{source}: " if source else ""
     if found:
         raise UserError(
             f"{named}the rows fit {len(found)} formats: {', '.join(found)}",
-            f"choose one (convert: --from {found[0]}; training: --data_format {found[0]}), say",
+            f"name one of them as the format: {found[0]}, say",
         )
     fields = sorted(rows[0]) if rows and isinstance(rows[0], dict) else []
     what = f"with the fields {', '.join(fields)}" if fields else "that are not objects" if rows else "at all"
@@ -74,12 +74,8 @@ def detect(rows: Sequence[Any], source: str = "") -> str:
 def read_public(
     path: str | Path,
     name: str | None = None,
+    options: Options = Options(),  # noqa: B008 - frozen
     *,
-    neutral: str = Options.neutral,
-    segment: str | None = None,
-    delimiter: str = Options.delimiter,
-    first_step: str = Options.first_step,
-    tokenizer: str | None = None,
     limit: int | None = None,
     skip_bad: bool = False,
     tally: Tally | None = None,
@@ -91,21 +87,13 @@ def read_public(
     path : str or Path
         A JSON, JSONL or parquet file, or a folder of them.
     name : str or None
-        One of `READERS`; None: told from the fields of the first rows, see `detect`.
-    neutral : str
-        What a neutral rating (prm800k: 0) is: ``positive``, ``negative``, or ``skip`` (a step without a label).
-    segment : str or None
-        How whole solutions are cut, see ``rmtools.data.segment``; None: each format's own way.
-    delimiter : str
-        What every prompt and step ends with; appended where it is missing.
-    first_step : str
-        Regular expression that matches where the first step begins, in formats that join question and steps.
-    tokenizer : str or None
-        Folder or hub name of the tokenizer, for formats that store token ids (vgs).
+        One of `READERS`; None: detected from the fields of the first rows, see `detect`.
+    options : Options
+        How neutral ratings, whole solutions and joined texts are read.
     limit : int or None
         Read only this many rows.
     skip_bad : bool
-        Count a row that breaks its format under ``tally.dropped`` and go on, instead of raising.
+        Count a row that breaks its format under ``tally.dropped`` and continue, instead of raising.
     tally : Tally or None
         Filled while the rollouts are taken.
 
@@ -117,8 +105,8 @@ def read_public(
     Raises
     ------
     UserError
-        If the file or an option cannot be used (at once), or a row breaks its format (when it is reached): file, row
-        and field are named.
+        If the file cannot be used (at once), or a row breaks its format (when it is reached): file, row and field are
+        named.
 
     Examples
     --------
@@ -129,37 +117,16 @@ def read_public(
     >>> next(read_public(file)).labels
     [0.75]
     """
-    options = check(Options(neutral, segment, delimiter, first_step, tokenizer))
     count = tally if tally is not None else Tally()
     if name is not None and name not in READERS:
         raise UserError(f"there is no format {name!r}", f"choose one of {', '.join(READERS)}")
     rows = itertools.islice(read_rows(Path(path)), limit)
     first = list(itertools.islice(rows, LOOK))
     count.format = name or detect([values for _, values in first], str(path))
-    return convert(itertools.chain(first, rows), options, skip_bad, count)
+    return _convert(itertools.chain(first, rows), options, skip_bad, count)
 
 
-def check(options: Options) -> Options:
-    """Raise ``UserError`` where an option cannot be used, before anything is read."""
-    if options.neutral not in prm800k.NEUTRAL:
-        raise UserError(
-            f"there is no {options.neutral!r} for neutral ratings", f"one of {', '.join(prm800k.NEUTRAL)}"
-        )
-    if not options.delimiter:
-        raise UserError("the step delimiter is empty", "name the text that closes a step, such as a newline")
-    if options.segment is not None:
-        pattern(options.segment)
-    try:
-        re.compile(options.first_step)
-    except re.error as error:
-        raise UserError(
-            f"the first step's pattern {options.first_step!r} is not a regular expression: {error}",
-            "see Python's re for the syntax",
-        ) from error
-    return options
-
-
-def convert(
+def _convert(
     rows: Iterator[tuple[Place, Any]], options: Options, skip_bad: bool, tally: Tally
 ) -> Iterator[Rollout]:
     """Yield the rollouts of ``rows``; a row is taken whole or not at all."""
@@ -167,13 +134,12 @@ def convert(
     for place, values in rows:
         tally.rows += 1
         try:
-            found = list(read(values, options))
+            found = list(read(Field(values), options))
         except RowError as error:
             if not skip_bad:
                 raise UserError(
                     f"{place}, {error}",
-                    "repair the row, leave such rows out (`rmtools convert --skip-bad`), or see docs/formats.md for "
-                    f"{tally.format}",
+                    f"repair the row, set skip_bad to leave such rows out, or see docs/formats.md for {tally.format}",
                 ) from None
             tally.dropped[f"row breaks the format: field {error.kind}"] += 1
             continue

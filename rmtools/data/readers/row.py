@@ -1,18 +1,21 @@
-"""What every reader shares: checked access to a row's fields, steps that end with the delimiter, what was left out."""
+"""What every reader shares: checked access to a row's fields, the declaration of a format, and the rollout made of a row."""
 
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from rmtools.data.rollouts import Rollout
+from rmtools.data.segment import pattern, segment
+from rmtools.errors import UserError
 
-Row = dict[str, Any]
+NEUTRAL = {"positive": 1.0, "negative": 0.0, "skip": None}
+"""Label of a neutral rating (prm800k: 0). Its paper scores it positive, trl's conversion made it negative."""
 
 
 class RowError(Exception):
-    """A row breaks its format; the loop that knows file and row number makes a ``UserError`` of it."""
+    """A row that breaks its format; the loop that knows file and row number makes a ``UserError`` of it."""
 
     def __init__(self, field: str, why: str) -> None:
         super().__init__(f"field {field}: {why}")
@@ -29,20 +32,20 @@ class Dropped:
 
 @dataclass(frozen=True)
 class Options:
-    """How the formats are read.
+    """How the formats are read; raises ``UserError`` if an option cannot be used.
 
     Parameters
     ----------
     neutral : str
-        What a neutral rating (prm800k: 0) is: ``positive``, ``negative``, or ``skip`` (a step without a label).
+        Label of a neutral rating (prm800k: 0): ``positive``, ``negative``, or ``skip`` (a step without a label).
     segment : str or None
         How whole solutions are cut, see ``rmtools.data.segment``; None: each format's own way.
     delimiter : str
-        What every prompt and step ends with; appended where it is missing.
+        Text that ends every prompt and step; appended if missing.
     first_step : str
         Regular expression that matches where the first step begins, in formats that join question and steps.
     tokenizer : str or None
-        Folder or hub name of the tokenizer, for formats that store token ids.
+        Folder or hub name of the tokenizer, for formats that store token ids (vgs).
     """
 
     neutral: str = "positive"
@@ -51,81 +54,141 @@ class Options:
     first_step: str = r"Step 1:"
     tokenizer: str | None = None
 
+    def __post_init__(self) -> None:
+        if self.neutral not in NEUTRAL:
+            raise UserError(
+                f"there is no {self.neutral!r} for neutral ratings", f"choose one of {', '.join(NEUTRAL)}"
+            )
+        if not self.delimiter:
+            raise UserError(
+                "the step delimiter is empty", "name the text that closes a step, such as a newline"
+            )
+        if self.segment is not None:
+            pattern(self.segment)
+        try:
+            re.compile(self.first_step)
+        except re.error as error:
+            raise UserError(
+                f"the first step's pattern {self.first_step!r} is not a regular expression: {error}",
+                "see Python's re for the syntax",
+            ) from error
 
-Read = Callable[[Row, Options], Iterator[Rollout | Dropped]]
+    def cut(self, solution: str, default: str) -> list[str]:
+        """Return the steps of a whole solution, cut by ``default`` if ``segment`` is not given."""
+        return segment(solution, self.segment or default)
+
+
+class Field:
+    """A value of a row and its place there; a method raises `RowError` if the value is not what it returns."""
+
+    def __init__(self, value: Any, place: str = "") -> None:
+        self.value = value
+        self.place = place
+
+    def wrong(self, why: str) -> RowError:
+        """Return the error to raise about this field."""
+        return RowError(self.place, why)
+
+    def __getitem__(self, name: str) -> Self:
+        """Return a field of an object."""
+        found = type(self)(None, f"{self.place}.{name}" if self.place else name)
+        if not isinstance(self.value, dict):
+            raise found.wrong(f"is looked for in {shown(self.value)}, which is not an object")
+        if name not in self.value:
+            raise found.wrong("is missing")
+        found.value = self.value[name]
+        return found
+
+    def has(self, name: str) -> bool:
+        """Return whether an object has the field ``name``, not null."""
+        return isinstance(self.value, dict) and self.value.get(name) is not None
+
+    def items(self) -> list[Self]:
+        """Return the items of a list, maybe empty."""
+        if not isinstance(self.value, list):
+            raise self.wrong(f"must be a list, got {shown(self.value)}")
+        return [type(self)(x, f"{self.place}[{i}]") for i, x in enumerate(self.value)]
+
+    def text(self) -> str:
+        """Return a text that is not blank."""
+        if not isinstance(self.value, str):
+            raise self.wrong(f"must be a text, got {shown(self.value)}")
+        if not self.value.strip():
+            raise self.wrong("is empty")
+        return self.value
+
+    def texts(self) -> list[str]:
+        """Return a list of at least one text, each not blank."""
+        found = [x.text() for x in self.items()]
+        if not found:
+            raise self.wrong("there is no step")
+        return found
+
+    def unit(self) -> float:
+        """Return a number in [0, 1] as it is: a soft label stays soft. True and False are 1 and 0; NaN is refused."""
+        if not isinstance(self.value, int | float) or not 0 <= self.value <= 1:
+            raise self.wrong(f"must be in [0, 1], got {shown(self.value)}")
+        return float(self.value)
+
+    def unit_or_null(self) -> float | None:
+        """Return a number in [0, 1] or None."""
+        return None if self.value is None else self.unit()
+
+    def labels(self, n_steps: int) -> list[float | None]:
+        """Return one label per step; null for a step without one."""
+        found = self.items()
+        if len(found) != n_steps:
+            raise self.wrong(f"has {len(found)} labels for {n_steps} steps")
+        return [x.unit_or_null() for x in found]
+
+    def index(self, low: int, high: int) -> int:
+        """Return an integer between ``low`` and ``high``, both included."""
+        if type(self.value) is not int or not low <= self.value <= high:
+            raise self.wrong(f"must be an integer from {low} to {high}, got {shown(self.value)}")
+        return self.value
+
+    def flag(self) -> bool:
+        """Return true or false."""
+        if not isinstance(self.value, bool):
+            raise self.wrong(f"must be true or false, got {shown(self.value)}")
+        return self.value
+
+    def reference(self, *names: str) -> str | None:
+        """Return the right answer in the first field of ``names`` that an object has, as text; None without any."""
+        value = next((self.value[n] for n in names if n in self.value), None)
+        missing = value is None or (isinstance(value, float) and math.isnan(value))
+        return None if missing else str(value).strip() or None
+
+
+Found = Iterator[Rollout | Dropped]
+Read = Callable[[Field, Options], Found]
+Kind = type | tuple[type, ...]
 
 
 @dataclass(frozen=True)
 class Format:
-    """A public format: the fields by which it is known, with the types they have, and its reader."""
+    """A public format: its name, the fields and their types by which it is recognised, and its reader."""
 
-    fields: dict[str, type | tuple[type, ...]]
+    name: str
+    fields: dict[str, Kind]
     read: Read
 
-    def fits(self, row: Row) -> bool:
+    def fits(self, row: Any) -> bool:
         """Return whether the row has the format's fields, in their types."""
-        return all(isinstance(row.get(name), kind) for name, kind in self.fields.items())
+        return isinstance(row, dict) and all(isinstance(row.get(n), kind) for n, kind in self.fields.items())
+
+    def names(self, row: Any) -> bool:
+        """Return whether the row has fields of these names, of any type."""
+        return isinstance(row, dict) and self.fields.keys() <= row.keys()
 
 
-def get(row: Any, field: str) -> Any:
-    """Return a field's value; raises ``RowError`` where it is missing."""
-    if not isinstance(row, dict):
-        raise RowError(field, f"is looked for in {shown(row)}, which is not an object")
-    if field not in row:
-        raise RowError(field, "is missing")
-    return row[field]
+def public_format(name: str, **fields: Kind) -> Callable[[Read], Format]:
+    """Declare a format: the decorated function yields the rollouts of a row, and what it drops.
 
-
-def text(value: Any, field: str) -> str:
-    """Return a text that is not blank."""
-    if not isinstance(value, str):
-        raise RowError(field, f"must be a text, got {shown(value)}")
-    if not value.strip():
-        raise RowError(field, "is empty")
-    return value
-
-
-def items(value: Any, field: str) -> list[Any]:
-    """Return a list, maybe empty."""
-    if not isinstance(value, list):
-        raise RowError(field, f"must be a list, got {shown(value)}")
-    return value
-
-
-def texts(value: Any, field: str) -> list[str]:
-    """Return a list of at least one text, none of them blank."""
-    found = items(value, field)
-    if not found:
-        raise RowError(field, "there is no step")
-    return [text(x, f"{field}[{i}]") for i, x in enumerate(found)]
-
-
-def unit(value: Any, field: str) -> float:
-    """Return a number in [0, 1] as it is: a soft label stays soft. True and False are 1 and 0; NaN is none."""
-    if not isinstance(value, (int, float)) or not 0 <= value <= 1:
-        raise RowError(field, f"must be in [0, 1], got {shown(value)}")
-    return float(value)
-
-
-def labels(value: Any, field: str, steps: Sequence[str]) -> list[float | None]:
-    """Return one label a step; null is a step without one."""
-    found = items(value, field)
-    if len(found) != len(steps):
-        raise RowError(field, f"has {len(found)} labels for {len(steps)} steps")
-    return [None if x is None else unit(x, f"{field}[{i}]") for i, x in enumerate(found)]
-
-
-def index(value: Any, field: str, low: int, high: int) -> int:
-    """Return an integer between ``low`` and ``high``, both included."""
-    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise RowError(field, f"must be an integer from {low} to {high}, got {shown(value)}")
-    return value
-
-
-def reference(value: Any) -> str | None:
-    """Return the right answer as text, None where there is none."""
-    missing = value is None or (isinstance(value, float) and math.isnan(value))
-    return None if missing else str(value).strip() or None
+    ``fields`` are the fields, with their types, by which a row of the format is recognised. List the format in
+    ``read.READERS``, and describe it in docs/formats.md.
+    """
+    return lambda read: Format(name, fields, read)
 
 
 def shown(value: Any) -> str:
@@ -134,12 +197,12 @@ def shown(value: Any) -> str:
     return found if len(found) <= 40 else f"{found[:37]}..."
 
 
-def apart(pieces: Sequence[str], delimiter: str) -> list[str]:
+def split_for_tokenizer(pieces: Sequence[str], delimiter: str) -> list[str]:
     r"""Return prompt and steps so that they tokenise apart: each ends with the delimiter, no step begins with a newline.
 
     Newlines that open a step close the piece before it: "a\n" and "\nb" would share a token "\n\n".
 
-    >>> apart(["1 + 1?", "One.", "\n\nTwo.\n\n"], "\n")
+    >>> split_for_tokenizer(["1 + 1?", "One.", "\n\nTwo.\n\n"], "\n")
     ['1 + 1?\n', 'One.\n\n', 'Two.\n\n']
     """
     found = list(pieces)
@@ -159,18 +222,12 @@ def rollout(
     labels: Sequence[float | None] | None = None,
     reference: str | None = None,
 ) -> Rollout | Dropped:
-    """Return one trajectory, closed with the delimiter; where neither outcome nor label is known, what was dropped."""
+    """Return one trajectory, closed with the delimiter, or what was dropped if neither outcome nor label is known."""
     # The id is the one `rmtools rollout` gives; its module loads torch, which `--help` must not wait for.
     from rmtools.data.collect import prompt_id
 
-    if reward is None and (labels is None or all(x is None for x in labels)):
+    if reward is None and all(x is None for x in labels or ()):
         return Dropped("trajectory without outcome or label")
-    ended, *closed = apart([prompt, *steps], options.delimiter)
-    return Rollout(
-        prompt_id(ended),
-        ended,
-        closed,
-        reward,
-        labels=None if labels is None else list(labels),
-        reference=reference,
-    )
+    first, *rest = split_for_tokenizer([prompt, *steps], options.delimiter)
+    kept = None if labels is None else list(labels)
+    return Rollout(prompt_id(first), first, rest, reward, labels=kept, reference=reference)

@@ -1,89 +1,134 @@
-"""Formats with a list of steps and something said of each: trl, processbench, prmbench, rlhflow."""
+"""Formats with a label per step: trl, rlhflow, processbench, prmbench; with a tag behind each step: math-shepherd, er-prm."""
 
-from collections.abc import Iterator
-from typing import Any
+import re
 
-from rmtools.data.readers.question import split_question
-from rmtools.data.readers.row import (
-    Dropped,
-    Format,
-    Options,
-    Row,
-    RowError,
-    get,
-    index,
-    items,
-    labels,
-    rollout,
-    shown,
-    text,
-    texts,
-)
-from rmtools.data.rollouts import Rollout
+from rmtools.data.readers.row import Field, Found, Options, public_format, rollout, shown
 
 SIGNS = {"+": 1.0, "-": 0.0}
 """The labels of rlhflow and math-shepherd."""
+TAG = "ки"
+"""Closes a step in math-shepherd and er-prm."""
 
 
-def trl(row: Row, options: Options) -> Iterator[Rollout | Dropped]:
+@public_format("trl", prompt=str, completions=list, labels=list)
+def trl(row: Field, options: Options) -> Found:
     """Read a row of trl's stepwise supervision: prompt, completions, labels (hard, soft or null)."""
-    prompt, steps = text(get(row, "prompt"), "prompt"), texts(get(row, "completions"), "completions")
-    yield rollout(options, prompt, steps, labels=labels(get(row, "labels"), "labels", steps))
+    prompt, steps = row["prompt"].text(), row["completions"].texts()
+    yield rollout(options, prompt, steps, labels=row["labels"].labels(len(steps)))
 
 
-def processbench(row: Row, options: Options) -> Iterator[Rollout | Dropped]:
+@public_format("rlhflow", conversations=list)
+def rlhflow(row: Field, options: Options) -> Found:
+    """Read a conversation of RLHFlow: a user turn is a step (the first: question and step), the answer + or -."""
+    turns = row["conversations"].items()
+    if not turns or len(turns) % 2:
+        raise row["conversations"].wrong(
+            f"has {len(turns)} turns: it must alternate user (step) and assistant (+ or -)"
+        )
+    said = []
+    for turn, role in zip(turns, ("user", "assistant") * (len(turns) // 2), strict=True):
+        if turn["role"].value != role:
+            raise turn["role"].wrong(f"must be {role}, got {shown(turn['role'].value)}")
+        said.append(turn["content"])
+        if role == "assistant" and said[-1].text().strip() not in SIGNS:
+            raise said[-1].wrong(f"must be + or -, got {shown(said[-1].value)}")
+    texts = [x.text() for x in said]
+    question, first = split_question(said[0], texts[0], options)
+    labels = [SIGNS[sign.strip()] for sign in texts[1::2]]
+    yield rollout(options, question, [first, *texts[2::2]], labels=labels)
+
+
+@public_format("processbench", problem=str, steps=list, final_answer_correct=bool, label=int)
+def processbench(row: Field, options: Options) -> Found:
     """Read a row of ProcessBench (arXiv 2412.06559): steps after the first wrong one are not judged there."""
-    steps = texts(get(row, "steps"), "steps")
-    first = index(get(row, "label"), "label", -1, len(steps) - 1)
-    right = get(row, "final_answer_correct")
-    if not isinstance(right, bool):
-        raise RowError("final_answer_correct", f"must be true or false, got {shown(right)}")
-    judged: list[float | None] = [1.0] * len(steps)
+    steps = row["steps"].texts()
+    first = row["label"].index(-1, len(steps) - 1)
+    right = row["final_answer_correct"].flag()
+    labels: list[float | None] = [1.0] * len(steps)
     if first >= 0:
-        judged = [1.0] * first + [0.0] + [None] * (len(steps) - first - 1)
-    yield rollout(options, text(get(row, "problem"), "problem"), steps, reward=float(right), labels=judged)
+        labels = [1.0] * first + [0.0] + [None] * (len(steps) - first - 1)
+    yield rollout(options, row["problem"].text(), steps, reward=float(right), labels=labels)
 
 
-def prmbench(row: Row, options: Options) -> Iterator[Rollout | Dropped]:
+@public_format("prmbench", modified_question=str, modified_process=list, error_steps=list)
+def prmbench(row: Field, options: Options) -> Found:
     """Read the modified process of a row of PRMBench (arXiv 2501.03124); its error steps are counted from 1."""
-    question = text(get(row, "modified_question"), "modified_question")
-    steps = texts(get(row, "modified_process"), "modified_process")
-    wrong = {
-        index(x, f"error_steps[{i}]", 1, len(steps))
-        for i, x in enumerate(items(get(row, "error_steps"), "error_steps"))
-    }
+    question, steps = row["modified_question"].text(), row["modified_process"].texts()
+    wrong = {x.index(1, len(steps)) for x in row["error_steps"].items()}
     yield rollout(options, question, steps, labels=[float(t not in wrong) for t in range(1, len(steps) + 1)])
 
 
-def rlhflow(row: Row, options: Options) -> Iterator[Rollout | Dropped]:
-    """Read a conversation of RLHFlow: a user turn is a step (the first: question and step), the answer + or -."""
-    turns = items(get(row, "conversations"), "conversations")
-    if not turns or len(turns) % 2:
-        raise RowError(
-            "conversations", f"has {len(turns)} turns: it must alternate user (step) and assistant (+ or -)"
+@public_format("math-shepherd", input=str, label=str)
+def math_shepherd(row: Field, options: Options) -> Found:
+    """Read a row of Math-Shepherd (arXiv 2312.08935): ``label`` is ``input`` with a sign in place of each tag."""
+    pieces = row["input"].text().split(TAG)
+    signs = _signs(pieces, row["label"])
+    question, steps = _tagged_steps(pieces, row["input"], options)
+    yield rollout(options, question, steps, labels=_padded(signs, steps))
+
+
+@public_format("er-prm", text=str, value=list)
+def er_prm(row: Field, options: Options) -> Found:
+    """Read a row of ER-PRM (arXiv 2412.11006): ``value`` has a soft label for each tag in ``text``."""
+    pieces = row["text"].text().split(TAG)
+    question, steps = _tagged_steps(pieces, row["text"], options)
+    values = row["value"].labels(min(len(steps), len(pieces) - 1))
+    yield rollout(options, question, steps, labels=_padded(values, steps))
+
+
+def split_question(field: Field, joined: str, options: Options) -> tuple[str, str]:
+    """Return question and first step: the step begins at the first match of ``options.first_step``.
+
+    >>> split_question(Field(None, "text"), "How much is 1 + 1? Step 1: It is 2.", Options())
+    ('How much is 1 + 1?', 'Step 1: It is 2.')
+
+    Raises
+    ------
+    RowError
+        If there is no match, or nothing before or in it: the two cannot be told apart, and are not guessed.
+    """
+    found = re.search(options.first_step, joined)
+    if found is None or not joined[: found.start()].strip() or not joined[found.start() :].strip():
+        raise field.wrong(
+            f"does not show where the first step begins: no {options.first_step!r} after a question"
         )
-    said = [turn(x, t, ("user", "assistant")[t % 2]) for t, x in enumerate(turns)]
-    for t, sign in enumerate(said[1::2]):
-        if sign.strip() not in SIGNS:
-            raise RowError(f"conversations[{2 * t + 1}].content", f"must be + or -, got {shown(sign)}")
-    question, first = split_question(said[0], "conversations[0].content", options)
-    judged = [SIGNS[s.strip()] for s in said[1::2]]
-    yield rollout(options, question, [first, *said[2::2]], labels=judged)
+    return joined[: found.start()].rstrip(), joined[found.start() :]
 
 
-def turn(value: Any, t: int, role: str) -> str:
-    """Return what is said in turn ``t``, which must be ``role``'s."""
-    field = f"conversations[{t}]"
-    if get(value, "role") != role:
-        raise RowError(f"{field}.role", f"must be {role}, got {shown(value['role'])}")
-    return text(get(value, "content"), f"{field}.content")
+def _tagged_steps(pieces: list[str], field: Field, options: Options) -> tuple[str, list[str]]:
+    """Return question and steps, without tags and the white space around them.
+
+    Text behind the last tag is one more step: nobody judged it, but the policy wrote it.
+    """
+    if len(pieces) == 1:
+        raise field.wrong(f"has no step tag {TAG}")
+    question, first = split_question(field, pieces[0], options)
+    steps = [s.strip() for s in (first, *pieces[1:])]
+    if not steps[-1]:
+        steps.pop()
+    if not all(steps):
+        raise field.wrong(f"step {steps.index('') + 1} is empty")
+    return question, steps
 
 
-FORMATS = {
-    "trl": Format({"prompt": str, "completions": list, "labels": list}, trl),
-    "rlhflow": Format({"conversations": list}, rlhflow),
-    "processbench": Format(
-        {"problem": str, "steps": list, "final_answer_correct": bool, "label": int}, processbench
-    ),
-    "prmbench": Format({"modified_question": str, "modified_process": list, "error_steps": list}, prmbench),
-}
+def _signs(pieces: list[str], field: Field) -> list[float | None]:
+    """Return the signs that the label has in place of the tags between ``pieces``."""
+    marked, at, n_tags = field.text(), 0, len(pieces) - 1
+    found: list[float | None] = []
+    for t, piece in enumerate(pieces):
+        if not marked.startswith(piece.rstrip() if t == n_tags else piece, at):
+            raise field.wrong(f"differs from input {'before' if t == 0 else 'after'} tag {max(t, 1)}")
+        at += len(piece)
+        if t < n_tags:
+            if marked[at : at + 1] not in SIGNS:
+                raise field.wrong(f"has no + or - where input has tag {t + 1} of {n_tags}")
+            found.append(SIGNS[marked[at]])
+            at += 1
+    if marked[at:].strip():
+        raise field.wrong(f"goes on after the last of input's {n_tags} tags")
+    return found
+
+
+def _padded(found: list[float | None], steps: list[str]) -> list[float | None]:
+    """Return one label per step: a step behind the last tag has none."""
+    return found + [None] * (len(steps) - len(found))

@@ -1,60 +1,128 @@
-"""OmegaPRM trees (arXiv 2406.06592): nodes of {text, mc_value, children}, the root's text is the question.
+"""Formats of steps with alternatives: PRM800K's rated completions, OmegaPRM's search trees.
 
-Each root-to-leaf path is a trajectory. A node's ``mc_value`` (the share of completions from it that were right) is the
-soft label of its step in the first path through it and null in the later ones: each value is one label. Nodes are not
-made ``children`` of a rollout: a search chose them, so they are not exchangeable draws of the policy.
+The alternatives are not made ``children`` of a rollout: they were chosen, by people or a search, so they are not
+exchangeable draws of the policy. Each becomes a labelled step of a trajectory that shares the steps before it; a label
+stands in the first trajectory through its step and is null in the others, so it is neither lost nor counted twice.
 """
 
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import dataclass, field
 
-from rmtools.data.readers.row import (
-    Dropped,
-    Format,
-    Options,
-    Row,
-    get,
-    items,
-    reference,
-    rollout,
-    text,
-    unit,
-)
-from rmtools.data.rollouts import Rollout
+from rmtools.data.readers.row import NEUTRAL, Dropped, Field, Found, Options, public_format, rollout, shown
 
-Path = list[tuple[str, float | None]]
+Labelled = tuple[str, float | None]
 
 
-def omegaprm(row: Row, options: Options) -> Iterator[Rollout | Dropped]:
-    """Read one tree."""
-    question = text(get(row, "text"), "text")
-    children = items(get(row, "children"), "children")
-    if row.get("mc_value") is not None:
-        unit(row["mc_value"], "mc_value")
+@dataclass
+class _Walk:
+    """The trajectory so far, and what branched off it."""
+
+    steps: list[str] = field(default_factory=list)
+    labels: list[float | None] = field(default_factory=list)
+    branches: list[tuple[list[str], float | None]] = field(default_factory=list)
+
+
+@public_format("prm800k", question=dict, label=dict)
+def prm800k(row: Field, options: Options) -> Found:
+    """Read one labelled solution of PRM800K (arXiv 2305.20050).
+
+    The trajectory follows the chosen completions (or the one a person wrote, a right step by the instructions). Every
+    other rated completion is a labelled last step of another trajectory.
+    """
+    question = row["question"]
+    prompt, answer = question["problem"].text(), question.reference("ground_truth_answer")
+    walk, rated = _Walk(), row["label"]["steps"].items()
+    for t, step in enumerate(rated):
+        if not _follow(walk, step, options):
+            yield from _left_out(rated[t + 1 :])
+            break
+    if not walk.steps:
+        yield Dropped("solution without any step")
+        return
+    yield rollout(options, prompt, walk.steps, labels=walk.labels, reference=answer)
+    for steps, label in walk.branches:
+        if label is None:
+            yield Dropped("alternative step without a label (unrated, or neutral and skipped)")
+        else:
+            labels = [None] * (len(steps) - 1) + [label]
+            yield rollout(options, prompt, steps, labels=labels, reference=answer)
+
+
+def _follow(walk: _Walk, step: Field, options: Options) -> bool:
+    """Take one step of the trajectory; return whether another follows.
+
+    Where labelling stopped, no completion is chosen: the first is then the trajectory's last step.
+    """
+    step["completions"]  # must be there, but may be null
+    found: list[Labelled] = []
+    for completion in step["completions"].items() if step.has("completions") else []:
+        found.append((completion["text"].text(), _rating(completion["rating"], options)))
+    chosen, human = step["chosen_completion"], _written(step)
+    if chosen.value is not None and not found:
+        raise chosen.wrong(f"is {shown(chosen.value)}, but there are no completions")
+    if chosen.value is not None:
+        taken = found.pop(chosen.index(0, len(found) - 1))
+    elif human is not None:
+        taken = human, 1.0
+    elif found:
+        taken = found.pop(0)
+    else:
+        return False
+    walk.branches += [([*walk.steps, other], label) for other, label in found]
+    walk.steps.append(taken[0])
+    walk.labels.append(taken[1])
+    return chosen.value is not None or human is not None
+
+
+def _rating(rating: Field, options: Options) -> float | None:
+    """Return the label of a completion; None if it was not rated, or is neutral and neutral is skipped."""
+    if rating.value is None:
+        return None
+    if rating.value not in (-1, 0, 1):
+        raise rating.wrong(f"must be -1, 0, 1 or null, got {shown(rating.value)}")
+    return NEUTRAL[options.neutral] if rating.value == 0 else float(rating.value == 1)
+
+
+def _written(step: Field) -> str | None:
+    """Return the step that a person wrote: a text or, in the published files, an object with one."""
+    if not step.has("human_completion"):
+        return None
+    human = step["human_completion"]
+    return (human["text"] if isinstance(human.value, dict) else human).text()
+
+
+def _left_out(rest: list[Field]) -> Iterator[Dropped]:
+    """Count the ratings that follow where nothing was chosen: the steps before them are not known."""
+    steps = [step["completions"].items() for step in rest if step.has("completions")]
+    if count := sum(completion.has("rating") for step in steps for completion in step):
+        yield Dropped("rating after the trajectory stopped", count)
+
+
+@public_format("omegaprm", text=str, mc_value=(int, float, type(None)), children=list)
+def omegaprm(row: Field, options: Options) -> Found:
+    """Read one tree of OmegaPRM (arXiv 2406.06592): nodes of {text, mc_value, children}; the root's text is the question.
+
+    Each root-to-leaf path is a trajectory. A node's ``mc_value``, the share of completions from it that were right, is
+    the soft label of its step.
+    """
+    question, children = row["text"].text(), row["children"].items()
+    if row.has("mc_value"):
+        row["mc_value"].unit()
         yield Dropped("value of a prompt alone (a rollout labels steps)")
     if not children:
         yield Dropped("tree without any step")
-    answer = reference(row.get("final_answer"))
-    for path in paths(children, "children"):
+    answer = row.reference("final_answer")
+    for path in _paths(children):
         steps, values = [s for s, _ in path], [v for _, v in path]
         yield rollout(options, question, steps, labels=values, reference=answer)
 
 
-def paths(nodes: list[Any], field: str) -> Iterator[Path]:
+def _paths(nodes: list[Field]) -> Iterator[list[Labelled]]:
     """Yield the paths below, depth first; a node's value stands only in the first path through it."""
-    for i, node in enumerate(nodes):
-        where = f"{field}[{i}]"
-        value = get(node, "mc_value")
-        label = None if value is None else unit(value, f"{where}.mc_value")
-        step = text(get(node, "text"), f"{where}.text")
-        below = items(get(node, "children"), f"{where}.children")
+    for node in nodes:
+        label, step, below = node["mc_value"].unit_or_null(), node["text"].text(), node["children"].items()
         if not below:
             yield [(step, label)]
-        for path in paths(below, f"{where}.children"):
+        for path in _paths(below):
             yield [(step, label), *path]
             label = None
-
-
-FORMATS = {
-    "omegaprm": Format({"text": str, "mc_value": (int, float, type(None)), "children": list}, omegaprm)
-}

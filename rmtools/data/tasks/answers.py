@@ -1,7 +1,7 @@
 r"""Tasks with a final answer: ``gsm8k``, ``math`` and ``answers``, any JSONL with ``prompt`` and ``answer``.
 
-The prompts file brings the right answers. A solution is right where its final answer (``extract.py``) says the
-same as the reference (``checker.py``).
+The prompts file holds the right answers. A solution is right if its final answer (``extract.py``) equals the reference
+(``checker.py``).
 
 >>> task = AnswerTask({"6 * 7 = ?\n": "42"})
 >>> task.reward("6 * 7 = ?\n", ["6 * 7 = <<6*7=42>>42\n", "#### 42"]), task.reward("6 * 7 = ?\n", ["A: 41"])
@@ -15,6 +15,7 @@ import numpy as np
 
 from rmtools.data.tasks.checker import AnswerChecker, spelled
 from rmtools.data.tasks.extract import final_answer, marked_answer, visible
+from rmtools.data.tasks.protocol import check_horizon
 from rmtools.errors import UserError
 
 
@@ -32,7 +33,7 @@ class AnswerTask:
     delimiter : str
         Text that closes a step; also ends the prompts made from questions.
     checker : AnswerChecker
-        Holds the time limit of an answer, and counts those that ran out of it (``checker.timeouts``).
+        Holds the time limit of an answer, and counts those that exceeded it (``checker.timeouts``).
     """
 
     references: dict[str, str] = field(default_factory=dict)
@@ -42,15 +43,14 @@ class AnswerTask:
     checker: AnswerChecker = field(default_factory=AnswerChecker, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        if self.horizon < 1:
-            raise UserError(f"horizon must be at least 1, got {self.horizon}", "--horizon 16, say")
+        check_horizon(self.horizon)
 
     def prompts(self, n: int, rng: np.random.Generator) -> tuple[list[str], int]:
         """Raise ``UserError``: the prompts come from a file."""
         raise from_a_file(self.name)
 
     def check_prompt(self, prompt: str) -> None:
-        """Raise ``UserError`` where the prompt has no reference answer."""
+        """Raise ``UserError`` if the prompt has no reference answer."""
         if prompt not in self.references:
             raise UserError(
                 f"the prompt {prompt[:40]!r} has no reference answer: the task {self.name} cannot verify its solutions",
@@ -58,7 +58,7 @@ class AnswerTask:
             )
 
     def reference(self, prompt: str) -> str | None:
-        """Return the right answer of a prompt; None where it is not known."""
+        """Return the right answer of a prompt, or None if it is not known."""
         return self.references.get(prompt)
 
     def well_formed(self, steps: Sequence[str]) -> bool:
@@ -66,12 +66,12 @@ class AnswerTask:
         return marked_answer(visible("".join(steps))) is not None
 
     def reward(self, prompt: str, steps: Sequence[str]) -> float:
-        """Return 1.0 where the final answer is right, else 0.0; raises ``UserError`` for a prompt without reference."""
+        """Return 1.0 if the final answer is right, else 0.0; raise ``UserError`` for a prompt without reference."""
         self.check_prompt(prompt)
         return float(self.checker.right(self.references[prompt], final_answer("".join(steps))))
 
     def answer(self, prompt: str, steps: Sequence[str]) -> str | None:
-        """Return the final answer, spelled alike for the same number or the same LaTeX; None where there is none."""
+        """Return the canonical final answer, or None if there is none: equal numbers and equal LaTeX are spelled alike."""
         return spelled(final_answer("".join(steps))) or None
 
     def step_choices(self, prompt: str, steps: Sequence[str]) -> list[str] | None:
@@ -80,5 +80,5 @@ class AnswerTask:
 
 
 def from_a_file(name: str) -> UserError:
-    """Return the error to raise where prompts are to be drawn from a task that has none of its own."""
-    return UserError(f"the task {name} draws no prompts of its own", "name a JSONL file: --prompts FILE")
+    """Return the error to raise if prompts are to be drawn from a task that cannot."""
+    return UserError(f"the task {name} cannot draw prompts", "name a JSONL file of prompts")

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from rmtools.data.tasks.labels import until_failure
+from rmtools.data.tasks.protocol import check_horizon, until_failure
 from rmtools.errors import UserError
 
 SIGNS = {"+": 1, "-": -1}
@@ -44,12 +44,11 @@ class Arithmetic:
     delimiter: str = field(default="\n", init=False)
 
     def __post_init__(self) -> None:
-        if self.horizon < 1:
-            raise UserError(f"horizon must be at least 1, got {self.horizon}", "--horizon 8, say")
+        check_horizon(self.horizon)
 
     @property
     def name(self) -> str:
-        """What the command line calls it."""
+        """Name, as `load_task` takes it."""
         return "arithmetic-silent" if self.silent else "arithmetic"
 
     def prompts(self, n: int, rng: np.random.Generator) -> tuple[list[str], int]:
@@ -63,11 +62,11 @@ class Arithmetic:
         return found, 0
 
     def check_prompt(self, prompt: str) -> None:
-        """Raise ``UserError`` where ``prompt`` is no worksheet of ``horizon`` problems."""
+        """Raise ``UserError`` if ``prompt`` is no worksheet of ``horizon`` problems."""
         if (problems := len(parse_worksheet(prompt))) != self.horizon:
             raise UserError(
                 f"the prompt {prompt[:40]!r} has {problems} problems, the task {self.name} is set to {self.horizon} steps",
-                f"pass --horizon {problems}, or prompts with {self.horizon} problems",
+                f"set horizon to {problems}, or pass prompts with {self.horizon} problems",
             )
 
     def reference(self, prompt: str) -> str:

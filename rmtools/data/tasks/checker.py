@@ -64,9 +64,8 @@ class AnswerChecker:
         if not answer or len(answer) > LONGEST:
             return False
         verdict = quick_verdict(reference, answer)
-        return self._asked(reference, answer) if verdict is None else verdict
-
-    def _asked(self, reference: str, answer: str) -> bool:
+        if verdict is not None:
+            return verdict
         key = reference, answer
         with self._lock:
             if key not in self._known:
@@ -126,7 +125,7 @@ class Worker:
             stderr=subprocess.DEVNULL,
             bufsize=0,
         )
-        self._stop = weakref.finalize(self, stop, self.process)
+        self._stop = weakref.finalize(self, _stop, self.process)
         said = self._read(START_LIMIT)
         if said != "ready":
             self._stop()
@@ -161,7 +160,7 @@ class Worker:
         return json.loads(line) if line else None
 
 
-def stop(process: "subprocess.Popen[bytes]") -> None:
+def _stop(process: "subprocess.Popen[bytes]") -> None:
     """Kill the process and close its pipes."""
     process.kill()
     process.wait()

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from rmtools.data.tasks.labels import until_failure
+from rmtools.data.tasks.protocol import check_horizon, until_failure
 from rmtools.errors import UserError
 
 MOVES = {"u": 1, "s": 0, "d": -1}
@@ -47,12 +47,11 @@ class Crossing:
     delimiter: str = field(default="\n", init=False)
 
     def __post_init__(self) -> None:
-        if self.horizon < 1:
-            raise UserError(f"horizon must be at least 1, got {self.horizon}", "--horizon 8, say")
+        check_horizon(self.horizon)
 
     @property
     def name(self) -> str:
-        """What the command line calls it."""
+        """Name, as `load_task` takes it."""
         return "crossing-silent" if self.silent else "crossing"
 
     def prompts(self, n: int, rng: np.random.Generator) -> tuple[list[str], int]:
@@ -78,11 +77,11 @@ class Crossing:
         return bool(alive)
 
     def check_prompt(self, prompt: str) -> None:
-        """Raise ``UserError`` where ``prompt`` is no grid of ``horizon`` columns."""
+        """Raise ``UserError`` if ``prompt`` is no grid of ``horizon`` columns."""
         if (columns := len(parse_grid(prompt)[1])) != self.horizon:
             raise UserError(
                 f"the prompt {prompt[:40]!r} has {columns} columns, the task {self.name} is set to {self.horizon} steps",
-                f"pass --horizon {columns}, or prompts with {self.horizon} columns",
+                f"set horizon to {columns}, or pass prompts with {self.horizon} columns",
             )
 
     def reference(self, prompt: str) -> None:

@@ -10,9 +10,9 @@ Ten lines in a file, ``palindromes.py``, are a task:
         return sum(line == line[::-1] for line in lines) / max(len(lines), 1)
 
 and ``rmtools rollout --task palindromes.py:reward --prompts prompts.jsonl --policy …`` uses it (so does
-``--task package.module:function``). The prompts file's ``answer``, where a row has one, is the ``reference``.
-Naming a file runs it. Majorities count final answers as ``answers`` finds them (``extract.py``); another way to read one is
-an attribute of the function: ``reward.answer = lambda prompt, steps: steps[-1]``, None where there is no answer.
+``package.module:function``). The ``answer`` of a row of the prompts file is the ``reference``. Naming a file runs it.
+Majorities count final answers as ``extract.py`` finds them; to read them otherwise, set an attribute of the function:
+``reward.answer = lambda prompt, steps: steps[-1]``, None if there is no answer.
 
 >>> task = CallableTask(lambda prompt, steps, reference: float(steps[-1] == reference), references={"2+2=\n": "4"})
 >>> task.reward("2+2=\n", ["4"])
@@ -37,6 +37,7 @@ import numpy as np
 from rmtools.data.tasks.answers import from_a_file
 from rmtools.data.tasks.checker import spelled
 from rmtools.data.tasks.extract import final_answer
+from rmtools.data.tasks.protocol import check_horizon
 from rmtools.errors import UserError
 
 Judge = Callable[[str, list[str], str | None], float]
@@ -49,13 +50,13 @@ class CallableTask:
     Parameters
     ----------
     function : callable
-        ``(prompt, steps, reference)`` to a number in [0, 1]; ``reference`` is None where the prompt has none.
+        ``(prompt, steps, reference)`` to a number in [0, 1]; ``reference`` is None if the prompt has none.
     horizon : int
         Steps after which a solution is cut.
     delimiter : str
         Text that closes a step.
     name : str
-        What the command line calls it.
+        As `load_task` takes it.
     references : dict of str to str
         Right answers by prompt; ``rmtools.data.prompts`` adds those of a prompts file.
     """
@@ -67,18 +68,17 @@ class CallableTask:
     references: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.horizon < 1:
-            raise UserError(f"horizon must be at least 1, got {self.horizon}", "--horizon 16, say")
+        check_horizon(self.horizon)
 
     def prompts(self, n: int, rng: np.random.Generator) -> tuple[list[str], int]:
         """Raise ``UserError``: the prompts come from a file."""
         raise from_a_file(self.name)
 
     def check_prompt(self, prompt: str) -> None:
-        """Accept any prompt: whether it can be verified is the function's business."""
+        """Accept any prompt: the function decides what it can verify."""
 
     def reference(self, prompt: str) -> str | None:
-        """Return the right answer of a prompt; None where it is not known."""
+        """Return the right answer of a prompt, or None if it is not known."""
         return self.references.get(prompt)
 
     def well_formed(self, steps: Sequence[str]) -> bool:
@@ -86,8 +86,8 @@ class CallableTask:
         return True
 
     def reward(self, prompt: str, steps: Sequence[str]) -> float:
-        """Return what the function returns; raises ``UserError`` where that is no number in [0, 1], or an error."""
-        with user_code(f"the task {self.name}"):
+        """Return what the function returns; raise ``UserError`` if that is no number in [0, 1], or it fails."""
+        with _user_code(f"the task {self.name}"):
             found = self.function(prompt, list(steps), self.reference(prompt))
         if not isinstance(found, Real | np.bool_) or not 0 <= found <= 1:
             raise UserError(
@@ -97,17 +97,17 @@ class CallableTask:
         return float(found)
 
     def answer(self, prompt: str, steps: Sequence[str]) -> str | None:
-        """Return what the function's own ``answer(prompt, steps)`` returns where it has one, else the final answer.
+        """Return the result of the function's ``answer(prompt, steps)`` if it has one, else the final answer.
 
         Raises
         ------
         UserError
-            Where it fails, or returns neither text nor None.
+            If it fails, or returns neither text nor None.
         """
         own = getattr(self.function, "answer", None)
         if own is None:
             return spelled(final_answer("".join(steps))) or None
-        with user_code(f"the answer of the task {self.name}"):
+        with _user_code(f"the answer of the task {self.name}"):
             found = own(prompt, list(steps))
         if not isinstance(found, str | None):
             raise UserError(
@@ -122,7 +122,7 @@ class CallableTask:
 
 
 def code_hash(task: object) -> str:
-    """Return a short hash of the file that a task's function is from, "" for tasks that are not the user's."""
+    """Return a short hash of the file of a task's function, "" for built-in tasks."""
     if not isinstance(task, CallableTask):
         return ""
     file = getattr(sys.modules.get(getattr(task.function, "__module__", "")), "__file__", None)
@@ -140,8 +140,8 @@ def load_function(spec: str) -> Judge:
     source, _, name = spec.rpartition(":")
     if not source or not name:
         raise UserError(f"{spec!r} names no function", "write path/to/file.py:function or module:function")
-    with user_code(f"the task {spec}"):
-        module = import_file(Path(source)) if source.endswith(".py") else importlib.import_module(source)
+    with _user_code(f"the task {spec}"):
+        module = _import_file(Path(source)) if source.endswith(".py") else importlib.import_module(source)
     function = getattr(module, name, None)
     if not callable(function):
         there = [n for n, x in vars(module).items() if callable(x) and not n.startswith("_")]
@@ -151,7 +151,7 @@ def load_function(spec: str) -> Judge:
     return function
 
 
-def import_file(path: Path) -> ModuleType:
+def _import_file(path: Path) -> ModuleType:
     """Run a Python file and return it as a module."""
     if not path.is_file():
         raise UserError(
@@ -168,7 +168,7 @@ def import_file(path: Path) -> ModuleType:
 
 
 @contextmanager
-def user_code(what: str) -> Iterator[None]:
+def _user_code(what: str) -> Iterator[None]:
     """Turn an error of the user's code into one line that names its file and line."""
     try:
         yield
@@ -176,11 +176,11 @@ def user_code(what: str) -> Iterator[None]:
         raise
     except (Exception, SystemExit) as error:
         raise UserError(
-            f"{what} failed{place(error)}: {type(error).__name__}: {error}", "correct the task's code"
+            f"{what} failed{_place(error)}: {type(error).__name__}: {error}", "correct the task's code"
         ) from error
 
 
-def place(error: BaseException) -> str:
+def _place(error: BaseException) -> str:
     """Return the file and line of the user's code at which an error arose, not those of a library it called."""
     if isinstance(error, SyntaxError):
         return f" at {error.filename}, line {error.lineno}"

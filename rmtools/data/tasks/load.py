@@ -1,4 +1,4 @@
-"""Tasks by the names that the command line gives them."""
+"""Tasks by name."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -30,11 +30,11 @@ def load_task(name: str, horizon: int | None = None, delimiter: str | None = Non
     Parameters
     ----------
     name : str
-        One of ``CHOICES``; naming a function of your own runs the file it is in.
+        One of ``CHOICES``; naming your own function runs its file.
     horizon : int, optional
         Steps of a solution; the default is 8 for the exact tasks, 16 for the others, 32 for ``math``.
     delimiter : str, optional
-        Text that closes a step, where the task lets it be chosen; the default is a newline, for ``math`` an empty line.
+        Text that closes a step, if the task has a choice; the default is a newline, for ``math`` an empty line.
 
     Raises
     ------
@@ -45,14 +45,14 @@ def load_task(name: str, horizon: int | None = None, delimiter: str | None = Non
         return load_exact_task(name, horizon, delimiter)
     if name in ANSWERS:
         usual = ANSWERS[name]
-        return AnswerTask({}, name, given(horizon, usual[0]), given(delimiter, usual[1]))
+        return AnswerTask({}, name, _given(horizon, usual[0]), _given(delimiter, usual[1]))
     if ":" in name:
-        return CallableTask(load_function(name), given(horizon, 16), given(delimiter, "\n"), name)
+        return CallableTask(load_function(name), _given(horizon, 16), _given(delimiter, "\n"), name)
     raise UserError(f"unknown task {name!r}", f"the tasks are: {', '.join(CHOICES)}")
 
 
-def given(value: T | None, default: T) -> T:
-    """Return ``value``, or ``default`` where it is None."""
+def _given(value: T | None, default: T) -> T:
+    """Return ``value``, or ``default`` if it is None."""
     return default if value is None else value
 
 
@@ -62,7 +62,7 @@ def load_exact_task(name: str, horizon: int | None = None, delimiter: str | None
         raise UserError(
             f"{name!r} is no task with an exact check", f"the exact tasks are: {', '.join(EXACT)}"
         )
-    task = EXACT[name](given(horizon, 8))
+    task = EXACT[name](_given(horizon, 8))
     if delimiter not in (None, task.delimiter):
         raise UserError(
             f"a step of the task {name} ends with a newline, not {delimiter!r}", "leave the delimiter out"

@@ -1,16 +1,19 @@
-"""What rollouts, audits, the sampler and the recipes need to know of a task."""
+"""The task protocols that rollouts, audits, the sampler and the recipes use, and what several tasks share."""
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from rmtools.errors import UserError
+
 
 class Verifier(Protocol):
-    """What says how right a finished solution of a prompt is."""
+    """Judges finished solutions of a prompt."""
 
     def reference(self, prompt: str) -> str | None:
-        """Return the right answer of a prompt; None where the task has no such thing."""
+        """Return the right answer of a prompt, or None if the task has none."""
         ...
 
     def reward(self, prompt: str, steps: Sequence[str]) -> float:
@@ -19,16 +22,16 @@ class Verifier(Protocol):
 
 
 class Task(Verifier, Protocol):
-    """Prompts, a verifier for their solutions, and how many steps a solution has."""
+    """Prompts, a verifier for their solutions, and the number of steps of a solution."""
 
     @property
     def name(self) -> str:
-        """What the command line calls it."""
+        """Name, as `load_task` takes it."""
         ...
 
     @property
     def horizon(self) -> int:
-        """Steps of a solution, at most."""
+        """Largest number of steps of a solution."""
         ...
 
     @property
@@ -37,11 +40,11 @@ class Task(Verifier, Protocol):
         ...
 
     def prompts(self, n: int, rng: np.random.Generator) -> tuple[list[str], int]:
-        """Draw ``n`` solvable prompts; also return how many drawn ones were unsolvable and left out."""
+        """Draw ``n`` solvable prompts; also return the number of unsolvable ones that were drawn and left out."""
         ...
 
     def check_prompt(self, prompt: str) -> None:
-        """Raise ``UserError`` where solutions of ``prompt`` cannot be verified."""
+        """Raise ``UserError`` if solutions of ``prompt`` cannot be verified."""
         ...
 
     def well_formed(self, steps: Sequence[str]) -> bool:
@@ -49,34 +52,34 @@ class Task(Verifier, Protocol):
         ...
 
     def step_choices(self, prompt: str, steps: Sequence[str]) -> list[str] | None:
-        """Return every well-formed step, the same after any prefix of the task; None where they cannot be listed."""
+        """Return every well-formed step, the same after any prefix of the task, or None if they cannot be listed."""
         ...
 
 
 @runtime_checkable
 class Referenced(Protocol):
-    """A task that is told the right answers, by prompt; the prompts file brings them."""
+    """A task that holds the right answers by prompt; the prompts file fills them in."""
 
     references: dict[str, str]
 
 
 @runtime_checkable
 class Answering(Protocol):
-    """A task that says which answer a solution comes to: majorities count them."""
+    """A task that reads the final answer of a solution: majorities count them."""
 
     def answer(self, prompt: str, steps: Sequence[str]) -> str | None:
-        """Return the answer, the same text for the same one; None where the solution comes to none."""
+        """Return the canonical final answer, or None if there is none."""
         ...
 
 
 @runtime_checkable
 class ExactTask(Task, Protocol):
-    """A task that checks every step and can show how it is done: a policy is trained on it from nothing."""
+    """A task that checks every step and draws demonstrations: a policy can be trained on it from scratch."""
 
     def right_steps(self, prompt: str, steps: Sequence[str]) -> list[bool]:
         """Return for each step whether it says what the prompt and the steps before it imply.
 
-        Not whether it succeeds: owning up to a failure, where the format has a way to, is right.
+        This is not success: a step that reports a failure, in a format that can, is right.
         """
         ...
 
@@ -97,3 +100,19 @@ class ExactTask(Task, Protocol):
     def vocabulary(self) -> list[str]:
         """Return the words of the task, each with its trailing space, and the newline."""
         ...
+
+
+def check_horizon(horizon: int) -> None:
+    """Raise ``UserError`` if a solution would have no step."""
+    if horizon < 1:
+        raise UserError(f"horizon must be at least 1, got {horizon}", "horizon=8, say")
+
+
+def until_failure(good: Iterable[bool], n: int) -> list[float]:
+    """Return ``n`` labels: 1.0 up to the first step that is not good or not judged, 0.0 from there.
+
+    >>> until_failure([True, False, True], 4)
+    [1.0, 0.0, 0.0, 0.0]
+    """
+    labels = list(itertools.accumulate(map(float, good), min))
+    return labels + [0.0] * (n - len(labels))

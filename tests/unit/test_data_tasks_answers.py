@@ -300,7 +300,7 @@ def test_the_task():
     assert (task.reference("6*7=\n"), task.reference("6*8=\n")) == ("42", None)
     with pytest.raises(UserError, match=r"'6\*8=.*has no reference answer: the task gsm8k"):
         task.reward("6*8=\n", ["#### 48"])
-    with pytest.raises(UserError, match="draws no prompts of its own; fix: name a JSONL file"):
+    with pytest.raises(UserError, match="cannot draw prompts; fix: name a JSONL file"):
         task.prompts(3, np.random.default_rng(0))
 
 
