@@ -41,15 +41,6 @@ def generator(verb: str, seed: int) -> "np.random.Generator":
     return np.random.default_rng([seed, zlib.crc32(verb.encode())])
 
 
-def at_least_one(**values: int) -> None:
-    """Raise ``UserError`` where a count is below 1."""
-    for name, value in values.items():
-        if value < 1:
-            raise UserError(
-                f"--{name.replace('_', '-')} must be at least 1, got {value}", "pass a positive count"
-            )
-
-
 def naming_flags(command: Callable[..., None]) -> Callable[..., None]:
     """Return the command with errors that name its flags: below the command line they name `parameters`."""
     flags = {}

@@ -5,22 +5,21 @@ from typing import Annotated
 
 import typer
 
-from rmtools.cli.options import Horizon, Seed, TaskName, at_least_one, generator
+from rmtools.cli.options import Horizon, Seed, TaskName, generator
 
 
 def command(
-    n: Annotated[int, typer.Option("-n", "--count", help="How many prompts.")],
+    n: Annotated[int, typer.Option("-n", "--count", min=1, help="Number of prompts.")],
     out: Annotated[Path, typer.Option(help="JSONL file to write.")],
     task: TaskName = "crossing",
     horizon: Horizon = None,
     seed: Seed = 0,
 ) -> None:
-    """Draw solvable prompts of a task; how many drawn ones were unsolvable and left out goes into OUT.meta.json."""
+    """Draw solvable prompts of a task; OUT.meta.json has the number of unsolvable ones that were left out."""
     from rmtools.data.prompts import write_prompts
     from rmtools.data.tasks import load_task
     from rmtools.files import write_json
 
-    at_least_one(count=n)
     chosen = load_task(task or "crossing", horizon)
     found, removed = chosen.prompts(n, generator("prompts", seed))
     write_prompts(out, found)

@@ -3,12 +3,11 @@
 A prefix is decoded once: trajectories of one prompt fork the prompt's cache, children and completions fork the
 trajectory's.
 
-Branches may be drawn at some depths only. Which ones is drawn for each trajectory before its first step, among all
-that a solution may have: so it cannot depend on what the trajectory becomes, not even on its length, and a prefix
-that is branched at is a fair draw from the prefixes of its depth. (Choosing among the depths of the finished
-trajectory would favour the prefixes of short ones, whose own next steps would no longer be exchangeable with the
-alternatives.) A trajectory that ends early has fewer branched depths, and nothing has to be kept in memory for
-later.
+Branches may be drawn at some depths only. These are drawn for each trajectory before its first step, among all depths
+that a solution may have, so they do not depend on the trajectory, not even on its length, and a branched prefix is a
+fair draw from the prefixes of its depth. (Choosing among the depths of the finished trajectory would favour the prefixes
+of short ones, whose own next steps would no longer be exchangeable with the alternatives.) A trajectory that ends early
+has fewer branched depths.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,18 +26,18 @@ from rmtools.lm.policy import Policy, PolicyState, distinct
 
 @dataclass(frozen=True)
 class Branching:
-    """How many branches a rollout has.
+    """Number of branches of a rollout.
 
     Parameters
     ----------
     trajectories : int
-        Independent trajectories a prompt.
+        Independent trajectories per prompt.
     children : int
-        K: next steps at each prefix, the trajectory's own included (1 = no alternatives).
+        K: next steps at each prefix, including the trajectory's own (1 = no alternatives).
     completions : int
-        R: continuations from each prefix, the trajectory's own included (1 = no extra ones).
+        R: continuations from each prefix, including the trajectory's own (1 = no extra ones).
     depths : int or "all"
-        At how many depths of a trajectory children and completions are drawn.
+        Number of depths of a trajectory at which children and completions are drawn.
     """
 
     trajectories: int = 8
@@ -58,11 +57,11 @@ class Branching:
 
     @property
     def width(self) -> int:
-        """Sequences of a prompt that are decoded at the same time, at most."""
+        """Largest number of sequences of a prompt that are decoded at the same time."""
         return self.trajectories * max(1, self.children - 1, self.completions - 1)
 
     def draw_depths(self, n: int, max_steps: int, rng: np.random.Generator) -> np.ndarray:
-        """Draw for each of ``n`` trajectories at which depths it branches: (n, max_steps) bool, ``depths`` true a row."""
+        """Draw the branched depths of ``n`` trajectories: (n, max_steps) bool, ``depths`` of them true in each row."""
         if self.depths == "all" or self.depths >= max_steps:
             return np.ones((n, max_steps), dtype=bool)
         return rng.random((n, max_steps)).argsort(axis=1) < self.depths
@@ -77,7 +76,7 @@ class Tally:
 
 
 class Collector:
-    """Collects rollouts of one policy on one task.
+    """Collect rollouts of one policy on one task.
 
     Parameters
     ----------
@@ -85,7 +84,7 @@ class Collector:
     task : Verifier
     branching : Branching
     rng : np.random.Generator
-        Draws the depths, and seeds the policy's torch generator, one draw a decoded step.
+        Draws the depths, and seeds the policy's torch generator, one draw per decoded step.
     """
 
     def __init__(
@@ -103,12 +102,12 @@ class Collector:
         prompts_per_batch: int = 32,
         progress: Callable[[int], object] | None = None,
     ) -> list[Rollout]:
-        """Return the rollouts of ``prompts``, in order; ``progress`` is told how many prompts are done.
+        """Return the rollouts of ``prompts``, in order; ``progress(n)`` reports n more finished prompts.
 
         Raises
         ------
         UserError
-            Also where the device has too little memory for a batch.
+            If the device has too little memory for a batch.
         """
         rows: list[Rollout] = []
         for start in range(0, len(prompts), prompts_per_batch):
@@ -118,7 +117,7 @@ class Collector:
             except torch.OutOfMemoryError as error:
                 raise UserError(
                     f"the device has too little memory to decode {len(batch)} prompts together",
-                    "pass a smaller --batch-size, and another --out: the rows depend on it",
+                    "choose a smaller `batch_size`, and another output: the rows depend on it",
                 ) from error
             if progress is not None:
                 progress(len(batch))
@@ -129,7 +128,7 @@ class Collector:
             self.policy.steps.check(prompt, [])
         owner = np.repeat(np.arange(len(prompts)), self.branching.trajectories)
         state = self.policy.start([self.policy.steps.prompt_ids(p) for p in prompts])
-        grown = Growing(
+        grown = _Growing(
             state,
             torch.as_tensor(owner, device=self.policy.device),
             [prompts[i] for i in owner.tolist()],
@@ -143,9 +142,9 @@ class Collector:
             live = np.flatnonzero(~grown.ended)
             at = live[chosen[live, depth]]
             if self.branching.children > 1:
-                place(self._children(grown, at), at, live, children)
+                _place(self._children(grown, at), at, live, children)
             if self.branching.completions > 1:
-                place(self._completions(grown, at), at, live, completions)
+                _place(self._completions(grown, at), at, live, completions)
             grown = self._step(grown)
             depth += 1
         return [
@@ -153,7 +152,7 @@ class Collector:
             for p, s, c, r in zip(grown.prompts, grown.steps, children, completions, strict=True)
         ]
 
-    def _children(self, grown: "Growing", at: np.ndarray) -> list[list[Child]]:
+    def _children(self, grown: "_Growing", at: np.ndarray) -> list[list[Child]]:
         if not len(at):
             return []
         extra = self.branching.children - 1
@@ -164,7 +163,7 @@ class Collector:
         ]
         return [found[k : k + extra] for k in range(0, len(found), extra)]
 
-    def _completions(self, grown: "Growing", at: np.ndarray) -> list[list[float]]:
+    def _completions(self, grown: "_Growing", at: np.ndarray) -> list[list[float]]:
         if not len(at):
             return []
         extra = self.branching.completions - 1
@@ -174,7 +173,7 @@ class Collector:
         found = [self.task.reward(p, s) for p, s in zip(branch.prompts, branch.steps, strict=True)]
         return [found[k : k + extra] for k in range(0, len(found), extra)]
 
-    def _step(self, grown: "Growing") -> "Growing":
+    def _step(self, grown: "_Growing") -> "_Growing":
         """Decode one step of every trajectory that has not ended."""
         generator = torch.Generator(self.policy.device).manual_seed(int(self.rng.integers(2**63)))
         new = self.policy.decode_step(grown.state, grown.node, generator)
@@ -189,12 +188,12 @@ class Collector:
             steps.append(old if ended else [*old, texts[i]])
             self.tally.tokens += 0 if ended else lengths[i]
             self.tally.truncated += not ended and cut[i]
-        return Growing(new.state, new.node, grown.prompts, steps)
+        return _Growing(new.state, new.node, grown.prompts, steps)
 
 
 @dataclass(frozen=True)
-class Growing:
-    """Trajectories in the making: the distinct prefixes, which one each is at, and their texts."""
+class _Growing:
+    """Unfinished trajectories: the distinct prefixes, the prefix of each trajectory, and their texts."""
 
     state: PolicyState
     node: Tensor
@@ -206,27 +205,27 @@ class Growing:
         """(B,) bool."""
         return self.state.ended[self.node].cpu().numpy()
 
-    def select(self, rows: np.ndarray) -> "Growing":
+    def select(self, rows: np.ndarray) -> "_Growing":
         """Return trajectories ``rows``; a repeated one is forked."""
         used, node = distinct(self.node[torch.as_tensor(rows, device=self.node.device)])
-        return Growing(
+        return _Growing(
             self.state.select(used), node, [self.prompts[i] for i in rows], [self.steps[i] for i in rows]
         )
 
 
-def place(found: Sequence[list[Any]], at: np.ndarray, live: np.ndarray, into: list[list[list[Any]]]) -> None:
-    """Append what was ``found`` at trajectories ``at`` to their lists, and nothing to those of the other live ones."""
+def _place(found: Sequence[list[Any]], at: np.ndarray, live: np.ndarray, into: list[list[list[Any]]]) -> None:
+    """Append what was ``found`` at trajectories ``at`` to their lists, and an empty list to the other live ones."""
     drawn = dict(zip(at.tolist(), found, strict=True))
     for i in live.tolist():
         into[i].append(drawn.get(i, []))
 
 
 def prompts_per_batch(policy: Policy, branching: Branching, prompts: Sequence[str]) -> int:
-    """Return how many prompts to decode together.
+    """Return the number of prompts to decode together.
 
-    On the CPU 32: more is not faster there. On a GPU as many as its memory takes, were every solution as long as the
-    settings allow: half of what the weights leave, for the key-value caches are copied when prefixes fork. It
-    depends on nothing that changes between two starts on the same machine.
+    On the CPU 32: more is not faster there. On a GPU as many as fit into half of the memory that the weights leave, if
+    every solution were as long as the settings allow: key-value caches are copied when prefixes fork. The same on every
+    start on the same machine.
     """
     if policy.device.type != "cuda":
         return 32

@@ -1,7 +1,7 @@
-"""Demonstrations whose first steps are given: a right solution's beginning becomes part of the prompt.
+"""Demonstrations whose first steps are given: the beginning of a right solution becomes part of the prompt.
 
 With all but the last step given, the outcome says whether one step was right: the easiest stage of a curriculum that
-goes backwards through the solution.
+moves backwards through the solution.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from rmtools.data.tasks import ExactTask
 def given_demonstrations(
     task: ExactTask, given: Sequence[int], care: float, rng: np.random.Generator
 ) -> list[Rollout]:
-    """Return one demonstration of a fresh prompt for each entry of ``given``: that many right steps are in its prompt.
+    """Return one demonstration per entry of ``given``, of a fresh prompt with that many right steps appended.
 
     Parameters
     ----------
@@ -24,7 +24,7 @@ def given_demonstrations(
     given : sequence of int
         Below the horizon. A prompt whose right beginning runs into a dead end is drawn again.
     care : float
-        Of the steps that are not given.
+        Care of the steps that are not given, see `ExactTask.demonstration`.
     rng : np.random.Generator
     """
     rows: list[Rollout] = []

@@ -1,8 +1,8 @@
-r"""Prompts on disk: JSON lines with ``prompt`` and, where a task needs it, the right ``answer``.
+r"""Prompts on disk: JSON lines with ``prompt`` and, if a task needs it, the right ``answer``.
 
 A ``prompt`` is taken as it stands. A ``question`` (the files of GSM8K) or ``problem`` (MATH) becomes a prompt by
-closing it with the task's delimiter, so that prompt and steps tokenise apart; of an ``answer`` with ``####`` (GSM8K)
-the rest after it counts. Unknown fields, such as ``prompt_id``, are passed over.
+appending the task's delimiter, so that prompt and steps tokenise apart. Of an ``answer`` with ``####`` (GSM8K) the rest
+after it counts. Unknown fields, such as ``prompt_id``, are ignored.
 
 >>> parse_line("test.jsonl", 1, '{"question": "6 * 7?", "answer": "It is 42.\\n#### 42"}')
 Prompt(text='6 * 7?\n', reference='42')
@@ -26,14 +26,14 @@ QUESTIONS = ("question", "problem")
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt and, where the file gives it, its right answer."""
+    """A prompt and, if the file gives it, its right answer."""
 
     text: str
     reference: str | None = None
 
 
 def read_prompts(path: str | Path, task: Task | None = None) -> list[str]:
-    """Return the prompts of a JSONL file, in order; a ``task`` that compares answers is told the file's.
+    """Return the prompts of a JSONL file, in order; fill the answers into a ``task`` that compares them.
 
     Raises
     ------
@@ -43,12 +43,12 @@ def read_prompts(path: str | Path, task: Task | None = None) -> list[str]:
     """
     found = read_rows(path, "\n" if task is None else task.delimiter)
     if isinstance(task, Referenced):
-        task.references.update(references(path, found))
+        task.references.update(_references(path, found))
     return [p.text for p in found]
 
 
-def references(path: str | Path, prompts: Sequence[Prompt]) -> dict[str, str]:
-    """Return the answers by prompt; raises ``UserError`` where a prompt has two."""
+def _references(path: str | Path, prompts: Sequence[Prompt]) -> dict[str, str]:
+    """Return the answers by prompt; raise ``UserError`` if a prompt has two."""
     found: dict[str, str] = {}
     for p in prompts:
         if p.reference is not None and found.setdefault(p.text, p.reference) != p.reference:
@@ -60,13 +60,13 @@ def references(path: str | Path, prompts: Sequence[Prompt]) -> dict[str, str]:
 
 
 def read_rows(path: str | Path, delimiter: str) -> list[Prompt]:
-    """Return the rows of a prompts file; ``delimiter`` closes questions. Errors as in ``read_prompts``."""
+    """Return the rows of a prompts file; ``delimiter`` is appended to questions."""
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"the prompts file {path} cannot be read: {error}",
-            "name a JSONL file with a prompt a line; `rmtools prompts` writes one",
+            "name a JSONL file with one prompt per line; `rmtools prompts` writes one",
         ) from error
     found = [
         parse_line(path, number, line, delimiter)
@@ -76,13 +76,13 @@ def read_rows(path: str | Path, delimiter: str) -> list[Prompt]:
     if not found:
         raise UserError(
             f"the prompts file {path} is empty",
-            "`rmtools prompts --task crossing -n 16 --out FILE` writes one",
+            "`rmtools prompts` writes one",
         )
     return found
 
 
 def parse_line(path: str | Path, number: int, line: str, delimiter: str = "\n") -> Prompt:
-    """Return the prompt of one line, a question closed by ``delimiter``; raises ``UserError`` naming the line."""
+    """Return the prompt of one line, with ``delimiter`` appended to a question; raise ``UserError`` naming the line."""
     try:
         row = parse_json(line)
     except ValueError as error:
@@ -113,16 +113,16 @@ def write_prompts(path: str | Path, prompts: Sequence[str]) -> None:
 
 
 def prompts_from(source: str, task: Task, rng: np.random.Generator) -> tuple[list[str], int]:
-    """Return prompts from a file, or drawn from the task where ``source`` is a number; and how many were unsolvable."""
+    """Return prompts of a file, or drawn from the task if ``source`` is a number, and the number of unsolvable ones."""
     if not source.lstrip("-").isdigit():
         return read_prompts(source, task), 0
     if int(source) < 1:
-        raise UserError(f"the number of prompts must be at least 1, got {source}", "--prompts 64, say")
+        raise UserError(f"the number of prompts must be at least 1, got {source}", "ask for 64, say")
     return task.prompts(int(source), rng)
 
 
 def check_prompts(prompts: Sequence[str], task: Task, policy: StepPolicy) -> None:
-    """Raise ``UserError``, before any work, where a prompt is not the task's or leaves the policy no room."""
+    """Raise ``UserError``, before any work, if a prompt does not fit the task or leaves the policy no room."""
     policy.check_length([policy.steps.prompt_ids(p) for p in prompts])
     for prompt in prompts:
         task.check_prompt(prompt)

@@ -1,8 +1,7 @@
 """The dataset in the middle: branching rollouts of a policy, one row per trajectory, on disk as parquet or JSON lines.
 
-A rollout dataset knows nothing of any value model: one dataset trains and audits many. The fields are
-documented in docs/formats.md. A folder holds shards, ``data/train-00000-of-00004.parquet``, and, written last,
-``metadata.json``.
+Rollouts hold no values of a model: one dataset trains and audits many models. docs/formats.md documents the fields. A
+folder holds shards, ``data/train-00000-of-00004.parquet``, and, written last, ``metadata.json``.
 """
 
 import hashlib
@@ -51,16 +50,16 @@ class Rollout:
     steps : list of str
         T steps, verbatim: prompt and steps concatenated are the text the policy saw.
     reward : float or None
-        The verifier's r in [0, 1], never the potential; None only where ``labels`` are given instead.
+        The verifier's r in [0, 1], never the potential; None only if ``labels`` are given instead.
     children : list of list of Child
         T lists: alternatives to the step at depth t. The trajectory's own step is exchangeable with them and
         counts, so K = 1 + their number.
     completions : list of list of float
         T lists: rewards of extra continuations from prefix t, so R = 1 + their number.
     labels : list of (float or None), or None
-        Given labels of the T steps, hard or soft, in [0, 1]; None where a step has none.
+        Given labels of the T steps, hard or soft, in [0, 1]; None for a step without label.
     reference : str or None
-        The right answer, where the task has one.
+        The right answer, if the task has one.
     """
 
     prompt_id: str
@@ -74,40 +73,40 @@ class Rollout:
 
     @property
     def outcome(self) -> float:
-        """The reward; raises ``UserError`` where there is none."""
+        """The reward; raises ``UserError`` if only step labels are known."""
         if self.reward is None:
             raise UserError(
                 f"field reward: the rollout of prompt {self.prompt_id} has none, only step labels",
-                "train on the labels (--target labels), or use rollouts with outcomes",
+                "train on the labels (`target`: labels), or use rollouts with outcomes",
             )
         return self.reward
 
 
 @dataclass(frozen=True)
 class RolloutMetadata:
-    """How the rollouts were made: everything an audit must know to say which policy it speaks of.
+    """How the rollouts were made: everything an audit must know to identify the policy.
 
     Attributes
     ----------
     policy, policy_fingerprint : str
-        Folder or hub name, and hash of the weights; "" where it is not known (converted data).
+        Folder or hub name, and hash of the weights; "" if unknown (converted data).
     task : str
     horizon : int
-        Steps of a solution at most.
+        Largest number of steps of a solution.
     steps : StepSettings
     temperature : float or None
-        Of the policy's sampling; None where it is not known.
+        Sampling temperature of the policy; None if unknown.
     seed : int
     removed_prompts : int
-        Drawn without a solution and left out.
+        Prompts drawn without a solution and left out.
     generated_tokens, truncated_steps : int
-        Tokens drawn, branches included; steps cut at the length limit.
+        Tokens drawn, including branches; steps cut at the length limit.
     source : str
         Name of the reader, for converted data; "" for rollouts drawn by rmtools.
     branching : dict
-        Provenance: trajectories, children, completions, depths.
+        Trajectories, children, completions, depths; {} for converted data.
     rows, shards : int
-        How many there are; ``write_rollouts`` counts them itself.
+        Number of rows and shards; ``write_rollouts`` counts them itself.
     """
 
     policy: str
@@ -153,14 +152,14 @@ def write_rollouts(
     Raises
     ------
     UserError
-        If there are no rows, the format is unknown, the place cannot be written, or `rmtools rollout` keeps it.
+        If there are no rows, the format is unknown, the place cannot be written, or an unfinished `rmtools rollout` owns it.
     """
     if form not in FORMATS:
         raise UserError(f"unknown rollout format {form!r}", f"the formats are: {', '.join(FORMATS)}")
     folder, rows, total, parts = Path(folder), iter(rows), 0, 0
     if (folder / PLAN_FILE).exists():
         raise UserError(
-            f"{folder} holds rollouts of `rmtools rollout`, which may go on there", "choose another folder"
+            f"{folder} belongs to `rmtools rollout`, which may resume there", "choose another folder"
         )
     with replacing(folder / META_FILE) as described, replacing(folder / DATA) as inside:
         inside.mkdir()
@@ -192,7 +191,7 @@ def read_rollouts(folder: str | Path) -> tuple[list[Rollout], RolloutMetadata]:
         raise UserError(f"the rollouts at {folder} are empty", "make them with `rmtools rollout`")
     if (len(rows), len(shards)) != (metadata.rows, metadata.shards):
         raise UserError(
-            f"{folder / META_FILE} speaks of {metadata.rows} rows in {metadata.shards} shards, there are {len(rows)} in "
+            f"{folder / META_FILE} counts {metadata.rows} rows in {metadata.shards} shards, there are {len(rows)} in "
             f"{len(shards)}: files were changed or mixed",
             "make the rollouts again",
         )
@@ -200,12 +199,12 @@ def read_rollouts(folder: str | Path) -> tuple[list[Rollout], RolloutMetadata]:
 
 
 def read_metadata(folder: Path) -> RolloutMetadata:
-    """Read the metadata of a rollout folder; raises ``UserError`` where there is none or of another version."""
+    """Read the metadata of a rollout folder; raise ``UserError`` if it is missing or of another version."""
     if not (folder / META_FILE).exists():
         if (folder / PLAN_FILE).exists():
             raise UserError(
                 f"the rollouts at {folder} are not finished: no {META_FILE} in it yet",
-                "run the `rmtools rollout` command that began them again: it goes on where it was",
+                "rerun the `rmtools rollout` command that began them: it resumes",
             )
         raise UserError(
             f"there are no rollouts at {folder}: no {META_FILE} in it", "make them with `rmtools rollout`"
@@ -220,7 +219,7 @@ def read_metadata(folder: Path) -> RolloutMetadata:
 
 
 def read_shard(path: Path) -> list[Rollout]:
-    """Return the validated rows of one shard; raises ``UserError`` that names file, row and field."""
+    """Return the validated rows of one shard; raise ``UserError`` that names file, row and field."""
     return [parse_row(r, f"{path}, row {i}") for i, r in enumerate(read_rows(path))]
 
 
@@ -247,19 +246,19 @@ def parse_row(row: dict[str, Any], where: str) -> Rollout:
         return UserError(f"{where}, field {name}: {why}", REMEDY)
 
     for name in ("prompt_id", "prompt"):
-        if not is_text(row.get(name)):
+        if not _is_text(row.get(name)):
             raise wrong(name, "is empty or no text")
     steps = row.get("steps")
     if not isinstance(steps, list) or not steps:
         raise wrong("steps", "there is no step")
-    if not all(is_text(s) for s in steps):
+    if not all(_is_text(s) for s in steps):
         raise wrong("steps", "a step is empty or no text")
     reference = row.get("reference")
     if not (reference is None or isinstance(reference, str)):
         raise wrong("reference", f"must be text or null, got {reference!r}")
     labels = _labels(row, len(steps), wrong)
     completions = _depths(row, "completions", len(steps), wrong)
-    if not all(in_unit_interval(r) for at in completions for r in at):
+    if not all(_in_unit_interval(r) for at in completions for r in at):
         raise wrong("completions", "a reward is not in [0, 1]")
     return Rollout(
         prompt_id=row["prompt_id"],
@@ -280,7 +279,7 @@ def _labels(row: dict[str, Any], n_steps: int, wrong: Wrong) -> list[float | Non
     if not isinstance(labels, list) or len(labels) != n_steps:
         count = f"has {len(labels)} labels" if isinstance(labels, list) else "is no list of labels"
         raise wrong("labels", f"{count} for {n_steps} steps")
-    if not all(x is None or in_unit_interval(x) for x in labels):
+    if not all(x is None or _in_unit_interval(x) for x in labels):
         raise wrong("labels", "a label is not in [0, 1]")
     return [None if x is None else float(x) for x in labels]
 
@@ -289,13 +288,13 @@ def _reward(row: dict[str, Any], labels: list[float | None] | None, wrong: Wrong
     reward = row.get("reward")
     if reward is None and any(x is not None for x in labels or ()):
         return None
-    if not in_unit_interval(reward):
+    if not _in_unit_interval(reward):
         raise wrong("reward", f"must be in [0, 1] (null only where a step has a label), got {reward!r}")
     return float(reward)  # type: ignore[arg-type]
 
 
 def _depths(row: dict[str, Any], name: str, n_steps: int, wrong: Wrong) -> list[list[Any]]:
-    """Return the branches at each depth; none at all may be null or empty."""
+    """Return the branches at each depth; null or empty if there are no branches."""
     branch = row.get(name) or []
     found = [at for at in branch if isinstance(at, list)] if isinstance(branch, list) else []
     if branch and (len(found) != n_steps or len(branch) != n_steps):
@@ -306,7 +305,7 @@ def _depths(row: dict[str, Any], name: str, n_steps: int, wrong: Wrong) -> list[
 def _child(values: Any, wrong: Wrong) -> Child:
     if (
         not isinstance(values, dict)
-        or not is_text(values.get("text"))
+        or not _is_text(values.get("text"))
         or type(values.get("ended")) is not bool
     ):
         raise wrong("children", "a child has no text, or does not say whether it ended")
@@ -315,17 +314,17 @@ def _child(values: Any, wrong: Wrong) -> Child:
     reward = values.get("reward")
     if values["ended"] and reward is None:
         raise wrong("children", "an ended child has no reward")
-    if reward is not None and not in_unit_interval(reward):
+    if reward is not None and not _in_unit_interval(reward):
         raise wrong("children", f"a reward must be in [0, 1], got {reward!r}")
     return Child(values["text"], values["ended"], None if reward is None else float(reward))
 
 
-def is_text(x: Any) -> bool:
+def _is_text(x: Any) -> bool:
     """Return whether ``x`` is text and not empty."""
     return isinstance(x, str) and bool(x)
 
 
-def in_unit_interval(x: Any) -> bool:
+def _in_unit_interval(x: Any) -> bool:
     """Return whether ``x`` is a number in [0, 1]; NaN is not, nor is a truth value."""
     return isinstance(x, int | float) and not isinstance(x, bool) and 0 <= x <= 1
 

@@ -1,4 +1,4 @@
-"""Rollouts with the values of a model at every prefix and child: what the audit and the training metrics read."""
+"""Score rollouts: the values of a model at every prefix and child, for the audit and the training metrics."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class ScoredRollouts:
     prompt : np.ndarray
         (N,) index of each trajectory's prompt.
     log_value : list of np.ndarray
-        N arrays (T + 1,); the last is what ``terminal`` names.
+        N arrays (T + 1,); the last value is that of ``terminal``.
     own_log_value : list of np.ndarray
         The same with the model's own value at the end.
     reward : np.ndarray
@@ -32,7 +32,7 @@ class ScoredRollouts:
     prefix_log_value : np.ndarray
         (P,).
     child_log_value, child_present : np.ndarray
-        (P, K) one-step children, the trajectory's own first; which exist.
+        (P, K) one-step children, the trajectory's own first, and which of them exist.
     horizon : int
         Largest number of steps.
     """
@@ -80,9 +80,9 @@ def score_rollouts(
     rows : sequence of Rollout
     scorer : Scorer
     terminal : {"verifier", "model"}
-        What an ended prefix is worth: the potential of its reward, or the model's own value there.
+        Value of an ended prefix: the potential of its reward, or the model's own value.
     progress : callable, optional
-        Told how many rows are done.
+        ``progress(n)`` reports n more scored rows.
     """
     for row in rows[:64]:
         scorer.steps.check(row.prompt, row.steps)
@@ -91,9 +91,9 @@ def score_rollouts(
     try:
         found = scorer.score(trees, progress=progress)
     except NaNValueError as error:
-        raise nan_at(rows[error.trajectory], error.step, scorer.name) from error
+        raise _nan_at(rows[error.trajectory], error.step, scorer.name) from error
     for row, v in zip(rows, found, strict=True):
-        refuse_nan(row, v, scorer.name)
+        _refuse_nan(row, v, scorer.name)
     own = [v.log_value for v in found]
     reward = np.asarray([r.outcome for r in rows])
     log_value = [v.copy() for v in own]
@@ -125,15 +125,15 @@ def score_rollouts(
     )
 
 
-def refuse_nan(row: Rollout, values: TreeValues, name: str) -> None:
-    """Raise ``UserError`` naming the first prefix of ``row`` that has NaN for a value, or a next step with one."""
+def _refuse_nan(row: Rollout, values: TreeValues, name: str) -> None:
+    """Raise ``UserError`` naming the first prefix of ``row`` with the value NaN, or with a next step of value NaN."""
     for t, value in enumerate(values.log_value):
         children = values.children[t] if t < len(values.children) else np.zeros(0)
         if np.isnan(value) or np.isnan(children).any():
-            raise nan_at(row, t, name)
+            raise _nan_at(row, t, name)
 
 
-def nan_at(row: Rollout, t: int, name: str) -> UserError:
+def _nan_at(row: Rollout, t: int, name: str) -> UserError:
     """Return the error for NaN at the prefix of ``t`` steps, or at a next step of it."""
     return UserError(
         f"{name} gives NaN at a prefix of prompt {row.prompt_id} after {t} steps, or at a next step there: "
@@ -143,7 +143,7 @@ def nan_at(row: Rollout, t: int, name: str) -> UserError:
 
 
 def _places(row: Rollout, t: int, known: list[str]) -> np.ndarray:
-    """Return where each alternative at depth t stands among the distinct texts, which are scored once."""
+    """Return the index of each alternative at depth t among the distinct texts, which are scored once."""
     index = {text: i for i, text in enumerate(known)}
     return np.asarray([index[c.text] for c in row.children[t]], dtype=np.int64)
 

@@ -11,11 +11,11 @@ import re
 from rmtools.errors import UserError
 
 PATTERNS = {"newline": r"\n", "blank-line": r"\n(?:[^\S\n]*\n)+"}
-"""Named ways to cut: what closes a step."""
+"""Named patterns that close a step."""
 
 
 def pattern(how: str) -> re.Pattern[str]:
-    """Return what closes a step under ``how``.
+    """Return the pattern that closes a step under ``how``.
 
     Parameters
     ----------
@@ -45,8 +45,8 @@ def pattern(how: str) -> re.Pattern[str]:
 def segment(text: str, how: str) -> list[str]:
     r"""Cut ``text`` into steps; joined again they are ``text``.
 
-    A piece of nothing but white space is no step: it stays with the step before it, or, at the very start, with the
-    one after it. Only a text that is white space altogether is returned as one such piece.
+    A piece of white space alone stays with the step before it or, at the start, with the step after it. A text of white
+    space alone is returned as one piece.
 
     >>> segment("\n\na\n\n\nb", "newline")
     ['\n\na\n\n\n', 'b']

@@ -1,7 +1,7 @@
 """Shard files of a rollout dataset: ``data/train-00000-of-00004.parquet`` or ``.jsonl``, rows as plain dictionaries.
 
-The names are the ones ``datasets.load_dataset(DIR)`` looks for. Whether the rows are right is for
-rmtools.data.rollouts to say; here is whether the files can be read and whether all of them are there.
+``datasets.load_dataset(DIR)`` looks for these names. This module checks that the files are complete and readable;
+rmtools.data.rollouts checks the rows.
 """
 
 import json
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 DATA = "data"
-# Stands where `rmtools rollout` is at work or was: rmtools.jobs.job.
+# In a folder that `rmtools rollout` works or worked on: rmtools.jobs.job.
 PLAN_FILE = "plan.json"
 FORMATS = ("parquet", "jsonl")
 NAME = re.compile(r"train-(\d{5,})-of-(\d{5,})\.(parquet|jsonl)")
@@ -78,7 +78,7 @@ def find_shards(folder: Path) -> list[Path]:
         if shard_name(i, count, form) not in found:
             raise UserError(
                 f"the rollouts are incomplete: {inside / shard_name(i, count, form)} is missing",
-                "run the command that made them again: it does what is missing",
+                "rerun the command that made them: it makes what is missing",
             )
     return [inside / shard_name(i, count, form) for i in range(count)]
 
@@ -96,7 +96,7 @@ def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a shard, unchecked; raises ``UserError`` that names the file where it cannot be read."""
+    """Return the rows of a shard, unchecked; raise ``UserError`` that names the file if it cannot be read."""
     return _json_rows(path) if path.suffix == ".jsonl" else _parquet_rows(path)
 
 
@@ -107,10 +107,10 @@ def _parquet_rows(path: Path) -> list[dict[str, Any]]:
     try:
         table = pq.ParquetFile(path).read()
         _check_columns(path, table.column_names)
-        # Decoding text waits until here: bytes that are no UTF-8 are as unreadable as a broken page.
+        # Text is decoded here: bytes that are no UTF-8 are as unreadable as a broken page.
         return table.to_pylist()
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
-        raise unreadable(path, error) from error
+        raise _unreadable(path, error) from error
 
 
 def _check_columns(path: Path, names: Sequence[str]) -> None:
@@ -128,7 +128,7 @@ def _json_rows(path: Path) -> list[dict[str, Any]]:
             for number, line in enumerate(lines, 1):
                 rows.append(_json_row(path, number, line))
     except (OSError, UnicodeDecodeError) as error:
-        raise unreadable(path, error) from error
+        raise _unreadable(path, error) from error
     return rows
 
 
@@ -148,10 +148,10 @@ def _json_row(path: Path, number: int, line: str) -> dict[str, Any]:
     return row
 
 
-def unreadable(path: Path, error: Exception) -> UserError:
+def _unreadable(path: Path, error: Exception) -> UserError:
     """Return the error for a shard that is missing, cut off or corrupted."""
     lines = str(error).splitlines() or [type(error).__name__]
     return UserError(
         f"the rollouts in {path} cannot be read: {lines[0]}",
-        "delete the file and run the command that made it again: it does what is missing",
+        "delete the file and rerun the command that made it: it makes what is missing",
     )

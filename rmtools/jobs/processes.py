@@ -1,6 +1,6 @@
-"""Which of several processes this one is, read from the environment as ``accelerate launch`` and torchrun leave it.
+"""Rank and number of the processes, read from the environment of ``accelerate launch`` and torchrun.
 
-No process group is made: what the processes share is files.
+No process group is made: the processes share files.
 """
 
 import os
@@ -9,19 +9,19 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Process:
-    """Process ``rank`` of ``size``; the one of rank 0 speaks for all of them."""
+    """Process ``rank`` of ``size``; rank 0, the main process, shows progress and prints."""
 
     rank: int = 0
     size: int = 1
 
     @property
     def main(self) -> bool:
-        """Whether this is the process that shows progress and prints."""
+        """Whether this is the main process."""
         return self.rank == 0
 
 
 def this_process() -> Process:
-    """Return which process this is; alone, where nothing launched several."""
+    """Return this process; rank 0 of 1 without a launcher."""
     return Process(
         _number(0, "RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK"),
         _number(1, "WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"),
@@ -29,7 +29,7 @@ def this_process() -> Process:
 
 
 def local_rank() -> int:
-    """Return the number of this process on its machine: the GPU it takes."""
+    """Return the rank of this process on its machine: the index of its GPU."""
     return _number(
         0, "LOCAL_RANK", "MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_RANK"
     )

@@ -224,7 +224,7 @@ def test_another_horizon_than_the_checkpoints_is_refused(run, checkpoint, prompt
         "--out",
         tmp_path / "s.jsonl",
     )
-    check_error(run("sample", *options), "2 steps", "set horizon")
+    check_error(run("sample", *options), "2 steps", "set --horizon")
     assert not (tmp_path / "s.jsonl").exists()
 
 

@@ -77,7 +77,7 @@ def test_a_bad_last_row_leaves_nothing(run, lines, tmp_path):
     file = lines(GSM8K, GSM8K, {**GSM8K, "answer": "no answer"})
     before = sorted(tmp_path.iterdir())
     check_error(
-        run("convert", file, tmp_path / "out"), "rows.jsonl, row 3 (line 3), field answer", "skip_bad"
+        run("convert", file, tmp_path / "out"), "rows.jsonl, row 3 (line 3), field answer", "--skip-bad"
     )
     assert sorted(tmp_path.iterdir()) == before
 

@@ -188,7 +188,7 @@ def test_too_little_memory(policy, prompts, task, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(policy, "start", full)
-    with pytest.raises(UserError, match=r"too little memory to decode 5 prompts.*--batch-size"):
+    with pytest.raises(UserError, match=r"too little memory to decode 5 prompts.*`batch_size`"):
         collect(policy, task, prompts[:5], Branching(2))
 
 

@@ -126,7 +126,7 @@ def test_a_failure_while_writing_keeps_the_old(tmp_path):
 def test_rollouts_with_a_plan_are_not_written_over(tmp_path):
     write_rollouts(tmp_path, ROWS, META)
     (tmp_path / "plan.json").write_text("{}")
-    with pytest.raises(UserError, match="holds rollouts of `rmtools rollout`"):
+    with pytest.raises(UserError, match="belongs to `rmtools rollout`"):
         write_rollouts(tmp_path, ROWS[:1], META)
     assert read_rollouts(tmp_path)[0] == ROWS
 

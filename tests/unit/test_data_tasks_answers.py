@@ -159,7 +159,7 @@ def test_numbers_need_no_algebra(monkeypatch):
     def refused(limit):
         raise AssertionError("a process was started")
 
-    monkeypatch.setattr(checker, "Worker", refused)
+    monkeypatch.setattr(checker, "_Worker", refused)
     found = AnswerChecker()
     assert found.right("1,000", "$1000.0 dollars")
     assert found.right("\\frac{1}{2}", "\\dfrac{ 1 }{2}")
@@ -305,7 +305,7 @@ def test_the_task():
 
 
 def test_the_worker_ends_with_its_input():
-    worker = checker.Worker(5.0)
+    worker = checker._Worker(5.0)
     assert worker.ask(["x", "x"], 30) is True
     assert worker.ask(["x", "y"], 30) is False
     worker.process.stdin.close()

@@ -1,4 +1,4 @@
-"""Rows of JSON, JSONL, parquet and saved data sets, one after another, each with the place it stands at."""
+"""Rows of JSON, JSONL, parquet and saved data sets, one after another, each with its place."""
 
 import json
 from collections.abc import Iterator
@@ -11,14 +11,14 @@ from rmtools.files import parse_json
 
 SUFFIXES = (".jsonl", ".json", ".parquet", ".arrow")
 NOT_ROWS = {"dataset_info.json", "state.json", "dataset_dict.json", "dataset_infos.json"}
-"""What `datasets` writes beside the rows."""
+"""Files that `datasets` writes beside the rows."""
 BATCH = 32
 """Rows of a parquet file held at once: a row of vgs is megabytes."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a row stands: file, number of the row in it, and, in a file of lines, the line."""
+    """Place of a row: file, row number and, in a file of lines, line number."""
 
     file: Path
     row: int
@@ -28,7 +28,7 @@ class Place:
         return f"{self.file}, row {self.row}" + ("" if self.line is None else f" (line {self.line})")
 
 
-def files(path: Path) -> list[Path]:
+def _files(path: Path) -> list[Path]:
     """Return the files of rows at ``path``: itself, or those in the folder and below, sorted.
 
     Raises
@@ -57,41 +57,41 @@ def read_rows(path: Path) -> Iterator[tuple[Place, Any]]:
     UserError
         If a file cannot be read, or a line is not valid JSON.
     """
-    for file in files(path):
+    for file in _files(path):
         try:
             if file.suffix in (".json", ".jsonl"):
-                yield from json_rows(file)
+                yield from _json_rows(file)
             else:
-                for row, values in enumerate(arrow_rows(file), 1):
+                for row, values in enumerate(_arrow_rows(file), 1):
                     yield Place(file, row), values
         except (OSError, UnicodeDecodeError) as error:
-            raise unreadable(file, str(error).splitlines()[0]) from error
+            raise _unreadable(file, str(error).splitlines()[0]) from error
 
 
-def unreadable(file: Path, why: str) -> UserError:
-    """Return the error to raise where a file cannot be read."""
+def _unreadable(file: Path, why: str) -> UserError:
+    """Return the error to raise if a file cannot be read."""
     return UserError(f"{file} cannot be read: {why}", "repair or replace the file")
 
 
-def json_rows(file: Path) -> Iterator[tuple[Place, Any]]:
-    """Yield the rows of a JSON array, of one JSON object, or of JSON lines, whatever the file's name says."""
-    if is_lines(file):
-        yield from lines(file)
+def _json_rows(file: Path) -> Iterator[tuple[Place, Any]]:
+    """Yield the rows of a JSON array, of one JSON object, or of JSON lines, whatever the suffix."""
+    if _is_lines(file):
+        yield from _lines(file)
         return
     try:
         found = parse_json(file.read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
-        raise unreadable(file, f"line {error.lineno} is not valid JSON: {error.msg}") from error
+        raise _unreadable(file, f"line {error.lineno} is not valid JSON: {error.msg}") from error
     except UnicodeDecodeError:
         raise
     except ValueError as error:
-        raise unreadable(file, str(error)) from error
+        raise _unreadable(file, str(error)) from error
     for row, values in enumerate(found if isinstance(found, list) else [found], 1):
         yield Place(file, row), values
 
 
-def is_lines(file: Path) -> bool:
-    """Return whether the file holds a JSON value a line: its name says so, or its first line is an object by itself."""
+def _is_lines(file: Path) -> bool:
+    """Return whether the file has a JSON value per line, by its suffix or its first line."""
     if file.suffix == ".jsonl":
         return True
     with file.open(encoding="utf-8-sig") as source:
@@ -102,7 +102,7 @@ def is_lines(file: Path) -> bool:
         return False
 
 
-def lines(file: Path) -> Iterator[tuple[Place, Any]]:
+def _lines(file: Path) -> Iterator[tuple[Place, Any]]:
     """Yield the rows of a file of JSON lines; blank lines count as lines, not as rows."""
     row = 0
     with file.open(encoding="utf-8-sig", newline="\n") as source:
@@ -118,7 +118,7 @@ def lines(file: Path) -> Iterator[tuple[Place, Any]]:
             yield place, values
 
 
-def arrow_rows(file: Path) -> Iterator[dict[str, Any]]:
+def _arrow_rows(file: Path) -> Iterator[dict[str, Any]]:
     """Yield the rows of a parquet file, or of an arrow stream as `datasets` saves it."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -133,4 +133,4 @@ def arrow_rows(file: Path) -> Iterator[dict[str, Any]]:
                 for batch in stream:
                     yield from batch.to_pylist()
     except pa.ArrowException as error:
-        raise unreadable(file, str(error).splitlines()[0]) from error
+        raise _unreadable(file, str(error).splitlines()[0]) from error

@@ -117,7 +117,7 @@ def _load(name: str | None) -> "PreTrainedTokenizerBase":
     if name is None:
         raise UserError(
             "the format vgs stores token ids, and no tokenizer is named",
-            "name its folder, or deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B, as tokenizer",
+            "name its folder, or deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B, with `tokenizer`",
         )
     try:
         return AutoTokenizer.from_pretrained(name)

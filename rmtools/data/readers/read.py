@@ -139,7 +139,7 @@ def _convert(
             if not skip_bad:
                 raise UserError(
                     f"{place}, {error}",
-                    f"repair the row, set skip_bad to leave such rows out, or see docs/formats.md for {tally.format}",
+                    f"repair the row, set `skip_bad` to leave such rows out, or see docs/formats.md for {tally.format}",
                 ) from None
             tally.dropped[f"row breaks the format: field {error.kind}"] += 1
             continue

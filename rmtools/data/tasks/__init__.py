@@ -1,8 +1,8 @@
-r"""Tasks: prompts, a verifier for their solutions, and how many steps a solution has.
+r"""Tasks: prompts, a verifier for their solutions, and the number of steps of a solution.
 
 ``crossing`` and ``arithmetic`` check every step exactly, and exist in a ``-silent`` variant whose failures are
-not written into the text; ``gsm8k``, ``math`` and ``answers`` compare a final answer; a function of your own is a
-task too (``custom.py``).
+not written into the text; ``gsm8k``, ``math`` and ``answers`` compare a final answer; your own function is a task too
+(``custom.py``).
 
 >>> load_task("crossing", 2).reward("r2 . \nc13 . \nc02 . \n", ["s r2 \n", "d r1 \n"])
 1.0

@@ -1,8 +1,8 @@
 r"""The task ``arithmetic``: a worksheet of ``horizon`` independent sums of single digits, modulo 10.
 
-A prompt is a line a problem, a step the line with its result, both of four words, so that a step finds its
-problem at a constant offset. A failed step reads ``= x . `` and so does every later one; in
-``arithmetic-silent`` it is a wrong digit and the rest goes on.
+A prompt has one line per problem, a step is the line with its result. Both have four words, so that a step finds its
+problem at a constant offset. A failed step reads ``= x . ``, and so does every later step; in ``arithmetic-silent`` it
+is a wrong digit, and the later steps are not affected.
 
 >>> prompt = "3 + 4 \n2 - 5 \n"
 >>> task = Arithmetic(horizon=2)
@@ -52,7 +52,7 @@ class Arithmetic:
         return "arithmetic-silent" if self.silent else "arithmetic"
 
     def prompts(self, n: int, rng: np.random.Generator) -> tuple[list[str], int]:
-        """Draw ``n`` uniform worksheets; none is unsolvable."""
+        """Draw ``n`` uniform worksheets; every worksheet is solvable."""
         digits = rng.integers(10, size=(n, self.horizon, 2))
         signs = rng.integers(2, size=(n, self.horizon))
         found = [
@@ -66,7 +66,7 @@ class Arithmetic:
         if (problems := len(parse_worksheet(prompt))) != self.horizon:
             raise UserError(
                 f"the prompt {prompt[:40]!r} has {problems} problems, the task {self.name} is set to {self.horizon} steps",
-                f"set horizon to {problems}, or pass prompts with {self.horizon} problems",
+                f"set `horizon` to {problems}, or pass prompts with {self.horizon} problems",
             )
 
     def reference(self, prompt: str) -> str:
@@ -94,7 +94,7 @@ class Arithmetic:
         return len(steps) == self.horizon and all(s in choices for s in steps)
 
     def answer(self, prompt: str, steps: Sequence[str]) -> str | None:
-        """Return the results that are written, failed ones too: a vote that read the failures would be a verifier's."""
+        """Return the written results, also failed ones: a vote that read the failures would be a verifier."""
         return "".join(steps) if self.well_formed(steps) else None
 
     def right_steps(self, prompt: str, steps: Sequence[str]) -> list[bool]:
@@ -112,7 +112,7 @@ class Arithmetic:
         return until_failure((s == d for s, d in zip(steps, due, strict=False)), len(steps))
 
     def reward(self, prompt: str, steps: Sequence[str]) -> float:
-        """Return 1.0 where all ``horizon`` digits are right, else 0.0."""
+        """Return 1.0 if all ``horizon`` digits are right, else 0.0."""
         self.check_prompt(prompt)
         return float(len(steps) == self.horizon and all(self.step_labels(prompt, steps)))
 

@@ -1,7 +1,7 @@
-"""Is an answer right? Exact numbers are compared here, everything else by math-verify in a process of its own.
+"""Compare answers: exact numbers here, everything else with math-verify in a separate process.
 
-A process can be killed: math-verify's own time limits are alarms, which work in the main thread only and do not
-stop every computation. The answer's text is parsed, never evaluated.
+A process can be killed; math-verify's time limits are alarms, which work in the main thread only and do not stop every
+computation. Answers are parsed, never evaluated.
 
 >>> AnswerChecker().right("70,000", "$70000.00"), AnswerChecker().right("12", "13")
 (True, False)
@@ -31,17 +31,17 @@ FRACTION = re.compile(r"(-?)\\frac(?:\{(\d+)\}|(\d))(?:\{0*([1-9]\d*)\}|([1-9]))
 
 
 class AnswerChecker:
-    """Compares answers with references, each within a time limit; usable from any thread.
+    """Compare answers with references, each within a time limit; usable from any thread.
 
     Parameters
     ----------
     limit : float
-        Seconds that math-verify may take for one answer; one that takes longer is wrong.
+        Seconds that math-verify may take for one answer; a slower answer is wrong.
 
     Attributes
     ----------
     timeouts : int
-        Answers that ran out of time (or of memory, or broke the process).
+        Answers that exceeded the time or the memory, or broke the process.
     """
 
     def __init__(self, limit: float = 5.0) -> None:
@@ -50,11 +50,11 @@ class AnswerChecker:
         self.limit = limit
         self.timeouts = 0
         self._lock = threading.Lock()
-        self._worker: Worker | None = None
+        self._worker: _Worker | None = None
         self._known: dict[tuple[str, str], bool] = {}
 
     def right(self, reference: str, answer: str) -> bool:
-        """Return whether ``answer`` says the same as ``reference``; an empty or overlong one (1,000 characters) does not.
+        """Return whether ``answer`` equals ``reference``; an empty or overlong one (1,000 characters) does not.
 
         Raises
         ------
@@ -76,14 +76,14 @@ class AnswerChecker:
 
     def _ask(self, reference: str, answer: str) -> bool:
         if self._worker is None or not self._worker.running:
-            self._worker = Worker(self.limit)
+            self._worker = _Worker(self.limit)
         verdict = self._worker.ask([reference, answer], self.limit)
         self.timeouts += verdict is None
         return bool(verdict)
 
 
 def quick_verdict(reference: str, answer: str) -> bool | None:
-    r"""Return the verdict where it needs no algebra: numbers, or the same spelling; else None.
+    r"""Return the verdict if it needs no algebra (numbers, or the same spelling), else None.
 
     >>> quick_verdict("1/2", "0.50"), quick_verdict("50%", "0.5"), quick_verdict(r"\frac12", r"\dfrac12")
     (True, None, True)
@@ -100,9 +100,9 @@ def quick_verdict(reference: str, answer: str) -> bool | None:
 
 
 def spelled(answer: str) -> str:
-    r"""Return one spelling for answers that are the same at sight: equal numbers, LaTeX that reads alike.
+    r"""Return the canonical spelling of an answer: the same for equal numbers and for LaTeX that reads alike.
 
-    Answers that only algebra knows to be the same (``2x`` and ``x + x``) stay apart.
+    Answers that only algebra shows to be equal (``2x`` and ``x + x``) are spelled differently.
 
     >>> spelled("0.50"), spelled(r"$\tfrac{1}{2}$"), spelled("50%"), spelled(r"\frac{x}{2}"), spelled("1,024 dollars")
     ('1/2', '1/2', '50%', '\\frac{x}{2}', '1024')
@@ -113,8 +113,8 @@ def spelled(answer: str) -> str:
     return plain if found is None else f"{found.value}{'%' if found.percent else ''}"
 
 
-class Worker:
-    """A running ``math_worker.py``, killed when this object goes."""
+class _Worker:
+    """A running ``math_worker.py``, killed with this object."""
 
     def __init__(self, limit: float) -> None:
         alarm = str(math.ceil(limit) + 10)
@@ -140,7 +140,7 @@ class Worker:
         return self._stop.alive
 
     def ask(self, question: list[str], limit: float) -> bool | None:
-        """Return the verdict; None, with the process killed, where it did not come within ``limit`` seconds."""
+        """Return the verdict; None, with the process killed, if it takes longer than ``limit`` seconds."""
         answer: bool | None = None
         try:
             self.process.stdin.write(json.dumps(question).encode() + b"\n")  # type: ignore[union-attr]
@@ -154,7 +154,7 @@ class Worker:
         return answer
 
     def _read(self, limit: float) -> Any:
-        """Return what the process says next; None where it ends or says nothing for ``limit`` seconds."""
+        """Return the next line of the process; None if it ends or is silent for ``limit`` seconds."""
         out = self.process.stdout
         line = out.readline() if wait([out], limit) else b""  # type: ignore[union-attr, list-item]
         return json.loads(line) if line else None

@@ -2,8 +2,8 @@ r"""The task ``crossing``: a safe way through a grid of 5 rows.
 
 Each of ``horizon`` columns blocks two rows; the prompt names the start row and then, a line per column, the
 blocked rows. A step is a move and the row it leads to; on a blocked row the result is ``x`` and every later
-step reads ``s x``, so that a failure stays readable. In ``crossing-silent`` a blocked row is named like any
-other and the walk goes on from there: only the prompt tells that it failed.
+step reads ``s x``, so that a failure stays readable. In ``crossing-silent`` a blocked row is written like any other and
+the walk continues from there: only the prompt shows the failure.
 
 >>> prompt = "r2 . \nc13 . \nc02 . \n"
 >>> task = Crossing(horizon=2)
@@ -55,7 +55,7 @@ class Crossing:
         return "crossing-silent" if self.silent else "crossing"
 
     def prompts(self, n: int, rng: np.random.Generator) -> tuple[list[str], int]:
-        """Draw ``n`` uniform grids that have a safe path; also return how many had none."""
+        """Draw ``n`` uniform grids with a safe path; also return the number of grids without one."""
         found: list[str] = []
         removed = 0
         while len(found) < n:
@@ -81,7 +81,7 @@ class Crossing:
         if (columns := len(parse_grid(prompt)[1])) != self.horizon:
             raise UserError(
                 f"the prompt {prompt[:40]!r} has {columns} columns, the task {self.name} is set to {self.horizon} steps",
-                f"set horizon to {columns}, or pass prompts with {self.horizon} columns",
+                f"set `horizon` to {columns}, or pass prompts with {self.horizon} columns",
             )
 
     def reference(self, prompt: str) -> None:
@@ -117,7 +117,7 @@ class Crossing:
         return len(steps) == self.horizon and all(s in self._choices for s in steps)
 
     def answer(self, prompt: str, steps: Sequence[str]) -> str | None:
-        """Return the walk that is written, a failed one too: a vote that read the failures would be a verifier's."""
+        """Return the written walk, also a failed one: a vote that read the failures would be a verifier."""
         return "".join(steps) if self.well_formed(steps) else None
 
     def right_steps(self, prompt: str, steps: Sequence[str]) -> list[bool]:

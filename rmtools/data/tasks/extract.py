@@ -1,8 +1,8 @@
 r"""The final answer of a written solution, and numbers as people write them.
 
 The last ``\boxed{72}`` or ``#### 72`` counts; without one the last line ``A: 72``, ``The answer is 72`` or ``Answer:
-72``; without any mark the last number. Calculator notes (``<<48/2=24>>``) and a closing
-end-of-sequence token are no part of the text. Nothing here is ever evaluated.
+72``; without any mark the last number. Calculator notes (``<<48/2=24>>``) and a closing end-of-sequence token are
+ignored. The text is never evaluated.
 
 >>> final_answer("Half of 48 is <<48/2=24>>24\nA: $1,024<eos>"), final_answer(r"so \boxed{\frac{1}{2}}.")
 ('$1,024', '\\frac{1}{2}')
@@ -34,20 +34,20 @@ JOINS = re.compile(r"\b(?:or|and|to|mod|times|plus|minus|over)\b", re.IGNORECASE
 COMPUTED = re.compile(r"[^A-Za-z\\<>≤≥!]*=")
 TEXT = re.compile(r"\\(?:text|textbf|mathrm|mbox)\{([^{}]*)\}")
 SENTENCE = re.compile(r"(?<!\S)[A-Za-z]{3,}(?![^\s,;])")
-# Longer texts are no answers, and of many marks only the last ones are looked at: no text takes long to read.
+# Longer texts are no answers, and only the last marks are read, so that no text takes long.
 LONGEST = 1000
 LAST_MARKS = 20
 
 
 class Number(NamedTuple):
-    """An exact number; ``percent`` says that it was written with a percent sign, which is not divided out."""
+    """An exact number; ``percent`` if it was written with a percent sign, which is not divided out."""
 
     value: Fraction
     percent: bool
 
 
 def final_answer(text: str) -> str:
-    """Return the final answer of a solution as it is written; empty where there is none."""
+    """Return the final answer of a solution as it is written; empty if there is none."""
     text = visible(text)
     marked = marked_answer(text)
     if marked is not None:
@@ -57,19 +57,19 @@ def final_answer(text: str) -> str:
 
 
 def marked_answer(text: str) -> str | None:
-    """Return what the last mark of a final answer points to; None where there is no mark."""
+    """Return the answer behind the last mark, or None if there is no mark."""
     boxed = [(m.end(), True) for m in BOXED.finditer(text)]
     hashes = [(m.end(), False) for m in HASHES.finditer(text)]
     words = [(m.end(), False) for m in WORDS.finditer(text)]
-    for end, braces in (*latest(boxed + hashes), *latest(words)):
-        found = in_braces(text, end) if braces else stated(text[end : end + LONGEST])
+    for end, braces in (*_latest(boxed + hashes), *_latest(words)):
+        found = _in_braces(text, end) if braces else _stated(text[end : end + LONGEST])
         if found:
             return found
     return None
 
 
-def latest(marks: list[tuple[int, bool]]) -> list[tuple[int, bool]]:
-    """Return the last ``LAST_MARKS`` marks, the last one first."""
+def _latest(marks: list[tuple[int, bool]]) -> list[tuple[int, bool]]:
+    """Return the last ``LAST_MARKS`` marks, latest first."""
     return sorted(marks)[: -LAST_MARKS - 1 : -1]
 
 
@@ -79,8 +79,8 @@ def visible(text: str) -> str:
     return text[:-100] + END_OF_SEQUENCE.sub("", text[-100:])
 
 
-def in_braces(text: str, start: int) -> str:
-    """Return the text from ``start`` up to the brace that closes it; empty where none does."""
+def _in_braces(text: str, start: int) -> str:
+    """Return the text from ``start`` up to the closing brace; empty without one."""
     depth = 1
     for i in range(start, min(len(text), start + LONGEST)):
         depth += {"{": 1, "}": -1}.get(text[i], 0)
@@ -89,8 +89,8 @@ def in_braces(text: str, start: int) -> str:
     return ""
 
 
-def stated(text: str) -> str:
-    """Return the answer that the text after a mark begins with: its line, or the number where that is a sentence."""
+def _stated(text: str) -> str:
+    """Return the answer at the beginning of the text after a mark: its line, or the number if that is a sentence."""
     line = text.strip(" \t\n:*_`").split("\n")[0]
     line = re.split(r"\.\s", line)[0].strip(" \t*_`").rstrip(" *_`.")
     if number(line) is not None or "\\" in line or SCALES.search(line) or not SENTENCE.search(line):
@@ -100,7 +100,7 @@ def stated(text: str) -> str:
 
 
 def number(answer: str) -> Number | None:
-    r"""Return an answer's exact value where it is one number, whatever its currency, separators and units.
+    r"""Return an answer's exact value if it is one number, whatever its currency, separators and units.
 
     >>> number(r"5 + 3 = \$8"), number("20%").percent, number("3/4").value, number("9**9")
     (Number(value=Fraction(8, 1), percent=False), True, Fraction(3, 4), None)
