@@ -32,7 +32,8 @@ class Cut:
 
 def cut_tokens(steps: StepTokenizer, ids: Sequence[int]) -> Cut:
     """Cut token ids into steps as the policy ends them: at the delimiter, or after max_step_tokens."""
-    settings, found, start = steps.settings, [], 0
+    settings, start = steps.settings, 0
+    found: list[tuple[int, ...]] = []
     for i in range(len(ids)):
         if len(found) == settings.max_steps:
             break

@@ -223,7 +223,7 @@ def _share_weights(model: torch.nn.Module, owner: torch.nn.Module) -> None:
 def fingerprint(model: str | Path) -> str:
     """Return what identifies a model: a short hash of a local one's weights, the commit of one from the hub.
 
-    "" where neither is known: a folder without weights, a hub model that is not in the cache.
+    "" if neither is known: a folder without weights, a hub model that is not in the cache.
     """
     import hashlib
 
@@ -239,7 +239,7 @@ def fingerprint(model: str | Path) -> str:
 
 
 def hub_commit(model: str) -> str:
-    """Return the commit of the newest cached revision of a hub model, "" where there is none."""
+    """Return the commit of the newest cached revision of a hub model, "" if none is cached."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 

@@ -9,13 +9,13 @@ from rmtools.lm.checkpoint import MODEL_FILES, CheckpointSettings, fingerprint, 
 
 CARD_FILE = "README.md"
 MARK_FILE = "export.json"
-"""Says that a folder is an export: only such a folder is written over, never a trained checkpoint."""
+"""Marks an export: only such a folder is overwritten, never a trained checkpoint."""
 
 
 def export_merged(checkpoint: str | Path, out: str | Path) -> Path:
-    """Write ``checkpoint`` as an ``AutoModelForTokenClassification`` with its tokenizer; return the folder.
+    """Write ``checkpoint`` as an ``AutoModelForTokenClassification`` with its tokenizer and settings; return the folder.
 
-    The settings travel with it, so that every verb of rmtools reads it too.
+    rmtools reads it like the checkpoint itself.
 
     Parameters
     ----------
@@ -31,7 +31,7 @@ def export_merged(checkpoint: str | Path, out: str | Path) -> Path:
 
     checkpoint, out = Path(checkpoint), Path(out)
     if out.resolve() == checkpoint.resolve():
-        raise UserError(f"--out {out} is the checkpoint itself", "name another folder: the adapter is kept")
+        raise UserError(f"the output folder {out} is the checkpoint itself", "choose another folder")
     value, settings = load_value_model(checkpoint, device=torch.device("cpu"))
     claim_folder(out, MARK_FILE)
     with replacing_files(out, last=MARK_FILE, instead_of=MODEL_FILES) as temporary:
@@ -48,7 +48,7 @@ def export_merged(checkpoint: str | Path, out: str | Path) -> Path:
 
 
 def serving_notes(settings: CheckpointSettings, out: Path) -> str:
-    """Return how the exported model is loaded and served elsewhere."""
+    """Return how to load and serve the exported model elsewhere."""
     return (
         f'transformers: AutoModelForTokenClassification.from_pretrained("{out}"); p of a step = softmax(logits)[1] at its '
         f"last token, steps end with {settings.steps.delimiter!r}\n"

@@ -13,12 +13,12 @@ from rmtools.lm.steps import split_steps
 def generate_once(
     policy: Policy, prompts: Sequence[str], max_new_tokens: int, rng: np.random.Generator
 ) -> tuple[list[list[str]], list[bool]]:
-    """Sample one solution a prompt in one call of ``generate``.
+    """Sample one solution per prompt in one call of ``generate``.
 
     Returns
     -------
     steps : list of list of str
-        Cut at the delimiter, the end-of-sequence token left out.
+        Cut at the delimiter, without the end-of-sequence token.
     closed : list of bool
         Whether the end-of-sequence token was reached.
     """

@@ -1,9 +1,9 @@
 """The implicit value: the ratio of two language models, whose Bellman error is zero by construction.
 
-V(s) = pi_a(solution so far | prompt) / pi(solution so far | prompt). Under pi it is a martingale whatever pi_a is: a
-next step multiplies it by the ratio of the step's probabilities, which has mean one over everything pi can write,
-malformed steps included. So it has rho = 1 at every prefix, and the target of a sampler that it guides is pi_a, not the
-reward (docs/equations.md, section 7): a Bellman error of zero says that the sampler is cheap, not that it is right.
+V(s) = pi_a(solution so far | prompt) / pi(solution so far | prompt). Under pi it is a martingale for any pi_a: a next step
+multiplies it by the ratio of the step's probabilities, which has mean one over everything pi can write, malformed steps
+included. Hence rho = 1 at every prefix, and a sampler guided by it targets pi_a, not the reward (docs/equations.md, section
+7): a Bellman error of zero says that the sampler is cheap, not that it is right.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,13 +23,13 @@ from rmtools.lm.tree_scoring import batches_by_length, tree_batch
 from rmtools.lm.value import TOKENS_PER_BATCH, TreeValues, ValueState
 from rmtools.particles.tilt import Tilt
 
-# A gigabyte in fp32: with a large vocabulary the logits, not the weights, decide how much fits.
+# A gigabyte in fp32: with a large vocabulary logits take more memory than weights.
 LOGITS_PER_BATCH = 1 << 28
 
 
 @dataclass(frozen=True)
 class RatioState:
-    """The :class:`ValueState` of an :class:`ImplicitValue`: B prefixes as both models have read them.
+    """The :class:`ValueState` of an :class:`ImplicitValue`: B prefixes as read by both models.
 
     Attributes
     ----------
@@ -53,7 +53,7 @@ class RatioState:
         )
 
     def join(self, other: ValueState) -> "RatioState":
-        """Return these prefixes and, behind them, those of ``other``."""
+        """Return these prefixes followed by those of ``other``."""
         assert isinstance(other, RatioState)
         return RatioState(
             self.target.join(other.target),
@@ -66,17 +66,17 @@ class RatioState:
 class ImplicitValue:
     """The scorer V = pi_a / pi over the solution's tokens; 1 at the root, its own value at the end.
 
-    It is a ratio, not a probability (``is_probability`` is False): it has no p, no calibration, and no bound. Audit it
-    with terminal ``model``.
+    It is a ratio, not a probability (``is_probability`` is False): it has no p, no calibration and no bound. Audit it with
+    terminal ``model``.
 
     Parameters
     ----------
     target : Policy
-        pi_a, at its own temperature. Its law is taken over the policy's vocabulary where it has more embeddings.
+        pi_a, at its own temperature. Its law is restricted to the policy's vocabulary if it has more embeddings.
     policy : Policy
-        pi, at the temperature that solutions are sampled at, on the same device.
+        pi, at its sampling temperature, on the same device.
     tilt : Tilt
-        Of the values that stand beside it: what a reward would be worth with terminal ``verifier``. Not read here.
+        Potential of a reward with terminal ``verifier``. Not used here.
     name : str
         For provenance.
 
@@ -137,7 +137,7 @@ class ImplicitValue:
         return max(1, min(TOKENS_PER_BATCH, LOGITS_PER_BATCH // vocabulary))
 
     def _tree_log_probabilities(self, law: Policy, trees: Sequence[EncodedTree]) -> list[np.ndarray]:
-        """Return (L,) nats of each tree's tokens given what is before them; 0 for those of the prompt."""
+        """Return (L,) nats of each tree's tokens given those before them; 0 for those of the prompt."""
         model = law.model
         inputs = tree_batch(trees, self.steps.pad_id, model.device, model.dtype)
         logits = model(**inputs, use_cache=False).logits
@@ -152,8 +152,8 @@ class ImplicitValue:
     def _log_probabilities(self, law: Policy, logits: Tensor, tokens: Tensor) -> Tensor:
         """Return log p (...) nats of ``tokens`` (...) under ``logits`` (..., V), in fp32.
 
-        Over the policy's vocabulary, so that what pi_a would give to tokens the policy lacks is not lost to the mean;
-        a token that pi_a lacks has probability zero.
+        Normalised over the policy's vocabulary, so that the ratio keeps mean one; a token that pi_a lacks has
+        probability zero.
         """
         vocabulary = logits[..., : self.policy.model.config.vocab_size]
         table = torch.log_softmax(vocabulary.float() / law.temperature, dim=-1)
@@ -177,9 +177,9 @@ class ImplicitValue:
 
     @torch.inference_mode()
     def advance(self, state: ValueState, tokens: Tensor) -> tuple[Tensor, ValueState]:
-        """Read the new step ``tokens`` (B, L; -1 behind its end); return log values (B,) nats there and the state.
+        """Read the new step ``tokens`` (B, L; -1 = no token); return log values (B,) nats there and the state.
 
-        A row without a new token gets NaN: its value is the one it had.
+        A row without a new token gets NaN: its value is unchanged.
 
         Raises
         ------
@@ -200,7 +200,7 @@ class ImplicitValue:
         if bool(broken.any()):
             row = int(broken.nonzero()[0, 0])
             raise UserError(
-                f"the ratio {self.name} is no number at prefix {row} of {len(tokens)} "
+                f"the ratio {self.name} is not a number at prefix {row} of {len(tokens)} "
                 f"({int(state.policy.length[row]) + 1} tokens before the step): NaN logits, or a policy that cannot write it",
                 "check the precision and the weights of both models, and that the policy is the one that is sampled",
             )
@@ -231,7 +231,7 @@ def load_implicit(
     policy : Policy
         pi, at its sampling temperature.
     tilt : Tilt
-        Of the audited model.
+        As in `ImplicitValue`.
     temperature : float
         Of pi_a.
     name : str
@@ -248,7 +248,7 @@ def load_implicit(
 
 
 def require_same_ids(target: Policy, policy: Policy) -> None:
-    """Raise ``UserError`` unless both models have the same token ids: a ratio of other texts would be meaningless."""
+    """Raise ``UserError`` unless both models have the same token ids: else the ratio would compare different texts."""
     ours, theirs = policy.steps.tokenizer.get_vocab(), target.steps.tokenizer.get_vocab()
     if ours != theirs:
         differ = sum(theirs.get(token) != i for token, i in ours.items())
@@ -280,7 +280,7 @@ def _accumulated(gain: np.ndarray, tree: EncodedTree) -> TreeValues:
 def _require_law(
     law: Policy, log_probability: np.ndarray, bad: np.ndarray, tree: EncodedTree, index: int
 ) -> None:
-    """Raise ``UserError`` where a token is ``bad`` (L,), naming the step it belongs to."""
+    """Raise ``UserError`` if a token is ``bad`` (L,), naming the step it belongs to."""
     if not bad.any():
         return
     at = int(np.argmax(bad))

@@ -1,9 +1,9 @@
-"""A transformers language model as a policy: stepwise batched decoding with the KV cache kept.
+"""A transformers language model as a policy: stepwise batched decoding that keeps the KV cache.
 
-Prefixes that are equal are decoded once: a state holds the distinct ones, ``node`` says which of them each
-particle is at, and particles part when they draw different tokens. So resampled copies cost nothing until they
-differ. The law of the steps is that of one-shot sampling: a step is decoded token by token from the model's own
-softmax at ``temperature`` until the delimiter, the end-of-sequence token, or ``max_step_tokens``.
+Equal prefixes are decoded once: a state holds the distinct ones, ``node`` gives the one that each particle is at, and
+particles part when they draw different tokens. Resampled copies cost nothing until they differ. The law of the steps is that
+of one-shot sampling: a step is decoded token by token from the model's own softmax at ``temperature`` until the delimiter,
+the end-of-sequence token, or ``max_step_tokens``.
 """
 
 from dataclasses import dataclass, replace
@@ -48,7 +48,7 @@ class PolicyState:
         return PolicyState(self.cache.select(rows), self.pending[rows], self.n_steps[rows], self.ended[rows])
 
     def join(self, other: "PolicyState") -> "PolicyState":
-        """Return these prefixes and, behind them, those of ``other``."""
+        """Return these prefixes followed by those of ``other``."""
         return PolicyState(
             self.cache.join(other.cache),
             torch.cat([self.pending, other.pending]),
@@ -64,13 +64,13 @@ class Decoded:
     Attributes
     ----------
     tokens : Tensor
-        (U', L) the step's token ids at each distinct prefix, -1 where it is shorter or had ended.
+        (U', L) the step's token ids at each distinct prefix, -1 behind its end or if it had ended.
     state : PolicyState
-        Of the U' distinct prefixes after the step.
+        The U' distinct prefixes after the step.
     parent : Tensor
         (U',) the distinct prefix before the step.
     node : Tensor
-        (B,) the distinct prefix each particle is at now.
+        (B,) the distinct prefix of each particle after the step.
     """
 
     tokens: Tensor
@@ -80,18 +80,18 @@ class Decoded:
 
 
 @dataclass(frozen=True)
-class Branches:
-    """A step in the making: U distinct beginnings, which particle is at which, and which are complete."""
+class _PartialStep:
+    """A step being decoded: its U distinct beginnings, the one each particle is at, and which are complete."""
 
     parent: Tensor
     node: Tensor
     done: Tensor
     columns: tuple[Tensor, ...] = ()
 
-    def grown(self, token: Tensor) -> tuple["Branches", Tensor | None, Tensor]:
-        """Append each particle's ``token`` (B,); return the new branches, and (U',) their origin and token.
+    def append(self, token: Tensor) -> tuple["_PartialStep", Tensor | None, Tensor]:
+        """Append each particle's ``token`` (B,); return the new beginnings, and (U',) the old one and the token of each.
 
-        The origin is None where every particle was alone at its prefix: there is nothing to part.
+        The old ones are None if every particle was alone at its own.
         """
         if len(self.parent) == len(self.node):
             at = torch.empty_like(token).index_copy_(0, self.node, token)
@@ -99,14 +99,12 @@ class Branches:
         key, node = torch.unique(self.node * TOKEN_SPAN + (token + 1), return_inverse=True)
         origin, token = key // TOKEN_SPAN, key % TOKEN_SPAN - 1
         columns = (*(c[origin] for c in self.columns), token)
-        return Branches(self.parent[origin], node, self.done[origin], columns), origin, token
+        return _PartialStep(self.parent[origin], node, self.done[origin], columns), origin, token
 
 
 # More than any vocabulary: a (prefix, token) pair is one integer.
 TOKEN_SPAN = 1 << 24
-
-
-# Up to so many words one uniform a particle and a search are cheaper than a race of all words.
+# For smaller vocabularies one uniform per particle and a search are cheaper than a race of all words.
 FEW_WORDS = 4096
 
 
@@ -119,17 +117,17 @@ def search_words(p: Tensor, node: Tensor, generator: torch.Generator) -> Tensor:
     return torch.searchsorted(cumulative[node], at[:, None], right=True)[:, 0]
 
 
-def draw(p: Tensor, branch: Branches, some_done: bool, generator: torch.Generator) -> Tensor:
-    """Draw a token (B,) for every particle whose step is not complete, -1 for the others; rows of ``p`` are of its prefixes."""
+def _draw_live(p: Tensor, step: _PartialStep, some_done: bool, generator: torch.Generator) -> Tensor:
+    """Draw a token (B,) from ``p`` (U, V) for every particle whose step is not complete; -1 for the others."""
     if not some_done:
-        return sample_words(p, branch.node, generator)
-    live = (~branch.done[branch.node]).nonzero()[:, 0]
-    token = torch.full_like(branch.node, -1)
-    token[live] = sample_words(p, branch.node[live], generator)
+        return _sample_words(p, step.node, generator)
+    live = (~step.done[step.node]).nonzero()[:, 0]
+    token = torch.full_like(step.node, -1)
+    token[live] = _sample_words(p, step.node[live], generator)
     return token
 
 
-def sample_words(p: Tensor, node: Tensor, generator: torch.Generator) -> Tensor:
+def _sample_words(p: Tensor, node: Tensor, generator: torch.Generator) -> Tensor:
     """Draw a word (B,) for each particle from row ``node`` of ``p`` (U, V)."""
     if p.shape[-1] <= FEW_WORDS:
         return search_words(p, node, generator)
@@ -148,9 +146,9 @@ class Policy:
     steps : StepTokenizer
         Its tokenizer and step settings.
     temperature : float
-        Of the softmax; the sampled law is the policy everywhere in rmtools.
+        Of the softmax; everywhere in rmtools "the policy" is the law at this temperature.
     name : str
-        Where it was loaded from, for provenance.
+        Folder or hub name, for provenance.
     """
 
     def __init__(
@@ -173,7 +171,7 @@ class Policy:
 
     @property
     def context(self) -> int | None:
-        """How many tokens the model can take, or None where its configuration does not say."""
+        """Most tokens the model can take; None if its configuration does not say."""
         return getattr(self.model.config, "max_position_embeddings", None)
 
     @torch.inference_mode()
@@ -189,7 +187,7 @@ class Policy:
         return PolicyState(cache, torch.tensor([p[-1] for p in prompts], device=self.device), n, n.bool())
 
     def check_length(self, prompts: list[list[int]]) -> None:
-        """Raise ``UserError`` where a prompt leaves no room for a single token."""
+        """Raise ``UserError`` if a prompt leaves no room for a single token."""
         for i, ids in enumerate(prompts):
             if self.context is not None and len(ids) >= self.context:
                 raise UserError(
@@ -200,7 +198,7 @@ class Policy:
 
     @torch.inference_mode()
     def decode_step(self, state: PolicyState, node: Tensor, generator: torch.Generator) -> "Decoded":
-        """Draw one step for each of B particles, independently; a prefix that has ended gets none.
+        """Draw one step for each of B particles independently; none if its prefix has ended.
 
         Parameters
         ----------
@@ -211,42 +209,42 @@ class Policy:
         generator : torch.Generator
             On the policy's device.
         """
-        branch = Branches(torch.arange(len(state.pending), device=self.device), node, state.ended)
+        step = _PartialStep(torch.arange(len(state.pending), device=self.device), node, state.ended)
         cache, pending = state.cache, state.pending
         eos = torch.zeros_like(state.ended)
-        # One question to the device a token: each waits for all that was asked before.
-        n_done = int(branch.done.sum())
-        if n_done == len(branch.done):
-            branch = replace(branch, columns=(torch.full_like(pending, -1),))
-        for _ in range(0 if branch.columns else self.steps.settings.max_step_tokens):
-            present = ~branch.done[:, None] if n_done else None
+        # Ask the device once per token: every answer waits for all the work before it.
+        n_done = int(step.done.sum())
+        if n_done == len(step.done):
+            step = replace(step, columns=(torch.full_like(pending, -1),))
+        for _ in range(0 if step.columns else self.steps.settings.max_step_tokens):
+            present = ~step.done[:, None] if n_done else None
             logits, cache = cache.forward(self.model, pending[:, None], present)
             p = torch.softmax(logits[:, -1].float() / self.temperature, dim=-1)
-            branch, origin, token = branch.grown(draw(p, branch, n_done > 0, generator))
+            step, origin, token = step.append(_draw_live(p, step, n_done > 0, generator))
             if origin is not None:
                 cache, eos, pending = cache.select(origin), eos[origin], pending[origin]
             eos = eos | (token == self.steps.eos_id)
             pending = torch.where(token >= 0, token, pending)
-            done = branch.done | eos | self._closes(branch.columns) | self._out_of_context(cache)
-            branch = replace(branch, done=done)
+            done = step.done | eos | self._closes(step.columns) | self._out_of_context(cache)
+            step = replace(step, done=done)
             # One NaN or infinite logit makes its whole row of p NaN: the first column tells.
             n_done, broken = torch.stack([done.sum(), torch.isnan(p[:, 0]).sum()]).tolist()
             if broken:
                 raise ValueError("the policy returned NaN logits: its weights or its precision are broken")
             if n_done == len(done):
                 break
-        was_ended = state.ended[branch.parent]
-        n_steps = state.n_steps[branch.parent] + (~was_ended).long()
+        was_ended = state.ended[step.parent]
+        n_steps = state.n_steps[step.parent] + (~was_ended).long()
         ended = was_ended | eos | (n_steps >= self.steps.settings.max_steps) | self._out_of_context(cache)
         return Decoded(
-            torch.stack(branch.columns, dim=1),
+            torch.stack(step.columns, dim=1),
             PolicyState(cache.packed(), pending, n_steps, ended),
-            branch.parent,
-            branch.node,
+            step.parent,
+            step.node,
         )
 
     def _closes(self, columns: tuple[Tensor, ...]) -> Tensor:
-        """Return which beginnings of a step end with the delimiter; most tokens settle it by themselves."""
+        """Return which beginnings of a step end with the delimiter; for most the last token decides."""
         ends, may = self._closing
         token = columns[-1]
         # Embeddings may be padded beyond the tokenizer's vocabulary; those tokens have no text.
@@ -283,12 +281,12 @@ def left_padded(rows: list[list[int]], pad_id: int, device: torch.device) -> tup
 
 
 def distinct(node: Tensor) -> tuple[Tensor, Tensor]:
-    """Return which of the distinct prefixes are still in use (U',) and where each particle is among them (B,)."""
+    """Return the distinct prefixes in use (U',), and each particle's place among them (B,)."""
     return torch.unique(node, return_inverse=True)
 
 
 def best_device() -> torch.device:
-    """Return the CUDA device where there is one, else the CPU."""
+    """Return the CUDA device if available, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -330,7 +328,7 @@ def load_policy(
 def require_vocabulary(
     tokenizer: "PreTrainedTokenizerBase", config: "PretrainedConfig", path: str | Path
 ) -> None:
-    """Raise ``UserError`` where the tokenizer has ids that the model has no embedding for."""
+    """Raise ``UserError`` if the tokenizer has ids without an embedding in the model."""
     largest = max(tokenizer.get_vocab().values())
     if largest >= config.vocab_size:
         raise UserError(
@@ -340,7 +338,7 @@ def require_vocabulary(
 
 
 def load_tokenizer(path: str | Path):  # type: ignore[no-untyped-def]
-    """Load a tokenizer; raises ``UserError`` where there is none or it has no end-of-sequence token."""
+    """Load a tokenizer; raise ``UserError`` if it is missing or has no end-of-sequence token."""
     from transformers import AutoTokenizer
 
     if (

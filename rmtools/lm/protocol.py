@@ -1,7 +1,7 @@
-"""What a policy is to whatever draws steps from it: the sampler and the collector know no more than this.
+"""The policy as the sampler and the collector see it.
 
-A model in this process (:class:`rmtools.lm.policy.Policy`) and one behind a server
-(:class:`rmtools.serving.server.ServerPolicy`) are both of this kind.
+Implemented by a model in this process (:class:`rmtools.lm.policy.Policy`) and one behind a server
+(:class:`rmtools.serving.server.ServerPolicy`).
 """
 
 from typing import Any, Protocol
@@ -30,21 +30,21 @@ class StepState(Protocol):
         ...
 
     def join(self, other: Any) -> "StepState":
-        """Return these prefixes and, behind them, those of ``other``, a state of the same policy."""
+        """Return these prefixes followed by those of ``other``, a state of the same policy."""
         ...
 
 
 class DecodedStep(Protocol):
-    """One step of B particles, drawn: see :class:`rmtools.lm.policy.Decoded`."""
+    """One step drawn for B particles: see :class:`rmtools.lm.policy.Decoded`."""
 
     @property
     def tokens(self) -> Tensor:
-        """(U', L) the step's token ids at each distinct prefix, -1 where it is shorter or had ended."""
+        """(U', L) the step's token ids at each distinct prefix, -1 behind its end or if it had ended."""
         ...
 
     @property
     def state(self) -> StepState:
-        """Of the U' distinct prefixes after the step."""
+        """The U' distinct prefixes after the step."""
         ...
 
     @property
@@ -54,12 +54,12 @@ class DecodedStep(Protocol):
 
     @property
     def node(self) -> Tensor:
-        """(B,) the distinct prefix each particle is at now."""
+        """(B,) the distinct prefix of each particle after the step."""
         ...
 
 
 class StepPolicy(Protocol):
-    """A law over next steps that can be drawn from, many prefixes at once."""
+    """A law over next steps, drawn for many prefixes at once."""
 
     steps: StepTokenizer
     temperature: float
@@ -67,11 +67,11 @@ class StepPolicy(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where states live, and where ``decode_step`` wants its generator."""
+        """The device of states, and of the generator of ``decode_step``."""
         ...
 
     def check_length(self, prompts: list[list[int]]) -> None:
-        """Raise ``UserError`` where a prompt (token ids) leaves no room for a single token."""
+        """Raise ``UserError`` if a prompt (token ids) leaves no room for a single token."""
         ...
 
     def start(self, prompts: list[list[int]]) -> StepState:
@@ -79,5 +79,5 @@ class StepPolicy(Protocol):
         ...
 
     def decode_step(self, state: Any, node: Tensor, generator: torch.Generator) -> DecodedStep:
-        """Draw one step for each of B particles, independently; particle b is at prefix ``node[b]`` of ``state``."""
+        """Draw one step for each of B particles independently; particle b is at prefix ``node[b]`` of ``state``."""
         ...

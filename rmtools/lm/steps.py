@@ -12,7 +12,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
@@ -31,7 +31,7 @@ class StepSettings:
     delimiter : str
         Text that closes a step.
     max_steps : int
-        Horizon T: a prefix with this many steps has ended, whatever its last token.
+        Horizon T: a prefix with this many steps has ended.
     max_step_tokens : int
         A step without delimiter is closed after this many tokens.
     """
@@ -49,17 +49,6 @@ class StepSettings:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise UserError(f"{name} must be an integer of at least 1, got {value!r}", f"{name} = 8, say")
-
-    @classmethod
-    def from_dict(cls, values: Any) -> Self:
-        """Read the settings of a checkpoint; raises ``UserError`` where one is missing or unknown."""
-        try:
-            return cls(**values)
-        except TypeError as error:
-            raise UserError(
-                f"step settings are incomplete or have unknown keys: {values!r}",
-                "they are delimiter, max_steps, max_step_tokens",
-            ) from error
 
 
 NONE = np.zeros(0, dtype=np.int64)
@@ -150,8 +139,8 @@ class StepTokenizer:
     tokenizer : transformers.PreTrainedTokenizerBase
         The policy's tokenizer.
     settings : StepSettings
-        A token must end where the delimiter ends, in every context: the step's last token, where its value is read.
-        The delimiter may be a part of that token, as the newline is of ".\n" in many tokenizers; checked here.
+        A token must end where the delimiter ends, in every context: the step's value is read at it. The delimiter may be
+        a part of that token, as the newline is of ".\n" in many tokenizers.
 
     Raises
     ------

@@ -1,7 +1,7 @@
-r"""A word-level tokenizer that is lossless on its task's text: what is decoded is what was encoded.
+r"""Tokenizers for small models trained from scratch: whole words, or byte-level BPE.
 
-Words carry their trailing space ("u ", "r3 ", "\\n"), so text of a prompt and of its steps can be concatenated
-and cut anywhere between words without changing a token.
+The words of `word_tokenizer` carry their trailing space ("u ", "r3 ", "\\n"), so texts of a prompt and of its steps can be
+concatenated and cut anywhere between words without changing a token.
 """
 
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ def word_tokenizer(words: Sequence[str]) -> "PreTrainedTokenizerFast":
 
 
 def bpe_tokenizer(texts: Sequence[str], vocabulary: int) -> "PreTrainedTokenizerFast":
-    """Return a byte-level BPE tokenizer of ``vocabulary`` tokens trained on ``texts``; no text is unknown to it."""
+    """Return a byte-level BPE tokenizer of ``vocabulary`` tokens trained on ``texts``; it encodes any text."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 

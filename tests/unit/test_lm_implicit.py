@@ -258,7 +258,7 @@ def test_nan_names_model_and_prefix(at, which):
         value.score([value.steps.encode("r1 . \n", ["\n"]), value.steps.encode(prompt, steps)])
     _, state = value.start([value.steps.prompt_ids(prompt)] * 2)
     block = torch.tensor([value.steps.step_ids(s) for s in steps])
-    with pytest.raises(UserError, match="no number at prefix 1 of 2"):
+    with pytest.raises(UserError, match="not a number at prefix 1 of 2"):
         value.advance(state, block)
 
 
