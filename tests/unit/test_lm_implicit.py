@@ -272,7 +272,7 @@ def test_what_the_policy_cannot_write_is_refused(at):
     with pytest.raises(UserError, match="strict gives probability zero to a token of step 1 of trajectory 0"):
         strict.score([value.steps.encode("r1 . \n", ["u r4 \n"])])
     _, state = strict.start([value.steps.prompt_ids("r1 . \n")])
-    with pytest.raises(UserError, match="no number at prefix 0 of 1"):
+    with pytest.raises(UserError, match="not a number at prefix 0 of 1"):
         strict.advance(state, torch.tensor([value.steps.step_ids("u r4 \n")]))
     # The other way round it is a value of zero.
     reverse = ImplicitValue(Policy(model, value.steps, name="strict"), value.policy, TILT)
