@@ -25,7 +25,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 
 from rmtools.auditing import AuditReport
-from rmtools.auditing.model_audit import Asked, audit_model
+from rmtools.auditing.model_audit import AuditOptions, Subject, audit_model
 from rmtools.auditing.page import write_report
 from rmtools.data.rollouts import Child, Rollout
 from rmtools.data.scoring import ScoredRollouts
@@ -96,7 +96,9 @@ def report_of(scored: dict[str, ScoredRollouts], rows: list[Rollout], tilt: Tilt
     for k, (role, scores) in enumerate(scored.items()):
         exact = scores.errors().plug_in
         models.append(
-            audit_model(role, role, rows, scores, tilt, exact, Asked(), np.random.default_rng([0, k]))
+            audit_model(
+                Subject(role, role, tilt), rows, scores, AuditOptions(), np.random.default_rng([0, k]), exact
+            )
         )
     provenance = {
         "checkpoint": "a random walk",

@@ -13,10 +13,13 @@ from typing import Any
 from figures import sigma2_scatter, success_bars, training_curve
 from summary import summarise
 
+from rmtools.auditing import AuditReport
 from rmtools.auditing import page as audit
+from rmtools.auditing.report import SCHEMA_VERSION as AUDIT_VERSION
 from rmtools.cli.errors import exit_on_user_error
+from rmtools.codec import from_json, unversioned
 from rmtools.files import write_json, write_text
-from rmtools.plots.page import Items, Plot, Section, Table, page
+from rmtools.plots.page import Plot, Section, Table, page
 from rmtools.stats.bootstrap import Interval
 
 Values = Mapping[str, Any]
@@ -32,18 +35,18 @@ def write_summary(run: Path) -> dict[str, Any]:
 
 def run_page(found: Values) -> str:
     """Return the page of a run as HTML, from its summary."""
-    values = found["audit"]
+    report = from_json(AuditReport, unversioned(found["audit"], "the audit", AUDIT_VERSION, ""))
     return page(
         "From a policy to a sampled reward model",
         [
             _checks(found),
             _success(found),
-            _audit(found),
+            _audit(found, report),
             _cost(found),
             _training(found),
             _stages(found),
-            Section("How to read the audit", (Items(audit.readings(values)),)),
-            Section("Provenance", (Items(audit.provenance(values)),)),
+            Section("How to read the audit", (audit.row_help(report),)),
+            Section("Provenance", (audit.provenance(report),)),
         ],
     )
 
@@ -103,8 +106,8 @@ def _success(found: Values) -> Section:
     return Section("Success", (text, table, plot))
 
 
-def _audit(found: Values) -> Section:
-    values, outside = found["audit"], found["uncovered"]
+def _audit(found: Values, report: AuditReport) -> Section:
+    outside = found["uncovered"]
     exact, sampled = found["rms_ratio"], found["rms_ratio_sampled"]
     text = (
         "The trained model is judged on exact ratios: the one-step children of every audited prefix were enumerated; "
@@ -115,10 +118,10 @@ def _audit(found: Values) -> Section:
         ("", "enumerated", "sampled, corrected"),
         tuple((name.replace("_", " "), _number(exact[name]), _number(sampled[name])) for name in sampled),
     )
-    warnings = ("Warnings of the audit:", Items(audit.warnings(values)))
-    table = audit.main_table(values)
+    warnings = ("Warnings of the audit:", audit.warnings(report))
+    table = audit.main_table(report)
     return Section(
-        "Audit", (audit.introduction(values), text, ratios, table, *warnings, *audit.figures(values))
+        "Audit", (audit.introduction(report), text, ratios, table, *warnings, *audit.figures(report))
     )
 
 

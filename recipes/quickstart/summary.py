@@ -101,13 +101,13 @@ def _bellman(audit: Values) -> dict[str, Any]:
     """Return the Bellman errors of model and controls: exact, and sampled beside them."""
     models = {ROLES.get(m["role"], m["role"]): m for m in audit["models"]}
     missing = [role for role in ROLES.values() if role not in models]
-    if missing or any(m["exact"] is None for m in models.values()):
+    if missing or any(m["error"]["exact"] is None for m in models.values()):
         raise UserError(
             f"the audit lacks {', '.join(missing) or 'the enumerated Bellman errors'}: the trained model is "
             "judged on exact ratios, beside both controls",
             "run `rmtools audit` with --terminal verifier on a task that lists its steps, such as crossing",
         )
-    exact, sampled = ({role: m[kind] for role, m in models.items()} for kind in ("exact", "bellman"))
+    exact, sampled = ({role: m["error"][kind] for role, m in models.items()} for kind in ("exact", "sampled"))
     ratio = rms_ratios(exact)
     limits = {"at_most_0.6_of_constant": ("constant", 0.6), "at_most_0.5_of_untrained": ("untrained", 0.5)}
     return {

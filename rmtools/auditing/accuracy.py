@@ -143,7 +143,7 @@ def particles_for(accuracy: Accuracy, audit: Path, sampled: Sampled) -> Predicte
     report = read_report(file)
     require_same(file, report.provenance, sampled)
     needed = particles(report.model, accuracy, file)
-    return Predicted(accuracy, math.ceil(needed.estimate), needed, report.model.counted_from, file)
+    return Predicted(accuracy, math.ceil(needed.estimate), needed, report.model.cost.counted_from, file)
 
 
 def require_same(file: Path, provenance: Mapping[str, Any], sampled: Sampled) -> None:
@@ -186,8 +186,9 @@ def particles(model: ModelAudit, accuracy: Accuracy, file: Path) -> Interval:
 
 def spread_of(model: ModelAudit, norm: str) -> Interval | None:
     """Return what particles are counted from, as in the audit: the tables' where they hold every prompt; None: not resolved."""
-    if model.counted_from == "tables" and model.tabulated is not None:
-        return model.tabulated.mad if norm == "tv" else model.tabulated.sigma2
+    cost = model.cost
+    if cost.counted_from == "tables" and cost.tabulated is not None:
+        return cost.tabulated.mad if norm == "tv" else cost.tabulated.sigma2
     if norm == "tv":
-        return model.influence.sd if model.influence is not None and model.influence.resolved else None
-    return model.sigma2.estimate if model.sigma2 is not None and model.sigma2.resolved else None
+        return cost.influence.sd if cost.influence is not None and cost.influence.resolved else None
+    return cost.sigma2.estimate if cost.sigma2 is not None and cost.sigma2.resolved else None

@@ -4,15 +4,14 @@ The model, its controls and the models it is compared with are audited on the sa
 imported where it is used: a report can be read and drawn without it.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from rmtools.auditing.enumerated import EnumeratedRollouts, Progress, enumerate_rollouts
-from rmtools.auditing.model_audit import Asked, ModelAudit, audit_model
+from rmtools.auditing.model_audit import AuditOptions, ModelAudit, audit_model
 from rmtools.auditing.notes import notes
 from rmtools.auditing.report import AuditReport
 from rmtools.auditing.rows import limited, provenance_of, rows_of, tokens_of, weights_of
@@ -22,10 +21,8 @@ from rmtools.stats.paired import PairedDifference
 from rmtools.stats.sigma2 import n_for_cv
 
 if TYPE_CHECKING:
-    from rmtools.auditing.models import Subject
+    from rmtools.auditing.models import AuditedModel, Scored
     from rmtools.auditing.rows import Rollouts
-    from rmtools.data.rollouts import Rollout
-    from rmtools.data.scoring import ScoredRollouts
     from rmtools.data.tasks import Task
     from rmtools.lm.policy import Policy
     from rmtools.lm.value import Scorer
@@ -80,40 +77,35 @@ def audit(
     UserError
         If there are no rollouts, an outcome is missing, or a model gives NaN (the prefix is named).
     """
-    from rmtools.auditing.models import no_progress, subjects_of
+    from rmtools.auditing.models import models_of, no_progress
     from rmtools.data.rollouts import rollouts_fingerprint
+    from rmtools.lm.particles import check_terminal_name
 
     check_accuracies(delta_cv, delta_tv)
     check_seed(seed)
-    if terminal not in ("verifier", "model"):
-        raise UserError(f"unknown terminal {terminal!r}", "choose one of: verifier, model")
+    check_terminal_name(terminal)
     rows, metadata = rows_of(rollouts)
     fingerprint = rollouts_fingerprint(rows)
     rows = limited(rows, prompts_limit)
     shown = progress or no_progress
-    subjects, settings = subjects_of(rows, value_model, compare, controls, terminal, seed)
-    scored: dict[str, Any] = {}
-    for subject in subjects:
-        with shown(f"scoring: {subject.role}", len(rows)) as tick:
-            scored[subject.role] = (subject, subject.score(rows, tick))
-    enumerated = enumerate_rollouts(rows, metadata, subjects, policy, task, shown)
-    asked = Asked(delta_cv, delta_tv, terminal, tokens_of(rows, subjects[0].scorer))
+    models, settings = models_of(rows, value_model, compare, controls, terminal, seed)
+    scored: list[Scored] = []
+    for model in models:
+        with shown(f"scoring: {model.role}", len(rows)) as tick:
+            scored.append(model.score(rows, tick))
+    enumerated = enumerate_rollouts(rows, metadata, models, policy, task, shown)
+    options = AuditOptions(delta_cv, delta_tv, tokens_of(rows, models[0].scorer))
     found = [
-        audit_subject(
-            subject,
-            scored[subject.role][1],
-            enumerated,
-            asked,
-            np.random.default_rng([seed, k]),
-        )
-        for k, subject in enumerate(subjects)
+        _audit(model, its, enumerated, options, np.random.default_rng([seed, k]))
+        for k, (model, its) in enumerate(zip(models, scored, strict=True))
     ]
+    subject = models[0].subject
     outside = None if enumerated is None else enumerated.coverage()
     provenance = provenance_of(rows, metadata, settings["model"]) | {
-        "checkpoint": subjects[0].name,
+        "checkpoint": subject.name,
         "checkpoint_fingerprint": weights_of(value_model),
-        "terminal": subjects[0].terminal,
-        "floor": subjects[0].tilt.floor,
+        "terminal": subject.terminal,
+        "floor": subject.tilt.floor,
         "seed": seed,
         "delta_cv": delta_cv,
         "delta_tv": delta_tv,
@@ -121,47 +113,39 @@ def audit(
     }
     return AuditReport(
         tuple(found),
-        pairs_of(scored, seed),
+        _pairs(models, scored, seed),
         provenance,
         outside,
         tuple(notes(rows, metadata, settings, found, fingerprint, outside)),
     )
 
 
-def audit_subject(
-    subject: "Subject",
-    scored: "tuple[Sequence[Rollout], ScoredRollouts]",
+def _audit(
+    model: "AuditedModel",
+    scored: "Scored",
     enumerated: EnumeratedRollouts | None,
-    asked: Asked,
+    options: AuditOptions,
     rng: np.random.Generator,
 ) -> ModelAudit:
-    """Audit the model or one of its controls on the rows it was scored on, and on the tables of enumerated prompts."""
-    its = replace(
-        asked,
-        terminal=subject.terminal,
-        probability=subject.probability,
-        fitted=subject.fitted,
-        knows_end=subject.knows_end,
-    )
-    exact = None if enumerated is None else enumerated.log_errors(subject)
-    cost = None if enumerated is None else enumerated.cost(subject, rng)
-    return audit_model(subject.role, subject.name, *scored, subject.tilt, exact, its, rng, cost)
+    exact = None if enumerated is None else enumerated.log_errors(model)
+    cost = None if enumerated is None else enumerated.cost(model, rng)
+    return audit_model(model.subject, *scored, options, rng, exact, cost)
 
 
 def check_accuracies(delta_cv: float, delta_tv: float) -> None:
-    """Raise ``UserError`` where an accuracy asked for is none."""
+    """Raise ``UserError`` if particles cannot be predicted for these accuracies."""
     n_for_cv(1.0, delta_cv)
     if not 0 < delta_tv < 1:
-        raise UserError(
-            f"delta_tv is {delta_tv}: a total variation is between 0 and 1", "pass --delta-tv 0.05, say"
-        )
+        raise UserError(f"`delta_tv` is {delta_tv}: a total variation is between 0 and 1", "delta_tv=0.05")
 
 
-def pairs_of(scored: Mapping[str, Any], seed: int) -> dict[str, PairedDifference]:
+def _pairs(
+    models: "Sequence[AuditedModel]", scored: "Sequence[Scored]", seed: int
+) -> dict[str, PairedDifference]:
     """Return the paired differences of the first model and every compared one."""
     from rmtools.auditing.models import paired
 
-    first, *others = scored.values()
+    first, *others = zip(models, scored, strict=True)
     return {
         other[0].role: paired(first, other, np.random.default_rng([seed, 1000 + k]))
         for k, other in enumerate(others)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rmtools.auditing.cost import Spread, particles
+from rmtools.auditing.cost import CostEstimates, particles
 from rmtools.stats.bootstrap import (
     Interval,
     Statistic,
@@ -59,7 +59,7 @@ def by_prompt(
     scored: "ScoredRollouts",
     errors: PrefixErrors,
     z: np.ndarray,
-    spread: Spread,
+    estimates: CostEstimates,
     delta_cv: float,
     delta_tv: float,
 ) -> tuple[PromptAudit, ...]:
@@ -76,8 +76,8 @@ def by_prompt(
     found = []
     for g in range(n):
         row = rows[first[g]]
-        cost = sigma2(spread.parts[g]).estimate if spread.parts else None
-        sd = spread.influences[g].sd if spread.influences else None
+        cost = sigma2(estimates.parts[g]).estimate if estimates.parts else None
+        sd = estimates.influences[g].sd if estimates.influences else None
         found.append(
             PromptAudit(
                 row.prompt_id,

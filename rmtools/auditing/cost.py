@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class Spread:
+class CostEstimates:
     """sigma^2 and the spread of H: pooled, and the parts by prompt they are pooled from.
 
     ``parts`` is empty without extra completions, ``influences`` with fewer than two of them or fewer than three
@@ -34,14 +34,16 @@ class Spread:
     influences: tuple[InfluenceSD, ...]
 
 
-def spread_of(rows: "Sequence[Rollout]", arrays: Sequence[PromptArrays], rng: np.random.Generator) -> Spread:
+def cost_estimates(
+    rows: "Sequence[Rollout]", arrays: Sequence[PromptArrays], rng: np.random.Generator
+) -> CostEstimates:
     """Return what the rollouts resolve of sigma^2 and of the spread of H."""
     extra, fewest = extra_completions(rows), min(len(a.potential) for a in arrays)
     single = all(len(r.steps) == 1 for r in rows)
     # Where all outcomes are alike, what successes or failures would cost was never seen.
     alike = len({float(x) for a in arrays for x in a.potential}) == 1
     if fewest < 2 or alike or not (single or extra >= 1):
-        return Spread(None, None, (), ())
+        return CostEstimates(None, None, (), ())
     parts = tuple(sigma2_parts(a.log_value, a.value_square, a.potential) for a in arrays)
     influences = (
         tuple(influence_sd(a.log_value, a.potential, a.extra, a.present, a.ended) for a in arrays)
@@ -49,7 +51,7 @@ def spread_of(rows: "Sequence[Rollout]", arrays: Sequence[PromptArrays], rng: np
         else ()
     )
     usable = any(np.isfinite(s.variance.estimate) for s in influences)
-    return Spread(
+    return CostEstimates(
         pooled_sigma2(parts, rng),
         pooled_influence_sd(influences, rng) if usable else None,
         parts,
@@ -65,7 +67,7 @@ def particles(spread: Interval | None, needed: Callable[[float], float]) -> Inte
 
 
 @dataclass(frozen=True)
-class OtherWays:
+class AlternativeCosts:
     """One answer within the total variation asked for, bought in three ways; tokens are the policy's, generated.
 
     All three are means over prompts with weights Z^2, as sigma^2 is pooled: prompts that are often solved count most.
@@ -96,14 +98,14 @@ class OtherWays:
     prompts_without_success: int
 
 
-def other_ways(
+def alternative_costs(
     rewards: Sequence[np.ndarray],
     potentials: Sequence[np.ndarray],
     tokens: float,
     n_for_tv: Interval | None,
     delta_tv: float,
     rng: np.random.Generator,
-) -> OtherWays:
+) -> AlternativeCosts:
     """Compare the sampler with rejection and best-of-N.
 
     Parameters
@@ -131,7 +133,7 @@ def other_ways(
     def priced(count: Interval | None) -> Interval | None:
         return None if count is None else count.map(lambda n: n * tokens)
 
-    return OtherWays(
+    return AlternativeCosts(
         tokens, priced(n_for_tv), rejection, priced(rejection), best, priced(best), int((success == 0).sum())
     )
 
@@ -142,6 +144,31 @@ def best_of_n(success: np.ndarray, z: np.ndarray, delta_tv: float) -> np.ndarray
     with np.errstate(divide="ignore", invalid="ignore"):
         n = np.log(failing) / np.log1p(-success)
     return np.where(success == 0, np.inf, np.maximum(np.nan_to_num(n, nan=1.0), 1.0))
+
+
+@dataclass(frozen=True)
+class Tabulated:
+    """Exact costs pooled over prompts, intervals over prompts.
+
+    Attributes
+    ----------
+    sigma2, perfect : Interval
+        Pooled sigma^2 of the model and of the true value.
+    ratio : Interval
+        Of the two: what the model's error costs.
+    mad : Interval
+        Mean absolute deviation of H of the model, pooled with the same weights.
+    n_prompts : int
+    uncovered : float
+        Largest probability outside a table.
+    """
+
+    sigma2: Interval
+    perfect: Interval
+    ratio: Interval
+    mad: Interval
+    n_prompts: int
+    uncovered: float
 
 
 @dataclass(frozen=True)

@@ -6,16 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rmtools.auditing.cost import Tabulated
 from rmtools.core import solve
 from rmtools.stats.bootstrap import (
-    Interval,
     Statistic,
     bootstrap_all,
     ratio_of_means,
 )
 
 if TYPE_CHECKING:
-    from rmtools.auditing.models import Subject
+    from rmtools.auditing.models import AuditedModel
     from rmtools.data.rollouts import Rollout, RolloutMetadata
     from rmtools.data.tasks import Task
     from rmtools.lm.enumerate import Enumeration, ExactRatios
@@ -24,31 +24,6 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str, int], Any]
 MIN_PROBABILITY, MOST_PROMPTS, MOST_PATHS = 3e-3, 24, 50_000
-
-
-@dataclass(frozen=True)
-class Tabulated:
-    """Exact costs pooled over prompts, intervals over prompts.
-
-    Attributes
-    ----------
-    sigma2, perfect : Interval
-        Pooled sigma^2 of the model and of the true value.
-    ratio : Interval
-        Of the two: what the model's error costs.
-    mad : Interval
-        Mean absolute deviation of H of the model, pooled with the same weights.
-    n_prompts : int
-    uncovered : float
-        Largest probability outside a table.
-    """
-
-    sigma2: Interval
-    perfect: Interval
-    ratio: Interval
-    mad: Interval
-    n_prompts: int
-    uncovered: float
 
 
 @dataclass(frozen=True)
@@ -69,17 +44,17 @@ class EnumeratedRollouts:
     ratios: "ExactRatios"
     tables: "list[Enumeration]"
 
-    def log_errors(self, subject: "Subject") -> np.ndarray | None:
-        """Return b = log rho of ``subject`` at every prefix, nats, flat; None if it was not enumerated."""
-        if subject.role not in self.roles:
+    def log_errors(self, model: "AuditedModel") -> np.ndarray | None:
+        """Return b = log rho of ``model`` at every prefix, nats, flat; None if it was not enumerated."""
+        if model.role not in self.roles:
             return None
-        return np.concatenate(self.ratios.log_error[self.roles.index(subject.role)])
+        return np.concatenate(self.ratios.log_error[self.roles.index(model.role)])
 
-    def cost(self, subject: "Subject", rng: np.random.Generator) -> Tabulated | None:
-        """Return the exact costs of ``subject``; None if it was not enumerated or has none to tell."""
-        if subject.role not in self.roles or not subject.tabulated:
+    def cost(self, model: "AuditedModel", rng: np.random.Generator) -> Tabulated | None:
+        """Return the exact costs of ``model``; None if it was not enumerated or has none to tell."""
+        if model.role not in self.roles or not model.tabulated:
             return None
-        return tabulated(self.tables, subject.scorer, rng)
+        return tabulated(self.tables, model.scorer, rng)
 
     def coverage(self) -> dict[str, float]:
         """Return mean and largest probability outside the listed steps, and how many prefixes were left out for it."""
@@ -94,14 +69,14 @@ class EnumeratedRollouts:
 def enumerate_rollouts(
     rows: "Sequence[Rollout]",
     metadata: "RolloutMetadata | None",
-    subjects: "Sequence[Subject]",
+    models: "Sequence[AuditedModel]",
     policy: "Policy | None",
     task: "Task | None",
     progress: Progress,
 ) -> EnumeratedRollouts | None:
     """Enumerate the next steps at every prefix of ``rows``, and the first prompts whole.
 
-    Returns None if the steps cannot be listed, the policy is not the one that drew the rollouts, or no subject can be
+    Returns None if the steps cannot be listed, the policy is not the one that drew the rollouts, or no model can be
     enumerated (it needs a value at any prefix, the verifier's end, and the policy's tokens).
     """
     if policy is None or task is None or metadata is None:
@@ -113,7 +88,7 @@ def enumerate_rollouts(
     prompts = list(dict.fromkeys(r.prompt for r in rows))
     if not choices:
         return None
-    listed = [s for s in subjects if s.enumerable and _reads_tokens(s.scorer, policy, prompts, choices)]
+    listed = [s for s in models if s.enumerable and _reads_tokens(s.scorer, policy, prompts, choices)]
     # Ratios under another policy than the rollouts' would stand beside sampled ones as if they were the same.
     same_weights = fingerprint(policy.name) == metadata.policy_fingerprint
     if not listed or not same_weights or policy.temperature != metadata.temperature:

@@ -71,7 +71,7 @@ def provenance_notes(
 
 def sample_notes(rows: "Sequence[Rollout]", model: ModelAudit) -> list[str]:
     """Return what these rollouts cannot resolve whatever the model, and how many would halve the intervals."""
-    prompts = len(model.by_prompt)
+    prompts = len(model.breakdowns.by_prompt)
     out = []
     if prompts == 1:
         out.append("one prompt: there are no intervals, they are over prompts")
@@ -92,7 +92,7 @@ def sample_notes(rows: "Sequence[Rollout]", model: ModelAudit) -> list[str]:
             f"every trajectory has reward {rewards.pop():g}: AUC, calibration and sigma^2 say nothing about successes "
             "or failures that were never seen"
         )
-    silent = 0 if model.other_ways is None else model.other_ways.prompts_without_success
+    silent = 0 if model.cost.alternatives is None else model.cost.alternatives.prompts_without_success
     if silent and len(rewards) > 1:
         out.append(
             f"{silent} of {prompts} prompts have no right solution among their trajectories: their share of Z is the "
@@ -103,12 +103,12 @@ def sample_notes(rows: "Sequence[Rollout]", model: ModelAudit) -> list[str]:
             f"errors where the sampler goes are not resolved with fewer than {FEWEST_GUIDED} trajectories of a prompt: they "
             "are pulled towards those of the policy's own prefixes"
         )
-    if model.flat is not None:
+    if model.error.binned is not None:
         out.append(
             "the trajectories have no children (K = 1): only signed errors averaged over bins are identified, "
             "and what they give is a lower bound; make rollouts with --children 8 or more for the error itself"
         )
-    if model.sigma2 is None:
+    if model.cost.sigma2 is None:
         out.append(
             "sigma^2 and particles need terminal verifier, two trajectories a prompt and extra completions "
             "(--completions 2 or more; 3 for the total variation)"
@@ -118,33 +118,33 @@ def sample_notes(rows: "Sequence[Rollout]", model: ModelAudit) -> list[str]:
 
 def guided_resolved(model: ModelAudit) -> bool:
     """Return whether there are enough trajectories of a prompt for weights to matter, in the median prompt."""
-    if model.guided_error is None:
+    if model.error.best_guided is None:
         return True
-    sizes = sorted(p.n_trajectories for p in model.by_prompt)
+    sizes = sorted(p.n_trajectories for p in model.breakdowns.by_prompt)
     return sizes[len(sizes) // 2] >= FEWEST_GUIDED
 
 
 def model_notes(m: ModelAudit) -> list[str]:
     """Return what is not resolved of one model."""
     out: list[str] = []
-    if len(m.by_prompt) == 1:
+    if len(m.breakdowns.by_prompt) == 1:
         return out
-    if m.bellman is not None and not m.bellman.resolved:
+    if m.error.sampled is not None and not m.error.sampled.resolved:
         out.append(
             f"{m.role}: the sampled RMS log Bellman error is not resolved with this many children "
             "(K and K/2 differ by more than the interval)"
         )
-    if m.bellman is not None and m.exact is None and identical_share(m.bellman) > 0.5:
+    if m.error.sampled is not None and m.error.exact is None and identical_share(m.error.sampled) > 0.5:
         out.append(
             f"{m.role}: over half of the mean square is from prefixes whose children are all identical: forced "
             "steps, or good children too rare for this many children to show"
         )
-    if m.influence is not None and not m.influence.resolved and m.counted_from == "rollouts":
+    if m.cost.influence is not None and not m.cost.influence.resolved and m.cost.counted_from == "rollouts":
         out.append(
-            f"{m.role}: particles for the TV are not resolved: {m.influence.effective_trajectories:.1f} trajectories of a "
+            f"{m.role}: particles for the TV are not resolved: {m.cost.influence.effective_trajectories:.1f} trajectories of a "
             f"prompt carry the potential, it takes {FEWEST_TRAJECTORIES:g} for an interval that holds"
         )
-    if m.sigma2 is not None and not m.sigma2.resolved:
+    if m.cost.sigma2 is not None and not m.cost.sigma2.resolved:
         out.append(f"{m.role}: sigma^2 is not resolved (the interval of Z^2 reaches 0)")
     return out
 

@@ -1,25 +1,28 @@
 """The audit's report on disk: ``audit.json`` with every figure, ``audit.md`` for a model card, ``audit.html`` with plots.
 
-Markdown and page are made from the JSON values alone, so that they can say nothing that is not in the file.
+Markdown and page are two forms of the same sections.
 """
 
 import json
-from collections.abc import Mapping
+import math
 from pathlib import Path
 from typing import Any
 
 from rmtools import plots
-from rmtools.auditing.details import costs_table, prompts_table, where
-from rmtools.auditing.report import JSON_FILE, SCHEMA_VERSION, AuditReport
-from rmtools.auditing.row_help import reading
-from rmtools.auditing.table import sentences, table
-from rmtools.codec import VERSION, to_json
-from rmtools.files import write_json, write_text
+from rmtools.auditing.breakdowns import PromptAudit, ValueBin, WorstPrefix
+from rmtools.auditing.report import AuditReport, save_report
+from rmtools.auditing.table import Line, sentences, table
+from rmtools.codec import to_json
+from rmtools.files import write_text
 from rmtools.plots.page import Items, Plot, Section, Table, page
-
-Values = Mapping[str, Any]
+from rmtools.stats.bellman_error import BellmanSummary
+from rmtools.stats.binned_errors import FlatSummary
+from rmtools.stats.bootstrap import Interval
+from rmtools.stats.quantiles import FractionBound
 
 MARKDOWN_FILE, PAGE_FILE = "audit.md", "audit.html"
+PROMPTS_SHOWN, TEXT_SHOWN = 30, 220
+NONE, PROMPTS = "-", "By prompt"
 
 
 def write_report(report: AuditReport, out: Path) -> None:
@@ -30,107 +33,119 @@ def write_report(report: AuditReport, out: Path) -> None:
     UserError
         If the folder cannot be written; what stood there before is kept.
     """
-    values = report_values(report)
-    write_json(Path(out) / JSON_FILE, values)
-    write_text(Path(out) / MARKDOWN_FILE, markdown(values))
-    write_text(Path(out) / PAGE_FILE, page(title(values), sections(values)))
+    save_report(report, out)
+    write_text(Path(out) / MARKDOWN_FILE, markdown(report))
+    write_text(Path(out) / PAGE_FILE, page(_title(report), sections(report)))
 
 
-def report_values(report: AuditReport) -> dict[str, Any]:
-    """Return the content of ``audit.json``: the report's values, and the table as a person reads it."""
+def sections(report: AuditReport) -> list[Section]:
+    """Return the sections of the audit's page."""
+    in_words = tuple(("", text) for text in sentences(report.model, report.pairs, report.measured))
+    return [
+        Section(
+            "The audit",
+            (introduction(report), main_table(report), *([Items(in_words)] if in_words else [])),
+        ),
+        Section("Warnings", (warnings(report),)),
+        Section("Plots", figures(report)),
+        Section("Where the model is inconsistent", _inconsistencies(report)),
+        Section("What it costs", (_costs_table(report),)),
+        Section(PROMPTS, (_prompts_table(report.model.breakdowns.by_prompt),)),
+        Section("How to read each line", (row_help(report),)),
+        Section("Counts", (_counts_table(report),)),
+        Section("Provenance", (provenance(report),)),
+    ]
+
+
+def markdown(report: AuditReport) -> str:
+    """Return the report, without plots and prompts, as Markdown that can be pasted into a model card."""
+    parts = [f"## {_escape(_title(report))}"]
+    for section in sections(report):
+        blocks = [_block_markdown(block) for block in section.blocks]
+        if any(blocks) and section.title != PROMPTS:
+            parts += [f"### {_escape(section.title)}", *blocks]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _block_markdown(block: str | Table | Plot | Items) -> str:
+    if isinstance(block, Plot):
+        return ""
+    if isinstance(block, str):
+        return _escape(block)
+    if isinstance(block, Items):
+        return "\n".join(f"- {f'**{_escape(a)}**: ' if a else ''}{_escape(b)}" for a, b in block.entries)
+    lines = [block.columns, tuple("---" for _ in block.columns), *block.rows]
+    return "\n".join(
+        [f"{_escape(block.caption)}\n", *(f"| {' | '.join(_escape(c) for c in row)} |" for row in lines)]
+    )
+
+
+def _escape(text: str) -> str:
+    """Return text that Markdown shows as it is, also inside a table."""
+    for mark in "\\|*_<>[]`":
+        text = text.replace(mark, "\\" + mark)
+    return " ".join(text.split())
+
+
+def _title(report: AuditReport) -> str:
+    return f"Audit of {report.provenance['checkpoint']}"
+
+
+def introduction(report: AuditReport) -> str:
+    """Return what was audited, in a few sentences."""
     p = report.provenance
-    lines = {
-        "columns": [m.role for m in report.models],
-        "rows": [
-            {"label": label, "cells": cells}
-            for label, cells in table(report.models, p["delta_cv"], p["delta_tv"])
-        ],
-        "sentences": sentences(report.model, report.pairs, report.measured),
-    }
-    return {VERSION: SCHEMA_VERSION, **to_json(report), "table": lines}
-
-
-def title(values: Values) -> str:
-    """Return the report's title."""
-    return f"Audit of {values['provenance']['checkpoint']}"
-
-
-def introduction(values: Values) -> str:
-    """Return what was audited, in two sentences."""
-    p = values["provenance"]
     return (
         f"How inconsistent the reward model is, and how many particles that costs. {p['n_trajectories']} solutions of "
-        f"{p['n_prompts']} prompts of the task {p['task']} by the policy {p['policy']}; the controls are scored on "
-        f"the same prefixes. Brackets are 95% intervals over prompts."
+        f"{p['n_prompts']} prompts of the task {p['task']} by the policy {p['policy']}; the controls are scored on the same "
+        "prefixes. Brackets are 95% intervals over prompts."
     )
 
 
-def readings(values: Values) -> tuple[tuple[str, str], ...]:
-    """Return each line's label and how to read it."""
-    return tuple((row["label"], reading(row["label"])) for row in values["table"]["rows"])
+def _lines(report: AuditReport) -> list[Line]:
+    return table(report.models, report.provenance["delta_cv"], report.provenance["delta_tv"])
 
 
-def main_table(values: Values) -> Table:
-    """Return the ten-line table."""
-    table = values["table"]
-    rows = tuple((row["label"], *row["cells"]) for row in table["rows"])
-    return Table(
-        f"Audit, terminal {values['provenance']['terminal']}; errors in nats", ("", *table["columns"]), rows
-    )
+def _columns(report: AuditReport) -> tuple[str, ...]:
+    return ("", *(m.role for m in report.models))
 
 
-def counts_table(values: Values) -> Table:
-    """Return what was counted rather than dropped, and what can be said of all prompts."""
-    lines = (
-        ("prefixes", "n_prefixes"),
-        ("with two children or more", "n_resolved"),
-        ("with a value of zero", "n_degenerate"),
-        ("whose children all have one value", "n_identical"),
-    )
-    summaries = [m["bellman"] for m in values["models"]]
-    rows = [(label, *("-" if s is None else str(s[key]) for s in summaries)) for label, key in lines]
-    for label, key in (
-        ("largest |b| of a prompt", "prompt_max_bound"),
-        ("mean |b| of a prompt", "prompt_mean_bound"),
-    ):
-        rows.append((label, *("-" if s is None else bound_text(s[key]) for s in summaries)))
-    return Table(
-        "Counts, and what holds without assumptions (observed |b|, sampling noise included)",
-        ("", *values["table"]["columns"]),
-        tuple(rows),
-    )
+def main_table(report: AuditReport) -> Table:
+    """Return the main table."""
+    rows = tuple((line.label, *line.cells) for line in _lines(report))
+    caption = f"Audit, terminal {report.provenance['terminal']}; errors in nats"
+    return Table(caption, _columns(report), rows)
 
 
-def bound_text(bound: Values) -> str:
-    """Return the distribution-free statement, or how many prompts it takes."""
-    if bound["error"] is None:
-        return f"needs {bound['n_needed']} prompts, has {bound['n']}"
-    return f"≤ {bound['error']:.3g} for {bound['fraction']:.0%} of prompts (confidence {bound['confidence']:.0%})"
+def row_help(report: AuditReport) -> Items:
+    """Return how to read each line of the main table."""
+    return Items(tuple((line.label, line.help) for line in _lines(report)))
 
 
-def provenance(values: Values) -> tuple[tuple[str, str], ...]:
-    """Return name and text of every entry of the provenance."""
-    entries = dict(values["provenance"])
-    if values["uncovered"]:
-        outside = values["uncovered"]
+def warnings(report: AuditReport) -> Items:
+    """Return the warnings."""
+    return Items(tuple(("", text) for text in report.warnings) or (("", "none"),))
+
+
+def provenance(report: AuditReport) -> Items:
+    """Return name and value of every entry of the provenance."""
+    entries = dict(report.provenance)
+    if report.uncovered is not None:
+        outside = report.uncovered
         entries["probability outside the enumerated steps, mean / largest; prefixes left out for it"] = (
             f"{outside['mean']:.2g} / {outside['largest']:.2g}; {outside['left_out']:.0f}"
         )
-    return tuple(
-        (name.replace("_", " "), text if isinstance(text, str) else json.dumps(text, ensure_ascii=False))
-        for name, text in entries.items()
+    return Items(
+        tuple(
+            (name.replace("_", " "), text if isinstance(text, str) else json.dumps(text, ensure_ascii=False))
+            for name, text in entries.items()
+        )
     )
 
 
-def warnings(values: Values) -> tuple[tuple[str, str], ...]:
-    """Return the warnings as items of a list."""
-    return tuple(("", text) for text in values["warnings"]) or (("", "none"),)
-
-
-def figures(values: Values) -> tuple[Plot, ...]:
-    """Return the plots of an audit: those that its rollouts have figures for."""
-    models, delta = values["models"], values["provenance"]["delta_cv"]
-    branching = [m for m in models if m["bellman"]]
+def figures(report: AuditReport) -> tuple[Plot, ...]:
+    """Return the plots that these rollouts have figures for."""
+    models, delta = to_json(report.models), report.provenance["delta_cv"]
+    branching = [m for m in models if m["error"]["sampled"]]
     roles = ", ".join(plots.style_of(m["role"])[0] for m in models)
     found = []
     if branching:
@@ -142,7 +157,7 @@ def figures(values: Values) -> tuple[Plot, ...]:
             ),
             Plot(
                 plots.error_sizes(branching),
-                "How large the error is, over prefixes and added up along solutions.",
+                "Size of the error over prefixes, and added up along solutions.",
                 f"Quantiles of the Bellman error and path sums of {roles}",
             ),
             Plot(
@@ -152,12 +167,12 @@ def figures(values: Values) -> tuple[Plot, ...]:
                 f"Distribution of the Bellman error of {roles}",
             ),
         ]
-    if models[0]["calibration"]:
+    if models[0]["calibration"]["prefixes"]:
         found.append(
             Plot(
                 plots.reliability(models),
-                "Reliability: share of right solutions against the predicted probability, in "
-                "bins of equal mass; bars are 95% intervals over prompts.",
+                "Reliability: share of right solutions against the predicted probability, in bins of equal mass; bars are "
+                "95% intervals over prompts.",
                 "Reliability curve of the trained model",
             )
         )
@@ -166,66 +181,201 @@ def figures(values: Values) -> tuple[Plot, ...]:
         found.append(
             Plot(
                 particles,
-                f"Particles against accuracy, N = σ²/δ²; the grey line is the table's δ = {delta:g}. "
-                "Bands are 95% intervals.",
+                f"Particles against accuracy, N = σ²/δ²; the grey line is the table's δ = {delta:g}. Bands are 95% intervals.",
                 f"Particles against accuracy of {roles}",
             )
         )
     return tuple(found)
 
 
-def sections(values: Values) -> list[Section]:
-    """Return the sections of the audit's page."""
-    in_words = tuple(("", text) for text in values["table"]["sentences"])
-    return [
-        Section(
-            "The audit",
-            (introduction(values), main_table(values), *([Items(in_words)] if in_words else [])),
-        ),
-        Section("Warnings", (Items(warnings(values)),)),
-        Section("Plots", figures(values)),
-        Section("Where the model is inconsistent", tuple(where(values))),
-        Section("What it costs", (costs_table(values), prompts_table(values))),
-        Section("How to read each line", (Items(readings(values)),)),
-        Section("Counts", (counts_table(values),)),
-        Section("Provenance", (Items(provenance(values)),)),
-    ]
+def _inconsistencies(report: AuditReport) -> tuple[Table, ...]:
+    error, breakdowns = report.model.error, report.model.breakdowns
+    found = []
+    if error.best is not None:
+        source = "enumerated" if error.exact is not None else "sampled, noise-corrected"
+        found += [_depth_table(error.best, source), _value_table(breakdowns.by_value)]
+    if error.binned is not None:
+        found.append(_binned_table(error.binned))
+    if breakdowns.worst:
+        found.append(_worst_table(breakdowns.worst))
+    return tuple(found)
 
 
-def markdown(values: Values) -> str:
-    """Return the report as Markdown that can be pasted into a model card."""
-    blocks = [b for b in where(values) if isinstance(b, Table)]
-    parts = [
-        f"## {escape(title(values))}",
-        escape(introduction(values)),
-        markdown_table(main_table(values)),
-        "\n".join(f"- {escape(text)}" for text in values["table"]["sentences"]),
-        "### Warnings",
-        "\n".join(f"- {escape(text)}" for _, text in warnings(values)),
-        "### Where the model is inconsistent",
-        *map(markdown_table, blocks),
-        "### What it costs",
-        markdown_table(costs_table(values)),
-        "### How to read each line",
-        "\n".join(f"- **{escape(a)}**: {escape(b)}" for a, b in readings(values)),
-        "### Counts",
-        markdown_table(counts_table(values)),
-        "### Provenance",
-        "\n".join(f"- {escape(a)}: `{b.replace('`', chr(39))}`" for a, b in provenance(values)),
-    ]
-    return "\n\n".join(p for p in parts if p) + "\n"
+def _depth_table(summary: BellmanSummary, source: str) -> Table:
+    rows = tuple(
+        (
+            str(d.depth),
+            str(d.n_prefixes),
+            _interval(d.signed_mean),
+            _interval(d.rms_corrected),
+            _interval(d.squared_ratio_error),
+        )
+        for d in summary.by_depth
+    )
+    columns = ("depth", "prefixes", "mean b", "RMS b", "mean (ρ − 1)²")
+    return Table(f"By depth ({source}; b in nats)", columns, rows)
 
 
-def markdown_table(table: Table) -> str:
-    """Return a table in GitHub's Markdown, below its caption."""
-    lines = [table.columns, tuple("---" for _ in table.columns), *table.rows]
-    return f"{escape(table.caption)}\n\n" + "\n".join(
-        f"| {' | '.join(escape(c) for c in row)} |" for row in lines
+def _value_table(bins: tuple[ValueBin, ...]) -> Table:
+    rows = tuple(
+        (
+            f"{b.low:.3g} to {b.high:.3g}",
+            str(b.n_prefixes),
+            _interval(b.signed_mean),
+            _interval(b.squared_ratio_error),
+        )
+        for b in bins
+    )
+    caption = "By value of the prefix, bins of equal mass (sampled)"
+    return Table(caption, ("V", "prefixes", "mean b", "mean (ρ − 1)²"), rows)
+
+
+def _binned_table(binned: FlatSummary) -> Table:
+    rows = tuple(
+        (
+            str(b.depth),
+            f"{math.exp(b.lowest_log_value):.3g} to {math.exp(b.highest_log_value):.3g}",
+            str(b.n_prefixes),
+            _interval(b.signed_mean),
+        )
+        for b in binned.bins
+    )
+    caption = "Without children: mean ρ − 1 by depth and value"
+    return Table(caption, ("depth", "V", "prefixes", "mean ρ − 1"), rows)
+
+
+def _worst_table(worst: tuple[WorstPrefix, ...]) -> Table:
+    rows = []
+    for w in worst:
+        noise = f" ± {w.standard_error:.2f}" if w.standard_error else ""
+        children = "; ".join(
+            f"{_cut(c.text)!r} {c.value:.3g}{' (end)' if c.ended else ''}{f' ×{c.drawn}' if c.drawn > 1 else ''}"
+            for c in w.children
+        )
+        rows.append(
+            (
+                _cut(w.prompt + "".join(w.steps)),
+                f"{w.log_error:+.2f}{noise}",
+                f"{w.value:.3g}",
+                f"{w.value * w.ratio:.3g}",
+                f"{children} ({w.n_children} drawn)",
+            )
+        )
+    caption = "The worst prefixes: b, the value, the mean value one step later, and the next steps with their values"
+    return Table(caption, ("prompt and steps so far", "b", "V", "E V next", "next steps"), tuple(rows))
+
+
+def _costs_table(report: AuditReport) -> Table:
+    def alternatives(name: str) -> tuple[str, ...]:
+        found = [m.cost.alternatives for m in report.models]
+        return tuple(NONE if a is None else _whole(getattr(a, name)) for a in found)
+
+    def worst_case(name: str) -> tuple[str, ...]:
+        found = [m.cost.paper for m in report.models]
+        return tuple(NONE if p is None else _large(getattr(p, name)) for p in found)
+
+    rows = (
+        ("tokens of a solution", *alternatives("tokens_per_solution")),
+        ("sampler: tokens", *alternatives("smc_tokens")),
+        ("rejection: solutions", *alternatives("rejection_solutions")),
+        ("rejection: tokens", *alternatives("rejection_tokens")),
+        ("best-of-N: N (rough)", *alternatives("best_of_n_solutions")),
+        ("best-of-N: tokens", *alternatives("best_of_n_tokens")),
+        ("prompts without a right solution", *alternatives("prompts_without_success")),
+        ("Algorithm 2: pool M (worst case)", *worst_case("pool_size")),
+        ("Algorithm 2: proposals H (worst case)", *worst_case("mh_steps")),
+    )
+    delta = report.provenance["delta_tv"]
+    caption = f"One answer within a total variation of {delta:g}; means over prompts with weights Z², as σ² is pooled"
+    return Table(caption, _columns(report), rows)
+
+
+def _prompts_table(prompts: tuple[PromptAudit, ...]) -> Table:
+    rows = tuple(
+        (
+            _cut(p.prompt)[:80],
+            _rounded(p.success),
+            _rounded(p.root_value),
+            _rounded(p.z),
+            _rounded(p.signed_mean),
+            _interval(p.sigma2),
+            _interval(p.n_for_cv),
+            _interval(p.n_for_tv),
+        )
+        for p in sorted(prompts, key=_needs, reverse=True)[:PROMPTS_SHOWN]
+    )
+    return Table(
+        f"The {len(rows)} prompts that need most particles (intervals over a prompt's few trajectories are wide)",
+        ("prompt", "right", "V(s0)", "Z", "mean b", "σ²", "N for CV", "N for TV"),
+        rows,
     )
 
 
-def escape(text: str) -> str:
-    """Return text that Markdown shows as it is, also inside a table."""
-    for mark in "\\|*_<>[]`":
-        text = text.replace(mark, "\\" + mark)
-    return " ".join(text.split())
+def _needs(prompt: PromptAudit) -> tuple[bool, float, float]:
+    """Order prompts by sigma^2, by error where it is unknown; last come those without a right solution."""
+    cost, error = prompt.sigma2, prompt.mean_square_corrected
+    return (
+        prompt.success > 0,
+        -math.inf if cost is None or math.isnan(cost.estimate) else cost.estimate,
+        0.0 if math.isnan(error) else error,
+    )
+
+
+def _counts_table(report: AuditReport) -> Table:
+    summaries = [m.error.sampled for m in report.models]
+    rows = [
+        (label, *(NONE if s is None else str(getattr(s, name)) for s in summaries))
+        for label, name in (
+            ("prefixes", "n_prefixes"),
+            ("with two children or more", "n_resolved"),
+            ("with a value of zero", "n_degenerate"),
+            ("whose children all have one value", "n_identical"),
+        )
+    ]
+    rows += [
+        (label, *(NONE if s is None else _bound(getattr(s, name)) for s in summaries))
+        for label, name in (
+            ("largest |b| of a prompt", "prompt_max_bound"),
+            ("mean |b| of a prompt", "prompt_mean_bound"),
+        )
+    ]
+    caption = "Counts, and what holds without assumptions (observed |b|, sampling noise included)"
+    return Table(caption, _columns(report), tuple(rows))
+
+
+def _bound(bound: FractionBound) -> str:
+    if bound.error is None:
+        return f"needs {bound.n_needed} prompts, has {bound.n}"
+    return f"≤ {bound.error:.3g} for {bound.fraction:.0%} of prompts (confidence {bound.confidence:.0%})"
+
+
+def _interval(value: Interval | None) -> str:
+    return NONE if value is None or math.isnan(value.estimate) else str(value)
+
+
+def _rounded(value: float) -> str:
+    return NONE if math.isnan(value) else f"{value:.3g}"
+
+
+def _whole(value: Any) -> str:
+    """Return a count, with its interval if it has one."""
+    if not isinstance(value, Interval):
+        return NONE if value is None else f"{value:,.0f}"
+    if not math.isfinite(value.estimate):
+        return NONE
+    ends = ", ".join(
+        "?" if e is None or not math.isfinite(e) else f"{e:,.0f}" for e in (value.low, value.high)
+    )
+    return f"{value.estimate:,.0f} [{ends}]"
+
+
+def _large(value: float | None) -> str:
+    if value is None or not math.isfinite(value):
+        return "beyond a float"
+    return f"{value:,.0f}" if value < 1e7 else f"{value:.2g}"
+
+
+def _cut(text: str) -> str:
+    """Return the end of a long text: the part right before the step in question."""
+    flat = " ⏎ ".join(text.strip().splitlines())
+    return flat if len(flat) <= TEXT_SHOWN else f"… {flat[-TEXT_SHOWN:]}"

@@ -7,8 +7,7 @@ from typing import Any
 from rmtools.auditing.cost import MeasuredAccuracy
 from rmtools.auditing.model_audit import ModelAudit
 from rmtools.auditing.table import as_text, sentences
-from rmtools.codec import from_json, unversioned
-from rmtools.files import read_json
+from rmtools.codec import load_json, save_json
 from rmtools.stats.paired import PairedDifference
 
 JSON_FILE = "audit.json"
@@ -22,14 +21,14 @@ class AuditReport:
     Attributes
     ----------
     models : tuple of ModelAudit
-        The model first.
+        The audited model first.
     pairs : dict
-        Role of a compared model to `PairedDifference`: the model minus that one.
+        For each compared model, by role: `PairedDifference`, the audited model minus that one.
     provenance : dict
-        Checkpoint, policy, task, terminal, floor, counts, seed, accuracies asked for, tokens.
+        Checkpoint, policy, task, terminal, floor, counts, seed, accuracies asked for.
     uncovered : dict or None
-        Mean and largest probability of a step outside the enumerated ones, and how many prefixes were left out because
-        it is over one half.
+        Probability of a step outside the enumerated ones: ``mean``, ``largest``; ``left_out``: number of prefixes left out
+        because it is over one half. None if nothing was enumerated.
     warnings : tuple of str
         What a reader must know before trusting a figure.
     measured : MeasuredAccuracy or None
@@ -54,15 +53,20 @@ class AuditReport:
         return "\n".join([text, *sentences(self.model, self.pairs, self.measured)])
 
 
+def save_report(report: AuditReport, folder: Path) -> Path:
+    """Write ``audit.json`` into ``folder``, in one rename, and return its path."""
+    path = Path(folder) / JSON_FILE
+    save_json(path, report, SCHEMA_VERSION)
+    return path
+
+
 def read_report(file: Path) -> AuditReport:
-    """Read the audit that `rmtools.auditing.page.write_report` wrote.
+    """Read what `save_report` wrote.
 
     Raises
     ------
     UserError
-        If the file cannot be read, or is no audit as this release writes it.
+        If the file cannot be read or has another schema version.
     """
     fix = "run `rmtools audit` again, or read it with rmtools 0.1.0"
-    values = unversioned(read_json(file, "the audit"), f"{file}: the audit", SCHEMA_VERSION, fix)
-    values.pop("table", None)  # the same figures as text
-    return from_json(AuditReport, values, str(file), fix)
+    return load_json(AuditReport, Path(file), "the audit", SCHEMA_VERSION, fix)

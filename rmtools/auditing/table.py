@@ -1,13 +1,15 @@
-"""The audit as a table: a label and one cell a model."""
+"""The main table of an audit: one list of rows, each with its figure and how to read it, one column per model."""
 
 import re
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rmtools.auditing.notes import guided_resolved
-from rmtools.stats.bellman_error import BellmanSummary
 from rmtools.stats.bootstrap import Interval
 
 if TYPE_CHECKING:
@@ -15,181 +17,108 @@ if TYPE_CHECKING:
     from rmtools.auditing.model_audit import ModelAudit
     from rmtools.stats.paired import PairedDifference
 
-NOT_AVAILABLE = "not available"
-ENDS = {"verifier": "the verifier's", "model": "the model's own"}
+WIDTH = 80
+NOT_AVAILABLE, UNRESOLVED = "not available", " not resolved"
+TERMINALS = {"verifier": "the verifier's", "model": "the model's own"}
 
 
-def table(models: "Sequence[ModelAudit]", cv: float, tv: float) -> list[tuple[str, list[str]]]:
-    """Return the lines of the table; those that no model has a figure for are left out."""
-    lines: list[tuple[str, Callable[[ModelAudit], Any]]] = [
-        ("a finished solution is worth", lambda m: ENDS[m.terminal]),
-        ("RMS b, enumerated", lambda m: m.exact and m.exact.rms_corrected),
-        ("RMS b, sampled, corrected", lambda m: resolved(m.bellman)),
-        ("RMS b, sampled, plug-in", lambda m: m.bellman and m.bellman.rms_plug_in),
-        ("RMS b where the sampler goes", guided),
-        ("RMS b, gauge-fixed", gauge_fixed),
-        ("mean (rho - 1)^2", lambda m: m.error and m.error.squared_ratio_error),
-        ("mean (rho - 1)^2, at least", lambda m: m.flat and m.flat.squared_ratio_error_at_least),
-        ("mean b (bias)", lambda m: m.error and m.error.signed_mean),
-        ("sum of b along a solution: mean", lambda m: m.paths and m.paths.mean),
-        ("sum of b along a solution: RMS", lambda m: m.paths and m.paths.rms_corrected),
-        ("c = T RMS b", lambda m: m.error and m.error.c),
-        ("L, 50% / 95% / max", ratio_bound),
-        ("Brier (constant)", brier),
-        ("ECE / AUC", ece_auc),
-        ("V(s0) minus Z", lambda m: m.z and m.z.difference),
-        ("sigma^2, pooled", sigma2),
-        ("sigma^2, enumerated", enumerated_sigma2),
-        ("sigma^2 of a perfect value, enumerated", lambda m: m.tabulated and m.tabulated.perfect),
-        ("particles of a perfect value times", lambda m: m.tabulated and m.tabulated.ratio),
-        (
-            f"particles: CV of Z {cv:g} | TV {tv:g}",
-            lambda m: (m.n_for_cv or m.sigma2 or m.influence) and f"{count(m.n_for_cv)} | {particles_tv(m)}",
-        ),
-        (f"particles of Thm 5.1 for TV {tv:g}", lambda m: m.paper and power(m.paper.log10_particles)),
-    ]
-    cells = [(label, [cell(m) for m in models]) for label, cell in lines]
-    return [(label, [shown(c) for c in row]) for label, row in cells if any(c is not None for c in row)]
+@dataclass(frozen=True)
+class Row:
+    """A row of the table.
+
+    Attributes
+    ----------
+    label : str
+        May name ``{delta_cv}`` and ``{delta_tv}``.
+    cell : callable
+        The figure of a model, None if these rollouts do not give it. A row without any figure is left out.
+    help : str
+        How to read it.
+    """
+
+    label: str
+    cell: Callable[["ModelAudit"], object]
+    help: str
 
 
-def as_text(models: "Sequence[ModelAudit]", cv: float, tv: float) -> str:
-    """Return the table as a terminal shows it."""
-    rows = [("", [m.role for m in models]), *table(models, cv, tv)]
-    # A terminal is narrow: intervals of the first model only, the others have theirs in the files.
-    rows = [(label, [cells[0], *map(without_interval, cells[1:])]) for label, cells in rows]
-    width = max(len(label) for label, _ in rows)
-    columns = [max(len(cells[i]) for _, cells in rows) for i in range(len(models))]
-    return "\n".join(
-        f"{label:<{width}}  " + "  ".join(f"{c:<{w}}" for c, w in zip(cells, columns, strict=True)).rstrip()
-        for label, cells in rows
-    )
+@dataclass(frozen=True)
+class Line:
+    """A row as it is shown, one cell per model."""
+
+    label: str
+    cells: tuple[str, ...]
+    help: str
 
 
-def without_interval(cell: str) -> str:
-    """Return a cell without what stands in brackets."""
-    return re.sub(r" \[[^\]]*\]| \((ESS|\d+ prompts).*", "", cell).replace(NOT_AVAILABLE, "-")
+def _sampled(model: "ModelAudit") -> str | None:
+    summary = model.error.sampled
+    return None if summary is None else f"{summary.rms_corrected}{'' if summary.resolved else UNRESOLVED}"
 
 
-def sentences(
-    model: "ModelAudit", pairs: "Mapping[str, PairedDifference]", measurement: "MeasuredAccuracy | None"
-) -> list[str]:
-    """Return the consequence in words, the comparisons, and the accuracy measured beside the one asked for."""
-    found = [] if model.tabulated is None else [costs(model.tabulated.ratio)]
-    found += [f"{role}: {difference(pair)}" for role, pair in pairs.items()]
-    return found if measurement is None else [*found, measured(measurement)]
-
-
-BELOW_ONE = (
-    "; below 1 because the true value is not quite the cheapest one, which also weighs how much the next step can change it, "
-    "or by noise"
-)
-
-
-def costs(ratio: Interval) -> str:
-    """Return what the model's error costs its user, enumerated."""
-    text = f"this model's error costs you {ratio.estimate:.2g}× the particles of a perfect value (enumerated: {ratio})"
-    return text + (BELOW_ONE if ratio.estimate < 1 else "")
-
-
-def difference(pair: Any) -> str:
-    """Return the paired differences, the first model minus the other."""
-    shown_ = [
-        f"{name.replace('_', ' ')} {value}"
-        for name, value in vars(pair).items()
-        if isinstance(value, Interval)
-    ]
-    return "this model minus that one, paired: " + "; ".join(shown_)
-
-
-def measured(found: "MeasuredAccuracy") -> str:
-    """Return the accuracy that the sampler had at the predicted particles."""
-    early = (
-        "; the prediction is exact from 25 σ² particles on, these are fewer"
-        if 25 * found.delta_cv**2 > 1
-        else ""
-    )
-    return (
-        f"measured with N = {found.n_particles} (predicted for a CV of {found.delta_cv:g}{early}), {found.runs} runs of "
-        f"{found.prompts} prompts, multinomial resampling at every step: CV of Z {found.cv}; right solutions in the output "
-        f"{found.success:.3g}, in the target {found.target_success:.3g}, difference {found.success_difference}"
-    )
-
-
-def shown(value: Any) -> str:
-    """Return a cell's text."""
-    nothing = value is None or (isinstance(value, Interval) and not np.isfinite(value.estimate))
-    return NOT_AVAILABLE if nothing else str(value)
-
-
-def resolved(summary: BellmanSummary | None) -> str | None:
-    """Return the corrected RMS, marked where the number of children cannot resolve it."""
-    if summary is None:
-        return None
-    return str(summary.rms_corrected) + ("" if summary.resolved else " not resolved")
-
-
-def gauge_fixed(model: "ModelAudit") -> Interval | None:
-    """Return the error without a constant per prompt and depth, where a cell has enough prefixes."""
-    found = model.gauge_fixed
-    return found.rms if found is not None and found.n_cells else None
-
-
-def guided(model: "ModelAudit") -> str | None:
-    """Return the error under the sampler's weights, and their effective sample size."""
-    summary = model.guided_error
+def _guided(model: "ModelAudit") -> str | None:
+    summary = model.error.best_guided
     if summary is None:
         return None
     share = summary.effective_sample_size / max(summary.n_resolved, 1)
-    mark = "" if guided_resolved(model) else " not resolved"
-    return f"{summary.rms_corrected} (ESS {share:.0%}){mark}"
+    return f"{summary.rms_corrected} (ESS {share:.0%}){'' if guided_resolved(model) else UNRESOLVED}"
 
 
-def ratio_bound(model: "ModelAudit") -> str:
-    """Return quantiles of L and the largest one."""
-    q = model.ratio_bound.quantiles
-    return f"{q['0.5'].estimate:.3g} / {q['0.95'].estimate:.3g} / {model.ratio_bound.largest:.3g}"
+def _gauge_fixed(model: "ModelAudit") -> Interval | None:
+    found = model.error.gauge_fixed
+    return found.rms if found is not None and found.n_cells else None
 
 
-def brier(model: "ModelAudit") -> str | None:
-    """Return the Brier score beside the constant's."""
-    c = model.calibration
-    return None if c is None else f"{c.brier} ({c.brier_constant:.3g})"
+def _ratio_bound(model: "ModelAudit") -> str:
+    bound = model.error.ratio_bound
+    shown = (bound.quantiles["0.5"].estimate, bound.quantiles["0.95"].estimate, bound.largest)
+    return " / ".join(f"{x:.3g}" for x in shown)
 
 
-def ece_auc(model: "ModelAudit") -> str | None:
-    """Return both, a dash for an AUC without outcomes of both kinds."""
-    if model.calibration is None:
-        return None
-    auc = model.calibration.auc.estimate
-    return f"{model.calibration.ece:.3g} / {f'{auc:.3g}' if np.isfinite(auc) else '-'}"
+def _brier(model: "ModelAudit") -> str | None:
+    found = model.calibration.prefixes
+    return None if found is None else f"{found.brier} ({found.brier_constant:.3g})"
 
 
-def sigma2(model: "ModelAudit") -> str | None:
-    """Return pooled sigma^2, marked where Z^2 is not resolved."""
-    if model.sigma2 is None:
-        return None
-    return str(model.sigma2.estimate) + ("" if model.sigma2.resolved else " not resolved")
-
-
-def enumerated_sigma2(model: "ModelAudit") -> str | None:
-    """Return exact sigma^2, of how many prompts it is, and the most probability that is outside one's table."""
-    found = model.tabulated
+def _ece_auc(model: "ModelAudit") -> str | None:
+    found = model.calibration.prefixes
     if found is None:
         return None
-    return f"{found.sigma2} ({found.n_prompts} prompts, {found.uncovered:.1%} or less outside their tables)"
+    auc = found.auc.estimate  # NaN without outcomes of both kinds
+    return f"{found.ece:.3g} / {f'{auc:.3g}' if np.isfinite(auc) else '-'}"
 
 
-def particles_tv(model: "ModelAudit") -> str:
-    """Return the particles for the TV: exactly, or at most; marked where too few trajectories carry the potential."""
-    if model.counted_from == "tables":
-        return f"{count(model.n_for_tv)}, enumerated"
-    marked = model.n_for_tv is not None and model.influence is not None and not model.influence.resolved
+def _sigma2(model: "ModelAudit") -> str | None:
+    found = model.cost.sigma2
+    return None if found is None else f"{found.estimate}{'' if found.resolved else UNRESOLVED}"
+
+
+def _tabulated(model: "ModelAudit") -> str | None:
+    found = model.cost.tabulated
     return (
-        ("at most " if model.n_for_tv is not None else "") + count(model.n_for_tv) + " not resolved" * marked
+        None
+        if found is None
+        else f"{found.sigma2} ({found.n_prompts} prompts, ≤ {found.uncovered:.1%} left out)"
     )
 
 
-def count(n: Interval | None) -> str:
+def _particles_cv(model: "ModelAudit") -> str | None:
+    cost = model.cost
+    return _count(cost.n_for_cv) if cost.n_for_cv or cost.sigma2 or cost.influence else None
+
+
+def _particles_tv(model: "ModelAudit") -> str | None:
+    cost = model.cost
+    if _particles_cv(model) is None:
+        return None
+    if cost.counted_from == "tables":
+        return f"{_count(cost.n_for_tv)}, enumerated"
+    if cost.n_for_tv is None:
+        return _count(None)
+    marked = cost.influence is not None and not cost.influence.resolved
+    return f"at most {_count(cost.n_for_tv)}{UNRESOLVED if marked else ''}"
+
+
+def _count(n: Interval | None) -> str:
     """Return a number of particles, rounded up."""
     if n is None or not np.isfinite(n.estimate):
         return "not resolved"
@@ -197,6 +126,232 @@ def count(n: Interval | None) -> str:
     return f"{np.ceil(n.estimate):.0f} [{ends}]"
 
 
-def power(log10: float) -> str:
-    """Return ten to the ``log10`` as text."""
+def _theorem(model: "ModelAudit") -> str | None:
+    if model.cost.paper is None:
+        return None
+    log10 = model.cost.paper.log10_particles
     return f"{10**log10:.0f}" if log10 < 6 else f"1e{log10:.0f}"
+
+
+ROWS = (
+    Row(
+        "a finished solution is worth",
+        lambda m: TERMINALS[m.terminal],
+        "To the model and to the controls: the verifier's potential, or the model's own last value. Z, σ² and the target "
+        "refer to it.",
+    ),
+    Row(
+        "RMS b, enumerated",
+        lambda m: m.error.exact and m.error.exact.rms_corrected,
+        "Root mean square over prefixes of b = log ρ, where ρ is the mean value one step later over the value now; in "
+        "nats, 0 for a consistent model. Exact: the steps of every prefix were enumerated under the policy. Compare models "
+        "by this row.",
+    ),
+    Row(
+        "RMS b, sampled, corrected",
+        _sampled,
+        "The same from sampled children, with their noise subtracted. A mean square below 0 has root 0. 'Not resolved': half "
+        "of the children give another answer; draw more children, and do not quote the figure.",
+    ),
+    Row(
+        "RMS b, sampled, plug-in",
+        lambda m: m.error.sampled and m.error.sampled.rms_plug_in,
+        "The same without the correction: too large by the sampling noise, and so a measure of it.",
+    ),
+    Row(
+        "RMS b where the sampler goes",
+        _guided,
+        "The same at the prefixes that the sampler visits: each is weighted with its value over the root's, within prompt "
+        "and depth. ESS: the share of equally weighted prefixes that would be as informative.",
+    ),
+    Row(
+        "RMS b, gauge-fixed",
+        _gauge_fixed,
+        "The same without a constant per prompt and depth, which does not affect the sampler: the part of the error that "
+        "costs particles. Over prompts whose solutions all have the same length.",
+    ),
+    Row(
+        "mean (rho - 1)^2",
+        lambda m: m.error.best and m.error.best.squared_ratio_error,
+        "Mean squared relative error of one step, unbiased at any number of children.",
+    ),
+    Row(
+        "mean (rho - 1)^2, at least",
+        lambda m: m.error.binned and m.error.binned.squared_ratio_error_at_least,
+        "A lower bound. Without children only errors averaged over bins of depth and value can be seen; errors of both signs "
+        "in one bin cancel.",
+    ),
+    Row(
+        "mean b (bias)",
+        lambda m: m.error.best and m.error.best.signed_mean,
+        "Signed mean of b. Errors of random sign cancel along a solution, a bias of one sign adds up.",
+    ),
+    Row(
+        "sum of b along a solution: mean",
+        lambda m: m.error.paths and m.error.paths.mean,
+        "Mean of Σ b over the steps of one solution: a persistent bias adds up to T times the error.",
+    ),
+    Row(
+        "sum of b along a solution: RMS",
+        lambda m: m.error.paths and m.error.paths.rms_corrected,
+        "Root mean square of Σ b over the steps of one solution: errors of random sign add up to √T times the error.",
+    ),
+    Row(
+        "c = T RMS b",
+        lambda m: m.error.best and m.error.best.c,
+        "Steps of a solution times the error: with b of this size throughout, the value stays within e^±c of the true one. "
+        "The theorems need c bounded as solutions grow longer.",
+    ),
+    Row(
+        "L, 50% / 95% / max",
+        _ratio_bound,
+        "How much one step changes the value: quantiles of the larger of the ratio and its inverse.",
+    ),
+    Row(
+        "Brier (constant)",
+        _brier,
+        "Mean squared error of the predicted probability of success; in brackets the score of always predicting the base "
+        "rate, which a useful model beats.",
+    ),
+    Row(
+        "ECE / AUC",
+        _ece_auc,
+        "Mean gap between predicted probability and success rate over ten bins (0 is best, noise adds to it); chance that a "
+        "success is ranked above a failure (.5 is a guess).",
+    ),
+    Row(
+        "V(s0) minus Z",
+        lambda m: m.calibration.root and m.calibration.root.difference,
+        "Value of the prompt minus the mean potential that its solutions reach: 0 for a calibrated start.",
+    ),
+    Row(
+        "sigma^2, pooled",
+        _sigma2,
+        "The sampler's cost: N particles estimate Z with relative variance σ²/N, with multinomial resampling at every step.",
+    ),
+    Row(
+        "sigma^2, enumerated",
+        _tabulated,
+        "The same exactly, for prompts whose solutions were enumerated under the policy and written out as tables. Left out: "
+        "the probability of the steps that are not in a table, at most.",
+    ),
+    Row(
+        "sigma^2 of a perfect value",
+        lambda m: m.cost.tabulated and m.cost.tabulated.perfect,
+        "What the true value would cost on the same tables.",
+    ),
+    Row(
+        "sigma^2 over a perfect value's",
+        lambda m: m.cost.tabulated and m.cost.tabulated.ratio,
+        "What the model's Bellman error costs: as many times the particles of a perfect value.",
+    ),
+    Row(
+        "particles for CV of Z {delta_cv:g}",
+        _particles_cv,
+        "Particles, rounded up, for this coefficient of variation of the estimate of Z.",
+    ),
+    Row(
+        "particles for TV {delta_tv:g}",
+        _particles_tv,
+        "Particles, rounded up, for this total variation between output and target. Enumerated if the tables hold every "
+        "prompt; from rollouts it is an upper bound.",
+    ),
+    Row(
+        "particles for TV {delta_tv:g}, Thm 5.1",
+        _theorem,
+        "The paper's worst-case count, with the largest L and error seen. It holds for every model with such bounds; the row "
+        "above is for this model.",
+    ),
+)
+
+
+def table(models: "Sequence[ModelAudit]", delta_cv: float, delta_tv: float) -> list[Line]:
+    """Return the rows that at least one model has a figure for."""
+    found = [(row, [row.cell(m) for m in models]) for row in ROWS]
+    return [
+        Line(
+            row.label.format(delta_cv=delta_cv, delta_tv=delta_tv),
+            tuple(_text(cell) for cell in cells),
+            row.help,
+        )
+        for row, cells in found
+        if any(cell is not None for cell in cells)
+    ]
+
+
+def _text(value: Any) -> str:
+    missing = value is None or (isinstance(value, Interval) and not np.isfinite(value.estimate))
+    return NOT_AVAILABLE if missing else str(value)
+
+
+def as_text(models: "Sequence[ModelAudit]", delta_cv: float, delta_tv: float) -> str:
+    """Return the table in lines of at most 80 characters; models that do not fit beside the others stand below them."""
+    lines = table(models, delta_cv, delta_tv)
+    width = max(len(line.label) for line in lines)
+    room = WIDTH - width
+    columns = [
+        # Only the first model has intervals here; those of the others are in the files.
+        [
+            textwrap.wrap(cell, room - 2)
+            for cell in (m.role, *(_short(line.cells[k]) if k else line.cells[0] for line in lines))
+        ]
+        for k, m in enumerate(models)
+    ]
+    widths = [2 + max(len(part) for cell in column for part in cell) for column in columns]
+    out: list[str] = []
+    start = 0
+    while start < len(models):
+        end = start + 1
+        while end < len(models) and sum(widths[start : end + 1]) <= room:
+            end += 1
+        for label, *cells in zip(("", *(line.label for line in lines)), *columns[start:end], strict=True):
+            for parts in zip_longest([label], *cells, fillvalue=""):
+                first, *rest = parts
+                out.append(
+                    f"{first:<{width}}"
+                    + "".join(f"  {p:<{w - 2}}" for p, w in zip(rest, widths[start:end], strict=True))
+                )
+        out.append("")
+        start = end
+    return "\n".join(line.rstrip() for line in out[:-1])
+
+
+def _short(cell: str) -> str:
+    """Return a cell without intervals and remarks in brackets."""
+    return re.sub(r" \[[^\]]*\]| \((ESS|\d+ prompts)[^)]*\)", "", cell).replace(NOT_AVAILABLE, "-")
+
+
+def sentences(
+    model: "ModelAudit", pairs: "Mapping[str, PairedDifference]", measured: "MeasuredAccuracy | None"
+) -> list[str]:
+    """Return what the error costs, the paired comparisons, and the accuracy measured at the predicted particles."""
+    found = [] if model.cost.tabulated is None else [_consequence(model.cost.tabulated.ratio)]
+    found += [f"{role}: {_difference(pair)}" for role, pair in pairs.items()]
+    return found if measured is None else [*found, _measured(measured)]
+
+
+def _consequence(ratio: Interval) -> str:
+    text = f"this model's error costs you {ratio.estimate:.2g}× the particles of a perfect value (enumerated: {ratio})"
+    if ratio.estimate >= 1:
+        return text
+    return (
+        f"{text}; a ratio below 1 is noise, or due to the true value not being the cheapest one: the cheapest also weighs "
+        "how much the next step can change the value"
+    )
+
+
+def _difference(pair: "PairedDifference") -> str:
+    values = {name: value for name, value in vars(pair).items() if isinstance(value, Interval)}
+    return "this model minus that one, paired: " + "; ".join(
+        f"{name.replace('_', ' ')} {value}" for name, value in values.items()
+    )
+
+
+def _measured(found: "MeasuredAccuracy") -> str:
+    early = "; the prediction is exact from 25 σ² particles on, these are fewer"
+    return (
+        f"measured with N = {found.n_particles} (predicted for a CV of {found.delta_cv:g}"
+        f"{early if 25 * found.delta_cv**2 > 1 else ''}), {found.runs} runs of {found.prompts} prompts, multinomial "
+        f"resampling at every step: CV of Z {found.cv}; right solutions in the output {found.success:.3g}, in the target "
+        f"{found.target_success:.3g}, difference {found.success_difference}"
+    )

@@ -216,7 +216,7 @@ def with_sampler(report: "AuditReport", source: Source, seed: int) -> "AuditRepo
     assert source.policy is not None
     assert source.task is not None
     require_same_policy(source)
-    prompts = [p.prompt for p in report.model.by_prompt]
+    prompts = [p.prompt for p in report.model.breakdowns.by_prompt]
     scorer, _ = loaded(source.value)
     with progress("running the sampler at the predicted particles", len(prompts)) as tick:
         found = measure_accuracy(
@@ -224,7 +224,7 @@ def with_sampler(report: "AuditReport", source: Source, seed: int) -> "AuditRepo
             scorer,
             source.task,
             prompts,
-            report.model.n_for_cv,
+            report.model.cost.n_for_cv,
             report.provenance["delta_cv"],
             generator("audit verify", seed),
             tick,

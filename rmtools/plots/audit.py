@@ -20,6 +20,17 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+def _source(models: Sequence[Values]) -> str:
+    """Return which summary of the error every model has: the enumerated one, else the sampled one."""
+    return "exact" if all(m["error"]["exact"] for m in models) else "sampled"
+
+
+def _sigma2(model: Values) -> Values:
+    """Return the interval of the pooled sigma^2, without an estimate if there is none."""
+    found = model["cost"]["sigma2"]
+    return {"estimate": None} if found is None else found["estimate"]
+
+
 def bellman_by_depth(models: Sequence[Values]) -> str:
     """Draw the RMS log Bellman error of each depth, enumerated where every model has it, else sampled.
 
@@ -28,11 +39,11 @@ def bellman_by_depth(models: Sequence[Values]) -> str:
     models : sequence of mapping
         ``models`` of ``audit.json``.
     """
-    source = "exact" if all(m["exact"] for m in models) else "bellman"
+    source = _source(models)
     with drawing(3.5) as (figure, (ax,)):
         for k, m in enumerate(models):
             label, colour, marker, dash = style_of(m["role"])
-            rows = m[source]["by_depth"]
+            rows = m["error"][source]["by_depth"]
             middle, ends = whiskers([r["rms_corrected"] for r in rows])
             depth = np.asarray([r["depth"] for r in rows]) + min(0.12, 0.6 / len(models)) * (
                 k - (len(models) - 1) / 2
@@ -55,7 +66,9 @@ def bellman_by_depth(models: Sequence[Values]) -> str:
             title="exact, children enumerated" if source == "exact" else "sampled children, noise-corrected",
         )
         ax.set_ylim(bottom=0)
-        ax.set_xticks(range(max((r["depth"] for m in models for r in m[source]["by_depth"]), default=0) + 1))
+        ax.set_xticks(
+            range(max((r["depth"] for m in models for r in m["error"][source]["by_depth"]), default=0) + 1)
+        )
         ax.margins(y=0.25)
         ax.legend()
         return svg_text(figure)
@@ -65,7 +78,7 @@ def reliability(models: Sequence[Values]) -> str:
     """Draw the success rate against the predicted probability of the first model, in bins of equal mass."""
     model = models[0]
     label, colour, marker, dash = style_of(model["role"])
-    calibration = model["calibration"]
+    calibration = model["calibration"]["prefixes"]
     with drawing(3.9) as (figure, (ax,)):
         middle, ends = whiskers(calibration["curve_outcome"])
         top = max([*calibration["curve"]["mean_p"], *(middle + ends[1]), 0.05]) * 1.05
@@ -92,21 +105,27 @@ def reliability(models: Sequence[Values]) -> str:
 
 def error_sizes(models: Sequence[Values]) -> str:
     """Draw the quantiles of the size of b over prefixes, and the sum of b along trajectories."""
-    exact = all(m["exact"] for m in models)
+    source = _source(models)
     with drawing(5.2, rows=2) as (figure, (sizes, sums)):
         for k, m in enumerate(models):
-            summary = m["exact"] if exact else m["bellman"]
+            summary = m["error"][source]
             largest = {"estimate": summary["largest"], "low": None, "high": None}
             rows = [*summary["quantiles"].values(), largest]
             side_by_side(sizes, k, len(models), m["role"], rows)
             names = [f"{float(q):.0%}" for q in summary["quantiles"]]
-            side_by_side(sums, k, len(models), m["role"], [m["paths"]["mean"], m["paths"]["rms_corrected"]])
+            side_by_side(
+                sums,
+                k,
+                len(models),
+                m["role"],
+                [m["error"]["paths"][name] for name in ("mean", "rms_corrected")],
+            )
         label_categories(sizes, [*names, "largest"])
         label_categories(sums, ["mean (bias)", "RMS, corrected"])
         sizes.set(
             ylabel="|b| (nats)",
             ylim=(0, None),
-            title=f"quantiles over prefixes, {'enumerated' if exact else 'sampled, noise included'}",
+            title=f"quantiles over prefixes, {'enumerated' if source == 'exact' else 'sampled, noise included'}",
         )
         sums.axhline(0, color=GREY, linewidth=1)
         sums.set(ylabel="sum of b (nats)", title="summed along trajectories, sampled")
@@ -147,21 +166,21 @@ def particles_for_accuracy(models: Sequence[Values], delta_cv: float) -> str | N
     str or None
         None where no model has a positive sigma^2.
     """
-    usable = [m for m in models if m["sigma2"] and number(m["sigma2"]["estimate"]["estimate"]) > 0]
+    usable = [m for m in models if number(_sigma2(m)["estimate"]) > 0]
     if not usable:
         return None
     delta = np.geomspace(0.05, 1.0, 60)
     with drawing(3.8) as (figure, (ax,)):
         for m in usable:
             label, colour, _, dash = style_of(m["role"])
-            cost = m["sigma2"]["estimate"]
+            cost = _sigma2(m)
             ax.plot(
                 delta,
                 cost["estimate"] / delta**2,
                 color=colour,
                 linestyle=dash,
                 linewidth=2,
-                label=label + ("" if m["sigma2"]["resolved"] else " (not resolved)"),
+                label=label + ("" if m["cost"]["sigma2"]["resolved"] else " (not resolved)"),
             )
             if cost["low"] is not None and cost["high"] is not None:
                 # A lower end at or below zero has no place on a log axis: the band then runs off the bottom.
@@ -173,7 +192,7 @@ def particles_for_accuracy(models: Sequence[Values], delta_cv: float) -> str | N
                     alpha=0.15,
                     linewidth=0,
                 )
-        least = min(m["sigma2"]["estimate"]["estimate"] for m in usable)
+        least = min(_sigma2(m)["estimate"] for m in usable)
         ax.axvline(delta_cv, color=GREY, linewidth=1)
         ax.set(
             xscale="log",
@@ -200,7 +219,7 @@ def distributions(models: Sequence[Values]) -> str:
         ):
             for m in models:
                 label, colour, _, dash = style_of(m["role"])
-                found = m["distribution"]
+                found = m["error"]["distribution"]
                 if found[name]:
                     ax.plot(
                         found[name], found["level"], color=colour, linestyle=dash, linewidth=2, label=label

@@ -225,8 +225,8 @@ def test_audit_of_rollouts_that_branch_at_some_depths(
     result = run("audit", "--model", value_folder, "--rollouts", tmp_path / "r", "--out", tmp_path / "audit")
     assert result.code == 0, result.err
     model = json.loads((tmp_path / "audit" / "audit.json").read_text())["models"][0]
-    assert model["bellman"]["rms_corrected"]["estimate"] >= 0
-    assert model["sigma2"] is None
+    assert model["error"]["sampled"]["rms_corrected"]["estimate"] >= 0
+    assert model["cost"]["sigma2"] is None
 
 
 def test_an_interrupt_says_so(run, monkeypatch):

@@ -68,8 +68,8 @@ def test_trajectories_without_branches(run, tmp_path, checkpoint, policy_folder,
     assert "RMS b, sampled" not in result.out  # what stands there was enumerated, and so were the particles
     assert "measured with N =" in result.out
     model = audit_file(tmp_path / "b")["models"][0]
-    assert model["sigma2"] is None
-    assert model["counted_from"] == "tables"
+    assert model["cost"]["sigma2"] is None
+    assert model["cost"]["counted_from"] == "tables"
 
 
 def test_an_implicit_model(run, tmp_path, policy_folder, rollouts):
@@ -78,9 +78,9 @@ def test_an_implicit_model(run, tmp_path, policy_folder, rollouts):
     result = run("audit", *options, "--out", tmp_path / "a")
     assert result.code == 0, result.err
     model = audit_file(tmp_path / "a")["models"][0]
-    assert model["calibration"] is None
+    assert model["calibration"]["prefixes"] is None
     # The ratio of a model to itself is 1 everywhere.
-    assert model["bellman"]["rms_plug_in"]["estimate"] == pytest.approx(0, abs=1e-5)
+    assert model["error"]["sampled"]["rms_plug_in"]["estimate"] == pytest.approx(0, abs=1e-5)
     check_error(run("audit", *options, "--card", "--out", tmp_path / "b"), "no model card")
 
 
@@ -90,7 +90,7 @@ def test_a_checkpoint_that_knows_no_task_scores_rollouts(run, tmp_path, checkpoi
     (checkpoint / "rmtools.json").write_text(json.dumps({**settings, "task": ""}))
     result = run("audit", "--model", checkpoint, "--rollouts", rollouts, "--out", tmp_path / "a")
     assert result.code == 0, result.err
-    assert audit_file(tmp_path / "a")["models"][0]["exact"] is None
+    assert audit_file(tmp_path / "a")["models"][0]["error"]["exact"] is None
     check_error(
         run("audit", "--model", checkpoint, "--rollouts", rollouts, "--verify", "--out", tmp_path / "b"),
         "need the policy and the task",
@@ -109,7 +109,7 @@ def test_rollouts_of_another_temperature_are_noted(run, tmp_path, checkpoint, ro
     found = audit_file(tmp_path / "a")
     assert any("temperature 0.7" in text for text in found["warnings"])
     assert any("another policy" in text for text in found["warnings"])
-    assert found["models"][0]["exact"] is None
+    assert found["models"][0]["error"]["exact"] is None
 
 
 def test_a_missing_shard(run, tmp_path, checkpoint, rollouts):
@@ -158,9 +158,9 @@ def test_a_compared_model_with_other_token_ids_is_not_enumerated(run, tmp_path, 
     result = run("audit", *options, "--out", tmp_path / "a")
     assert result.code == 0, result.err
     models = audit_file(tmp_path / "a")["models"]
-    assert models[0]["exact"] is not None
-    assert models[1]["exact"] is None
-    assert models[1]["bellman"] is not None
+    assert models[0]["error"]["exact"] is not None
+    assert models[1]["error"]["exact"] is None
+    assert models[1]["error"]["sampled"] is not None
 
 
 def test_an_audit_that_fails_leaves_no_empty_folder(run, tmp_path, checkpoint, rollouts):

@@ -258,7 +258,9 @@ def test_n_from_the_audit(sample, audited):
     result, out = sample("--accuracy", "tv=.1", "--audit", audited, "--terminal", "verifier")
     assert result.code == 0, result.err
     record = read(out)[0]
-    spread = json.loads((audited / "audit.json").read_text())["models"][0]["influence"]["sd"]["estimate"]
+    spread = json.loads((audited / "audit.json").read_text())["models"][0]["cost"]["influence"]["sd"][
+        "estimate"
+    ]
     n = int(np.ceil(spread / 0.2))
     assert n > 1
     assert len(record["samples"]) == record["sampler"]["n_particles"] == n

@@ -6,7 +6,7 @@ from html import unescape
 import numpy as np
 
 from rmtools.auditing import AuditReport
-from rmtools.auditing.model_audit import Asked, audit_model
+from rmtools.auditing.model_audit import AuditOptions, Subject, audit_model
 from rmtools.core import Tilt
 from rmtools.data.rollouts import Child, Rollout
 from rmtools.data.scoring import ScoredRollouts
@@ -59,14 +59,12 @@ def example_report():
     rows = rollouts(rng)
     found = [
         audit_model(
-            role,
-            f"runs/{role}",
+            Subject(role, f"runs/{role}", TILT),
             rows,
             scored(rows, rng, noise),
-            TILT,
-            noise * rng.normal(size=len(rows) * T),
-            Asked(0.25, 0.05, "verifier", 6.0),
+            AuditOptions(0.25, 0.05, 6.0),
             np.random.default_rng(k),
+            noise * rng.normal(size=len(rows) * T),
         )
         for k, (role, noise) in enumerate((("model", 0.1), ("constant", 0.5), ("untrained", 0.8)))
     ]

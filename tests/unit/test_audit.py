@@ -10,9 +10,10 @@ import pytest
 
 from rmtools.auditing import AuditReport, audit, read_report
 from rmtools.auditing.card import write_card
-from rmtools.auditing.cost import other_ways, paper_counts
+from rmtools.auditing.cost import alternative_costs, paper_counts
 from rmtools.auditing.metrics import METRICS, figure, not_met, thresholds
 from rmtools.auditing.page import write_report
+from rmtools.auditing.table import as_text
 from rmtools.codec import from_json, to_json
 from rmtools.core import solve
 from rmtools.data.collect import Branching, Collector
@@ -49,19 +50,21 @@ def test_everything_is_audited(report):
     roles = ["model", "compare 1", "constant", "position only", "untrained", "oracle"]
     assert [m.role for m in report.models] == roles
     model, again = report.models[:2]
-    assert model.exact is not None
-    assert model.tabulated is not None
-    assert model.tabulated.n_prompts == 8
-    assert model.bellman is not None
-    assert again.bellman is not None
-    assert again.bellman.squared_ratio_error.estimate == model.bellman.squared_ratio_error.estimate
+    assert model.error.exact is not None
+    assert model.cost.tabulated is not None
+    assert model.cost.tabulated.n_prompts == 8
+    assert model.error.sampled is not None
+    assert again.error.sampled is not None
+    assert (
+        again.error.sampled.squared_ratio_error.estimate == model.error.sampled.squared_ratio_error.estimate
+    )
     pair = report.pairs["compare 1"]
     for name in ("squared_ratio_error", "mean_square_corrected", "signed_mean", "brier", "sigma2"):
         assert getattr(pair, name) == Interval(0.0, 0.0, 0.0)
     oracle = report.models[-1]
-    assert oracle.bellman is None
-    assert oracle.flat is not None
-    assert oracle.sigma2 is not None
+    assert oracle.error.sampled is None
+    assert oracle.error.binned is not None
+    assert oracle.cost.sigma2 is not None
 
 
 def test_round_trip(report, tmp_path):
@@ -70,8 +73,9 @@ def test_round_trip(report, tmp_path):
     again = read_report(file)
     assert to_json(again) == to_json(report)
     assert str(again) == str(report)
-    file.write_text(json.dumps({**json.loads(file.read_text()), "schema_version": 1}))
-    with pytest.raises(UserError, match="schema version 1"):
+    assert max(map(len, as_text(report.models, 0.25, 0.05).splitlines())) <= 80
+    file.write_text(json.dumps({**json.loads(file.read_text()), "schema_version": 3}))
+    with pytest.raises(UserError, match=r"schema version 3.*rmtools 0\.1\.0"):
         read_report(file)
 
 
@@ -86,7 +90,7 @@ def test_the_cost_of_enumerated_solutions_is_pooled(report, rows, policy, task, 
             perfect + z2 * exact.sigma2_true_value,
             z_square + z2,
         )
-    found = report.model.tabulated
+    found = report.model.cost.tabulated
     assert found.sigma2.estimate == pytest.approx(cost / z_square)
     assert found.ratio.estimate == pytest.approx(cost / perfect)
     assert found.sigma2.contains(found.sigma2.estimate)
@@ -95,7 +99,7 @@ def test_the_cost_of_enumerated_solutions_is_pooled(report, rows, policy, task, 
 def test_particles_are_counted_from_tables_that_hold_every_prompt(report, rows, policy, task, value_folder):
     """At the cost pooled from exact models; from the rollouts where a prompt has no table."""
     model = report.model
-    assert model.counted_from == "tables"
+    assert model.cost.counted_from == "tables"
     scorer, _ = load_value_model(value_folder)
     prompts = list(dict.fromkeys(r.prompt for r in rows))
     exact = [
@@ -104,11 +108,11 @@ def test_particles_are_counted_from_tables_that_hold_every_prompt(report, rows, 
     weight = np.exp([2 * e.log_z for e in exact])
     cv, tv = report.provenance["delta_cv"], report.provenance["delta_tv"]
     expected = np.average([e.n_for_cv(cv) for e in exact], weights=weight)
-    assert model.n_for_cv.estimate == pytest.approx(max(expected, 1), rel=1e-6)
+    assert model.cost.n_for_cv.estimate == pytest.approx(max(expected, 1), rel=1e-6)
     expected = np.average([e.n_for_tv(tv) for e in exact], weights=weight)
-    assert model.n_for_tv.estimate == pytest.approx(max(expected, 1), rel=1e-6)
-    other = next(m for m in report.models if m.tabulated is None and m.sigma2 is not None)
-    assert other.counted_from == "rollouts"
+    assert model.cost.n_for_tv.estimate == pytest.approx(max(expected, 1), rel=1e-6)
+    other = next(m for m in report.models if m.cost.tabulated is None and m.cost.sigma2 is not None)
+    assert other.cost.counted_from == "rollouts"
 
 
 def test_guided_weights_by_hand(report, rows, value_folder):
@@ -126,49 +130,54 @@ def test_guided_weights_by_hand(report, rows, value_folder):
                 v = np.exp(scored.prefix_log_value[at])
                 total += at.sum() * (v * b[at]).sum() / v.sum()
                 weight += at.sum()
-    assert report.model.guided.signed_mean.estimate == pytest.approx(total / weight)
-    assert report.model.guided.effective_sample_size < report.model.bellman.effective_sample_size
+    assert report.model.error.sampled_guided.signed_mean.estimate == pytest.approx(total / weight)
+    assert (
+        report.model.error.sampled_guided.effective_sample_size
+        < report.model.error.sampled.effective_sample_size
+    )
 
 
 def test_worst_prefixes_are_enumerated_ones(report):
-    sizes = [abs(w.log_error) for w in report.model.worst]
+    sizes = [abs(w.log_error) for w in report.model.breakdowns.worst]
     assert sizes == sorted(sizes, reverse=True)
-    assert sizes[0] == pytest.approx(report.model.exact.largest)
-    worst = report.model.worst[0]
+    assert sizes[0] == pytest.approx(report.model.error.exact.largest)
+    worst = report.model.breakdowns.worst[0]
     assert worst.standard_error == 0
     assert sum(c.drawn for c in worst.children) <= worst.n_children == 4
-    assert len({(w.prompt_id, w.steps) for w in report.model.worst}) == len(report.model.worst)
+    assert len({(w.prompt_id, w.steps) for w in report.model.breakdowns.worst}) == len(
+        report.model.breakdowns.worst
+    )
 
 
 def test_by_prompt_and_by_value_add_up(report, rows):
-    prompts = report.model.by_prompt
+    prompts = report.model.breakdowns.by_prompt
     assert sum(p.n_trajectories for p in prompts) == len(rows)
     assert np.mean([p.success for p in prompts]) == pytest.approx(np.mean([r.reward for r in rows]))
     prefixes = sum(len(r.steps) for r in rows)
     assert sum(p.n_prefixes for p in prompts) == prefixes
-    assert sum(b.n_prefixes for b in report.model.by_value) == prefixes
+    assert sum(b.n_prefixes for b in report.model.breakdowns.by_value) == prefixes
     total = sum(p.signed_mean * p.n_prefixes for p in prompts)
-    assert total / prefixes == pytest.approx(report.model.bellman.signed_mean.estimate)
-    ends = [(b.low, b.high) for b in report.model.by_value]
+    assert total / prefixes == pytest.approx(report.model.error.sampled.signed_mean.estimate)
+    ends = [(b.low, b.high) for b in report.model.breakdowns.by_value]
     assert all(a[1] < b[0] for a, b in itertools.pairwise(ends))
 
 
-def test_other_ways_by_hand():
+def test_alternative_costs_by_hand():
     """Two prompts, potentials .1 + .9 r; weights Z^2 from pairs; a draw from the target fails with .1 (1 - p) / Z."""
     rng = np.random.default_rng(0)
     rewards = [np.array([0.0, 0.0]), np.array([0.0, 1.0])]
     potentials = [0.1 + 0.9 * r for r in rewards]
-    found = other_ways(rewards, potentials, 20.0, Interval(7.0, 5.0, 9.0), 0.05, rng)
+    found = alternative_costs(rewards, potentials, 20.0, Interval(7.0, 5.0, 9.0), 0.05, rng)
     assert found.smc_tokens == Interval(140.0, 100.0, 180.0)
     weight = np.array([0.01, 0.1])
     assert found.rejection_solutions.estimate == pytest.approx((0.1 + 0.55) / weight.sum())
     failing = 0.1 * 0.5 / 0.55 + 0.05
     assert found.best_of_n_solutions.estimate == pytest.approx(math.log(failing) / math.log(0.5))
     assert found.prompts_without_success == 1
-    nobody = other_ways([np.zeros(2)] * 2, [np.full(2, 0.1)] * 2, 20.0, None, 0.05, rng)
+    nobody = alternative_costs([np.zeros(2)] * 2, [np.full(2, 0.1)] * 2, 20.0, None, 0.05, rng)
     assert (nobody.best_of_n_solutions, nobody.smc_tokens) == (None, None)
     assert nobody.rejection_tokens.estimate == pytest.approx(200.0)
-    soft = other_ways([np.full(2, 0.5)], [np.full(2, 0.55)], 20.0, None, 0.05, rng)
+    soft = alternative_costs([np.full(2, 0.5)], [np.full(2, 0.55)], 20.0, None, 0.05, rng)
     assert soft.best_of_n_solutions is None
 
 
@@ -183,8 +192,9 @@ def test_trajectories_without_children(rows, policy):
     flat = [replace(r, children=[], completions=[]) for r in rows]
     report = audit(flat, ConstantValue(0.3, policy.steps, TILT))
     model = report.model
-    assert (model.bellman, model.guided, model.paths, model.sigma2, model.worst) == (None,) * 4 + ((),)
-    assert model.flat.squared_ratio_error_at_least.estimate > 0
+    assert (model.error.sampled, model.error.sampled_guided, model.error.paths) == (None,) * 3
+    assert (model.cost.sigma2, model.breakdowns.worst) == (None, ())
+    assert model.error.binned.squared_ratio_error_at_least.estimate > 0
     assert any("no children" in text for text in report.warnings)
     assert "mean (rho - 1)^2, at least" in str(report)
     assert "RMS b" not in str(report)
@@ -207,7 +217,7 @@ def test_poor_rollouts_are_audited_as_far_as_they_go(rows, policy, what, tmp_pat
         value = ConstantValue(0.0, policy.steps, TILT)
     report = audit(rows, value)
     write_report(report, tmp_path)
-    assert (report.model.sigma2 is None) == (what == "all wrong")
+    assert (report.model.cost.sigma2 is None) == (what == "all wrong")
     noted = {"one prompt": "one prompt", "all wrong": "every trajectory has reward 0", "at the floor": ""}[
         what
     ]
@@ -242,8 +252,8 @@ def test_every_compared_model_has_its_own_floor(rows, metadata, policy, task):
     values = [ConstantValue(0.3, policy.steps, Tilt(f)) for f in (0.05, 0.3)]
     both = audit((rows, metadata), values[0], compare=values[1:], policy=policy, task=task, controls=False)
     alone = audit((rows, metadata), values[1], policy=policy, task=task, controls=False)
-    assert both.models[1].exact.rms_corrected.estimate == pytest.approx(
-        alone.model.exact.rms_corrected.estimate
+    assert both.models[1].error.exact.rms_corrected.estimate == pytest.approx(
+        alone.model.error.exact.rms_corrected.estimate
     )
     assert both.pairs["compare 1"].sigma2 is None
 
@@ -254,10 +264,10 @@ def test_terminals(rows, metadata, policy, task, value_folder):
     assert [m.terminal for m in report.models] == ["model"] + ["verifier"] * 4
     value, _ = load_value_model(value_folder)
     ends = [v.log_value[-1] for v in value.score([value.steps.encode(r.prompt, r.steps) for r in rows])]
-    assert report.model.z.z.estimate == pytest.approx(np.exp(ends).mean())
-    assert report.model.other_ways is None
-    assert report.model.exact is None
-    assert report.models[1].other_ways is not None
+    assert report.model.calibration.root.z.estimate == pytest.approx(np.exp(ends).mean())
+    assert report.model.cost.alternatives is None
+    assert report.model.error.exact is None
+    assert report.models[1].cost.alternatives is not None
 
 
 def test_prompts_limit(rows, policy):
@@ -277,11 +287,11 @@ def test_thresholds(report):
     for text in ("sigma2", "sigma2=", "sigma2=many", "sigma2=nan"):
         with pytest.raises(UserError, match="is no number"):
             thresholds([text])
-    sigma2 = report.model.sigma2.estimate.estimate
+    sigma2 = report.model.cost.sigma2.estimate.estimate
     assert not_met(report.model, {"sigma2": sigma2}) == []
     assert "should be at most" in not_met(report.model, {"sigma2": sigma2 - 1e-9})[0]
     assert "could not be estimated" in not_met(report.model, {"mean_square_bellman_at_least": 1.0})[0]
-    assert figure(report.model, "abs_mean_log_bellman") == abs(report.model.exact.signed_mean.estimate)
+    assert figure(report.model, "abs_mean_log_bellman") == abs(report.model.error.exact.signed_mean.estimate)
     for name in METRICS:
         value = figure(report.model, name)
         assert value is None or math.isfinite(value)
@@ -347,8 +357,8 @@ def test_the_implicit_model_has_no_error(rows, policy, metadata):
     other = Policy(policy.model, policy.steps, 1.4)
     report = audit((rows, metadata), ImplicitValue(other, policy, TILT), policy=policy, controls=False)
     model = report.model
-    assert model.calibration is None
-    assert model.exact is None
-    assert model.sigma2 is None
-    assert model.bellman.squared_ratio_error.contains(0.0)
-    assert model.bellman.rms_plug_in.estimate > 0.02
+    assert model.calibration.prefixes is None
+    assert model.error.exact is None
+    assert model.cost.sigma2 is None
+    assert model.error.sampled.squared_ratio_error.contains(0.0)
+    assert model.error.sampled.rms_plug_in.estimate > 0.02

@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from rmtools.auditing import audit
-from rmtools.auditing.accuracy import Accuracy, Sampled, particles_for, read_report
+from rmtools.auditing import audit, read_report
+from rmtools.auditing.accuracy import Accuracy, Sampled, particles_for
 from rmtools.auditing.page import write_report
 from rmtools.data.collect import Branching, Collector
 from rmtools.data.rollouts import RolloutMetadata
@@ -61,17 +61,17 @@ def test_what_cannot(text):
 def test_the_audit_is_scaled_to_what_is_asked(folder, sampled):
     """At its own deltas its own particles; elsewhere as SD / (2 delta) and sigma^2 / delta^2."""
     model = read_report(folder / "audit.json").model
-    for norm, delta, known in (("tv", 0.1, model.n_for_tv), ("cv", 0.25, model.n_for_cv)):
+    for norm, delta, known in (("tv", 0.1, model.cost.n_for_tv), ("cv", 0.25, model.cost.n_for_cv)):
         found = particles_for(Accuracy(norm, delta), folder, sampled)
         assert found.particles.estimate == pytest.approx(known.estimate)
         assert found.n_particles == math.ceil(known.estimate)
         finer = particles_for(Accuracy(norm, delta / 2), folder / "audit.json", sampled)
         assert finer.n_particles > found.n_particles
     assert particles_for(Accuracy("tv", 0.02), folder, sampled).particles.estimate == pytest.approx(
-        model.influence.sd.estimate / 0.04
+        model.cost.influence.sd.estimate / 0.04
     )
     cv = particles_for(Accuracy("cv", 0.05), folder, sampled)
-    assert cv.particles.estimate == pytest.approx(model.sigma2.estimate.estimate / 0.0025)
+    assert cv.particles.estimate == pytest.approx(model.cost.sigma2.estimate.estimate / 0.0025)
     assert str(cv).startswith(f"N = {cv.n_particles} for cv=0.05")
     assert "25 sigma^2" not in str(cv)
     assert "rollouts of" in str(cv)
@@ -85,7 +85,7 @@ def test_tables_that_hold_every_prompt_come_first(folder, sampled, tmp_path):
     """Exact spreads, as in the audit itself, whatever the rollouts resolve."""
     values = json.loads((folder / "audit.json").read_text())
     known = {"estimate": 3.0, "low": 2.0, "high": 4.0}
-    values["models"][0] |= {
+    values["models"][0]["cost"] |= {
         "counted_from": "tables",
         "influence": None,
         "sigma2": None,
@@ -121,19 +121,31 @@ def test_an_audit_of_something_else_is_refused(folder, sampled, change, words):
 @pytest.mark.parametrize(
     ("edit", "norm", "words"),
     [
-        (lambda v: v["models"][0].update(influence=None), "tv", ["does not resolve", "--completions"]),
         (
-            lambda v: v["models"][0]["influence"].update(effective_trajectories=1.0),
+            lambda v: v["models"][0]["cost"].update(influence=None),
+            "tv",
+            ["does not resolve", "--completions"],
+        ),
+        (
+            lambda v: v["models"][0]["cost"]["influence"].update(effective_trajectories=1.0),
             "tv",
             ["does not resolve"],
         ),
-        (lambda v: v["models"][0]["influence"]["sd"].update(estimate=0.0), "tv", ["does not resolve"]),
-        (lambda v: v["models"][0].update(sigma2=None), "cv", ["does not resolve"]),
-        (lambda v: v["models"][0]["sigma2"].update(resolved=False), "cv", ["does not resolve"]),
-        (lambda v: v["models"][0]["sigma2"]["estimate"].update(estimate=-1.0), "cv", ["does not resolve"]),
+        (
+            lambda v: v["models"][0]["cost"]["influence"]["sd"].update(estimate=0.0),
+            "tv",
+            ["does not resolve"],
+        ),
+        (lambda v: v["models"][0]["cost"].update(sigma2=None), "cv", ["does not resolve"]),
+        (lambda v: v["models"][0]["cost"]["sigma2"].update(resolved=False), "cv", ["does not resolve"]),
+        (
+            lambda v: v["models"][0]["cost"]["sigma2"]["estimate"].update(estimate=-1.0),
+            "cv",
+            ["does not resolve"],
+        ),
         (lambda v: v["provenance"].pop("checkpoint_fingerprint"), "tv", ["does not say", "again"]),
         (lambda v: v["provenance"].update(policy="", policy_fingerprint=""), "tv", ["does not say"]),
-        (lambda v: v.update(schema_version=1), "tv", ["audit.json: ", "schema version 1"]),
+        (lambda v: v.update(schema_version=1), "tv", ["audit.json has schema version 1", "rmtools 0.1.0"]),
         (lambda v: v.pop("models"), "tv", ["audit.json: it lacks models"]),
         (lambda v: v.update(schema_version=1), "tv", ["schema version 1"]),
     ],

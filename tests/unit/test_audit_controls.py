@@ -8,8 +8,8 @@ import pytest
 
 from rmtools.auditing.arrays import PromptArrays, prompt_arrays
 from rmtools.auditing.controls import monte_carlo_oracle
-from rmtools.auditing.cost import spread_of
-from rmtools.auditing.model_audit import calibration
+from rmtools.auditing.cost import cost_estimates
+from rmtools.auditing.model_audit import Subject, calibrate
 from rmtools.codec import to_json
 from rmtools.data.rollouts import Rollout
 from rmtools.errors import UserError
@@ -273,7 +273,7 @@ def test_the_root_does_not_enter_particle_costs():
     oracle = monte_carlo_oracle(rows, TILT, rng)
     moved = replace(oracle, log_value=[np.r_[v[0] - 1.7, v[1:]] for v in oracle.log_value])
     costs = [
-        spread_of(o.rows, prompt_arrays(o.rows, o.scored(), TILT), np.random.default_rng(0))
+        cost_estimates(o.rows, prompt_arrays(o.rows, o.scored(), TILT), np.random.default_rng(0))
         for o in (oracle, moved)
     ]
     for a, b in ((costs[0].sigma2, costs[1].sigma2), (costs[0].influence, costs[1].influence)):
@@ -309,10 +309,10 @@ def test_what_can_be_estimated_with_the_oracle():
         assert scored.prefix_log_value[at].tolist() == v[:-1].tolist()
         assert scored.child_log_value[at, 0].tolist() == v[1:].tolist()
         assert scored.prefix_depth[at].tolist() == list(range(len(v) - 1))
-    spread = spread_of(oracle.rows, prompt_arrays(oracle.rows, scored, TILT), rng)
+    spread = cost_estimates(oracle.rows, prompt_arrays(oracle.rows, scored, TILT), rng)
     assert spread.sigma2 is not None
     assert spread.influence is not None
-    assert calibration(scored, TILT, rng).n == sum(len(v) for v in scored.own_log_value)
+    assert calibrate(scored, Subject("model", "", TILT), rng).n == sum(len(v) for v in scored.own_log_value)
     bound = ratio_bound_quantiles(scored.prefix_log_value, scored.child_log_value, scored.child_present)
     assert bound.n == len(scored.prefix_depth)
 

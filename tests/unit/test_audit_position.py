@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rmtools.auditing.controls import position_only
-from rmtools.auditing.model_audit import Asked, audit_model
+from rmtools.auditing.model_audit import AuditOptions, Subject, audit_model
 from rmtools.data.collect import Branching, Collector
 from rmtools.data.rollouts import Rollout
 from rmtools.data.scoring import score_rollouts
@@ -94,9 +94,11 @@ def test_position_is_audited_like_a_model(policy, task, prompts):
     rows = Collector(policy, task, Branching(4, 6, 3), np.random.default_rng(1)).collect(prompts)
     value = position_only(rows, policy.steps, TILT, np.random.default_rng(2))
     scored = score_rollouts(rows, value)
-    found = audit_model("position", value.name, rows, scored, TILT, None, Asked(), np.random.default_rng(3))
-    assert found.bellman.n_resolved == len(scored.prefix_depth)
-    assert found.sigma2 is not None
+    found = audit_model(
+        Subject("position", value.name, TILT), rows, scored, AuditOptions(), np.random.default_rng(3)
+    )
+    assert found.error.sampled.n_resolved == len(scored.prefix_depth)
+    assert found.cost.sigma2 is not None
     # What was drawn does not matter, only that it is one step.
     particles = LMParticles.start(policy, value, prompts).extend(3, np.random.default_rng(0))
     assert (np.ptp(particles.log_value(), axis=1) == 0).all()

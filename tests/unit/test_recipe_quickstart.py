@@ -153,10 +153,10 @@ def test_summary_has_the_hand_computed_figures(run):
 def test_summary_takes_the_bellman_error_from_enumeration(run, report):
     found = summarise(run)
     for m, role in zip(report.models, ("trained", "constant", "untrained"), strict=True):
-        assert found["rms_log_bellman"][role] == to_json(m.exact.rms_corrected)
-        assert found["rms_log_bellman_sampled"][role]["estimate"] == m.bellman.rms_corrected.estimate
-        assert found["rms_log_bellman_sampled"][role]["resolved"] is m.bellman.resolved
-    trained, constant = (m.exact.rms_corrected.estimate for m in report.models[:2])
+        assert found["rms_log_bellman"][role] == to_json(m.error.exact.rms_corrected)
+        assert found["rms_log_bellman_sampled"][role]["estimate"] == m.error.sampled.rms_corrected.estimate
+        assert found["rms_log_bellman_sampled"][role]["resolved"] is m.error.sampled.resolved
+    trained, constant = (m.error.exact.rms_corrected.estimate for m in report.models[:2])
     assert found["rms_ratio"]["trained_over_constant"] == pytest.approx(trained / constant)
     assert found["rms_ratio"]["at_most_0.6_of_constant"] is True
     assert found["rms_ratio"]["at_most_0.5_of_untrained"] is True
@@ -262,7 +262,7 @@ def test_a_broken_line_and_an_audit_without_enumeration_are_named(run):
         summarise(run)
     path.write_text("".join(line for line in path.read_text().splitlines(keepends=True)[:4]))
     audit = json.loads((run / "audit/audit.json").read_text())
-    audit["models"][0]["exact"] = None
+    audit["models"][0]["error"]["exact"] = None
     write_json(run / "audit/audit.json", audit)
     with pytest.raises(UserError, match="exact ratios"):
         summarise(run)

@@ -7,7 +7,7 @@ import pytest
 from audit_example import assert_self_contained, example_report, visible
 
 from rmtools.auditing.page import write_report
-from rmtools.auditing.row_help import READING, reading
+from rmtools.auditing.table import ROWS, as_text, table
 from rmtools.codec import from_json
 from rmtools.plots.page import Items, Section, Table, page
 from rmtools.stats.bootstrap import Interval
@@ -30,37 +30,51 @@ NOT_HERE = (
     "RMS b, gauge-fixed",
     "mean (rho - 1)^2, at least",
     "sigma^2, enumerated",
-    "sigma^2 of a perfect value, enumerated",
-    "particles of a perfect value times",
+    "sigma^2 of a perfect value",
+    "sigma^2 over a perfect value's",
 )
 
 
-def test_every_cell_of_the_audit_is_in_the_json(audited):
+def test_every_cell_of_the_audit_is_on_the_page_and_in_the_json(report, audited):
     values = json.loads((audited / "audit.json").read_text())
     html, text = (audited / "audit.html").read_text(), (audited / "audit.md").read_text()
     assert_self_contained(html)
     words = visible(html)
-    for row in values["table"]["rows"]:
-        assert reading(row["label"])
-        assert row["label"] in words
-        assert all(cell in words for cell in row["cells"])
-    cells = {row["label"]: row["cells"] for row in values["table"]["rows"]}
+    lines = table(report.models, 0.25, 0.05)
+    for line in lines:
+        assert all(part in words for part in (line.label, line.help, *line.cells))
+    cells = {line.label: line.cells for line in lines}
     for i, m in enumerate(values["models"]):
-        assert cells["RMS b, enumerated"][i] == str(from_json(Interval, m["exact"]["rms_corrected"]))
-        assert cells["RMS b, sampled, plug-in"][i] == str(from_json(Interval, m["bellman"]["rms_plug_in"]))
-        assert cells["c = T RMS b"][i] == str(from_json(Interval, m["exact"]["c"]))
-        assert cells["sigma^2, pooled"][i].startswith(str(from_json(Interval, m["sigma2"]["estimate"])))
-        assert (
-            f"{m['calibration']['ece']:.3g} / {m['calibration']['auc']['estimate']:.3g}"
-            == cells["ECE / AUC"][i]
-        )
-    assert len(cells) == 17
-    missing = [start for start in READING if not any(label.startswith(start) for label in cells)]
-    assert missing == list(NOT_HERE)
+        error, calibration = m["error"], m["calibration"]["prefixes"]
+        assert cells["RMS b, enumerated"][i] == interval(error["exact"]["rms_corrected"])
+        assert cells["RMS b, sampled, plug-in"][i] == interval(error["sampled"]["rms_plug_in"])
+        assert cells["c = T RMS b"][i] == interval(error["exact"]["c"])
+        assert cells["sigma^2, pooled"][i].startswith(interval(m["cost"]["sigma2"]["estimate"]))
+        shown = f"{calibration['ece']:.3g} / {calibration['auc']['estimate']:.3g}"
+        assert cells["ECE / AUC"][i] == shown
+    labels = [row.label.format(delta_cv=0.25, delta_tv=0.05) for row in ROWS]
+    assert [label for label in labels if label not in cells] == list(NOT_HERE)
+    assert list(cells) == [label for label in labels if label in cells]
     tables = [t for t in text.split("\n\n") if t.startswith("|")]
     widths = [{len(re.findall(r"(?<!\\)\|", line)) for line in t.splitlines()} for t in tables]
     assert widths[0] == {5}
     assert all(len(w) == 1 for w in widths)
+
+
+def interval(values):
+    return str(from_json(Interval, values))
+
+
+def test_models_that_do_not_fit_into_80_columns_stand_below(report):
+    models = report.models * 3
+    text = as_text(models, 0.25, 0.05)
+    assert max(map(len, text.splitlines())) <= 80
+    blocks = text.split("\n\n")
+    assert len(blocks) > 1
+    rows = len(table(models, 0.25, 0.05)) + 1
+    assert all(len(block.splitlines()) >= rows for block in blocks)
+    shown = " ".join(block.splitlines()[0] for block in blocks).split()
+    assert shown == [m.role for m in models]
 
 
 def test_texts_are_escaped(audited):
