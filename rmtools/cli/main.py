@@ -10,17 +10,16 @@ from typer.exceptions import Abort, TyperException
 from rmtools import __version__
 from rmtools.cli import audit, convert, export, plot, prompts, rollout, sample, verify
 from rmtools.cli.errors import INTERRUPTED, exit_on_user_error
-from rmtools.cli.options import naming_flags
 from rmtools.errors import UserError
 
 SUMMARY = "Train, audit and sample with process reward models that are consistent in the sense of Bellman."
 
 app = typer.Typer(name="rmtools", add_completion=False, pretty_exceptions_enable=False, help=SUMMARY)
 app.command("prompts")(prompts.command)
-app.command("rollout")(naming_flags(rollout.command))
+app.command("rollout")(rollout.command)
 app.command("convert")(convert.command)
-app.command("audit")(naming_flags(audit.command))
-app.command("sample")(naming_flags(sample.command))
+app.command("audit")(audit.command)
+app.command("sample")(sample.command)
 app.add_typer(plot.app, name="plot")
 app.add_typer(verify.app, name="verify")
 app.command("export")(export.command)

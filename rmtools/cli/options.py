@@ -1,14 +1,9 @@
 """Options that several verbs share: one wording, one check."""
 
-import functools
-import re
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-
-from rmtools.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,22 +34,3 @@ def generator(verb: str, seed: int) -> "np.random.Generator":
     import numpy as np
 
     return np.random.default_rng([seed, zlib.crc32(verb.encode())])
-
-
-def naming_flags(command: Callable[..., None]) -> Callable[..., None]:
-    """Return the command with errors that name its flags: below the command line they name `parameters`."""
-    flags = {}
-    for name, hint in get_type_hints(command, include_extras=True).items():
-        for option in getattr(hint, "__metadata__", ()):
-            declared = getattr(option, "param_decls", None) or (f"--{name.replace('_', '-')}",)
-            flags[declared[-1].strip("-").replace("-", "_")] = declared[0]
-
-    @functools.wraps(command)
-    def run(*args: Any, **options: Any) -> None:
-        try:
-            command(*args, **options)
-        except UserError as error:
-            named = (re.sub(r"`(\w+)`", lambda m: flags.get(m[1], m[0]), x) for x in (error.fact, error.fix))
-            raise UserError(*named) from error
-
-    return run

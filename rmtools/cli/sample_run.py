@@ -3,7 +3,7 @@
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from rmtools.files import require_writable
 from rmtools.jobs.processes import this_process
 
 if TYPE_CHECKING:
-    from rmtools.auditing.accuracy import Accuracy, Predicted
+    from rmtools.auditing.accuracy import Accuracy, Sampled
     from rmtools.cli.server import Server
     from rmtools.data.tasks import Task
     from rmtools.jobs.job import Bar
@@ -128,8 +128,9 @@ def sample(
     UserError
         For options out of range or in contradiction, a broken prompts file, and what `SampleFile.make` refuses.
     """
+    from rmtools.auditing.accuracy import particles_for
     from rmtools.data.prompts import check_prompts, read_prompts
-    from rmtools.jobs.samples import SampleFile
+    from rmtools.jobs.samples import SampleFile, usual_block
 
     settings, accuracy = request.settings()
     out, trace = follow_link(out), None if trace is None else follow_link(trace)
@@ -144,20 +145,18 @@ def sample(
 
         disable_progress_bar()
     engine = inputs.load(seed)
-    predicted = None
-    if accuracy is not None:
-        predicted = predict(accuracy, request.audit or inputs.model / "audit", inputs.model, engine, settings)
-        settings = replace(settings, n_particles=predicted.n_particles)
     prompts = read_prompts(inputs.prompts, engine.task)
     check_prompts(prompts, engine.task, engine.policy)
-    plan = plan_for(inputs.model, engine, settings, predicted, prompts, seed)
-    if block_size is not None:
-        plan = replace(plan, block_size=block_size)
-    file = SampleFile(out, replace(plan, traced=trace is not None), process, trace)
-    if predicted is not None and process.main:
-        print(predicted)
+    plan = plan_for(inputs.model, engine, settings, prompts, seed, trace is not None)
+    if accuracy is not None:
+        predicted = particles_for(accuracy, request.audit or inputs.model / "audit", audited_as(plan))
+        settings = replace(settings, n_particles=predicted.n_particles)
+        plan = replace(plan, sampler=settings, accuracy=predicted.to_dict())
+        if process.main:
+            print(predicted)
+    plan = replace(plan, block_size=block_size or usual_block(settings))
     draw, bar = drawing(engine, settings, trace is not None)
-    made = file.make(prompts, draw, bar, overwrite)
+    made = SampleFile(out, plan, process, trace).make(prompts, draw, bar, overwrite)
     if process.main:
         finish(engine, out, trace, made)
 
@@ -255,40 +254,14 @@ def solved(record: Mapping[str, Any]) -> int | None:
     return int(record["samples"][record["chosen"]]["reward"] == 1)
 
 
-def predict(
-    accuracy: "Accuracy", audit: Path, model: Path, engine: Engine, settings: "SamplerSettings"
-) -> "Predicted":
-    """Return the particles that the audit predicts for ``accuracy``; raises ``UserError`` if it cannot."""
-    from rmtools.auditing.accuracy import Sampled, particles_for
-    from rmtools.lm.checkpoint import fingerprint
-
-    policy = engine.policy
-    sampled = Sampled(
-        str(model),
-        fingerprint(model),
-        policy.name,
-        fingerprint(policy.name),
-        policy.temperature,
-        engine.value.tilt.floor,
-        engine.task.name,
-        settings.terminal,
-    )
-    return particles_for(accuracy, audit, sampled)
-
-
 def plan_for(
-    model: Path,
-    engine: Engine,
-    settings: "SamplerSettings",
-    predicted: "Predicted | None",
-    prompts: Sequence[str],
-    seed: int,
+    model: Path, engine: Engine, settings: "SamplerSettings", prompts: Sequence[str], seed: int, traced: bool
 ) -> "SamplePlan":
-    """Return everything the records depend on, with the usual block size."""
+    """Return everything the records depend on; block size and accuracy are still open."""
     import rmtools
     from rmtools.data.tasks.custom import code_hash
     from rmtools.jobs.job import prompts_hash
-    from rmtools.jobs.samples import SamplePlan, usual_block
+    from rmtools.jobs.samples import SamplePlan
     from rmtools.lm.checkpoint import fingerprint
 
     task, policy = engine.task, engine.policy
@@ -305,10 +278,19 @@ def plan_for(
         horizon=task.horizon,
         steps=policy.steps.settings,
         sampler=settings,
-        accuracy=None if predicted is None else predicted.to_dict(),
+        accuracy=None,
         seed=seed,
         prompts=len(prompts),
         prompts_sha256=prompts_hash(prompts, [task.reference(p) for p in prompts]),
-        block_size=usual_block(settings),
+        block_size=1,
+        traced=traced,
         rmtools=rmtools.__version__,
     )
+
+
+def audited_as(plan: "SamplePlan") -> "Sampled":
+    """Return the part of a plan that must match the audit."""
+    from rmtools.auditing.accuracy import Sampled
+
+    names = [f.name for f in fields(Sampled) if f.name != "terminal"]
+    return Sampled(**{name: getattr(plan, name) for name in names}, terminal=plan.sampler.terminal)

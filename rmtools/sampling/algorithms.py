@@ -10,7 +10,7 @@ from rmtools.errors import UserError
 from rmtools.particles.particle_gibbs import first_paths, particle_gibbs
 from rmtools.particles.smc import smc
 from rmtools.sampling.budget import Meter, next_runs
-from rmtools.sampling.runs import PromptSamples, Run, Spent, pooled_all, runs_of
+from rmtools.sampling.runs import PromptSamples, Run, pooled_all, runs_of
 from rmtools.sampling.settings import SamplerSettings
 from rmtools.sampling.source import JoinableParticles, SampledParticles, Source
 
@@ -108,7 +108,7 @@ def gibbs(
             chains = sweep(root, path, settings, meters, rng)
             found |= dict(zip(left, chains, strict=True))
             break
-        found |= {left[i]: empty_samples(meters[i], settings) for i in np.flatnonzero(~alive)}
+        found |= {left[i]: empty_samples(meters[i]) for i in np.flatnonzero(~alive)}
         left = [left[i] for i in np.flatnonzero(alive)]
     return [found[i] for i in range(len(prompts))]
 
@@ -145,23 +145,16 @@ def sweep(
             runs=(),
             tokens=meter.tokens,
             kept=[bool(k[g]) for k in kept],
-            spent=spent_of(meter, settings),
+            spent=meter.spent(),
         )
         for g, meter in enumerate(meters)
     ]
 
 
-def empty_samples(meter: Meter, settings: SamplerSettings) -> PromptSamples:
+def empty_samples(meter: Meter) -> PromptSamples:
     """Return the samples of a prompt whose first run has no positive weight."""
     none = np.zeros(0)
-    return PromptSamples(
-        [], none, none, None, None, (), meter.tokens, kept=[], spent=spent_of(meter, settings)
-    )
-
-
-def spent_of(meter: Meter, settings: SamplerSettings) -> Spent | None:
-    """Return what was spent, None without a budget."""
-    return meter.spent() if settings.budgeted else None
+    return PromptSamples([], none, none, None, None, (), meter.tokens, kept=[], spent=meter.spent())
 
 
 def require_join(root: SampledParticles) -> None:

@@ -53,11 +53,13 @@ class Meter:
         free = self.runs > 0 and self.dearest[0] == 0
         return 0 if free else max(0, math.floor(min(*left, 1e9)))
 
-    def spent(self) -> Spent:
-        """Return what was spent so far."""
+    def spent(self) -> Spent | None:
+        """Return what was spent so far; None without a budget."""
+        if not self.settings.budgeted:
+            return None
         used = self._used
         over = any(most is not None and u > most for most, u in zip(self._budget, used, strict=True))
-        return Spent(self.tokens, used[1], self.runs, over)
+        return Spent(self.tokens, self.runs, over, used[1])
 
     @property
     def _budget(self) -> tuple[float | None, float | None]:

@@ -30,6 +30,11 @@ def record(source: Source, prompt: str, drawn: PromptSamples, settings: SamplerS
     runs = [
         {"log_z": r.log_z, "ess": r.ess, "ancestors": r.ancestors, "tokens": r.tokens} for r in drawn.runs
     ]
+    chain = {"accepted": drawn.accepted, "kept": drawn.kept}
+    chain = {name: done for name, done in chain.items() if done is not None} or None
+    budget: dict[str, Any] | None = drawn.spent and dict(vars(drawn.spent))
+    if budget and settings.max_seconds is None:  # seconds differ from run to run
+        del budget["seconds"]
     found: dict[str, Any] = to_json(
         {
             "schema_version": SCHEMA_VERSION,
@@ -46,8 +51,8 @@ def record(source: Source, prompt: str, drawn: PromptSamples, settings: SamplerS
             "ess": single and single.ess,
             "ancestors": single and single.ancestors,
             "runs": None if single else runs,
-            "chain": chain(drawn),
-            "budget": budget(drawn, settings),
+            "chain": chain,
+            "budget": budget,
             "generated_tokens": drawn.tokens,
             "n_steps": steps,
             "cut_steps": cut,
@@ -71,22 +76,6 @@ def samples(
             row["answer"] = answers[i]
         rows.append(row)
     return rows
-
-
-def chain(drawn: PromptSamples) -> dict[str, Any] | None:
-    """Return what a chain of runs did, None without one."""
-    if drawn.accepted is not None:
-        return {"accepted": drawn.accepted}
-    return None if drawn.kept is None else {"kept": drawn.kept}
-
-
-def budget(drawn: PromptSamples, settings: SamplerSettings) -> dict[str, Any] | None:
-    """Return what was spent; seconds only with a budget of time, for they differ from run to run."""
-    spent = drawn.spent
-    if spent is None:
-        return None
-    timed = {} if settings.max_seconds is None else {"seconds": spent.seconds}
-    return {"tokens": spent.tokens, "runs": spent.runs, "exceeded": spent.exceeded, **timed}
 
 
 def count_cut(tokenizer: StepTokenizer, solutions: Sequence[Sequence[str]]) -> tuple[int, int]:

@@ -75,17 +75,18 @@ class Spent:
 
     Attributes
     ----------
-    tokens, seconds : float
+    tokens : float
     runs : int
         Whole runs, proposals and sweeps included.
     exceeded : bool
         Whether the last runs took more than the budget.
+    seconds : float
     """
 
     tokens: float
-    seconds: float
     runs: int
     exceeded: bool
+    seconds: float
 
 
 @dataclass(frozen=True, eq=False)
