@@ -198,7 +198,7 @@ def test_options_of_a_server_need_one(sample, option):
 @pytest.mark.parametrize("option", ["--concurrency", "--server-batch"])
 def test_counts_of_a_server_are_positive(sample, option):
     result, out = sample("--server", "http://127.0.0.1:9/v1", option, 0)
-    check_error(result, option, "x>=1")
+    check_error(result, option, "greater than or equal to 1")
     assert not out.exists()
 
 
