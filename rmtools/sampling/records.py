@@ -30,10 +30,9 @@ def record(source: Source, prompt: str, drawn: PromptSamples, settings: SamplerS
     runs = [
         {"log_z": r.log_z, "ess": r.ess, "ancestors": r.ancestors, "tokens": r.tokens} for r in drawn.runs
     ]
-    chain = {"accepted": drawn.accepted, "kept": drawn.kept}
-    chain = {name: done for name, done in chain.items() if done is not None} or None
-    budget: dict[str, Any] | None = drawn.spent and dict(vars(drawn.spent))
-    if budget and settings.max_seconds is None:  # seconds differ from run to run
+    chains = (("accepted", drawn.accepted), ("kept", drawn.kept))
+    budget = None if drawn.spent is None else to_json(drawn.spent)
+    if budget is not None and settings.max_seconds is None:  # seconds differ from run to run
         del budget["seconds"]
     found: dict[str, Any] = to_json(
         {
@@ -51,7 +50,7 @@ def record(source: Source, prompt: str, drawn: PromptSamples, settings: SamplerS
             "ess": single and single.ess,
             "ancestors": single and single.ancestors,
             "runs": None if single else runs,
-            "chain": chain,
+            "chain": {name: done for name, done in chains if done is not None} or None,
             "budget": budget,
             "generated_tokens": drawn.tokens,
             "n_steps": steps,
