@@ -146,6 +146,24 @@ def parse_json(text: str) -> Any:
     return value
 
 
+def read_json_lines(path: Path) -> Iterator[tuple[int, Any]]:
+    """Yield number and value of each line of a file of JSON lines; blank lines are skipped.
+
+    Raises ``UserError`` naming the line if it is not valid JSON, ``OSError`` or ``UnicodeDecodeError`` if the file cannot
+    be read.
+    """
+    with path.open(encoding="utf-8-sig", newline="\n") as lines:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                try:
+                    value = parse_json(line)
+                except ValueError as error:
+                    raise UserError(
+                        f"{path}, line {number} is not valid JSON: {error}", "repair or remove the line"
+                    ) from error
+                yield number, value
+
+
 @contextlib.contextmanager
 def left_as_found(path: Path) -> Iterator[None]:
     """Remove the folder ``path`` again if an error ends the work before anything is in it."""

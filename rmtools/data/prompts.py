@@ -4,7 +4,7 @@ A ``prompt`` is taken as it stands. A ``question`` (the files of GSM8K) or ``pro
 appending the task's delimiter, so that prompt and steps tokenise apart. Of an ``answer`` with ``####`` (GSM8K) the rest
 after it counts. Unknown fields, such as ``prompt_id``, are ignored.
 
->>> parse_line("test.jsonl", 1, '{"question": "6 * 7?", "answer": "It is 42.\\n#### 42"}')
+>>> read_prompt({"question": "6 * 7?", "answer": "It is 42.\\n#### 42"}, "test.jsonl, line 1")
 Prompt(text='6 * 7?\n', reference='42')
 """
 
@@ -12,13 +12,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from rmtools.data.collect import prompt_id
 from rmtools.data.tasks import Referenced, Task
 from rmtools.errors import UserError
-from rmtools.files import parse_json, write_text
+from rmtools.files import read_json_lines, write_text
 from rmtools.lm.protocol import StepPolicy
 
 QUESTIONS = ("question", "problem")
@@ -62,17 +63,13 @@ def _references(path: str | Path, prompts: Sequence[Prompt]) -> dict[str, str]:
 def read_rows(path: str | Path, delimiter: str) -> list[Prompt]:
     """Return the rows of a prompts file; ``delimiter`` is appended to questions."""
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        lines = read_json_lines(Path(path))
+        found = [read_prompt(row, f"{path}, line {number}", delimiter) for number, row in lines]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"the prompts file {path} cannot be read: {error}",
             "name a JSONL file with one prompt per line; `rmtools prompts` writes one",
         ) from error
-    found = [
-        parse_line(path, number, line, delimiter)
-        for number, line in enumerate(text.split("\n"), 1)
-        if line.strip()
-    ]
     if not found:
         raise UserError(
             f"the prompts file {path} is empty",
@@ -81,25 +78,19 @@ def read_rows(path: str | Path, delimiter: str) -> list[Prompt]:
     return found
 
 
-def parse_line(path: str | Path, number: int, line: str, delimiter: str = "\n") -> Prompt:
-    """Return the prompt of one line, with ``delimiter`` appended to a question; raise ``UserError`` naming the line."""
-    try:
-        row = parse_json(line)
-    except ValueError as error:
-        raise UserError(
-            f"{path}, line {number} is not valid JSON: {error}", "repair or remove the line"
-        ) from error
+def read_prompt(row: Any, where: str, delimiter: str = "\n") -> Prompt:
+    """Return the prompt of a row, with ``delimiter`` appended to a question; raise ``UserError`` naming ``where``."""
     values = row if isinstance(row, dict) else {}
     name = next((n for n in ("prompt", *QUESTIONS) if n in values), "prompt")
     text = values.get(name)
     if not isinstance(text, str) or not text:
         raise UserError(
-            f'{path}, line {number} has no text field "prompt" (or {" or ".join(QUESTIONS)})',
+            f'{where} has no text field "prompt" (or {" or ".join(QUESTIONS)})',
             'each line looks like {"prompt": "…"} or {"prompt": "…", "answer": "…"}',
         )
     answer = values.get("answer")
     if isinstance(answer, bool) or not isinstance(answer, str | int | float | None):
-        raise UserError(f'{path}, line {number}: the field "answer" is no text or number', "write it as text")
+        raise UserError(f'{where}: the field "answer" is no text or number', "write it as text")
     return Prompt(
         text if name == "prompt" else text.strip() + delimiter,
         None if answer is None else str(answer).rsplit("####", 1)[-1].strip() or None,

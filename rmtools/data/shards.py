@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rmtools.errors import UserError
-from rmtools.files import parse_json
+from rmtools.files import read_json_lines
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -21,6 +21,7 @@ DATA = "data"
 PLAN_FILE = "plan.json"
 FORMATS = ("parquet", "jsonl")
 NAME = re.compile(r"train-(\d{5,})-of-(\d{5,})\.(parquet|jsonl)")
+FIELDS = ("prompt_id", "prompt", "steps", "reward", "children", "completions", "labels", "reference")
 REMEDY = "see docs/formats.md for the schema"
 
 
@@ -28,19 +29,11 @@ def schema() -> "pa.Schema":
     """Return the arrow schema of a row; every column but prompt_id, prompt and steps may be null."""
     import pyarrow as pa
 
-    child = pa.struct([("text", pa.string()), ("ended", pa.bool_()), ("reward", pa.float64())])
-    return pa.schema(
-        [
-            ("prompt_id", pa.string()),
-            ("prompt", pa.string()),
-            ("steps", pa.list_(pa.string())),
-            ("reward", pa.float64()),
-            ("children", pa.list_(pa.list_(child))),
-            ("completions", pa.list_(pa.list_(pa.float64()))),
-            ("labels", pa.list_(pa.float64())),
-            ("reference", pa.string()),
-        ]
-    )
+    text, number = pa.string(), pa.float64()
+    child = pa.struct([("text", text), ("ended", pa.bool_()), ("reward", number)])
+    per_depth = pa.list_(pa.list_(child)), pa.list_(pa.list_(number))
+    kinds = (text, text, pa.list_(text), number, *per_depth, pa.list_(number), text)
+    return pa.schema(list(zip(FIELDS, kinds, strict=True)))
 
 
 def shard_name(index: int, count: int, form: str) -> str:
@@ -114,38 +107,28 @@ def _parquet_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _check_columns(path: Path, names: Sequence[str]) -> None:
-    missing = [n for n in schema().names if n not in names]
-    if missing:
+    if missing := [n for n in FIELDS if n not in names]:
         raise UserError(f"{path} lacks the columns {', '.join(missing)}", REMEDY)
-    if unknown := [n for n in names if n not in schema().names]:
+    if unknown := [n for n in names if n not in FIELDS]:
         raise UserError(f"{path} has unknown columns {', '.join(unknown)}", f"drop them; {REMEDY}")
 
 
 def _json_rows(path: Path) -> list[dict[str, Any]]:
     rows = []
     try:
-        with path.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
-                rows.append(_json_row(path, number, line))
+        for number, row in read_json_lines(path):
+            if not isinstance(row, dict):
+                raise UserError(
+                    f"{path}, line {number} is not an object with the fields of a rollout", REMEDY
+                )
+            if unknown := [n for n in row if n not in FIELDS]:
+                raise UserError(
+                    f"{path}, line {number} has unknown fields {', '.join(unknown)}", f"drop them; {REMEDY}"
+                )
+            rows.append(row)
     except (OSError, UnicodeDecodeError) as error:
         raise _unreadable(path, error) from error
     return rows
-
-
-def _json_row(path: Path, number: int, line: str) -> dict[str, Any]:
-    try:
-        row = parse_json(line)
-    except ValueError as error:
-        raise UserError(
-            f"{path}, line {number} is not valid JSON: {error}", "repair or remove the line"
-        ) from error
-    if not isinstance(row, dict):
-        raise UserError(f"{path}, line {number} is not an object with the fields of a rollout", REMEDY)
-    if unknown := [n for n in row if n not in schema().names]:
-        raise UserError(
-            f"{path}, line {number} has unknown fields {', '.join(unknown)}", f"drop them; {REMEDY}"
-        )
-    return row
 
 
 def _unreadable(path: Path, error: Exception) -> UserError:

@@ -1,11 +1,9 @@
 """Prompts files: what is read, what is refused, and how answers reach the task."""
 
-import json
-
 import numpy as np
 import pytest
 
-from rmtools.data.prompts import Prompt, check_prompts, parse_line, prompts_from, read_prompts, write_prompts
+from rmtools.data.prompts import Prompt, check_prompts, prompts_from, read_prompt, read_prompts, write_prompts
 from rmtools.data.tasks import AnswerTask, CallableTask, Crossing, load_task
 from rmtools.errors import UserError
 
@@ -62,8 +60,6 @@ def test_unreadable_prompts_files(tmp_path):
     (tmp_path / "latin.jsonl").write_bytes(b'{"prompt": "\xe9"}')
     with pytest.raises(UserError, match="cannot be read"):
         read_prompts(tmp_path / "latin.jsonl")
-    with pytest.raises(UserError, match="line 9"):
-        parse_line("f", 9, "{")
 
 
 @pytest.mark.parametrize(
@@ -80,13 +76,13 @@ def test_unreadable_prompts_files(tmp_path):
     ],
 )
 def test_rows(row, prompt):
-    assert parse_line("f", 1, json.dumps(row), "|") == prompt
+    assert read_prompt(row, "f, line 1", "|") == prompt
 
 
 @pytest.mark.parametrize("answer", [True, [42], {"value": 42}])
 def test_answers_of_another_kind(answer):
     with pytest.raises(UserError, match='f, line 3: the field "answer" is no text or number'):
-        parse_line("f", 3, json.dumps({"prompt": "a", "answer": answer}))
+        read_prompt({"prompt": "a", "answer": answer}, "f, line 3")
 
 
 def test_a_byte_order_mark_is_no_part_of_a_prompt(tmp_path):

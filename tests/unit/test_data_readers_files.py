@@ -64,7 +64,7 @@ def test_limit_counts_rows_and_reads_no_further(tmp_path):
     file = tmp_path / "rows.jsonl"
     file.write_text(json.dumps(ROWS[0]) + "\n" + json.dumps(ROWS[1]) + "\nnot json\n")
     assert len(list(read_public(file, limit=2))) == 2
-    with pytest.raises(UserError, match=r"row 3 \(line 3\) is not valid JSON"):
+    with pytest.raises(UserError, match=r"line 3 is not valid JSON"):
         list(read_public(file))
 
 
@@ -73,7 +73,7 @@ def test_rows_are_read_as_they_are_taken(tmp_path):
     file.write_text("\n".join([json.dumps(ROWS[0])] * 9) + "\nnot json\n")
     rows = read_public(file)
     assert [next(rows).labels for _ in range(9)] == [[0.75, 1.0]] * 9
-    with pytest.raises(UserError, match="row 10"):
+    with pytest.raises(UserError, match="line 10"):
         next(rows)
 
 
@@ -101,13 +101,13 @@ def test_a_byte_order_mark_is_no_text(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("a.jsonl", b'{"prompt": "a"\n', r"a.jsonl, row 1 \(line 1\) is not valid JSON"),
+        ("a.jsonl", b'{"prompt": "a"\n', r"a.jsonl, line 1 is not valid JSON"),
         ("a.json", b'[{"prompt": "a"},\n oops]', "a.json cannot be read: line 2 is not valid JSON"),
-        ("a.jsonl", b"[" * 10**5, r"row 1 \(line 1\) is not valid JSON"),
+        ("a.jsonl", b"[" * 10**5, r"line 1 is not valid JSON"),
         ("a.json", b"[" * 10**5, "a.json cannot be read: it is nested too deep"),
-        ("a.jsonl", b'{"prompt": "\\ud83d"}', r"row 1 \(line 1\) is not valid JSON: .*half a surrogate"),
+        ("a.jsonl", b'{"prompt": "\\ud83d"}', r"line 1 is not valid JSON: .*half a surrogate"),
         ("a.json", b'[{"prompt": "\\ud83d"}]', "a.json cannot be read: .*half a surrogate"),
-        ("a.jsonl", b'{"a": ' + b"1" * 5000 + b"}", r"row 1 \(line 1\) is not valid JSON: .*digits"),
+        ("a.jsonl", b'{"a": ' + b"1" * 5000 + b"}", r"line 1 is not valid JSON: .*digits"),
         ("a.jsonl", b"\xff\xfe\x00", "a.jsonl cannot be read"),
         ("a.parquet", b"PAR1 no", "a.parquet cannot be read"),
         ("a.arrow", b"no stream", "a.arrow cannot be read"),

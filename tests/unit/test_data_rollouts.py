@@ -232,7 +232,6 @@ def test_what_only_json_can_get_wrong(tmp_path, change, name):
     ("line", "words"),
     [
         ("{", "line 2 is not valid JSON"),
-        ("", "line 2 is not valid JSON"),
         ("[" * 100_000, "line 2 is not valid JSON"),
         ('{"prompt": "\\ud83d"}', "line 2 is not valid JSON: .*half a surrogate"),
         ('{"reward": ' + "1" * 5000 + "}", "line 2 is not valid JSON: .*digits"),
@@ -245,6 +244,14 @@ def test_lines_that_are_no_rows(tmp_path, line, words):
     lines = path.read_text().splitlines()
     path.write_text("\n".join([lines[0], line, lines[2]]) + "\n")
     with pytest.raises(UserError, match=f"{path}, {words}"):
+        read_rollouts(tmp_path)
+
+
+def test_a_missing_row_is_noticed(tmp_path):
+    path = write_raw(tmp_path, [GOOD, GOOD, GOOD], form="jsonl")
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0], "", lines[2]]) + "\n")
+    with pytest.raises(UserError, match=r"counts 3 rows in 1 shards, there are 2"):
         read_rollouts(tmp_path)
 
 

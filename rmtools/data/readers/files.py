@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rmtools.errors import UserError
-from rmtools.files import parse_json
+from rmtools.files import parse_json, read_json_lines
 
 SUFFIXES = (".jsonl", ".json", ".parquet", ".arrow")
 NOT_ROWS = {"dataset_info.json", "state.json", "dataset_dict.json", "dataset_infos.json"}
@@ -76,7 +76,8 @@ def _unreadable(file: Path, why: str) -> UserError:
 def _json_rows(file: Path) -> Iterator[tuple[Place, Any]]:
     """Yield the rows of a JSON array, of one JSON object, or of JSON lines, whatever the suffix."""
     if _is_lines(file):
-        yield from _lines(file)
+        for row, (number, values) in enumerate(read_json_lines(file), 1):
+            yield Place(file, row, number), values
         return
     try:
         found = parse_json(file.read_text(encoding="utf-8-sig"))
@@ -100,22 +101,6 @@ def _is_lines(file: Path) -> bool:
         return isinstance(parse_json(first), dict)
     except ValueError:
         return False
-
-
-def _lines(file: Path) -> Iterator[tuple[Place, Any]]:
-    """Yield the rows of a file of JSON lines; blank lines count as lines, not as rows."""
-    row = 0
-    with file.open(encoding="utf-8-sig", newline="\n") as source:
-        for number, line in enumerate(source, 1):
-            if not line.strip():
-                continue
-            row += 1
-            place = Place(file, row, number)
-            try:
-                values = parse_json(line)
-            except ValueError as error:
-                raise UserError(f"{place} is not valid JSON: {error}", "repair or remove the line") from error
-            yield place, values
 
 
 def _arrow_rows(file: Path) -> Iterator[dict[str, Any]]:
