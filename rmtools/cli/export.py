@@ -19,7 +19,7 @@ def command(
 
     if not merge:
         raise UserError(
-            "there is nothing to export without merging: an adapter is loaded as it is by peft and by rmtools",
+            "there is nothing to export without merging: peft and rmtools load an adapter as it is",
             "add --merge",
         )
     print(f"merged model in {export_merged(model, out)}")

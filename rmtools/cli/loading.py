@@ -1,4 +1,4 @@
-"""What several verbs load the same way: the value model, its policy and its task, flags overriding."""
+"""Load a checkpoint with the policy and task it remembers, or those that flags name instead."""
 
 import os
 from dataclasses import dataclass
@@ -37,13 +37,13 @@ def load(
 ) -> Loaded:
     """Load a checkpoint with the policy and task it remembers, or those that are named instead.
 
-    A task that compares answers knows none yet: ``read_prompts(path, task)`` and ``prompts_from`` tell it those of
-    the prompts file. With ``share`` an adapter on the policy's own weights uses these, in memory once.
+    A task that compares answers does not know them yet: ``read_prompts(path, task)`` and ``prompts_from`` read them from the
+    prompts file. With ``share`` an adapter on the policy's own weights uses these, in memory once.
 
     Raises
     ------
     UserError
-        Also where the task has another number of steps than the checkpoint was trained for.
+        Also if the task has another number of steps than the checkpoint was trained for.
     """
     from rmtools.lm.checkpoint import CheckpointSettings, load_value_model
     from rmtools.lm.policy import load_policy
@@ -58,7 +58,7 @@ def load(
 def load_beside_policy(
     model: Path, task: str | None, horizon: int | None, device: "torch.device | None" = None
 ) -> "tuple[ValueModel, Task, float]":
-    """Load value model and task alone, and the temperature for a policy that is elsewhere; raises as `load`."""
+    """Load value model, task and the policy's temperature without the policy; raise as `load`."""
     from rmtools.lm.checkpoint import load_value_model
 
     value, settings = load_value_model(model, device=device)
@@ -66,13 +66,13 @@ def load_beside_policy(
 
 
 def task_of(model: Path, settings: "CheckpointSettings", task: str | None, horizon: int | None) -> "Task":
-    """Return the task that is named or remembered; raises ``UserError`` where it is not the checkpoint's kind."""
+    """Return the task that is named or remembered; raise ``UserError`` if its horizon is not the checkpoint's."""
     from rmtools.data.tasks import load_task
 
     if not task and not settings.task:
         raise UserError(
-            f"the data that {model} was trained on do not say which task they are of",
-            "name it with --task: answers, say, where prompts have right answers",
+            f"the checkpoint {model} does not name its task: its training data did not",
+            "name it with --task, for example answers if prompts have right answers",
         )
     chosen = load_task(task or settings.task, horizon or settings.horizon, settings.steps.delimiter)
     if chosen.horizon != settings.steps.max_steps:
@@ -85,7 +85,7 @@ def task_of(model: Path, settings: "CheckpointSettings", task: str | None, horiz
 
 
 def device_of_process() -> "torch.device":
-    """Return the device for this process: its own GPU of several; the CPU where accelerate was told to use it."""
+    """Return the device for this process: one GPU of several, or the CPU if accelerate is set to use it."""
     import torch
 
     if not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true"):
