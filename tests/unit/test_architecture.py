@@ -13,7 +13,7 @@ PACKAGE = Path(rmtools.__file__).parent
 # From the ground up; a room imports from itself and from floors below its own (docs/architecture.md).
 FLOORS = (
     ("errors",),
-    ("files", "typed"),
+    ("files",),
     ("codec",),
     ("particles", "plots"),
     ("exact", "stats"),
