@@ -196,7 +196,7 @@ class Weighed:
         return Weighed(self.inner.select(index), self.notes).noted()
 
     def noted(self) -> "Weighed":
-        caches = [self.inner.state.cache, self.inner.scored.cache]
+        caches = [self.inner.state.cache, self.inner.scored]
         if len(caches[0]):
             a_token = [key_value_bytes(m.model) for m in (self.inner.setup.policy, self.inner.setup.value)]
             needed = sum(int(c.length.sum()) * b for c, b in zip(caches, a_token, strict=True))

@@ -43,9 +43,8 @@ class PrefixState:
         at = rows.tolist()
         return PrefixState(tuple(self.prompts[i] for i in at), tuple(self.steps[i] for i in at))
 
-    def join(self, other: ValueState) -> "PrefixState":
+    def join(self, other: "PrefixState") -> "PrefixState":
         """Return these prefixes followed by those of ``other``."""
-        assert isinstance(other, PrefixState)
         return PrefixState(self.prompts + other.prompts, self.steps + other.steps)
 
 

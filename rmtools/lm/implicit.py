@@ -52,9 +52,8 @@ class RatioState:
             self.target.select(rows), self.policy.select(rows), self.pending[rows], self.log_value[rows]
         )
 
-    def join(self, other: ValueState) -> "RatioState":
+    def join(self, other: "RatioState") -> "RatioState":
         """Return these prefixes followed by those of ``other``."""
-        assert isinstance(other, RatioState)
         return RatioState(
             self.target.join(other.target),
             self.policy.join(other.policy),

@@ -7,7 +7,7 @@ tilt turns it into a positive value (docs/equations.md, section 2).
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -52,13 +52,13 @@ class TreeValues:
 
 
 class ValueState(Protocol):
-    """A batch of prefixes that a value model has read."""
+    """A batch of prefixes that a value model has read; of a :class:`ValueModel`, its :class:`PrefixCache`."""
 
     def select(self, rows: Tensor) -> "ValueState":
         """Return the prefixes ``rows`` (B',)."""
         ...
 
-    def join(self, other: "ValueState") -> "ValueState":
+    def join(self, other: Any) -> "ValueState":
         """Return these prefixes followed by those of ``other``, a state of the same model."""
         ...
 
@@ -90,22 +90,6 @@ class Scorer(Protocol):
 
 
 @dataclass(frozen=True)
-class ReadCache:
-    """The :class:`ValueState` of a :class:`ValueModel`: keys and values of the tokens it has read."""
-
-    cache: PrefixCache
-
-    def select(self, rows: Tensor) -> "ReadCache":
-        """Return the prefixes ``rows`` (B',)."""
-        return ReadCache(self.cache.select(rows))
-
-    def join(self, other: ValueState) -> "ReadCache":
-        """Return these prefixes followed by those of ``other``."""
-        assert isinstance(other, ReadCache)
-        return ReadCache(self.cache.join(other.cache))
-
-
-@dataclass(frozen=True)
 class ConstantState:
     """The :class:`ValueState` of a :class:`ConstantValue`: one row per prefix."""
 
@@ -115,9 +99,8 @@ class ConstantState:
         """Return the prefixes ``rows`` (B',)."""
         return ConstantState(self.rows[rows.to(self.rows.device)])
 
-    def join(self, other: ValueState) -> "ConstantState":
+    def join(self, other: "ConstantState") -> "ConstantState":
         """Return these prefixes followed by those of ``other``."""
-        assert isinstance(other, ConstantState)
         return ConstantState(torch.cat([self.rows, other.rows]))
 
 
@@ -229,7 +212,7 @@ class ValueModel:
     @torch.inference_mode()
     def start(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, ValueState]:
         """Read ``prompts`` (token ids); return log values at the root (B,) nats and the state."""
-        empty = ReadCache(PrefixCache.empty(len(prompts), self.device))
+        empty = PrefixCache.empty(len(prompts), self.device)
         return self.advance(empty, padded(prompts, -1, self.device))
 
     @torch.inference_mode()
@@ -239,18 +222,18 @@ class ValueModel:
         A row without a new token gets NaN: its value is unchanged.
         """
         present = tokens >= 0
-        assert isinstance(state, ReadCache)
+        assert isinstance(state, PrefixCache)
         if not bool(present.any()):
             return torch.full((len(tokens),), torch.nan, device=tokens.device), state
         ids = torch.where(present, tokens, self.steps.pad_id)
         given = None if bool(present.all()) else present
-        logits, cache = state.cache.forward(self.model, ids, given)
+        logits, cache = state.forward(self.model, ids, given)
         last = (present * torch.arange(1, tokens.shape[1] + 1, device=tokens.device)).argmax(1)
         at = logits[torch.arange(len(tokens), device=tokens.device), last]
         if bool(torch.isnan(at).any()):
             raise UserError(f"the value model {self.name} returned NaN", BROKEN)
         value = log_value_from_logits(at, self.tilt.floor)
-        return torch.where(present.any(1), value, torch.nan), ReadCache(cache.packed())
+        return torch.where(present.any(1), value, torch.nan), cache.packed()
 
 
 BROKEN = "look for weights that are not finite, or for a precision the model was not trained in"

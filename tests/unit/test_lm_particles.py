@@ -134,7 +134,7 @@ def test_ended_prefixes_keep_no_cache(policy, value, prompts, task, terminal):
     for t in range(task.horizon):
         particles = particles.extend(6 if t == 0 else 1, rng(t))
         live = int((~particles.ended).sum())
-        assert len(particles.state.cache) == len(particles.scored.cache) <= live
+        assert len(particles.state.cache) == len(particles.scored) <= live
     assert len(particles.state.cache) == 0
 
 
