@@ -8,7 +8,8 @@ import numpy as np
 from audit_coverage import N_RESAMPLES, verdict
 from audit_population import Population, Rollouts, draw_rollouts
 
-from rmtools.stats.bellman_error import bellman_summary, prefix_errors
+from rmtools.stats.bellman_error import bellman_estimator
+from rmtools.stats.prefix_errors import prefix_errors
 
 Z_MAX = 4.5
 COUNTS, RMS_COUNTS = (2, 4, 16), (2, 4, 8, 16, 32)
@@ -75,11 +76,11 @@ def rms_bias(
         errors = prefix_errors(log_value[..., :-1].ravel(), child.reshape(-1, count))
         label = np.repeat(np.arange(RMS_PROMPTS), RMS_TRAJECTORIES * horizon)
         depth = np.zeros(len(label), dtype=np.intp)
-        summary = bellman_summary(errors, label, depth, horizon, rng=rng, n_resamples=N_RESAMPLES)
-        found.append(summary.rms_corrected.estimate)
-        plug_in.append(summary.rms_plug_in.estimate)
+        summary = bellman_estimator(errors, label, depth, horizon).bootstrap(rng, N_RESAMPLES)
+        found.append(summary.corrected.rms.estimate)
+        plug_in.append(summary.plug_in.rms.estimate)
         refused += not summary.resolved
-        held += summary.rms_corrected.contains(truth)
+        held += summary.corrected.rms.contains(truth)
     print(name, count, truth, np.mean(found), refused, file=sys.stderr)
     return {
         "model": name,

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 from audit_population import Population, Rollouts, draw_rollouts
 
-from rmtools.stats.bellman_error import bellman_summary, cluster_bootstrap, prefix_errors
-from rmtools.stats.bootstrap import Interval
-from rmtools.stats.influence import pooled_influence_sd
-from rmtools.stats.sigma2 import pooled_sigma2
+from rmtools.stats.bellman_error import bellman_estimator
+from rmtools.stats.bootstrap import Interval, cluster_bootstrap
+from rmtools.stats.influence import influence_estimator
+from rmtools.stats.prefix_errors import prefix_errors
+from rmtools.stats.sigma2 import sigma2_estimator
 
 CELL, POOLED = (0.91, 0.985), (0.93, 0.97)
 CONTROL_BELOW = 0.85
@@ -45,17 +46,17 @@ def intervals(rollouts: Rollouts, population: Population, rng: np.random.Generat
     """Return the intervals of the population's value on given rollouts."""
     horizon, (n_groups, n) = population.horizon, rollouts.potential.shape
     log_value, child = rollouts.values(population.joined)
-    spread = pooled_influence_sd(rollouts.spreads(log_value), rng, N_RESAMPLES)
+    spread = influence_estimator(rollouts.spreads(log_value)).bootstrap(rng, N_RESAMPLES)
     errors = prefix_errors(log_value[..., :-1].ravel(), child.reshape(n_groups * n * horizon, -1))
     label = np.repeat(np.arange(n_groups), n * horizon)
     # Depths are taken together: nothing is asked of a single one.
-    summary = bellman_summary(errors, label, np.zeros_like(label), horizon, rng=rng, n_resamples=N_RESAMPLES)
+    summary = bellman_estimator(errors, label, np.zeros_like(label), horizon).bootstrap(rng, N_RESAMPLES)
     return {
-        "squared ratio error": summary.squared_ratio_error,
+        "squared ratio error": summary.ratio_error.mean_square,
         "Z": mean_interval(rollouts.potential.mean(axis=1), N_RESAMPLES, rng),
-        "sigma^2": pooled_sigma2(rollouts.parts(log_value), rng, N_RESAMPLES).estimate,
+        "sigma^2": sigma2_estimator(rollouts.parts(log_value)).bootstrap(rng, N_RESAMPLES).estimate,
         "SD of H": spread.sd,
-        "RMS b": summary.rms_corrected,
+        "RMS b": summary.corrected.rms,
         CONTROLS["squared ratio error"]: mean_interval(errors.squared_error, N_RESAMPLES_CONTROL, rng),
         CONTROLS["Z"]: mean_interval(rollouts.potential.ravel(), N_RESAMPLES_CONTROL, rng),
         "resolved": {"RMS b": summary.resolved, "SD of H": spread.resolved},

@@ -11,8 +11,8 @@ from audit_population import Population, Rollouts, draw_rollouts
 
 from rmtools.codec import from_json, to_json
 from rmtools.stats.bootstrap import Interval
-from rmtools.stats.influence import pooled_influence_sd
-from rmtools.stats.sigma2 import Sigma2, n_for_cv, n_for_tv, pooled_sigma2
+from rmtools.stats.influence import influence_estimator
+from rmtools.stats.sigma2 import Sigma2, n_for_cv, n_for_tv, sigma2_estimator
 
 CLOSE, ROUGH = (0.8, 1.25), (0.5, 2.0)
 RANKING = 0.9
@@ -40,7 +40,7 @@ def audit_rollouts(population: Population, trajectories: int, rng: np.random.Gen
 def predicted(population: Population, rollouts: Rollouts, rng: np.random.Generator) -> Sigma2:
     """Return sigma^2 from rollouts, pooled."""
     log_value, _ = rollouts.values(population.joined)
-    return pooled_sigma2(rollouts.parts(log_value), rng, N_RESAMPLES)
+    return sigma2_estimator(rollouts.parts(log_value)).bootstrap(rng, N_RESAMPLES)
 
 
 def audited(
@@ -50,7 +50,7 @@ def audited(
     rollouts = audit_rollouts(population, trajectories, rng)
     sigma2 = predicted(population, rollouts, rng).estimate
     log_value, _ = rollouts.values(population.joined)
-    spread = pooled_influence_sd(rollouts.spreads(log_value), rng, N_RESAMPLES)
+    spread = influence_estimator(rollouts.spreads(log_value)).bootstrap(rng, N_RESAMPLES)
     return {
         "trajectories": int(rollouts.potential.size),
         "sigma2": to_json(sigma2),
@@ -222,7 +222,7 @@ def repeated_ranks(
 
 
 def pooled_ratio(population: Population, rollouts: Rollouts) -> float:
-    """Return the estimate of `pooled_sigma2` without its interval."""
+    """Return the estimate of `sigma2_estimator` without its interval."""
     parts = rollouts.parts(rollouts.values(population.joined)[0])
     numerator = sum(p.numerator - p.horizon * p.z_square for p in parts)
     return numerator / sum(p.z_square for p in parts)

@@ -18,7 +18,6 @@ from rmtools.errors import UserError
 from rmtools.files import parse_json, read_json
 from rmtools.sampling.records import SCHEMA_VERSION as SAMPLES_VERSION
 from rmtools.stats.bootstrap import Interval, Statistic, bootstrap_all, cluster_sums, ratio_of_means
-from rmtools.verify.language_model import VERIFICATION_VERSION
 
 Values = Mapping[str, Any]
 
@@ -35,7 +34,7 @@ FILES = {
     "samples/prompts.meta.json": 1,
     "samples/best_of_n.jsonl": SAMPLES_VERSION,
     "samples/smc.jsonl": SAMPLES_VERSION,
-    "verify/verify.json": VERIFICATION_VERSION,
+    "verify/verify.json": 1,
     "stages.json": None,
 }
 
@@ -112,10 +111,10 @@ def _bellman(audit: Values) -> dict[str, Any]:
     ratio = rms_ratios(exact)
     limits = {"at_most_0.6_of_constant": ("constant", 0.6), "at_most_0.5_of_untrained": ("untrained", 0.5)}
     return {
-        "rms_log_bellman": {role: m["rms_corrected"] for role, m in exact.items()},
+        "rms_log_bellman": {role: m["corrected"]["rms"] for role, m in exact.items()},
         "rms_log_bellman_sampled": {
-            role: m["rms_corrected"]
-            | {"resolved": m["resolved"], "mean_square": m["mean_square_corrected"]["estimate"]}
+            role: m["corrected"]["rms"]
+            | {"resolved": m["resolved"], "mean_square": m["corrected"]["mean_square"]["estimate"]}
             for role, m in sampled.items()
         },
         "uncovered": audit["uncovered"],
@@ -133,7 +132,7 @@ def rms_ratios(summaries: Mapping[str, Values]) -> dict[str, float | None]:
 
     A corrected mean square at or below zero is noise, not a small error: it may pass no check.
     """
-    square = {role: s["mean_square_corrected"]["estimate"] for role, s in summaries.items()}
+    square = {role: s["corrected"]["mean_square"]["estimate"] for role, s in summaries.items()}
     found: dict[str, float | None] = {}
     for control in ("constant", "untrained"):
         pair = (square["trained"], square[control])

@@ -128,7 +128,7 @@ def _audit(
     rng: np.random.Generator,
 ) -> ModelAudit:
     exact = None if enumerated is None else enumerated.log_errors(model)
-    cost = None if enumerated is None else enumerated.cost(model, rng)
+    cost = None if enumerated is None else enumerated.cost(model)
     return audit_model(model.subject, *scored, options, rng, exact, cost)
 
 

@@ -1,19 +1,13 @@
 """Where a model is inconsistent: by prompt, by value, and the worst prefixes as text."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from rmtools.auditing.cost import CostEstimates, particles
-from rmtools.stats.bootstrap import (
-    Interval,
-    Statistic,
-    bootstrap_all,
-    cluster_sums,
-    ratio_of_means,
-)
+from rmtools.stats.bootstrap import Estimator, Interval, Statistic, weighted_mean
 from rmtools.stats.prefix_errors import PrefixErrors
 from rmtools.stats.sigma2 import n_for_cv, n_for_tv, sigma2
 
@@ -109,8 +103,8 @@ class ValueBin:
 
 
 def by_value(
-    log_value: np.ndarray, errors: PrefixErrors, prompt: np.ndarray, rng: np.random.Generator
-) -> tuple[ValueBin, ...]:
+    log_value: np.ndarray, errors: PrefixErrors, prompt: np.ndarray
+) -> Estimator[tuple[ValueBin, ...]]:
     """Return bins of about equal mass of the value at the prefix; fewer where values coincide."""
     edges = np.unique(np.quantile(log_value, np.linspace(0, 1, VALUE_BINS + 1)[1:-1], method="inverted_cdf"))
     place = np.searchsorted(edges, log_value, side="left")
@@ -118,20 +112,21 @@ def by_value(
     kept = [k for k in range(len(edges) + 1) if (place == k).any()]
     for k in kept:
         for name, values in (("signed", errors.log_error), ("square", errors.squared_error)):
-            use = (place == k) & np.isfinite(values)
-            columns = np.stack([np.where(use, values, 0.0), use], axis=1)
-            problems[f"{k} {name}"] = (cluster_sums(columns, prompt), ratio_of_means)
-    found = bootstrap_all(problems, rng, 2000)
-    return tuple(
-        ValueBin(
-            float(np.exp(log_value[place == k].min())),
-            float(np.exp(log_value[place == k].max())),
-            int((place == k).sum()),
-            found[f"{k} signed"],
-            found[f"{k} square"],
+            problems[f"{k} {name}"] = weighted_mean(values, prompt, place == k)
+
+    def result(found: Mapping[str, Interval]) -> tuple[ValueBin, ...]:
+        return tuple(
+            ValueBin(
+                float(np.exp(log_value[place == k].min())),
+                float(np.exp(log_value[place == k].max())),
+                int((place == k).sum()),
+                found[f"{k} signed"],
+                found[f"{k} square"],
+            )
+            for k in kept
         )
-        for k in kept
-    )
+
+    return Estimator(problems, result)
 
 
 @dataclass(frozen=True)

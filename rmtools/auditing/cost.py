@@ -5,16 +5,16 @@ one prompt over its trajectories.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rmtools.auditing.arrays import PromptArrays, extra_completions
-from rmtools.stats.bootstrap import Interval, cluster_bootstrap, ratio_of_means
-from rmtools.stats.influence import InfluenceSD, influence_sd, pooled_influence_sd
-from rmtools.stats.sigma2 import Sigma2, Sigma2Parts, pooled_sigma2, sigma2_parts, value_square_estimate
+from rmtools.stats.bootstrap import Estimator, Interval, Statistic, first_mean, ratio_of_means
+from rmtools.stats.influence import InfluenceSD, influence_estimator, influence_sd
+from rmtools.stats.sigma2 import Sigma2Parts, sigma2_estimator, sigma2_parts, value_square_estimate
 
 if TYPE_CHECKING:
     from rmtools.data.rollouts import Rollout
@@ -22,41 +22,39 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class CostEstimates:
-    """sigma^2 and the spread of H: pooled, and the parts by prompt they are pooled from.
+    """Parts of sigma^2 and the spread of H by prompt.
 
     ``parts`` is empty without extra completions, ``influences`` with fewer than two of them or fewer than three
     trajectories of a prompt.
     """
 
-    sigma2: Sigma2 | None
-    influence: InfluenceSD | None
-    parts: tuple[Sigma2Parts, ...]
-    influences: tuple[InfluenceSD, ...]
+    parts: tuple[Sigma2Parts, ...] = ()
+    influences: tuple[InfluenceSD, ...] = ()
+
+    def pooled(self) -> dict[str, Estimator[Any] | None]:
+        """Return the estimators of the pooled figures; None if the rollouts do not resolve them."""
+        usable = any(np.isfinite(s.variance.estimate) for s in self.influences)
+        return {
+            "sigma2": sigma2_estimator(self.parts) if self.parts else None,
+            "influence": influence_estimator(self.influences) if usable else None,
+        }
 
 
-def cost_estimates(
-    rows: "Sequence[Rollout]", arrays: Sequence[PromptArrays], rng: np.random.Generator
-) -> CostEstimates:
+def cost_estimates(rows: "Sequence[Rollout]", arrays: Sequence[PromptArrays]) -> CostEstimates:
     """Return what the rollouts resolve of sigma^2 and of the spread of H."""
     extra, fewest = extra_completions(rows), min(len(a.potential) for a in arrays)
     single = all(len(r.steps) == 1 for r in rows)
     # Where all outcomes are alike, what successes or failures would cost was never seen.
     alike = len({float(x) for a in arrays for x in a.potential}) == 1
     if fewest < 2 or alike or not (single or extra >= 1):
-        return CostEstimates(None, None, (), ())
+        return CostEstimates()
     parts = tuple(sigma2_parts(a.log_value, a.value_square, a.potential) for a in arrays)
     influences = (
         tuple(influence_sd(a.log_value, a.potential, a.extra, a.present, a.ended) for a in arrays)
         if extra >= 2 and fewest >= 3
         else ()
     )
-    usable = any(np.isfinite(s.variance.estimate) for s in influences)
-    return CostEstimates(
-        pooled_sigma2(parts, rng),
-        pooled_influence_sd(influences, rng) if usable else None,
-        parts,
-        influences,
-    )
+    return CostEstimates(parts, influences)
 
 
 def particles(spread: Interval | None, needed: Callable[[float], float]) -> Interval | None:
@@ -102,11 +100,9 @@ def alternative_costs(
     rewards: Sequence[np.ndarray],
     potentials: Sequence[np.ndarray],
     tokens: float,
-    n_for_tv: Interval | None,
     delta_tv: float,
-    rng: np.random.Generator,
-) -> AlternativeCosts:
-    """Compare the sampler with rejection and best-of-N.
+) -> Estimator[AlternativeCosts]:
+    """Estimate what rejection and best-of-N cost; the sampler's tokens are None.
 
     Parameters
     ----------
@@ -114,28 +110,31 @@ def alternative_costs(
         P arrays (n,) of the trajectories of each prompt.
     tokens : float
         Mean tokens of a solution.
-    n_for_tv : Interval, optional
-        Particles of the sampler.
     delta_tv : float
-    rng : np.random.Generator
-        Source of the resamples of prompts.
     """
     success = np.asarray([r.mean() for r in rewards])
     z = np.asarray([phi.mean() for phi in potentials])
-    rejection = best = None
+    sums: dict[str, tuple[np.ndarray, Statistic]] = {}
     if min(len(phi) for phi in potentials) > 1:
         weight = np.asarray([float(value_square_estimate(phi)) for phi in potentials])
-        rejection = cluster_bootstrap(np.stack([z, weight], axis=1), ratio_of_means, rng)
-        if all(np.isin(r, (0.0, 1.0)).all() for r in rewards):
+        sums["rejection"] = (np.stack([z, weight], axis=1), ratio_of_means)
+        if all(np.isin(r, (0.0, 1.0)).all() for r in rewards) and success.any():
             columns = np.stack([weight * best_of_n(success, z, delta_tv), weight], axis=1)[success > 0]
-            best = cluster_bootstrap(columns, ratio_of_means, rng) if len(columns) else None
+            sums["best"] = (columns, ratio_of_means)
 
-    def priced(count: Interval | None) -> Interval | None:
-        return None if count is None else count.map(lambda n: n * tokens)
+    def result(found: Mapping[str, Interval]) -> AlternativeCosts:
+        rejection, best = found.get("rejection"), found.get("best")
+        return AlternativeCosts(
+            tokens_per_solution=tokens,
+            smc_tokens=None,
+            rejection_solutions=rejection,
+            rejection_tokens=rejection and rejection.map(lambda n: n * tokens),
+            best_of_n_solutions=best,
+            best_of_n_tokens=best and best.map(lambda n: n * tokens),
+            prompts_without_success=int((success == 0).sum()),
+        )
 
-    return AlternativeCosts(
-        tokens, priced(n_for_tv), rejection, priced(rejection), best, priced(best), int((success == 0).sum())
-    )
+    return Estimator(sums, result)
 
 
 def best_of_n(success: np.ndarray, z: np.ndarray, delta_tv: float) -> np.ndarray:
@@ -268,10 +267,7 @@ class ZCheck:
     difference: Interval
 
 
-def z_check(z: np.ndarray, root_value: np.ndarray, rng: np.random.Generator) -> ZCheck:
+def z_check(z: np.ndarray, root_value: np.ndarray) -> Estimator[ZCheck]:
     """Compare (P,) mean potentials and root values of the prompts."""
-    from rmtools.stats.bootstrap import bootstrap_all
-
     columns = {"z": z, "root_value": root_value, "difference": root_value - z}
-    found = bootstrap_all({k: (v[:, None], lambda m: m[:, 0]) for k, v in columns.items()}, rng, 2000)
-    return ZCheck(**found)
+    return Estimator({k: (v[:, None], first_mean) for k, v in columns.items()}, lambda found: ZCheck(**found))

@@ -8,11 +8,7 @@ import numpy as np
 
 from rmtools.auditing.cost import Tabulated
 from rmtools.core import solve
-from rmtools.stats.bootstrap import (
-    Statistic,
-    bootstrap_all,
-    ratio_of_means,
-)
+from rmtools.stats.bootstrap import Estimator, Statistic, ratio_of_means
 
 if TYPE_CHECKING:
     from rmtools.auditing.models import AuditedModel
@@ -50,11 +46,11 @@ class EnumeratedRollouts:
             return None
         return np.concatenate(self.ratios.log_error[self.roles.index(model.role)])
 
-    def cost(self, model: "AuditedModel", rng: np.random.Generator) -> Tabulated | None:
-        """Return the exact costs of ``model``; None if it was not enumerated or has none to tell."""
+    def cost(self, model: "AuditedModel") -> Estimator[Tabulated] | None:
+        """Return the estimator of the exact costs of ``model``; None if it was not enumerated or has none to tell."""
         if model.role not in self.roles or not model.tabulated:
             return None
-        return tabulated(self.tables, model.scorer, rng)
+        return tabulated(self.tables, model.scorer)
 
     def coverage(self) -> dict[str, float]:
         """Return mean and largest probability outside the listed steps, and how many prefixes were left out for it."""
@@ -114,7 +110,7 @@ def _reads_tokens(scorer: "Scorer", policy: "Policy", prompts: Sequence[str], ch
     )
 
 
-def tabulated(tables: "Sequence[Enumeration]", scorer: "Scorer", rng: np.random.Generator) -> Tabulated:
+def tabulated(tables: "Sequence[Enumeration]", scorer: "Scorer") -> Estimator[Tabulated]:
     """Return the exact costs of ``scorer`` on ``tables``, pooled: sum of Z^2 sigma^2 over sum of Z^2."""
     rows = []
     for table in tables:
@@ -132,8 +128,5 @@ def tabulated(tables: "Sequence[Enumeration]", scorer: "Scorer", rng: np.random.
             ("mad", (mad, z_square)),
         )
     }
-    return Tabulated(
-        **bootstrap_all(problems, rng, 2000),
-        n_prompts=len(tables),
-        uncovered=max(t.uncovered for t in tables),
-    )
+    outside = max(t.uncovered for t in tables)
+    return Estimator(problems, lambda found: Tabulated(**found, n_prompts=len(tables), uncovered=outside))

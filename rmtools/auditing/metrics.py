@@ -9,14 +9,14 @@ from rmtools.stats.bootstrap import Interval
 
 # Where each figure stands in a model's audit; the enumerated error where there is one.
 METRICS = {
-    "rms_log_bellman": "error/best/rms_corrected",
-    "rms_log_bellman_guided": "error/best_guided/rms_corrected",
+    "rms_log_bellman": "error/best/corrected/rms",
+    "rms_log_bellman_guided": "error/best_guided/corrected/rms",
     "rms_log_bellman_gauge_fixed": "error/gauge_fixed/rms",
-    "t_rms_log_bellman": "error/best/c",
+    "t_rms_log_bellman": "error/best/corrected/c",
     "abs_mean_log_bellman": "error/best/signed_mean",
-    "mean_square_bellman": "error/best/squared_ratio_error",
+    "mean_square_bellman": "error/best/ratio_error/mean_square",
     "mean_square_bellman_at_least": "error/binned/squared_ratio_error_at_least",
-    "largest_log_bellman": "error/best/largest",
+    "largest_log_bellman": "error/best/plug_in/largest",
     "rms_path_sum": "error/paths/rms_corrected",
     "ratio_bound_95": "error/ratio_bound/quantiles/0.95",
     "brier": "calibration/prefixes/brier",

@@ -1,8 +1,8 @@
 """The audit of one model or control on scored rollouts: every estimator of rmtools.stats, with 95% intervals over prompts."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -28,24 +28,21 @@ from rmtools.auditing.cost import (
     z_check,
 )
 from rmtools.particles.tilt import Tilt
-from rmtools.stats.bellman_error import (
-    BellmanSummary,
+from rmtools.stats.bellman_error import BellmanSummary, bellman_estimator
+from rmtools.stats.binned_errors import FlatSummary, flat_estimator
+from rmtools.stats.bootstrap import Estimator, Interval, bootstrap
+from rmtools.stats.calibration import CalibrationSummary, calibration_estimator
+from rmtools.stats.influence import InfluenceSD
+from rmtools.stats.path_errors import (
     GaugeFixed,
     PathSummary,
     RatioBound,
-    bellman_summary,
-    exact_summary,
-    gauge_fixed_rms,
-    path_summary,
+    gauge_fixed_estimator,
+    path_estimator,
     path_sums,
     ratio_bound_quantiles,
-    self_normalise,
 )
-from rmtools.stats.binned_errors import FlatSummary, flat_summary
-from rmtools.stats.bootstrap import Interval
-from rmtools.stats.calibration import CalibrationSummary, calibration_summary
-from rmtools.stats.influence import InfluenceSD
-from rmtools.stats.prefix_errors import PrefixErrors
+from rmtools.stats.prefix_errors import PrefixErrors, exact_errors, self_normalise
 from rmtools.stats.sigma2 import Sigma2, n_for_cv, n_for_tv
 
 if TYPE_CHECKING:
@@ -242,7 +239,7 @@ def audit_model(
     options: AuditOptions,
     rng: np.random.Generator,
     exact_log_error: np.ndarray | None = None,
-    exact_cost: Tabulated | None = None,
+    exact_cost: Estimator[Tabulated] | None = None,
 ) -> ModelAudit:
     """Audit one model on scored rollouts.
 
@@ -258,91 +255,98 @@ def audit_model(
         Source of the bootstrap.
     exact_log_error : np.ndarray, optional
         (P,) enumerated b, nats; NaN where it could not be enumerated: these prefixes are left out.
-    exact_cost : Tabulated, optional
+    exact_cost : Estimator of Tabulated, optional
     """
-    errors, prompt = scored.errors(), scored.prefix_prompt
+    errors, prompt, depth = scored.errors(), scored.prefix_prompt, scored.prefix_depth
     branching = bool((scored.child_present.sum(axis=1) > 1).any())
-    guided = self_normalise(scored.prefix_log_value - _root_values(scored), prompt, scored.prefix_depth)
-
-    def sampled(w: np.ndarray | None) -> BellmanSummary | None:
-        if not branching:
-            return None
-        return bellman_summary(errors, prompt, scored.prefix_depth, scored.horizon, w, rng=rng)
-
-    def enumerated(w: np.ndarray | None) -> BellmanSummary | None:
-        return None if exact_log_error is None else _exact(exact_log_error, scored, w, rng)
-
-    # Every estimate draws from one generator, in this order.
-    policy_error = sampled(None), enumerated(None)
+    guided = self_normalise(scored.prefix_log_value - _root_values(scored), prompt, depth)
     arrays = prompt_arrays(rows, scored, subject.tilt)
     verified = subject.terminal == "verifier"
-    estimates = cost_estimates(rows, arrays, rng) if verified else CostEstimates(None, None, (), ())
-    sampled_guided = sampled(guided)
-    gauge_fixed = _gauge_fixed(scored, errors, rng) if branching else None
-    exact_guided = enumerated(guided)
-    binned = None if branching else flat_summary(scored.log_value, scored.prompt, rng=rng)
+    parts = cost_estimates(rows, arrays) if verified else CostEstimates()
     z = np.asarray([_end_values(a, subject.terminal).mean() for a in arrays])
     roots = np.asarray([np.exp(a.log_value[0, 0]) for a in arrays])
-    calibration = CalibrationAudit(
-        calibrate(scored, subject, rng) if subject.probability else None,
-        None if subject.fitted else z_check(z, roots, rng),
-    )
+    rewards = [scored.reward[scored.prompt == g] for g in range(len(arrays))]
+    estimators: dict[str, Estimator[Any] | None] = {
+        "exact": _exact(exact_log_error, scored, None),
+        "exact_guided": _exact(exact_log_error, scored, guided),
+        "calibration": calibrate(scored, subject) if subject.probability else None,
+        "root": None if subject.fitted else z_check(z, roots),
+        "tabulated": exact_cost,
+        **parts.pooled(),
+    }
+    if branching:
+        estimators |= {
+            "sampled": bellman_estimator(errors, prompt, depth, scored.horizon),
+            "guided": bellman_estimator(errors, prompt, depth, scored.horizon, guided),
+            "gauge_fixed": _gauge_fixed(scored, errors),
+            "paths": _paths(scored),
+            "by_value": by_value(scored.prefix_log_value, errors, prompt),
+        }
+    else:
+        estimators["binned"] = flat_estimator(scored.log_value, scored.prompt)
+    if verified:
+        potentials = [a.potential for a in arrays]
+        estimators["alternatives"] = alternative_costs(rewards, potentials, options.tokens, options.delta_tv)
+    found = bootstrap(estimators, rng)
     error = ErrorAudit(
-        *(policy_error[0], sampled_guided, policy_error[1], exact_guided),
-        gauge_fixed,
-        binned,
-        ratio_bound_quantiles(scored.prefix_log_value, scored.child_log_value, scored.child_present, prompt),
-        _paths(scored, rng) if branching else None,
-        _distribution(errors, exact_log_error, scored),
+        sampled=found.get("sampled"),
+        sampled_guided=found.get("guided"),
+        exact=found["exact"],
+        exact_guided=found["exact_guided"],
+        gauge_fixed=found.get("gauge_fixed"),
+        binned=found.get("binned"),
+        ratio_bound=ratio_bound_quantiles(
+            scored.prefix_log_value, scored.child_log_value, scored.child_present, prompt
+        ),
+        paths=found.get("paths"),
+        distribution=_distribution(errors, exact_log_error, scored),
     )
-    cost = _cost(estimates, exact_cost, len(arrays), options)
+    cost = _cost(found, len(arrays), options)
     if error.best is not None:
         largest = _largest_error(errors, exact_log_error)
         paper = paper_counts(error.ratio_bound.largest, largest, scored.horizon, options.delta_tv)
         cost = replace(cost, paper=paper)
-    if verified:
-        rewards = [scored.reward[scored.prompt == g] for g in range(len(arrays))]
-        potentials = [a.potential for a in arrays]
-        alternatives = alternative_costs(
-            rewards, potentials, options.tokens, cost.n_for_tv, options.delta_tv, rng
-        )
-        cost = replace(cost, alternatives=alternatives)
     breakdowns = Breakdowns(
-        by_prompt(rows, scored, errors, z, estimates, options.delta_cv, options.delta_tv),
-        by_value(scored.prefix_log_value, errors, prompt, rng) if branching else (),
+        by_prompt(rows, scored, errors, z, parts, options.delta_cv, options.delta_tv),
+        found.get("by_value", ()),
         worst_prefixes(rows, scored, errors, exact_log_error) if branching else (),
     )
+    calibration = CalibrationAudit(found["calibration"], found["root"])
     return ModelAudit(subject.role, subject.name, subject.terminal, error, cost, calibration, breakdowns)
 
 
 def _exact(
-    log_error: np.ndarray, scored: "ScoredRollouts", weights: np.ndarray | None, rng: np.random.Generator
-) -> BellmanSummary | None:
-    known = np.isfinite(log_error)
-    if not known.any():
+    log_error: np.ndarray | None, scored: "ScoredRollouts", weights: np.ndarray | None
+) -> Estimator[BellmanSummary] | None:
+    known = np.zeros(0, dtype=bool) if log_error is None else np.isfinite(log_error)
+    if log_error is None or not known.any():
         return None
     w = None if weights is None else weights[known]
-    where = scored.prefix_prompt[known], scored.prefix_depth[known]
-    return exact_summary(log_error[known], *where, scored.horizon, w, rng=rng)
+    errors = exact_errors(log_error[known])
+    return bellman_estimator(
+        errors, scored.prefix_prompt[known], scored.prefix_depth[known], scored.horizon, w
+    )
 
 
-def _cost(
-    estimates: CostEstimates, exact: Tabulated | None, n_prompts: int, options: AuditOptions
-) -> CostAudit:
-    """Return sigma^2 and the particles, from tables if they hold every prompt; what else costs is added later."""
+def _cost(found: Mapping[str, Any], n_prompts: int, options: AuditOptions) -> CostAudit:
+    """Return sigma^2 and the particles, from tables if they hold every prompt; ``paper`` is added later."""
+    sigma2, influence, exact = found["sigma2"], found["influence"], found["tabulated"]
     tables = exact is not None and exact.n_prompts == n_prompts
-    if exact is not None and tables:
-        variance, deviation = exact.sigma2, exact.mad
-    else:
-        variance = None if estimates.sigma2 is None else estimates.sigma2.estimate
-        deviation = None if estimates.influence is None else estimates.influence.sd
+    variance, deviation = (
+        (exact.sigma2, exact.mad) if tables else (sigma2 and sigma2.estimate, influence and influence.sd)
+    )
+    n_tv = particles(deviation, lambda s: n_for_tv(s, options.delta_tv))
+    alternatives = found.get("alternatives")
+    if alternatives is not None and n_tv is not None:
+        alternatives = replace(alternatives, smc_tokens=n_tv.map(lambda n: n * options.tokens))
     return CostAudit(
-        estimates.sigma2,
-        estimates.influence,
-        exact,
-        particles(variance, lambda s: n_for_cv(s, options.delta_cv)),
-        particles(deviation, lambda s: n_for_tv(s, options.delta_tv)),
-        "tables" if tables else "rollouts",
+        sigma2=sigma2,
+        influence=influence,
+        tabulated=exact,
+        n_for_cv=particles(variance, lambda s: n_for_cv(s, options.delta_cv)),
+        n_for_tv=n_tv,
+        counted_from="tables" if tables else "rollouts",
+        alternatives=alternatives,
     )
 
 
@@ -377,10 +381,8 @@ def _largest_error(errors: PrefixErrors, exact: np.ndarray | None) -> float:
     return max(float(left.max()), 0.0) if len(left) else 0.0
 
 
-def _gauge_fixed(
-    scored: "ScoredRollouts", errors: PrefixErrors, rng: np.random.Generator
-) -> GaugeFixed | None:
-    """Return the gauge-fixed error over the prompts whose solutions all have the same length; None without any."""
+def _gauge_fixed(scored: "ScoredRollouts", errors: PrefixErrors) -> Estimator[GaugeFixed] | None:
+    """Estimate the gauge-fixed error over the prompts whose solutions all have the same length; None without any."""
     length = np.asarray([len(v) for v in scored.log_value])
     n = int(scored.prompt.max()) + 1
     shortest, longest = np.full(n, length.max()), np.zeros(n, dtype=int)
@@ -390,19 +392,19 @@ def _gauge_fixed(
     if not use.any():
         return None
     part = errors.take(np.flatnonzero(use))
-    return gauge_fixed_rms(part, scored.prefix_prompt[use], scored.prefix_depth[use], rng=rng)
+    return gauge_fixed_estimator(part, scored.prefix_prompt[use], scored.prefix_depth[use])
 
 
-def _paths(scored: "ScoredRollouts", rng: np.random.Generator) -> PathSummary:
-    """Return the sums of b along trajectories."""
+def _paths(scored: "ScoredRollouts") -> Estimator[PathSummary]:
+    """Average the sums of b along trajectories."""
     sums = path_sums(scored.alternative_errors(), scored.prefix_trajectory)
-    return path_summary(sums, scored.prompt[sums.trajectory], rng=rng)
+    return path_estimator(sums, scored.prompt[sums.trajectory])
 
 
-def calibrate(scored: "ScoredRollouts", subject: Subject, rng: np.random.Generator) -> CalibrationSummary:
-    """Return the calibration of p at every prefix, and of the model's own value at the end."""
+def calibrate(scored: "ScoredRollouts", subject: Subject) -> Estimator[CalibrationSummary]:
+    """Estimate the calibration of p at every prefix, and of the model's own value at the end."""
     values = [v[:-1] if subject.knows_end else v for v in scored.own_log_value]
     length = [len(v) for v in values]
     p = np.exp(subject.tilt.log_probability(np.concatenate(values)))
     outcome, prompt = np.repeat(scored.reward, length), np.repeat(scored.prompt, length)
-    return calibration_summary(p, outcome, prompt, rng=rng)
+    return calibration_estimator(p, outcome, prompt)

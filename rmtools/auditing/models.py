@@ -13,7 +13,7 @@ from rmtools.auditing.arrays import extra_completions, prompt_arrays
 from rmtools.auditing.model_audit import Subject
 from rmtools.data.scoring import ScoredRollouts, score_rollouts
 from rmtools.lm.value import ConstantValue
-from rmtools.stats.paired import ModelEstimates, PairedDifference, paired_difference
+from rmtools.stats.paired import ModelEstimates, PairedDifference, paired_estimator
 from rmtools.stats.sigma2 import Sigma2Parts, sigma2_parts
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ def paired(
     length = [len(v) for v in one.own_log_value]
     outcome = np.repeat(one.reward, length) if calibrated else None
     prompt = np.repeat(one.prompt, length) if calibrated else None
-    return paired_difference(mine, its, one.prefix_prompt, outcome, prompt, rng=rng)
+    return paired_estimator(mine, its, one.prefix_prompt, outcome, prompt).bootstrap(rng)
 
 
 def _costs(rows: "Sequence[Rollout]", scored: ScoredRollouts, subject: Subject) -> list[Sigma2Parts]:

@@ -151,5 +151,5 @@ def model_notes(m: ModelAudit) -> list[str]:
 
 def identical_share(summary: BellmanSummary) -> float:
     """Return the share of the corrected mean square that prefixes with identical children carry."""
-    total = summary.mean_square_corrected.estimate
-    return summary.mean_square_identical.estimate / total if total > 0 else 0.0
+    total = summary.corrected.mean_square.estimate
+    return summary.corrected.mean_square_identical.estimate / total if total > 0 else 0.0

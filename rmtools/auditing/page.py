@@ -324,7 +324,7 @@ def _needs(prompt: PromptAudit) -> tuple[bool, float, float]:
 def _counts_table(report: AuditReport) -> Table:
     summaries = [m.error.sampled for m in report.models]
     rows = [
-        (label, *(NONE if s is None else str(getattr(s, name)) for s in summaries))
+        (label, *(NONE if s is None else str(getattr(s.counts, name)) for s in summaries))
         for label, name in (
             ("prefixes", "n_prefixes"),
             ("with two children or more", "n_resolved"),
@@ -333,10 +333,10 @@ def _counts_table(report: AuditReport) -> Table:
         )
     ]
     rows += [
-        (label, *(NONE if s is None else _bound(getattr(s, name)) for s in summaries))
+        (label, *(NONE if s is None else _bound(getattr(s.prompt_bounds, name)) for s in summaries))
         for label, name in (
-            ("largest |b| of a prompt", "prompt_max_bound"),
-            ("mean |b| of a prompt", "prompt_mean_bound"),
+            ("largest |b| of a prompt", "largest"),
+            ("mean |b| of a prompt", "mean"),
         )
     ]
     caption = "Counts, and what holds without assumptions (observed |b|, sampling noise included)"

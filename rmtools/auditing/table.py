@@ -52,15 +52,15 @@ class Line:
 
 def _sampled(model: "ModelAudit") -> str | None:
     summary = model.error.sampled
-    return None if summary is None else f"{summary.rms_corrected}{'' if summary.resolved else UNRESOLVED}"
+    return None if summary is None else f"{summary.corrected.rms}{'' if summary.resolved else UNRESOLVED}"
 
 
 def _guided(model: "ModelAudit") -> str | None:
     summary = model.error.best_guided
     if summary is None:
         return None
-    share = summary.effective_sample_size / max(summary.n_resolved, 1)
-    return f"{summary.rms_corrected} (ESS {share:.0%}){'' if guided_resolved(model) else UNRESOLVED}"
+    share = summary.counts.effective_sample_size / max(summary.counts.n_resolved, 1)
+    return f"{summary.corrected.rms} (ESS {share:.0%}){'' if guided_resolved(model) else UNRESOLVED}"
 
 
 def _gauge_fixed(model: "ModelAudit") -> Interval | None:
@@ -142,7 +142,7 @@ ROWS = (
     ),
     Row(
         "RMS b, enumerated",
-        lambda m: m.error.exact and m.error.exact.rms_corrected,
+        lambda m: m.error.exact and m.error.exact.corrected.rms,
         "Root mean square over prefixes of b = log ρ, where ρ is the mean value one step later over the value now; in "
         "nats, 0 for a consistent model. Exact: the steps of every prefix were enumerated under the policy. Compare models "
         "by this row.",
@@ -155,7 +155,7 @@ ROWS = (
     ),
     Row(
         "RMS b, sampled, plug-in",
-        lambda m: m.error.sampled and m.error.sampled.rms_plug_in,
+        lambda m: m.error.sampled and m.error.sampled.plug_in.rms,
         "The same without the correction: too large by the sampling noise, and so a measure of it.",
     ),
     Row(
@@ -172,7 +172,7 @@ ROWS = (
     ),
     Row(
         "mean (rho - 1)^2",
-        lambda m: m.error.best and m.error.best.squared_ratio_error,
+        lambda m: m.error.best and m.error.best.ratio_error.mean_square,
         "Mean squared relative error of one step, unbiased at any number of children.",
     ),
     Row(
@@ -198,7 +198,7 @@ ROWS = (
     ),
     Row(
         "c = T RMS b",
-        lambda m: m.error.best and m.error.best.c,
+        lambda m: m.error.best and m.error.best.corrected.c,
         "Steps of a solution times the error: with b of this size throughout, the value stays within e^±c of the true one. "
         "The theorems need c bounded as solutions grow longer.",
     ),

@@ -10,7 +10,7 @@ from rmtools.errors import UserError
 from rmtools.lm.particles import Terminal
 from rmtools.lm.value import BROKEN, NaNValueError, Scorer, TreeValues
 from rmtools.particles.tilt import Tilt
-from rmtools.stats.bellman_error import PrefixErrors, prefix_errors
+from rmtools.stats.prefix_errors import PrefixErrors, prefix_errors
 
 
 @dataclass(frozen=True)

@@ -109,10 +109,10 @@ def error_sizes(models: Sequence[Values]) -> str:
     with drawing(5.2, rows=2) as (figure, (sizes, sums)):
         for k, m in enumerate(models):
             summary = m["error"][source]
-            largest = {"estimate": summary["largest"], "low": None, "high": None}
-            rows = [*summary["quantiles"].values(), largest]
+            largest = {"estimate": summary["plug_in"]["largest"], "low": None, "high": None}
+            rows = [*summary["plug_in"]["quantiles"].values(), largest]
             side_by_side(sizes, k, len(models), m["role"], rows)
-            names = [f"{float(q):.0%}" for q in summary["quantiles"]]
+            names = [f"{float(q):.0%}" for q in summary["plug_in"]["quantiles"]]
             side_by_side(
                 sums,
                 k,

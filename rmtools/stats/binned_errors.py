@@ -10,7 +10,7 @@ add up to at most the mean of (rho - 1)^2 (docs/equations.md section 6).
 >>> rising = np.log(rng.choice([0.5, 1.7], size=300))  # V(s_1) = 1.1 on average where V(s_0) = 1
 >>> falling = np.log(rng.choice([0.2, 0.7], size=300))  # V(s_1) = 0.45 on average where V(s_0) = 0.5
 >>> rows = [[0.0, x] for x in rising] + [[np.log(0.5), x] for x in falling]
->>> summary = flat_summary(rows, np.arange(600), n_bins=2, rng=rng)
+>>> summary = flat_estimator(rows, np.arange(600), n_bins=2).bootstrap(rng)
 >>> summary.squared_ratio_error_at_least.contains(0.01), summary.signed_mean.contains(0.0)
 (True, True)
 >>> [(b.depth, b.n_prefixes, b.signed_mean.estimate > 0) for b in summary.bins]
@@ -18,7 +18,7 @@ add up to at most the mean of (rho - 1)^2 (docs/equations.md section 6).
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,14 +26,8 @@ from numpy.typing import ArrayLike
 
 from rmtools.errors import UserError
 from rmtools.particles.arguments import check_count
-from rmtools.stats.bootstrap import (
-    Interval,
-    bootstrap_all,
-    labels_of,
-    ratio_of_means,
-    refuse_nan,
-    root,
-)
+from rmtools.stats.bootstrap import Estimator, Interval, labels_of, ratio_of_means, refuse_nan, root
+from rmtools.stats.quantiles import equal_mass_bins
 
 
 @dataclass(frozen=True)
@@ -67,7 +61,7 @@ class FlatSummary:
     Attributes
     ----------
     n_prompts, n_prefixes : int
-        What was given.
+        Sizes of the sample.
     n_degenerate : int
         Prefixes without a ratio (their value is zero, or too small a share of the next): left out everywhere.
     n_bins_left_out, n_prefixes_left_out : int
@@ -96,33 +90,20 @@ class FlatSummary:
     bins: tuple[FlatBin, ...]
 
 
-def flat_summary(
-    log_value: Sequence[ArrayLike],
-    prompt: np.ndarray,
-    *,
-    n_bins: int = 4,
-    rng: np.random.Generator,
-    n_resamples: int = 2000,
-) -> FlatSummary:
+def flat_estimator(
+    log_value: Sequence[ArrayLike], prompt: np.ndarray, n_bins: int = 4
+) -> Estimator[FlatSummary]:
     """Signed Bellman errors by depth and value, and what they say at least about the mean square.
 
     Parameters
     ----------
     log_value : sequence of array_like
-        One (T + 1,) a trajectory, nats: the prompt's value first, then one after each step. Lengths may differ.
+        One (T + 1,) per trajectory, nats: the prompt's value first, then one after each step. Lengths may differ.
     prompt : np.ndarray
         (N,) label of each trajectory's prompt.
     n_bins : int
-        Bins of equal mass at each depth; fewer where many prefixes share a value. More bins raise the lower end
+        Bins of equal mass at each depth; fewer if many prefixes share a value. More bins raise the lower end
         and its noise.
-    rng : np.random.Generator
-        Source of the resamples of prompts.
-    n_resamples : int
-        Number of resamples.
-
-    Returns
-    -------
-    FlatSummary
 
     Raises
     ------
@@ -140,7 +121,10 @@ def flat_summary(
     value, depth, who, error = value[found], depth[found], who[found], error[found]
     if len(error) == 0:
         raise UserError("there is no prefix with a value above zero", fix="pass at least one step")
-    bins, total = labels_of(depth * n_bins + equal_mass_bins(value, depth, n_bins), len(error))
+    bin_of = depth * n_bins
+    for t in np.unique(depth):
+        bin_of[depth == t] += equal_mass_bins(value[depth == t], n_bins)
+    bins, total = labels_of(bin_of, len(error))
     _, n_prompts = labels_of(prompt, len(log_value))
     sums, counts = (
         np.bincount(who * total + bins, weights, n_prompts * total).reshape(n_prompts, total)
@@ -152,30 +136,35 @@ def flat_summary(
     problems["signed"] = (np.stack([sums.sum(axis=1), everything], axis=1), ratio_of_means)
     squares = _squared_means(sums[:, kept], counts[:, kept])
     problems["squared"] = (np.stack([squares, everything], axis=1), ratio_of_means)
-    intervals = bootstrap_all(problems, rng, n_resamples)
-    at_least = intervals["squared"] if len(kept) else Interval(math.nan, None, None)
-    return FlatSummary(
-        n_prompts=n_prompts,
-        n_prefixes=len(found),
-        n_degenerate=int((~found).sum()),
-        n_bins_left_out=total - len(kept),
-        n_prefixes_left_out=int(counts.sum() - counts[:, kept].sum()),
-        signed_mean=intervals["signed"],
-        squared_ratio_error_at_least=at_least,
-        rms_ratio_error_at_least=root(at_least),
-        bins=tuple(_bin(depth[bins == b], value[bins == b], who[bins == b], intervals[f"{b}"]) for b in kept),
-    )
+
+    def result(intervals: Mapping[str, Interval]) -> FlatSummary:
+        at_least = intervals["squared"] if len(kept) else Interval(math.nan, None, None)
+        return FlatSummary(
+            n_prompts=n_prompts,
+            n_prefixes=len(found),
+            n_degenerate=int((~found).sum()),
+            n_bins_left_out=total - len(kept),
+            n_prefixes_left_out=int(counts.sum() - counts[:, kept].sum()),
+            signed_mean=intervals["signed"],
+            squared_ratio_error_at_least=at_least,
+            rms_ratio_error_at_least=root(at_least),
+            bins=tuple(
+                _bin(depth[bins == b], value[bins == b], who[bins == b], intervals[f"{b}"]) for b in kept
+            ),
+        )
+
+    return Estimator(problems, result)
 
 
 def _prefixes(
     log_value: Sequence[ArrayLike], prompt: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Return log V(s_t), t, prompt 0..C-1 and x_t - 1 of every prefix, (P,); the last not finite where degenerate."""
+    """Return log V(s_t), t, prompt 0..C-1 and x_t - 1 of every prefix, (P,); the last not finite if degenerate."""
     rows = [np.asarray(row, dtype=np.float64) for row in log_value]
     label, _ = labels_of(prompt, len(rows))
     for i, row in enumerate(rows):
         if row.ndim != 1 or len(row) == 0:
-            raise UserError(f"log_value[{i}] has shape {row.shape}", fix="pass (T + 1,) a trajectory")
+            raise UserError(f"log_value[{i}] has shape {row.shape}", fix="pass (T + 1,) per trajectory")
         refuse_nan(f"log_value[{i}]", row)
         if (row == np.inf).any():
             raise UserError(f"log_value[{i}] holds +inf: a value is finite, or -inf for zero")
@@ -188,20 +177,8 @@ def _prefixes(
     return value, depth, np.repeat(label, steps), error
 
 
-def equal_mass_bins(value: np.ndarray, depth: np.ndarray, n_bins: int) -> np.ndarray:
-    """Bin 0..n_bins-1 of each prefix among those of its depth; equal values share one."""
-    bins = np.zeros(len(value), dtype=np.intp)
-    for t in np.unique(depth):
-        here = depth == t
-        _, group, count = np.unique(value[here], return_inverse=True, return_counts=True)
-        # The middle of a group of equal values decides its bin.
-        middle = (np.cumsum(count) - count / 2) / count.sum()
-        bins[here] = np.minimum((middle * n_bins).astype(np.intp), n_bins - 1)[group]
-    return bins
-
-
 def _squared_means(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Parts (C,) of sum over bins of n times the squared mean, from sums and counts (C, B) a prompt and bin.
+    """Parts (C,) of sum over bins of n times the squared mean, from sums and counts (C, B) per prompt and bin.
 
     They add up to the mean over pairs of prefixes of different prompts, times n. Split as 2 m S_p - m^2 n_p with
     m from the other prompts, the derivative of the square, they also have its noise.
@@ -209,7 +186,8 @@ def _squared_means(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
     total, n = sums.sum(axis=0), counts.sum(axis=0)
     pairs = n**2 - np.sum(counts**2, axis=0)
     square = (total**2 - np.sum(sums**2, axis=0)) / pairs
-    return np.sum(2 * sums * (total - sums) * n / pairs - square * counts, axis=1)
+    parts: np.ndarray = np.sum(2 * sums * (total - sums) * n / pairs - square * counts, axis=1)
+    return parts
 
 
 def _bin(depth: np.ndarray, value: np.ndarray, who: np.ndarray, signed_mean: Interval) -> FlatBin:

@@ -16,12 +16,15 @@ clusters a nominal 95% interval covered .92 to .95 where percentile and BCa inte
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
 from rmtools.errors import UserError
 
 Statistic = Callable[[np.ndarray], np.ndarray]
+T = TypeVar("T")
+Name = TypeVar("Name")
 
 # A resample that repeats one cluster has a standard error near zero and would make the interval endless.
 # Bounding it from below at this share of the sample's own leaves the coverage of 30 skewed clusters at .92.
@@ -36,9 +39,9 @@ class Interval:
     Attributes
     ----------
     estimate : float
-        NaN where it does not exist.
+        NaN if it does not exist.
     low, high : float or None
-        None where that end is not available: fewer than two clusters, or a statistic undefined on the sample.
+        None if that end is not available: fewer than two clusters, or a statistic undefined on the sample.
     """
 
     estimate: float
@@ -47,7 +50,7 @@ class Interval:
 
     @property
     def half_width(self) -> float | None:
-        """Half of high - low; None where an end is not available."""
+        """Half of high - low; None if an end is not available."""
         return None if self.low is None or self.high is None else (self.high - self.low) / 2
 
     def contains(self, value: float) -> bool:
@@ -142,7 +145,7 @@ def cluster_bootstrap(
     Returns
     -------
     Interval
-        `low` and `high` are None with fewer than two clusters, or where the statistic is undefined on the
+        `low` and `high` are None with fewer than two clusters, or if the statistic is undefined on the
         sample or on more than 1 - `level` of the resamples. Below 30 clusters it covers less than nominal.
 
     Raises
@@ -158,30 +161,73 @@ def cluster_bootstrap(
 
 
 def bootstrap_all(
-    problems: Mapping[str, tuple[np.ndarray, Statistic]],
+    problems: Mapping[Name, tuple[np.ndarray, Statistic]],
     rng: np.random.Generator,
     n_resamples: int = 2000,
     level: float = 0.95,
     method: str = "studentised",
-) -> dict[str, Interval]:
-    """Intervals of several statistics on the same resampled clusters; arguments as `cluster_bootstrap`."""
+) -> dict[Name, Interval]:
+    """Intervals of several statistics; arguments as `cluster_bootstrap`.
+
+    Statistics of equally many clusters are resampled with the same weights.
+    """
     _check(n_resamples, level, method)
-    arrays = {name: np.asarray(sums, dtype=np.float64) for name, (sums, _) in problems.items()}
-    for name, sums in arrays.items():
-        if sums.ndim != 2 or len(sums) != len(next(iter(arrays.values()))):
-            raise UserError(
-                f"`sums` {name} has shape {sums.shape}", fix="pass (C, D), the same C for every statistic"
-            )
-        refuse_nan("sums", sums)
-    if not arrays:
-        return {}
-    moments = [_moments(sums) for sums in arrays.values()]
-    resampled = _resample(np.concatenate(moments, axis=1), rng, n_resamples)
-    parts = np.split(resampled, np.cumsum([m.shape[1] for m in moments])[:-1], axis=1)
+    found: dict[Name, Interval] = {}
+    for size in dict.fromkeys(len(sums) for sums, _ in problems.values()):
+        part = {name: problem for name, problem in problems.items() if len(problem[0]) == size}
+        for sums, _ in part.values():
+            refuse_nan("sums", sums)
+        moments = [_moments(sums) for sums, _ in part.values()]
+        resampled = _resample(np.concatenate(moments, axis=1), rng, n_resamples)
+        columns = np.split(resampled, np.cumsum([m.shape[1] for m in moments])[:-1], axis=1)
+        for (name, (sums, statistic)), own in zip(part.items(), columns, strict=True):
+            found[name] = _interval(sums, own, statistic, level, method)
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class Estimator(Generic[T]):
+    """An estimate before its bootstrap: sums per cluster, and the result that is made of their intervals.
+
+    Attributes
+    ----------
+    sums : mapping of str to (np.ndarray, Statistic)
+        Name to sums (C, D) of each cluster and the statistic of their means, as for `cluster_bootstrap`.
+    result : callable
+        Mapping of the same names to `Interval` -> the result.
+    """
+
+    sums: Mapping[str, tuple[np.ndarray, Statistic]]
+    result: Callable[[Mapping[str, Interval]], T]
+
+    def bootstrap(self, rng: np.random.Generator, n_resamples: int = 2000, level: float = 0.95) -> T:
+        """Return the result with intervals over resampled clusters."""
+        return self.result(bootstrap_all(self.sums, rng, n_resamples, level))
+
+
+def bootstrap(
+    estimators: Mapping[str, Estimator[Any] | None],
+    rng: np.random.Generator,
+    n_resamples: int = 2000,
+    level: float = 0.95,
+) -> dict[str, Any]:
+    """Return the results of several estimators, resampled together; None for None."""
+    problems = {(name, part): sums for name, e in estimators.items() if e for part, sums in e.sums.items()}
+    found = bootstrap_all(problems, rng, n_resamples, level)
     return {
-        name: _interval(arrays[name], part, problems[name][1], level, method)
-        for name, part in zip(arrays, parts, strict=True)
+        name: e and e.result({part: found[owner, part] for owner, part in problems if owner == name})
+        for name, e in estimators.items()
     }
+
+
+def weighted_mean(
+    values: np.ndarray, clusters: np.ndarray, weights: np.ndarray | None = None
+) -> tuple[np.ndarray, Statistic]:
+    """Return sums (C, 2) and statistic of the weighted mean of the values (P,) that are finite."""
+    used = np.isfinite(values) * (1.0 if weights is None else weights)
+    return cluster_sums(
+        np.stack([np.where(used > 0, values, 0.0) * used, used], axis=1), clusters
+    ), ratio_of_means
 
 
 def _check(n_resamples: int, level: float, method: str) -> None:
@@ -280,7 +326,7 @@ def jackknife(estimate: float, left_out: np.ndarray, level: float = 0.95) -> Int
     Returns
     -------
     Interval
-        First-order bias removed; ends None where a value is not finite or n < 3.
+        First-order bias removed; ends None if a value is not finite or n < 3.
     """
     from scipy.special import stdtrit
 
@@ -293,6 +339,12 @@ def jackknife(estimate: float, left_out: np.ndarray, level: float = 0.95) -> Int
     return Interval(corrected, corrected - margin, corrected + margin)
 
 
+def first_mean(means: np.ndarray) -> np.ndarray:
+    """Return the statistic of a plain mean: the first column, (B, D) -> (B,)."""
+    return means[:, 0]
+
+
 def ratio_of_means(means: np.ndarray) -> np.ndarray:
     """Return the statistic of a weighted mean: first column over second, (B, 2) -> (B,)."""
-    return means[:, 0] / means[:, 1]
+    ratio: np.ndarray = means[:, 0] / means[:, 1]
+    return ratio

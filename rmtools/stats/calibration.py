@@ -10,21 +10,16 @@ can be calibrated and still have a Bellman error at every prefix (docs/equations
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from statistics import NormalDist
 
 import numpy as np
 
 from rmtools.errors import UserError
-from rmtools.stats.bootstrap import (
-    Interval,
-    Statistic,
-    bootstrap_all,
-    cluster_sums,
-    labels_of,
-    ratio_of_means,
-    refuse_nan,
-)
+from rmtools.particles.arguments import check_count
+from rmtools.stats.bootstrap import Estimator, Interval, cluster_sums, labels_of, refuse_nan, weighted_mean
+from rmtools.stats.quantiles import equal_mass_bins
 
 
 def _checked(
@@ -66,7 +61,10 @@ def brier(p: np.ndarray, outcome: np.ndarray, weights: np.ndarray | None = None)
     UserError
         If an entry is NaN or out of range, or the shapes differ.
     """
-    p, y, w = _checked(p, outcome, weights)
+    return _brier(*_checked(p, outcome, weights))
+
+
+def _brier(p: np.ndarray, y: np.ndarray, w: np.ndarray) -> float:
     return float(np.sum(w * (p - y) ** 2) / w.sum())
 
 
@@ -98,7 +96,7 @@ def reliability_curve(
 ) -> ReliabilityCurve:
     """Mean outcome against mean prediction in bins of equal mass.
 
-    Equal predictions share a bin, so there are fewer than `bins` where many are equal.
+    Equal predictions share a bin, so there are fewer than `bins` if many are equal.
 
     Parameters
     ----------
@@ -113,15 +111,13 @@ def reliability_curve(
         As `brier`, or if `bins` is below 1.
     """
     p, y, w = _checked(p, outcome, weights)
-    if bins < 1:
-        raise UserError(f"`bins` must be at least 1, got {bins}", fix="10 is usual")
+    check_count("bins", bins)
+    return _curve(p, y, w, bins)
+
+
+def _curve(p: np.ndarray, y: np.ndarray, w: np.ndarray, bins: int) -> ReliabilityCurve:
     used = w > 0
-    _, where = np.unique(p[used], return_inverse=True)
-    mass = np.bincount(where, w[used])
-    # The middle of a group of equal predictions decides its bin.
-    middle = (np.cumsum(mass) - mass / 2) / mass.sum()
-    bin_of = np.minimum((middle * bins).astype(np.intp), bins - 1)
-    inside, n_bins = labels_of(bin_of[where], int(used.sum()))
+    inside, n_bins = labels_of(equal_mass_bins(p[used], bins, w[used]), int(used.sum()))
     total = np.bincount(inside, w[used], n_bins)
     means = [np.bincount(inside, (w * array)[used], n_bins) / total for array in (p, y)]
     index = np.full(len(p), -1)
@@ -146,7 +142,10 @@ def expected_calibration_error(
     UserError
         As `reliability_curve`.
     """
-    curve = reliability_curve(p, outcome, bins, weights)
+    return _gap(reliability_curve(p, outcome, bins, weights))
+
+
+def _gap(curve: ReliabilityCurve) -> float:
     return float(np.sum(curve.mass * np.abs(curve.mean_p - curve.mean_outcome)))
 
 
@@ -163,17 +162,15 @@ def auc(p: np.ndarray, outcome: np.ndarray, weights: np.ndarray | None = None) -
     Returns
     -------
     float or None
-        None where there is no success or no failure.
+        None without a success or without a failure.
 
     Raises
     ------
     UserError
         As `brier`.
     """
-    p, y, w = _checked(p, outcome, weights)
-    win, _ = _placements(p, y, w)
-    good = w * y
-    return None if win is None else float(np.sum(good * win) / good.sum())
+    estimate = auc_interval(p, outcome, np.zeros(np.shape(p)), weights).estimate
+    return None if math.isnan(estimate) else estimate
 
 
 def _placements(p: np.ndarray, y: np.ndarray, w: np.ndarray) -> tuple[np.ndarray | None, np.ndarray | None]:
@@ -209,7 +206,7 @@ def auc_interval(
     Returns
     -------
     Interval
-        On the logit scale, so within [0, 1]; ends None where the AUC does not exist, is 0 or 1, or with fewer
+        On the logit scale, so within [0, 1]; ends None if the AUC does not exist, is 0 or 1, or with fewer
         than two clusters.
 
     Raises
@@ -217,12 +214,17 @@ def auc_interval(
     UserError
         As `brier`.
     """
-    p, y, w = _checked(p, outcome, weights)
-    estimate = auc(p, y, w)
+    return _auc_interval(*_checked(p, outcome, weights), clusters, level)
+
+
+def _auc_interval(
+    p: np.ndarray, y: np.ndarray, w: np.ndarray, clusters: np.ndarray, level: float = 0.95
+) -> Interval:
     below, above = _placements(p, y, w)
-    if estimate is None or below is None or above is None:
+    if below is None or above is None:
         return Interval(math.nan, None, None)
     good, bad = w * y, w * (1 - y)
+    estimate = float(np.sum(good * below) / good.sum())
     influence = good * (below - estimate) / good.sum() + bad * (above - estimate) / bad.sum()
     sums = cluster_sums(influence, clusters)[:, 0]
     if len(sums) < 2 or not 0 < estimate < 1:
@@ -251,7 +253,7 @@ class CalibrationSummary:
     ece : float
         Expected calibration error over 10 bins of equal mass; biased upward by noise, so without an interval.
     auc : Interval
-        NaN where there is no success or no failure.
+        NaN without a success or without a failure.
     curve : ReliabilityCurve
         The bins.
     curve_outcome : tuple of Interval
@@ -270,28 +272,21 @@ class CalibrationSummary:
     curve_outcome: tuple[Interval, ...]
 
 
-def calibration_summary(
+def calibration_estimator(
     p: np.ndarray,
     outcome: np.ndarray,
     prompt: np.ndarray,
     weights: np.ndarray | None = None,
-    *,
-    rng: np.random.Generator,
-    n_resamples: int = 2000,
     bins: int = 10,
-) -> CalibrationSummary:
-    """Brier, ECE, AUC and reliability of p, with intervals that resample prompts.
+) -> Estimator[CalibrationSummary]:
+    """Brier, ECE, AUC and reliability of p.
 
     Parameters
     ----------
     p, outcome, weights, bins
         As `reliability_curve`.
     prompt : np.ndarray
-        (n,) labels.
-    rng : np.random.Generator
-        Source of the resamples.
-    n_resamples : int
-        Number of resamples.
+        (n,) labels, resampled as one.
 
     Raises
     ------
@@ -299,24 +294,27 @@ def calibration_summary(
         As `reliability_curve`.
     """
     p, y, w = _checked(p, outcome, weights)
-    _, n_prompts = labels_of(prompt, len(p))
-    curve = reliability_curve(p, y, bins, w)
-    problems: dict[str, tuple[np.ndarray, Statistic]] = {}
-    for name, value in {"p": p, "outcome": y, "brier": (p - y) ** 2}.items():
-        problems[name] = (cluster_sums(np.stack([w * value, w], axis=1), prompt), ratio_of_means)
+    check_count("bins", bins)
+    curve = _curve(p, y, w, bins)
+    problems = {
+        name: weighted_mean(value, prompt, w)
+        for name, value in {"p": p, "outcome": y, "brier": (p - y) ** 2}.items()
+    }
     for k in range(len(curve.mass)):
-        inside = w * (curve.index == k)
-        problems[f"bin {k}"] = (cluster_sums(np.stack([inside * y, inside], axis=1), prompt), ratio_of_means)
-    found = bootstrap_all(problems, rng, n_resamples)
-    return CalibrationSummary(
-        n=len(p),
-        n_prompts=n_prompts,
-        mean_p=found["p"],
-        mean_outcome=found["outcome"],
-        brier=found["brier"],
-        brier_constant=brier(np.full(len(p), np.average(y, weights=w)), y, w),
-        ece=expected_calibration_error(p, y, bins, w),
-        auc=auc_interval(p, y, prompt, w),
-        curve=curve,
-        curve_outcome=tuple(found[f"bin {k}"] for k in range(len(curve.mass))),
-    )
+        problems[f"bin {k}"] = weighted_mean(y, prompt, w * (curve.index == k))
+
+    def result(found: Mapping[str, Interval]) -> CalibrationSummary:
+        return CalibrationSummary(
+            n=len(p),
+            n_prompts=len(np.unique(prompt)),
+            mean_p=found["p"],
+            mean_outcome=found["outcome"],
+            brier=found["brier"],
+            brier_constant=_brier(np.full(len(p), np.average(y, weights=w)), y, w),
+            ece=_gap(curve),
+            auc=_auc_interval(p, y, w, prompt),
+            curve=curve,
+            curve_outcome=tuple(found[f"bin {k}"] for k in range(len(curve.mass))),
+        )
+
+    return Estimator(problems, result)

@@ -24,7 +24,7 @@ class MeasuredSigma2:
     Attributes
     ----------
     by_prompt : tuple of Interval
-        One per prompt; NaN where every run estimated Z = 0.
+        One per prompt; NaN if every run estimated Z = 0.
     pooled : Interval
         Sum of N_p Var(Z_hat_p) over sum of Z_p^2.
     n_runs : int
@@ -49,7 +49,7 @@ def measured_sigma2(
     Parameters
     ----------
     log_z : np.ndarray
-        (runs, P) log Z_hat in nats; -inf where a run estimated zero. Runs are independent of each other.
+        (runs, P) log Z_hat in nats; -inf if a run estimated zero. Runs are independent of each other.
     n_particles : array_like
         (P,) or one number: N of each prompt.
     z : array_like, optional
@@ -61,10 +61,6 @@ def measured_sigma2(
     level : float
         Nominal coverage.
 
-    Returns
-    -------
-    MeasuredSigma2
-
     Raises
     ------
     UserError
@@ -72,7 +68,7 @@ def measured_sigma2(
 
     Notes
     -----
-    A run is resampled with all of its prompts, so the pooled interval holds also where the prompts of one run
+    A run is resampled with all of its prompts, so the pooled interval also holds if the prompts of one run
     share random numbers. Source: docs/equations.md section 5.
     """
     log_z = np.asarray(log_z, dtype=np.float64)

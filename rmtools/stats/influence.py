@@ -1,4 +1,4 @@
-"""The spread of the influence H under the target, from rollouts: what total variation costs in particles.
+"""Spread of the influence H under the target, from rollouts: what total variation costs in particles.
 
 The expected output of N particles differs from the target by E|H - E H| / (2 N) in total variation, to first
 order (docs/equations.md section 5). A mean absolute value of noisy quantities is biased upward; the variance
@@ -15,20 +15,13 @@ most the standard deviation, the latter gives a count that is enough.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from rmtools.errors import UserError
-from rmtools.stats.bootstrap import (
-    Interval,
-    cluster_bootstrap,
-    jackknife,
-    ratio_of_means,
-    refuse_nan,
-    root,
-)
+from rmtools.stats.bootstrap import Estimator, Interval, jackknife, ratio_of_means, refuse_nan, root
 from rmtools.stats.sigma2 import check_trajectories, value_square_estimate
 
 FEWEST_TRAJECTORIES = 6.0
@@ -55,7 +48,7 @@ class InfluenceSD:
         (sum phi)^2 / sum phi^2: how many trajectories carry the potential. Pooled: the mean over prompts with
         weights Z_p^2.
     n_prompts, n_trajectories : int
-        What it was made of.
+        Sizes of the sample.
     """
 
     mean: float
@@ -97,10 +90,6 @@ def influence_sd(
     ended : np.ndarray, optional
         (n, T) bool: the prefix at t had ended, so that V* is phi and `extra` is not read.
 
-    Returns
-    -------
-    InfluenceSD
-
     Raises
     ------
     UserError
@@ -111,7 +100,7 @@ def influence_sd(
     Var H = sum over t, u of E[phi h_t h_u] / Z - (E H)^2, each product from phi and extra completions at s_t
     and s_u, two distinct ones where t = u. Source: docs/equations.md section 5.
     """
-    log_v, _, phi = check_trajectories(log_value, np.ones(np.shape(log_value)), potential)
+    log_v, phi = check_trajectories(log_value, potential)
     mean, square = _completions(np.asarray(extra, dtype=np.float64), phi, log_v.shape, present, ended)
     top = log_v.max(axis=0)
     own = np.exp(log_v - top)  # a constant per depth cancels in h
@@ -172,7 +161,7 @@ def _completions(
         i, t = short[0]
         raise UserError(
             f"trajectory {i} has {count[i, t]} extra completions at prefix {t}: the variance of H takes two",
-            fix="collect at least 2 completions per prefix, or pass `ended` where it has ended",
+            fix="collect at least 2 completions per prefix, or pass `ended` for prefixes that have ended",
         )
     refuse_nan("extra", extra, mask & needed[:, :, None])
     used = np.where(mask & needed[:, :, None], extra, 0.0)
@@ -183,49 +172,45 @@ def _completions(
     return np.where(at_end, phi[:, None], shifted[0]), np.where(at_end, phi[:, None] ** 2, shifted[1])
 
 
-def pooled_influence_sd(
-    prompts: Sequence[InfluenceSD], rng: np.random.Generator, n_resamples: int = 2000, level: float = 0.95
-) -> InfluenceSD:
+def influence_estimator(prompts: Sequence[InfluenceSD]) -> Estimator[InfluenceSD]:
     """Pool the spread of H over prompts with weights Z_p^2, as sigma^2 is pooled.
 
     Its root bounds the mean deviation of H with the same weights. The plain mean of Var_p is ruled by prompts
-    that are hardly ever solved: its interval covered .82 to .91 where this one covered .92 to .955.
+    that are hardly ever solved: its interval covered .82 to .91 where this one covered .92 to .955. A prompt
+    without any success has weight 0. With a single success, or two trajectories, a prompt has no jackknife and
+    enters uncorrected.
 
     Parameters
     ----------
     prompts : sequence of InfluenceSD
         One per prompt.
-    rng : np.random.Generator
-        Source of the resamples of prompts.
-    n_resamples : int
-        Number of resamples.
-    level : float
-        Nominal coverage.
-
-    Returns
-    -------
-    InfluenceSD
-        A prompt without any success has weight 0. With a single success, or two trajectories, a prompt has no
-        jackknife and enters uncorrected.
 
     Raises
     ------
     UserError
-        If no prompt is left.
+        If no prompt has a finite `scaled_variance`.
     """
     usable = [p for p in prompts if math.isfinite(p.scaled_variance)]
     if not usable:
         raise UserError("no prompt has a variance of H", fix="sample at least 3 trajectories of each prompt")
     sums = np.array([(p.scaled_variance, p.z_square) for p in usable])
-    variance = cluster_bootstrap(sums, ratio_of_means, rng, n_resamples, level)
-    scaled, z_square = (float(x) for x in sums.mean(axis=0))
-    n = sum(p.n_trajectories for p in usable)
-    mean, mad = (
-        _weighted(values, sums[:, 1])
-        for values in zip(*[(p.mean, p.mad_plug_in) for p in usable], strict=True)
-    )
-    carry = _weighted([p.effective_trajectories for p in usable], sums[:, 1])
-    return InfluenceSD(mean, variance, root(variance), mad, scaled, z_square, carry, len(usable), n)
+    weight = sums[:, 1]
+
+    def result(found: Mapping[str, Interval]) -> InfluenceSD:
+        scaled, z_square = (float(x) for x in sums.mean(axis=0))
+        return InfluenceSD(
+            mean=_weighted([p.mean for p in usable], weight),
+            variance=found["variance"],
+            sd=root(found["variance"]),
+            mad_plug_in=_weighted([p.mad_plug_in for p in usable], weight),
+            scaled_variance=scaled,
+            z_square=z_square,
+            effective_trajectories=_weighted([p.effective_trajectories for p in usable], weight),
+            n_prompts=len(usable),
+            n_trajectories=sum(p.n_trajectories for p in usable),
+        )
+
+    return Estimator({"variance": (sums, ratio_of_means)}, result)
 
 
 def _weighted(values: Sequence[float], weights: np.ndarray) -> float:

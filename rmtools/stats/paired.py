@@ -10,27 +10,20 @@ figures suggest (docs/equations.md section 6).
 >>> prompt, children = np.repeat(np.arange(100), 4), np.log(rng.gamma(4.0, 0.25, (400, 8)))
 >>> a = prefix_errors(np.full(400, 0.1), children)  # V = exp(0.1), the ratio is 1 / V
 >>> b = prefix_errors(np.zeros(400), children)
->>> difference = paired_difference(ModelEstimates(a), ModelEstimates(b), prompt, rng=rng)
+>>> difference = paired_estimator(ModelEstimates(a), ModelEstimates(b), prompt).bootstrap(rng)
 >>> round(difference.signed_mean.estimate, 9), difference.signed_mean.half_width < 1e-9
 (-0.1, True)
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from rmtools.errors import UserError
-from rmtools.stats.bootstrap import (
-    Interval,
-    Statistic,
-    bootstrap_all,
-    cluster_bootstrap,
-    cluster_sums,
-    labels_of,
-    ratio_of_means,
-)
+from rmtools.stats.bootstrap import Estimator, Interval, Statistic, ratio_of_means, weighted_mean
 from rmtools.stats.calibration import brier
 from rmtools.stats.prefix_errors import PrefixErrors
 from rmtools.stats.sigma2 import Sigma2Parts
@@ -62,16 +55,16 @@ class PairedDifference:
     Attributes
     ----------
     n_prompts, n_prefixes : int
-        What was given.
+        Sizes of the sample.
     n_common : int
         Prefixes at which both models have a log error: the others are in neither.
     squared_ratio_error, mean_square_corrected, signed_mean : Interval
         Of (rho - 1)^2, of b^2 with its noise removed and of b in nats, as in `BellmanSummary`; each over the
         prefixes at which both models have it.
     brier : Interval or None
-        Of the mean squared difference of p and outcome; None where p was not given.
+        Of the mean squared difference of p and outcome; None without p.
     sigma2 : Interval or None
-        Of the pooled sigma^2; None where the parts were not given.
+        Of the pooled sigma^2; None without the parts.
     """
 
     n_prompts: int
@@ -84,17 +77,14 @@ class PairedDifference:
     sigma2: Interval | None
 
 
-def paired_difference(
+def paired_estimator(
     a: ModelEstimates,
     b: ModelEstimates,
     prompt: np.ndarray,
     outcome: np.ndarray | None = None,
     outcome_prompt: np.ndarray | None = None,
-    *,
-    rng: np.random.Generator,
-    n_resamples: int = 2000,
-) -> PairedDifference:
-    """Compare two models on the same rollouts.
+) -> Estimator[PairedDifference]:
+    """Compare two models on the same rollouts: a minus b, negative if a has the smaller error.
 
     Parameters
     ----------
@@ -104,15 +94,6 @@ def paired_difference(
         (P,) label of each prefix's prompt.
     outcome, outcome_prompt : np.ndarray, optional
         (n,) rewards in [0, 1] that `p` predicts, and their prompts.
-    rng : np.random.Generator
-        Source of the resamples of prompts.
-    n_resamples : int
-        Number of resamples.
-
-    Returns
-    -------
-    PairedDifference
-        a minus b: negative where a has the smaller error.
 
     Raises
     ------
@@ -129,66 +110,42 @@ def paired_difference(
         raise UserError(
             f"the models have {n} and {len(b.errors)} prefixes", fix="score both on the same rollouts"
         )
-    _, n_prompts = labels_of(prompt, n)
-    quantities = {
-        "ratio": (a.errors.squared_error, b.errors.squared_error),
-        "corrected": (a.errors.log_error_square, b.errors.log_error_square),
-        "signed": (a.errors.log_error, b.errors.log_error),
+    pairs = {
+        "squared_ratio_error": (a.errors.squared_error, b.errors.squared_error),
+        "mean_square_corrected": (a.errors.log_error_square, b.errors.log_error_square),
+        "signed_mean": (a.errors.log_error, b.errors.log_error),
     }
-    problems: dict[str, tuple[np.ndarray, Statistic]] = {
-        name: (_differences(first, second, prompt), ratio_of_means)
-        for name, (first, second) in quantities.items()
-    }
-    found = bootstrap_all(problems, rng, n_resamples)
-    return PairedDifference(
-        n_prompts=n_prompts,
-        n_prefixes=n,
-        n_common=int(np.sum(np.isfinite(a.errors.log_error) & np.isfinite(b.errors.log_error))),
-        squared_ratio_error=found["ratio"],
-        mean_square_corrected=found["corrected"],
-        signed_mean=found["signed"],
-        brier=_brier(a, b, outcome, outcome_prompt, rng, n_resamples),
-        sigma2=_sigma2(a, b, rng, n_resamples),
-    )
+    problems = {name: weighted_mean(first - second, prompt) for name, (first, second) in pairs.items()}
+    problems |= _brier(a, b, outcome, outcome_prompt) | _sigma2(a, b)
+    common = np.isfinite(a.errors.log_error) & np.isfinite(b.errors.log_error)
 
+    def result(found: Mapping[str, Interval]) -> PairedDifference:
+        absent: dict[str, Any] = dict.fromkeys(("brier", "sigma2"))
+        n_prompts, n_common = len(np.unique(prompt)), int(common.sum())
+        return PairedDifference(n_prompts, n, n_common, **(absent | dict(found)))
 
-def _differences(first: np.ndarray, second: np.ndarray, prompt: np.ndarray) -> np.ndarray:
-    """Return sums and counts per prompt (C, 2) of first - second, over the rows where both are finite."""
-    both = np.isfinite(first) & np.isfinite(second)
-    difference = np.where(both, first, 0.0) - np.where(both, second, 0.0)
-    return cluster_sums(np.stack([difference, both], axis=1), prompt)
+    return Estimator(problems, result)
 
 
 def _brier(
-    a: ModelEstimates,
-    b: ModelEstimates,
-    outcome: np.ndarray | None,
-    prompt: np.ndarray | None,
-    rng: np.random.Generator,
-    n_resamples: int,
-) -> Interval | None:
+    a: ModelEstimates, b: ModelEstimates, outcome: np.ndarray | None, prompt: np.ndarray | None
+) -> dict[str, tuple[np.ndarray, Statistic]]:
     given = [x is not None for x in (a.p, b.p, outcome, prompt)]
     if not any(given):
-        return None
+        return {}
     if a.p is None or b.p is None or outcome is None or prompt is None:
         raise UserError(
             "a Brier score takes `p` of both models, `outcome` and `outcome_prompt`",
             fix="pass all four or none",
         )
-    squares = []
     for p in (a.p, b.p):
         brier(p, outcome)  # refuses shapes that do not fit, NaN, and what is no probability
-        squares.append((np.asarray(p, dtype=np.float64) - np.asarray(outcome, dtype=np.float64)) ** 2)
-    return cluster_bootstrap(
-        _differences(squares[0], squares[1], np.asarray(prompt)), ratio_of_means, rng, n_resamples
-    )
+    return {"brier": weighted_mean((a.p - outcome) ** 2 - (b.p - outcome) ** 2, prompt)}
 
 
-def _sigma2(
-    a: ModelEstimates, b: ModelEstimates, rng: np.random.Generator, n_resamples: int
-) -> Interval | None:
+def _sigma2(a: ModelEstimates, b: ModelEstimates) -> dict[str, tuple[np.ndarray, Statistic]]:
     if a.cost is None and b.cost is None:
-        return None
+        return {}
     if a.cost is None or b.cost is None or len(a.cost) != len(b.cost) or not len(a.cost):
         raise UserError(
             "a difference of sigma^2 takes the parts of both models at the same prompts, at least one",
@@ -202,4 +159,4 @@ def _sigma2(
                 fix="both come from the same trajectories: make the parts from the same potentials",
             )
     sums = [(x.numerator - y.numerator, x.z_square) for x, y in zip(a.cost, b.cost, strict=True)]
-    return cluster_bootstrap(np.array(sums), ratio_of_means, rng, n_resamples)
+    return {"sigma2": (np.array(sums), ratio_of_means)}

@@ -1,4 +1,4 @@
-"""What is said of whole trajectories and transitions: path sums, the gauge-fixed error, the ratio bound.
+"""Errors of whole trajectories and transitions: path sums, the gauge-fixed error, the ratio bound.
 
 >>> import numpy as np
 >>> from rmtools.stats.prefix_errors import exact_errors
@@ -7,23 +7,14 @@
 [0.0, 0.4]
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from rmtools.stats.bootstrap import (
-    Interval,
-    Statistic,
-    bootstrap_all,
-    cluster_bootstrap,
-    cluster_sums,
-    labels_of,
-    ratio_of_means,
-    root,
-)
+from rmtools.stats.bootstrap import Estimator, Interval, labels_of, ratio_of_means, root, weighted_mean
 from rmtools.stats.prefix_errors import PrefixErrors, check_values
-from rmtools.stats.quantiles import quantile_interval, weighted_quantile
+from rmtools.stats.quantiles import quantile_interval
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +26,7 @@ class PathSums:
     trajectory : np.ndarray
         Label of each trajectory, ascending.
     total, noise : np.ndarray
-        Sum of `log_error` and of its noise variance, nats; NaN where a step is not resolved.
+        Sum of `log_error` and of its noise variance, nats; NaN if a step is not resolved.
     plug_in : np.ndarray
         Sum of the uncorrected log error.
     steps : np.ndarray
@@ -127,17 +118,9 @@ def ratio_bound_quantiles(
     positive = (parent > -np.inf) & (drawn > -np.inf)
     bound = np.exp(np.abs(drawn[positive] - parent[positive]))
     largest = float(bound.max()) if len(bound) else np.nan
-    quantiles = {}
-    for q in levels:
-        if prompt is None:
-            point = (
-                float(weighted_quantile(bound, np.ones(len(bound)), np.array([q]))[0])
-                if len(bound)
-                else np.nan
-            )
-            quantiles[f"{q:g}"] = Interval(point, None, None)
-        else:
-            quantiles[f"{q:g}"] = quantile_interval(bound, np.asarray(prompt)[row][positive], q)
+    # One cluster has no interval.
+    owner = np.zeros(len(bound)) if prompt is None else prompt[row][positive]
+    quantiles = {f"{q:g}": quantile_interval(bound, owner, q) for q in levels}
     return RatioBound(quantiles, largest, len(row), int((~positive).sum()))
 
 
@@ -157,9 +140,7 @@ class PathSummary:
     rms_corrected: Interval
 
 
-def path_summary(
-    sums: PathSums, prompt: np.ndarray, *, rng: np.random.Generator, n_resamples: int = 2000
-) -> PathSummary:
+def path_estimator(sums: PathSums, prompt: np.ndarray) -> Estimator[PathSummary]:
     """Average path sums over trajectories.
 
     Parameters
@@ -168,27 +149,28 @@ def path_summary(
         From `path_sums`.
     prompt : np.ndarray
         (n,) prompt of each trajectory, in the order of `sums.trajectory`.
-    rng, n_resamples
-        As `bellman_summary`.
 
     Raises
     ------
     UserError
         If the lengths differ.
     """
-    labels_of(prompt, len(sums.total))
     use = np.isfinite(sums.total) & np.isfinite(sums.noise)
     columns = {"mean": sums.total, "plug_in": sums.plug_in**2, "corrected": sums.total**2 - sums.noise}
-    problems: dict[str, tuple[np.ndarray, Statistic]] = {
-        name: (cluster_sums(np.stack([np.where(use, value, 0.0), use], axis=1), prompt), ratio_of_means)
-        for name, value in columns.items()
-    }
-    found = bootstrap_all(problems, rng, n_resamples)
-    corrected = found["corrected"]
-    unresolved = int((~use).sum())
-    return PathSummary(
-        len(use), unresolved, found["mean"], root(found["plug_in"]), corrected, root(corrected)
-    )
+    problems = {name: weighted_mean(np.where(use, value, np.nan), prompt) for name, value in columns.items()}
+
+    def result(found: Mapping[str, Interval]) -> PathSummary:
+        corrected = found["corrected"]
+        return PathSummary(
+            n_trajectories=len(use),
+            n_unresolved=int((~use).sum()),
+            mean=found["mean"],
+            rms_plug_in=root(found["plug_in"]),
+            mean_square_corrected=corrected,
+            rms_corrected=root(corrected),
+        )
+
+    return Estimator(problems, result)
 
 
 @dataclass(frozen=True)
@@ -204,23 +186,17 @@ class GaugeFixed:
     n_short: int
 
 
-def gauge_fixed_rms(
-    errors: PrefixErrors,
-    prompt: np.ndarray,
-    depth: np.ndarray,
-    *,
-    rng: np.random.Generator,
-    n_resamples: int = 2000,
-    min_prefixes: int = 8,
-) -> GaugeFixed:
+def gauge_fixed_estimator(
+    errors: PrefixErrors, prompt: np.ndarray, depth: np.ndarray, min_prefixes: int = 8
+) -> Estimator[GaugeFixed]:
     """Noise-corrected RMS of b with the mean of each (prompt, depth) cell removed.
 
     Leave out prompts whose trajectories end at different depths: the constant is not free there.
 
     Parameters
     ----------
-    errors, prompt, depth, rng, n_resamples
-        As `bellman_summary`.
+    errors, prompt, depth
+        As `bellman_estimator`.
     min_prefixes : int
         Cells with fewer resolved prefixes are counted, not used.
 
@@ -235,7 +211,7 @@ def gauge_fixed_rms(
     """
     use = errors.resolved
     owner, n_prompts = labels_of(prompt, len(errors))
-    step, n_depths = labels_of(depth, len(errors))
+    step, n_depths = labels_of(depth, len(errors), "depth")
     cell = (owner * n_depths + step)[use]
     n_cells = n_prompts * n_depths
     count = np.bincount(cell, minlength=n_cells)
@@ -246,5 +222,10 @@ def gauge_fixed_rms(
     spread = np.where(enough, squares / np.maximum(count - 1, 1) - noise, 0.0)
     used = np.where(enough, count, 0)
     sums = np.stack([spread * used, used], axis=1).reshape(n_prompts, n_depths, 2).sum(axis=1)
-    mean_square = cluster_bootstrap(sums, ratio_of_means, rng, n_resamples)
-    return GaugeFixed(mean_square, root(mean_square), int(enough.sum()), int(((count > 0) & ~enough).sum()))
+    n_short = int(((count > 0) & ~enough).sum())
+
+    def result(found: Mapping[str, Interval]) -> GaugeFixed:
+        square = found["mean_square"]
+        return GaugeFixed(square, root(square), int(enough.sum()), n_short)
+
+    return Estimator({"mean_square": (sums, ratio_of_means)}, result)

@@ -25,7 +25,7 @@ class PrefixErrors:
     Attributes
     ----------
     count : np.ndarray
-        Number of children K; 0 where the exact ratio was given.
+        Number of children K; 0 for exact ratios.
     ratio : np.ndarray
         Mean x, unbiased for rho; NaN without children or with a prefix of value zero.
     squared_error : np.ndarray
@@ -60,12 +60,14 @@ class PrefixErrors:
     @property
     def log_error_square(self) -> np.ndarray:
         """(P,) `log_error`^2 minus its noise, may be negative; unbiased to first order in 1/K."""
-        return self.log_error**2 - self.log_error_noise
+        found: np.ndarray = self.log_error**2 - self.log_error_noise
+        return found
 
     @property
     def resolved(self) -> np.ndarray:
         """(P,) bool: the noise of `log_error` is known (two children or more, no value of zero)."""
-        return np.isfinite(self.log_error_noise)
+        known: np.ndarray = np.isfinite(self.log_error_noise)
+        return known
 
     def __len__(self) -> int:
         return len(self.count)
@@ -90,10 +92,6 @@ def prefix_errors(
     present : np.ndarray, optional
         (P, K) bool; entries that are not present are not read.
 
-    Returns
-    -------
-    PrefixErrors
-
     Raises
     ------
     UserError
@@ -110,7 +108,7 @@ def prefix_errors(
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         log_mean, corrected, noise = _log_error(log_x, mask)
         ratio = np.where(zero | (count == 0), np.nan, np.exp(log_mean))
-        squared = np.where(zero, np.nan, _pair_mean(np.expm1(log_x), mask))
+        squared = np.where(zero, np.nan, pair_mean(np.expm1(log_x), mask))
     highest, lowest = np.where(mask, child, -np.inf), np.where(mask, child, np.inf)
     identical = highest.max(axis=1, initial=-np.inf) == lowest.min(axis=1, initial=np.inf)
     degenerate = (count > 0) & (zero | (log_mean == -np.inf))
@@ -168,11 +166,12 @@ def _log_error(log_x: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndar
     return log_mean, log_mean + noise / 2, noise
 
 
-def _pair_mean(y: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Mean of y_i y_j over pairs i != j of the entries present, (P,); NaN with fewer than two."""
-    y, count = np.where(mask, y, 0.0), mask.sum(axis=1)
+def pair_mean(y: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Return the mean of y_i y_j over pairs i != j of the entries (..., K) present; NaN with fewer than two."""
+    y, count = np.where(mask, y, 0.0), mask.sum(axis=-1)
     pairs = np.where(count > 1, count * (count - 1.0), np.nan)
-    return (y.sum(axis=1) ** 2 - np.sum(y**2, axis=1)) / pairs
+    mean: np.ndarray = (y.sum(axis=-1) ** 2 - np.sum(y**2, axis=-1)) / pairs
+    return mean
 
 
 def _half_square(log_x: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -183,7 +182,8 @@ def _half_square(log_x: np.ndarray, mask: np.ndarray) -> np.ndarray:
         for part in (mask & (rank < half), mask & (rank >= half) & (rank < 2 * half)):
             _, error, noise = _log_error(log_x, part)
             squares.append(error**2 - noise)
-    return (squares[0] + squares[1]) / 2
+    found: np.ndarray = (squares[0] + squares[1]) / 2
+    return found
 
 
 def exact_errors(log_ratio: np.ndarray) -> PrefixErrors:
@@ -256,4 +256,5 @@ def self_normalise(log_weights: np.ndarray, *labels: np.ndarray) -> np.ndarray:
     np.maximum.at(top, cell, log_weights)
     w = np.exp(log_weights - np.where(top == -np.inf, 0.0, top)[cell])
     total, count = np.bincount(cell, w, n_cells), np.bincount(cell, minlength=n_cells)
-    return w * (count / np.where(total > 0, total, 1.0))[cell]
+    found: np.ndarray = w * (count / np.where(total > 0, total, 1.0))[cell]
+    return found

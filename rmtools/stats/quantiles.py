@@ -22,7 +22,18 @@ def weighted_quantile(values: np.ndarray, weights: np.ndarray, levels: np.ndarra
     cumulative = np.cumsum(weights[order])
     # A level of 0.5 of total weight 3 x 0.1 must not miss its value by one rounding.
     place = np.searchsorted(cumulative, np.asarray(levels) * cumulative[-1] * (1 - 1e-12))
-    return values[order][np.minimum(place, len(values) - 1)]
+    reached: np.ndarray = values[order][np.minimum(place, len(values) - 1)]
+    return reached
+
+
+def equal_mass_bins(values: np.ndarray, n_bins: int, weights: np.ndarray | None = None) -> np.ndarray:
+    """Return the bin 0..n_bins-1 of each value (n,), bins of equal mass; equal values share one."""
+    _, group = np.unique(values, return_inverse=True)
+    mass = np.bincount(group, weights)
+    # The middle of a group of equal values decides its bin.
+    middle = (np.cumsum(mass) - mass / 2) / mass.sum()
+    bins: np.ndarray = np.minimum((middle * n_bins).astype(np.intp), n_bins - 1)[group]
+    return bins
 
 
 def quantile_interval(
@@ -46,7 +57,7 @@ def quantile_interval(
     Returns
     -------
     Interval
-        An end is None where it lies beyond the sample, both with fewer than two clusters.
+        An end is None if it lies beyond the sample, both with fewer than two clusters.
 
     Notes
     -----
@@ -81,7 +92,7 @@ class FractionBound:
     Attributes
     ----------
     error : float or None
-        None where the sample is too small for any such statement; `n_needed` would be enough.
+        None if the sample is too small; `n_needed` prompts suffice.
     confidence, fraction : float
         1 - alpha and 1 - q.
     n, rank, n_needed : int

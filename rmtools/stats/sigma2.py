@@ -16,19 +16,14 @@ and Z^2 are summed over prompts first.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from rmtools.errors import UserError
-from rmtools.stats.bootstrap import (
-    Interval,
-    cluster_bootstrap,
-    jackknife,
-    ratio_of_means,
-    refuse_nan,
-)
+from rmtools.stats.bootstrap import Estimator, Interval, first_mean, jackknife, ratio_of_means, refuse_nan
+from rmtools.stats.prefix_errors import pair_mean
 
 
 def value_square_estimate(potentials: np.ndarray, present: np.ndarray | None = None) -> np.ndarray:
@@ -45,7 +40,7 @@ def value_square_estimate(potentials: np.ndarray, present: np.ndarray | None = N
     Returns
     -------
     np.ndarray
-        (...,); NaN where fewer than two are present. At a prefix that has ended use phi^2 instead.
+        (...,); NaN if fewer than two are present. At a prefix that has ended use phi^2 instead.
 
     Raises
     ------
@@ -63,9 +58,7 @@ def value_square_estimate(potentials: np.ndarray, present: np.ndarray | None = N
             f"potentials have shape {phi.shape}, present {mask.shape}", fix="pass (..., R) for both"
         )
     refuse_nan("potentials", phi, mask)
-    phi, count = np.where(mask, phi, 0.0), mask.sum(axis=-1)
-    pairs = np.where(count > 1, count * (count - 1.0), np.nan)
-    return (phi.sum(axis=-1) ** 2 - np.sum(phi**2, axis=-1)) / pairs
+    return pair_mean(phi, mask)
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,10 +103,6 @@ def sigma2_parts(log_value: np.ndarray, value_square: np.ndarray, potential: np.
     potential : np.ndarray
         (n,) phi of each trajectory.
 
-    Returns
-    -------
-    Sigma2Parts
-
     Raises
     ------
     UserError
@@ -124,8 +113,13 @@ def sigma2_parts(log_value: np.ndarray, value_square: np.ndarray, potential: np.
     A = sum over t of the mean over i != j of V_i(s_{t-1}) (V*^2)_j(s_t) / V_j(s_{t-1}). Source:
     docs/equations.md section 5.
     """
-    log_v, square, phi = check_trajectories(log_value, value_square, potential)
-    n, horizon = len(phi), square.shape[1]
+    log_v, phi = check_trajectories(log_value, potential)
+    square = np.asarray(value_square, dtype=np.float64)
+    if square.shape != np.shape(log_value):
+        raise UserError(f"value_square has shape {square.shape}", fix="pass (n, T + 1), like log_value")
+    refuse_nan("value_square", square, np.arange(square.shape[1])[None, :] > 0)
+    square = square[:, 1:]
+    n, horizon = square.shape
     # A is unchanged by a constant per depth: the largest value becomes 1.
     log_v = log_v - log_v.max(axis=0)
     own, ratio = np.exp(log_v), square * np.exp(-log_v)
@@ -144,18 +138,17 @@ def sigma2_parts(log_value: np.ndarray, value_square: np.ndarray, potential: np.
 
 def _pair_product(a: np.ndarray, b: np.ndarray, ab: np.ndarray, n: int) -> np.ndarray:
     """Mean of a_i b_j over i != j among n, from the sums of a, b and ab; NaN for n < 2."""
-    return (a * b - ab) / (n * (n - 1) if n > 1 else math.nan)
+    mean: np.ndarray = (a * b - ab) / (n * (n - 1) if n > 1 else math.nan)
+    return mean
 
 
-def check_trajectories(
-    log_value: np.ndarray, value_square: np.ndarray, potential: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return log V at 0..T-1 (n, T), V*^2 at 1..T (n, T) and phi (n,); raise as `sigma2_parts`."""
-    log_v, square, phi = (np.asarray(a, dtype=np.float64) for a in (log_value, value_square, potential))
-    if phi.ndim != 1 or log_v.ndim != 2 or log_v.shape != square.shape or len(log_v) != len(phi):
+def check_trajectories(log_value: np.ndarray, potential: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return log V at 0..T-1 (n, T) and phi (n,); raise as `sigma2_parts`."""
+    log_v, phi = np.asarray(log_value, dtype=np.float64), np.asarray(potential, dtype=np.float64)
+    if phi.ndim != 1 or log_v.ndim != 2 or len(log_v) != len(phi):
         raise UserError(
-            f"log_value, value_square, potential have shapes {log_v.shape}, {square.shape}, {phi.shape}",
-            fix="pass (n, T + 1), (n, T + 1) and (n,)",
+            f"log_value and potential have shapes {log_v.shape} and {phi.shape}",
+            fix="pass (n, T + 1) and (n,)",
         )
     if len(phi) < 2 or log_v.shape[1] < 2:
         raise UserError(
@@ -163,7 +156,6 @@ def check_trajectories(
             fix="sample at least two trajectories of a prompt, better 64",
         )
     refuse_nan("log_value", log_v)
-    refuse_nan("value_square", square, np.arange(square.shape[1])[None, :] > 0)
     refuse_nan("potential", phi)
     bad = ~np.isfinite(log_v[:, :-1])
     if bad.any():
@@ -172,7 +164,7 @@ def check_trajectories(
             f"log_value[{i}, {t}] is {log_v[i, t]}: a value of zero or infinity has no finite cost",
             fix="use a floor above 0",
         )
-    return log_v[:, :-1], square[:, 1:], phi
+    return log_v[:, :-1], phi
 
 
 @dataclass(frozen=True)
@@ -189,9 +181,9 @@ class Sigma2:
     z_square : Interval
         Z^2, or its mean over prompts.
     resolved : bool
-        False where the interval of Z^2 reaches 0 or is not available.
+        False if the interval of Z^2 reaches 0 or is not available.
     n_prompts, n_trajectories : int
-        What it was made of.
+        Sizes of the sample.
     """
 
     estimate: Interval
@@ -203,48 +195,29 @@ class Sigma2:
 
 
 def sigma2(parts: Sigma2Parts) -> Sigma2:
-    """sigma^2 of one prompt, jackknifed over its trajectories.
+    """Estimate sigma^2 of one prompt, jackknifed over its trajectories.
 
-    Parameters
-    ----------
-    parts : Sigma2Parts
-        From `sigma2_parts`.
-
-    Notes
-    -----
-    Below about 64 trajectories this is noisy: pool over prompts (`pooled_sigma2`). Source: docs/equations.md
+    Below about 64 trajectories this is noisy: pool over prompts (`sigma2_estimator`). Source: docs/equations.md
     section 5.
     """
-    ratio = _divide(parts.numerator, parts.z_square) - parts.horizon
+    ratio = parts.numerator / parts.z_square - parts.horizon if parts.z_square else math.nan
     with np.errstate(divide="ignore", invalid="ignore"):
         left_out = parts.left_out_numerator / parts.left_out_z_square - parts.horizon
     z_square = jackknife(parts.z_square, parts.left_out_z_square)
     return Sigma2(jackknife(ratio, left_out), ratio, z_square, _positive(z_square), 1, parts.n)
 
 
-def _divide(a: float, b: float) -> float:
-    return a / b if b else math.nan
-
-
 def _positive(z_square: Interval) -> bool:
     return z_square.low is not None and z_square.low > 0
 
 
-def pooled_sigma2(
-    parts: Sequence[Sigma2Parts], rng: np.random.Generator, n_resamples: int = 2000, level: float = 0.95
-) -> Sigma2:
-    """sigma^2 pooled over prompts: sum of Z_p^2 sigma_p^2 over sum of Z_p^2, each sum unbiased.
+def sigma2_estimator(parts: Sequence[Sigma2Parts]) -> Estimator[Sigma2]:
+    """Pool sigma^2 over prompts: sum of Z_p^2 sigma_p^2 over sum of Z_p^2, each sum unbiased.
 
     Parameters
     ----------
     parts : sequence of Sigma2Parts
         One per prompt.
-    rng : np.random.Generator
-        Source of the resamples of prompts.
-    n_resamples : int
-        Number of resamples.
-    level : float
-        Nominal coverage.
 
     Raises
     ------
@@ -260,58 +233,33 @@ def pooled_sigma2(
             "there is no prompt to pool sigma^2 over", fix="pass the parts of at least one prompt"
         )
     sums = np.array([(p.numerator - p.horizon * p.z_square, p.z_square) for p in parts])
-    estimate = cluster_bootstrap(sums, ratio_of_means, rng, n_resamples, level)
-    z_square = cluster_bootstrap(sums[:, 1:], lambda means: means[:, 0], rng, n_resamples, level)
-    n = sum(p.n for p in parts)
-    return Sigma2(estimate, estimate.estimate, z_square, _positive(z_square), len(parts), n)
+
+    def result(found: Mapping[str, Interval]) -> Sigma2:
+        pooled, z_square = found["sigma2"], found["z_square"]
+        n = sum(p.n for p in parts)
+        return Sigma2(pooled, pooled.estimate, z_square, _positive(z_square), len(parts), n)
+
+    return Estimator({"sigma2": (sums, ratio_of_means), "z_square": (sums[:, 1:], first_mean)}, result)
 
 
 def n_for_cv(sigma2: float, delta: float) -> float:
-    """Particles at which the coefficient of variation of the estimate of Z is delta; not rounded.
+    """Return the particles (not rounded) for a coefficient of variation `delta` > 0 of the estimate of Z.
 
-    Parameters
-    ----------
-    sigma2 : float
-        Cost sigma^2.
-    delta : float
-        Coefficient of variation asked for, > 0.
-
-    Raises
-    ------
-    UserError
-        If delta is not positive.
-
-    Notes
-    -----
     sigma^2 / delta^2, for multinomial resampling at every step. Source: docs/equations.md section 5.
     """
-    return sigma2 / check_delta(delta) ** 2
+    return sigma2 / _check_delta(delta) ** 2
 
 
 def n_for_tv(deviation: float, delta: float) -> float:
-    """Particles at which the expected output is within delta of the target in total variation; not rounded.
+    """Return the particles (not rounded) for an expected output within `delta` > 0 of the target in total variation.
 
-    Parameters
-    ----------
-    deviation : float
-        Mean absolute deviation of H under the target, or its standard deviation for an upper bound.
-    delta : float
-        Total variation asked for, > 0.
-
-    Raises
-    ------
-    UserError
-        If delta is not positive.
-
-    Notes
-    -----
-    deviation / (2 delta), for multinomial resampling at every step. Source: docs/equations.md section 5.
+    deviation / (2 delta), for multinomial resampling at every step. `deviation` is the mean absolute deviation of H
+    under the target, or its standard deviation for an upper bound. Source: docs/equations.md section 5.
     """
-    return deviation / (2 * check_delta(delta))
+    return deviation / (2 * _check_delta(delta))
 
 
-def check_delta(delta: float) -> float:
-    """Return delta; raise UserError unless it is positive."""
+def _check_delta(delta: float) -> float:
     if not delta > 0:
         raise UserError(
             f"`delta` must be positive, got {delta}: it is the accuracy asked for", fix="try 0.05"

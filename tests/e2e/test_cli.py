@@ -225,7 +225,7 @@ def test_audit_of_rollouts_that_branch_at_some_depths(
     result = run("audit", "--model", value_folder, "--rollouts", tmp_path / "r", "--out", tmp_path / "audit")
     assert result.code == 0, result.err
     model = json.loads((tmp_path / "audit" / "audit.json").read_text())["models"][0]
-    assert model["error"]["sampled"]["rms_corrected"]["estimate"] >= 0
+    assert model["error"]["sampled"]["corrected"]["rms"]["estimate"] >= 0
     assert model["cost"]["sigma2"] is None
 
 

@@ -80,7 +80,7 @@ def test_an_implicit_model(run, tmp_path, policy_folder, rollouts):
     model = audit_file(tmp_path / "a")["models"][0]
     assert model["calibration"]["prefixes"] is None
     # The ratio of a model to itself is 1 everywhere.
-    assert model["error"]["sampled"]["rms_plug_in"]["estimate"] == pytest.approx(0, abs=1e-5)
+    assert model["error"]["sampled"]["plug_in"]["rms"]["estimate"] == pytest.approx(0, abs=1e-5)
     check_error(run("audit", *options, "--card", "--out", tmp_path / "b"), "no model card")
 
 

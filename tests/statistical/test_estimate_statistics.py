@@ -9,19 +9,21 @@ from rmtools.core import solve
 from rmtools.exact.families import random_tree
 from rmtools.particles.smc import smc
 from rmtools.particles.tilt import Tilt
-from rmtools.stats.bellman_error import (
-    bellman_summary,
+from rmtools.stats.bellman_error import bellman_estimator
+from rmtools.stats.bootstrap import (
+    Estimator,
+    bootstrap,
     cluster_bootstrap,
     cluster_sums,
-    fraction_bound,
-    path_sums,
-    prefix_errors,
-    quantile_interval,
+    first_mean,
+    ratio_of_means,
 )
-from rmtools.stats.bootstrap import ratio_of_means
 from rmtools.stats.empirical_sigma2 import measured_sigma2
-from rmtools.stats.influence import influence_sd, pooled_influence_sd
-from rmtools.stats.sigma2 import pooled_sigma2, sigma2, sigma2_parts, value_square_estimate
+from rmtools.stats.influence import influence_estimator, influence_sd
+from rmtools.stats.path_errors import path_sums
+from rmtools.stats.prefix_errors import prefix_errors
+from rmtools.stats.quantiles import fraction_bound, quantile_interval
+from rmtools.stats.sigma2 import sigma2, sigma2_estimator, sigma2_parts, value_square_estimate
 
 Z_MAX = 4.5
 BRANCHES = 2
@@ -266,15 +268,23 @@ def audit_intervals(population, rng, n_prompts, n, k, r):
     horizon = population.horizon
     errors = prefix_errors(log_value[:, :, :-1].ravel(), kids.reshape(-1, k))
     label, depth = np.repeat(np.arange(n_prompts), n * horizon), np.tile(np.arange(horizon), n_prompts * n)
-    summary = bellman_summary(errors, label, depth, horizon, rng=rng, n_resamples=400)
-    pooled = pooled_sigma2(all_parts(log_value, extra, phi), rng, 400)
     spread = [influence_sd(*row) for row in zip(log_value, phi, extra, strict=True)]
+    found = bootstrap(
+        {
+            "bellman": bellman_estimator(errors, label, depth, horizon),
+            "sigma2": sigma2_estimator(all_parts(log_value, extra, phi)),
+            "influence": influence_estimator(spread),
+            "z": Estimator({"z": (phi.mean(axis=1, keepdims=True), first_mean)}, lambda found: found["z"]),
+        },
+        rng,
+        400,
+    )
     return {
-        "squared": summary.squared_ratio_error,
-        "log square": summary.mean_square_corrected,
-        "z": cluster_bootstrap(phi.mean(axis=1, keepdims=True), lambda m: m[:, 0], rng, 400),
-        "sigma2": pooled.estimate,
-        "influence": pooled_influence_sd(spread, rng, 400).variance,
+        "squared": found["bellman"].ratio_error.mean_square,
+        "log square": found["bellman"].corrected.mean_square,
+        "z": found["z"],
+        "sigma2": found["sigma2"].estimate,
+        "influence": found["influence"].variance,
     }
 
 
@@ -299,15 +309,15 @@ def test_not_resolved_is_said_where_good_children_are_rare():
     label = np.repeat(np.arange(300), 4)
     for k in (8, 16):
         child = np.where(rng.random((1200, k)) < q, 0.0, np.log(floor))
-        summary = bellman_summary(
-            prefix_errors(np.full(1200, value), child), label, label * 0, 4, rng=rng, n_resamples=400
-        )
-        assert summary.rms_corrected.low is not None
-        assert summary.rms_corrected.low > 0.25
+        summary = bellman_estimator(
+            prefix_errors(np.full(1200, value), child), label, label * 0, 4
+        ).bootstrap(rng, 400)
+        assert summary.corrected.rms.low is not None
+        assert summary.corrected.rms.low > 0.25
         assert not summary.resolved
-        assert summary.squared_ratio_error.contains(0.0)
+        assert summary.ratio_error.mean_square.contains(0.0)
     # A value with an error, children of moderate spread: resolved, and right.
     errors = prefix_errors(rng.normal(0, 0.3, 1200), np.log(rng.gamma(20, 1 / 20, (1200, 16))))
-    summary = bellman_summary(errors, label, label * 0, 4, rng=rng, n_resamples=400)
+    summary = bellman_estimator(errors, label, label * 0, 4).bootstrap(rng, 400)
     assert summary.resolved
-    assert summary.rms_corrected.contains(0.3)
+    assert summary.corrected.rms.contains(0.3)

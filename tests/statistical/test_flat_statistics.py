@@ -4,7 +4,7 @@ import numpy as np
 from test_estimate_statistics import Z_MAX, Population, z_score
 
 from rmtools.core import FiniteModel
-from rmtools.stats.binned_errors import flat_summary
+from rmtools.stats.binned_errors import flat_estimator
 
 TREE = Population(1, 3, np.random.default_rng(20), eps=0.8)
 
@@ -13,7 +13,7 @@ def flat(population, prompts, n, n_bins, rng, n_resamples=200):
     _, log_value, _, _, _ = population.audit(prompts, n, 2, 2, rng)
     label = np.repeat(np.arange(len(prompts)), n)
     rows = list(log_value.reshape(len(label), -1))
-    return flat_summary(rows, label, n_bins=n_bins, rng=rng, n_resamples=n_resamples)
+    return flat_estimator(rows, label, n_bins=n_bins).bootstrap(rng, n_resamples)
 
 
 def exact_squares(population):
@@ -63,7 +63,7 @@ def test_a_consistent_value_shows_nothing():
         first = int(rng.random() > 0.3)
         leaf = 2 * first + int(rng.random() > model.policy[1][first, 0])
         rows.append([true[0][0], true[1][first], true[2][leaf]])
-    found = flat_summary(rows, np.arange(300), rng=rng)
+    found = flat_estimator(rows, np.arange(300)).bootstrap(rng)
     values = [found.squared_ratio_error_at_least, found.signed_mean, *(b.signed_mean for b in found.bins)]
     assert all(v.contains(0.0) for v in values)
 

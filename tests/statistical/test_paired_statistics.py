@@ -5,10 +5,10 @@ import copy
 import numpy as np
 from test_estimate_statistics import Z_MAX, Population, value_squares, z_score
 
-from rmtools.stats.bellman_error import bellman_summary
-from rmtools.stats.paired import ModelEstimates, paired_difference
+from rmtools.stats.bellman_error import bellman_estimator
+from rmtools.stats.paired import ModelEstimates, paired_estimator
 from rmtools.stats.prefix_errors import prefix_errors
-from rmtools.stats.sigma2 import pooled_sigma2, sigma2_parts
+from rmtools.stats.sigma2 import sigma2_estimator, sigma2_parts
 
 K = 8
 
@@ -84,7 +84,7 @@ def test_differences_are_right_on_average_and_cover_and_pairing_pays():
         draws = draw(one, rng.integers(300, size=size), n, 3, rng)
         a, b = (estimates(model, draws) for model in (one, two))
         phi = draws[-1].ravel()
-        found.append(paired_difference(a, b, label, phi, prompt, rng=rng, n_resamples=300))
+        found.append(paired_estimator(a, b, label, phi, prompt).bootstrap(rng, 300))
         if replicate < 20:
             narrower.append(shares(found[-1], (a, b), label, rng))
     for name, truth in exact.items():
@@ -99,8 +99,8 @@ def shares(paired, models, label, rng):
     """Half widths of the paired intervals over those of two intervals that know nothing of each other."""
     apart = []
     for m in models:
-        summary = bellman_summary(m.errors, label, label * 0, 3, rng=rng, n_resamples=300)
-        cost = pooled_sigma2(m.cost, rng, 300).estimate
-        apart.append([x.half_width for x in (summary.squared_ratio_error, summary.signed_mean, cost)])
+        summary = bellman_estimator(m.errors, label, label * 0, 3).bootstrap(rng, 300)
+        cost = sigma2_estimator(m.cost).bootstrap(rng, 300).estimate
+        apart.append([x.half_width for x in (summary.ratio_error.mean_square, summary.signed_mean, cost)])
     together = [x.half_width for x in (paired.squared_ratio_error, paired.signed_mean, paired.sigma2)]
     return np.array(together) / np.hypot(*apart)

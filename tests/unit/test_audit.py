@@ -56,7 +56,8 @@ def test_everything_is_audited(report):
     assert model.error.sampled is not None
     assert again.error.sampled is not None
     assert (
-        again.error.sampled.squared_ratio_error.estimate == model.error.sampled.squared_ratio_error.estimate
+        again.error.sampled.ratio_error.mean_square.estimate
+        == model.error.sampled.ratio_error.mean_square.estimate
     )
     pair = report.pairs["compare 1"]
     for name in ("squared_ratio_error", "mean_square_corrected", "signed_mean", "brier", "sigma2"):
@@ -132,15 +133,15 @@ def test_guided_weights_by_hand(report, rows, value_folder):
                 weight += at.sum()
     assert report.model.error.sampled_guided.signed_mean.estimate == pytest.approx(total / weight)
     assert (
-        report.model.error.sampled_guided.effective_sample_size
-        < report.model.error.sampled.effective_sample_size
+        report.model.error.sampled_guided.counts.effective_sample_size
+        < report.model.error.sampled.counts.effective_sample_size
     )
 
 
 def test_worst_prefixes_are_enumerated_ones(report):
     sizes = [abs(w.log_error) for w in report.model.breakdowns.worst]
     assert sizes == sorted(sizes, reverse=True)
-    assert sizes[0] == pytest.approx(report.model.error.exact.largest)
+    assert sizes[0] == pytest.approx(report.model.error.exact.plug_in.largest)
     worst = report.model.breakdowns.worst[0]
     assert worst.standard_error == 0
     assert sum(c.drawn for c in worst.children) <= worst.n_children == 4
@@ -167,17 +168,16 @@ def test_alternative_costs_by_hand():
     rng = np.random.default_rng(0)
     rewards = [np.array([0.0, 0.0]), np.array([0.0, 1.0])]
     potentials = [0.1 + 0.9 * r for r in rewards]
-    found = alternative_costs(rewards, potentials, 20.0, Interval(7.0, 5.0, 9.0), 0.05, rng)
-    assert found.smc_tokens == Interval(140.0, 100.0, 180.0)
+    found = alternative_costs(rewards, potentials, 20.0, 0.05).bootstrap(rng)
     weight = np.array([0.01, 0.1])
     assert found.rejection_solutions.estimate == pytest.approx((0.1 + 0.55) / weight.sum())
     failing = 0.1 * 0.5 / 0.55 + 0.05
     assert found.best_of_n_solutions.estimate == pytest.approx(math.log(failing) / math.log(0.5))
     assert found.prompts_without_success == 1
-    nobody = alternative_costs([np.zeros(2)] * 2, [np.full(2, 0.1)] * 2, 20.0, None, 0.05, rng)
+    nobody = alternative_costs([np.zeros(2)] * 2, [np.full(2, 0.1)] * 2, 20.0, 0.05).bootstrap(rng)
     assert (nobody.best_of_n_solutions, nobody.smc_tokens) == (None, None)
     assert nobody.rejection_tokens.estimate == pytest.approx(200.0)
-    soft = alternative_costs([np.full(2, 0.5)], [np.full(2, 0.55)], 20.0, None, 0.05, rng)
+    soft = alternative_costs([np.full(2, 0.5)], [np.full(2, 0.55)], 20.0, 0.05).bootstrap(rng)
     assert soft.best_of_n_solutions is None
 
 
@@ -252,8 +252,8 @@ def test_every_compared_model_has_its_own_floor(rows, metadata, policy, task):
     values = [ConstantValue(0.3, policy.steps, Tilt(f)) for f in (0.05, 0.3)]
     both = audit((rows, metadata), values[0], compare=values[1:], policy=policy, task=task, controls=False)
     alone = audit((rows, metadata), values[1], policy=policy, task=task, controls=False)
-    assert both.models[1].error.exact.rms_corrected.estimate == pytest.approx(
-        alone.model.error.exact.rms_corrected.estimate
+    assert both.models[1].error.exact.corrected.rms.estimate == pytest.approx(
+        alone.model.error.exact.corrected.rms.estimate
     )
     assert both.pairs["compare 1"].sigma2 is None
 
@@ -360,5 +360,5 @@ def test_the_implicit_model_has_no_error(rows, policy, metadata):
     assert model.calibration.prefixes is None
     assert model.error.exact is None
     assert model.cost.sigma2 is None
-    assert model.error.sampled.squared_ratio_error.contains(0.0)
-    assert model.error.sampled.rms_plug_in.estimate > 0.02
+    assert model.error.sampled.ratio_error.mean_square.contains(0.0)
+    assert model.error.sampled.plug_in.rms.estimate > 0.02

@@ -14,8 +14,9 @@ from rmtools.codec import to_json
 from rmtools.data.rollouts import Rollout
 from rmtools.errors import UserError
 from rmtools.particles.tilt import Tilt
-from rmtools.stats.bellman_error import ratio_bound_quantiles
+from rmtools.stats.bootstrap import bootstrap
 from rmtools.stats.influence import influence_sd
+from rmtools.stats.path_errors import ratio_bound_quantiles
 from rmtools.stats.sigma2 import sigma2_parts
 
 TILT = Tilt(0.2)
@@ -273,10 +274,13 @@ def test_the_root_does_not_enter_particle_costs():
     oracle = monte_carlo_oracle(rows, TILT, rng)
     moved = replace(oracle, log_value=[np.r_[v[0] - 1.7, v[1:]] for v in oracle.log_value])
     costs = [
-        cost_estimates(o.rows, prompt_arrays(o.rows, o.scored(), TILT), np.random.default_rng(0))
+        bootstrap(
+            cost_estimates(o.rows, prompt_arrays(o.rows, o.scored(), TILT)).pooled(), np.random.default_rng(0)
+        )
         for o in (oracle, moved)
     ]
-    for a, b in ((costs[0].sigma2, costs[1].sigma2), (costs[0].influence, costs[1].influence)):
+    for name in ("sigma2", "influence"):
+        a, b = (found[name] for found in costs)
         assert a is not None
         assert str(to_json(a)) == str(to_json(b))
     # Not for nothing: another depth does.
@@ -309,10 +313,12 @@ def test_what_can_be_estimated_with_the_oracle():
         assert scored.prefix_log_value[at].tolist() == v[:-1].tolist()
         assert scored.child_log_value[at, 0].tolist() == v[1:].tolist()
         assert scored.prefix_depth[at].tolist() == list(range(len(v) - 1))
-    spread = cost_estimates(oracle.rows, prompt_arrays(oracle.rows, scored, TILT), rng)
-    assert spread.sigma2 is not None
-    assert spread.influence is not None
-    assert calibrate(scored, Subject("model", "", TILT), rng).n == sum(len(v) for v in scored.own_log_value)
+    spread = cost_estimates(oracle.rows, prompt_arrays(oracle.rows, scored, TILT)).pooled()
+    assert spread["sigma2"] is not None
+    assert spread["influence"] is not None
+    assert calibrate(scored, Subject("model", "", TILT)).bootstrap(rng).n == sum(
+        len(v) for v in scored.own_log_value
+    )
     bound = ratio_bound_quantiles(scored.prefix_log_value, scored.child_log_value, scored.child_present)
     assert bound.n == len(scored.prefix_depth)
 

@@ -97,7 +97,7 @@ def test_position_is_audited_like_a_model(policy, task, prompts):
     found = audit_model(
         Subject("position", value.name, TILT), rows, scored, AuditOptions(), np.random.default_rng(3)
     )
-    assert found.error.sampled.n_resolved == len(scored.prefix_depth)
+    assert found.error.sampled.counts.n_resolved == len(scored.prefix_depth)
     assert found.cost.sigma2 is not None
     # What was drawn does not matter, only that it is one step.
     particles = LMParticles.start(policy, value, prompts).extend(3, np.random.default_rng(0))

@@ -153,10 +153,10 @@ def test_summary_has_the_hand_computed_figures(run):
 def test_summary_takes_the_bellman_error_from_enumeration(run, report):
     found = summarise(run)
     for m, role in zip(report.models, ("trained", "constant", "untrained"), strict=True):
-        assert found["rms_log_bellman"][role] == to_json(m.error.exact.rms_corrected)
-        assert found["rms_log_bellman_sampled"][role]["estimate"] == m.error.sampled.rms_corrected.estimate
+        assert found["rms_log_bellman"][role] == to_json(m.error.exact.corrected.rms)
+        assert found["rms_log_bellman_sampled"][role]["estimate"] == m.error.sampled.corrected.rms.estimate
         assert found["rms_log_bellman_sampled"][role]["resolved"] is m.error.sampled.resolved
-    trained, constant = (m.error.exact.rms_corrected.estimate for m in report.models[:2])
+    trained, constant = (m.error.exact.corrected.rms.estimate for m in report.models[:2])
     assert found["rms_ratio"]["trained_over_constant"] == pytest.approx(trained / constant)
     assert found["rms_ratio"]["at_most_0.6_of_constant"] is True
     assert found["rms_ratio"]["at_most_0.5_of_untrained"] is True
@@ -165,7 +165,7 @@ def test_summary_takes_the_bellman_error_from_enumeration(run, report):
 
 def test_a_corrected_mean_square_of_zero_or_less_passes_nothing():
     def summary(x):
-        return {"mean_square_corrected": {"estimate": x}}
+        return {"corrected": {"mean_square": {"estimate": x}}}
 
     for trained, constant in ((-0.1, 0.4), (0.0, 0.4), (None, 0.4), (0.1, -0.4)):
         found = rms_ratios(

@@ -46,9 +46,9 @@ def test_every_cell_of_the_audit_is_on_the_page_and_in_the_json(report, audited)
     cells = {line.label: line.cells for line in lines}
     for i, m in enumerate(values["models"]):
         error, calibration = m["error"], m["calibration"]["prefixes"]
-        assert cells["RMS b, enumerated"][i] == interval(error["exact"]["rms_corrected"])
-        assert cells["RMS b, sampled, plug-in"][i] == interval(error["sampled"]["rms_plug_in"])
-        assert cells["c = T RMS b"][i] == interval(error["exact"]["c"])
+        assert cells["RMS b, enumerated"][i] == interval(error["exact"]["corrected"]["rms"])
+        assert cells["RMS b, sampled, plug-in"][i] == interval(error["sampled"]["plug_in"]["rms"])
+        assert cells["c = T RMS b"][i] == interval(error["exact"]["corrected"]["c"])
         assert cells["sigma^2, pooled"][i].startswith(interval(m["cost"]["sigma2"]["estimate"]))
         shown = f"{calibration['ece']:.3g} / {calibration['auc']['estimate']:.3g}"
         assert cells["ECE / AUC"][i] == shown

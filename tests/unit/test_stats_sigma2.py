@@ -10,13 +10,13 @@ from rmtools.core import FiniteModel, solve
 from rmtools.errors import UserError
 from rmtools.stats.bootstrap import Interval
 from rmtools.stats.empirical_sigma2 import MeasuredSigma2, measured_sigma2
-from rmtools.stats.influence import InfluenceSD, influence_sd, pooled_influence_sd
+from rmtools.stats.influence import InfluenceSD, influence_estimator, influence_sd
 from rmtools.stats.sigma2 import (
     Sigma2,
     n_for_cv,
     n_for_tv,
-    pooled_sigma2,
     sigma2,
+    sigma2_estimator,
     sigma2_parts,
     value_square_estimate,
 )
@@ -146,16 +146,16 @@ def test_sigma2_of_one_prompt_is_its_jackknife():
 def test_pooled_sigma2_by_hand():
     rng = np.random.default_rng(3)
     parts = [parts_of(*trajectories(20, rng)) for _ in range(30)]
-    pooled = pooled_sigma2(parts, np.random.default_rng(4), n_resamples=200)
+    pooled = sigma2_estimator(parts).bootstrap(np.random.default_rng(4), 200)
     numerator = sum(p.numerator - 2 * p.z_square for p in parts)
     assert pooled.estimate.estimate == pytest.approx(numerator / sum(p.z_square for p in parts), rel=1e-12)
     assert pooled.z_square.estimate == pytest.approx(np.mean([p.z_square for p in parts]), rel=1e-12)
     assert (pooled.n_prompts, pooled.n_trajectories, pooled.resolved) == (30, 600, True)
-    one = pooled_sigma2(parts[:1], rng)
+    one = sigma2_estimator(parts[:1]).bootstrap(rng)
     assert one.estimate.low is None
     assert not one.resolved
     with pytest.raises(UserError, match="no prompt"):
-        pooled_sigma2([], rng)
+        sigma2_estimator([]).bootstrap(rng)
 
 
 def test_no_success_is_not_resolved():
@@ -193,7 +193,7 @@ def test_bad_trajectories_are_named():
         sigma2_parts(bad, good, phi)
     with pytest.raises(UserError, match="1 trajectories"):
         sigma2_parts(good[:1], good[:1], phi[:1])
-    with pytest.raises(UserError, match="shapes"):
+    with pytest.raises(UserError, match="shape"):
         sigma2_parts(good, good[:, :2], phi)
     last = good.copy()
     last[:, 2] = -np.inf  # the log potential of a failure with f = 0 is not read
@@ -272,7 +272,7 @@ def test_influence_refuses_bad_input_and_round_trips():
     full[4, 1, 2] = np.nan
     with pytest.raises(UserError, match=r"extra\[4, 1, 2\] is NaN"):
         influence_sd(log_value, phi, full)
-    with pytest.raises(UserError, match="shapes"):
+    with pytest.raises(UserError, match="shape"):
         influence_sd(log_value, phi, full[:, :1])
 
 
@@ -286,14 +286,14 @@ def test_pooled_influence_weighs_by_z_square():
     none = influence_sd(np.zeros((30, 3)), np.zeros(30), np.zeros((30, 2, 2)))
     assert math.isnan(none.variance.estimate)
     assert (none.scaled_variance, none.z_square) == (0, 0)
-    pooled = pooled_influence_sd([*prompts, none], rng, n_resamples=100)
+    pooled = influence_estimator([*prompts, none]).bootstrap(rng, 100)
     weights = np.array([p.z_square for p in prompts])
     expected = sum(p.scaled_variance for p in prompts) / weights.sum()
     assert pooled.variance.estimate == pytest.approx(expected, rel=1e-12)
     assert pooled.mean == pytest.approx(np.average([p.mean for p in prompts], weights=weights), rel=1e-12)
     assert (pooled.n_prompts, pooled.n_trajectories) == (13, 390)
     with pytest.raises(UserError, match="no prompt"):
-        pooled_influence_sd([], rng)
+        influence_estimator([]).bootstrap(rng)
 
 
 def test_scaled_variance_of_the_whole_population_is_exact():
@@ -358,7 +358,7 @@ def test_effective_trajectories_by_hand():
     assert found[0].effective_trajectories == pytest.approx(16 / 6)
     assert found[1].effective_trajectories == pytest.approx(3)
     weights = [p.z_square for p in found]
-    pooled = pooled_influence_sd(found, rng)
+    pooled = influence_estimator(found).bootstrap(rng)
     assert pooled.effective_trajectories == pytest.approx(np.average([16 / 6, 3], weights=weights))
     assert not pooled.resolved
     assert from_json(type(pooled), to_json(pooled)) == pooled

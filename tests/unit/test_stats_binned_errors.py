@@ -6,7 +6,7 @@ import pytest
 
 from rmtools.codec import from_json, to_json
 from rmtools.errors import UserError
-from rmtools.stats.binned_errors import FlatSummary, flat_summary
+from rmtools.stats.binned_errors import FlatSummary, flat_estimator
 from rmtools.stats.bootstrap import Interval
 
 
@@ -18,7 +18,7 @@ def rows_of(first, ratios):
 def test_bins_and_pairs_by_hand():
     """Two bins: errors 0.5 (a), 0.1, 0.3 (b) at V = 1, -0.4 (a), -0.2 (c) at V = 2."""
     rows = rows_of([1, 1, 1, 2, 2], [1.5, 1.1, 1.3, 0.6, 0.8])
-    found = flat_summary(rows, np.array([7, 3, 3, 7, 9]), n_bins=2, rng=np.random.default_rng(0))
+    found = flat_estimator(rows, np.array([7, 3, 3, 7, 9]), n_bins=2).bootstrap(np.random.default_rng(0))
     assert [(b.depth, b.n_prefixes, b.n_prompts) for b in found.bins] == [(0, 3, 2), (0, 2, 2)]
     assert [b.signed_mean.estimate for b in found.bins] == pytest.approx([0.3, -0.3])
     assert [b.lowest_log_value for b in found.bins] == pytest.approx([0.0, math.log(2)])
@@ -33,7 +33,7 @@ def test_bins_and_pairs_by_hand():
 
 def test_depths_are_apart_and_a_bin_of_one_prompt_is_left_out_and_counted():
     rows = [np.log([1, 1.2]), np.log([1, 1.4, 0.7]), np.log([1, 1.0, 0.3, 0.9])]
-    found = flat_summary(rows, np.array([0, 1, 1]), n_bins=1, rng=np.random.default_rng(0))
+    found = flat_estimator(rows, np.array([0, 1, 1]), n_bins=1).bootstrap(np.random.default_rng(0))
     assert [(b.depth, b.n_prefixes) for b in found.bins] == [(0, 3)]
     assert (found.n_bins_left_out, found.n_prefixes_left_out) == (2, 3)
     # The bins left out count as free of error, and stay in the mean.
@@ -48,7 +48,7 @@ def test_values_of_zero_are_counted():
         np.log([1, 0.5, 0.5]),
         np.array([-800.0, 0]),
     ]
-    found = flat_summary(rows, np.arange(4), n_bins=1, rng=np.random.default_rng(0))
+    found = flat_estimator(rows, np.arange(4), n_bins=1).bootstrap(np.random.default_rng(0))
     assert (found.n_prefixes, found.n_degenerate, found.n_prompts) == (7, 2, 4)
     assert found.signed_mean.estimate == pytest.approx((-1 + 0.5 - 0.5 - 2 / 3 + 0) / 5)
     assert found.bins[0].signed_mean.estimate == pytest.approx(-1 / 3)
@@ -56,8 +56,8 @@ def test_values_of_zero_are_counted():
 
 def test_equal_values_share_a_bin_and_the_others_are_of_equal_mass():
     values = np.concatenate([np.ones(50), np.linspace(2, 3, 50)])
-    found = flat_summary(
-        rows_of(values, np.ones(100)), np.arange(100), n_bins=4, rng=np.random.default_rng(0)
+    found = flat_estimator(rows_of(values, np.ones(100)), np.arange(100), n_bins=4).bootstrap(
+        np.random.default_rng(0)
     )
     assert [b.n_prefixes for b in found.bins] == [50, 25, 25]
     assert all(b.lowest_log_value <= b.highest_log_value for b in found.bins)
@@ -67,7 +67,7 @@ def test_equal_values_share_a_bin_and_the_others_are_of_equal_mass():
 
 def test_a_single_prompt_has_signed_errors_only():
     rows = rows_of([1, 1, 1], [1.1, 1.3, 0.9])
-    found = flat_summary(rows, np.zeros(3), rng=np.random.default_rng(0))
+    found = flat_estimator(rows, np.zeros(3)).bootstrap(np.random.default_rng(0))
     assert found.signed_mean == Interval(pytest.approx(0.1), None, None)
     assert math.isnan(found.squared_ratio_error_at_least.estimate)
     assert math.isnan(found.rms_ratio_error_at_least.estimate)
@@ -78,7 +78,7 @@ def test_a_single_prompt_has_signed_errors_only():
 
 def test_a_negative_square_is_kept_and_has_root_zero():
     rows = rows_of([1, 1], [1.5, 0.5])
-    found = flat_summary(rows, np.arange(2), rng=np.random.default_rng(0))
+    found = flat_estimator(rows, np.arange(2)).bootstrap(np.random.default_rng(0))
     assert found.squared_ratio_error_at_least.estimate == pytest.approx(-0.25)
     assert found.rms_ratio_error_at_least.estimate == 0
 
@@ -86,7 +86,7 @@ def test_a_negative_square_is_kept_and_has_root_zero():
 def test_summary_survives_json_and_the_same_seed_repeats_it():
     rng = np.random.default_rng(1)
     rows = [np.log(rng.uniform(0.1, 1, rng.integers(2, 6))) for _ in range(60)]
-    found = [flat_summary(rows, np.arange(60) // 3, rng=np.random.default_rng(2)) for _ in range(2)]
+    found = [flat_estimator(rows, np.arange(60) // 3).bootstrap(np.random.default_rng(2)) for _ in range(2)]
     assert found[0] == found[1]
     assert from_json(FlatSummary, json.loads(json.dumps(to_json(found[0])))) == found[0]
     assert len(found[0].bins) > 8
@@ -110,4 +110,4 @@ def test_summary_survives_json_and_the_same_seed_repeats_it():
 )
 def test_bad_input_is_refused(rows, prompt, n_bins, message):
     with pytest.raises(UserError, match=message):
-        flat_summary(rows, np.array(prompt), n_bins=n_bins, rng=np.random.default_rng(0))
+        flat_estimator(rows, np.array(prompt), n_bins=n_bins).bootstrap(np.random.default_rng(0))

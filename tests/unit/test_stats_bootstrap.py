@@ -8,14 +8,19 @@ import pytest
 
 from rmtools.codec import from_json, to_json
 from rmtools.errors import UserError
-from rmtools.stats.bellman_error import (
+from rmtools.stats.bootstrap import (
+    Estimator,
     Interval,
+    bootstrap,
+    bootstrap_all,
     cluster_bootstrap,
     cluster_sums,
-    quantile_interval,
+    first_mean,
+    jackknife,
+    ratio_of_means,
+    root,
 )
-from rmtools.stats.bootstrap import bootstrap_all, jackknife, ratio_of_means, root
-from rmtools.stats.quantiles import weighted_quantile
+from rmtools.stats.quantiles import quantile_interval, weighted_quantile
 
 
 def test_interval_basics():
@@ -64,9 +69,20 @@ def test_cluster_bootstrap_edges():
         cluster_bootstrap(np.ones((5, 2)), ratio_of_means, rng, level=95)
     with pytest.raises(UserError, match="choose studentised or percentile"):
         cluster_bootstrap(np.ones((5, 2)), ratio_of_means, rng, method="bca")
-    with pytest.raises(UserError, match="same C"):
-        bootstrap_all({"a": (np.ones((5, 1)), ratio_of_means), "b": (np.ones((4, 1)), ratio_of_means)}, rng)
     assert bootstrap_all({}, rng) == {}
+
+
+def test_estimators_of_as_many_clusters_are_resampled_with_the_same_weights():
+    """One bootstrap of all gives each the intervals of a bootstrap of its own from the same generator."""
+    x = np.random.default_rng(0).exponential(size=(40, 2))
+    whole = Estimator({"mean": (x, ratio_of_means)}, lambda found: found["mean"])
+    other = Estimator({"first": (x[:, :1], first_mean)}, lambda found: found["first"])
+    few = Estimator({"mean": (x[:9], ratio_of_means)}, lambda found: found["mean"])
+    found = bootstrap({"whole": whole, "other": other, "few": few, "none": None}, np.random.default_rng(1))
+    assert found["whole"] == whole.bootstrap(np.random.default_rng(1))
+    assert found["other"].low == pytest.approx(other.bootstrap(np.random.default_rng(1)).low, rel=1e-12)
+    assert found["few"].estimate == few.bootstrap(np.random.default_rng(1)).estimate
+    assert found["none"] is None
 
 
 def test_bootstrap_is_close_to_the_normal_interval_for_many_even_clusters():

@@ -11,7 +11,7 @@ from rmtools.stats.calibration import (
     auc,
     auc_interval,
     brier,
-    calibration_summary,
+    calibration_estimator,
     expected_calibration_error,
     reliability_curve,
 )
@@ -102,7 +102,7 @@ def test_calibration_summary_round_trips():
     rng = np.random.default_rng(3)
     p = rng.random(300)
     y = (rng.random(300) < p).astype(float)
-    summary = calibration_summary(p, y, np.arange(300) // 3, rng=rng, n_resamples=200)
+    summary = calibration_estimator(p, y, np.arange(300) // 3).bootstrap(rng, 200)
     assert summary.n_prompts == 100
     assert summary.brier.estimate == pytest.approx(brier(p, y))
     assert summary.brier_constant == pytest.approx(y.mean() * (1 - y.mean()))
@@ -115,7 +115,7 @@ def test_calibration_summary_round_trips():
 
 
 def test_all_outcomes_equal_is_no_error():
-    summary = calibration_summary(P, np.ones(4), np.arange(4), rng=np.random.default_rng(4), n_resamples=50)
+    summary = calibration_estimator(P, np.ones(4), np.arange(4)).bootstrap(np.random.default_rng(4), 50)
     assert math.isnan(summary.auc.estimate)
     assert summary.brier_constant == 0
     json.dumps(to_json(summary), allow_nan=False)

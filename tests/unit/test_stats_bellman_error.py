@@ -7,24 +7,18 @@ import pytest
 
 from rmtools.codec import from_json, to_json
 from rmtools.errors import UserError
-from rmtools.stats.bellman_error import (
-    BellmanSummary,
-    DepthSummary,
-    FractionBound,
+from rmtools.stats.bellman_error import BellmanSummary, DepthSummary, bellman_estimator
+from rmtools.stats.bootstrap import Interval
+from rmtools.stats.path_errors import (
     GaugeFixed,
-    Interval,
     PathSummary,
-    bellman_summary,
-    exact_errors,
-    exact_summary,
-    fraction_bound,
-    gauge_fixed_rms,
-    path_summary,
+    gauge_fixed_estimator,
+    path_estimator,
     path_sums,
-    prefix_errors,
     ratio_bound_quantiles,
-    self_normalise,
 )
+from rmtools.stats.prefix_errors import exact_errors, prefix_errors, self_normalise
+from rmtools.stats.quantiles import FractionBound, fraction_bound
 
 
 def compositions(k, weights):
@@ -85,11 +79,11 @@ def test_k_against_half_k_is_blind_to_very_rare_children_and_identical_ones_show
     value, rng, label = 0.01 + 0.99 * 0.02, np.random.default_rng(1), np.arange(60)
     child = np.where(rng.random((60, 8)) < 0.02, 0.0, math.log(0.01))
     errors = prefix_errors(np.full(60, math.log(value)), child)
-    summary = bellman_summary(errors, label, label * 0, 4, rng=rng, n_resamples=200)
+    summary = bellman_estimator(errors, label, label * 0, 4).bootstrap(rng, 200)
     assert summary.resolved
-    assert summary.rms_corrected.estimate > 1
-    assert summary.mean_square_identical.estimate > 0.5 * summary.mean_square_corrected.estimate
-    assert summary.squared_ratio_error.contains(0)
+    assert summary.corrected.rms.estimate > 1
+    assert summary.corrected.mean_square_identical.estimate > 0.5 * summary.corrected.mean_square.estimate
+    assert summary.ratio_error.mean_square.contains(0)
 
 
 def test_prefix_errors_by_hand():
@@ -142,10 +136,10 @@ def test_few_identical_and_zero_children_are_flagged_and_do_not_poison():
     assert errors.squared_error[4] == 1
     assert np.isnan(errors.ratio[[0, 3]]).all()
     arange = np.arange(6)
-    summary = bellman_summary(errors, arange, arange * 0, 4, rng=np.random.default_rng(0), n_resamples=50)
-    assert (summary.n_resolved, summary.n_degenerate, summary.n_identical) == (2, 2, 3)
-    assert math.isfinite(summary.rms_corrected.estimate)
-    assert math.isfinite(summary.squared_ratio_error.estimate)
+    summary = bellman_estimator(errors, arange, arange * 0, 4).bootstrap(np.random.default_rng(0), 50)
+    assert (summary.counts.n_resolved, summary.counts.n_degenerate, summary.counts.n_identical) == (2, 2, 3)
+    assert math.isfinite(summary.corrected.rms.estimate)
+    assert math.isfinite(summary.ratio_error.mean_square.estimate)
     json.dumps(to_json(summary), allow_nan=False)
 
 
@@ -174,105 +168,104 @@ def test_bad_values_are_named():
     good = exact_errors(np.zeros(2))
     rng = np.random.default_rng(0)
     with pytest.raises(UserError, match="no prefixes"):
-        bellman_summary(exact_errors(np.zeros(0)), np.zeros(0), np.zeros(0), 1, rng=rng)
+        bellman_estimator(exact_errors(np.zeros(0)), np.zeros(0), np.zeros(0), 1).bootstrap(rng)
     with pytest.raises(UserError, match="prompt"):
-        bellman_summary(good, np.zeros(3), np.zeros(2), 1, rng=rng)
+        bellman_estimator(good, np.zeros(3), np.zeros(2), 1).bootstrap(rng)
     with pytest.raises(UserError, match=r"weights\[1\] is -1"):
-        bellman_summary(good, np.zeros(2), np.zeros(2), 1, np.array([1.0, -1.0]), rng=rng)
+        bellman_estimator(good, np.zeros(2), np.zeros(2), 1, np.array([1.0, -1.0])).bootstrap(rng)
     with pytest.raises(UserError, match="weights"):
-        bellman_summary(good, np.zeros(2), np.zeros(2), 1, np.ones(3), rng=rng)
+        bellman_estimator(good, np.zeros(2), np.zeros(2), 1, np.ones(3)).bootstrap(rng)
 
 
 def test_exact_summary_by_hand():
     b = np.array([0.1, -0.3, 0.2, 0.4])
     prompt, depth = np.array([7, 7, 3, 3]), np.array([0, 1, 0, 1])
     w = np.array([1.0, 1.0, 2.0, 0.0])
-    summary = exact_summary(b, prompt, depth, 2, w, rng=np.random.default_rng(0), n_resamples=100)
+    summary = bellman_estimator(exact_errors(b), prompt, depth, 2, w).bootstrap(np.random.default_rng(0), 100)
     assert summary.exact
     assert summary.resolved
     assert summary.signed_mean.estimate == pytest.approx((0.1 - 0.3 + 0.4) / 4, abs=1e-12)
     mean_square = (0.01 + 0.09 + 2 * 0.04) / 4
-    assert summary.mean_square_corrected.estimate == pytest.approx(mean_square, abs=1e-12)
-    assert summary.rms_corrected.estimate == summary.rms_plug_in.estimate
-    assert summary.rms_corrected.estimate == pytest.approx(math.sqrt(mean_square), abs=1e-12)
-    assert summary.c.estimate == pytest.approx(2 * math.sqrt(mean_square), abs=1e-12)
+    assert summary.corrected.mean_square.estimate == pytest.approx(mean_square, abs=1e-12)
+    assert summary.corrected.rms.estimate == summary.plug_in.rms.estimate
+    assert summary.corrected.rms.estimate == pytest.approx(math.sqrt(mean_square), abs=1e-12)
+    assert summary.corrected.c.estimate == pytest.approx(2 * math.sqrt(mean_square), abs=1e-12)
     squared = float(w @ np.expm1(b) ** 2) / 4
-    assert summary.squared_ratio_error.estimate == pytest.approx(squared, abs=1e-12)
-    assert summary.effective_sample_size == pytest.approx(16 / 6, abs=1e-12)
-    assert summary.largest == pytest.approx(0.3)  # .4 has weight zero
-    assert summary.quantiles["0.5"].estimate == pytest.approx(0.2)
+    assert summary.ratio_error.mean_square.estimate == pytest.approx(squared, abs=1e-12)
+    assert summary.counts.effective_sample_size == pytest.approx(16 / 6, abs=1e-12)
+    assert summary.plug_in.largest == pytest.approx(0.3)  # .4 has weight zero
+    assert summary.plug_in.quantiles["0.5"].estimate == pytest.approx(0.2)
     assert [d.depth for d in summary.by_depth] == [0, 1]
     assert summary.by_depth[0].signed_mean.estimate == pytest.approx((0.1 + 0.4) / 3, abs=1e-12)
     assert summary.by_depth[1].rms_corrected.estimate == pytest.approx(0.3, abs=1e-12)
-    assert summary.prompt_max_bound.error is None
-    assert summary.prompt_max_bound.n_needed == 29
+    assert summary.prompt_bounds.largest.error is None
+    assert summary.prompt_bounds.largest.n_needed == 29
 
 
 def test_summary_with_known_noise_matches_its_definition():
     rng = np.random.default_rng(3)
     prompt, depth = np.repeat(np.arange(40), 5), np.tile(np.arange(5), 40)
     errors = prefix_errors(rng.normal(size=200), rng.normal(size=(200, 8)))
-    summary = bellman_summary(errors, prompt, depth, 5, rng=rng, n_resamples=200)
-    assert summary.mean_square_corrected.estimate == pytest.approx(errors.log_error_square.mean(), rel=1e-12)
-    assert summary.rms_plug_in.estimate == pytest.approx(math.sqrt(np.mean(errors.plug_in**2)), rel=1e-12)
+    summary = bellman_estimator(errors, prompt, depth, 5).bootstrap(rng, 200)
+    assert summary.corrected.mean_square.estimate == pytest.approx(errors.log_error_square.mean(), rel=1e-12)
+    assert summary.plug_in.rms.estimate == pytest.approx(math.sqrt(np.mean(errors.plug_in**2)), rel=1e-12)
     half = errors.half_log_error_square
-    assert summary.rms_half_children.estimate == pytest.approx(math.sqrt(half.mean()), rel=1e-12)
-    assert summary.half_difference.estimate == pytest.approx(
+    assert summary.half_children.rms.estimate == pytest.approx(math.sqrt(half.mean()), rel=1e-12)
+    assert summary.half_children.difference.estimate == pytest.approx(
         np.mean(half - errors.log_error_square), rel=1e-9
     )
-    assert summary.rms_ratio_error.estimate == pytest.approx(
-        math.sqrt(max(summary.squared_ratio_error.estimate, 0)), rel=1e-12
+    assert summary.ratio_error.rms.estimate == pytest.approx(
+        math.sqrt(max(summary.ratio_error.mean_square.estimate, 0)), rel=1e-12
     )
-    low, high = summary.rms_corrected.low, summary.rms_corrected.high
+    low, high = summary.corrected.rms.low, summary.corrected.rms.high
     assert low is not None
     assert high is not None
-    assert low < summary.rms_corrected.estimate < high
-    assert summary.largest == np.abs(errors.plug_in).max()
-    assert summary.prompt_max_bound.error is not None
-    assert summary.prompt_mean_bound.error is not None
-    assert summary.prompt_mean_bound.error < summary.prompt_max_bound.error
+    assert low < summary.corrected.rms.estimate < high
+    assert summary.plug_in.largest == np.abs(errors.plug_in).max()
+    assert summary.prompt_bounds.largest.error is not None
+    assert summary.prompt_bounds.mean.error is not None
+    assert summary.prompt_bounds.mean.error < summary.prompt_bounds.largest.error
 
 
 def test_summary_round_trips_through_json():
     rng = np.random.default_rng(4)
     errors = prefix_errors(rng.normal(size=60), rng.normal(size=(60, 4)))
-    summary = bellman_summary(errors, np.arange(60) // 3, np.arange(60) % 3, 3, rng=rng, n_resamples=100)
+    summary = bellman_estimator(errors, np.arange(60) // 3, np.arange(60) % 3, 3).bootstrap(rng, 100)
     text = json.dumps(to_json(summary), allow_nan=False)
     again = from_json(BellmanSummary, json.loads(text))
     assert again == summary
     assert json.dumps(to_json(again)) == text
     assert isinstance(again.by_depth[0], DepthSummary)
-    assert isinstance(again.prompt_max_bound, FractionBound)
+    assert isinstance(again.prompt_bounds.largest, FractionBound)
 
 
 def test_one_prompt_has_estimates_without_intervals():
     errors = prefix_errors(np.zeros(6), np.random.default_rng(0).normal(size=(6, 4)))
-    summary = bellman_summary(errors, np.zeros(6), np.arange(6), 6, rng=np.random.default_rng(0))
-    assert summary.rms_corrected.low is None
-    assert summary.rms_corrected.high is None
-    assert math.isfinite(summary.rms_corrected.estimate)
+    summary = bellman_estimator(errors, np.zeros(6), np.arange(6), 6).bootstrap(np.random.default_rng(0))
+    assert summary.corrected.rms.low is None
+    assert summary.corrected.rms.high is None
+    assert math.isfinite(summary.corrected.rms.estimate)
     assert not summary.resolved
-    assert summary.quantiles["0.9"].low is None
+    assert summary.plug_in.quantiles["0.9"].low is None
 
 
 def test_one_child_everywhere_resolves_nothing_and_says_so():
     errors = prefix_errors(np.zeros(6), np.random.default_rng(0).normal(size=(6, 1)))
-    summary = bellman_summary(errors, np.arange(6), np.arange(6) * 0, 6, rng=np.random.default_rng(0))
-    assert summary.n_resolved == 0
+    summary = bellman_estimator(errors, np.arange(6), np.arange(6) * 0, 6).bootstrap(np.random.default_rng(0))
+    assert summary.counts.n_resolved == 0
     assert not summary.resolved
-    assert math.isnan(summary.rms_corrected.estimate)
-    assert math.isnan(summary.largest)
+    assert math.isnan(summary.corrected.rms.estimate)
+    assert math.isnan(summary.plug_in.largest)
     again = from_json(BellmanSummary, json.loads(json.dumps(to_json(summary), allow_nan=False)))
-    assert math.isnan(again.largest)
-    assert math.isnan(again.rms_corrected.estimate)
+    assert math.isnan(again.plug_in.largest)
+    assert math.isnan(again.corrected.rms.estimate)
 
 
 def test_same_seed_same_summary():
     errors = prefix_errors(np.zeros(60), np.random.default_rng(0).normal(size=(60, 4)))
     label = np.arange(60)
     first, second = (
-        bellman_summary(errors, label, label % 3, 3, rng=np.random.default_rng(5), n_resamples=100)
-        for _ in "ab"
+        bellman_estimator(errors, label, label % 3, 3).bootstrap(np.random.default_rng(5), 100) for _ in "ab"
     )
     assert first == second
 
@@ -301,13 +294,13 @@ def test_path_sums_by_hand():
     assert sums.steps.tolist() == [1, 3]
     np.testing.assert_allclose(sums.total, [0.2, 0.0], atol=1e-15)
     rng = np.random.default_rng(0)
-    summary = path_summary(sums, np.array([0, 1]), rng=rng, n_resamples=100)
+    summary = path_estimator(sums, np.array([0, 1])).bootstrap(rng, 100)
     assert summary.mean.estimate == pytest.approx(0.1)
     assert summary.n_trajectories == 2
     assert summary.rms_corrected.estimate == pytest.approx(0.2 / math.sqrt(2))
     assert from_json(PathSummary, json.loads(json.dumps(to_json(summary)))) == summary
     unresolved = prefix_errors(np.zeros(2), np.zeros((2, 2)), np.array([[True, True], [True, False]]))
-    short = path_summary(path_sums(unresolved, np.array([0, 1])), np.array([0, 1]), rng=rng, n_resamples=20)
+    short = path_estimator(path_sums(unresolved, np.array([0, 1])), np.array([0, 1])).bootstrap(rng, 20)
     assert short.n_unresolved == 1
     assert short.mean.estimate == 0.0
 
@@ -319,7 +312,7 @@ def test_path_sums_of_noisy_errors_subtract_their_noise():
     sums = path_sums(errors, trajectory)
     np.testing.assert_allclose(sums.total, errors.log_error.reshape(3, 4).sum(axis=1))
     np.testing.assert_allclose(sums.noise, errors.log_error_noise.reshape(3, 4).sum(axis=1))
-    summary = path_summary(sums, np.arange(3), rng=rng, n_resamples=20)
+    summary = path_estimator(sums, np.arange(3)).bootstrap(rng, 20)
     assert summary.mean_square_corrected.estimate == pytest.approx(np.mean(sums.total**2 - sums.noise))
 
 
@@ -344,14 +337,14 @@ def test_gauge_fixed_removes_a_constant_per_prompt_and_depth():
     b = rng.normal(size=120)
     shifted = b + rng.normal(size=(6, 2))[prompt, depth]
     results = [
-        gauge_fixed_rms(exact_errors(x), prompt, depth, rng=np.random.default_rng(1), n_resamples=50)
+        gauge_fixed_estimator(exact_errors(x), prompt, depth).bootstrap(np.random.default_rng(1), 50)
         for x in (b, shifted)
     ]
     assert results[0].rms.estimate == pytest.approx(results[1].rms.estimate, rel=1e-10)
     expected = b.reshape(6, 2, 10).var(axis=2, ddof=1).mean()
     assert results[0].mean_square.estimate == pytest.approx(expected, rel=1e-12)
     assert (results[0].n_cells, results[0].n_short) == (12, 0)
-    short = gauge_fixed_rms(exact_errors(b[:15]), prompt[:15], depth[:15], rng=rng, n_resamples=50)
+    short = gauge_fixed_estimator(exact_errors(b[:15]), prompt[:15], depth[:15]).bootstrap(rng, 50)
     assert (short.n_cells, short.n_short) == (1, 1)
     assert from_json(GaugeFixed, json.loads(json.dumps(to_json(results[0])))) == results[0]
 

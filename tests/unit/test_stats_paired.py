@@ -7,12 +7,12 @@ import pytest
 
 from rmtools.codec import from_json, to_json
 from rmtools.errors import UserError
-from rmtools.stats.bellman_error import bellman_summary
+from rmtools.stats.bellman_error import bellman_estimator
 from rmtools.stats.bootstrap import Interval
 from rmtools.stats.calibration import brier
-from rmtools.stats.paired import ModelEstimates, PairedDifference, paired_difference
+from rmtools.stats.paired import ModelEstimates, PairedDifference, paired_estimator
 from rmtools.stats.prefix_errors import exact_errors, prefix_errors
-from rmtools.stats.sigma2 import pooled_sigma2, sigma2_parts
+from rmtools.stats.sigma2 import sigma2_estimator, sigma2_parts
 
 P, N = 60, 90
 PROMPT, OUTCOME_PROMPT = np.arange(P) // 4, np.arange(N) // 6
@@ -38,20 +38,27 @@ def model(shift, seed=1):
 
 
 def compare(a, b, **changes):
-    arguments = {"prompt": PROMPT, "outcome": OUTCOME, "outcome_prompt": OUTCOME_PROMPT, "n_resamples": 300}
-    return paired_difference(a, b, **(arguments | changes), rng=np.random.default_rng(3))
+    arguments = {"prompt": PROMPT, "outcome": OUTCOME, "outcome_prompt": OUTCOME_PROMPT}
+    return paired_estimator(a, b, **arguments | changes).bootstrap(np.random.default_rng(3), 300)
 
 
 def test_differences_are_those_of_the_figures():
     a, b = model(0.4), model(0.0)
     found = compare(a, b)
-    summaries = [bellman_summary(m.errors, PROMPT, PROMPT, 3, rng=np.random.default_rng(0)) for m in (a, b)]
-    for name in ("squared_ratio_error", "mean_square_corrected", "signed_mean"):
-        first, second = (getattr(s, name).estimate for s in summaries)
+    summaries = [
+        bellman_estimator(m.errors, PROMPT, PROMPT, 3).bootstrap(np.random.default_rng(0)) for m in (a, b)
+    ]
+    figures = {
+        "squared_ratio_error": [s.ratio_error.mean_square for s in summaries],
+        "mean_square_corrected": [s.corrected.mean_square for s in summaries],
+        "signed_mean": [s.signed_mean for s in summaries],
+    }
+    for name, intervals in figures.items():
+        first, second = (interval.estimate for interval in intervals)
         assert abs(first - second) > 1e-3
         assert getattr(found, name).estimate == pytest.approx(first - second)
     assert found.brier.estimate == pytest.approx(brier(a.p, OUTCOME) - brier(b.p, OUTCOME))
-    costs = [pooled_sigma2(m.cost, np.random.default_rng(0)).estimate.estimate for m in (a, b)]
+    costs = [sigma2_estimator(m.cost).bootstrap(np.random.default_rng(0)).estimate.estimate for m in (a, b)]
     assert found.sigma2.estimate == pytest.approx(costs[0] - costs[1])
     assert (found.n_prompts, found.n_prefixes, found.n_common) == (15, P, P)
     swapped = compare(b, a)
@@ -101,10 +108,10 @@ def test_paired_intervals_are_narrower_than_those_of_the_two_models():
     found = compare(a, b)
     widths = []
     for m in (a, b):
-        summary = bellman_summary(m.errors, PROMPT, PROMPT, 3, rng=np.random.default_rng(0), n_resamples=300)
-        cost = pooled_sigma2(m.cost, np.random.default_rng(0), 300).estimate
+        summary = bellman_estimator(m.errors, PROMPT, PROMPT, 3).bootstrap(np.random.default_rng(0), 300)
+        cost = sigma2_estimator(m.cost).bootstrap(np.random.default_rng(0), 300).estimate
         widths.append(
-            [summary.signed_mean.half_width, summary.squared_ratio_error.half_width, cost.half_width]
+            [summary.signed_mean.half_width, summary.ratio_error.mean_square.half_width, cost.half_width]
         )
     apart = np.hypot(*widths)
     paired = [f.half_width for f in (found.signed_mean, found.squared_ratio_error, found.sigma2)]
@@ -123,7 +130,7 @@ def test_paired_intervals_are_narrower_than_those_of_the_two_models():
         ({"cost": None}, {}, "parts of both models"),
         ({"cost": parts(0.0)[:3]}, {}, "parts of both models"),
         ({"cost": parts(0.0, seed=9)}, {}, "prompt 0 has T = 3"),
-        ({}, {"prompt": PROMPT[:-1]}, "`prompt` has shape"),
+        ({}, {"prompt": PROMPT[:-1]}, "`clusters` has shape"),
         ({}, {"outcome_prompt": OUTCOME_PROMPT[:-1]}, "`clusters` has shape"),
     ],
 )
