@@ -1,15 +1,30 @@
-"""The audit in a checkpoint's model card: one section, replaced by the next audit."""
+"""The audit in a checkpoint's model card: a section of the text, and results in ``model-index``."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import yaml
+from huggingface_hub import EvalResult, ModelCard
+
+from rmtools.errors import UserError
 from rmtools.files import write_text
 
 CARD_FILE = "README.md"
 BEGIN, END = "<!-- rmtools audit -->", "<!-- end of rmtools audit -->"
+SPLIT = "audit"
 
 
-def write_card(checkpoint: Path, markdown: str) -> Path:
-    """Put ``markdown`` into the checkpoint's README.md, in place of an earlier audit; the rest of it is kept.
+def write_card(checkpoint: Path, markdown: str, metrics: Mapping[str, float | None] | None = None) -> Path:
+    """Merge an audit into the checkpoint's README.md, in place of an earlier audit; keep everything else.
+
+    Parameters
+    ----------
+    checkpoint : Path
+    markdown : str
+        The section of the text.
+    metrics : mapping, optional
+        Figures for ``model-index``; None for those the audit does not resolve.
 
     Returns
     -------
@@ -19,7 +34,7 @@ def write_card(checkpoint: Path, markdown: str) -> Path:
     Raises
     ------
     UserError
-        If it cannot be written; what stood there before is kept.
+        If the card's metadata cannot be read, or the file cannot be written; it is unchanged then.
     """
     path = Path(checkpoint) / CARD_FILE
     text = path.read_text(encoding="utf-8") if path.exists() else ""
@@ -27,8 +42,30 @@ def write_card(checkpoint: Path, markdown: str) -> Path:
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if begin and end:
-        whole = f"{before}{section}{after}"
+        text = f"{before}{section}{after}"
     else:
-        whole = f"{text.rstrip()}\n\n{section}\n" if text.strip() else f"{section}\n"
-    write_text(path, whole)
+        text = f"{text.rstrip()}\n\n{section}\n" if text.strip() else f"{section}\n"
+    known = {name: value for name, value in (metrics or {}).items() if value is not None}
+    if known:
+        text = _with_results(path, text, known)
+    write_text(path, text)
     return path
+
+
+def _with_results(path: Path, text: str, metrics: dict[str, float]) -> str:
+    """Return the card's text with ``metrics`` in its metadata."""
+    try:
+        card = ModelCard(text if text.startswith("---") else f"---\nlibrary_name: rmtools\n---\n{text}")
+    except (ValueError, yaml.YAMLError) as error:
+        raise UserError(
+            f"the metadata of {path} cannot be read: {' '.join(str(error).split())}",
+            "correct the block between the lines ---, or remove it",
+        ) from error
+    data: Any = card.data
+    found = [
+        EvalResult("token-classification", "rollouts", "branching rollouts", name, value, dataset_split=SPLIT)
+        for name, value in metrics.items()
+    ]
+    data.eval_results = [r for r in data.eval_results or [] if r.dataset_split != SPLIT] + found
+    data.model_name = data.get("model_name") or path.parent.resolve().name
+    return str(card)

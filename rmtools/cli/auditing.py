@@ -252,6 +252,7 @@ def require_same_policy(source: Source) -> None:
 def finish(report: "AuditReport", source: Source, card: bool) -> None:
     """Write the three files and the card, print the table and the notes."""
     from rmtools.auditing.card import write_card
+    from rmtools.auditing.metrics import METRICS, figure
     from rmtools.auditing.page import MARKDOWN_FILE, PAGE_FILE, write_report
 
     write_report(report, source.folder)
@@ -261,4 +262,5 @@ def finish(report: "AuditReport", source: Source, card: bool) -> None:
     print(f"report: {source.folder / PAGE_FILE}")
     if card and isinstance(source.value, Path):
         text = (source.folder / MARKDOWN_FILE).read_text(encoding="utf-8")
-        print(f"model card: {write_card(source.value, text)}")
+        metrics = {name: figure(report.model, name) for name in METRICS}
+        print(f"model card: {write_card(source.value, text, metrics)}")

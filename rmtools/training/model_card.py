@@ -53,7 +53,7 @@ def model_card(settings: CheckpointSettings, log: Sequence[dict[str, Any]]) -> M
         pipeline_tag="token-classification",
         tags=["process-reward-model", "rmtools"],
         model_name=f"{Path(base).name}-prm",
-        eval_results=eval_results(metrics, f"held-out rollouts {settings.task}".strip()),
+        eval_results=eval_results(metrics, "held out") or None,
     )
     table = [
         f"Held-out metrics after {last.get('step')} optimiser steps:",
@@ -75,20 +75,20 @@ def model_card(settings: CheckpointSettings, log: Sequence[dict[str, Any]]) -> M
     return ModelCard(f"---\n{data.to_yaml()}\n---\n{body}")
 
 
-def eval_results(metrics: dict[str, float], dataset: str) -> list[EvalResult] | None:
-    """Return ``metrics`` as entries of ``model-index``; those that are not finite have none."""
-    found = [
+def eval_results(metrics: dict[str, float], split: str) -> list[EvalResult]:
+    """Return ``metrics`` as entries of ``model-index``, without those that are not finite."""
+    return [
         EvalResult(
             task_type="token-classification",
             dataset_type="rollouts",
-            dataset_name=dataset,
+            dataset_name="branching rollouts",
+            dataset_split=split,
             metric_type=name,
             metric_value=float(f"{value:.6g}"),
         )
         for name, value in metrics.items()
         if math.isfinite(value)
     ]
-    return found or None
 
 
 def licence(base: str, revision: str = "") -> str | None:

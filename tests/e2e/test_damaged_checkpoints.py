@@ -140,4 +140,4 @@ def test_rollout_metadata_of_a_wrong_type(run, checkpoint, tmp_path, policy_fold
     path = out / "metadata.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
     result = run("audit", "--model", checkpoint, "--rollouts", out, "--out", tmp_path / "audit")
-    check_error(result, f"rollout metadata: {key} must be")
+    check_error(result, f"metadata.json: {key} must be")

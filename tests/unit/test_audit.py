@@ -310,6 +310,31 @@ def test_the_card_keeps_what_else_it_says(tmp_path):
     assert (tmp_path / "README.md").read_text().endswith("\nafter\n")
 
 
+def test_the_audit_is_in_the_metadata_of_the_card(tmp_path):
+    """Beside what training measured, in place of an earlier audit; a card without metadata gets some."""
+    from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+    path = tmp_path / "README.md"
+    held = EvalResult("token-classification", "rollouts", "rollouts", "brier", 0.25, dataset_split="held out")
+    data = ModelCardData(license="mit", model_name="prm", eval_results=[held])
+    path.write_text(f"---\n{data.to_yaml()}\n---\n\n# Mine\n")
+    for value in (0.5, 0.125):
+        write_card(tmp_path, "## Audit", {"brier": value, "sigma2": None})
+    card = ModelCard(path.read_text())
+    assert card.data.license == "mit"
+    found = {(r.dataset_split, r.metric_type): r.metric_value for r in card.data.eval_results}
+    assert found == {("held out", "brier"): 0.25, ("audit", "brier"): 0.125}
+    assert card.text.count("## Audit") == 1
+    assert "# Mine" in card.text
+    path.unlink()
+    write_card(tmp_path, "## Audit", {"brier": 0.5})
+    assert ModelCard(path.read_text()).data.eval_results[0].metric_value == 0.5
+    path.write_text("---\na: [\n---\n# Mine\n")
+    with pytest.raises(UserError, match=r"the metadata of .* cannot be read"):
+        write_card(tmp_path, "## Audit", {"brier": 0.5})
+    assert path.read_text() == "---\na: [\n---\n# Mine\n"
+
+
 def test_the_sampler_at_a_given_number_of_particles(policy, task, prompts, value_folder):
     """Against the table: the CV that sigma^2 predicts, and the share of right solutions in the target."""
     value, _ = load_value_model(value_folder)

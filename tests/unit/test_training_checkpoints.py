@@ -298,3 +298,36 @@ def test_export_over_something_else_is_refused(value_folder, tmp_path):
         export_merged(value_folder, tmp_path / "trained")
     shutil.rmtree(tmp_path / "trained")
     assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
+
+
+# The model card
+
+
+def test_the_licence_is_that_of_the_base(policy_folder, remembered, tmp_path):
+    """From the base's own card; left out if that is missing, damaged or silent."""
+    import shutil
+
+    from huggingface_hub import ModelCard
+
+    base = tmp_path / "base"
+    shutil.copytree(policy_folder, base)
+    log = [{"step": 3, "eval_brier": 0.25, "eval_auc": float("nan")}]
+    training = {**remembered.training, "global_steps": 3}
+    settings = replace(remembered, base=str(base), training=training)
+    for text, found in (("---\nlicense: mit\n---\n", "mit"), ("---\na: [\n---\n", None), ("# Mine\n", None)):
+        (base / CARD_FILE).write_text(text)
+        data = ModelCard(str(model_card(settings, log))).data
+        assert data.license == found
+    assert data.base_model == "base"
+    assert data.datasets == ["crossing"]
+    assert [(r.metric_type, r.metric_value) for r in data.eval_results] == [("brier", 0.25)]
+
+
+def test_a_card_needs_no_network(remembered, monkeypatch):
+    import socket
+
+    monkeypatch.setattr(socket.socket, "connect", lambda *args: pytest.fail("the card used the network"))
+    training = {**remembered.training, "global_steps": 3}
+    assert "base_model: some/model" in str(
+        model_card(replace(remembered, base="some/model", training=training), [])
+    )
