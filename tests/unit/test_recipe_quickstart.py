@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 import shlex
 import shutil
 import sys
@@ -13,6 +14,7 @@ from audit_example import T, assert_self_contained, example_report, visible
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "recipes" / "quickstart"))
 
+import summary
 from report import write_summary
 from stages import Stage, run_stages
 from summary import FILES, rms_ratios, summarise
@@ -266,6 +268,16 @@ def test_a_broken_line_and_an_audit_without_enumeration_are_named(run):
     write_json(run / "audit/audit.json", audit)
     with pytest.raises(UserError, match="exact ratios"):
         summarise(run)
+
+
+def test_the_stages_name_what_exists(tmp_path):
+    stages = runpy.run_path(str(Path(summary.__file__).parent), run_name="recipe")["stages"](tmp_path, 3)
+    assert [s.name for s in stages][:2] == ["policy", "rollouts for training"]
+    assert str(stages[-1].finished.relative_to(tmp_path)) == "summary.json"
+    words = [w for stage in stages for w in stage.command if w.endswith((".py", ".yaml"))]
+    assert len(words) == 5
+    assert all(Path(w).is_file() for w in words)
+    assert stages[4].command[-2:] == ["--seed", "3"]
 
 
 def script(path, code):
