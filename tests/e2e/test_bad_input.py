@@ -73,7 +73,7 @@ def test_a_policy_that_is_none(run, tmp_path):
         (None, ["cannot be read"]),
         (json.dumps({"prompt": "r2 . \n" + "c13 . \n" * 40}) + "\n", ["123 tokens", "takes 64"]),
         ('{"prompt": "what is 2+2?"}\n', ["crossing"]),
-        ('{"prompt": "r2 . \\nc13 . \\n"}\n', ["has 1 columns", "--horizon 1"]),
+        ('{"prompt": "r2 . \\nc13 . \\n"}\n', ["has 1 columns", "set --horizon to 1"]),
     ],
 )
 def test_wrong_prompts_files(run, tmp_path, value_folder, policy_folder, text, words):
@@ -89,12 +89,12 @@ def test_wrong_prompts_files(run, tmp_path, value_folder, policy_folder, text, w
 
 
 def test_counts_below_one(run, tmp_path, value_folder, policy_folder, prompts_file):
-    check_error(sample(run, value_folder, prompts_file, "-n", 0), "must be at least 1, got 0")
-    check_error(sample(run, value_folder, prompts_file, "--pool-size", -1), "must be at least 1, got -1")
-    check_error(run("prompts", "-n", 0, "--out", tmp_path / "x.jsonl"), "must be at least 1, got 0")
+    check_error(sample(run, value_folder, prompts_file, "-n", 0), "at least 1, got 0")
+    check_error(sample(run, value_folder, prompts_file, "--pool-size", -1), "at least 1, got -1")
+    check_error(run("prompts", "-n", 0, "--out", tmp_path / "x.jsonl"), "-n", "greater than or equal to 1")
     for option in ("trajectories", "children", "completions", "max-step-tokens"):
         result = run("rollout", "--policy", policy_folder, "--out", tmp_path / "o", f"--{option}", 0)
-        check_error(result, option.replace("-", "_"), "at least 1")
+        check_error(result, f"--{option}", "greater than or equal to 1")
     check_error(
         run("rollout", "--policy", policy_folder, "--out", tmp_path / "o", "--prompts", 0), "at least 1"
     )
@@ -202,7 +202,7 @@ def test_a_folder_is_put_back_when_the_new_one_cannot_take_its_place(tmp_path, m
     replace = Path.replace
 
     def second_fails(self, target):
-        if Path(target) == tmp_path / "prm" and self.name != "old":
+        if Path(target) == tmp_path / "prm" and self.name != "prm.old":
             full()
         return replace(self, target)
 
@@ -224,7 +224,7 @@ def test_another_horizon_than_the_checkpoints_is_refused(run, checkpoint, prompt
         "--out",
         tmp_path / "s.jsonl",
     )
-    check_error(run("sample", *options), "2 steps", "set --horizon")
+    check_error(run("sample", *options), "2 steps", "--horizon")
     assert not (tmp_path / "s.jsonl").exists()
 
 
