@@ -18,6 +18,7 @@ from rmtools.errors import UserError
 from rmtools.files import parse_json, read_json
 from rmtools.sampling.records import SCHEMA_VERSION as SAMPLES_VERSION
 from rmtools.stats.bootstrap import Interval, Statistic, bootstrap_all, cluster_sums, ratio_of_means
+from rmtools.verify.language_model import VERIFICATION_VERSION
 
 Values = Mapping[str, Any]
 
@@ -34,7 +35,7 @@ FILES = {
     "samples/prompts.meta.json": 1,
     "samples/best_of_n.jsonl": SAMPLES_VERSION,
     "samples/smc.jsonl": SAMPLES_VERSION,
-    "verify/verify.json": 1,
+    "verify/verify.json": VERIFICATION_VERSION,
     "stages.json": None,
 }
 

@@ -111,7 +111,7 @@ def command(
     file is the same.
     """
     from rmtools.cli.sample_run import Inputs, SampleRequest, sample
-    from rmtools.cli.server import asked
+    from rmtools.cli.server import server_options
 
     given = {
         "n_particles": n,
@@ -127,6 +127,6 @@ def command(
     }
     request = SampleRequest(algorithm, given, accuracy, audit)
     inputs = Inputs(
-        model, policy, task, horizon, prompts, asked(server, server_model, concurrency, server_batch)
+        model, policy, task, horizon, prompts, server_options(server, server_model, concurrency, server_batch)
     )
     sample(request, inputs, out, trace, block_size, overwrite, seed)

@@ -50,7 +50,7 @@ class Server:
     batch: int
 
 
-def asked(url: str | None, model: str | None, concurrency: int, batch: int) -> Server | None:
+def server_options(url: str | None, model: str | None, concurrency: int, batch: int) -> Server | None:
     """Return the server of the options, or None; raise ``UserError`` if ``--server`` is missing."""
     if url is not None:
         return Server(url, model, concurrency, batch)

@@ -24,7 +24,7 @@ ROW = 0.21  # inches: a line of text
 FLAT = 0.74  # of a column: there a lineage runs level under its label
 COLUMN = (0.95, 2.6)  # inches
 TREE_WIDTH = 16.0  # inches; columns get narrower beyond it
-LEAST_ROWS = 6.0
+LEAST_ROWS, LEAST_WIDTH = 6.0, 6.8  # the width, in inches, of the legends
 LEFT, RIGHT = 0.6, 0.95
 ESS_HEIGHT, GAP, TITLE, FOOT = 1.25, 0.42, 0.86, 0.78
 KILLED, KEPT, DRAWN = "#bdbdbd", "#3c3c3c", STYLES["constant"][1]
@@ -75,7 +75,7 @@ def trace_figure(trace: Any) -> "Figure":
     top, bottom = min(s.y for s in spots), max(s.y for s in spots)
     tree, across = max(bottom - top + 2.2, LEAST_ROWS) * ROW, column * len(layers)
     foot = FOOT + ESS_HEIGHT + GAP
-    size = LEFT + across + RIGHT, foot + tree + TITLE
+    size = max(LEFT + across + RIGHT, LEAST_WIDTH), foot + tree + TITLE
     figure = Figure(figsize=size)
 
     def axes(left: float, low: float, wide: float, high: float, **more: Any) -> Any:
@@ -197,12 +197,12 @@ def draw_ess(ax: "Axes", trace: Any) -> None:
         color=DRAWN,
         linewidth=1.2,
         markersize=3.5,
-        label="parents that continue",
+        label="parents kept",
         clip_on=False,
     )
     threshold = trace.sampler.get("ess_threshold")
     if trace.sampler.get("resampling") not in ("none", "top_k") and threshold:
-        label = f"resample at or below {threshold * n:g}"
+        label = f"resample at {threshold * n:g} or below"
         ax.axhline(threshold * n, color=GREY, linewidth=1, linestyle=":", label=label)
     ax.set_ylim(0, n * 1.06)
     ax.set_xlim(-0.12, len(steps) + 1 - 0.12)
@@ -210,7 +210,15 @@ def draw_ess(ax: "Axes", trace: Any) -> None:
     ax.tick_params(labelsize=SMALL_PRINT)
     ax.set_xlabel("step t", fontsize=SMALL_PRINT, labelpad=2)
     ax.set_ylabel("particles", fontsize=SMALL_PRINT)
-    ax.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=4, fontsize=SMALL_PRINT, borderaxespad=0.2)
+    ax.legend(
+        loc="lower left",
+        bbox_to_anchor=(0, 1.0),
+        ncols=4,
+        fontsize=SMALL_PRINT,
+        borderaxespad=0.2,
+        handlelength=1.6,
+        columnspacing=1.2,
+    )
 
 
 def write_around(figure: "Figure", trace: Any, spots: Sequence[Spot], total: int) -> None:

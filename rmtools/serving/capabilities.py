@@ -103,20 +103,8 @@ def probe(
 ) -> Capabilities:
     """Find out what the server can do with a few short requests, whose answers are used for nothing else.
 
-    Parameters
-    ----------
-    endpoint : Endpoint
-    template : RequestTemplate
-        Its ``can`` is not read.
-    rng : np.random.Generator
-        Draws the seeds of the requests.
-    batches : bool
-        Whether to try several prompts in a request.
-
-    Raises
-    ------
-    UserError
-        If its draws are all the same, whatever the seed.
+    ``rng`` draws their seeds, ``batches`` says whether to try several prompts in a request. Raises ``UserError`` if the
+    server's draws are all the same, whatever the seed.
     """
     prober = _Prober(endpoint, template, rng)
     can = prober.stops(prober.choices(prober.extras()))

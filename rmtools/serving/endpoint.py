@@ -143,13 +143,7 @@ class Endpoint:
             logger.warning("%s: %s", self.url, message)
 
     def models(self) -> list[ModelCard]:
-        """Return the models of the server.
-
-        Raises
-        ------
-        UserError
-            If no server answers (at once); RefusedError if it has no such list.
-        """
+        """Return the server's models; raise ``RefusedError`` if it has no list of them."""
         return self._request("/models", None, "models", read_models, threading.Event(), first=True)
 
     def ask(
@@ -160,12 +154,9 @@ class Endpoint:
         *,
         first: bool = False,
     ) -> Answer:
-        """Send one completions request until it is answered; ``stop`` ends the waiting, ``first`` marks the first contact.
+        """Send one completions request until it is answered; ``stop`` and ``first`` as in `RetryPolicy.call`.
 
-        Raises
-        ------
-        UserError
-            If it is not answered within ``patience``, or waiting cannot help.
+        Raises ``UserError`` if it is not answered within ``patience``, or waiting cannot help.
         """
         stop = stop or threading.Event()
         return self._request("/completions", body, request_id, read_answer, stop, first=first)
@@ -175,10 +166,7 @@ class Endpoint:
     ) -> list[Answer]:
         """Send many requests, ``concurrency`` at a time; return their answers in the order of the requests.
 
-        Raises
-        ------
-        UserError
-            The first failure; the other requests are abandoned.
+        Raises the first ``UserError``; the other requests are abandoned.
         """
         jobs = [partial(self.ask, body, i, first=first) for body, i in zip(bodies, ids, strict=True)]
         return run_all(jobs, self.settings.concurrency)

@@ -58,16 +58,7 @@ class PassingError(Exception):
 
 
 class ServerErrors:
-    """Makes the errors of one server.
-
-    Parameters
-    ----------
-    url : str
-    key : str
-        The API key, or nothing.
-    timeout : float
-        Seconds that a request may take.
-    """
+    """Makes the errors of the server at ``url``; ``key`` may be empty, a request may take ``timeout`` seconds."""
 
     def __init__(self, url: str, key: str, timeout: float) -> None:
         self.url, self.key, self.timeout = url, key, timeout

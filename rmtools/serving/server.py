@@ -109,10 +109,7 @@ class ServerPolicy:
     def start(self, prompts: list[list[int]]) -> ServerState:
         """Return the state of ``prompts`` (token ids).
 
-        Raises
-        ------
-        UserError
-            If a prompt leaves no room for a step, or its text cannot be told from its tokens.
+        Raises ``UserError`` if one leaves no room for a step, or its text cannot be told from its tokens.
         """
         self.check_length(prompts)
         texts = tuple(prompt_text(self.steps, ids) for ids in prompts)
@@ -122,10 +119,7 @@ class ServerPolicy:
     def decode_step(self, state: ServerState, node: Tensor, generator: torch.Generator) -> ServerStep:
         """Draw one step for each particle, as :meth:`rmtools.lm.protocol.StepPolicy.decode_step` says.
 
-        Raises
-        ------
-        UserError
-            If the server does not give the steps (see :class:`rmtools.serving.endpoint.Endpoint`), or one cannot be read.
+        Raises ``UserError`` if the server does not give the steps, or one cannot be read.
         """
         at, ended = node.tolist(), state.ended.tolist()
         wanted = Counter(u for u in at if not ended[u])
@@ -197,10 +191,7 @@ class ServerPolicy:
     def _checked(self, request: _Request, answer: Answer) -> bool:
         """Return whether the draws of an answer can be told apart by prompt; note what the server cannot do.
 
-        Raises
-        ------
-        UserError
-            If it does not keep to the request.
+        Raises ``UserError`` if it does not keep to the request.
         """
         found, asked = len(answer.choices), request.n * len(request.rows)
         server, fix = f"the server at {self.endpoint.url}", "look at its log, or use another server"

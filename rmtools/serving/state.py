@@ -81,17 +81,8 @@ class UnusableStepError(Exception):
 def read_step(choice: Choice, steps: StepTokenizer, stops: bool) -> StepText:
     """Return the step of a completion, and what ended it.
 
-    Parameters
-    ----------
-    choice : Choice
-    steps : StepTokenizer
-    stops : bool
-        Whether the delimiter was sent as a stop string, to a server that shows where one ended a completion.
-
-    Raises
-    ------
-    UnusableStepError
-        If neither delimiter, end of sequence nor length ended it, or it is empty.
+    ``stops`` says whether the delimiter was sent as a stop string, to a server that shows where one ended a completion.
+    Raises ``UnusableStepError`` if neither delimiter, end of sequence nor length ended it, or it is empty.
     """
     delimiter, text, finish = steps.settings.delimiter, choice.text, choice.finish_reason
     at = text.find(delimiter)
@@ -114,10 +105,7 @@ def read_step(choice: Choice, steps: StepTokenizer, stops: bool) -> StepText:
 def step_ids(steps: StepTokenizer, step: StepText | None) -> list[int]:
     """Return the token ids of a step, with the end-of-sequence token if that ended it; none for no step.
 
-    Raises
-    ------
-    UserError
-        If the tokenizer does not give the text back: what is scored would not be what was drawn.
+    Raises ``UserError`` if the tokenizer does not give the text back: what is scored would not be what was drawn.
     """
     if step is None:
         return []

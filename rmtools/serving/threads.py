@@ -11,16 +11,8 @@ T = TypeVar("T")
 def run_all(jobs: Sequence[Callable[[threading.Event], T]], concurrency: int) -> list[T]:
     """Run every job once, at most ``concurrency`` at a time; return their results in the order of the jobs.
 
-    Parameters
-    ----------
-    jobs : sequence of callable
-        Each gets an event that is set when its result is no longer needed.
-    concurrency : int
-
-    Raises
-    ------
-    BaseException
-        The first that a job raises, or an interrupt. No further job starts then, and nobody waits for the running ones.
+    A job gets an event that is set when its result is no longer needed. The first exception of a job, or an interrupt,
+    is raised at once: no further job starts, and nobody waits for the running ones.
     """
     todo: queue.SimpleQueue[tuple[int, Callable[[threading.Event], T]]] = queue.SimpleQueue()
     done: queue.SimpleQueue[tuple[int, Any, BaseException | None]] = queue.SimpleQueue()

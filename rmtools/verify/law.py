@@ -1,4 +1,4 @@
-"""Does stepwise decoding draw from the policy's law? Compared with one-shot ``generate`` and with enumeration."""
+"""Compare stepwise decoding with the policy's law: with one-shot ``generate`` and with enumeration."""
 
 import dataclasses
 from collections import Counter
@@ -28,11 +28,12 @@ class LawCheck:
     well_formed_stepwise, well_formed_generate : float
         Shares of solutions whose first T steps are well-formed.
     ragged : int
-        Stepwise solutions in which a step has another token count than the task's steps.
-    horizon, paths : int, list of dict
-        Depth of the enumeration; a prompt each: ``samples``, ``cells``, ``statistic``, ``p_value`` of a chi-square test
-        of path frequencies against exact probabilities, paths outside the table as one cell, cells of fewer than 5
-        expected pooled.
+        Stepwise solutions with a step whose number of tokens differs from the task's steps.
+    horizon : int
+        Depth of the enumeration.
+    paths : list of dict
+        Per prompt ``samples``, ``cells``, ``statistic`` and ``p_value`` of a chi-square test of path frequencies against
+        exact probabilities. Paths outside the table are one cell; cells of fewer than 5 expected are pooled.
     """
 
     samples: int
