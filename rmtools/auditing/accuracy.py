@@ -45,8 +45,8 @@ class Accuracy:
             found = cls("", math.nan)
         if found.norm not in NORMS or not 1e-6 <= found.delta < (1 if found.norm == "tv" else math.inf):
             raise UserError(
-                f"--accuracy is {text!r}: it names a total variation below 1 or a coefficient of variation of Z, from 1e-6 on",
-                "--accuracy tv=.05 or --accuracy cv=.1, say",
+                f"`accuracy` is {text!r}: it must be a total variation below 1 or a coefficient of variation of Z, at least 1e-6",
+                "`accuracy` tv=.05 or cv=.1",
             )
         return found
 
@@ -137,8 +137,8 @@ def particles_for(accuracy: Accuracy, audit: Path, sampled: Sampled) -> Predicte
     file = audit / JSON_FILE if audit.is_dir() or audit.suffix != ".json" else audit
     if not file.exists():
         raise UserError(
-            f"--accuracy reads the audit of {sampled.model}, and there is none at {file}",
-            f"run `rmtools audit --model {sampled.model}`, or name its folder with --audit",
+            f"`accuracy` reads the audit of {sampled.model}, and there is none at {file}",
+            f"run `rmtools audit --model {sampled.model}`, or name its folder with `audit`",
         )
     report = read_report(file)
     require_same(file, report.provenance, sampled)
@@ -162,7 +162,7 @@ def require_same(file: Path, provenance: Mapping[str, Any], sampled: Sampled) ->
                 "run `rmtools audit` again with this release, on rollouts of the policy",
             )
         if there != here:
-            fix = f"pass --terminal {there}" if what == "another terminal" else DIFFERENT
+            fix = f"`terminal` {there}" if what == "another terminal" else DIFFERENT
             raise UserError(f"the audit {file} is of {what}: {there} there, {here} here", fix)
 
 
@@ -179,7 +179,7 @@ def particles(model: ModelAudit, accuracy: Accuracy, file: Path) -> Interval:
     if spread is None or not 0 < spread.estimate < math.inf:
         raise UserError(
             f"the audit {file} does not resolve how many particles {accuracy} takes",
-            "audit with --completions 4, and more --trajectories or --prompts; its notes say what is missing",
+            "audit with 4 completions per prefix, and more trajectories or prompts; the audit's notes say what is missing",
         )
     return spread.map(lambda s: max(needed(max(s, 0.0), accuracy.delta), 1.0))
 

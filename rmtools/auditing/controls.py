@@ -278,7 +278,7 @@ def _require_completions(row: Rollout, index: int) -> None:
             raise UserError(
                 f"field completions: row {index} (prompt {row.prompt_id}) has {n} after step {t}: the oracle's value takes "
                 "one, and what it is compared with another",
-                "make the rollouts with --completions 5: at every depth, the trajectory's own counted",
+                "draw rollouts with 5 completions per prefix, including the trajectory's own",
             )
 
 
@@ -301,5 +301,5 @@ def _check_shrinkage(shrinkage: float, from_outcomes: int) -> None:
         raise UserError(
             f"field completions: {from_outcomes} prompts have none before the first step: shrunk to their outcomes, the "
             "values would know what they are compared with",
-            "pass shrinkage 0, or make the rollouts with `rmtools rollout --completions 5`",
+            "shrinkage=0, or draw rollouts with 5 completions per prefix",
         )

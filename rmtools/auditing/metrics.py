@@ -1,4 +1,4 @@
-"""The figures of an audit by name: what a threshold can be set on (`rmtools audit --fail-above NAME=VALUE`)."""
+"""The figures of an audit by name: what a threshold can be set on ."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -53,14 +53,14 @@ def thresholds(given: list[str]) -> dict[str, float]:
         name, equals, value = text.partition("=")
         if name not in METRICS:
             raise UserError(
-                f"--fail-above: there is no metric {name!r}", f"choose one of: {', '.join(METRICS)}"
+                f"`fail_above`: there is no metric {name!r}", f"choose one of: {', '.join(METRICS)}"
             )
         try:
             limit = float(value)
         except ValueError:
             limit = float("nan")
         if not equals or limit != limit:
-            raise UserError(f"--fail-above {text}: {value!r} is no number", f"write it as {name}=0.5, say")
+            raise UserError(f"`fail_above` {text}: {value!r} is no number", f"{name}=0.5")
         found[name] = limit
     return found
 

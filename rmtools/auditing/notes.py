@@ -106,12 +106,12 @@ def sample_notes(rows: "Sequence[Rollout]", model: ModelAudit) -> list[str]:
     if model.error.binned is not None:
         out.append(
             "the trajectories have no children (K = 1): only signed errors averaged over bins are identified, "
-            "and what they give is a lower bound; make rollouts with --children 8 or more for the error itself"
+            "which gives a lower bound; draw rollouts with 8 or more children per prefix for the error itself"
         )
     if model.cost.sigma2 is None:
         out.append(
             "sigma^2 and particles need terminal verifier, two trajectories a prompt and extra completions "
-            "(--completions 2 or more; 3 for the total variation)"
+            "(2 or more completions per prefix; 3 for the total variation)"
         )
     return out
 

@@ -1,11 +1,27 @@
 """``rmtools audit``: how inconsistent a reward model is, and how many particles that costs."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from rmtools.cli.options import Horizon, Seed, TaskName, TerminalName
+from rmtools.cli.options import Horizon, Seed, TaskName
+from rmtools.errors import UserError
+
+if TYPE_CHECKING:
+    from rmtools.auditing import AuditReport
+    from rmtools.data.collect import Branching
+    from rmtools.data.rollouts import RolloutMetadata
+    from rmtools.data.tasks import Task
+    from rmtools.lm.policy import Policy
+    from rmtools.lm.value import Scorer
+
+IMPLICIT = "implicit:"
+DEFAULT_PROMPTS = "96"
+# Floor of the potentials that controls of an implicit model are compared with; its own values have none.
+DEFAULT_FLOOR = 0.01
 
 
 def command(
@@ -16,7 +32,7 @@ def command(
         ),
     ],
     rollouts: Annotated[
-        Path | None, typer.Option(help="Folder written by `rmtools rollout`; default: made here.")
+        Path | None, typer.Option(help="Folder written by `rmtools rollout`; default: drawn here.")
     ] = None,
     policy: Annotated[
         str | None, typer.Option(help="Policy; default: the one the checkpoint was trained for.")
@@ -25,25 +41,29 @@ def command(
     horizon: Horizon = None,
     prompts: Annotated[
         str, typer.Option(help="JSONL file, a task's name, or how many to draw from the task.")
-    ] = "96",
-    prompts_limit: Annotated[int | None, typer.Option(help="Use the first so many prompts only.")] = None,
-    trajectories: Annotated[int, typer.Option(help="Independent trajectories a prompt.")] = 16,
+    ] = DEFAULT_PROMPTS,
+    prompts_limit: Annotated[
+        int | None, typer.Option(min=1, help="Use only the first so many prompts.")
+    ] = None,
+    trajectories: Annotated[int, typer.Option(min=1, help="Independent trajectories per prompt.")] = 16,
     children: Annotated[
-        int, typer.Option(help="K: next steps at each prefix, the trajectory's own included.")
+        int, typer.Option(min=1, help="K: next steps at each prefix, including the trajectory's own.")
     ] = 16,
     completions: Annotated[
-        int, typer.Option(help="R: continuations from each prefix, the trajectory's own included.")
+        int, typer.Option(min=1, help="R: continuations from each prefix, including the trajectory's own.")
     ] = 4,
     compare: Annotated[
         list[str] | None,
         typer.Option(help="Another checkpoint, on the same rollouts, paired. May be given again."),
     ] = None,
-    terminal: TerminalName = "verifier",
+    terminal: Annotated[
+        Literal["verifier", "model"], typer.Option(help="What a finished solution is worth.")
+    ] = "verifier",
     delta_cv: Annotated[
-        float, typer.Option(help="Relative accuracy of Z for which particles are predicted.")
+        float, typer.Option(help="Relative standard error of Z for which particles are predicted.")
     ] = 0.25,
     delta_tv: Annotated[
-        float, typer.Option(help="Total variation of the output for which they are predicted.")
+        float, typer.Option(help="Total variation of the output for which particles are predicted.")
     ] = 0.05,
     verify: Annotated[
         bool, typer.Option("--verify", help="Run the sampler at the predicted N and print its accuracy.")
@@ -51,7 +71,7 @@ def command(
     fail_above: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="METRIC=VALUE", help="Exit with 1 where the metric is above it. May be given again."
+            metavar="METRIC=VALUE", help="Exit with 1 if the metric is above the value. May be given again."
         ),
     ] = None,
     card: Annotated[
@@ -64,34 +84,236 @@ def command(
 ) -> None:
     """Audit a reward model and its controls on the same rollouts: the Bellman error and what it costs in particles.
 
-    Exit code 1 if a threshold of --fail-above is not met.
+    Exit code 1 if a threshold of --fail-above is exceeded.
     """
     from rmtools.auditing.audit import check_accuracies
     from rmtools.auditing.metrics import not_met, thresholds
-    from rmtools.cli.auditing import audited, check_verifiable, finish, source_of, with_sampler
     from rmtools.data.collect import Branching
     from rmtools.files import left_as_found
     from rmtools.lm.checkpoint import CheckpointSettings
-    from rmtools.lm.particles import check_terminal_name
 
     limits = thresholds(fail_above or [])
     check_accuracies(delta_cv, delta_tv)
-    check_terminal_name(terminal)
-    branching = Branching(trajectories, children, completions)
-    check_verifiable(verify, model, terminal)
+    if verify and (terminal == "model" or model.startswith(IMPLICIT)):
+        raise UserError(
+            "--verify runs the sampler against the verifier, and this audit is with the model's own ends",
+            "leave --verify out, or audit a checkpoint with --terminal verifier",
+        )
+    if card and model.startswith(IMPLICIT):
+        raise UserError("an implicit model has no model card", "leave --card out")
     for other in compare or []:
         CheckpointSettings.load(Path(other))
-    source = source_of(model, policy, task, horizon, rollouts, prompts, out)
-    with left_as_found(source.folder):
-        source.need_policy(rollouts is None or verify, "--verify" if verify else "rollouts")
-        source.need_card(card)
-        report = audited(source, compare or [], branching, prompts_limit, terminal, delta_cv, delta_tv, seed)
+    inputs = _inputs(model, policy, task, horizon, rollouts, prompts, out)
+    branching = Branching(trajectories, children, completions)
+    with left_as_found(inputs.folder):
+        if rollouts is None or verify:
+            inputs.require_policy("--verify needs" if verify else "rollouts need")
+        report = _audit(inputs, compare or [], branching, prompts_limit, terminal, (delta_cv, delta_tv), seed)
     try:
-        report = with_sampler(report, source, seed) if verify else report
-    finally:  # an audit that cannot be verified is an audit still
-        finish(report, source, card)
+        report = _with_sampler(report, inputs, seed) if verify else report
+    finally:  # the audit is written even if the sampler cannot be run
+        _finish(report, inputs, card)
     missed = not_met(report.model, limits)
     for sentence in missed:
         print(f"not met: {sentence}")
     if missed:
         raise typer.Exit(1)
+
+
+@dataclass(frozen=True)
+class AuditInputs:
+    """What is audited, and where its rollouts come from.
+
+    Attributes
+    ----------
+    value : path or Scorer
+        A checkpoint's folder, or an implicit model.
+    policy, task : optional
+        None if they are unknown: then nothing can be drawn or enumerated.
+    unknown : str
+        Why there is no policy or task.
+    rollouts : Path or None
+        Folder of rollouts; None: they are drawn.
+    prompts : str
+        A file or a number.
+    folder : Path
+        Output folder.
+    """
+
+    value: "Path | Scorer"
+    policy: "Policy | None"
+    task: "Task | None"
+    unknown: str
+    rollouts: Path | None
+    prompts: str
+    folder: Path
+
+    def require_policy(self, what: str) -> "tuple[Policy, Task]":
+        """Return policy and task; raise ``UserError`` if they are unknown."""
+        if self.policy is None or self.task is None:
+            raise UserError(
+                f"{what} the policy and the task, and they are not known: {self.unknown}",
+                "name them with --policy and --task",
+            )
+        return self.policy, self.task
+
+
+def _inputs(
+    model: str,
+    policy: str | None,
+    task: str | None,
+    horizon: int | None,
+    rollouts: Path | None,
+    prompts: str,
+    out: Path | None,
+) -> AuditInputs:
+    """Load what the options name."""
+    from rmtools.data.rollouts import read_metadata
+    from rmtools.data.tasks.load import NAMES
+    from rmtools.files import claim_folder
+
+    if prompts in NAMES:
+        task, prompts = task or prompts, DEFAULT_PROMPTS
+    known = None if rollouts is None else read_metadata(rollouts)
+    if known is not None and known.task and task and task != known.task:
+        raise UserError(f"the rollouts are of the task {known.task}, --task names {task}", "leave --task out")
+    if model.startswith(IMPLICIT):
+        if out is None:
+            raise UserError("an implicit model has no folder for its audit", "name one with --out")
+        claim_folder(out, "audit.json", "rollouts")
+        scorer, source, chosen = _implicit(model, policy, task, horizon, known)
+        return AuditInputs(scorer, source, chosen, "no task is named", rollouts, prompts, out)
+    checkpoint = Path(model)
+    found = _policy_and_task(checkpoint, policy, task, horizon, known)
+    folder = claim_folder(out or checkpoint / "audit", "audit.json", "rollouts")
+    return AuditInputs(checkpoint, *found, rollouts, prompts, folder)
+
+
+def _policy_and_task(
+    model: Path, policy: str | None, task: str | None, horizon: int | None, known: "RolloutMetadata | None"
+) -> "tuple[Policy | None, Task | None, str]":
+    """Return policy and task of a checkpoint; None and the reason if rollouts are given and neither is named or found."""
+    from rmtools.cli.loading import load
+    from rmtools.lm.checkpoint import CheckpointSettings
+
+    CheckpointSettings.load(model)  # a wrong checkpoint is an error even if rollouts are given
+    try:
+        loaded = load(model, policy, task, horizon)
+    except UserError as error:
+        if known is None or policy or task or horizon:
+            raise
+        return None, None, error.fact
+    return loaded.policy, loaded.task, ""
+
+
+def _implicit(
+    model: str, policy: str | None, task: str | None, horizon: int | None, known: "RolloutMetadata | None"
+) -> "tuple[Scorer, Policy, Task | None]":
+    """Return the log ratio of the named language model to the policy, the policy, and the task if one is known."""
+    from rmtools.data.tasks import load_task
+    from rmtools.lm.implicit import load_implicit
+    from rmtools.lm.policy import load_policy
+    from rmtools.lm.steps import StepSettings
+    from rmtools.particles.tilt import Tilt
+
+    name = policy or (known.policy if known else "")
+    if not name:
+        raise UserError(
+            "an implicit model is a ratio to the policy, and none is named", "name it with --policy"
+        )
+    chosen: Task | None
+    if known is None:
+        chosen = load_task(task or "crossing", horizon)
+        settings, temperature = StepSettings(chosen.delimiter, chosen.horizon), 1.0
+    else:
+        wanted = task or known.task
+        chosen = load_task(wanted, horizon or known.horizon) if wanted else None
+        settings, temperature = known.steps, known.temperature or 1.0
+    source = load_policy(name, settings, temperature)
+    return load_implicit(model.removeprefix(IMPLICIT), source, Tilt(DEFAULT_FLOOR)), source, chosen
+
+
+def _audit(
+    inputs: AuditInputs,
+    compare: Sequence[str],
+    branching: "Branching",
+    prompts_limit: int | None,
+    terminal: str,
+    deltas: tuple[float, float],
+    seed: int,
+) -> "AuditReport":
+    """Draw the rollouts unless some are given, and audit."""
+    from rmtools.auditing import audit
+    from rmtools.cli.progress import progress
+
+    return audit(
+        inputs.rollouts or _draw_rollouts(inputs, branching, prompts_limit, seed),
+        inputs.value,
+        compare=[Path(c) for c in compare],
+        policy=inputs.policy,
+        task=inputs.task,
+        terminal=terminal,
+        delta_cv=deltas[0],
+        delta_tv=deltas[1],
+        prompts_limit=prompts_limit,
+        seed=seed,
+        progress=progress,
+    )
+
+
+def _draw_rollouts(inputs: AuditInputs, branching: "Branching", prompts_limit: int | None, seed: int) -> Path:
+    """Draw rollouts into the audit's folder: resume those of the same arguments, replace others."""
+    from rmtools.cli.rollout import Sharding, make_rollouts
+
+    prompts, folder = inputs.prompts, inputs.folder / "rollouts"
+    if prompts_limit is not None and prompts.isdigit():
+        prompts = str(min(int(prompts), prompts_limit))
+    source = inputs.require_policy("rollouts need")
+    make_rollouts(*source, prompts, branching, folder, seed, Sharding(overwrite=True), verb="audit")
+    return folder
+
+
+def _with_sampler(report: "AuditReport", inputs: AuditInputs, seed: int) -> "AuditReport":
+    """Return the report with the accuracy of the sampler at the predicted particles."""
+    from rmtools.auditing.models import loaded
+    from rmtools.cli.options import generator
+    from rmtools.cli.progress import progress
+    from rmtools.verify.language_model import measure_accuracy
+
+    policy, task = inputs.require_policy("--verify needs")
+    if inputs.rollouts is not None:
+        _require_same_policy(policy, inputs.rollouts)
+    prompts = [p.prompt for p in report.model.breakdowns.by_prompt]
+    scorer, _ = loaded(inputs.value)
+    n, delta, rng = report.model.cost.n_for_cv, report.provenance["delta_cv"], generator("audit verify", seed)
+    with progress("running the sampler at the predicted particles", len(prompts)) as tick:
+        return replace(report, measured=measure_accuracy(policy, scorer, task, prompts, n, delta, rng, tick))
+
+
+def _require_same_policy(policy: "Policy", rollouts: Path) -> None:
+    """Raise ``UserError`` unless the sampler would run the policy that drew the rollouts."""
+    from rmtools.data.rollouts import read_metadata
+    from rmtools.lm.checkpoint import fingerprint
+
+    known = read_metadata(rollouts)
+    if fingerprint(policy.name) != known.policy_fingerprint or policy.temperature != known.temperature:
+        raise UserError(
+            "--verify would run another policy or temperature than the rollouts were drawn with",
+            "name theirs with --policy, or leave --rollouts out",
+        )
+
+
+def _finish(report: "AuditReport", inputs: AuditInputs, card: bool) -> None:
+    """Write the three files and the card; print the table and the notes."""
+    from rmtools.auditing.card import write_card
+    from rmtools.auditing.metrics import METRICS, figure
+    from rmtools.auditing.page import PAGE_FILE, markdown, write_report
+
+    write_report(report, inputs.folder)
+    print(report)
+    for warning in report.warnings:
+        print(f"note: {warning}")
+    print(f"report: {inputs.folder / PAGE_FILE}")
+    if card and isinstance(inputs.value, Path):
+        metrics = {name: figure(report.model, name) for name in METRICS}
+        print(f"model card: {write_card(inputs.value, markdown(report), metrics)}")

@@ -235,7 +235,7 @@ def measure_accuracy(
     if n_for_cv is None or not np.isfinite(n_for_cv.estimate):
         raise UserError(
             "the sampler needs a predicted number of particles, and the audit has none",
-            "audit with 4 `completions`, more prompts and terminal verifier",
+            "audit with 4 completions per prefix, more prompts, and terminal verifier",
         )
     n = math.ceil(n_for_cv.estimate)
     if n > MOST_PARTICLES:
@@ -246,7 +246,7 @@ def measure_accuracy(
     if n * FEWEST_RUNS * len(prompts) > MOST_IN_ALL:
         raise UserError(
             f"verifying takes {FEWEST_RUNS} runs of {n} particles on {len(prompts)} prompts: too many",
-            "audit fewer prompts (`prompts_limit` 24), or ask for a larger `delta_cv`",
+            "audit fewer prompts, `prompts_limit` 24, or ask for a larger `delta_cv`",
         )
     runs = int(np.clip(BUDGET // (n * len(prompts)), FEWEST_RUNS, MOST_RUNS))
     log_z, right = np.zeros((runs, len(prompts))), np.zeros((runs, len(prompts)))

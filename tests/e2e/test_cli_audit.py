@@ -93,7 +93,7 @@ def test_a_checkpoint_that_knows_no_task_scores_rollouts(run, tmp_path, checkpoi
     assert audit_file(tmp_path / "a")["models"][0]["error"]["exact"] is None
     check_error(
         run("audit", "--model", checkpoint, "--rollouts", rollouts, "--verify", "--out", tmp_path / "b"),
-        "need the policy and the task",
+        "--verify needs the policy and the task",
         "--task",
     )
     assert not (tmp_path / "b" / "audit.json").exists()

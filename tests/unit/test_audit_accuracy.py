@@ -54,7 +54,7 @@ def test_what_can_be_asked(text):
     "text", ["tv", "tv=", "tv=0", "tv=1", "cv=-1", "cv=inf", "tv=nan", "kl=.1", ".05", ""]
 )
 def test_what_cannot(text):
-    with pytest.raises(UserError, match=r"--accuracy tv=\.05 or --accuracy cv=\.1"):
+    with pytest.raises(UserError, match=r"`accuracy` tv=\.05 or cv=\.1"):
         Accuracy.parse(text)
 
 
@@ -108,7 +108,7 @@ def test_tables_that_hold_every_prompt_come_first(folder, sampled, tmp_path):
         ({"temperature": 0.7}, ["temperature", "1.0 there, 0.7 here"]),
         ({"floor": 0.01}, ["floor", "0.05 there, 0.01 here"]),
         ({"task": "arithmetic"}, ["task", "crossing there"]),
-        ({"terminal": "model"}, ["terminal", "--terminal verifier"]),
+        ({"terminal": "model"}, ["terminal", "`terminal` verifier"]),
     ],
 )
 def test_an_audit_of_something_else_is_refused(folder, sampled, change, words):
@@ -124,7 +124,7 @@ def test_an_audit_of_something_else_is_refused(folder, sampled, change, words):
         (
             lambda v: v["models"][0]["cost"].update(influence=None),
             "tv",
-            ["does not resolve", "--completions"],
+            ["does not resolve", "completions"],
         ),
         (
             lambda v: v["models"][0]["cost"]["influence"].update(effective_trajectories=1.0),
