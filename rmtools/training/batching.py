@@ -23,7 +23,7 @@ BATCHES_PER_POOL = 50
 
 
 class Rows(Dataset[Example]):
-    """The examples, and one more: the shortest of them as a filler, on which nothing is trained.
+    """The examples, and one filler without loss: the shortest of them.
 
     Parameters
     ----------
@@ -46,9 +46,9 @@ class Rows(Dataset[Example]):
 
 
 class RowOrder(Sampler[int]):
-    """Every row once an epoch, and behind them as many fillers as the processes need to get as many rows each.
+    """Every row once per epoch, then as many fillers as give each process the same number of rows.
 
-    Without fillers accelerate would give rows of the epoch's beginning a second time.
+    Without fillers accelerate would repeat rows from the beginning of the epoch.
 
     Parameters
     ----------
@@ -73,7 +73,7 @@ class RowOrder(Sampler[int]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Draw another order for each epoch."""
+        """Set the epoch, which decides the order with the seed."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -112,9 +112,9 @@ class Collator:
     ----------
     pad_id : int
     dtype : torch.dtype
-        Of the attention mask, built where a batch has children.
+        Of the attention mask that a batch with children needs.
     children : {"none", "copy", "all"}
-        Which forward passes the alternatives are in: none, that of the copy which gives targets, or both.
+        Which forward passes read the alternatives: none, that of the target network, or both.
     """
 
     def __init__(self, pad_id: int, children: str = "all", dtype: torch.dtype = torch.float32) -> None:
@@ -165,7 +165,7 @@ class Collator:
 def ragged(
     branches: Sequence[Sequence[np.ndarray]], depths: int, fill: float, width: int | None = None
 ) -> Tensor:
-    """Return (B, depths, width) float32 with ``fill`` where a prefix has fewer branches."""
+    """Return (B, depths, width) float32, padded with ``fill``."""
     if width is None:
         width = max((len(at) for row in branches for at in row), default=0)
     out = np.full((len(branches), depths, width), fill, dtype=np.float32)

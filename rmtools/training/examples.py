@@ -1,7 +1,7 @@
-"""From rollouts to what the trainer reads: token ids, log potentials, and which prefixes have what targets need.
+"""Encode rollouts for the trainer: token ids, log potentials, and what each prefix has for its target.
 
-Identical alternatives of a prefix are encoded once and counted; those that ended are not encoded at all, their value
-is their potential; one that equals the trajectory's own next step is read there.
+Identical alternatives of a prefix are encoded once and counted. Those that ended are not encoded: their value is their
+potential. One that equals the trajectory's own next step is read there.
 """
 
 import logging
@@ -27,20 +27,20 @@ class Example:
     Attributes
     ----------
     tree : EncodedTree
-        Tokens of the trajectory and of its distinct alternatives that go on.
+        Tokens of the trajectory and of its distinct unfinished alternatives.
     log_potential : float
-        Of the outcome; NaN where there is none.
+        Log potential of the outcome, NaN without one.
     complete : bool
-        False where the last steps were cut off: its last prefix is then not the end.
+        False if the last steps were cut: the last prefix is then not the end.
     child_reads, child_log_potential, child_log_count : list of np.ndarray
-        For each depth (none of a row without alternatives): where a distinct alternative is read (-1: it ended),
-        its potential (NaN: it goes on), and log of how often it was drawn.
+        Per depth (empty for a row without alternatives): where a distinct alternative is read (-1: it ended), its
+        log potential (NaN: it is unfinished), and log of how often it was drawn.
     completion_log_potential : list of np.ndarray
-        For each depth: of the extra completions.
+        Per depth, of the extra completions.
     log_label : np.ndarray
-        (T,) log values of the given labels, NaN where a step has none.
+        (T,) log values of the given labels, NaN for a step without label.
     counts : bool
-        False of a row that only fills a batch: nothing is trained on it.
+        False for a row that only fills a batch: it has no loss.
     """
 
     tree: EncodedTree
@@ -64,11 +64,11 @@ def example(row: Rollout, steps: StepTokenizer, tilt: Tilt, keep: int | None = N
     kept = len(row.steps) if keep is None else keep
     own = row.steps[:kept]
     counted = [count_children(at) for at in row.children[:kept]]
-    going_on = [
+    unfinished = [
         [c.text for c, _ in at if not c.ended and c.text != s]
         for at, s in zip(counted, own, strict=bool(counted))
     ]
-    tree = steps.encode(row.prompt, own, going_on)
+    tree = steps.encode(row.prompt, own, unfinished)
     labels = np.asarray([math.nan if x is None else x for x in (row.labels or [None] * kept)[:kept]])
     return Example(
         tree=tree,
@@ -101,22 +101,22 @@ def _child_reads(tree: EncodedTree, t: int, at: Sequence[tuple[Child, int]], own
 
 
 def _log_potential(rewards: Sequence[float | None], tilt: Tilt) -> np.ndarray:
-    """Return log potentials, NaN where there is no reward."""
+    """Return log potentials, NaN without reward."""
     known = np.asarray([math.nan if r is None else r for r in rewards], dtype=np.float64)
     return np.where(np.isnan(known), math.nan, tilt.log_potential(np.nan_to_num(known)))
 
 
 @dataclass
 class Prepared:
-    """The examples of a data set, and what was left out of it.
+    """The examples of a dataset, and the rows that were cut or left out.
 
     Attributes
     ----------
     examples : list of Example
     shortened : int
-        Rows that lost their last steps to ``max_length``: targets that bootstrap do not see their outcome.
+        Rows that lost their last steps to ``max_length``: bootstrapped targets do not see their outcome.
     dropped : list of str
-        Rows without any prefix to train on, each named with the reason.
+        Names of rows without any prefix to train on, with the reason.
     """
 
     examples: list[Example] = field(default_factory=list)
@@ -127,7 +127,7 @@ class Prepared:
 def prepare(
     rows: Sequence[Rollout], steps: StepTokenizer, tilt: Tilt, target: str, max_length: int | None
 ) -> Prepared:
-    """Encode every row; what does not fit into ``max_length`` tokens is cut at the end of a step.
+    """Encode every row; cut those longer than ``max_length`` tokens at the end of a step.
 
     Raises
     ------
@@ -167,13 +167,13 @@ def prepare(
 
 
 def require_known(examples: Sequence[Example], steps: StepTokenizer) -> None:
-    """Log how many tokens the tokenizer does not know; raise ``UserError`` where they are most of them."""
+    """Log how many tokens are unknown to the tokenizer; raise ``UserError`` if most of them are."""
     unknown = steps.tokenizer.unk_token_id
     found = sum(int((e.tree.ids == unknown).sum()) for e in examples)
     total = sum(len(e.tree.ids) for e in examples)
     if found > total // 2:
         raise UserError(
-            f"the tokenizer does not know {found} of the {total} tokens of the training rows: its vocabulary is made for "
+            f"the tokenizer does not know {found} of the {total} tokens of the training rows: its vocabulary is for "
             "other texts",
             "use the model that belongs to these texts",
         )
@@ -182,18 +182,18 @@ def require_known(examples: Sequence[Example], steps: StepTokenizer) -> None:
 
 
 def require_outcomes(examples: Sequence[Example], max_length: int | None) -> None:
-    """Raise ``UserError`` where not one outcome is left for a target that bootstraps: values would chase themselves."""
+    """Raise ``UserError`` if no outcome is left for a bootstrapped target: values would chase themselves."""
     ended = any((reads == -1).any() for e in examples for reads in e.child_reads)
     if not ended and not any(e.complete for e in examples):
         raise UserError(
             f"max_length {max_length} cuts the last step of every row, and no alternative step ends a solution: not one "
-            "outcome is left, and the target would be made of the model's own values alone",
-            "raise max_length, or train with --target mc, which needs no last step",
+            "outcome is left, and the target would consist of the model's own values",
+            "raise max_length, or train with target mc, which needs no last step",
         )
 
 
 def tokenised_otherwise(row: Rollout, steps: StepTokenizer) -> str:
-    """Return why the parts of a row are not the tokens of its text, or an empty string."""
+    """Return why the tokens of a row's parts are not the tokens of its text, or an empty string."""
     try:
         steps.check(row.prompt, row.steps)
     except UserError as error:
@@ -202,28 +202,28 @@ def tokenised_otherwise(row: Rollout, steps: StepTokenizer) -> str:
 
 
 def called(index: int, row: Rollout) -> str:
-    """Return how errors call a row: its place among the rows, from 0, and how its prompt begins."""
+    """Return a row's name in errors: its index, and the beginning of its prompt."""
     begin = row.prompt if len(row.prompt) <= 40 else f"{row.prompt[:40]}…"
     return f"row {index} (prompt {row.prompt_id}, {begin!r})"
 
 
 def require_fields(rows: Sequence[Rollout], target: str) -> None:
-    """Raise ``UserError`` where a row has not what ``target`` is made from."""
+    """Raise ``UserError`` if a row lacks what ``target`` needs."""
     for i, row in enumerate(rows):
         if target != "labels" and row.reward is None:
             raise UserError(
                 f"{called(i, row)}, field reward: is null, target {target} needs the outcome",
-                "train with --target labels, or give rollouts with rewards",
+                "train with target labels, or give rollouts with rewards",
             )
         if target == "labels" and row.labels is None:
             raise UserError(
-                f"{called(i, row)}, field labels: is null, target labels needs a label a step",
-                "train with --target mc or td, or give rows with labels",
+                f"{called(i, row)}, field labels: is null, target labels needs a label per step",
+                "train with target mc or td, or give rows with labels",
             )
 
 
 def steps_that_fit(row: Rollout, steps: StepTokenizer, max_length: int | None) -> int:
-    """Return how many steps fit into ``max_length`` tokens, or -1 where the prompt alone does not."""
+    """Return how many steps fit into ``max_length`` tokens, -1 if the prompt alone does not."""
     if max_length is None:
         return len(row.steps)
     sizes = [len(steps.prompt_ids(row.prompt)), *(len(steps.step_ids(s)) for s in row.steps)]
@@ -231,14 +231,14 @@ def steps_that_fit(row: Rollout, steps: StepTokenizer, max_length: int | None) -
 
 
 def within(rows: Sequence[Rollout], steps: StepTokenizer, max_length: int | None) -> list[Rollout]:
-    """Return the rows of at most ``max_length`` tokens; how many were left out is logged.
+    """Return the rows of at most ``max_length`` tokens, and log how many were left out.
 
-    A cut solution has no outcome of its own: held-out figures are of whole ones.
+    A cut solution has no outcome, so held-out metrics need whole ones.
 
     Raises
     ------
     UserError
-        If none is left of some.
+        If there are rows and none fits.
     """
     kept = [r for r in rows if steps_that_fit(r, steps, max_length) == len(r.steps)]
     if rows and not kept:
@@ -254,7 +254,7 @@ def within(rows: Sequence[Rollout], steps: StepTokenizer, max_length: int | None
 
 
 def nothing_to_train(row: Rollout, keep: int, target: str) -> str:
-    """Return why no prefix of the row's first ``keep`` steps has a target, or an empty string."""
+    """Return why none of the row's first ``keep`` steps has a target, or an empty string."""
     if keep < 0:
         return "its prompt alone is longer than max_length"
     if target == "labels" and all(x is None for x in (row.labels or [])[:keep]):

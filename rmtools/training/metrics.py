@@ -1,6 +1,6 @@
-"""Held-out metrics while training: the estimators of the audit, without its intervals.
+"""Held-out metrics during training: the estimators of the audit, without intervals.
 
-The Bellman error is with terminal ``verifier``: an ended prefix is worth the potential of its outcome.
+The Bellman error has terminal ``verifier``: the value of an ended prefix is the potential of its outcome.
 """
 
 from collections.abc import Callable, Sequence
@@ -69,14 +69,14 @@ def bellman_metrics(scored: ScoredRollouts) -> dict[str, float]:
 
 
 def root(mean_square: float) -> float:
-    """Return the root, 0 of a negative estimate."""
+    """Return the square root, 0 for a negative estimate."""
     return float(np.sqrt(max(mean_square, 0.0)))
 
 
 def calibration_metrics(
     values: Sequence[np.ndarray], outcomes: Sequence[np.ndarray], scorer: Scorer
 ) -> dict[str, float]:
-    """Return ``brier``, ``ece`` and ``auc`` of p against outcomes (N arrays each); an outcome of NaN is left out."""
+    """Return ``brier``, ``ece`` and ``auc`` of p against outcomes (N arrays each), without outcomes of NaN."""
     p = np.exp(scorer.tilt.log_probability(np.concatenate(list(values))))
     outcome = np.concatenate(list(outcomes))
     p, outcome = p[~np.isnan(outcome)], outcome[~np.isnan(outcome)]
@@ -86,14 +86,14 @@ def calibration_metrics(
 
 
 class ShardedScorer(ValueModel):
-    """A value model whose trees are shared out over the processes of a training run.
+    """A value model that splits its trees over the processes of a training run.
 
     Parameters
     ----------
     inner : ValueModel
     rank, processes : int
     gather : callable
-        Takes a list and returns the lists of all processes, joined.
+        Takes a list and returns the joined lists of all processes.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class ShardedScorer(ValueModel):
     def score(
         self, trees: Sequence[EncodedTree], progress: Callable[[int], object] | None = None
     ) -> list[TreeValues]:
-        """Score this process's share and collect the others'."""
+        """Score this process's share, and collect the others'."""
         mine = range(self.rank, len(trees), self.processes)
         scored = super().score([trees[i] for i in mine], progress)
         found = dict(self.gather(list(zip(mine, scored, strict=True))))

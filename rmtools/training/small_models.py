@@ -1,4 +1,4 @@
-"""Small language models from scratch, with trl's SFTTrainer: what the recipes build on where no weights are at hand."""
+"""Small language models trained from scratch with trl's SFTTrainer, for recipes without pretrained weights."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,7 +28,8 @@ def small_llama(
     """
     if hidden % 8:
         raise UserError(
-            f"hidden is {hidden}, no multiple of 8: four heads of even width", f"{hidden // 8 * 8 + 8}, say"
+            f"hidden is {hidden}, not a multiple of 8: four heads need an even width",
+            f"use for example {hidden // 8 * 8 + 8}",
         )
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -85,7 +86,7 @@ def train_language_model(
     asked, given = tokenizer(list(prompts))["input_ids"], tokenizer(list(answers))["input_ids"]
     end = [tokenizer.eos_token_id]
     ids = [p + a + end for p, a in zip(asked, given, strict=True)]
-    # With ids and labels at hand trl has nothing left to tokenise.
+    # trl does not tokenise rows that have ids and labels.
     labels = (
         ids if learn_prompts else [[-100] * len(p) + row[len(p) :] for p, row in zip(asked, ids, strict=True)]
     )

@@ -165,7 +165,7 @@ class PRMTrainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Return the loss of the batch; raises ``UserError`` where it is NaN or infinite."""
+        """Return the loss of the batch; raise ``UserError`` if it is NaN or infinite."""
         copy = self._copy_values(model, inputs)
         logits = model(**inputs["model"]).logits
         at, now = read_values(logits, inputs, self.args.floor)
@@ -248,7 +248,7 @@ class PRMTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         try:
             super()._save_checkpoint(model, trial)
-        except UserError:  # while the weights were written: none of them are there
+        except UserError:  # the weights could not be written
             remove_checkpoint(folder)
             raise
         except (OSError, RuntimeError) as error:
