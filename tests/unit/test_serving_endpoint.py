@@ -138,7 +138,7 @@ def test_a_wrong_address_is_told_at_once(endpoint, server, step_tokenizer):
         endpoint("html", patience=60).models()
     with pytest.raises(UserError, match=r"has no list of models \(404\)"):
         endpoint("nameless", patience=60).models()
-    assert time.monotonic() - begun < 2
+    assert time.monotonic() - begun < 20
 
 
 def test_models(server, step_tokenizer, endpoint):
