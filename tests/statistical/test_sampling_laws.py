@@ -122,6 +122,6 @@ def test_the_batch_does_not_change_a_texts_value(policy, value, prompts, task):
     trees = [value.steps.encode(p, s) for p, group in zip(prompts, texts, strict=True) for s in group]
     alone = np.asarray([value.score([tree])[0].log_value[-1] for tree in trees])
     together = np.asarray([v.log_value[-1] for v in value.score(trees)])
-    assert np.ptp(alone) > 0.1
+    assert np.ptp(alone) > 0.01  # a thousand times the tolerance
     np.testing.assert_allclose(found.ravel(), alone, atol=1e-5)
     np.testing.assert_allclose(together, alone, atol=1e-5)
