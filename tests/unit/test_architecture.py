@@ -74,3 +74,27 @@ def test_arrows_point_down(name):
 def test_no_circles():
     """`prepare` raises CycleError, which names the modules."""
     graphlib.TopologicalSorter(arrows()).prepare()
+
+
+MOST_PARAMETERS = 8
+# What users call with keywords; every other function groups its arguments into dataclasses.
+FACE = {"audit", "sample_prompts", "train_language_model", "verify_lm"}
+
+
+def functions() -> list[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
+    return [
+        (f"{path.relative_to(PACKAGE)}: {node.name}", node)
+        for path in sorted(PACKAGE.rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+
+
+def test_no_function_has_many_parameters():
+    many = []
+    for name, node in functions():
+        parameters = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+        count = len([p for p in parameters if p.arg not in ("self", "cls")])
+        if count > MOST_PARAMETERS and not name.startswith("cli") and node.name not in FACE:
+            many.append(f"{name} has {count} parameters")
+    assert not many

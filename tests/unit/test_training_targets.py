@@ -77,3 +77,8 @@ def test_n_step_return_of_ragged_trajectories(n, expected):
 def test_given_labels_are_the_targets_of_the_prefixes_they_end():
     found = given_labels(logs([[0.7, 0.2, math.nan]])).exp()
     np.testing.assert_allclose(found, [[0.7, 0.7, 0.2, math.nan]])
+
+
+def test_lambda_is_the_weight_of_the_return_ahead():
+    found = lambda_return(logs([[0.2, 0.5]]), logs([0.8]), torch.tensor([2]), 0.25).exp()
+    np.testing.assert_allclose(found, [[0.75 * 0.2 + 0.25 * 0.575, 0.575, 0.8]], rtol=1e-6)
