@@ -131,7 +131,7 @@ def particles_for(accuracy: Accuracy, audit: Path, sampled: Sampled) -> Predicte
     Raises
     ------
     UserError
-        If there is no audit, it cannot be read, is of other weights, another policy, task, floor or terminal, or does
+        If there is no audit, it cannot be read, was made with other weights, policy, task, floor or terminal, or does
         not resolve what the particles are computed from.
     """
     file = audit / JSON_FILE if audit.is_dir() or audit.suffix != ".json" else audit
@@ -147,7 +147,7 @@ def particles_for(accuracy: Accuracy, audit: Path, sampled: Sampled) -> Predicte
 
 
 def require_same(file: Path, provenance: Mapping[str, Any], sampled: Sampled) -> None:
-    """Raise ``UserError`` naming what the audit is of and the sampler is not."""
+    """Raise ``UserError`` naming the first setting in which audit and sampler differ."""
     for what, there, here in (
         ("other weights of the model", provenance.get("checkpoint_fingerprint"), sampled.model_fingerprint),
         ("another policy", *policies(provenance, sampled)),
@@ -158,12 +158,12 @@ def require_same(file: Path, provenance: Mapping[str, Any], sampled: Sampled) ->
     ):
         if there in (None, ""):
             raise UserError(
-                f"the audit {file} does not say what it is of ({what} cannot be told)",
+                f"the audit {file} does not say what was audited: {what} cannot be ruled out",
                 "run `rmtools audit` again with this release, on rollouts of the policy",
             )
         if there != here:
             fix = f"`terminal` {there}" if what == "another terminal" else DIFFERENT
-            raise UserError(f"the audit {file} is of {what}: {there} there, {here} here", fix)
+            raise UserError(f"the audit {file} was made with {what}: {there} there, {here} here", fix)
 
 
 def policies(provenance: Mapping[str, Any], sampled: Sampled) -> tuple[str, str]:

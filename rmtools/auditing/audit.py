@@ -6,12 +6,12 @@ imported where it is used: a report can be read and drawn without it.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rmtools.auditing.enumerated import EnumeratedRollouts, Progress, enumerate_rollouts
-from rmtools.auditing.model_audit import AuditOptions, ModelAudit, audit_model
+from rmtools.auditing.model_audit import AuditOptions, ModelAudit, Subject, audit_model
 from rmtools.auditing.notes import notes
 from rmtools.auditing.report import AuditReport
 from rmtools.auditing.rows import limited, provenance_of, rows_of, tokens_of, weights_of
@@ -58,13 +58,13 @@ def audit(
     policy, task : optional
         With both, and terminal "verifier", the Bellman ratios are also enumerated where the task lists its steps.
     terminal : {"verifier", "model"}
-        What a finished solution is worth, for the model; a control without weights has no value of its own there.
+        What a finished solution is worth to the models; controls always use the verifier.
     delta_cv, delta_tv : float
         Accuracies for which particles are predicted.
     prompts_limit : int, optional
-        Audit the first so many prompts only.
+        Audit only the first so many prompts.
     seed : int
-        Of the bootstrap.
+        Seed of the bootstrap.
     progress : callable, optional
         ``progress(label, total)`` returns a context manager that yields a tick.
 
@@ -99,13 +99,10 @@ def audit(
         _audit(model, its, enumerated, options, np.random.default_rng([seed, k]))
         for k, (model, its) in enumerate(zip(models, scored, strict=True))
     ]
-    subject = models[0].subject
     outside = None if enumerated is None else enumerated.coverage()
-    provenance = provenance_of(rows, metadata, settings["model"]) | {
-        "checkpoint": subject.name,
-        "checkpoint_fingerprint": weights_of(value_model),
-        "terminal": subject.terminal,
-        "floor": subject.tilt.floor,
+    provenance = {
+        **provenance_of(rows, metadata, settings["model"]),
+        **_checkpoint(models[0].subject, value_model),
         "seed": seed,
         "delta_cv": delta_cv,
         "delta_tv": delta_tv,
@@ -118,6 +115,16 @@ def audit(
         outside,
         tuple(notes(rows, metadata, settings, found, fingerprint, outside)),
     )
+
+
+def _checkpoint(subject: Subject, value_model: "str | Path | Scorer") -> dict[str, Any]:
+    """Return the provenance of the audited model."""
+    return {
+        "checkpoint": subject.name,
+        "checkpoint_fingerprint": weights_of(value_model),
+        "terminal": subject.terminal,
+        "floor": subject.tilt.floor,
+    }
 
 
 def _audit(

@@ -303,9 +303,8 @@ def audit_model(
     )
     cost = _cost(found, len(arrays), options)
     if error.best is not None:
-        largest = _largest_error(errors, exact_log_error)
-        paper = paper_counts(error.ratio_bound.largest, largest, scored.horizon, options.delta_tv)
-        cost = replace(cost, paper=paper)
+        bounds = error.ratio_bound.largest, _largest_error(errors, exact_log_error)
+        cost = replace(cost, paper=paper_counts(*bounds, scored.horizon, options.delta_tv))
     breakdowns = Breakdowns(
         by_prompt(rows, scored, errors, z, parts, options.delta_cv, options.delta_tv),
         found.get("by_value", ()),
