@@ -52,11 +52,11 @@ def main() -> None:
             prompts,
             answers,
             folder,
-            steps=args.steps,
-            batch=args.batch,
+            max_steps=args.steps,
+            per_device_train_batch_size=args.batch,
             learning_rate=args.learning_rate,
             seed=args.seed,
-            order="group_by_length",
+            train_sampling_strategy="group_by_length",
             learn_prompts=True,
         )
     print(f"backbone in {args.out}")

@@ -89,8 +89,8 @@ def train(args: argparse.Namespace, task: ExactTask, folder: Path, seed: int) ->
         tokenizer,
         *demonstrations(task, care, seed),
         folder,
-        steps=args.iterations,
-        batch=args.batch,
+        max_steps=args.iterations,
+        per_device_train_batch_size=args.batch,
         learning_rate=args.learning_rate,
         seed=seed,
     )

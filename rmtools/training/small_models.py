@@ -61,12 +61,8 @@ def train_language_model(
     answers: Sequence[str],
     folder: Path,
     *,
-    steps: int,
-    batch: int,
-    learning_rate: float,
-    seed: int,
-    order: str = "sequential",
     learn_prompts: bool = False,
+    **arguments: Any,
 ) -> None:
     """Train on answers, each closed by the end-of-sequence token, and write model and tokenizer into ``folder``.
 
@@ -74,9 +70,9 @@ def train_language_model(
     ----------
     prompts, answers : sequence of str
         N each; tokenised apart, the prompt's tokens carry no loss unless ``learn_prompts``.
-    steps, batch : int
-        Optimiser steps, rows of each.
-    order : {"sequential", "group_by_length", "random"}
+    arguments
+        Of trl's ``SFTConfig``: max_steps, per_device_train_batch_size, learning_rate, seed. Rows come in their order
+        unless ``train_sampling_strategy`` says otherwise.
     """
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
@@ -90,24 +86,18 @@ def train_language_model(
     labels = (
         ids if learn_prompts else [[-100] * len(p) + row[len(p) :] for p, row in zip(asked, ids, strict=True)]
     )
-    no_recomputation: dict[str, Any] = {CHECKPOINTING: False}
     config = SFTConfig(
         output_dir=str(folder),
-        max_steps=steps,
-        per_device_train_batch_size=batch,
-        learning_rate=learning_rate,
         warmup_steps=30,
         lr_scheduler_type="cosine",
         weight_decay=0.0,
         logging_steps=100,
         save_strategy="no",
         report_to="none",
-        seed=seed,
         dataloader_pin_memory=False,
         bf16=False,
-        train_sampling_strategy=order,
         disable_tqdm=False,
-        **no_recomputation,
+        **{CHECKPOINTING: False, "train_sampling_strategy": "sequential", **arguments},
     )
     data = Dataset.from_dict({"input_ids": ids, "labels": labels})
     trainer = SFTTrainer(model=model, args=config, train_dataset=data, processing_class=tokenizer)
