@@ -38,7 +38,12 @@ def lm(
     from rmtools.codec import save_json
     from rmtools.data.prompts import check_prompts, prompts_from
     from rmtools.files import claim_folder
-    from rmtools.verify.language_model import VERIFICATION_VERSION, listed_steps, verify_lm
+    from rmtools.verify.language_model import (
+        VERIFICATION_VERSION,
+        VerificationSize,
+        listed_steps,
+        verify_lm,
+    )
 
     loaded = load(model, policy, task, horizon)
     rng = generator("verify", seed)
@@ -47,9 +52,8 @@ def lm(
     listed_steps(loaded.task, found[0])
     claim_folder(out, "verify.json")
     with progress(f"verifying {n_prompts} prompts, {runs} runs each", n_prompts) as tick:
-        result = verify_lm(
-            loaded.policy, loaded.value, loaded.task, found, n_prompts, runs, rng, max_particles, tick
-        )
+        size = VerificationSize(n_prompts, runs, max_particles)
+        result = verify_lm(loaded.policy, loaded.value, loaded.task, found, size, rng, tick)
     save_json(out / "verify.json", result, VERIFICATION_VERSION)
     print(result)
 

@@ -37,6 +37,15 @@ MOST_PARTICLES, MOST_IN_ALL = 4096, 3_000_000
 
 
 @dataclass(frozen=True)
+class VerificationSize:
+    """How much is measured: so many prompts, runs on each, and the most particles a prompt may need."""
+
+    prompts: int
+    runs: int
+    max_particles: int = 2048
+
+
+@dataclass(frozen=True)
 class PromptVerification:
     """Prediction and measurement on one prompt.
 
@@ -127,15 +136,13 @@ def verify_lm(
     value: Scorer,
     task: Task,
     prompts: Sequence[str],
-    n_prompts: int,
-    runs: int,
+    size: VerificationSize,
     rng: np.random.Generator,
-    max_particles: int = 2048,
     progress: Callable[[int], object] | None = None,
 ) -> Verification:
-    """Measure N Var(Z-hat) / Z^2 on ``n_prompts`` prompts, N = max(64, 5 sigma^2 predicted), terminal verifier.
+    """Measure N Var(Z-hat) / Z^2 on ``size.prompts`` prompts, N = max(64, 5 sigma^2 predicted), terminal verifier.
 
-    Prompts that need more than ``max_particles`` are skipped and counted: the choice depends on the prediction alone.
+    Prompts that need too many particles are skipped and counted: the choice depends on the prediction alone.
 
     Raises
     ------
@@ -147,15 +154,15 @@ def verify_lm(
     log_zs: list[np.ndarray] = []
     skipped = 0
     for prompt in prompts:
-        if len(found) == n_prompts:
+        if len(found) == size.prompts:
             break
         table = tabulate(policy, value, prompt, choices, task.reward, MIN_PROBABILITY)
         exact = solve(table.model)
         n = max(64, math.ceil(5 * exact.sigma2))
-        if n > max_particles:
+        if n > size.max_particles:
             skipped += 1
             continue
-        log_z = repeated_runs(policy, value, task, prompt, n, runs, rng)
+        log_z = repeated_runs(policy, value, task, prompt, n, size.runs, rng)
         log_zs.append(log_z)
         ratio = np.exp(log_z - exact.log_z)
         measured = measured_sigma2(log_z[:, None], np.asarray([n]), None, rng).pooled
@@ -163,20 +170,20 @@ def verify_lm(
             PromptVerification(
                 prompt,
                 n,
-                runs,
+                size.runs,
                 float(np.exp(exact.log_z)),
                 table.uncovered,
                 float(exact.sigma2),
                 measured,
                 float(ratio.mean()),
-                float(ratio.std(ddof=1) / math.sqrt(runs)),
+                float(ratio.std(ddof=1) / math.sqrt(size.runs)),
             )
         )
         if progress is not None:
             progress(1)
-    if len(found) < n_prompts:
+    if len(found) < size.prompts:
         raise UserError(
-            f"only {len(found)} of {n_prompts} prompts need few enough particles ({skipped} skipped)",
+            f"only {len(found)} of {size.prompts} prompts need few enough particles ({skipped} skipped)",
             "raise `max_particles` or give more prompts",
         )
     law = check_law(policy, task, prompts, rng)

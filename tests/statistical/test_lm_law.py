@@ -39,7 +39,7 @@ from rmtools.lm.policy import Policy
 from rmtools.lm.value import ConstantValue
 from rmtools.particles.smc import smc
 from rmtools.particles.tilt import Tilt
-from rmtools.verify.language_model import repeated_runs, verify_lm
+from rmtools.verify.language_model import VerificationSize, repeated_runs, verify_lm
 from rmtools.verify.law import chi_square, path_test
 from rmtools.verify.theorems.simulation import Setting
 
@@ -173,7 +173,9 @@ def test_z_hat_is_unbiased_with_pools_and_adaptive_resampling(cool, value, task,
 
 def test_verify_lm_pools_prediction_and_measurement(cool, value, task, prompts):
     told = []
-    found = verify_lm(cool, value, task, prompts[:3], 2, 400, np.random.default_rng(5), progress=told.append)
+    found = verify_lm(
+        cool, value, task, prompts[:3], VerificationSize(2, 400), np.random.default_rng(5), told.append
+    )
     assert sum(told) == len(found.prompts) == 2
     assert all(p.n_particles >= max(64, 5 * p.sigma2_predicted) for p in found.prompts)
     assert all(abs(p.mean_z_ratio - 1) < 4.5 * p.mean_z_ratio_se + p.uncovered for p in found.prompts)
