@@ -352,9 +352,9 @@ def test_every_scheme_runs_with_pools_and_ragged_ends(scheme):
     np.testing.assert_allclose(np.exp(result.log_weights).sum(axis=1), 1.0, rtol=1e-12)
 
 
-def test_core_is_imported_without_torch_in_half_a_second():
-    code = "import time; t = time.perf_counter(); import rmtools.core, sys; print(time.perf_counter() - t)"
-    code += "; assert not {'torch', 'transformers', 'matplotlib', 'scipy.stats'} & set(sys.modules)"
+def test_core_is_imported_without_torch_or_scipy_in_half_a_second():
+    code = "import time; t = time.process_time(); import rmtools.core, sys; print(time.process_time() - t)"
+    code += "; assert not {'torch', 'transformers', 'matplotlib', 'scipy'} & set(sys.modules)"
     runs = [
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         for _ in range(3)

@@ -11,6 +11,8 @@ from rmtools.errors import UserError
 from rmtools.stats.bootstrap import (
     Estimator,
     Interval,
+    _moments,
+    _standard_error,
     bootstrap,
     bootstrap_all,
     cluster_bootstrap,
@@ -92,6 +94,36 @@ def test_bootstrap_is_close_to_the_normal_interval_for_many_even_clusters():
         interval = cluster_bootstrap(x, lambda m: m[:, 0], rng, method=method)
         assert interval.half_width == pytest.approx(1.96 * x.std() / math.sqrt(2000), rel=0.08)
         assert interval.estimate == pytest.approx(x.mean())
+
+
+SKEWED = np.random.default_rng(3).exponential(size=(40, 2)) @ np.array([[1.0, 0.9], [0.0, 0.4]]) + 1
+
+
+@pytest.mark.parametrize(
+    ("statistic", "linear"),
+    [
+        # var(a - b) = var a + var b - 2 cov(a, b), and likewise for the linear part of a ratio and of a product
+        (lambda m: m[:, 0] - m[:, 1], lambda a, b: (1.0, -1.0)),
+        (ratio_of_means, lambda a, b: (1 / b, -a / b**2)),
+        (lambda m: m[:, 0] * m[:, 1], lambda a, b: (b, a)),
+    ],
+)
+def test_the_standard_error_counts_the_covariance_of_two_means_twice(statistic, linear):
+    x, n = SKEWED, len(SKEWED)
+    covariance = np.cov(x.T)
+    assert covariance[0, 1] > 0.5 * math.sqrt(covariance[0, 0] * covariance[1, 1])
+    g, h = linear(*x.mean(axis=0))
+    exact = g**2 * covariance[0, 0] + h**2 * covariance[1, 1] + 2 * g * h * covariance[0, 1]
+    moments = _moments(x).mean(axis=0)[None]
+    found = _standard_error(moments, x.mean(axis=0), x.std(axis=0), statistic, n)
+    assert found[0] == pytest.approx(math.sqrt(exact / n), rel=1e-6)
+
+
+def test_the_interval_of_a_difference_of_two_means_is_that_of_the_mean_difference():
+    """A constant factor in every standard error cancels in the interval; a covariance that is wrong does not."""
+    two = cluster_bootstrap(SKEWED, lambda m: m[:, 0] - m[:, 1], np.random.default_rng(4))
+    one = cluster_bootstrap(SKEWED[:, :1] - SKEWED[:, 1:], first_mean, np.random.default_rng(4))
+    assert (two.low, two.high) == (pytest.approx(one.low, rel=1e-6), pytest.approx(one.high, rel=1e-6))
 
 
 def test_bootstrap_does_not_depend_on_chunks(monkeypatch):
