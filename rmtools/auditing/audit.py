@@ -23,6 +23,7 @@ from rmtools.stats.sigma2 import n_for_cv
 if TYPE_CHECKING:
     from rmtools.auditing.models import AuditedModel, Scored
     from rmtools.auditing.rows import Rollouts
+    from rmtools.data.rollouts import Rollout
     from rmtools.data.tasks import Task
     from rmtools.lm.policy import Policy
     from rmtools.lm.value import Scorer
@@ -89,10 +90,7 @@ def audit(
     rows = limited(rows, prompts_limit)
     shown = progress or no_progress
     models, settings = models_of(rows, value_model, compare, controls, terminal, seed)
-    scored: list[Scored] = []
-    for model in models:
-        with shown(f"scoring: {model.role}", len(rows)) as tick:
-            scored.append(model.score(rows, tick))
+    scored = [_score(model, rows, shown) for model in models]
     enumerated = enumerate_rollouts(rows, metadata, models, policy, task, shown)
     options = AuditOptions(delta_cv, delta_tv, tokens_of(rows, models[0].scorer))
     found = [
@@ -103,18 +101,15 @@ def audit(
     provenance = {
         **provenance_of(rows, metadata, settings["model"]),
         **_checkpoint(models[0].subject, value_model),
-        "seed": seed,
-        "delta_cv": delta_cv,
-        "delta_tv": delta_tv,
-        "rollouts_fingerprint": fingerprint,
+        **{"seed": seed, "delta_cv": delta_cv, "delta_tv": delta_tv, "rollouts_fingerprint": fingerprint},
     }
-    return AuditReport(
-        tuple(found),
-        _pairs(models, scored, seed),
-        provenance,
-        outside,
-        tuple(notes(rows, metadata, settings, found, fingerprint, outside)),
-    )
+    warnings = tuple(notes(rows, metadata, settings, found, fingerprint, outside))
+    return AuditReport(tuple(found), _pairs(models, scored, seed), provenance, outside, warnings)
+
+
+def _score(model: "AuditedModel", rows: "Sequence[Rollout]", progress: Progress) -> "Scored":
+    with progress(f"scoring: {model.role}", len(rows)) as tick:
+        return model.score(rows, tick)
 
 
 def _checkpoint(subject: Subject, value_model: "str | Path | Scorer") -> dict[str, Any]:

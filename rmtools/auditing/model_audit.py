@@ -257,9 +257,9 @@ def audit_model(
         (P,) enumerated b, nats; NaN where it could not be enumerated: these prefixes are left out.
     exact_cost : Estimator of Tabulated, optional
     """
-    errors, prompt, depth = scored.errors(), scored.prefix_prompt, scored.prefix_depth
+    errors, prompt = scored.errors(), scored.prefix_prompt
     branching = bool((scored.child_present.sum(axis=1) > 1).any())
-    guided = self_normalise(scored.prefix_log_value - _root_values(scored), prompt, depth)
+    guided = self_normalise(scored.prefix_log_value - _root_values(scored), prompt, scored.prefix_depth)
     arrays = prompt_arrays(rows, scored, subject.tilt)
     verified = subject.terminal == "verifier"
     parts = cost_estimates(rows, arrays) if verified else CostEstimates()
@@ -275,13 +275,7 @@ def audit_model(
         **parts.pooled(),
     }
     if branching:
-        estimators |= {
-            "sampled": bellman_estimator(errors, prompt, depth, scored.horizon),
-            "guided": bellman_estimator(errors, prompt, depth, scored.horizon, guided),
-            "gauge_fixed": _gauge_fixed(scored, errors),
-            "paths": _paths(scored),
-            "by_value": by_value(scored.prefix_log_value, errors, prompt),
-        }
+        estimators |= _from_children(scored, errors, guided)
     else:
         estimators["binned"] = flat_estimator(scored.log_value, scored.prompt)
     if verified:
@@ -312,6 +306,20 @@ def audit_model(
     )
     calibration = CalibrationAudit(found["calibration"], found["root"])
     return ModelAudit(subject.role, subject.name, subject.terminal, error, cost, calibration, breakdowns)
+
+
+def _from_children(
+    scored: "ScoredRollouts", errors: PrefixErrors, guided: np.ndarray
+) -> dict[str, Estimator[Any] | None]:
+    """Return the estimators that need sampled children."""
+    prompt, depth = scored.prefix_prompt, scored.prefix_depth
+    return {
+        "sampled": bellman_estimator(errors, prompt, depth, scored.horizon),
+        "guided": bellman_estimator(errors, prompt, depth, scored.horizon, guided),
+        "gauge_fixed": _gauge_fixed(scored, errors),
+        "paths": _paths(scored),
+        "by_value": by_value(scored.prefix_log_value, errors, prompt),
+    }
 
 
 def _exact(

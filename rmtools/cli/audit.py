@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from rmtools.cli.options import Horizon, Seed, TaskName
+from rmtools.cli.options import Children, Completions, Horizon, Seed, TaskName, Trajectories
 from rmtools.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,6 +22,13 @@ IMPLICIT = "implicit:"
 DEFAULT_PROMPTS = "96"
 # Floor of the potentials that controls of an implicit model are compared with; its own values have none.
 DEFAULT_FLOOR = 0.01
+
+FailAbove = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="METRIC=VALUE", help="Exit with 1 if the metric is above the value. May be given again."
+    ),
+]
 
 
 def command(
@@ -45,13 +52,9 @@ def command(
     prompts_limit: Annotated[
         int | None, typer.Option(min=1, help="Use only the first so many prompts.")
     ] = None,
-    trajectories: Annotated[int, typer.Option(min=1, help="Independent trajectories per prompt.")] = 16,
-    children: Annotated[
-        int, typer.Option(min=1, help="K: next steps at each prefix, including the trajectory's own.")
-    ] = 16,
-    completions: Annotated[
-        int, typer.Option(min=1, help="R: continuations from each prefix, including the trajectory's own.")
-    ] = 4,
+    trajectories: Trajectories = 16,
+    children: Children = 16,
+    completions: Completions = 4,
     compare: Annotated[
         list[str] | None,
         typer.Option(help="Another checkpoint, on the same rollouts, paired. May be given again."),
@@ -68,12 +71,7 @@ def command(
     verify: Annotated[
         bool, typer.Option("--verify", help="Run the sampler at the predicted N and print its accuracy.")
     ] = False,
-    fail_above: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="METRIC=VALUE", help="Exit with 1 if the metric is above the value. May be given again."
-        ),
-    ] = None,
+    fail_above: FailAbove = None,
     card: Annotated[
         bool, typer.Option("--card", help="Write the audit into the checkpoint's README.md too.")
     ] = False,
@@ -94,13 +92,7 @@ def command(
 
     limits = thresholds(fail_above or [])
     check_accuracies(delta_cv, delta_tv)
-    if verify and (terminal == "model" or model.startswith(IMPLICIT)):
-        raise UserError(
-            "--verify runs the sampler against the verifier, and this audit is with the model's own ends",
-            "leave --verify out, or audit a checkpoint with --terminal verifier",
-        )
-    if card and model.startswith(IMPLICIT):
-        raise UserError("an implicit model has no model card", "leave --card out")
+    _check_ends(model, terminal, verify, card)
     for other in compare or []:
         CheckpointSettings.load(Path(other))
     inputs = _inputs(model, policy, task, horizon, rollouts, prompts, out)
@@ -118,6 +110,17 @@ def command(
         print(f"not met: {sentence}")
     if missed:
         raise typer.Exit(1)
+
+
+def _check_ends(model: str, terminal: str, verify: bool, card: bool) -> None:
+    """Raise ``UserError`` unless the model has what --verify and --card need."""
+    if verify and (terminal == "model" or model.startswith(IMPLICIT)):
+        raise UserError(
+            "--verify runs the sampler against the verifier, and this audit is with the model's own ends",
+            "leave --verify out, or audit a checkpoint with --terminal verifier",
+        )
+    if card and model.startswith(IMPLICIT):
+        raise UserError("an implicit model has no model card", "leave --card out")
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,13 @@ Horizon = Annotated[
 ]
 # The range that numpy's and torch's global generators take.
 Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of every random draw.")]
+Trajectories = Annotated[int, typer.Option(min=1, help="Independent trajectories per prompt.")]
+Children = Annotated[
+    int, typer.Option(min=1, help="K: next steps at each prefix, including the trajectory's own.")
+]
+Completions = Annotated[
+    int, typer.Option(min=1, help="R: continuations from each prefix, including the trajectory's own.")
+]
 Out = Annotated[Path, typer.Option(help="Output folder.")]
 TerminalName = Annotated[
     str, typer.Option("--terminal", help="What a finished solution is worth: verifier or model.")

@@ -6,7 +6,17 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from rmtools.cli.options import Horizon, Out, Policy, Seed, TaskName, generator
+from rmtools.cli.options import (
+    Children,
+    Completions,
+    Horizon,
+    Out,
+    Policy,
+    Seed,
+    TaskName,
+    Trajectories,
+    generator,
+)
 from rmtools.errors import UserError
 from rmtools.jobs.processes import Process, this_process
 
@@ -53,13 +63,9 @@ def command(
     task: TaskName = "crossing",
     prompts: Annotated[str, typer.Option(help="JSONL file, or how many to draw from the task.")] = "64",
     horizon: Horizon = None,
-    trajectories: Annotated[int, typer.Option(min=1, help="Independent trajectories per prompt.")] = 8,
-    children: Annotated[
-        int, typer.Option(min=1, help="K: next steps at each prefix, including the trajectory's own.")
-    ] = 1,
-    completions: Annotated[
-        int, typer.Option(min=1, help="R: continuations from each prefix, including the trajectory's own.")
-    ] = 1,
+    trajectories: Trajectories = 8,
+    children: Children = 1,
+    completions: Completions = 1,
     depths: Depths = "all",
     temperature: Annotated[float, typer.Option(help="Sampling temperature of the policy.")] = 1.0,
     delimiter: Delimiter = None,

@@ -38,6 +38,13 @@ Tokens = Annotated[
     ),
 ]
 Seconds = Annotated[float | None, typer.Option(help="The same in seconds per prompt.")]
+BlockSize = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Prompts drawn together, the most that an interruption loses. Default: a batch, at most 64.",
+    ),
+]
 Trace = Annotated[
     Path | None,
     typer.Option(
@@ -86,13 +93,7 @@ def command(
     terminal: TerminalName = "model",
     task: TaskName = None,
     horizon: Horizon = None,
-    block_size: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Prompts drawn together, the most that an interruption loses. Default: a batch, at most 64.",
-        ),
-    ] = None,
+    block_size: BlockSize = None,
     overwrite: Annotated[
         bool,
         typer.Option("--overwrite", help="Replace samples that were made, or begun, with other arguments."),

@@ -76,7 +76,7 @@ def test_no_circles():
     graphlib.TopologicalSorter(arrows()).prepare()
 
 
-MOST_PARAMETERS = 8
+LONGEST, MOST_PARAMETERS = 80, 8
 # What users call with keywords; every other function groups its arguments into dataclasses.
 FACE = {"audit", "sample_prompts"}
 
@@ -88,6 +88,16 @@ def functions() -> list[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
     ]
+
+
+def test_no_function_is_long():
+    """Decorators and docstrings count."""
+    long = []
+    for name, node in functions():
+        first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+        if (lines := (node.end_lineno or first) - first + 1) > LONGEST:
+            long.append(f"{name} has {lines} lines")
+    assert not long
 
 
 def test_no_function_has_many_parameters():
