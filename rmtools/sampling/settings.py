@@ -20,7 +20,7 @@ from rmtools.particles.resampling import RESAMPLING
 OUTPUTS = ("draw", "argmax", "majority", "weighted-majority")
 # Per prompt and step: beyond it the arrays of the candidates alone do not fit in memory.
 MOST_CANDIDATES = 1_000_000
-RANDOM = ("multinomial", "systematic", "stratified", "residual", "none")
+RANDOM = tuple(name for name in RESAMPLING if name != "top_k")
 NO_LAW = "keeping the best follows no law; that is algorithm beam"
 INDEPENDENT = "its solutions are drawn independently; resampled ones are algorithm smc"
 PLAIN = "its solutions are the policy's own; a choice among candidates is algorithm guided without resampling"

@@ -21,7 +21,7 @@ from rmtools.verify.theorems import (
     unbiased,
     variance,
 )
-from rmtools.verify.theorems.models import one_sided, small_families, tree
+from rmtools.verify.theorems.instances import one_sided, small_families, tree
 from rmtools.verify.theorems.runner import n_cases, verdict
 
 metropolis = importlib.import_module(

@@ -18,7 +18,7 @@ from rmtools.exact.bounds import mh_steps_bound, pool_size_bound
 from rmtools.exact.solution import guided_tv
 from rmtools.particles.metropolis import log_acceptance
 from rmtools.verify.theorems.case import Case, Figures
-from rmtools.verify.theorems.models import one_sided, tree
+from rmtools.verify.theorems.instances import one_sided, tree
 from rmtools.verify.theorems.simulation import Setting, run, target_law
 
 NAME = "Thm 6.1"

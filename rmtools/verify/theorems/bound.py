@@ -13,7 +13,7 @@ import numpy as np
 from rmtools.core import FiniteModel, solve
 from rmtools.exact.bounds import particle_bound
 from rmtools.verify.theorems.case import Case, Figures
-from rmtools.verify.theorems.models import tree
+from rmtools.verify.theorems.instances import tree
 from rmtools.verify.theorems.simulation import Bias, Setting, common_leaves, output_bias, target_law
 
 NAME = "Thm 5.1"

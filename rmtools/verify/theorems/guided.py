@@ -10,7 +10,7 @@ from rmtools.core import FiniteModel, solve
 from rmtools.exact.bounds import sp_tv_bound
 from rmtools.exact.solution import guided_tv
 from rmtools.verify.theorems.case import Case, Figures
-from rmtools.verify.theorems.models import one_sided, product_tree, tree
+from rmtools.verify.theorems.instances import one_sided, product_tree, tree
 
 NAME = "Thm 4.3"
 ON = "300 random trees, errors of random and of persistent sign; product, T = 8, ratio 3"

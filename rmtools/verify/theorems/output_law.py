@@ -13,7 +13,7 @@ import numpy as np
 
 from rmtools.core import FiniteModel, solve
 from rmtools.verify.theorems.case import Case, Figures
-from rmtools.verify.theorems.models import tree
+from rmtools.verify.theorems.instances import tree
 from rmtools.verify.theorems.simulation import Setting, common_leaves, output_bias, share_resampled
 
 NAME = "output law"

@@ -9,7 +9,7 @@ import numpy as np
 
 from rmtools.core import FiniteModel, solve
 from rmtools.verify.theorems.case import Case, Figures
-from rmtools.verify.theorems.models import small_families
+from rmtools.verify.theorems.instances import small_families
 from rmtools.verify.theorems.simulation import Setting, share_resampled, z_ratios
 
 NAME = "unbiased"

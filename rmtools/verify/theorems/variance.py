@@ -4,7 +4,7 @@ import numpy as np
 
 from rmtools.core import FiniteModel, persistent, product, solve
 from rmtools.verify.theorems.case import Case, Figures
-from rmtools.verify.theorems.models import tree
+from rmtools.verify.theorems.instances import tree
 from rmtools.verify.theorems.simulation import Setting, squared_deviation
 
 NAME = "variance"
