@@ -85,9 +85,8 @@ def encoded(rows: list[Rollout], steps: StepTokenizer) -> list[EncodedTree]:
 
 def padded_ids(trees: list[EncodedTree], pad: int) -> list[torch.Tensor]:
     """Return the ids of the batches that `ValueModel.score` makes."""
-    order = sorted(range(len(trees)), key=lambda i: len(trees[i].ids))
     batches = []
-    for batch in batches_by_length(order, trees, TOKENS_PER_BATCH):
+    for batch in batches_by_length(trees, TOKENS_PER_BATCH):
         rows = [torch.from_numpy(trees[i].ids.astype(np.int64)) for i in batch]
         batches.append(torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad))
     return batches

@@ -36,7 +36,8 @@ import torch
 from rmtools.core import smc
 from rmtools.files import write_json
 from rmtools.lm.particles import LMParticles
-from rmtools.lm.policy import Decoded, Policy
+from rmtools.lm.policy import Policy
+from rmtools.lm.protocol import Decoded
 from rmtools.lm.steps import StepSettings, StepTokenizer
 from rmtools.lm.tokenizers import word_tokenizer
 from rmtools.lm.value import ConstantValue, ValueModel
@@ -242,9 +243,11 @@ class FreePolicy:
     def start(self, prompts: list[list[int]]) -> FreeState:
         return FreeState(torch.zeros(len(prompts), dtype=torch.long), self.steps.settings.max_steps)
 
-    def decode_step(self, state: FreeState, node: torch.Tensor, generator: torch.Generator) -> Decoded:
+    def decode_step(
+        self, state: FreeState, node: torch.Tensor, generator: torch.Generator
+    ) -> Decoded[FreeState]:
         after = FreeState(state.n_steps[node] + 1, state.horizon)
-        return Decoded(self.tokens[: len(node)], after, node, torch.arange(len(node)))  # type: ignore[arg-type]
+        return Decoded(self.tokens[: len(node)], after, node, torch.arange(len(node)))
 
 
 class FreeValue(ConstantValue):

@@ -85,11 +85,7 @@ def require_rotations(config: Any, tokens: int) -> None:
 def require_full_attention(config: Any, longest: int) -> None:
     """Raise ``UserError`` if children packed behind their trajectory would not see what they would see alone.
 
-    Parameters
-    ----------
-    config : transformers.PreTrainedConfig
-    longest : int
-        Tokens of the longest row, children included.
+    ``longest`` is the number of tokens of the longest row, children included.
     """
     window, other = _attention_window(config), _other_layers(config)
     if other or (window and longest > window):

@@ -14,14 +14,7 @@ import torch
 from rmtools.codec import load_json, save_json
 from rmtools.errors import UserError
 from rmtools.files import read_json
-from rmtools.lm.classifier import (
-    adapted,
-    merged,
-    new_token_classifier,
-    require_head,
-    saved_classifier,
-    unreadable_weights,
-)
+from rmtools.lm.classifier import adapted, merged, new_token_classifier, require_head, saved_classifier
 from rmtools.lm.policy import Policy, best_device, load_tokenizer
 from rmtools.lm.steps import StepSettings, StepTokenizer
 from rmtools.lm.value import ValueModel
@@ -166,9 +159,7 @@ def load_value_model(
     is_adapter = (folder / "adapter_config.json").exists()
     if is_adapter:
         _require_same_base(folder, settings)
-    with unreadable_weights(folder):
-        tokenizer = load_tokenizer(folder)
-    steps, tilt = StepTokenizer(tokenizer, settings.steps), Tilt(settings.floor)
+    steps, tilt = StepTokenizer(load_tokenizer(folder), settings.steps), Tilt(settings.floor)
 
     def base(**options: Any) -> "PreTrainedModel":
         return new_token_classifier(settings.base, settings.seed, revision=settings.base_revision, **options)

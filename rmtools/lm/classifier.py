@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rmtools.errors import UserError
-from rmtools.lm.policy import not_a_model
+from rmtools.lm.policy import LOAD_ERRORS, not_a_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -34,16 +34,8 @@ class Float32Head(torch.nn.Linear):
 def new_token_classifier(model: str, seed: int, *, revision: str = "", **options: Any) -> "PreTrainedModel":
     """Return the weights of ``model`` under a two-label fp32 head drawn with ``seed``, dropout off.
 
-    Parameters
-    ----------
-    model : str
-        Folder or hub name.
-    seed : int
-        Of the head's weights.
-    revision : str
-        Of a hub model; its newest by default.
-    **options
-        Of ``from_pretrained``: ``dtype``, ``quantization_config``.
+    ``revision`` is that of a hub model (default: its newest); ``options`` are those of ``from_pretrained``, such as
+    ``dtype``.
 
     Raises
     ------
@@ -222,17 +214,12 @@ def _require_whole(
 
 @contextlib.contextmanager
 def unreadable_weights(folder: Path) -> Iterator[None]:
-    """Turn whatever transformers and peft raise on a damaged folder into a ``UserError`` that names it.
-
-    Put it around their call alone: what they raise depends on which byte is wrong (a type, a key, a missing attribute).
-    """
+    """Turn what transformers and peft raise on a damaged folder into a ``UserError``; for one call of theirs, no code of ours."""
     from safetensors import SafetensorError
 
     try:
         yield
-    except UserError:
-        raise
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
+    except (*LOAD_ERRORS, RuntimeError, SafetensorError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         raise UserError(
             f"the model in {folder} cannot be loaded, its configuration or weights are damaged: {' '.join(lines[:2])[:300]}",

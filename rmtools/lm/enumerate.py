@@ -69,7 +69,13 @@ def expand(
     UserError
         If the steps have different numbers of tokens.
     """
-    table = _equal_lengths(choices).to(policy.device)
+    lengths = sorted({len(c) for c in choices})
+    if len(lengths) != 1:
+        raise UserError(
+            f"the listed steps have {lengths} tokens: steps of different length are not enumerated",
+            "audit without exact ratios",
+        )
+    table = torch.tensor(choices, device=policy.device)
     parent = torch.arange(len(state.pending), device=policy.device)
     log_p = torch.zeros(len(parent), dtype=torch.float64, device=policy.device)
     # A node is a prefix with the beginning of a step; `member` says which steps it may still become.
@@ -91,17 +97,6 @@ def expand(
     n_steps = state.n_steps[parent] + 1
     ended = n_steps >= policy.steps.settings.max_steps
     return Expansion(parent, choice, log_p, table[choice], PolicyState(cache, pending, n_steps, ended))
-
-
-def _equal_lengths(choices: list[list[int]]) -> Tensor:
-    """Return the steps as one (C, L) table."""
-    lengths = sorted({len(c) for c in choices})
-    if len(lengths) != 1:
-        raise UserError(
-            f"the listed steps have {lengths} tokens: steps of different length are not enumerated",
-            "audit without exact ratios",
-        )
-    return torch.tensor(choices)
 
 
 def _next_tokens(member: Tensor, column: Tensor, vocabulary: int) -> tuple[Tensor, Tensor]:
@@ -209,20 +204,15 @@ class _Depth:
     read: list[tuple[Tensor, ValueState]]
 
 
+@dataclass(frozen=True)
 class _Ratios:
     """Enumerates the next steps of prefixes, one depth after the other, and values them with every scorer."""
 
-    def __init__(
-        self,
-        policy: Policy,
-        scorers: Sequence[Scorer],
-        choices: Sequence[str],
-        reward: Reward,
-        min_probability: float,
-    ) -> None:
-        self.policy, self.scorers, self.choices, self.reward = policy, scorers, choices, reward
-        self.ids = [policy.steps.step_ids(c) for c in choices]
-        self.min_probability = min_probability
+    policy: Policy
+    scorers: Sequence[Scorer]
+    choices: Sequence[str]
+    reward: Reward
+    min_probability: float
 
     def at(self, solutions: Sequence[tuple[str, Sequence[str]]]) -> dict[_Prefix, tuple[np.ndarray, float]]:
         """Return errors (n_scorers,) and uncovered probability of every distinct prefix."""
@@ -231,17 +221,14 @@ class _Ratios:
             for t, key in enumerate(_prefixes(prompt, steps)):
                 depths[t][key] = None
         found: dict[_Prefix, tuple[np.ndarray, float]] = {}
-        depth = self._start(list(depths[0]))
+        ids = [self.policy.steps.prompt_ids(prompt) for prompt, _ in depths[0]]
+        depth = _Depth(list(depths[0]), self.policy.start(ids), [s.start(ids) for s in self.scorers])
         for t, prefixes in enumerate(depths):
             if t:
                 depth = self._follow(depth, list(prefixes))
             errors, uncovered = self._errors(depth)
             found |= {key: (errors[:, i], float(uncovered[i])) for i, key in enumerate(prefixes)}
         return found
-
-    def _start(self, prefixes: list[_Prefix]) -> _Depth:
-        ids = [self.policy.steps.prompt_ids(prompt) for prompt, _ in prefixes]
-        return _Depth(prefixes, self.policy.start(ids), [s.start(ids) for s in self.scorers])
 
     def _follow(self, before: _Depth, prefixes: list[_Prefix]) -> _Depth:
         """Go from the prefixes of one depth to those of the next, each by its own last step."""
@@ -259,7 +246,8 @@ class _Ratios:
     def _errors(self, depth: _Depth) -> tuple[np.ndarray, np.ndarray]:
         """Return errors (n_scorers, U) and uncovered probability (U,) of the prefixes of one depth."""
         n = len(depth.prefixes)
-        grown = expand(self.policy, depth.state, self.ids, self.min_probability)
+        ids = [self.policy.steps.step_ids(c) for c in self.choices]
+        grown = expand(self.policy, depth.state, ids, self.min_probability)
         owner = grown.parent.cpu().numpy()
         p = np.exp(grown.log_probability.cpu().numpy())
         covered = np.bincount(owner, p, n)
@@ -286,30 +274,6 @@ class _Ratios:
 
 
 @dataclass(frozen=True)
-class TabulatedModel:
-    """One prompt's language model as an exact finite model: V*, the target, sigma^2, the Bellman error.
-
-    Attributes
-    ----------
-    prompt : str
-    model : FiniteModel
-        Its terminal potential is the verifier's.
-    uncovered : float
-        Probability that a trajectory of the policy leaves the table (by a step that is not in it).
-    paths : list of list of str
-        The steps of each state at depth T, in the model's order.
-    path_probability : np.ndarray
-        (S_T,) of each path under the policy, not scaled: they sum to 1 - uncovered.
-    """
-
-    prompt: str
-    model: FiniteModel
-    uncovered: float
-    paths: list[list[str]]
-    path_probability: np.ndarray
-
-
-@dataclass(frozen=True)
 class Enumeration:
     """The live prefixes of one prompt under a policy, without values: enumerated once, scored by any number of models.
 
@@ -322,8 +286,10 @@ class Enumeration:
         T arrays (S_{t+1},) and (S_{t+1}, L): which state each one follows, and the step's token ids.
     rewards : np.ndarray
         (S_T,) of the verifier.
-    uncovered, paths, path_probability
-        As in :class:`TabulatedModel`.
+    paths : list of list of str
+        The steps of each state at depth T.
+    path_probability : np.ndarray
+        (S_T,) of each path under the policy, not scaled: they sum to 1 - uncovered.
     """
 
     prompt: str
@@ -332,11 +298,15 @@ class Enumeration:
     parents: list[Tensor]
     tokens: list[Tensor]
     rewards: np.ndarray
-    uncovered: float
     paths: list[list[str]]
     path_probability: np.ndarray
 
-    def score(self, value: Scorer) -> TabulatedModel:
+    @property
+    def uncovered(self) -> float:
+        """Probability that a trajectory of the policy leaves the table, by a step that is not listed."""
+        return float(1 - self.path_probability.sum())
+
+    def score(self, value: Scorer) -> "TabulatedModel":
         """Return the table with ``value``'s values at every prefix and the verifier's potential at the ends."""
         root, scored = value.start([value.steps.prompt_ids(self.prompt)])
         log_values = [to_numpy(root)]
@@ -345,25 +315,22 @@ class Enumeration:
             log_values.append(to_numpy(values))
         log_values[-1] = value.tilt.log_potential(self.rewards)
         model = FiniteModel(self.rules, log_values, self.links)
-        return TabulatedModel(self.prompt, model, self.uncovered, self.paths, self.path_probability)
+        return TabulatedModel(**{**vars(self), "model": model})
+
+
+@dataclass(frozen=True)
+class TabulatedModel(Enumeration):
+    """An enumerated prompt as an exact finite model, ``model``; its states at depth T are in the order of ``paths``."""
+
+    model: FiniteModel
 
 
 def enumerate_prefixes(
     policy: Policy, prompt: str, choices: Sequence[str], reward: Reward, min_probability: float = 1e-4
 ) -> Enumeration:
-    """Enumerate the prefixes of ``prompt`` under ``policy``.
+    """Enumerate the prefixes of ``prompt`` under ``policy``, whose step settings give the horizon.
 
-    Parameters
-    ----------
-    policy : Policy
-        Its step settings give the horizon.
-    prompt : str
-    choices : sequence of str
-        The well-formed steps.
-    reward : callable
-        The verifier.
-    min_probability : float
-        Steps less probable than this, given their prefix, are left out.
+    ``choices``, ``reward`` and ``min_probability`` are those of `exact_ratios`.
 
     Raises
     ------
@@ -374,13 +341,13 @@ def enumerate_prefixes(
     state = policy.start([policy.steps.prompt_ids(prompt)])
     rules, links, parents, tokens = [], [], [], []
     paths: list[list[str]] = [[]]
-    covered = np.ones(1)
+    probability = np.ones(1)
     while not bool(state.ended.all()):
         grown = expand(policy, state, ids, min_probability)
         parent = grown.parent.cpu().numpy()
         p = np.exp(grown.log_probability.cpu().numpy())
         rule, link = _layer(parent, p, len(paths))
-        covered = covered[parent] * p
+        probability = probability[parent] * p
         rules.append(rule)
         links.append(link)
         parents.append(grown.parent)
@@ -388,9 +355,7 @@ def enumerate_prefixes(
         paths = [[*paths[i], choices[c]] for i, c in zip(parent, grown.choice.tolist(), strict=True)]
         state = grown.state
     rewards = np.asarray([reward(prompt, s) for s in paths], dtype=float)
-    return Enumeration(
-        prompt, rules, links, parents, tokens, rewards, float(1 - covered.sum()), paths, covered
-    )
+    return Enumeration(prompt, rules, links, parents, tokens, rewards, paths, probability)
 
 
 def tabulate(

@@ -17,10 +17,6 @@ def export_merged(checkpoint: str | Path, out: str | Path) -> Path:
 
     rmtools reads it like the checkpoint itself.
 
-    Parameters
-    ----------
-    checkpoint, out : path
-
     Raises
     ------
     UserError

@@ -105,12 +105,6 @@ class ImplicitValue:
     ) -> list[TreeValues]:
         """Score every prefix and child of every tree, one forward pass of each model, batched by length.
 
-        Parameters
-        ----------
-        trees : sequence of EncodedTree
-        progress : callable, optional
-            Called with the number of trees done.
-
         Raises
         ------
         UserError
@@ -118,9 +112,10 @@ class ImplicitValue:
         """
         for model in (self.target.model, self.policy.model):
             require_scorable(model.config, trees)
-        order = sorted(range(len(trees)), key=lambda i: len(trees[i].ids))
+        vocabulary = max(p.model.config.vocab_size for p in (self.target, self.policy))
+        budget = max(1, min(TOKENS_PER_BATCH, LOGITS_PER_BATCH // vocabulary))
         found: dict[int, TreeValues] = {}
-        for batch in batches_by_length(order, trees, self._tokens_per_batch()):
+        for batch in batches_by_length(trees, budget):
             chosen = [trees[i] for i in batch]
             laws = [self._tree_log_probabilities(p, chosen) for p in (self.target, self.policy)]
             for i, tree, above, below in zip(batch, chosen, *laws, strict=True):
@@ -130,10 +125,6 @@ class ImplicitValue:
             if progress is not None:
                 progress(len(batch))
         return [found[i] for i in range(len(trees))]
-
-    def _tokens_per_batch(self) -> int:
-        vocabulary = max(p.model.config.vocab_size for p in (self.target, self.policy))
-        return max(1, min(TOKENS_PER_BATCH, LOGITS_PER_BATCH // vocabulary))
 
     def _tree_log_probabilities(self, law: Policy, trees: Sequence[EncodedTree]) -> list[np.ndarray]:
         """Return (L,) nats of each tree's tokens given those before them; 0 for those of the prompt."""
@@ -221,29 +212,15 @@ class ImplicitValue:
 def load_implicit(
     path: str | Path, policy: Policy, tilt: Tilt, temperature: float = 1.0, name: str = ""
 ) -> ImplicitValue:
-    """Load the language model pi_a and return its ratio to ``policy``.
-
-    Parameters
-    ----------
-    path : path
-        Folder or hub name of pi_a.
-    policy : Policy
-        pi, at its sampling temperature.
-    tilt : Tilt
-        As in `ImplicitValue`.
-    temperature : float
-        Of pi_a.
-    name : str
-        For provenance; default: both names.
+    """Load the language model pi_a, with its own ``temperature``, and return its ratio to ``policy``.
 
     Raises
     ------
     UserError
         If there is no language model at ``path``, or its tokenizer is not the policy's.
     """
-    return ImplicitValue(
-        load_policy(path, policy.steps.settings, temperature, policy.device), policy, tilt, name
-    )
+    target = load_policy(path, policy.steps.settings, temperature, policy.device)
+    return ImplicitValue(target, policy, tilt, name)
 
 
 def require_same_ids(target: Policy, policy: Policy) -> None:

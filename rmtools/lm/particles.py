@@ -233,7 +233,11 @@ class LMParticles:
             over = _live_rows(self.slot)[self.state.ended].cpu().numpy()
             values = self.values.copy()
             if len(over):
-                values[over] = self._potentials(over)
+                setup = self.setup
+                assert setup.reward is not None
+                texts = step_texts(setup.policy, self.blocks, over)
+                r = [setup.reward(setup.prompts[self.prompt[i]], s) for i, s in zip(over, texts, strict=True)]
+                values[over] = setup.value.tilt.log_potential(np.asarray(r, dtype=float))
             return replace(self, values=values)._without_ended()._read()
         return self._read()._without_ended()
 
@@ -254,14 +258,6 @@ class LMParticles:
         slot = self.slot.clone()
         slot[_live_rows(self.slot)[self.state.ended]] = -1
         return replace(self, **self._caches(slot))
-
-    def _potentials(self, rows: np.ndarray) -> np.ndarray:
-        """Return the log potentials (nats) of the distinct prefixes ``rows``; the verifier judges each once."""
-        setup = self.setup
-        assert setup.reward is not None
-        texts = step_texts(setup.policy, self.blocks, rows)
-        r = [setup.reward(setup.prompts[self.prompt[i]], s) for i, s in zip(rows, texts, strict=True)]
-        return setup.value.tilt.log_potential(np.asarray(r, dtype=float))
 
 
 def _live_rows(slot: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from rmtools.errors import UserError
 from rmtools.lm.kv.cache import PrefixCache
+from rmtools.lm.protocol import Decoded
 from rmtools.lm.steps import StepSettings, StepTokenizer
 
 if TYPE_CHECKING:
@@ -58,28 +59,6 @@ class PolicyState:
 
 
 @dataclass(frozen=True)
-class Decoded:
-    """One decoded step of B particles.
-
-    Attributes
-    ----------
-    tokens : Tensor
-        (U', L) the step's token ids at each distinct prefix, -1 behind its end or if it had ended.
-    state : PolicyState
-        The U' distinct prefixes after the step.
-    parent : Tensor
-        (U',) the distinct prefix before the step.
-    node : Tensor
-        (B,) the distinct prefix of each particle after the step.
-    """
-
-    tokens: Tensor
-    state: PolicyState
-    parent: Tensor
-    node: Tensor
-
-
-@dataclass(frozen=True)
 class _PartialStep:
     """A step being decoded: its U distinct beginnings, the one each particle is at, and which are complete."""
 
@@ -101,6 +80,9 @@ class _PartialStep:
         columns = (*(c[origin] for c in self.columns), token)
         return _PartialStep(self.parent[origin], node, self.done[origin], columns), origin, token
 
+
+# What transformers raises on a damaged folder depends on which byte is wrong. For its own calls only.
+LOAD_ERRORS = (OSError, ValueError, TypeError, KeyError, AttributeError)
 
 # More than any vocabulary: a (prefix, token) pair is one integer.
 TOKEN_SPAN = 1 << 24
@@ -197,7 +179,9 @@ class Policy:
                 )
 
     @torch.inference_mode()
-    def decode_step(self, state: PolicyState, node: Tensor, generator: torch.Generator) -> "Decoded":
+    def decode_step(
+        self, state: PolicyState, node: Tensor, generator: torch.Generator
+    ) -> Decoded[PolicyState]:
         """Draw one step for each of B particles independently; none if its prefix has ended.
 
         Parameters
@@ -274,10 +258,9 @@ def left_padded(rows: list[list[int]], pad_id: int, device: torch.device) -> tup
     """Return ids (B, L) with pads on the left, and which are real (B, L) bool."""
     width = max((len(r) for r in rows), default=0)
     ids = torch.tensor([[pad_id] * (width - len(r)) + list(r) for r in rows], dtype=torch.long, device=device)
-    present = torch.tensor(
-        [[False] * (width - len(r)) + [True] * len(r) for r in rows], dtype=torch.bool, device=device
-    )
-    return ids.reshape(len(rows), width), present.reshape(len(rows), width)
+    length = torch.tensor([len(r) for r in rows], device=device)
+    present = torch.arange(width, device=device) >= width - length[:, None]
+    return ids.reshape(len(rows), width), present
 
 
 def distinct(node: Tensor) -> tuple[Tensor, Tensor]:
@@ -341,15 +324,12 @@ def load_tokenizer(path: str | Path):  # type: ignore[no-untyped-def]
     """Load a tokenizer; raise ``UserError`` if it is missing or has no end-of-sequence token."""
     from transformers import AutoTokenizer
 
-    if (
-        Path(path).is_dir()
-        and not (Path(path) / "config.json").exists()
-        and not (Path(path) / "tokenizer_config.json").exists()
-    ):
+    names = ("config.json", "tokenizer_config.json")
+    if Path(path).is_dir() and not any((Path(path) / name).exists() for name in names):
         raise not_a_model(path, FileNotFoundError("no config.json in it"))
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError) as error:
+    except LOAD_ERRORS as error:
         if (Path(path) / "config.json").exists() and not any(Path(path).glob("*token*")):
             raise UserError(
                 f"{path} has no tokenizer beside the model",
@@ -367,6 +347,8 @@ def load_tokenizer(path: str | Path):  # type: ignore[no-untyped-def]
 def not_a_model(path: str | Path, error: Exception) -> UserError:
     """Return the error for a path that holds no loadable model."""
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if isinstance(error, (TypeError, KeyError, AttributeError)):
+        reason = f"its configuration or tokenizer is damaged ({reason})"
     return UserError(
         f"no model can be loaded from {path}: {reason}",
         "name a folder written by save_pretrained (config.json, weights, tokenizer) or a hub model",

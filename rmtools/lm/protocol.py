@@ -4,12 +4,15 @@ Implemented by a model in this process (:class:`rmtools.lm.policy.Policy`) and o
 (:class:`rmtools.serving.server.ServerPolicy`).
 """
 
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from rmtools.lm.steps import StepTokenizer
+
+State = TypeVar("State", covariant=True)
 
 
 class StepState(Protocol):
@@ -34,28 +37,26 @@ class StepState(Protocol):
         ...
 
 
-class DecodedStep(Protocol):
-    """One step drawn for B particles: see :class:`rmtools.lm.policy.Decoded`."""
+@dataclass(frozen=True)
+class Decoded(Generic[State]):
+    """One decoded step of B particles.
 
-    @property
-    def tokens(self) -> Tensor:
-        """(U', L) the step's token ids at each distinct prefix, -1 behind its end or if it had ended."""
-        ...
+    Attributes
+    ----------
+    tokens : Tensor
+        (U', L) the step's token ids at each distinct prefix, -1 behind its end or if it had ended.
+    state : StepState
+        The U' distinct prefixes after the step.
+    parent : Tensor
+        (U',) the distinct prefix before the step.
+    node : Tensor
+        (B,) the distinct prefix of each particle after the step.
+    """
 
-    @property
-    def state(self) -> StepState:
-        """The U' distinct prefixes after the step."""
-        ...
-
-    @property
-    def parent(self) -> Tensor:
-        """(U',) the distinct prefix before the step."""
-        ...
-
-    @property
-    def node(self) -> Tensor:
-        """(B,) the distinct prefix of each particle after the step."""
-        ...
+    tokens: Tensor
+    state: State
+    parent: Tensor
+    node: Tensor
 
 
 class StepPolicy(Protocol):
@@ -78,6 +79,6 @@ class StepPolicy(Protocol):
         """Return the state of ``prompts`` (token ids)."""
         ...
 
-    def decode_step(self, state: Any, node: Tensor, generator: torch.Generator) -> DecodedStep:
+    def decode_step(self, state: Any, node: Tensor, generator: torch.Generator) -> Decoded[Any]:
         """Draw one step for each of B particles independently; particle b is at prefix ``node[b]`` of ``state``."""
         ...

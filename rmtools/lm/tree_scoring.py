@@ -28,10 +28,10 @@ def padded(rows: Sequence[Sequence[int] | np.ndarray], fill: int, device: torch.
     return torch.from_numpy(out).to(device)
 
 
-def batches_by_length(order: Sequence[int], trees: Sequence[EncodedTree], budget: int) -> list[list[int]]:
-    """Cut ``order`` (indices, ascending length) into batches of at most ``budget`` padded tokens."""
+def batches_by_length(trees: Sequence[EncodedTree], budget: int) -> list[list[int]]:
+    """Return the indices of ``trees``, by length, in batches of at most ``budget`` padded tokens."""
     batches: list[list[int]] = []
-    for i in order:
+    for i in sorted(range(len(trees)), key=lambda i: len(trees[i].ids)):
         if batches and (len(batches[-1]) + 1) * len(trees[i].ids) <= budget:
             batches[-1].append(i)
         else:
@@ -68,20 +68,9 @@ def tree_mask(segment: Tensor, fork: Tensor) -> Tensor:
 
 
 def tree_logits(model: "PreTrainedModel", trees: Sequence[EncodedTree], pad_id: int) -> Tensor:
-    """Return the logits of every token of ``trees``, in the order of their ids.
+    """Return the logits (B, L, 2) of every token of B ``trees``, at least one with a child, in the order of their ids.
 
-    Parameters
-    ----------
-    model : transformers.PreTrainedModel
-        With full attention (``require_full_attention``).
-    trees : sequence of EncodedTree
-        B of them, at least one with a child.
-    pad_id : int
-
-    Returns
-    -------
-    Tensor
-        (B, L, 2); beyond a tree's last token they have no meaning.
+    The model has full attention (``require_full_attention``). Beyond a tree's last token logits have no meaning.
     """
     device = model.device
     length = [int(t.reads[-1]) + 1 for t in trees]

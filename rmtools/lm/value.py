@@ -77,7 +77,7 @@ class Scorer(Protocol):
     def score(
         self, trees: Sequence[EncodedTree], progress: Callable[[int], object] | None = None
     ) -> list[TreeValues]:
-        """Score every prefix and child of every tree."""
+        """Score every prefix and child of every tree; ``progress`` is called with the number of trees done."""
         ...
 
     def start(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, ValueState]:
@@ -178,21 +178,14 @@ class ValueModel:
     ) -> list[TreeValues]:
         """Score every prefix and child of every tree, every token read once, batched by length.
 
-        Parameters
-        ----------
-        trees : sequence of EncodedTree
-        progress : callable, optional
-            Called with the number of trees done.
-
         Raises
         ------
-        ValueError
+        NaNValueError
             If the model returns NaN; the tree is named.
         """
         require_scorable(self.model.config, trees)
-        order = sorted(range(len(trees)), key=lambda i: len(trees[i].ids))
         found: dict[int, TreeValues] = {}
-        for batch in batches_by_length(order, trees, TOKENS_PER_BATCH):
+        for batch in batches_by_length(trees, TOKENS_PER_BATCH):
             logits = self._logits([trees[i] for i in batch])
             values = log_value_from_logits(logits, self.tilt.floor).cpu().numpy().astype(np.float64)
             # fp32 rounds log f: clip to the exact bounds.

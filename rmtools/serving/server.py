@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from rmtools.errors import UserError
+from rmtools.lm.protocol import Decoded
 from rmtools.lm.retokenise import prompt_text
 from rmtools.lm.steps import StepTokenizer
 from rmtools.serving.capabilities import SEED_SPAN, RequestTemplate, probe
@@ -30,7 +31,6 @@ from rmtools.serving.responses import Answer, Choice, ModelCard, choose_model
 from rmtools.serving.state import (
     End,
     ServerState,
-    ServerStep,
     StepText,
     UnusableStepError,
     has_special_delimiter,
@@ -116,7 +116,9 @@ class ServerPolicy:
         length, last = self._tensor([len(ids) for ids in prompts]), self._tensor([ids[-1] for ids in prompts])
         return ServerState(texts, length, last, torch.zeros_like(length), torch.zeros_like(length).bool())
 
-    def decode_step(self, state: ServerState, node: Tensor, generator: torch.Generator) -> ServerStep:
+    def decode_step(
+        self, state: ServerState, node: Tensor, generator: torch.Generator
+    ) -> Decoded[ServerState]:
         """Draw one step for each particle, as :meth:`rmtools.lm.protocol.StepPolicy.decode_step` says.
 
         Raises ``UserError`` if the server does not give the steps, or one cannot be read.
@@ -129,7 +131,9 @@ class ServerPolicy:
         self.truncated_steps += sum(s is not None and s.end is End.LENGTH for s in steps)
         return self._merged(state, at, steps)
 
-    def _merged(self, state: ServerState, at: list[int], steps: list[StepText | None]) -> ServerStep:
+    def _merged(
+        self, state: ServerState, at: list[int], steps: list[StepText | None]
+    ) -> Decoded[ServerState]:
         """Return the step with equal continuations of a prefix held once."""
         row: dict[tuple[int, StepText | None], int] = {}
         node = [row.setdefault(key, len(row)) for key in zip(at, steps, strict=True)]
@@ -147,7 +151,7 @@ class ServerPolicy:
         pending = [f[-1] if f else int(state.pending[u]) for f, (u, _) in zip(ids, row, strict=True)]
         texts = tuple(state.texts[u] + (s.text if s is not None else "") for u, s in row)
         after = ServerState(texts, length, self._tensor(pending), n_steps, ended)
-        return ServerStep(tokens, after, parent, self._tensor(node))
+        return Decoded(tokens, after, parent, self._tensor(node))
 
     def _tensor(self, values: list) -> Tensor:
         return torch.tensor(values, dtype=torch.long, device=self.device)

@@ -57,16 +57,6 @@ class ServerState:
 
 
 @dataclass(frozen=True)
-class ServerStep:
-    """One step of B particles: the fields of :class:`rmtools.lm.policy.Decoded`."""
-
-    tokens: Tensor
-    state: ServerState
-    parent: Tensor
-    node: Tensor
-
-
-@dataclass(frozen=True)
 class StepText:
     """The text of one step, without the end-of-sequence token, and what ended it."""
 
