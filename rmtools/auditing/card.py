@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import EvalResult, ModelCard
+from huggingface_hub import ModelCard
 
 from rmtools.errors import UserError
 from rmtools.files import write_text
+from rmtools.lm.card import CARD_FILE, model_index
 
-CARD_FILE = "README.md"
 BEGIN, END = "<!-- rmtools audit -->", "<!-- end of rmtools audit -->"
 SPLIT = "audit"
 
@@ -45,15 +45,15 @@ def write_card(checkpoint: Path, markdown: str, metrics: Mapping[str, float | No
         text = f"{before}{section}{after}"
     else:
         text = f"{text.rstrip()}\n\n{section}\n" if text.strip() else f"{section}\n"
-    known = {name: value for name, value in (metrics or {}).items() if value is not None}
-    if known:
-        text = _with_results(path, text, known)
+    results = model_index(metrics or {}, SPLIT)
+    if results:
+        text = _with_results(path, text, results)
     write_text(path, text)
     return path
 
 
-def _with_results(path: Path, text: str, metrics: dict[str, float]) -> str:
-    """Return the card's text with ``metrics`` in its metadata."""
+def _with_results(path: Path, text: str, results: list[Any]) -> str:
+    """Return the card's text with ``results`` in its metadata, in place of those of an earlier audit."""
     try:
         card = ModelCard(text if text.startswith("---") else f"---\nlibrary_name: rmtools\n---\n{text}")
     except (ValueError, yaml.YAMLError) as error:
@@ -62,10 +62,6 @@ def _with_results(path: Path, text: str, metrics: dict[str, float]) -> str:
             "correct the block between the lines ---, or remove it",
         ) from error
     data: Any = card.data
-    found = [
-        EvalResult("token-classification", "rollouts", "branching rollouts", name, value, dataset_split=SPLIT)
-        for name, value in metrics.items()
-    ]
-    data.eval_results = [r for r in data.eval_results or [] if r.dataset_split != SPLIT] + found
+    data.eval_results = [r for r in data.eval_results or [] if r.dataset_split != SPLIT] + results
     data.model_name = data.get("model_name") or path.parent.resolve().name
     return str(card)

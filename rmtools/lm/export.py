@@ -5,9 +5,9 @@ from pathlib import Path
 
 from rmtools.errors import UserError
 from rmtools.files import claim_folder, replacing_files, write_json
+from rmtools.lm.card import CARD_FILE
 from rmtools.lm.checkpoint import MODEL_FILES, CheckpointSettings, fingerprint, load_value_model
 
-CARD_FILE = "README.md"
 MARK_FILE = "export.json"
 """Marks an export: only such a folder is overwritten, never a trained checkpoint."""
 

@@ -18,30 +18,23 @@ from rmtools.lm.tree_scoring import tree_batch
 from rmtools.training.examples import Example
 
 ORDERS = ("group_by_length", "random", "sequential")
-# Rows that are sorted together: large enough that a batch is nearly level, small enough that batches stay random.
+# So many batches of rows are sorted together: enough for batches of similar lengths, few enough to keep them random.
 BATCHES_PER_POOL = 50
 
 
 class Rows(Dataset[Example]):
-    """The examples, and one filler without loss: the shortest of them.
-
-    Parameters
-    ----------
-    examples : sequence of Example
-        N; index N is the filler.
-    """
+    """The N examples, and at index N one filler without loss: the shortest of them."""
 
     def __init__(self, examples: Sequence[Example]) -> None:
         self.examples = examples
-        shortest = min(examples, key=lambda e: len(e.tree.ids))
-        self.filler = replace(shortest, counts=False)
+        self.filler = replace(min(examples, key=lambda e: len(e.tree.ids)), counts=False)
 
     def __len__(self) -> int:
-        """Return the number of examples, the filler not among them."""
+        """Return N."""
         return len(self.examples)
 
     def __getitem__(self, index: int) -> Example:
-        """Return an example, or for index N the filler."""
+        """Return an example or the filler."""
         return self.examples[index] if index < len(self.examples) else self.filler
 
 
@@ -113,8 +106,8 @@ class Collator:
     pad_id : int
     dtype : torch.dtype
         Of the attention mask that a batch with children needs.
-    children : {"none", "copy", "all"}
-        Which forward passes read the alternatives: none, that of the target network, or both.
+    children : {"none", "bootstrap", "all"}
+        Which forward passes read the alternatives: none, that of bootstrap values, or both.
     """
 
     def __init__(self, pad_id: int, children: str = "all", dtype: torch.dtype = torch.float32) -> None:
@@ -125,12 +118,12 @@ class Collator:
     def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
         """Return one padded batch of B trajectories of at most T steps.
 
-        The keys: ``model`` (inputs of the forward pass) and ``copy`` (of the copy's; None where they are the same),
+        The keys: ``model`` (inputs of the forward pass), ``bootstrap`` (inputs for bootstrap values; None: the same),
         ``reads`` (B, T + 1), ``length``, ``complete``, ``counts`` and ``log_potential`` (B,), ``log_label`` (B, T),
         ``child_reads``, ``child_log_potential`` and ``child_log_count`` (B, T, C), ``completion_log_potential`` (B, T + 1, R).
         """
         trees, trunks = [e.tree for e in examples], [e.tree.trunk() for e in examples]
-        apart = self.children == "copy" and any(
+        apart = self.children == "bootstrap" and any(
             len(a.ids) > len(b.ids) for a, b in zip(trees, trunks, strict=True)
         )
         horizon = max(e.length for e in examples)
@@ -143,7 +136,7 @@ class Collator:
             row[: len(tree.reads)] = tree.reads
         return {
             "model": self._inputs(trees if self.children == "all" else trunks),
-            "copy": self._inputs(trees) if apart else None,
+            "bootstrap": self._inputs(trees) if apart else None,
             "reads": torch.from_numpy(reads),
             "length": torch.tensor([e.length for e in examples]),
             "complete": torch.tensor([e.complete for e in examples]),

@@ -1,11 +1,9 @@
-"""Arguments of a training: transformers' own, and what a value model needs beyond them.
-
-All checks of single arguments are here; what depends on the rows too is checked by the trainer.
-"""
+"""Arguments of a training, and their checks; the trainer checks what depends on the rows."""
 
 import contextlib
 import math
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +11,7 @@ from typing import Any, get_type_hints
 
 import torch
 import yaml
-from transformers import TrainingArguments
+from transformers import TrainingArguments, get_scheduler
 from transformers.training_args import trainer_log_levels
 
 from rmtools.codec import from_json
@@ -37,14 +35,9 @@ CHECKPOINTING = next(
 
 @contextlib.contextmanager
 def library_errors(*more: type[Exception]) -> Iterator[None]:
-    """Raise ``UserError`` where transformers, accelerate or peft refuse an argument.
+    """Raise ``UserError`` if transformers, accelerate or peft refuse an argument, with ``more`` than the usual exceptions.
 
     Put it around one call into a library, never around a forward pass: an error of ours must keep its traceback.
-
-    Parameters
-    ----------
-    *more : type
-        Exceptions that this call raises on wrong arguments, beside the usual ones.
     """
     refusals: tuple[type[Exception], ...] = (ValueError, ImportError, RuntimeError, OSError, *more)
     try:
@@ -59,95 +52,64 @@ def library_errors(*more: type[Exception]) -> Iterator[None]:
         ) from error
 
 
+def _argument(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
 @dataclass
 class DataArguments:
-    """Training data: rollouts, or a file in a public stepwise format."""
+    """Training data: rollouts, or a file in a public stepwise format. Each field's help text says what it does."""
 
-    train_rollouts: str = field(
-        default="",
-        metadata={
-            "help": "folder written by `rmtools rollout` or `rmtools convert`, or a file in a public format"
-        },
+    train_rollouts: str = _argument(
+        "", "folder of `rmtools rollout` or `rmtools convert`, or a file in a public format"
     )
-    eval_rollouts: str = field(
-        default="",
-        metadata={"help": "the same, held out, for the metrics; children resolve the Bellman error"},
+    eval_rollouts: str = _argument(
+        "", "the same, held out for the metrics; children resolve the Bellman error"
     )
-    data_format: str = field(
-        default="",
-        metadata={"help": "format of public files; default: found from the fields of the first rows"},
+    data_format: str = _argument(
+        "", "format of public files; default: found from the fields of the first rows"
     )
-    eval_share: float = field(
-        default=0.0, metadata={"help": "without eval_rollouts: hold out this share of the prompts instead"}
-    )
+    eval_share: float = _argument(0.0, "without eval_rollouts: hold out this share of the prompts instead")
 
 
 @dataclass
 class PRMConfig(TrainingArguments):
-    """Training arguments of :class:`rmtools.training.trainer.PRMTrainer`.
+    """Arguments of :class:`rmtools.training.trainer.PRMTrainer`: transformers' own, with other defaults, and these.
 
-    Attributes
-    ----------
-    target : str
-        Regression target of a prefix: mc, td, td_lambda, n_step, labels.
-    divergence : str
-        bce, mse, itakura_saito, poisson; for comparison: contrastive, pqm.
-    td_lambda : float
-        Lambda of ``target="td_lambda"``.
-    n_step : int
-        Steps that ``target="n_step"`` looks ahead.
-    ema_decay : float
-        Decay of the target network; 0 bootstraps from the current weights (stop-gradient).
-    bellman_residual : float
-        Weight of the double-sampled squared Bellman error (rho - 1)^2 added to the loss; needs children.
-    pqm_margin : float
-        Margin of ``divergence="pqm"``, nats.
-    floor : float
-        Floor f of the tilt: the value of certain failure.
-    max_length : int, optional
-        Tokens; longer rows lose their last steps. Default: the model's limit.
-    overwrite_output_dir : bool
-        Replace an earlier training in ``output_dir``, its checkpoints included.
+    Each field's help text says what it does. Divergences contrastive and pqm are for comparison only. Raises
+    ``UserError`` for a wrong value.
     """
 
-    save_strategy: str = field(
-        default="no",
-        metadata={"help": "no: the model is written at the end; steps or epoch: checkpoints to resume from"},
+    save_strategy: str = _argument(
+        "no", "no: the model is written at the end; steps or epoch: checkpoints to resume from"
     )
-    train_sampling_strategy: str = field(
-        default="group_by_length",
-        metadata={"help": "group_by_length: batches of similar length; random; sequential"},
+    train_sampling_strategy: str = _argument(
+        "group_by_length", "group_by_length: batches of similar length; random; sequential"
     )
-    ddp_find_unused_parameters: bool | None = field(
-        default=False, metadata={"help": "every trained weight takes part in every step"}
+    ddp_find_unused_parameters: bool | None = _argument(
+        False, "every trained weight takes part in every step"
     )
-    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "a loss of NaN ends the run"})
-    target: str = field(default="td_lambda", metadata={"help": f"one of: {', '.join(TARGETS)}"})
-    divergence: str = field(default="itakura_saito", metadata={"help": f"one of: {', '.join(DIVERGENCES)}"})
-    td_lambda: float = field(default=0.5, metadata={"help": "lambda of target td_lambda"})
-    n_step: int = field(default=2, metadata={"help": "steps that target n_step looks ahead"})
-    ema_decay: float = field(
-        default=0.98, metadata={"help": "decay of the target network; 0 = current weights"}
+    logging_nan_inf_filter: bool = _argument(False, "a loss of NaN ends the run")
+    target: str = _argument("td_lambda", f"regression target of a prefix: {', '.join(TARGETS)}")
+    divergence: str = _argument("itakura_saito", f"one of: {', '.join(DIVERGENCES)}")
+    td_lambda: float = _argument(0.5, "lambda of target td_lambda")
+    n_step: int = _argument(2, "steps that target n_step looks ahead")
+    ema_decay: float = _argument(0.98, "decay of the target network; 0 bootstraps from the current weights")
+    bellman_residual: float = _argument(
+        0.0, "weight of the double-sampled squared Bellman error (rho - 1)^2; needs children"
     )
-    bellman_residual: float = field(
-        default=0.0, metadata={"help": "weight of the double-sampled squared Bellman error; needs children"}
+    pqm_margin: float = _argument(4.0, "margin of divergence pqm, nats")
+    floor: float = _argument(0.01, "value of certain failure, far below the success rate")
+    max_length: int | None = _argument(
+        None, "tokens; longer rows lose their last steps. Default: the model's limit"
     )
-    pqm_margin: float = field(default=4.0, metadata={"help": "margin of divergence pqm, nats"})
-    floor: float = field(
-        default=0.01, metadata={"help": "value of certain failure, far below the success rate"}
-    )
-    max_length: int | None = field(
-        default=None,
-        metadata={"help": "tokens; longer rows lose their last steps. Default: the model's limit"},
-    )
-    overwrite_output_dir: bool = field(
-        default=False, metadata={"help": "replace an earlier training in output_dir, checkpoints included"}
+    overwrite_output_dir: bool = _argument(
+        False, "replace an earlier training in output_dir, checkpoints included"
     )
 
     def __post_init__(self) -> None:
         """Check the arguments, then let transformers check its own."""
-        self._check_choices()
-        self._check_numbers()
+        self._check_values()
         self._check_evaluation()
         Tilt(self.floor)
         if self.fp16 and (self.use_cpu or not torch.accelerator.is_available()):
@@ -169,15 +131,10 @@ class PRMConfig(TrainingArguments):
                     "leave it out",
                 )
         if self.torch_compile:
-            known = torch._dynamo.list_backends(())
-            if self.torch_compile_backend not in known:
-                raise UserError(
-                    f"unknown torch_compile_backend {self.torch_compile_backend!r}",
-                    f"choose one of: {', '.join(known)}",
-                )
-        check_schedule(self)
+            _check_compiler(str(self.torch_compile_backend))
+        _check_schedule(self)
 
-    def _check_choices(self) -> None:
+    def _check_values(self) -> None:
         choices = {
             "target": TARGETS,
             "divergence": DIVERGENCES,
@@ -190,6 +147,52 @@ class PRMConfig(TrainingArguments):
                 raise UserError(
                     f"unknown {name} {getattr(self, name)!r}", f"choose one of: {', '.join(valid)}"
                 )
+        least = 1 + (self.divergence == "contrastive")
+        seeds = range(2**32)
+        ranges = (
+            *(
+                (name, 0 <= getattr(self, name) < math.inf, "at least 0 and finite")
+                for name in (
+                    "bellman_residual",
+                    "pqm_margin",
+                    "learning_rate",
+                    "weight_decay",
+                    "max_grad_norm",
+                )
+            ),
+            ("td_lambda", 0 <= self.td_lambda <= 1, "in [0, 1]"),
+            ("ema_decay", 0 <= self.ema_decay < 1, "in [0, 1); 0 bootstraps from the current weights"),
+            ("n_step", self.n_step >= 1, "at least 1, which is target td"),
+            (
+                "label_smoothing_factor",
+                self.label_smoothing_factor == 0,
+                "0: targets are soft already, and smoothing moves their mean",
+            ),
+            (
+                "per_device_train_batch_size",
+                self.per_device_train_batch_size >= least,
+                "at least 1, with divergence contrastive at least 2: it compares the rows of a forward pass",
+            ),
+            ("gradient_accumulation_steps", self.gradient_accumulation_steps >= 1, "at least 1"),
+            (
+                "neftune_noise_alpha",
+                not self.neftune_noise_alpha,
+                "0: noise in the inputs perturbs the bootstrap targets as well as the prediction",
+            ),
+            ("output_dir", "\0" not in str(self.output_dir), "a path"),
+            (
+                "max_steps",
+                self.max_steps == -1 or self.max_steps >= 1,
+                "at least 1, or -1 for num_train_epochs",
+            ),
+            ("num_train_epochs", 0 < self.num_train_epochs < math.inf, "above 0 and finite"),
+            ("seed", self.seed in seeds, "at least 0 and below 2^32"),
+            ("data_seed", self.data_seed is None or self.data_seed in seeds, "at least 0 and below 2^32"),
+            ("max_length", self.max_length is None or self.max_length >= 1, "at least 1 token"),
+        )
+        for name, holds, need in ranges:
+            if not holds:
+                raise UserError(f"{name} is {getattr(self, name)}", f"it must be {need}")
 
     def _check_evaluation(self) -> None:
         metric = str(self.metric_for_best_model or "").removeprefix("eval_")
@@ -212,42 +215,6 @@ class PRMConfig(TrainingArguments):
         if metric and self.greater_is_better is None:
             self.greater_is_better = metric in GREATER_IS_BETTER
 
-    def _check_numbers(self) -> None:
-        ranges = {
-            name: (0 <= getattr(self, name) < math.inf, "at least 0 and finite")
-            for name in ("bellman_residual", "pqm_margin", "learning_rate", "weight_decay", "max_grad_norm")
-        }
-        ranges |= {
-            "td_lambda": (0 <= self.td_lambda <= 1, "in [0, 1]"),
-            "ema_decay": (0 <= self.ema_decay < 1, "in [0, 1); 0 bootstraps from the current weights"),
-            "n_step": (self.n_step >= 1, "at least 1, which is target td"),
-            "label_smoothing_factor": (
-                self.label_smoothing_factor == 0,
-                "0: targets are soft already, and smoothing moves their mean",
-            ),
-            "per_device_train_batch_size": (
-                self.per_device_train_batch_size >= 1 + (self.divergence == "contrastive"),
-                "at least 1, with divergence contrastive at least 2: it compares the rows of a forward pass",
-            ),
-            "gradient_accumulation_steps": (self.gradient_accumulation_steps >= 1, "at least 1"),
-            "neftune_noise_alpha": (
-                not self.neftune_noise_alpha,
-                "0: noise in the inputs perturbs the bootstrap targets as well as the prediction",
-            ),
-            "output_dir": ("\0" not in str(self.output_dir), "a path"),
-            "max_steps": (
-                self.max_steps == -1 or self.max_steps >= 1,
-                "at least 1, or -1 for num_train_epochs",
-            ),
-            "num_train_epochs": (0 < self.num_train_epochs < math.inf, "above 0 and finite"),
-            "seed": (0 <= self.seed < 2**32, "at least 0 and below 2^32"),
-            "data_seed": (self.data_seed is None or 0 <= self.data_seed < 2**32, "at least 0 and below 2^32"),
-            "max_length": (self.max_length is None or self.max_length >= 1, "at least 1 token"),
-        }
-        for name, (holds, valid) in ranges.items():
-            if not holds:
-                raise UserError(f"{name} is {getattr(self, name)}", f"it must be {valid}")
-
     def objective(self) -> Objective:
         """Return the training objective."""
         return Objective(
@@ -261,55 +228,48 @@ class PRMConfig(TrainingArguments):
         )
 
 
-def check_schedule(args: TrainingArguments) -> None:
-    """Raise ``UserError`` where the learning rate schedule cannot be built, or has a rate that is not finite."""
-    from transformers import get_scheduler
+def _check_compiler(backend: str) -> None:
+    """Raise ``UserError`` if torch does not know the backend, or inductor finds no compiler."""
+    known = torch._dynamo.list_backends(())
+    if backend not in known:
+        raise UserError(f"unknown torch_compile_backend {backend!r}", f"choose one of: {', '.join(known)}")
+    named = [os.environ.get(variable, "") for variable in ("CXX", "CC")]
+    if backend == "inductor" and not any(map(shutil.which, (*named, "g++", "clang++", "gcc", "clang", "cl"))):
+        raise UserError(
+            "torch_compile needs a C++ compiler, and none is installed",
+            "install g++, name another one in the environment variable CXX, or leave torch_compile out",
+        )
 
-    given = args.lr_scheduler_kwargs if isinstance(args.lr_scheduler_kwargs, dict) else {}
+
+def _check_schedule(args: TrainingArguments) -> None:
+    """Raise ``UserError`` if the learning rate schedule cannot be built, or has a rate that is not finite."""
+    kwargs: Any = args.lr_scheduler_kwargs
     steps = args.max_steps if args.max_steps > 0 else 100
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     try:
         schedule = get_scheduler(
-            args.lr_scheduler_type,
-            optimizer,
-            num_warmup_steps=args.get_warmup_steps(steps),
-            num_training_steps=steps,
-            scheduler_specific_kwargs=args.lr_scheduler_kwargs,  # type: ignore[arg-type]
+            args.lr_scheduler_type, optimizer, args.get_warmup_steps(steps), steps, kwargs
         )
         shown = range(0, steps + 1, max(1, steps // 50))
         rates = [rate(t) for rate in getattr(schedule, "lr_lambdas", []) for t in shown]
     except (TypeError, ValueError, AttributeError, KeyError, ZeroDivisionError) as error:
         name = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
         raise UserError(
-            f"lr_scheduler_type {name} cannot be built with lr_scheduler_kwargs {args.lr_scheduler_kwargs}: {error}",
+            f"lr_scheduler_type {name} cannot be built with lr_scheduler_kwargs {kwargs}: {error}",
             "give the arguments that this schedule takes, as numbers",
         ) from error
-    # The rates alone do not show every NaN: max(0, NaN) is 0.
-    if not all(map(math.isfinite, rates)) or not all(map(_finite, given.values())):
+    # The rates do not show every NaN: max(0, NaN) is 0.
+    given = [str(v).lower().lstrip("+-") for v in (kwargs.values() if isinstance(kwargs, dict) else ())]
+    if not all(map(math.isfinite, rates)) or {"nan", "inf", "infinity"} & {*given}:
         raise UserError(
-            f"lr_scheduler_kwargs {args.lr_scheduler_kwargs} make a learning rate that is not finite",
-            "correct its numbers",
+            f"lr_scheduler_kwargs {kwargs} make a learning rate that is not finite", "correct its numbers"
         )
 
 
-def _finite(value: Any) -> bool:
-    """Return False for NaN and infinities, also as text; True for everything else."""
-    try:
-        return math.isfinite(float(value))
-    except (TypeError, ValueError):
-        return True
-
-
 def check_yaml(path: str | Path, dataclasses: list[Any]) -> None:
-    """Raise ``UserError`` where a value of a YAML file does not fit the type of its field.
+    """Raise ``UserError`` if a value of a YAML file does not fit the type of its field in ``dataclasses``.
 
-    The parser that reads flags takes the values of the file as they are. Unknown keys are left to it.
-
-    Parameters
-    ----------
-    path : path
-    dataclasses : list of type
-        Their fields are the keys.
+    trl's parser takes these values unchecked; it refuses unknown keys itself.
     """
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
@@ -322,16 +282,12 @@ def check_yaml(path: str | Path, dataclasses: list[Any]) -> None:
             f"the configuration {path} has no keys and values", "write lines such as `target: td`"
         )
     hints = {name: hint for cls in dataclasses for name, hint in get_type_hints(cls).items()}
+    hints["resume_from_checkpoint"] = bool | str | None  # as transformers documents it
     for key, value in values.items():
         if not isinstance(key, str):
             raise UserError(f"{path}: the key {key!r} is not text", "name an argument, or put it in quotes")
-        # The parser converts text as it does on the command line: YAML reads 3e-3 as text. transformers documents
-        # a truth value for resume_from_checkpoint, against the type of the field.
-        if (
-            isinstance(value, str)
-            or key not in hints
-            or (key == "resume_from_checkpoint" and isinstance(value, bool))
-        ):
+        # The parser converts text as it does on the command line: YAML reads 3e-3 as text.
+        if isinstance(value, str) or key not in hints:
             continue
         what, fix = f"{path}, key {key}", "correct the value"
         if value is None and hints[key] is float:  # the codec reads null as NaN

@@ -41,22 +41,26 @@ def parse_stages(text: str, task: ExactTask, horizon: int, batch: int) -> list[S
                 "write for example 500:7-7:.5,600:0-0:.88",
             )
         steps, fewest, most = (int(x) for x in parts.groups()[:3])
-        if steps < 1:
-            raise UserError(f"the stage {stage!r} has no optimiser steps", "leave it out, or give it some")
-        if not fewest <= most < horizon:
-            raise UserError(
-                f"the stage {stage!r} gives {fewest} to {most} of {horizon} steps", "give fewer than all"
-            )
-        if parts[5] and most:
-            raise UserError(
-                f"the stage {stage!r} gives steps, and labels every one",
+        for wrong, why, fix in (
+            (steps < 1, "has no optimiser steps", "leave it out, or give it some"),
+            (
+                not fewest <= most < horizon,
+                f"gives {fewest} to {most} of {horizon} steps",
+                "give fewer than all",
+            ),
+            (
+                parts[5] and most,
+                "gives steps, and labels every one",
                 f"write {steps}:0-0:{parts[4]}:{parts[5]}",
-            )
-        if parts[5] == "steps" and task.name != "arithmetic-silent":
-            raise UserError(
-                f"a stage of the task {task.name} cannot end in :steps",
+            ),
+            (
+                parts[5] == "steps" and task.name != "arithmetic-silent",
+                f"ends in :steps, which the task {task.name} cannot have",
                 "only in arithmetic-silent is the right step independent of those before",
-            )
+            ),
+        ):
+            if wrong:
+                raise UserError(f"the stage {stage!r} {why}", fix)
         found.append(Stage(steps, fewest, most, float(parts[4]), parts[5] or ""))
     n = sum(stage.steps for stage in found) * batch
     if n > MOST_ROWS:
@@ -75,17 +79,8 @@ def draw_curriculum(
 ) -> list[Rollout]:
     """Draw the rows of all stages, in the order of training.
 
-    If any stage has labels every row has: the outcome at each step in stages without.
-
-    Parameters
-    ----------
-    task : ExactTask
-    stages : sequence of Stage
-    batch : int
-        Rows of one optimiser step.
-    rng : numpy.random.Generator
-    report : callable
-        Called with every finished stage and its success rate.
+    If any stage has labels, all rows get labels; a stage without repeats the outcome at each step. ``batch`` is the rows
+    of one optimiser step; ``report`` is called with every finished stage and its success rate.
     """
     labelled = any(stage.labels for stage in stages)
     rows: list[Rollout] = []

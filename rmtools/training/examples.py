@@ -1,13 +1,14 @@
-"""Encode rollouts for the trainer: token ids, log potentials, and what each prefix has for its target.
+"""Encode rollouts for the trainer: token ids, log potentials, and what the target of each prefix needs.
 
-Identical alternatives of a prefix are encoded once and counted. Those that ended are not encoded: their value is their
+Identical alternatives of a prefix are encoded once and counted. One that ended is not encoded: its value is its
 potential. One that equals the trajectory's own next step is read there.
 """
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -63,16 +64,15 @@ def example(row: Rollout, steps: StepTokenizer, tilt: Tilt, keep: int | None = N
     """Encode a rollout, or its first ``keep`` steps."""
     kept = len(row.steps) if keep is None else keep
     own = row.steps[:kept]
-    counted = [count_children(at) for at in row.children[:kept]]
+    counted = [list(Counter(at).items()) for at in row.children[:kept]]  # in order of first appearance
     unfinished = [
         [c.text for c, _ in at if not c.ended and c.text != s]
         for at, s in zip(counted, own, strict=bool(counted))
     ]
     tree = steps.encode(row.prompt, own, unfinished)
-    labels = np.asarray([math.nan if x is None else x for x in (row.labels or [None] * kept)[:kept]])
     return Example(
         tree=tree,
-        log_potential=math.nan if row.reward is None else float(tilt.log_potential(np.asarray(row.reward))),
+        log_potential=float(_log_potential([row.reward], tilt)[0]),
         complete=kept == len(row.steps),
         child_reads=[_child_reads(tree, t, at, own[t]) for t, at in enumerate(counted)],
         child_log_potential=[
@@ -80,16 +80,8 @@ def example(row: Rollout, steps: StepTokenizer, tilt: Tilt, keep: int | None = N
         ],
         child_log_count=[np.log([n for _, n in at]) for at in counted],
         completion_log_potential=[_log_potential(at, tilt) for at in row.completions[: kept + 1]],
-        log_label=_log_potential(list(labels), tilt),
+        log_label=_log_potential((row.labels or [None] * kept)[:kept], tilt),
     )
-
-
-def count_children(at: Sequence[Child]) -> list[tuple[Child, int]]:
-    """Return the distinct alternatives and how often each was drawn, in order of first appearance."""
-    counts: dict[Child, int] = {}
-    for child in at:
-        counts[child] = counts.get(child, 0) + 1
-    return list(counts.items())
 
 
 def _child_reads(tree: EncodedTree, t: int, at: Sequence[tuple[Child, int]], own: str) -> np.ndarray:
@@ -119,9 +111,9 @@ class Prepared:
         Names of rows without any prefix to train on, with the reason.
     """
 
-    examples: list[Example] = field(default_factory=list)
-    shortened: int = 0
-    dropped: list[str] = field(default_factory=list)
+    examples: list[Example]
+    shortened: int
+    dropped: list[str]
 
 
 def prepare(
@@ -129,18 +121,15 @@ def prepare(
 ) -> Prepared:
     """Encode every row; cut those longer than ``max_length`` tokens at the end of a step.
 
-    Raises
-    ------
-    UserError
-        If a row lacks what ``target`` needs (row and field named), or no row is left.
+    Raises ``UserError`` if a row lacks what ``target`` needs (row and field named), or no row is left.
     """
-    require_fields(rows, target)
-    found = Prepared()
+    _require_fields(rows, target)
+    found = Prepared([], 0, [])
     for i, row in enumerate(rows):
-        keep = steps_that_fit(row, steps, max_length)
-        why = nothing_to_train(row, keep, target) or tokenised_otherwise(row, steps)
+        keep = _steps_that_fit(row, steps, max_length)
+        why = _unusable(row, keep, target, steps)
         if why:
-            found.dropped.append(f"{called(i, row)}: {why}")
+            found.dropped.append(f"{_name(i, row)}: {why}")
             continue
         found.shortened += keep < len(row.steps)
         found.examples.append(example(row, steps, tilt, keep))
@@ -150,23 +139,21 @@ def prepare(
             "raise max_length, or give rows that have targets",
         )
     if target in BOOTSTRAPPED:
-        require_outcomes(found.examples, max_length)
-    require_known(found.examples, steps)
+        _require_outcomes(found.examples, max_length)
+    _require_known(found.examples, steps)
     if found.shortened or found.dropped:
-        named = f", first {found.dropped[0]}" if found.dropped else ""
+        lost = (
+            f", and with them the outcome that target {target} learns from" if target in BOOTSTRAPPED else ""
+        )
+        first = f", first {found.dropped[0]}" if found.dropped else ""
         logger.warning(
-            "max_length %s: %d of %d rows lost their last steps%s; %d left out%s",
-            max_length,
-            found.shortened,
-            len(rows),
-            f", and with them the outcome that target {target} learns from" if target in BOOTSTRAPPED else "",
-            len(found.dropped),
-            named,
+            f"max_length {max_length}: {found.shortened} of {len(rows)} rows lost their last steps{lost}; "
+            f"{len(found.dropped)} left out{first}"
         )
     return found
 
 
-def require_known(examples: Sequence[Example], steps: StepTokenizer) -> None:
+def _require_known(examples: Sequence[Example], steps: StepTokenizer) -> None:
     """Log how many tokens are unknown to the tokenizer; raise ``UserError`` if most of them are."""
     unknown = steps.tokenizer.unk_token_id
     found = sum(int((e.tree.ids == unknown).sum()) for e in examples)
@@ -181,7 +168,7 @@ def require_known(examples: Sequence[Example], steps: StepTokenizer) -> None:
         logger.warning("the tokenizer does not know %d of the %d tokens of the training rows", found, total)
 
 
-def require_outcomes(examples: Sequence[Example], max_length: int | None) -> None:
+def _require_outcomes(examples: Sequence[Example], max_length: int | None) -> None:
     """Raise ``UserError`` if no outcome is left for a bootstrapped target: values would chase themselves."""
     ended = any((reads == -1).any() for e in examples for reads in e.child_reads)
     if not ended and not any(e.complete for e in examples):
@@ -192,37 +179,26 @@ def require_outcomes(examples: Sequence[Example], max_length: int | None) -> Non
         )
 
 
-def tokenised_otherwise(row: Rollout, steps: StepTokenizer) -> str:
-    """Return why the tokens of a row's parts are not the tokens of its text, or an empty string."""
-    try:
-        steps.check(row.prompt, row.steps)
-    except UserError as error:
-        return error.fact
-    return ""
-
-
-def called(index: int, row: Rollout) -> str:
-    """Return a row's name in errors: its index, and the beginning of its prompt."""
+def _name(index: int, row: Rollout) -> str:
     begin = row.prompt if len(row.prompt) <= 40 else f"{row.prompt[:40]}…"
     return f"row {index} (prompt {row.prompt_id}, {begin!r})"
 
 
-def require_fields(rows: Sequence[Rollout], target: str) -> None:
+def _require_fields(rows: Sequence[Rollout], target: str) -> None:
     """Raise ``UserError`` if a row lacks what ``target`` needs."""
+    field, need, fix = "reward", "the outcome", "train with target labels, or give rollouts with rewards"
+    if target == "labels":
+        field, need, fix = (
+            "labels",
+            "a label per step",
+            "train with target mc or td, or give rows with labels",
+        )
     for i, row in enumerate(rows):
-        if target != "labels" and row.reward is None:
-            raise UserError(
-                f"{called(i, row)}, field reward: is null, target {target} needs the outcome",
-                "train with target labels, or give rollouts with rewards",
-            )
-        if target == "labels" and row.labels is None:
-            raise UserError(
-                f"{called(i, row)}, field labels: is null, target labels needs a label per step",
-                "train with target mc or td, or give rows with labels",
-            )
+        if getattr(row, field) is None:
+            raise UserError(f"{_name(i, row)}, field {field}: is null, target {target} needs {need}", fix)
 
 
-def steps_that_fit(row: Rollout, steps: StepTokenizer, max_length: int | None) -> int:
+def _steps_that_fit(row: Rollout, steps: StepTokenizer, max_length: int | None) -> int:
     """Return how many steps fit into ``max_length`` tokens, -1 if the prompt alone does not."""
     if max_length is None:
         return len(row.steps)
@@ -231,30 +207,24 @@ def steps_that_fit(row: Rollout, steps: StepTokenizer, max_length: int | None) -
 
 
 def within(rows: Sequence[Rollout], steps: StepTokenizer, max_length: int | None) -> list[Rollout]:
-    """Return the rows of at most ``max_length`` tokens, and log how many were left out.
+    """Return the rows of at most ``max_length`` tokens; raise ``UserError`` if there are rows and none fits.
 
-    A cut solution has no outcome, so held-out metrics need whole ones.
-
-    Raises
-    ------
-    UserError
-        If there are rows and none fits.
+    A cut solution has no outcome, and held-out metrics need outcomes.
     """
-    kept = [r for r in rows if steps_that_fit(r, steps, max_length) == len(r.steps)]
+    kept = [r for r in rows if _steps_that_fit(r, steps, max_length) == len(r.steps)]
     if rows and not kept:
         raise UserError(
             f"all {len(rows)} held-out rows are longer than {max_length} tokens",
             "raise max_length, or hold out shorter rows",
         )
     if len(kept) < len(rows):
-        logger.warning(
-            "max_length %s: %d of %d held-out rows left out", max_length, len(rows) - len(kept), len(rows)
-        )
+        left = len(rows) - len(kept)
+        logger.warning("max_length %s: %d of %d held-out rows left out", max_length, left, len(rows))
     return kept
 
 
-def nothing_to_train(row: Rollout, keep: int, target: str) -> str:
-    """Return why none of the row's first ``keep`` steps has a target, or an empty string."""
+def _unusable(row: Rollout, keep: int, target: str, steps: StepTokenizer) -> str:
+    """Return why the row's first ``keep`` steps give no example, or an empty string."""
     if keep < 0:
         return "its prompt alone is longer than max_length"
     if target == "labels" and all(x is None for x in (row.labels or [])[:keep]):
@@ -263,4 +233,8 @@ def nothing_to_train(row: Rollout, keep: int, target: str) -> str:
         )
     if keep == 0 and target != "mc":
         return "not one step fits into max_length"
+    try:
+        steps.check(row.prompt, row.steps)
+    except UserError as error:
+        return error.fact
     return ""

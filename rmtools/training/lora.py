@@ -15,24 +15,18 @@ if TYPE_CHECKING:
     from peft import LoraConfig
     from trl import ModelConfig
 
+# The first two name the model, the others say how it is built.
 HONOURED = (
-    "model_name_or_path",
-    "model_revision",
-    "dtype",
-    "use_peft",
-    "lora_r",
-    "lora_alpha",
-    "lora_target_modules",
-    "use_rslora",
-    "use_dora",
-    "load_in_4bit",
-    "load_in_8bit",
-    "bnb_4bit_quant_type",
-    "use_bnb_nested_quant",
-    "bnb_4bit_quant_storage",
+    *("model_name_or_path", "model_revision", "dtype"),
+    *("use_peft", "lora_r", "lora_alpha", "lora_target_modules", "use_rslora", "use_dora"),
+    *(
+        "load_in_4bit",
+        "load_in_8bit",
+        "bnb_4bit_quant_type",
+        "use_bnb_nested_quant",
+        "bnb_4bit_quant_storage",
+    ),
 )
-# The task type is always token classification, whatever the argument is.
-SET_HERE = ("lora_task_type",)
 PATTERN = "*+?[](){}|^$\\"
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -43,12 +37,12 @@ def check_model_arguments(arguments: "ModelConfig") -> None:
     Dropout would perturb the bootstrap targets, the head is always trained whole, and packed trees need the default
     attention.
     """
-    default = type(arguments)()
-    ignored = [
-        f.name
-        for f in fields(arguments)
-        if f.name not in (*HONOURED, *SET_HERE) and getattr(arguments, f.name) != getattr(default, f.name)
-    ]
+    default, used = (
+        type(arguments)(),
+        (*HONOURED, "lora_task_type"),
+    )  # whose value is always token classification
+    names = [f.name for f in fields(arguments) if f.name not in used]
+    ignored = [name for name in names if getattr(arguments, name) != getattr(default, name)]
     if ignored:
         raise UserError(
             f"{', '.join(ignored)}: not used by this trainer",
@@ -81,21 +75,15 @@ def revision(arguments: "ModelConfig") -> str:
 def build_model(
     base: str, arguments: "ModelConfig", seed: int, activation_checkpointing: bool = False
 ) -> Any:
-    """Return ``base`` as a token classifier, under LoRA adapters if ``use_peft`` is set.
+    """Return ``base`` as a token classifier, under LoRA adapters if ``use_peft`` is set; in fp32 unless ``dtype`` differs.
 
-    Precision is fp32 unless ``dtype`` names another.
-
-    Raises
-    ------
-    UserError
-        If the model cannot be loaded, or peft refuses an argument.
+    Raises ``UserError`` if the model cannot be loaded, or peft refuses an argument.
     """
     from peft import get_peft_model, prepare_model_for_kbit_training
 
     quantised = is_quantised(arguments)
-    options: dict[str, Any] = {
-        "dtype": getattr(torch, arguments.dtype if arguments.dtype in DTYPES else "float32")
-    }
+    dtype = arguments.dtype if arguments.dtype in DTYPES else "float32"
+    options: dict[str, Any] = {"dtype": getattr(torch, dtype)}
     if quantised:
         from trl import get_quantization_config
 

@@ -53,10 +53,8 @@ def contrastive(log_target: Tensor, log_value: Tensor, known: Tensor) -> Tensor:
 
     Parameters
     ----------
-    log_target, log_value : Tensor
-        (B, T + 1) nats.
-    known : Tensor
-        (B, T + 1) bool, which prefixes have a target.
+    log_target, log_value, known : Tensor
+        (B, T + 1) log U and log V in nats, and which prefixes have a target.
 
     Notes
     -----
@@ -79,12 +77,10 @@ def pqm(p_target: Tensor, logits: Tensor, known: Tensor, margin: float) -> Tenso
 
     Parameters
     ----------
-    p_target : Tensor
-        (B, T + 1) probabilities.
+    p_target, known : Tensor
+        (B, T + 1) target probabilities, and which prefixes have one; the root's is not used.
     logits : Tensor
         (B, T + 1, 2).
-    known : Tensor
-        (B, T + 1) bool; the root's is not used.
     margin : float
         Nats.
 
@@ -121,20 +117,18 @@ def divergence(
 ) -> Tensor:
     """Return the loss ``name`` of every prefix, zero for prefixes without target.
 
+    ``bce``, ``mse`` and ``pqm`` compare probabilities, the others values.
+
     Parameters
     ----------
     name : str
-        One of :data:`DIVERGENCES`; ``bce``, ``mse`` and ``pqm`` compare probabilities, the others values.
-    log_target, log_value : Tensor
-        (B, T + 1) log U and log V, nats.
-    known : Tensor
-        (B, T + 1) bool, which prefixes have a target.
+        One of :data:`DIVERGENCES`.
+    log_target, log_value, known : Tensor
+        (B, T + 1) log U and log V in nats, and which prefixes have a target.
     logits : Tensor
         (B, T + 1, 2) that gave ``log_value``.
-    floor : float
-        Floor of the tilt.
-    margin : float
-        Margin of ``pqm``, nats.
+    floor, margin : float
+        Floor of the tilt; margin of ``pqm``, nats.
     """
     log_target = torch.where(known, log_target, 0.0)
     if name in ("itakura_saito", "poisson"):
@@ -151,7 +145,7 @@ def divergence(
 def bellman_residual(
     log_value: Tensor, log_next: Tensor, log_child: Tensor, log_count: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return an unbiased estimate of (rho - 1)^2 at each prefix, and which prefixes have the two next steps it needs.
+    """Return unbiased estimates (B, T) of (rho - 1)^2 at the prefixes, and which have the two next steps it needs (others: 0).
 
     The gradient flows through all arguments. The product of two different next steps is averaged over all pairs, so
     neither the value nor its gradient contains the conditional variance that the square of one does.
@@ -162,11 +156,6 @@ def bellman_residual(
         (B, T) at the prefix and after the own step, nats.
     log_child, log_count : Tensor
         (B, T, C) distinct alternatives, and log of how often each was drawn, padded with -inf.
-
-    Returns
-    -------
-    tuple of Tensor
-        (B, T) estimates, zero for prefixes without one, and bool.
 
     Notes
     -----

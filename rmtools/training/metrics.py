@@ -21,23 +21,18 @@ def held_out_metrics(rows: Sequence[Rollout], scorer: Scorer) -> dict[str, float
     With outcomes: ``brier``, ``ece`` and ``auc`` of p at all prefixes, and ``last_auc`` at the last ones. With children too:
     ``mean_square_log_bellman`` (noise-corrected, may be negative), ``rms_log_bellman`` its root (0 where negative),
     ``t_rms_log_bellman`` T times that, ``mean_log_bellman``, ``mean_square_bellman`` (of rho - 1, unbiased), and
-    ``rms_log_bellman_at_<t>`` by depth. With step labels: ``label_brier`` and ``label_auc``. An AUC is left out where
-    all outcomes are equal.
-
-    Parameters
-    ----------
-    rows : sequence of Rollout
-    scorer : Scorer
+    ``rms_log_bellman_at_<t>`` by depth. With step labels: ``label_brier`` and ``label_auc``. There is no AUC if all
+    outcomes are equal.
     """
     found: dict[str, float] = {}
     if all(r.reward is not None for r in rows):
         scored = score_rollouts(rows, scorer)
         values = scored.own_log_value
         if any(at for r in rows for at in r.children):
-            found |= bellman_metrics(scored)
+            found |= _bellman_metrics(scored)
         outcome = [np.full(len(v), r.outcome) for r, v in zip(rows, values, strict=True)]
-        found |= calibration_metrics(values, outcome, scorer)
-        last = calibration_metrics([v[-1:] for v in values], [o[-1:] for o in outcome], scorer)
+        found |= _calibration_metrics(values, outcome, scorer)
+        last = _calibration_metrics([v[-1:] for v in values], [o[-1:] for o in outcome], scorer)
         found |= {f"last_{k}": v for k, v in last.items() if k == "auc"}
     else:
         values = [v.log_value for v in scorer.score([scorer.steps.encode(r.prompt, r.steps) for r in rows])]
@@ -45,35 +40,35 @@ def held_out_metrics(rows: Sequence[Rollout], scorer: Scorer) -> dict[str, float
         np.asarray([np.nan if x is None else x for x in r.labels or [None] * len(r.steps)]) for r in rows
     ]
     if not all(np.isnan(x).all() for x in labels):
-        of_labels = calibration_metrics([v[1:] for v in values], labels, scorer)
+        of_labels = _calibration_metrics([v[1:] for v in values], labels, scorer)
         found |= {f"label_{k}": v for k, v in of_labels.items() if k in ("brier", "auc")}
     return found
 
 
-def bellman_metrics(scored: ScoredRollouts) -> dict[str, float]:
+def _bellman_metrics(scored: ScoredRollouts) -> dict[str, float]:
     """Return the noise-corrected Bellman error pooled and by depth."""
     errors = scored.errors()
     known = errors.resolved
     square, depth = errors.log_error_square[known], scored.prefix_depth[known]
     mean = float(square.mean())
     found = {
-        "rms_log_bellman": root(mean),
-        "t_rms_log_bellman": scored.horizon * root(mean),
+        "rms_log_bellman": _root(mean),
+        "t_rms_log_bellman": scored.horizon * _root(mean),
         "mean_square_log_bellman": mean,
         "mean_log_bellman": float(errors.log_error[known].mean()),
         "mean_square_bellman": float(errors.squared_error[known].mean()),
     }
     return found | {
-        f"rms_log_bellman_at_{t}": root(float(square[depth == t].mean())) for t in np.unique(depth)
+        f"rms_log_bellman_at_{t}": _root(float(square[depth == t].mean())) for t in np.unique(depth)
     }
 
 
-def root(mean_square: float) -> float:
+def _root(mean_square: float) -> float:
     """Return the square root, 0 for a negative estimate."""
     return float(np.sqrt(max(mean_square, 0.0)))
 
 
-def calibration_metrics(
+def _calibration_metrics(
     values: Sequence[np.ndarray], outcomes: Sequence[np.ndarray], scorer: Scorer
 ) -> dict[str, float]:
     """Return ``brier``, ``ece`` and ``auc`` of p against outcomes (N arrays each), without outcomes of NaN."""
@@ -86,15 +81,7 @@ def calibration_metrics(
 
 
 class ShardedScorer(ValueModel):
-    """A value model that splits its trees over the processes of a training run.
-
-    Parameters
-    ----------
-    inner : ValueModel
-    rank, processes : int
-    gather : callable
-        Takes a list and returns the joined lists of all processes.
-    """
+    """A value model that splits its trees over ``processes``; ``gather`` joins the lists of all processes."""
 
     def __init__(
         self, inner: ValueModel, rank: int, processes: int, gather: Callable[[list[Any]], list[Any]]

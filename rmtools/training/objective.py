@@ -24,15 +24,7 @@ Batch = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Values:
-    """Log values of one batch, nats.
-
-    Attributes
-    ----------
-    prefix : Tensor
-        (B, T + 1).
-    child : Tensor
-        (B, T, C) of the distinct alternatives; the potential of those that ended.
-    """
+    """Log values of one batch, nats: (B, T + 1) prefixes, and (B, T, C) distinct alternatives (potentials of ended ones)."""
 
     prefix: Tensor
     child: Tensor
@@ -44,7 +36,7 @@ def read_values(logits: Tensor, batch: Batch, floor: float) -> tuple[Tensor, Val
     Parameters
     ----------
     logits : Tensor
-        (B, L, 2) of every token. Values of children mean nothing if their tokens are not among them.
+        (B, L, 2) of every token. Values of children are arbitrary if their tokens are not among them.
     batch : mapping
         What :class:`rmtools.training.batching.Collator` returns.
     floor : float
@@ -94,18 +86,11 @@ class Objective:
 
     @property
     def children(self) -> str:
-        """Which forward passes read the alternatives: "none", that of the target network ("copy"), or "all"."""
-        return "all" if self.residual_weight else "copy" if self.bootstraps else "none"
+        """Which forward passes read the alternatives: "none", that of bootstrap values ("bootstrap"), or "all"."""
+        return "all" if self.residual_weight else "bootstrap" if self.bootstraps else "none"
 
-    def targets(self, batch: Batch, copy: Values | None = None) -> tuple[Tensor, Tensor]:
-        """Return log U (B, T + 1) in nats, and which prefixes have a target.
-
-        Parameters
-        ----------
-        batch : mapping
-        copy : Values, optional
-            Bootstrap values, of the target network or of the current weights.
-        """
+    def targets(self, batch: Batch, bootstrap: Values | None = None) -> tuple[Tensor, Tensor]:
+        """Return log U (B, T + 1) in nats, and which prefixes have a target; ``bootstrap`` holds the bootstrap values."""
         phi, length, complete = batch["log_potential"], batch["length"], batch["complete"]
         depth = torch.arange(batch["reads"].shape[1], device=length.device)[None, :]
         real = (depth <= length[:, None]) & batch["counts"][:, None]
@@ -114,8 +99,10 @@ class Objective:
         if self.target == "labels":
             found = given_labels(batch["log_label"])
             return found, real & ~torch.isnan(found)
-        assert copy is not None
-        log_one_step, end = self._one_step(batch, copy)
+        assert bootstrap is not None
+        after = _with_ends(bootstrap.prefix, batch)
+        end = after.gather(1, (length - 1).clamp(min=0)[:, None])[:, 0]
+        log_one_step = one_step(after, bootstrap.child, batch["child_log_count"])
         if self.target == "n_step":
             found = n_step_return(log_one_step, end, length, self.n_step)
         else:
@@ -123,33 +110,20 @@ class Objective:
             found = lambda_return(log_one_step, end, length, lam)
         return found, real & (complete[:, None] | (depth < length[:, None]))
 
-    def _one_step(self, batch: Batch, copy: Values) -> tuple[Tensor, Tensor]:
-        """Return the one-step targets (B, T), and the last value of each trajectory (B,)."""
-        after = with_ends(copy.prefix, batch)
-        end = after.gather(1, (batch["length"] - 1).clamp(min=0)[:, None])[:, 0]
-        return one_step(after, copy.child, batch["child_log_count"]), end
-
-    def loss(self, batch: Batch, logits: Tensor, now: Values, copy: Values | None) -> Tensor:
+    def loss(self, batch: Batch, logits: Tensor, now: Values, bootstrap: Values | None) -> Tensor:
         """Return the summed loss of the batch, a scalar.
 
-        Parameters
-        ----------
-        batch : mapping
-        logits : Tensor
-            (B, T + 1, 2) at the prefixes.
-        now : Values
-            Under the current weights, with gradient.
-        copy : Values
-            Bootstrap values, without gradient.
+        ``logits`` (B, T + 1, 2) and the values ``now`` are those of the current weights, with gradient; ``bootstrap`` holds the
+        bootstrap values, without.
         """
         with torch.no_grad():
-            log_target, known = self.targets(batch, copy)
+            log_target, known = self.targets(batch, bootstrap)
         found = divergence(
             self.divergence, log_target, known, logits, now.prefix, self.floor, self.margin
         ).sum()
         if self.residual_weight:
             squares, resolved = bellman_residual(
-                now.prefix[:, :-1], with_ends(now.prefix, batch), now.child, batch["child_log_count"]
+                now.prefix[:, :-1], _with_ends(now.prefix, batch), now.child, batch["child_log_count"]
             )
             inside = torch.arange(squares.shape[1], device=squares.device)[None, :] < batch["length"][:, None]
             inside = inside & batch["counts"][:, None]
@@ -165,7 +139,7 @@ class Objective:
         return example.length + example.complete
 
 
-def with_ends(prefix: Tensor, batch: Batch) -> Tensor:
+def _with_ends(prefix: Tensor, batch: Batch) -> Tensor:
     """Return the log values after each step (B, T); the potential for a step that ends the solution."""
     last = torch.arange(1, prefix.shape[1], device=prefix.device)[None, :] >= batch["length"][:, None]
     return torch.where(last & batch["complete"][:, None], batch["log_potential"][:, None], prefix[:, 1:])

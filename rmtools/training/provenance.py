@@ -10,14 +10,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import peft
+import torch
+import transformers
 
 from rmtools.codec import to_json
 from rmtools.data.rollouts import Rollout, RolloutMetadata, rollouts_fingerprint
 from rmtools.files import write_json, write_text
+from rmtools.lm.card import CARD_FILE
 from rmtools.lm.checkpoint import CheckpointSettings, fingerprint
 from rmtools.training.config import PRMConfig
 from rmtools.training.lora import HONOURED, is_quantised, revision
-from rmtools.training.model_card import CARD_FILE, model_card
+from rmtools.training.model_card import model_card
 from rmtools.training.targets import BOOTSTRAPPED
 
 if TYPE_CHECKING:
@@ -47,30 +51,16 @@ def checkpoint_settings(
     data: str,
     model: "ModelConfig | None" = None,
 ) -> CheckpointSettings:
-    """Return the settings of a checkpoint that is trained on ``rows``.
+    """Return the settings of a checkpoint that is trained on ``rows``, read from ``data``.
 
-    Parameters
-    ----------
-    base : str
-        Folder or hub name of the model under the head. Stands in for the policy where ``metadata`` names none.
-    metadata : RolloutMetadata
-    rows : sequence of Rollout
-    config : PRMConfig
-    data : str
-        Where the rows were read, for the record.
-    model : trl.ModelConfig, optional
-        How the model was built.
+    ``base`` names the model under the head; it is also the policy if ``metadata`` names none.
     """
-    import peft
-    import torch
-    import transformers
-
     weights, rollouts = fingerprint(base), rollouts_fingerprint(rows)
     configuration = {
         "base": weights,
         "rollouts_fingerprint": rollouts,
-        **resolved_configuration(config),
-        **({} if model is None else resolved_model(model)),
+        **_resolved_configuration(config),
+        **({} if model is None else _resolved_model(model)),
     }
     return CheckpointSettings(
         policy=metadata.policy or base,
@@ -99,7 +89,7 @@ def checkpoint_settings(
     )
 
 
-def resolved_configuration(config: PRMConfig) -> dict[str, Any]:
+def _resolved_configuration(config: PRMConfig) -> dict[str, Any]:
     """Return the arguments that decide the weights, as JSON values; equivalent arguments give equal values."""
     unused = {
         "td_lambda": config.target != "td_lambda",
@@ -120,8 +110,8 @@ def resolved_configuration(config: PRMConfig) -> dict[str, Any]:
     return found
 
 
-def resolved_model(model: "ModelConfig") -> dict[str, Any]:
-    """Return how the model is built, as JSON values, without arguments that are not used."""
+def _resolved_model(model: "ModelConfig") -> dict[str, Any]:
+    """Return the arguments that build the model, as JSON values, without unused ones."""
     unused: tuple[str, ...] = () if model.use_peft else ("lora_", "use_rslora", "use_dora")
     unused += () if is_quantised(model) else ("bnb_", "use_bnb")
     names = [name for name in HONOURED[2:] if not name.startswith(unused)]
@@ -130,8 +120,7 @@ def resolved_model(model: "ModelConfig") -> dict[str, Any]:
         found["dtype"] = "float32"
     if model.use_peft:
         targets = found["lora_target_modules"] or "all-linear"
-        targets = [targets] if isinstance(targets, str) else sorted(targets)
-        found["lora_target_modules"] = targets
+        found["lora_target_modules"] = [targets] if isinstance(targets, str) else sorted(targets)
     return found
 
 
@@ -150,7 +139,7 @@ def base_rate(rows: Sequence[Rollout]) -> float:
 def write_records(
     folder: Path, seen_from: Path, settings: CheckpointSettings | None, state: "TrainerState"
 ) -> None:
-    """Write log, settings and model card of a training at ``state`` into ``folder``, which moves to ``seen_from``."""
+    """Write log, settings and model card into ``folder``, whose files move to ``seen_from``."""
     log = json.loads(json.dumps(state.log_history, default=float))
     write_json(folder / LOG_FILE, log)
     if settings is None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
 from transformers import TrainerCallback
 
 from rmtools.errors import UserError
@@ -29,44 +30,40 @@ UNFINISHED = ".new.*"
 
 def checkpoints(out: Path) -> list[Path]:
     """Return the checkpoints in ``out``, oldest first; other folders with similar names are ignored."""
-    return sorted((p for p in out.glob(CHECKPOINTS) if step_of(p) >= 0), key=step_of)
+    return sorted((p for p in out.glob(CHECKPOINTS) if _step(p) >= 0), key=_step)
 
 
-def step_of(checkpoint: Path) -> int:
-    """Return the optimiser step in a checkpoint's name, -1 if there is none."""
+def _step(checkpoint: Path) -> int:
+    """Return the optimiser step in a checkpoint's name, -1 if it has none."""
     step = checkpoint.name.removeprefix("checkpoint-")
     return int(step) if step.isdigit() else -1
 
 
 def remove_checkpoint(folder: Path) -> None:
-    """Remove a checkpoint if it exists; what a kill leaves of it does not count as intact."""
+    """Remove a checkpoint if it exists, the file first without which it is not intact."""
     remove(folder / STATE_FILE)
     remove(folder)
 
 
 def remove_checkpoints(out: Path, resumed: str | None = None) -> None:
     """Remove the checkpoints after the ``resumed`` one, or all of them."""
-    after = -1 if resumed is None else step_of(Path(resumed).resolve())
+    after = -1 if resumed is None else _step(Path(resumed).resolve())
     for folder in checkpoints(out):
-        if step_of(folder) > after:
+        if _step(folder) > after:
             remove_checkpoint(folder)
 
 
 class PruneCheckpoints(TrainerCallback):
-    """Remove checkpoints that a later resume must not find, after the first optimiser step: the training works then.
+    """Run :func:`remove_checkpoints` after the first optimiser step, when the training is known to work.
 
-    Parameters
-    ----------
-    out : Path
-    resumed : str, optional
-        Keep this checkpoint and those before it. None: remove all.
+    A later resume must not find the checkpoints of what this training replaces.
     """
 
     def __init__(self, out: Path, resumed: str | None) -> None:
         self.out, self.resumed, self.done = out, resumed, False
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Remove them, before the first new checkpoint is written."""
+        """Remove the checkpoints, before the first new one is written."""
         if not self.done and args.should_save:
             remove_checkpoints(self.out, self.resumed)
         self.done = True
@@ -75,10 +72,8 @@ class PruneCheckpoints(TrainerCallback):
 def claim_output(out: Path, resume: str | None, overwrite: bool) -> Path:
     """Create or accept the output folder of a training.
 
-    Raises
-    ------
-    UserError
-        If it holds an earlier training that is neither resumed nor replaced, or something else, or cannot be written.
+    Raises ``UserError`` if it holds an earlier training that is neither resumed nor replaced, or something else, or
+    cannot be written.
     """
     ours = {PARTIAL, *(p.name for p in out.glob(UNFINISHED))}
     if not out.is_dir() or any(p.name not in ours for p in out.iterdir()):
@@ -103,10 +98,7 @@ def claim_output(out: Path, resume: str | None, overwrite: bool) -> Path:
 def held_output(out: Path, resume: str | None = None, overwrite: bool = False) -> Iterator[None]:
     """Hold the output folder while training; the main process does it for all.
 
-    Raises
-    ------
-    UserError
-        If another training holds it, or wrote to it since it was claimed.
+    Raises ``UserError`` if another training holds it, or wrote to it since it was claimed.
     """
     process = this_process()
     if not process.main:
@@ -120,7 +112,7 @@ def held_output(out: Path, resume: str | None = None, overwrite: bool = False) -
 
 
 def require_outside(out: Path, inputs: Sequence[str]) -> None:
-    """Raise ``UserError`` where an input lies in the output folder, or is that folder."""
+    """Raise ``UserError`` if an input lies in the output folder, or is that folder."""
     for name in inputs:
         place = Path(name).resolve()
         if name and place.exists() and out.resolve() in (place, *place.parents):
@@ -132,37 +124,28 @@ def require_outside(out: Path, inputs: Sequence[str]) -> None:
 def checkpoint_to_resume(named: str | None, out: Path, needed: Sequence[str] = ()) -> str | None:
     """Return the checkpoint folder to resume from; ``true`` or ``last`` is the newest intact one in ``out``.
 
-    Parameters
-    ----------
-    named : str, optional
-    out : Path
-    needed : sequence of str
-        Files that this training needs beyond those of every checkpoint.
-
-    Raises
-    ------
-    UserError
-        If there is none, or the named one is damaged.
+    ``needed`` are files that this training needs beside those of every checkpoint. Raises ``UserError`` if there is none,
+    or the named one is damaged.
     """
     if not named or named.lower() == "false":
         return None
     found = checkpoints(out)[::-1] if named.lower() in ("true", "last") else [Path(named)]
     why = ""
     for folder in found:
-        why = damage(folder, needed)
+        why = _damage(folder, needed)
         if not why:
             return str(folder)
         if len(found) > 1:
             logger.warning("%s is passed over: %s", folder, why)
     raise UserError(
-        f"there is no whole checkpoint to resume from at {found[0] if len(found) == 1 else out}"
+        f"there is no intact checkpoint to resume from at {found[0] if len(found) == 1 else out}"
         + (f": {why}" if why else ""),
         "name another checkpoint-<n> folder (save_strategy: steps writes them), or leave resume_from_checkpoint out "
         "to start anew",
     )
 
 
-def damage(folder: Path, needed: Sequence[str] = ()) -> str:
+def _damage(folder: Path, needed: Sequence[str]) -> str:
     """Return what is missing from a checkpoint or damaged in it; "" if it is intact."""
     for name in (*NEEDED_TO_RESUME, *needed):
         if not any(any(folder.glob(n)) for n in (OPTIMIZERS if name in OPTIMIZERS else (name,))):
@@ -177,14 +160,11 @@ def damage(folder: Path, needed: Sequence[str] = ()) -> str:
     except UserError as error:
         return error.fact
     tensors = sorted(p for p in folder.iterdir() if p.suffix in (".pt", ".pth", ".bin", ".safetensors"))
-    broken = [p.name for p in tensors if not is_whole(p)]
-    return f"{broken[0]} is damaged" if broken else ""
+    return next((f"{p.name} is damaged" for p in tensors if not _is_whole(p)), "")
 
 
-def is_whole(path: Path) -> bool:
+def _is_whole(path: Path) -> bool:
     """Return whether a file of tensors can be read; PyTorch's zip archives are checked byte by byte."""
-    from safetensors import SafetensorError, safe_open
-
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt"):
@@ -196,9 +176,9 @@ def is_whole(path: Path) -> bool:
 
 
 def require_same_training(resumed: str, settings: CheckpointSettings) -> None:
-    """Raise ``UserError`` where a checkpoint was trained with other arguments, rows or weights than ``settings``.
+    """Raise ``UserError`` if a checkpoint was trained with other arguments, rows or weights than ``settings``.
 
-    Names that only one side records are not compared: another release of transformers has other arguments.
+    Names that only one of them records are ignored: another release of transformers has other arguments.
     """
     there, now = CheckpointSettings.load(resumed).training, settings.training
     one, two = there.get("configuration"), now["configuration"]
@@ -212,6 +192,6 @@ def require_same_training(resumed: str, settings: CheckpointSettings) -> None:
     differing = [f"{k} ({one[k]} there, {two[k]} now)" for k in one if k in two and one[k] != two[k]]
     if differing:
         raise UserError(
-            f"{resumed} is of another training: {', '.join(differing)}",
+            f"{resumed} belongs to another training: {', '.join(differing)}",
             "resume with the same arguments and data, or start anew without resume_from_checkpoint",
         )

@@ -17,10 +17,7 @@ logger = logging.getLogger(__name__)
 def load_data(arguments: DataArguments) -> tuple[list[Rollout], list[Rollout], RolloutMetadata]:
     """Return the training rows, the held-out rows (may be none), and the metadata of the training rows.
 
-    Raises
-    ------
-    UserError
-        If there are no rows, a row is wrong, or the arguments contradict each other.
+    Raises ``UserError`` if there are no rows, a row is wrong, or the arguments contradict each other.
     """
     rows, metadata = load_rows(arguments.train_rollouts, arguments.data_format)
     if not arguments.eval_rollouts:
@@ -33,12 +30,8 @@ def load_data(arguments: DataArguments) -> tuple[list[Rollout], list[Rollout], R
 def load_rows(path: str, name: str = "") -> tuple[list[Rollout], RolloutMetadata]:
     """Read a rollout folder, or a file in the public format ``name`` (default: found from its fields).
 
-    Rows that cannot be used, such as those without any label, are counted in a warning.
-
-    Raises
-    ------
-    UserError
-        If it is neither, or a row is wrong (named).
+    Rows that cannot be used, such as those without any label, are counted in a warning. Raises ``UserError`` if it is
+    neither, or a row is wrong (named).
     """
     if not path:
         raise UserError("there are no rollouts to train on: train_rollouts is empty", "set train_rollouts")
@@ -66,15 +59,7 @@ def load_rows(path: str, name: str = "") -> tuple[list[Rollout], RolloutMetadata
 def metadata_without_policy(rows: Sequence[Rollout]) -> RolloutMetadata:
     """Return the metadata of rows whose policy is not known."""
     horizon = max(len(r.steps) for r in rows)
-    return RolloutMetadata(
-        policy="",
-        policy_fingerprint="",
-        task="",
-        horizon=horizon,
-        steps=StepSettings("\n", horizon),
-        temperature=None,
-        seed=0,
-    )
+    return RolloutMetadata("", "", "", horizon, StepSettings("\n", horizon), temperature=None, seed=0)
 
 
 def require_base(named: str | None, metadata: RolloutMetadata) -> str:
@@ -90,10 +75,7 @@ def require_base(named: str | None, metadata: RolloutMetadata) -> str:
 def hold_out(rows: Sequence[Rollout], share: float) -> tuple[list[Rollout], list[Rollout]]:
     """Split off the rows of about ``share`` of the prompts; a prompt's side does not depend on the other prompts.
 
-    Raises
-    ------
-    UserError
-        If ``share`` is not in [0, 1), or a part would be empty.
+    Raises ``UserError`` if ``share`` is not in [0, 1), or a part would be empty.
     """
     if not 0 <= share < 1:
         raise UserError(f"eval_share is {share}", "it is a share of the prompts: at least 0, below 1")

@@ -32,17 +32,14 @@ if TYPE_CHECKING:
 def train(data: DataArguments, config: PRMConfig, model_arguments: "ModelConfig") -> PRMTrainer:
     """Train a value model, resume or replace an earlier training, and write the result to ``output_dir``.
 
+    Returns the trainer, with the trained model and its log.
+
     Parameters
     ----------
     data : DataArguments
     config : PRMConfig
     model_arguments : trl.ModelConfig
         The model to start from (default: the policy of the rollouts), precision, adapters.
-
-    Returns
-    -------
-    PRMTrainer
-        With the trained model and its log.
 
     Raises
     ------
@@ -60,7 +57,7 @@ def train(data: DataArguments, config: PRMConfig, model_arguments: "ModelConfig"
     claim_output(out, resume, overwrite)
     steps = StepTokenizer(load_tokenizer(base), metadata.steps)
     set_seed(config.seed)  # the adapters draw their initial weights from the global generator
-    with out_of_memory():
+    with _out_of_memory():
         model = build_model(base, model_arguments, config.seed, bool(getattr(config, CHECKPOINTING)))
         settings = checkpoint_settings(base, metadata, rows, config, data.train_rollouts, model_arguments)
         if resume:
@@ -75,8 +72,8 @@ def train(data: DataArguments, config: PRMConfig, model_arguments: "ModelConfig"
 
 
 @contextlib.contextmanager
-def out_of_memory() -> Iterator[None]:
-    """Raise ``UserError`` where a device is out of memory; every other error passes."""
+def _out_of_memory() -> Iterator[None]:
+    """Raise ``UserError`` if a device is out of memory; pass every other error."""
     try:
         yield
     except RuntimeError as error:

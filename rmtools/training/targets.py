@@ -23,7 +23,7 @@ BOOTSTRAPPED = ("td", "td_lambda", "n_step")
 
 
 def monte_carlo(log_potential: Tensor, log_completion: Tensor) -> Tensor:
-    """Return log of the mean potential of the trajectory and the extra completions of each prefix.
+    """Return log of the mean potential of the trajectory and the extra completions of each prefix, (B, T + 1).
 
     Parameters
     ----------
@@ -31,11 +31,6 @@ def monte_carlo(log_potential: Tensor, log_completion: Tensor) -> Tensor:
         (B,) log potential of each trajectory's outcome.
     log_completion : Tensor
         (B, T + 1, R) of the extra completions, padded with -inf.
-
-    Returns
-    -------
-    Tensor
-        (B, T + 1).
     """
     own = log_potential[:, None, None].expand(-1, log_completion.shape[1], 1)
     values = torch.cat([own, log_completion], dim=-1)
@@ -43,7 +38,7 @@ def monte_carlo(log_potential: Tensor, log_completion: Tensor) -> Tensor:
 
 
 def one_step(log_next: Tensor, log_child: Tensor, log_count: Tensor) -> Tensor:
-    """Return log of the mean value after one step, over the trajectory's own step and its alternatives.
+    """Return log of the mean value after one step, over the trajectory's own step and its alternatives, (B, T).
 
     Parameters
     ----------
@@ -53,11 +48,6 @@ def one_step(log_next: Tensor, log_child: Tensor, log_count: Tensor) -> Tensor:
         (B, T, C) bootstrap values of the distinct alternatives.
     log_count : Tensor
         (B, T, C) log of how often each was drawn, padded with -inf.
-
-    Returns
-    -------
-    Tensor
-        (B, T).
     """
     own = log_next[..., None]
     return mean_in_logs(
@@ -72,7 +62,7 @@ def mean_in_logs(log_values: Tensor, log_count: Tensor) -> Tensor:
 
 
 def lambda_return(log_one_step: Tensor, log_end: Tensor, length: Tensor, lam: float) -> Tensor:
-    """Return log G with G_t = (1 - lambda) U_t + lambda G_{t+1}, and the end value from the last prefix on.
+    """Return log G (B, T + 1), G_t = (1 - lambda) U_t + lambda G_{t+1}, and the end value from the last prefix on.
 
     Parameters
     ----------
@@ -84,11 +74,6 @@ def lambda_return(log_one_step: Tensor, log_end: Tensor, length: Tensor, lam: fl
         (B,) steps of each trajectory; entries beyond are padding.
     lam : float
         0 is ``td``, 1 is the trajectory's own outcome.
-
-    Returns
-    -------
-    Tensor
-        (B, T + 1).
     """
     result = [log_end]
     for t in range(log_one_step.shape[1] - 1, -1, -1):
@@ -103,7 +88,7 @@ def lambda_return(log_one_step: Tensor, log_end: Tensor, length: Tensor, lam: fl
 
 
 def n_step_return(log_one_step: Tensor, log_end: Tensor, length: Tensor, n: int) -> Tensor:
-    """Return log of the value after ``n`` steps, the last of them averaged over the children of the prefix before.
+    """Return log of the value after ``n`` steps (B, T + 1), the last of them averaged over the children of the prefix before.
 
     Parameters
     ----------
@@ -111,11 +96,6 @@ def n_step_return(log_one_step: Tensor, log_end: Tensor, length: Tensor, n: int)
         As :func:`lambda_return`.
     n : int
         At least 1, which is ``td``. With fewer steps left, the end value.
-
-    Returns
-    -------
-    Tensor
-        (B, T + 1).
     """
     horizon = log_one_step.shape[1]
     at = torch.arange(horizon + 1, device=length.device)[None, :] + (n - 1)
@@ -124,18 +104,9 @@ def n_step_return(log_one_step: Tensor, log_end: Tensor, length: Tensor, n: int)
 
 
 def given_labels(log_label: Tensor) -> Tensor:
-    """Return each step's label as target of the prefix it ends; the first label is also the target of the root.
+    """Return each step's label as target of the prefix it ends, (B, T + 1); the first is also the target of the root.
 
-    The value of the root is the mean value of first steps: a first step's label is a one-step target of it.
-
-    Parameters
-    ----------
-    log_label : Tensor
-        (B, T) log values of the labels, NaN for a step without label.
-
-    Returns
-    -------
-    Tensor
-        (B, T + 1).
+    The value of the root is the mean value of first steps: a first step's label is a one-step target of it. ``log_label``
+    (B, T) holds log values, NaN for a step without label.
     """
     return torch.cat([log_label[:, :1], log_label], dim=1)

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import gather_object
+from safetensors import SafetensorError
 from transformers import PreTrainedModel, Trainer
 
 from rmtools.data.rollouts import Rollout
@@ -21,7 +23,7 @@ from rmtools.lm.value import ConstantValue, ValueModel
 from rmtools.particles.tilt import Tilt
 from rmtools.training.batching import Collator, RowOrder, Rows
 from rmtools.training.config import PRMConfig, library_errors
-from rmtools.training.examples import Example, prepare, within
+from rmtools.training.examples import prepare, within
 from rmtools.training.metrics import ShardedScorer, held_out_metrics
 from rmtools.training.objective import Objective, Values, read_values
 from rmtools.training.provenance import write_records
@@ -120,12 +122,12 @@ class PRMTrainer(Trainer):
         self.model_accepts_loss_kwargs = False
 
     def _check_rows(self, args: PRMConfig, train: Sequence[Rollout], held_out: Sequence[Rollout]) -> None:
-        """Raise ``UserError`` where the rows do not fit the arguments."""
-        wanted = {
+        """Raise ``UserError`` if the rows do not fit the arguments."""
+        given = {
             "eval_strategy": args.eval_strategy != "no",
             "metric_for_best_model": args.metric_for_best_model,
         }
-        asked = [name for name, value in wanted.items() if value]
+        asked = [name for name, value in given.items() if value]
         if asked and not held_out:
             raise UserError(
                 f"{asked[0]} needs evaluations, but there are no held-out rollouts (eval_rollouts)",
@@ -154,40 +156,36 @@ class PRMTrainer(Trainer):
         whole = self.objective.children != "none"
         lengths = [len(e.tree.ids) if whole else int(e.tree.reads[-1]) + 1 for e in self.prepared.examples]
         at_once = args.train_batch_size * args.world_size
-        return RowOrder(
-            lengths,
-            args.train_sampling_strategy,
-            at_once * args.gradient_accumulation_steps,
-            at_once if args.world_size > 1 and not args.dataloader_drop_last else 1,
-            args.seed if args.data_seed is None else args.data_seed,
-        )
+        batch = at_once * args.gradient_accumulation_steps
+        multiple = at_once if args.world_size > 1 and not args.dataloader_drop_last else 1
+        seed = args.seed if args.data_seed is None else args.data_seed
+        return RowOrder(lengths, args.train_sampling_strategy, batch, multiple, seed)
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Return the loss of the batch; raise ``UserError`` if it is NaN or infinite."""
-        copy = self._copy_values(model, inputs)
+        bootstrap = self._bootstrap_values(model, inputs)
         logits = model(**inputs["model"]).logits
         at, now = read_values(logits, inputs, self.args.floor)
-        total = self.objective.loss(inputs, at, now, now if copy is None else copy)
+        total = self.objective.loss(inputs, at, now, now if bootstrap is None else bootstrap)
         # A shorter last batch is divided by the rows of a whole one: every row weighs the same. transformers divides by
         # the forward passes of this optimiser step, of which the last one of an epoch may have fewer.
         passes = getattr(self, "current_gradient_accumulation_steps", self.args.gradient_accumulation_steps)
         share = passes / self.args.gradient_accumulation_steps if model.training else 1.0
         loss = total * share / (self.args.train_batch_size * self.targets_per_row)
         if not bool(torch.isfinite(loss)):
-            raise UserError(
-                f"the training loss is {loss.item()} at optimiser step {self.state.global_step}", UNSTABLE
-            )
+            step = self.state.global_step
+            raise UserError(f"the training loss is {loss.item()} at optimiser step {step}", UNSTABLE)
         return (loss, logits) if return_outputs else loss
 
     @torch.no_grad()
-    def _copy_values(self, model: Any, inputs: dict[str, Any]) -> Values | None:
+    def _bootstrap_values(self, model: Any, inputs: dict[str, Any]) -> Values | None:
         """Return the values that make the targets; None if the forward pass itself gives them."""
-        if not self.objective.bootstraps or (self.target_network is None and inputs["copy"] is None):
+        if not self.objective.bootstraps or (self.target_network is None and inputs["bootstrap"] is None):
             return None
-        given = inputs["copy"] or inputs["model"]
-        logits = model(**given).logits if self.target_network is None else self.target_network.logits(given)
+        given, network = inputs["bootstrap"] or inputs["model"], self.target_network
+        logits = model(**given).logits if network is None else network.logits(given)
         return read_values(logits, inputs, self.args.floor)[1]
 
     def evaluate(
@@ -200,7 +198,7 @@ class PRMTrainer(Trainer):
         # Under FSDP every forward pass needs all processes.
         if self.accelerator.num_processes > 1 and not self.is_fsdp_enabled:
             scorer = ShardedScorer(
-                scorer, self.accelerator.process_index, self.accelerator.num_processes, gather_lists
+                scorer, self.accelerator.process_index, self.accelerator.num_processes, gather_object
             )
         constant = {f"constant_{k}": self._constant[k] for k in COMPARED if k in self._constant}
         found = held_out_metrics(self.eval_rollouts, scorer) | constant
@@ -212,20 +210,21 @@ class PRMTrainer(Trainer):
 
     def _constant_metrics(self) -> dict[str, float]:
         """Return the metrics of the constant value: the training rows' mean reward, or mean label."""
-        of_rewards, of_labels = base_rates(self.prepared.examples, self.tilt)
 
-        def measured(rate: float | None) -> dict[str, float]:
-            if rate is None:
+        def measured(log_values: list[float]) -> dict[str, float]:
+            known = np.asarray([x for x in log_values if not math.isnan(x)])
+            if not len(known):
                 return {}
+            rate = float(np.exp(self.tilt.log_probability(known)).mean())
             return held_out_metrics(self.eval_rollouts, ConstantValue(rate, self.steps, self.tilt))
 
-        labels = {k: v for k, v in measured(of_labels).items() if k.startswith("label_")}
-        return (measured(of_rewards) or measured(of_labels)) | labels
+        examples = self.prepared.examples
+        labels = measured([x for e in examples for x in e.log_label.tolist()])
+        found = measured([e.log_potential for e in examples]) or labels
+        return found | {k: v for k, v in labels.items() if k.startswith("label_")}
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """Write weights, head, tokenizer, settings and card; all files are written before the first is moved."""
-        from safetensors import SafetensorError
-
         folder = Path(output_dir or str(self.args.output_dir))
         if not self.args.should_save:
             super()._save(str(folder), state_dict)
@@ -248,14 +247,13 @@ class PRMTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         try:
             super()._save_checkpoint(model, trial)
-        except UserError:  # the weights could not be written
-            remove_checkpoint(folder)
-            raise
-        except (OSError, RuntimeError) as error:
+        except (UserError, OSError, RuntimeError) as error:
             # torch.save reports a full disk as a RuntimeError of its archive writer.
-            if isinstance(error, RuntimeError) and "inline_container" not in str(error):
+            full = isinstance(error, OSError) or "inline_container" in str(error)
+            if full or isinstance(error, UserError):
+                remove_checkpoint(folder)
+            if not full:
                 raise
-            remove_checkpoint(folder)
             reason = getattr(error, "strerror", None) or "the disk is full or the file too large"
             raise UserError(
                 f"cannot write {folder}: {reason}; the checkpoints before it are unchanged",
@@ -263,7 +261,7 @@ class PRMTrainer(Trainer):
             ) from error
 
     def get_train_dataloader(self) -> Any:
-        """Return the loader of the training rows; raise ``UserError`` where its arguments are refused."""
+        """Return the loader of the training rows; raise ``UserError`` if its arguments are refused."""
         with library_errors():
             return super().get_train_dataloader()
 
@@ -280,12 +278,11 @@ class PRMTrainer(Trainer):
         super()._run_epoch(*args, **kwargs)
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        """Return the gradient norm; raise ``UserError`` where it is not finite (fp16 skips such a step itself)."""
+        """Return the gradient norm; raise ``UserError`` if it is not finite (fp16 skips such a step itself)."""
         found = super()._get_grad_norm(model, grad_norm=grad_norm)
         if found is not None and not self.args.fp16 and not math.isfinite(float(found)):
-            raise UserError(
-                f"the gradients are not finite at optimiser step {self.state.global_step}", UNSTABLE
-            )
+            step = self.state.global_step
+            raise UserError(f"the gradients are not finite at optimiser step {step}", UNSTABLE)
         return found
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
@@ -298,13 +295,6 @@ class PRMTrainer(Trainer):
             self.target_network.load(folder)
 
 
-def gather_lists(mine: list[Any]) -> list[Any]:
-    """Return the joined lists of all processes."""
-    from accelerate.utils import gather_object
-
-    return list(gather_object(mine))
-
-
 def require_whole_weights(fsdp: bool, deepspeed: bool) -> None:
     """Raise ``UserError`` under an engine that shards the weights: the target network reads and saves them whole."""
     if fsdp or deepspeed:
@@ -312,14 +302,3 @@ def require_whole_weights(fsdp: bool, deepspeed: bool) -> None:
             f"the target network (ema_decay) does not work under {'FSDP' if fsdp else 'DeepSpeed'}, which shards the weights",
             "set ema_decay: 0 to bootstrap from the current weights, use target mc or labels, or train with DDP",
         )
-
-
-def base_rates(examples: Sequence[Example], tilt: Tilt) -> tuple[float | None, float | None]:
-    """Return the mean reward and the mean label; None if no row has one."""
-
-    def mean(log_values: list[float]) -> float | None:
-        known = np.asarray([x for x in log_values if not math.isnan(x)])
-        return float(np.exp(tilt.log_probability(known)).mean()) if len(known) else None
-
-    labels = [x for e in examples for x in e.log_label.tolist()]
-    return mean([e.log_potential for e in examples]), mean(labels)

@@ -19,7 +19,7 @@ RECIPE = ROOT / "recipes" / "train_prm.py"
         ({"lora_dropout": 0.2, "attn_implementation": "eager"}, [], ["lora_dropout", "attn_impl", "lora_r"]),
         ({"dtype": "int8"}, [], ["int8", "float32, bfloat16, float16"]),
         ({}, ["--load_in_4bit", "true", "--use_peft", "false"], ["cannot be trained whole"]),
-        ({}, ["--resume_from_checkpoint", "last"], ["no whole checkpoint to resume from", "save_strategy"]),
+        ({}, ["--resume_from_checkpoint", "last"], ["no intact checkpoint to resume from", "save_strategy"]),
         ({"n_step": 0}, [], ["n_step"]),
         ({}, ["--td_lambda", "nan"], ["td_lambda is nan"]),
         ({"td_lambda": 1.1}, [], ["td_lambda"]),
@@ -165,6 +165,11 @@ def test_four_bits_where_their_package_is_missing(run, training, monkeypatch):
     )
     result = run("--config", training(), "--load_in_4bit", "true", script=RECIPE)
     check_error(result, "bitsandbytes", "pip install")
+
+
+def test_compiling_without_a_compiler(run, training, monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name, *rest, **more: None)
+    check_error(run("--config", training(), "--torch_compile", "true", script=RECIPE), "C++ compiler", "g++")
 
 
 def test_a_residual_without_children(run, training, tmp_path, policy_folder, prompts_file):

@@ -13,13 +13,14 @@ from test_training_trainer import adapted, config, trainer_for
 
 from rmtools.data.rollouts import RolloutMetadata
 from rmtools.errors import UserError
+from rmtools.lm.card import CARD_FILE
 from rmtools.lm.checkpoint import SETTINGS_FILE, fingerprint, load_value_model
 from rmtools.lm.classifier import Float32Head, new_token_classifier
 from rmtools.lm.export import export_merged
 from rmtools.lm.value import ValueModel
 from rmtools.particles.tilt import Tilt
 from rmtools.training.config import CHECKPOINTING
-from rmtools.training.model_card import CARD_FILE, model_card
+from rmtools.training.model_card import model_card
 from rmtools.training.provenance import base_rate, checkpoint_settings
 
 

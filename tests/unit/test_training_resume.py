@@ -100,7 +100,7 @@ def test_what_to_resume_from(tmp_path):
     assert checkpoint_to_resume(None, tmp_path) is None
     assert checkpoint_to_resume("false", tmp_path) is None
     for named in ("last", str(tmp_path / "checkpoint-9")):
-        with pytest.raises(UserError, match="no whole checkpoint to resume from"):
+        with pytest.raises(UserError, match="no intact checkpoint to resume from"):
             checkpoint_to_resume(named, tmp_path)
     three, twelve, twenty = (stub_checkpoint(tmp_path, n) for n in (3, 12, 20))
     for name in NEEDED_TO_RESUME:

@@ -128,7 +128,7 @@ def batch_of(trainer, rows):
 
 def log_targets(trainer, batch):
     """log U as the trainer makes them."""
-    copy = trainer._copy_values(trainer.model, batch)
+    copy = trainer._bootstrap_values(trainer.model, batch)
     if copy is None and trainer.objective.bootstraps:
         with torch.no_grad():
             copy = read_values(trainer.model(**batch["model"]).logits, batch, trainer.args.floor)[1]
