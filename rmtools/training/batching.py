@@ -123,9 +123,7 @@ class Collator:
         ``child_reads``, ``child_log_potential`` and ``child_log_count`` (B, T, C), ``completion_log_potential`` (B, T + 1, R).
         """
         trees, trunks = [e.tree for e in examples], [e.tree.trunk() for e in examples]
-        apart = self.children == "bootstrap" and any(
-            len(a.ids) > len(b.ids) for a, b in zip(trees, trunks, strict=True)
-        )
+        branches = any(len(a.ids) > len(b.ids) for a, b in zip(trees, trunks, strict=True))
         horizon = max(e.length for e in examples)
 
         def table(of: Callable[[Example], Sequence[np.ndarray]], fill: float) -> Tensor:
@@ -136,7 +134,7 @@ class Collator:
             row[: len(tree.reads)] = tree.reads
         return {
             "model": self._inputs(trees if self.children == "all" else trunks),
-            "bootstrap": self._inputs(trees) if apart else None,
+            "bootstrap": self._inputs(trees) if self.children == "bootstrap" and branches else None,
             "reads": torch.from_numpy(reads),
             "length": torch.tensor([e.length for e in examples]),
             "complete": torch.tensor([e.complete for e in examples]),

@@ -37,10 +37,8 @@ def check_model_arguments(arguments: "ModelConfig") -> None:
     Dropout would perturb the bootstrap targets, the head is always trained whole, and packed trees need the default
     attention.
     """
-    default, used = (
-        type(arguments)(),
-        (*HONOURED, "lora_task_type"),
-    )  # whose value is always token classification
+    # The value of lora_task_type is always token classification.
+    default, used = type(arguments)(), (*HONOURED, "lora_task_type")
     names = [f.name for f in fields(arguments) if f.name not in used]
     ignored = [name for name in names if getattr(arguments, name) != getattr(default, name)]
     if ignored:

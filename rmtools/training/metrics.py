@@ -19,7 +19,7 @@ def held_out_metrics(rows: Sequence[Rollout], scorer: Scorer) -> dict[str, float
     """Return every metric that ``rows`` resolve.
 
     With outcomes: ``brier``, ``ece`` and ``auc`` of p at all prefixes, and ``last_auc`` at the last ones. With children too:
-    ``mean_square_log_bellman`` (noise-corrected, may be negative), ``rms_log_bellman`` its root (0 where negative),
+    ``mean_square_log_bellman`` (noise-corrected, may be negative), ``rms_log_bellman`` its root (0 if negative),
     ``t_rms_log_bellman`` T times that, ``mean_log_bellman``, ``mean_square_bellman`` (of rho - 1, unbiased), and
     ``rms_log_bellman_at_<t>`` by depth. With step labels: ``label_brier`` and ``label_auc``. There is no AUC if all
     outcomes are equal.

@@ -141,7 +141,7 @@ def checkpoint_to_resume(named: str | None, out: Path, needed: Sequence[str] = (
         f"there is no intact checkpoint to resume from at {found[0] if len(found) == 1 else out}"
         + (f": {why}" if why else ""),
         "name another checkpoint-<n> folder (save_strategy: steps writes them), or leave resume_from_checkpoint out "
-        "to start anew",
+        "to start again",
     )
 
 
@@ -185,7 +185,7 @@ def require_same_training(resumed: str, settings: CheckpointSettings) -> None:
     if not isinstance(one, dict):
         raise UserError(
             f"{resumed} does not record its resolved configuration: an older release wrote it",
-            "resume it with rmtools 0.1.0, or start anew without resume_from_checkpoint",
+            "resume it with rmtools 0.1.0, or start again without resume_from_checkpoint",
         )
     if there.get("configuration_hash") == now["configuration_hash"]:
         return
@@ -193,5 +193,5 @@ def require_same_training(resumed: str, settings: CheckpointSettings) -> None:
     if differing:
         raise UserError(
             f"{resumed} belongs to another training: {', '.join(differing)}",
-            "resume with the same arguments and data, or start anew without resume_from_checkpoint",
+            "resume with the same arguments and data, or start again without resume_from_checkpoint",
         )

@@ -24,7 +24,7 @@ def small_llama(
     Embeddings are not tied to the head: tied ones do not learn the task ``crossing`` reliably. transformers' defaults for
     the last two suit large models: a small one learns to add modulo 10 with .1 and 100 only (docs/log.md).
 
-    Raises ``UserError`` where ``hidden`` cannot be cut into four heads of even width.
+    Raises ``UserError`` if ``hidden`` cannot be split into four heads of even width.
     """
     if hidden % 8:
         raise UserError(
@@ -69,7 +69,7 @@ def train_language_model(
     Parameters
     ----------
     prompts, answers : sequence of str
-        N each; tokenised apart, the prompt's tokens carry no loss unless ``learn_prompts``.
+        N each; tokenised separately; the prompt's tokens carry no loss unless ``learn_prompts``.
     arguments
         Of trl's ``SFTConfig``: max_steps, per_device_train_batch_size, learning_rate, seed. Rows come in their order
         unless ``train_sampling_strategy`` says otherwise.

@@ -51,7 +51,7 @@ class TargetNetwork(TrainerCallback):
         save_file({n: w.contiguous() for n, w in self.weights.items()}, str(folder / TARGET_NETWORK_FILE))
 
     def load(self, folder: Path) -> None:
-        """Read the averaged weights; raise ``UserError`` where ``folder`` has none, or those of another model."""
+        """Read the averaged weights; raise ``UserError`` if ``folder`` has none, or those of another model."""
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
@@ -60,7 +60,7 @@ class TargetNetwork(TrainerCallback):
             found = load_file(str(path))
         except (OSError, SafetensorError) as error:
             raise UserError(
-                f"{folder} has no readable {path.name}: the target network would start anew and the losses differ",
+                f"{folder} has no readable {path.name}: the target network would restart and the losses differ",
                 "resume from a checkpoint that this trainer saved",
             ) from error
         if {n: w.shape for n, w in found.items()} != {n: w.shape for n, w in self.weights.items()}:
