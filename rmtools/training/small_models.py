@@ -69,7 +69,7 @@ def train_language_model(
     Parameters
     ----------
     prompts, answers : sequence of str
-        N each; tokenised separately; the prompt's tokens carry no loss unless ``learn_prompts``.
+        N each, tokenised separately; the prompt's tokens carry no loss unless ``learn_prompts``.
     arguments
         Of trl's ``SFTConfig``: max_steps, per_device_train_batch_size, learning_rate, seed. Rows come in their order
         unless ``train_sampling_strategy`` says otherwise.
