@@ -138,7 +138,7 @@ def particles_for(accuracy: Accuracy, audit: Path, sampled: Sampled) -> Predicte
     if not file.exists():
         raise UserError(
             f"`accuracy` reads the audit of {sampled.model}, and there is none at {file}",
-            f"run `rmtools audit --model {sampled.model}`, or name its folder with `audit`",
+            "audit this model with `rmtools audit`, or name the folder of an audit with `audit`",
         )
     report = read_report(file)
     require_same(file, report.provenance, sampled)

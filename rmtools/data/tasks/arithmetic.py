@@ -144,6 +144,6 @@ def parse_worksheet(prompt: str) -> tuple[int, ...]:
     if rest or not results or len(results) < len(problems):
         raise UserError(
             f"not a prompt of the task arithmetic: {prompt[:40]!r}",
-            "prompts look like '3 + 4 \\n2 - 5 \\n…', as `rmtools prompts --task arithmetic` writes them",
+            "prompts look like '3 + 4 \\n2 - 5 \\n…', as `rmtools prompts` writes them",
         )
     return results

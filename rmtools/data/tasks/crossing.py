@@ -186,6 +186,6 @@ def parse_grid(prompt: str) -> tuple[int, tuple[frozenset[int], ...]]:
     except (IndexError, ValueError) as error:
         raise UserError(
             f"not a prompt of the task crossing: {prompt[:40]!r}",
-            "prompts look like 'r2 . \\nc13 . \\n…', as `rmtools prompts --task crossing` writes them",
+            "prompts look like 'r2 . \\nc13 . \\n…', as `rmtools prompts` writes them",
         ) from error
     return start, blocked
