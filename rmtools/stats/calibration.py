@@ -61,10 +61,7 @@ def brier(p: np.ndarray, outcome: np.ndarray, weights: np.ndarray | None = None)
     UserError
         If an entry is NaN or out of range, or the shapes differ.
     """
-    return _brier(*_checked(p, outcome, weights))
-
-
-def _brier(p: np.ndarray, y: np.ndarray, w: np.ndarray) -> float:
+    p, y, w = _checked(p, outcome, weights)
     return float(np.sum(w * (p - y) ** 2) / w.sum())
 
 
@@ -130,17 +127,8 @@ def expected_calibration_error(
 ) -> float:
     """Mean absolute difference of mean prediction and mean outcome over bins of equal mass (ECE).
 
-    Biased upward by the noise of each bin's mean outcome, by about sqrt(y (1 - y) / n_bin).
-
-    Parameters
-    ----------
-    p, outcome, weights, bins
-        As `reliability_curve`.
-
-    Raises
-    ------
-    UserError
-        As `reliability_curve`.
+    Biased upward by the noise of each bin's mean outcome, by about sqrt(y (1 - y) / n_bin). Arguments and errors as
+    `reliability_curve`.
     """
     return _gap(reliability_curve(p, outcome, bins, weights))
 
@@ -152,22 +140,8 @@ def _gap(curve: ReliabilityCurve) -> float:
 def auc(p: np.ndarray, outcome: np.ndarray, weights: np.ndarray | None = None) -> float | None:
     """Probability that a success has a higher prediction than a failure, ties counting one half.
 
-    An outcome y in (0, 1) stands for a success of weight y and a failure of weight 1 - y.
-
-    Parameters
-    ----------
-    p, outcome, weights : np.ndarray
-        As `brier`.
-
-    Returns
-    -------
-    float or None
-        None without a success or without a failure.
-
-    Raises
-    ------
-    UserError
-        As `brier`.
+    An outcome y in (0, 1) stands for a success of weight y and a failure of weight 1 - y. None without a success or
+    without a failure. Arguments and errors as `brier`.
     """
     estimate = auc_interval(p, outcome, np.zeros(np.shape(p)), weights).estimate
     return None if math.isnan(estimate) else estimate
@@ -310,7 +284,7 @@ def calibration_estimator(
             mean_p=found["p"],
             mean_outcome=found["outcome"],
             brier=found["brier"],
-            brier_constant=_brier(np.full(len(p), np.average(y, weights=w)), y, w),
+            brier_constant=float(np.average((y - np.average(y, weights=w)) ** 2, weights=w)),
             ece=_gap(curve),
             auc=_auc_interval(p, y, w, prompt),
             curve=curve,

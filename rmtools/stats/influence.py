@@ -180,11 +180,6 @@ def influence_estimator(prompts: Sequence[InfluenceSD]) -> Estimator[InfluenceSD
     without any success has weight 0. With a single success, or two trajectories, a prompt has no jackknife and
     enters uncorrected.
 
-    Parameters
-    ----------
-    prompts : sequence of InfluenceSD
-        One per prompt.
-
     Raises
     ------
     UserError

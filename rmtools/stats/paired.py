@@ -110,12 +110,12 @@ def paired_estimator(
         raise UserError(
             f"the models have {n} and {len(b.errors)} prefixes", fix="score both on the same rollouts"
         )
-    pairs = {
-        "squared_ratio_error": (a.errors.squared_error, b.errors.squared_error),
-        "mean_square_corrected": (a.errors.log_error_square, b.errors.log_error_square),
-        "signed_mean": (a.errors.log_error, b.errors.log_error),
+    differences = {
+        "squared_ratio_error": a.errors.squared_error - b.errors.squared_error,
+        "mean_square_corrected": a.errors.log_error_square - b.errors.log_error_square,
+        "signed_mean": a.errors.log_error - b.errors.log_error,
     }
-    problems = {name: weighted_mean(first - second, prompt) for name, (first, second) in pairs.items()}
+    problems = {name: weighted_mean(difference, prompt) for name, difference in differences.items()}
     problems |= _brier(a, b, outcome, outcome_prompt) | _sigma2(a, b)
     common = np.isfinite(a.errors.log_error) & np.isfinite(b.errors.log_error)
 

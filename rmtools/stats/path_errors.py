@@ -105,7 +105,6 @@ def ratio_bound_quantiles(
     prompt : np.ndarray, optional
         (P,) labels; the intervals are over prompts, and not available without them.
     levels : sequence of float
-        Levels of the quantiles.
 
     Raises
     ------
@@ -141,14 +140,7 @@ class PathSummary:
 
 
 def path_estimator(sums: PathSums, prompt: np.ndarray) -> Estimator[PathSummary]:
-    """Average path sums over trajectories.
-
-    Parameters
-    ----------
-    sums : PathSums
-        From `path_sums`.
-    prompt : np.ndarray
-        (n,) prompt of each trajectory, in the order of `sums.trajectory`.
+    """Average path sums over trajectories; `prompt` (n,) labels them in the order of `sums.trajectory`.
 
     Raises
     ------

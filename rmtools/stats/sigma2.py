@@ -212,12 +212,7 @@ def _positive(z_square: Interval) -> bool:
 
 
 def sigma2_estimator(parts: Sequence[Sigma2Parts]) -> Estimator[Sigma2]:
-    """Pool sigma^2 over prompts: sum of Z_p^2 sigma_p^2 over sum of Z_p^2, each sum unbiased.
-
-    Parameters
-    ----------
-    parts : sequence of Sigma2Parts
-        One per prompt.
+    """Pool sigma^2 over prompts: sum of Z_p^2 sigma_p^2 over sum of Z_p^2, each sum unbiased; one part per prompt.
 
     Raises
     ------
