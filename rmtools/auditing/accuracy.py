@@ -1,8 +1,8 @@
-"""How many particles an accuracy takes, read from the audit of the model that is sampled with.
+"""How many particles an accuracy takes, read from the audit of the model.
 
-The audit is scaled: particles for a total variation delta are MAD(H) / (2 delta), or at most SD(H) / (2 delta), for a
-coefficient of variation of Z sigma^2 / delta^2 (docs/equations.md section 5), whatever deltas it was made with. They hold for
-multinomial resampling at every step, pool 1, pooled over the audit's prompts.
+A total variation delta takes MAD(H) / (2 delta) particles, or at most SD(H) / (2 delta); a coefficient of variation of Z
+takes sigma^2 / delta^2 (docs/equations.md section 5). This holds for multinomial resampling at every step, pool 1, pooled over
+the audit's prompts.
 
 >>> Accuracy.parse("tv=.05"), str(Accuracy.parse("cv=.1"))
 (Accuracy(norm='tv', delta=0.05), 'cv=0.1')
@@ -30,14 +30,14 @@ DIFFERENT = "sample what was audited, or run `rmtools audit` on what is sampled"
 
 @dataclass(frozen=True)
 class Accuracy:
-    """What is asked of the sampler: ``tv`` or ``cv``, and how small."""
+    """The requested accuracy: ``tv`` or ``cv``, and how small."""
 
     norm: str
     delta: float
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read ``tv=.05``; raises ``UserError`` where that is no accuracy."""
+        """Read a text like ``tv=.05``; raise ``UserError`` if it is no accuracy."""
         norm, _, number = text.partition("=")
         try:
             found = cls(norm.strip(), float(number))
@@ -56,7 +56,7 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Sampled:
-    """What is about to be sampled; the audit must be of the same.
+    """Identifies a sampling run; must match the audit.
 
     Attributes
     ----------
@@ -167,13 +167,13 @@ def require_same(file: Path, provenance: Mapping[str, Any], sampled: Sampled) ->
 
 
 def policies(provenance: Mapping[str, Any], sampled: Sampled) -> tuple[str, str]:
-    """Return the policy of the audit and the one here: their weights where both are known, else their names."""
+    """Return the policy of the audit and the one here: fingerprints if both are known, else names."""
     there, here = provenance.get("policy_fingerprint", ""), sampled.policy_fingerprint
     return (there, here) if there and here else (provenance.get("policy", ""), sampled.policy)
 
 
 def particles(model: ModelAudit, accuracy: Accuracy, file: Path) -> Interval:
-    """Return the particles (not rounded) that ``accuracy`` takes; raises ``UserError`` where they are not resolved."""
+    """Return the particles (not rounded) that ``accuracy`` takes; raise ``UserError`` if they are not resolved."""
     spread = spread_of(model, accuracy.norm)
     needed: Callable[[float, float], float] = n_for_tv if accuracy.norm == "tv" else n_for_cv
     if spread is None or not 0 < spread.estimate < math.inf:
@@ -185,7 +185,7 @@ def particles(model: ModelAudit, accuracy: Accuracy, file: Path) -> Interval:
 
 
 def spread_of(model: ModelAudit, norm: str) -> Interval | None:
-    """Return what particles are counted from, as in the audit: the tables' where they hold every prompt; None: not resolved."""
+    """Return what the audit counts particles from: tables if they hold every prompt, else rollouts; None if not resolved."""
     cost = model.cost
     if cost.counted_from == "tables" and cost.tabulated is not None:
         return cost.tabulated.mad if norm == "tv" else cost.tabulated.sigma2

@@ -29,7 +29,7 @@ class PromptAudit:
     success, z, root_value : float
         Mean reward, mean potential, V(s_0).
     signed_mean, mean_square_corrected : float
-        Of b over its prefixes, nats and nats^2; NaN where none has two children.
+        Mean of b (nats) and of b^2 over its prefixes; NaN if no prefix has two children.
     sigma2, n_for_cv, n_for_tv : Interval or None
         Intervals over its trajectories: wide with few.
     """
@@ -150,7 +150,7 @@ class WorstPrefix:
     value, ratio : float
         V(s), and the mean of the next steps' values over it.
     log_error, standard_error : float
-        b and its noise, nats; the noise is 0 where the next steps were enumerated.
+        b and its standard error, nats; 0 if the next steps were enumerated.
     children : tuple of ShownChild
         The most frequent ones.
     n_children : int
@@ -173,12 +173,13 @@ def worst_prefixes(
 ) -> tuple[WorstPrefix, ...]:
     """Return the distinct prefixes with the largest absolute b.
 
-    Enumerated b where there is one, else two standard errors nearer to zero: the largest estimates of many are mostly noise.
+    Enumerated b if available, else sampled b moved two standard errors towards zero: the largest of many estimates are
+    mostly noise.
     """
     if exact is not None:
         b, noise = exact, np.zeros(len(exact))
     else:
-        # Children that are all alike say nothing of their noise: their b may be luck, and would fill the list.
+        # Identical children give no estimate of the noise: chance values would fill the list.
         b, noise = np.where(errors.identical, np.nan, errors.log_error), np.sqrt(errors.log_error_noise)
     size = np.where(np.isfinite(b), np.maximum(np.abs(b) - 2 * noise, 0.0), -1.0)
     found: list[WorstPrefix] = []

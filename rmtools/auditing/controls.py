@@ -1,8 +1,7 @@
-"""Controls without a checkpoint: the value of the depth alone, and the Monte-Carlo oracle.
+"""Controls without a checkpoint: a value that depends on the depth only, and the Monte-Carlo oracle.
 
-`position_only` is what a model knows that reads nothing but how far a solution has come. `monte_carlo_oracle` is what
-the rollouts themselves know: a prefix is worth the mean potential of some of its completions, and the figures are
-estimated from the others, so that value and estimate are independent (docs/equations.md, sections 5 and 6).
+The oracle values a prefix by the mean potential of some of its completions; the figures are estimated from the others, so
+that value and estimate are independent (docs/equations.md, sections 5 and 6).
 """
 
 from collections.abc import Callable, Sequence
@@ -39,19 +38,18 @@ class Position:
 
 
 class PositionValue:
-    """The scorer that knows the depth and nothing else; made by :func:`position_only`.
+    """A scorer that reads the depth only; made by :func:`position_only`.
 
     Parameters
     ----------
     log_value : np.ndarray
-        (3, D) nats by depth: for the prompts of half A, for those of half B, and for prompts that were not fitted on.
-        Deeper prefixes have the last entry.
+        (3, D) nats by depth: for prompts of half A, of half B, and for all others. Deeper prefixes have the last entry.
     half : dict
         Prompt, as token ids, to 0 (half A) or 1 (half B).
     steps : StepTokenizer
     tilt : Tilt
     fitted_on : str
-        Which rows the tables are of.
+        Describes the rows that the tables were fitted on.
     """
 
     is_probability = True
@@ -74,7 +72,7 @@ class PositionValue:
     def score(
         self, trees: Sequence[EncodedTree], progress: Callable[[int], object] | None = None
     ) -> list[TreeValues]:
-        """Return each prefix's and child's value of its depth."""
+        """Return the value of every prefix and child, by its depth."""
         if progress is not None:
             progress(len(trees))
         out = []
@@ -112,13 +110,13 @@ def position_only(
 ) -> PositionValue:
     """Fit the value of each depth, cross-fitted: prompts of half A get the table of half B, and the reverse.
 
-    V(t) is the mean potential of the trajectories that reach depth t without having ended. At depths that the other
-    half never reaches, and where a solution has ended, it is that of the deepest one reached.
+    V(t) is the mean potential of the trajectories that are unfinished at depth t; at finished solutions, and at depths that
+    the other half never reaches, it is the value of the deepest depth reached.
 
     Parameters
     ----------
     rows : sequence of Rollout
-        With outcomes. Both halves are halves of their prompts; other prompts get the table of all rows.
+        With outcomes. Their prompts are split into halves; other prompts get the table of all rows.
     steps : StepTokenizer
     tilt : Tilt
     rng : np.random.Generator
@@ -160,25 +158,24 @@ def _by_depth(rows: Sequence[Rollout], tilt: Tilt) -> np.ndarray:
 
 @dataclass(frozen=True)
 class OracleValue:
-    """The Monte-Carlo oracle on its rows: values, and the rows without the completions that they are made of.
+    """The values of the Monte-Carlo oracle, and the rows without the completions that were averaged into them.
 
     Estimate from ``rows`` only: on them values and completions are independent given the trajectories. The oracle has no
-    values at alternative next steps, so it has no Bellman error; sigma^2, calibration and ratios along trajectories
-    it has. Its sigma^2 is that of a value with the noise of few completions, not of V*; at the end it knows the outcome,
-    so calibration there is perfect.
+    values at alternative next steps, hence no Bellman error; sigma^2, calibration and ratios along trajectories exist. Its
+    sigma^2 includes the noise of few completions; its last value is computed from the outcome.
 
     Attributes
     ----------
     log_value : list of np.ndarray
         N arrays (T + 1,) nats; the last is the potential of the trajectory's reward.
     rows : list of Rollout
-        The same rows; completions that went into a value are removed.
+        The rows without the completions averaged into a value.
     tilt : Tilt
     name : str
-        Says how many completions a value is made of.
+        Says how many completions are averaged.
     n_roots_from_outcomes : int
-        Prompts without completions of the prompt itself: their root is valued by the very outcomes that calibration
-        compares it with (weight 1/n each). Particle costs do not see it.
+        Number of prompts without completions of the prompt itself: their root value is the mean of the outcomes that
+        calibration compares it with. Particle costs are not affected.
     """
 
     log_value: list[np.ndarray]
@@ -190,7 +187,7 @@ class OracleValue:
     is_probability = True
 
     def scored(self) -> ScoredRollouts:
-        """Return the values as the estimators read them: no children but the trajectories' own next steps."""
+        """Return the values for the estimators; the only children are the trajectories' own next steps."""
         length = np.asarray([len(r.steps) for r in self.rows])
         child = np.concatenate([v[1:] for v in self.log_value])[:, None]
         index = {p: i for i, p in enumerate(dict.fromkeys(r.prompt_id for r in self.rows))}
@@ -211,37 +208,36 @@ class OracleValue:
 def monte_carlo_oracle(
     rows: Sequence[Rollout], tilt: Tilt, rng: np.random.Generator, shrinkage: float = 0.0
 ) -> OracleValue:
-    """Value every prefix by the mean potential of one half of its extra completions; leave the other to the estimates.
+    """Value every prefix by the mean potential of half of its extra completions; leave the other half to the estimates.
 
-    The root has one value for all trajectories of a prompt: the mean over all their extra completions of the prompt,
-    which no estimate reads, or over their outcomes where there are none. A constant cancels in every
-    estimate of particle costs: V(s_0) enters them as V_i(s_0) / V_j(s_0) only.
+    The root has one value per prompt: the mean of all extra completions of the prompt, which no estimate reads, or else of
+    the outcomes. It cancels in particle costs, which contain V_i(s_0) / V_j(s_0) only.
 
-    The trajectory's own outcome is in no value but the last: it is the potential at the end. sigma^2 alone would need no
-    split, since V(s_t) meets V*^2 of other depths or of other trajectories only; in the spread of H completions of s_t
-    stand in h_t and, through V(s_t), in h_{t+1}, and using them twice hides most of it.
+    A trajectory's own outcome enters its last value only. sigma^2 alone would need no split: V(s_t) is multiplied with V*^2
+    of other depths or trajectories only. The spread of H needs it: completions of s_t enter h_t and, through V(s_t), h_{t+1},
+    and using them twice hides most of the spread.
 
     Parameters
     ----------
     rows : sequence of Rollout
-        With outcomes, and at least two extra completions at every prefix after the first step (R >= 3); with four the
-        spread of H can be estimated too.
+        With outcomes, and at least two extra completions at every prefix after the first step (R >= 3); four for the
+        spread of H.
     tilt : Tilt
     rng : np.random.Generator
         Draws which completions are used.
     shrinkage : float
-        Weight of the root's value in every other one, in completions. Few completions that all fail make a value of the
-        floor, and sigma^2 is of 1 / V: with 0 it may exceed that of a constant.
+        Weight of the root's value in every other value, in completions. With 0, prefixes whose few completions all fail have
+        the floor's value, and sigma^2, which contains 1 / V, may exceed a constant's.
 
     Raises
     ------
     UserError
-        If a prefix has fewer than two extra completions, a row has no outcome, the shrinkage is negative, or is asked for
-        where a prompt has no completions of its own: outcomes would be in every value.
+        If a prefix has fewer than two extra completions, a row has no outcome, the shrinkage is negative, or it is positive
+        and a prompt has no completions of its own: outcomes would enter every value.
 
     Notes
     -----
-    Of an odd number the larger half is left to the estimates. Source: docs/equations.md section 5.
+    The larger half of an odd number is left to the estimates. Source: docs/equations.md section 5.
     """
     for i, row in enumerate(rows):
         _require_completions(row, i)
@@ -276,14 +272,14 @@ def _require_completions(row: Rollout, index: int) -> None:
         n = len(row.completions[t]) if row.completions else 0
         if n < 2:
             raise UserError(
-                f"field completions: row {index} (prompt {row.prompt_id}) has {n} after step {t}: the oracle's value takes "
-                "one, and what it is compared with another",
+                f"field completions: row {index} (prompt {row.prompt_id}) has {n} after step {t}: the oracle needs one "
+                "for its value and one for the estimates",
                 "draw rollouts with 5 completions per prefix, including the trajectory's own",
             )
 
 
 def _root_rewards(rows: Sequence[Rollout]) -> dict[str, tuple[float, bool]]:
-    """Return {prompt id: mean reward, whether it is of completions of the prompt and not of the outcomes}."""
+    """Return {prompt id: (mean reward, True if over completions of the prompt, False if over outcomes)}."""
     drawn: dict[str, list[float]] = {}
     outcomes: dict[str, list[float]] = {}
     for row in rows:

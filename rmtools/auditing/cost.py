@@ -1,7 +1,6 @@
-"""What the error costs: particles for an accuracy, pooled and by prompt, and the same answer bought otherwise.
+"""What the error costs: particles for an accuracy, pooled and by prompt, and what rejection and best-of-N cost instead.
 
-docs/equations.md, section 5. All counts are of particles, solutions or tokens; all intervals 95% over prompts, those of
-one prompt over its trajectories.
+docs/equations.md, section 5. Intervals are 95% over prompts; those of one prompt are over its trajectories.
 """
 
 import math
@@ -44,7 +43,7 @@ def cost_estimates(rows: "Sequence[Rollout]", arrays: Sequence[PromptArrays]) ->
     """Return what the rollouts resolve of sigma^2 and of the spread of H."""
     extra, fewest = extra_completions(rows), min(len(a.potential) for a in arrays)
     single = all(len(r.steps) == 1 for r in rows)
-    # Where all outcomes are alike, what successes or failures would cost was never seen.
+    # If all outcomes are equal, the cost of the other outcome was never observed.
     alike = len({float(x) for a in arrays for x in a.potential}) == 1
     if fewest < 2 or alike or not (single or extra >= 1):
         return CostEstimates()
@@ -58,7 +57,7 @@ def cost_estimates(rows: "Sequence[Rollout]", arrays: Sequence[PromptArrays]) ->
 
 
 def particles(spread: Interval | None, needed: Callable[[float], float]) -> Interval | None:
-    """Return the particles ``needed`` for a spread, at least 1; None where the spread was not above its noise."""
+    """Return the particles ``needed`` for a spread, at least 1; None if the spread is not above its noise."""
     if spread is None or not spread.estimate > 0:
         return None
     return spread.map(lambda s: max(needed(max(s, 0.0)), 1.0))
@@ -66,25 +65,25 @@ def particles(spread: Interval | None, needed: Callable[[float], float]) -> Inte
 
 @dataclass(frozen=True)
 class AlternativeCosts:
-    """One answer within the total variation asked for, bought in three ways; tokens are the policy's, generated.
+    """Cost of one answer within the requested total variation: sampler, rejection, best-of-N; tokens are generated ones.
 
-    All three are means over prompts with weights Z^2, as sigma^2 is pooled: prompts that are often solved count most.
+    All are means over prompts with weights Z^2, as sigma^2 is pooled: prompts that are often solved count most.
 
     Attributes
     ----------
     tokens_per_solution : float
         Mean of the audited trajectories.
     smc_tokens : Interval or None
-        Particles for the TV times that.
+        Particles for the TV times ``tokens_per_solution``.
     rejection_solutions, rejection_tokens : Interval or None
-        Solutions until one is accepted with probability phi, 1 / Z. Its law is the target's. None with a single
-        trajectory of a prompt.
+        Solutions until one is accepted with probability phi: 1 / Z. Exact draws from the target. None if a prompt has a
+        single trajectory.
     best_of_n_solutions, best_of_n_tokens : Interval or None
-        N at which one of N solutions is right as often as a draw from the target is, less the TV. It needs a verifier that
-        picks it, and its law is another one. A plug-in of each prompt's share of right solutions: rough with few of
-        them. None where rewards are not 0 or 1.
+        N at which one of N solutions is right as often as a draw from the target, less the TV. Needs a verifier to pick it,
+        and does not sample the target. Plug-in of each prompt's share of right solutions: rough if there are few. None
+        unless rewards are 0 or 1.
     prompts_without_success : int
-        Of all trajectories of a prompt none was right: their weight is next to nothing, and what they take is not known.
+        Prompts without any right trajectory: their weight is nearly zero and their cost unknown.
     """
 
     tokens_per_solution: float
@@ -154,9 +153,9 @@ class Tabulated:
     sigma2, perfect : Interval
         Pooled sigma^2 of the model and of the true value.
     ratio : Interval
-        Of the two: what the model's error costs.
+        The model's over the true value's: what the model's error costs.
     mad : Interval
-        Mean absolute deviation of H of the model, pooled with the same weights.
+        Mean absolute deviation of the model's H, pooled with the same weights.
     n_prompts : int
     uncovered : float
         Largest probability outside a table.
@@ -172,7 +171,7 @@ class Tabulated:
 
 @dataclass(frozen=True)
 class MeasuredAccuracy:
-    """What the sampler did at ``n_particles``, multinomial resampling at every step.
+    """Accuracy of the sampler at ``n_particles``, measured with multinomial resampling at every step.
 
     Attributes
     ----------
@@ -200,16 +199,16 @@ class MeasuredAccuracy:
 
 @dataclass(frozen=True)
 class PaperCounts:
-    """What the paper's worst-case theorems ask for, with the largest L and epsilon seen: both may be larger unseen.
+    """Counts of the paper's worst-case theorems at the largest observed L and epsilon, which may be larger elsewhere.
 
     Attributes
     ----------
     ratio_bound, bellman_error : float
-        L and epsilon, the largest observed; of sampled ratios what is left of them after two standard errors.
+        L and epsilon; sampled ratios are reduced by two standard errors.
     log10_particles : float
-        Of Thm 5.1's count for the TV asked for.
+        Log10 of the count of Thm 5.1 for the requested TV.
     pool_size, mh_steps : float or None
-        M and H of Algorithm 2 (Thm 6.1); None where they exceed a float.
+        M and H of Algorithm 2 (Thm 6.1); None if they overflow a float.
     """
 
     ratio_bound: float
@@ -252,14 +251,14 @@ def paper_counts(ratio_bound: float, largest_log_error: float, horizon: int, del
 
 @dataclass(frozen=True)
 class ZCheck:
-    """Z from outcomes beside the value at the root, means over prompts.
+    """Z from outcomes, and the value at the root; means over prompts.
 
     Attributes
     ----------
     z, root_value : Interval
         Mean potential of the trajectories, mean V(s_0).
     difference : Interval
-        Of V(s_0) minus Z, paired: 0 for a calibrated root.
+        V(s_0) minus Z, paired: 0 for a calibrated root.
     """
 
     z: Interval

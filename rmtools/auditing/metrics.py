@@ -1,4 +1,4 @@
-"""The figures of an audit by name: what a threshold can be set on ."""
+"""The figures of an audit by name: the names that thresholds can use."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,7 +7,7 @@ from rmtools.auditing.model_audit import ModelAudit
 from rmtools.errors import UserError
 from rmtools.stats.bootstrap import Interval
 
-# Where each figure stands in a model's audit; the enumerated error where there is one.
+# Path of each figure in a model's audit; the error is the enumerated one if there is one.
 METRICS = {
     "rms_log_bellman": "error/best/corrected/rms",
     "rms_log_bellman_guided": "error/best_guided/corrected/rms",
@@ -30,7 +30,7 @@ METRICS = {
 
 
 def figure(model: ModelAudit, name: str) -> float | None:
-    """Return the metric ``name`` of ``model``, None where these rollouts do not give it; signed ones without sign."""
+    """Return the metric ``name`` of ``model``, None if these rollouts do not give it; the size of signed ones."""
     found: Any = model
     for part in METRICS[name].split("/"):
         found = found[part] if isinstance(found, dict) else getattr(found, part)

@@ -33,8 +33,8 @@ def notes(
         out += about if role == "model" else [f"{role}: {text}" for text in about]
     if uncovered is not None and uncovered["mean"] > LISTED_MUCH:
         out.append(
-            f"enumerated figures are of the policy given that its step is a listed one: {uncovered['mean']:.1%} of the "
-            f"probability is not, up to {uncovered['largest']:.0%} at a prefix; sampled figures are of the policy itself"
+            f"enumerated figures condition the policy on listed steps: {uncovered['mean']:.1%} of the probability is outside "
+            f"them, up to {uncovered['largest']:.0%} at a prefix; sampled figures do not"
         )
     for m in found:
         out += model_notes(m)
@@ -56,9 +56,9 @@ def provenance_notes(
             f"{settings.steps.max_steps}"
         )
     if not metadata.policy_fingerprint:
-        out.append("the rollouts do not say which policy they are of")
+        out.append("the rollouts do not say which policy drew them")
     elif metadata.policy_fingerprint != settings.policy_fingerprint:
-        out.append("the rollouts are of another policy than the checkpoint was trained for")
+        out.append("another policy drew the rollouts than the checkpoint was trained for")
     if metadata.temperature is None:
         out.append("the rollouts do not say at which temperature they were sampled")
     elif metadata.temperature != settings.temperature:
@@ -83,8 +83,7 @@ def sample_notes(rows: "Sequence[Rollout]", model: ModelAudit) -> list[str]:
     repeated = len(rows) - len({json.dumps(asdict(r)) for r in rows if r.children or r.completions})
     if repeated and all(r.children or r.completions for r in rows):
         out.append(
-            f"{repeated} rows are repeated to the letter, branches included: if a file is there twice, every interval is "
-            "too narrow"
+            f"{repeated} rows are exact repeats, branches included: if a file was read twice, every interval is too narrow"
         )
     rewards = {r.outcome for r in rows}
     if len(rewards) == 1:
@@ -96,7 +95,7 @@ def sample_notes(rows: "Sequence[Rollout]", model: ModelAudit) -> list[str]:
     if silent and len(rewards) > 1:
         out.append(
             f"{silent} of {prompts} prompts have no right solution among their trajectories: their share of Z is the "
-            "floor's, and their particles are not known"
+            "floor's, and the particles they need are unknown"
         )
     if not guided_resolved(model):
         out.append(

@@ -5,6 +5,7 @@ Markdown and page are two forms of the same sections.
 
 import json
 import math
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,16 +45,16 @@ def sections(report: AuditReport) -> list[Section]:
     return [
         Section(
             "The audit",
-            (introduction(report), main_table(report), *([Items(in_words)] if in_words else [])),
+            (_introduction(report), _main_table(report), *([Items(in_words)] if in_words else [])),
         ),
-        Section("Warnings", (warnings(report),)),
-        Section("Plots", figures(report)),
+        Section("Warnings", (Items(tuple(("", text) for text in report.warnings) or (("", "none"),)),)),
+        Section("Plots", _figures(report)),
         Section("Where the model is inconsistent", _inconsistencies(report)),
         Section("What it costs", (_costs_table(report),)),
         Section(PROMPTS, (_prompts_table(report.model.breakdowns.by_prompt),)),
-        Section("How to read each line", (row_help(report),)),
+        Section("How to read each line", (Items(tuple((line.label, line.help) for line in _lines(report))),)),
         Section("Counts", (_counts_table(report),)),
-        Section("Provenance", (provenance(report),)),
+        Section("Provenance", (_provenance(report),)),
     ]
 
 
@@ -91,8 +92,7 @@ def _title(report: AuditReport) -> str:
     return f"Audit of {report.provenance['checkpoint']}"
 
 
-def introduction(report: AuditReport) -> str:
-    """Return what was audited, in a few sentences."""
+def _introduction(report: AuditReport) -> str:
     p = report.provenance
     return (
         f"How inconsistent the reward model is, and how many particles that costs. {p['n_trajectories']} solutions of "
@@ -109,25 +109,13 @@ def _columns(report: AuditReport) -> tuple[str, ...]:
     return ("", *(m.role for m in report.models))
 
 
-def main_table(report: AuditReport) -> Table:
-    """Return the main table."""
+def _main_table(report: AuditReport) -> Table:
     rows = tuple((line.label, *line.cells) for line in _lines(report))
     caption = f"Audit, terminal {report.provenance['terminal']}; errors in nats"
     return Table(caption, _columns(report), rows)
 
 
-def row_help(report: AuditReport) -> Items:
-    """Return how to read each line of the main table."""
-    return Items(tuple((line.label, line.help) for line in _lines(report)))
-
-
-def warnings(report: AuditReport) -> Items:
-    """Return the warnings."""
-    return Items(tuple(("", text) for text in report.warnings) or (("", "none"),))
-
-
-def provenance(report: AuditReport) -> Items:
-    """Return name and value of every entry of the provenance."""
+def _provenance(report: AuditReport) -> Items:
     entries = dict(report.provenance)
     if report.uncovered is not None:
         outside = report.uncovered
@@ -142,7 +130,7 @@ def provenance(report: AuditReport) -> Items:
     )
 
 
-def figures(report: AuditReport) -> tuple[Plot, ...]:
+def _figures(report: AuditReport) -> tuple[Plot, ...]:
     """Return the plots that these rollouts have figures for."""
     models, delta = to_json(report.models), report.provenance["delta_cv"]
     branching = [m for m in models if m["error"]["sampled"]]
@@ -201,47 +189,37 @@ def _inconsistencies(report: AuditReport) -> tuple[Table, ...]:
     return tuple(found)
 
 
+def _table(caption: str, columns: tuple[str, ...], rows: Iterable[Sequence[object]]) -> Table:
+    """Write the cells: intervals and numbers to three digits, what is missing as a dash."""
+    return Table(caption, columns, tuple(tuple(map(_cell, row)) for row in rows))
+
+
 def _depth_table(summary: BellmanSummary, source: str) -> Table:
-    rows = tuple(
-        (
-            str(d.depth),
-            str(d.n_prefixes),
-            _interval(d.signed_mean),
-            _interval(d.rms_corrected),
-            _interval(d.squared_ratio_error),
-        )
-        for d in summary.by_depth
+    return _table(
+        f"By depth ({source}; b in nats)",
+        ("depth", "prefixes", "mean b", "RMS b", "mean (ρ − 1)²"),
+        [
+            (d.depth, d.n_prefixes, d.signed_mean, d.rms_corrected, d.squared_ratio_error)
+            for d in summary.by_depth
+        ],
     )
-    columns = ("depth", "prefixes", "mean b", "RMS b", "mean (ρ − 1)²")
-    return Table(f"By depth ({source}; b in nats)", columns, rows)
 
 
 def _value_table(bins: tuple[ValueBin, ...]) -> Table:
-    rows = tuple(
-        (
-            f"{b.low:.3g} to {b.high:.3g}",
-            str(b.n_prefixes),
-            _interval(b.signed_mean),
-            _interval(b.squared_ratio_error),
-        )
-        for b in bins
+    return _table(
+        "By value of the prefix, bins of equal mass (sampled)",
+        ("V", "prefixes", "mean b", "mean (ρ − 1)²"),
+        [(f"{b.low:.3g} to {b.high:.3g}", b.n_prefixes, b.signed_mean, b.squared_ratio_error) for b in bins],
     )
-    caption = "By value of the prefix, bins of equal mass (sampled)"
-    return Table(caption, ("V", "prefixes", "mean b", "mean (ρ − 1)²"), rows)
 
 
 def _binned_table(binned: FlatSummary) -> Table:
-    rows = tuple(
-        (
-            str(b.depth),
-            f"{math.exp(b.lowest_log_value):.3g} to {math.exp(b.highest_log_value):.3g}",
-            str(b.n_prefixes),
-            _interval(b.signed_mean),
-        )
-        for b in binned.bins
-    )
+    rows = []
+    for b in binned.bins:
+        low, high = math.exp(b.lowest_log_value), math.exp(b.highest_log_value)
+        rows.append((b.depth, f"{low:.3g} to {high:.3g}", b.n_prefixes, b.signed_mean))
     caption = "Without children: mean ρ − 1 by depth and value"
-    return Table(caption, ("depth", "V", "prefixes", "mean ρ − 1"), rows)
+    return _table(caption, ("depth", "V", "prefixes", "mean ρ − 1"), rows)
 
 
 def _worst_table(worst: tuple[WorstPrefix, ...]) -> Table:
@@ -266,45 +244,51 @@ def _worst_table(worst: tuple[WorstPrefix, ...]) -> Table:
 
 
 def _costs_table(report: AuditReport) -> Table:
-    def alternatives(name: str) -> tuple[str, ...]:
-        found = [m.cost.alternatives for m in report.models]
-        return tuple(NONE if a is None else _whole(getattr(a, name)) for a in found)
-
-    def worst_case(name: str) -> tuple[str, ...]:
-        found = [m.cost.paper for m in report.models]
-        return tuple(NONE if p is None else _large(getattr(p, name)) for p in found)
-
-    rows = (
-        ("tokens of a solution", *alternatives("tokens_per_solution")),
-        ("sampler: tokens", *alternatives("smc_tokens")),
-        ("rejection: solutions", *alternatives("rejection_solutions")),
-        ("rejection: tokens", *alternatives("rejection_tokens")),
-        ("best-of-N: N (rough)", *alternatives("best_of_n_solutions")),
-        ("best-of-N: tokens", *alternatives("best_of_n_tokens")),
-        ("prompts without a right solution", *alternatives("prompts_without_success")),
-        ("Algorithm 2: pool M (worst case)", *worst_case("pool_size")),
-        ("Algorithm 2: proposals H (worst case)", *worst_case("mh_steps")),
-    )
+    alternatives = [m.cost.alternatives for m in report.models]
+    worst_case = [m.cost.paper for m in report.models]
+    rows = [
+        *_fields(
+            alternatives,
+            _whole,
+            ("tokens of a solution", "tokens_per_solution"),
+            ("sampler: tokens", "smc_tokens"),
+            ("rejection: solutions", "rejection_solutions"),
+            ("rejection: tokens", "rejection_tokens"),
+            ("best-of-N: N (rough)", "best_of_n_solutions"),
+            ("best-of-N: tokens", "best_of_n_tokens"),
+            ("prompts without a right solution", "prompts_without_success"),
+        ),
+        *_fields(
+            worst_case,
+            _large,
+            ("Algorithm 2: pool M (worst case)", "pool_size"),
+            ("Algorithm 2: proposals H (worst case)", "mh_steps"),
+        ),
+    ]
     delta = report.provenance["delta_tv"]
     caption = f"One answer within a total variation of {delta:g}; means over prompts with weights Z², as σ² is pooled"
-    return Table(caption, _columns(report), rows)
+    return Table(caption, _columns(report), tuple(rows))
+
+
+def _fields(
+    found: Sequence[object], show: Callable[[Any], str], *rows: tuple[str, str]
+) -> list[tuple[str, ...]]:
+    """Return a row per label and field, a cell per model; a dash for models without the group of figures."""
+    return [
+        (label, *(NONE if group is None else show(getattr(group, name)) for group in found))
+        for label, name in rows
+    ]
 
 
 def _prompts_table(prompts: tuple[PromptAudit, ...]) -> Table:
-    rows = tuple(
+    rows = [
         (
-            _cut(p.prompt)[:80],
-            _rounded(p.success),
-            _rounded(p.root_value),
-            _rounded(p.z),
-            _rounded(p.signed_mean),
-            _interval(p.sigma2),
-            _interval(p.n_for_cv),
-            _interval(p.n_for_tv),
+            *(_cut(p.prompt)[:80], p.success, p.root_value, p.z, p.signed_mean, p.sigma2),
+            *(_whole(p.n_for_cv), _whole(p.n_for_tv)),
         )
         for p in sorted(prompts, key=_needs, reverse=True)[:PROMPTS_SHOWN]
-    )
-    return Table(
+    ]
+    return _table(
         f"The {len(rows)} prompts that need most particles (intervals over a prompt's few trajectories are wide)",
         ("prompt", "right", "V(s0)", "Z", "mean b", "σ²", "N for CV", "N for TV"),
         rows,
@@ -324,20 +308,20 @@ def _needs(prompt: PromptAudit) -> tuple[bool, float, float]:
 def _counts_table(report: AuditReport) -> Table:
     summaries = [m.error.sampled for m in report.models]
     rows = [
-        (label, *(NONE if s is None else str(getattr(s.counts, name)) for s in summaries))
-        for label, name in (
+        *_fields(
+            [s and s.counts for s in summaries],
+            str,
             ("prefixes", "n_prefixes"),
             ("with two children or more", "n_resolved"),
             ("with a value of zero", "n_degenerate"),
             ("whose children all have one value", "n_identical"),
-        )
-    ]
-    rows += [
-        (label, *(NONE if s is None else _bound(getattr(s.prompt_bounds, name)) for s in summaries))
-        for label, name in (
+        ),
+        *_fields(
+            [s and s.prompt_bounds for s in summaries],
+            _bound,
             ("largest |b| of a prompt", "largest"),
             ("mean |b| of a prompt", "mean"),
-        )
+        ),
     ]
     caption = "Counts, and what holds without assumptions (observed |b|, sampling noise included)"
     return Table(caption, _columns(report), tuple(rows))
@@ -349,12 +333,11 @@ def _bound(bound: FractionBound) -> str:
     return f"≤ {bound.error:.3g} for {bound.fraction:.0%} of prompts (confidence {bound.confidence:.0%})"
 
 
-def _interval(value: Interval | None) -> str:
-    return NONE if value is None or math.isnan(value.estimate) else str(value)
-
-
-def _rounded(value: float) -> str:
-    return NONE if math.isnan(value) else f"{value:.3g}"
+def _cell(value: object) -> str:
+    number = value.estimate if isinstance(value, Interval) else value
+    if number is None or (isinstance(number, float) and math.isnan(number)):
+        return NONE
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _whole(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""The rollouts that an audit is of, and where they and the model come from."""
+"""The audited rollouts, and where they and the model come from."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def rows_of(rollouts: "Rollouts") -> "tuple[list[Rollout], RolloutMetadata | None]":
-    """Return the rows, one id for every prompt text, and what is known of them."""
+    """Return the rows, one id per prompt text, and their metadata if they have any."""
     from rmtools.data.rollouts import RolloutMetadata, read_rollouts
 
     metadata: RolloutMetadata | None = None
@@ -30,17 +30,11 @@ def rows_of(rollouts: "Rollouts") -> "tuple[list[Rollout], RolloutMetadata | Non
         rows = list(rollouts)  # type: ignore[arg-type]
     if not rows:
         raise UserError("there are no rollouts to audit", "make some with `rmtools rollout`")
-    return one_id_a_prompt(rows), metadata
+    return _one_id_per_prompt(rows), metadata
 
 
-def one_id_a_prompt(rows: "list[Rollout]") -> "list[Rollout]":
-    """Give a text that stands under several ids the first of them: its trajectories are of one prompt.
-
-    Raises
-    ------
-    UserError
-        If one id has two texts: trajectories of different prompts would be paired.
-    """
+def _one_id_per_prompt(rows: "list[Rollout]") -> "list[Rollout]":
+    """Give a text with several ids the first of them; raise ``UserError`` if one id has two texts."""
     ids: dict[str, str] = {}
     texts: dict[str, str] = {}
     for row in rows:
@@ -75,25 +69,12 @@ def provenance_of(
     """Return where the rollouts and the model come from, and how many branches there are."""
     import rmtools
 
-    known = (
-        {}
-        if metadata is None
-        else {
-            "policy": metadata.policy,
-            "policy_fingerprint": metadata.policy_fingerprint,
-            "task": metadata.task,
-            "horizon": metadata.horizon,
-            "temperature": metadata.temperature,
-            "rollouts_seed": metadata.seed,
-            "removed_prompts": metadata.removed_prompts,
-            "generated_tokens": metadata.generated_tokens,
-            "rollouts_source": metadata.source,
-        }
-    )
+    known: dict[str, Any] = {"policy": "", "policy_fingerprint": "", "task": ""}
+    if metadata is not None:
+        same = (*known, "horizon", "temperature", "removed_prompts", "generated_tokens")
+        known = {name: getattr(metadata, name) for name in same}
+        known |= {"rollouts_seed": metadata.seed, "rollouts_source": metadata.source}
     return {
-        "policy": "",
-        "policy_fingerprint": "",
-        "task": "",
         **known,
         "n_prompts": len({r.prompt_id for r in rows}),
         "n_trajectories": len(rows),

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from rmtools.auditing.model_audit import ModelAudit
     from rmtools.stats.paired import PairedDifference
 
-WIDTH = 80
+# Columns after the first are at most SHORT wide, so that three controls stand side by side.
+WIDTH, SHORT = 80, 14
 NOT_AVAILABLE, UNRESOLVED = "not available", " not resolved"
 TERMINALS = {"verifier": "the verifier's", "model": "the model's own"}
 
@@ -94,11 +95,9 @@ def _sigma2(model: "ModelAudit") -> str | None:
 
 def _tabulated(model: "ModelAudit") -> str | None:
     found = model.cost.tabulated
-    return (
-        None
-        if found is None
-        else f"{found.sigma2} ({found.n_prompts} prompts, ≤ {found.uncovered:.1%} left out)"
-    )
+    if found is None:
+        return None
+    return f"{found.sigma2} ({found.n_prompts} prompts, ≤ {found.uncovered:.1%} left out)"
 
 
 def _particles_cv(model: "ModelAudit") -> str | None:
@@ -292,8 +291,8 @@ def as_text(models: "Sequence[ModelAudit]", delta_cv: float, delta_tv: float) ->
     columns = [
         # Only the first model has intervals here; those of the others are in the files.
         [
-            textwrap.wrap(cell, room - 2)
-            for cell in (m.role, *(_short(line.cells[k]) if k else line.cells[0] for line in lines))
+            textwrap.wrap(_short(cell), SHORT, break_long_words=False) if k else textwrap.wrap(cell, room - 2)
+            for cell in (m.role, *(line.cells[k] for line in lines))
         ]
         for k, m in enumerate(models)
     ]
@@ -317,8 +316,16 @@ def as_text(models: "Sequence[ModelAudit]", delta_cv: float, delta_tv: float) ->
 
 
 def _short(cell: str) -> str:
-    """Return a cell without intervals and remarks in brackets."""
-    return re.sub(r" \[[^\]]*\]| \((ESS|\d+ prompts)[^)]*\)", "", cell).replace(NOT_AVAILABLE, "-")
+    """Return a cell without intervals and remarks in brackets, in short words."""
+    cell = re.sub(r" \[[^\]]*\]| \([^)]*\)", "", cell)
+    for long, short in (
+        (NOT_AVAILABLE, "-"),
+        ("at most ", "≤"),
+        ("not resolved", "unresolved"),
+        (" / ", "/"),
+    ):
+        cell = cell.replace(long, short)
+    return cell
 
 
 def sentences(

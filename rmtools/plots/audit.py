@@ -26,9 +26,16 @@ def _source(models: Sequence[Values]) -> str:
 
 
 def _sigma2(model: Values) -> Values:
-    """Return the interval of the pooled sigma^2, without an estimate if there is none."""
-    found = model["cost"]["sigma2"]
-    return {"estimate": None} if found is None else found["estimate"]
+    """Return the interval of sigma^2 that particles are counted from, without an estimate if there is none."""
+    cost = model["cost"]
+    if cost["counted_from"] == "tables":
+        return cost["tabulated"]["sigma2"]
+    return {"estimate": None} if cost["sigma2"] is None else cost["sigma2"]["estimate"]
+
+
+def _sigma2_resolved(model: Values) -> bool:
+    cost = model["cost"]
+    return cost["counted_from"] == "tables" or cost["sigma2"]["resolved"]
 
 
 def bellman_by_depth(models: Sequence[Values]) -> str:
@@ -180,7 +187,7 @@ def particles_for_accuracy(models: Sequence[Values], delta_cv: float) -> str | N
                 color=colour,
                 linestyle=dash,
                 linewidth=2,
-                label=label + ("" if m["cost"]["sigma2"]["resolved"] else " (not resolved)"),
+                label=label + ("" if _sigma2_resolved(m) else " (not resolved)"),
             )
             if cost["low"] is not None and cost["high"] is not None:
                 # A lower end at or below zero has no place on a log axis: the band then runs off the bottom.

@@ -244,7 +244,7 @@ def test_ids_and_texts_of_prompts(rows, policy):
     with pytest.raises(UserError, match="two different prompts"):
         audit([replace(r, prompt_id="x") for r in rows], value)
     twice = audit([*rows, *rows], value, controls=False)
-    assert any("repeated to the letter" in text for text in twice.warnings)
+    assert any("exact repeats" in text for text in twice.warnings)
 
 
 def test_every_compared_model_has_its_own_floor(rows, metadata, policy, task):

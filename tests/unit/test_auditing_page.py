@@ -77,6 +77,11 @@ def test_models_that_do_not_fit_into_80_columns_stand_below(report):
     assert shown == [m.role for m in models]
 
 
+def test_three_controls_stand_side_by_side(report):
+    model = report.model
+    assert len(as_text([model] * 4, 0.25, 0.05).split("\n\n")) == 2
+
+
 def test_texts_are_escaped(audited):
     html, text = (audited / "audit.html").read_text(), (audited / "audit.md").read_text()
     assert "<b>" not in html
