@@ -14,7 +14,7 @@ from rmtools.auditing.enumerated import EnumeratedRollouts, Progress, enumerate_
 from rmtools.auditing.model_audit import AuditOptions, ModelAudit, Subject, audit_model
 from rmtools.auditing.notes import notes
 from rmtools.auditing.report import AuditReport
-from rmtools.auditing.rows import limited, provenance_of, rows_of, tokens_of, weights_of
+from rmtools.auditing.rows import limited, provenance_of, rows_of, tokens_of
 from rmtools.errors import UserError
 from rmtools.particles.arguments import check_seed
 from rmtools.stats.paired import PairedDifference
@@ -113,10 +113,12 @@ def _score(model: "AuditedModel", rows: "Sequence[Rollout]", progress: Progress)
 
 
 def _checkpoint(subject: Subject, value_model: "str | Path | Scorer") -> dict[str, Any]:
-    """Return the provenance of the audited model."""
+    """Return the provenance of the audited model; the fingerprint is empty for what has no folder."""
+    from rmtools.lm.checkpoint import fingerprint
+
     return {
         "checkpoint": subject.name,
-        "checkpoint_fingerprint": weights_of(value_model),
+        "checkpoint_fingerprint": fingerprint(value_model) if isinstance(value_model, str | Path) else "",
         "terminal": subject.terminal,
         "floor": subject.tilt.floor,
     }

@@ -42,7 +42,7 @@ class AuditedModel:
 
     @property
     def role(self) -> str:
-        """Its role."""
+        """The role of its subject."""
         return self.subject.role
 
     @property

@@ -83,10 +83,3 @@ def provenance_of(
         "training": {} if settings is None else settings.training,
         "rmtools": rmtools.__version__,
     }
-
-
-def weights_of(value_model: "str | Path | Scorer") -> str:
-    """Return the fingerprint of a checkpoint, "" for what has no folder."""
-    from rmtools.lm.checkpoint import fingerprint
-
-    return fingerprint(value_model) if isinstance(value_model, str | Path) else ""

@@ -62,7 +62,7 @@ def in_flags(text: str) -> str:
 
 
 def _flags(command: Any) -> dict[str, str]:
-    found = {}
+    found: dict[str, str] = {}
     for parameter in command.params:
         long = next((option for option in parameter.opts if option.startswith("--")), parameter.opts[0])
         if long.startswith("-"):  # an argument has no flag
