@@ -9,7 +9,7 @@ Where pretrained weights are at hand, use them instead: name them with --model_n
 import argparse
 from pathlib import Path
 
-from rmtools.cli.errors import exit_on_user_error
+from rmtools.cli.errors import exit_on_user_error, with_dashes
 from rmtools.data.rollouts import read_rollouts
 from rmtools.files import claim_folder, replacing
 from rmtools.lm.tokenizers import bpe_tokenizer
@@ -63,5 +63,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with exit_on_user_error():
+    with exit_on_user_error(with_dashes):
         main()

@@ -20,10 +20,10 @@ from pathlib import Path
 
 import numpy as np
 
-from rmtools.cli.errors import exit_on_user_error
+from rmtools.cli.errors import exit_on_user_error, with_dashes
 from rmtools.data.tasks import ExactTask, load_exact_task
 from rmtools.errors import UserError
-from rmtools.files import claim_folder, replacing, write_json
+from rmtools.files import claim_folder, left_as_found, replacing, write_json
 from rmtools.lm.generate import generate_once
 from rmtools.lm.policy import load_policy
 from rmtools.lm.steps import StepSettings
@@ -162,7 +162,7 @@ def main() -> int:
     check_arguments(args)
     task = load_exact_task(args.task, args.horizon)
     claim_folder(args.out, "config.json")
-    with replacing(args.out) as folder:
+    with left_as_found(args.out), replacing(args.out) as folder:
         passed = train_until_it_passes(args, task, folder)
     limits = (
         "right row >= .99, success in [.03, .10]" if args.task == "crossing" else "the rest is not judged"
@@ -172,5 +172,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    with exit_on_user_error():
+    with exit_on_user_error(with_dashes):
         raise SystemExit(main())

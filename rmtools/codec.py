@@ -79,13 +79,15 @@ def from_json(hint: type[T], value: Any, what: str = "", fix: str = "") -> T:
     Raises
     ------
     UserError
-        Where a field is missing, unknown or of another type; the message names its place.
+        Where a field is missing, unknown, of another type or out of its range; the message names its place.
     """
     try:
         found: T = _read(hint, value, "")
         return found
     except _MismatchError as error:
         raise UserError(f"{what}: {error}" if what else str(error), fix) from None
+    except UserError as error:  # of a dataclass that checks its ranges itself
+        raise UserError(f"{what}: {error.fact}" if what else error.fact, fix or error.fix) from None
 
 
 def save_json(path: Path, value: Any, version: int) -> None:
@@ -150,7 +152,9 @@ def _read(hint: Any, value: Any, place: str) -> Any:
     if plain is Path:
         return Path(_read_plain(str, value, place))
     if plain is np.ndarray:
-        return np.asarray(_read_items((Any, ...), value, place), dtype=np.float64)
+        items = _read_items((Any, ...), value, place)
+        array = np.asarray(items)
+        return array.astype(np.float64) if array.dtype == object else array  # null is NaN
     if plain is tuple:
         return tuple(_read_items(args or (Any, ...), value, place))
     if issubclass(plain, Mapping):

@@ -18,7 +18,6 @@ from rmtools.auditing.rows import limited, provenance_of, rows_of, tokens_of
 from rmtools.errors import UserError
 from rmtools.particles.arguments import check_seed
 from rmtools.stats.paired import PairedDifference
-from rmtools.stats.sigma2 import n_for_cv
 
 if TYPE_CHECKING:
     from rmtools.auditing.models import AuditedModel, Scored
@@ -138,7 +137,8 @@ def _audit(
 
 def check_accuracies(delta_cv: float, delta_tv: float) -> None:
     """Raise ``UserError`` if particles cannot be predicted for these accuracies."""
-    n_for_cv(1.0, delta_cv)
+    if not 0 < delta_cv < np.inf:
+        raise UserError(f"`delta_cv` must be positive and finite, got {delta_cv}", "delta_cv=0.25")
     if not 0 < delta_tv < 1:
         raise UserError(f"`delta_tv` is {delta_tv}: a total variation is between 0 and 1", "delta_tv=0.05")
 

@@ -42,7 +42,7 @@ def command(
     ] = r"\n",
     first_step: FirstStep = "Step 1:",
     tokenizer: Annotated[str | None, typer.Option(help="For formats that store token ids (vgs).")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Read only this many rows.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, max=2**62, help="Read only this many rows.")] = None,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Count rows that break the format and continue.")
     ] = False,

@@ -7,10 +7,12 @@ import contextlib
 import errno
 import logging
 import os
+import re
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 
 from rmtools.errors import UserError
 from rmtools.jobs.processes import this_process
@@ -33,6 +35,8 @@ def exit_on_user_error(wording: Callable[[str], str] = str) -> Iterator[None]:
     """
     # peft imports it if it is installed (genlm-control installs it), and it warns of CPU kernels not used here.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    # transformers warns of its own use of an attribute that it renames.
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
     try:
         yield
     except UserError as error:
@@ -47,6 +51,27 @@ def exit_on_user_error(wording: Callable[[str], str] = str) -> Iterator[None]:
         _exit(f"error: {error.strerror}: {error.filename}; fix: name another file", 2)
     except KeyboardInterrupt:
         _exit("interrupted; nothing half-written was kept", INTERRUPTED)
+
+
+def with_flags(text: str, flags: Mapping[str, str]) -> str:
+    """Return ``text`` with parameters named as the flags that set them: `` `name` `` and ``name=4``.
+
+    >>> with_flags("`pool_size` must be at least 1, got 0; fix: pool_size=1", {"pool_size": "--pool-size"})
+    '--pool-size must be at least 1, got 0; fix: --pool-size 1'
+    """
+    text = re.sub(r"`(\w+)`", lambda name: flags.get(name[1], name[0]), text)
+    return re.sub(
+        r"\b(\w+)=(?=[\d.])", lambda name: f"{flags[name[1]]} " if name[1] in flags else name[0], text
+    )
+
+
+def with_dashes(text: str) -> str:
+    """Return ``text`` with every parameter in backquotes as a flag, for a recipe whose arguments all are flags.
+
+    >>> with_dashes("`learning_rate` must be finite")
+    '--learning-rate must be finite'
+    """
+    return re.sub(r"`(\w+)`", lambda name: "--" + name[1].replace("_", "-"), text)
 
 
 def _exit(line: str, code: int) -> None:

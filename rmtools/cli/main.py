@@ -1,6 +1,5 @@
 """``rmtools``: prompts, rollout, convert, audit, sample, plot, verify, export. Heavy imports wait until a verb runs."""
 
-import re
 import sys
 from typing import Any
 
@@ -9,7 +8,7 @@ from typer.exceptions import Abort, TyperException
 
 from rmtools import __version__
 from rmtools.cli import audit, convert, export, plot, prompts, rollout, sample, verify
-from rmtools.cli.errors import INTERRUPTED, exit_on_user_error
+from rmtools.cli.errors import INTERRUPTED, exit_on_user_error, with_flags
 from rmtools.errors import UserError
 
 SUMMARY = "Train, audit and sample with process reward models that are consistent in the sense of Bellman."
@@ -57,8 +56,7 @@ def in_flags(text: str) -> str:
     >>> in_flags("`pool_size` must be at least 1, got 0; `rmtools` says so")
     '--pool-size must be at least 1, got 0; `rmtools` says so'
     """
-    flags = _flags(typer.main.get_command(app))
-    return re.sub(r"`(\w+)`", lambda name: flags.get(name[1], name[0]), text)
+    return with_flags(text, _flags(typer.main.get_command(app)))
 
 
 def _flags(command: Any) -> dict[str, str]:

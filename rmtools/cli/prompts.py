@@ -5,11 +5,11 @@ from typing import Annotated
 
 import typer
 
-from rmtools.cli.options import Horizon, Seed, TaskName, generator
+from rmtools.cli.options import MOST, Horizon, Seed, TaskName, generator
 
 
 def command(
-    n: Annotated[int, typer.Option("-n", "--count", min=1, help="Number of prompts.")],
+    n: Annotated[int, typer.Option("-n", "--count", min=1, max=MOST, help="Number of prompts.")],
     out: Annotated[Path, typer.Option(help="JSONL file to write.")],
     task: TaskName = "crossing",
     horizon: Horizon = None,

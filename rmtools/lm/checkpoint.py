@@ -117,7 +117,10 @@ class CheckpointSettings:
             raise UserError(f"{file}: base_rate must be in [0, 1], got {found.base_rate}", RETRAIN)
         if not found.temperature > 0:
             raise UserError(f"{file}: temperature must be positive, got {found.temperature}", RETRAIN)
-        Tilt(found.floor)
+        try:
+            Tilt(found.floor)
+        except UserError as error:
+            raise UserError(f"{file}: {error.fact}", RETRAIN) from None
         return replace(found, policy=_from_here(folder, found.policy), base=_from_here(folder, found.base))
 
 

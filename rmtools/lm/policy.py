@@ -136,9 +136,9 @@ class Policy:
     def __init__(
         self, model: "PreTrainedModel", steps: StepTokenizer, temperature: float = 1.0, name: str = ""
     ) -> None:
-        if not temperature > 0:
+        if not 1e-6 <= temperature <= 1e6:
             raise UserError(
-                f"temperature must be positive, got {temperature}: the sampler needs a policy with a law",
+                f"`temperature` must be in 1e-6 to 1e6, got {temperature}: the sampler needs a policy with a law",
                 "1 samples from the model's own law",
             )
         self.model = model.eval()

@@ -26,7 +26,8 @@ from rmtools.particles.protocol import SMCResult
 
 KIND = "trace"
 SCHEMA_VERSION = 2
-FIX = "trace the samples again; a trace of version 1 is read by rmtools 0.1.0"
+FIX = "trace the samples again with `rmtools sample`"
+OTHER_VERSION = FIX + "; a trace of version 1 is read by rmtools 0.1.0"
 # The value of a prefix depends on its batch by rounding errors. Other tokens of the same text differ by more.
 SAME_VALUE = 4  # decimals, nats
 
@@ -305,7 +306,7 @@ def _parse(path: str | Path, number: int, line: str) -> Trace:
         raise UserError(f"{place}: {what}", FIX) from error
     if not isinstance(values, dict) or values.pop("kind", None) != KIND:
         raise UserError(f'{place}: this is not a trace: there is no "kind": "trace"', FIX)
-    trace = from_json(Trace, unversioned(values, f"{place}: it", SCHEMA_VERSION, FIX), place, FIX)
+    trace = from_json(Trace, unversioned(values, f"{place}: it", SCHEMA_VERSION, OTHER_VERSION), place, FIX)
     problem = _contradiction(trace)
     if problem:
         raise UserError(f"{place}: {problem}", FIX)

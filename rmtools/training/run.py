@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from transformers import set_seed
 
 from rmtools.errors import UserError
+from rmtools.files import left_as_found
 from rmtools.lm.policy import load_tokenizer
 from rmtools.lm.steps import StepTokenizer
 from rmtools.training.config import CHECKPOINTING, DataArguments, PRMConfig
@@ -57,7 +58,7 @@ def train(data: DataArguments, config: PRMConfig, model_arguments: "ModelConfig"
     claim_output(out, resume, overwrite)
     steps = StepTokenizer(load_tokenizer(base), metadata.steps)
     set_seed(config.seed)  # the adapters draw their initial weights from the global generator
-    with _out_of_memory():
+    with left_as_found(out), _out_of_memory():
         model = build_model(base, model_arguments, config.seed, bool(getattr(config, CHECKPOINTING)))
         settings = checkpoint_settings(base, metadata, rows, config, data.train_rollouts, model_arguments)
         if resume:

@@ -4,7 +4,7 @@ import errno
 
 import pytest
 
-from rmtools.cli.errors import TRACEBACK, exit_on_user_error
+from rmtools.cli.errors import TRACEBACK, exit_on_user_error, with_dashes
 from rmtools.errors import UserError
 
 
@@ -53,4 +53,13 @@ def test_parameters_are_named_as_flags():
     text = "`ess_threshold` is a fraction of `n_particles`, `rmtools sample` and `nothing` stay, `n`"
     assert in_flags(text) == (
         "--ess-threshold is a fraction of --n-particles, `rmtools sample` and `nothing` stay, --n-particles"
+    )
+
+
+def test_assignments_are_named_as_flags_too():
+    from rmtools.cli.main import in_flags
+
+    assert in_flags("fix: n_particles=4, say; tv=.05 stays") == "fix: --n-particles 4, say; tv=.05 stays"
+    assert with_dashes("`learning_rate` is 0, `rmtools prompts` stays") == (
+        "--learning-rate is 0, `rmtools prompts` stays"
     )

@@ -127,3 +127,23 @@ def test_files_have_a_version(tmp_path):
     path.write_text("[]")
     with pytest.raises(UserError, match="has schema version None"):
         load_json(Inner, path, "the inner", 2, "again")
+
+
+def test_an_array_of_integers_keeps_its_type():
+    read = from_json(np.ndarray, [1, 2])
+    assert read.dtype.kind == "i"
+    assert to_json(read) == [1, 2]
+    assert np.isnan(from_json(np.ndarray, [1, None])[1])
+
+
+def test_ranges_that_a_dataclass_checks_are_named_with_the_file():
+    @dataclass(frozen=True)
+    class Share:
+        p: float
+
+        def __post_init__(self):
+            if not 0 <= self.p <= 1:
+                raise UserError(f"p must be in [0, 1], got {self.p}", "use .5")
+
+    with pytest.raises(UserError, match=r"^share.json: p must be in \[0, 1\], got 3.0; fix: write it again"):
+        from_json(Share, {"p": 3}, "share.json", "write it again")
