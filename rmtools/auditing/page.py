@@ -45,16 +45,16 @@ def sections(report: AuditReport) -> list[Section]:
     return [
         Section(
             "The audit",
-            (_introduction(report), _main_table(report), *([Items(in_words)] if in_words else [])),
+            (introduction(report), main_table(report), *([Items(in_words)] if in_words else [])),
         ),
-        Section("Warnings", (Items(tuple(("", text) for text in report.warnings) or (("", "none"),)),)),
-        Section("Plots", _figures(report)),
+        Section("Warnings", (warnings(report),)),
+        Section("Plots", figures(report)),
         Section("Where the model is inconsistent", _inconsistencies(report)),
         Section("What it costs", (_costs_table(report),)),
         Section(PROMPTS, (_prompts_table(report.model.breakdowns.by_prompt),)),
-        Section("How to read each line", (Items(tuple((line.label, line.help) for line in _lines(report))),)),
+        Section("How to read each line", (row_help(report),)),
         Section("Counts", (_counts_table(report),)),
-        Section("Provenance", (_provenance(report),)),
+        Section("Provenance", (provenance(report),)),
     ]
 
 
@@ -92,13 +92,24 @@ def _title(report: AuditReport) -> str:
     return f"Audit of {report.provenance['checkpoint']}"
 
 
-def _introduction(report: AuditReport) -> str:
+def introduction(report: AuditReport) -> str:
+    """Return the sentence above the main table."""
     p = report.provenance
     return (
         f"How inconsistent the reward model is, and how many particles that costs. {p['n_trajectories']} solutions of "
         f"{p['n_prompts']} prompts of the task {p['task']} by the policy {p['policy']}; the controls are scored on the same "
         "prefixes. Brackets are 95% intervals over prompts."
     )
+
+
+def warnings(report: AuditReport) -> Items:
+    """Return what a reader must know before trusting a figure."""
+    return Items(tuple(("", text) for text in report.warnings) or (("", "none"),))
+
+
+def row_help(report: AuditReport) -> Items:
+    """Return the help of each row of the main table."""
+    return Items(tuple((line.label, line.help) for line in _lines(report)))
 
 
 def _lines(report: AuditReport) -> list[Line]:
@@ -109,13 +120,15 @@ def _columns(report: AuditReport) -> tuple[str, ...]:
     return ("", *(m.role for m in report.models))
 
 
-def _main_table(report: AuditReport) -> Table:
+def main_table(report: AuditReport) -> Table:
+    """Return the table with a column per model."""
     rows = tuple((line.label, *line.cells) for line in _lines(report))
     caption = f"Audit, terminal {report.provenance['terminal']}; errors in nats"
     return Table(caption, _columns(report), rows)
 
 
-def _provenance(report: AuditReport) -> Items:
+def provenance(report: AuditReport) -> Items:
+    """Return where the audit comes from."""
     entries = dict(report.provenance)
     if report.uncovered is not None:
         outside = report.uncovered
@@ -130,7 +143,7 @@ def _provenance(report: AuditReport) -> Items:
     )
 
 
-def _figures(report: AuditReport) -> tuple[Plot, ...]:
+def figures(report: AuditReport) -> tuple[Plot, ...]:
     """Return the plots that these rollouts have figures for."""
     models, delta = to_json(report.models), report.provenance["delta_cv"]
     branching = [m for m in models if m["error"]["sampled"]]
