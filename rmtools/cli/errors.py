@@ -66,12 +66,13 @@ def with_flags(text: str, flags: Mapping[str, str]) -> str:
 
 
 def with_dashes(text: str) -> str:
-    """Return ``text`` with every parameter in backquotes as a flag, for a recipe whose arguments all are flags.
+    """Return ``text`` with every parameter as a flag, for a recipe whose arguments all are flags.
 
-    >>> with_dashes("`learning_rate` must be finite")
-    '--learning-rate must be finite'
+    >>> with_dashes("`gate_samples` must be at least 0; fix: gate_samples=0")
+    '--gate-samples must be at least 0; fix: --gate-samples 0'
     """
-    return re.sub(r"`(\w+)`", lambda name: "--" + name[1].replace("_", "-"), text)
+    names = re.findall(r"`(\w+)`", text)
+    return with_flags(text, {name: "--" + name.replace("_", "-") for name in names})
 
 
 def _exit(line: str, code: int) -> None:

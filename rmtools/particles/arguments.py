@@ -35,9 +35,7 @@ def check_number(name: str, value: object, least: float, why: str = "", fix: str
 def check_positive(name: str, value: float) -> None:
     """Raise UserError unless `value` is finite and above zero."""
     if not 0 < value < np.inf:
-        raise UserError(
-            f"`{name}` must be finite and above 0, got {value!r}", fix=f"a positive number, {name}=1 say"
-        )
+        raise UserError(f"`{name}` must be finite and above 0, got {value!r}", fix="a positive number")
 
 
 def check_seed(seed: int) -> None:

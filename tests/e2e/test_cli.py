@@ -43,7 +43,7 @@ def test_core_is_light():
 def test_help_is_quick():
     done, seconds = python("-m", "rmtools.cli.main", "--help", n=3)
     assert done.returncode == 0
-    for verb in ("prompts", "rollout", "audit", "sample", "verify", "report"):
+    for verb in ("prompts", "rollout", "audit", "sample", "verify"):
         assert verb in done.stdout
     assert seconds < 1.0
 
@@ -58,7 +58,7 @@ def test_errors_of_a_real_process(tmp_path, prompts_file):
 
 
 @pytest.mark.parametrize(
-    "verb", [[], ["prompts"], ["rollout"], ["audit"], ["sample"], ["verify"], ["verify", "lm"], ["report"]]
+    "verb", [[], ["prompts"], ["rollout"], ["audit"], ["sample"], ["verify"], ["verify", "lm"]]
 )
 def test_every_verb_has_help(run, verb):
     result = run(*verb, "--help")
@@ -165,11 +165,6 @@ def test_audit_of_a_tiny_model(run, tmp_path, value_folder, prompts_file):
     assert [m["role"] for m in found["models"]] == ["model", "constant", "position only", "untrained"]
     assert found["provenance"]["terminal"] == "verifier"
     assert not [n for n in names if n.startswith(".")]
-
-
-def test_a_report_of_nothing(run, tmp_path):
-    check_error(run("report", tmp_path / "missing"), "missing")
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_verify_exact_with_two_checks(run, tmp_path, monkeypatch, verified):

@@ -123,7 +123,8 @@ def test_a_missing_shard(run, tmp_path, checkpoint, rollouts):
 def test_what_is_refused_before_any_work(run, tmp_path, checkpoint, rollouts):
     options = ("--model", checkpoint, "--rollouts", rollouts, "--out", tmp_path / "a")
     for more, words in (
-        (("--delta-tv", 2), "delta_tv"),
+        (("--delta-tv", 2), "--delta-tv"),
+        (("--delta-cv", 0), "--delta-cv"),
         (("--seed", -1), "--seed"),
         (("--seed", 5_000_000_000), "--seed"),
         (("--compare", tmp_path / "none"), "no checkpoint at"),

@@ -273,7 +273,7 @@ def test_nan_logits_raise(policy, prompts, generator):
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])
 def test_a_temperature_without_a_law_is_refused(policy, temperature):
-    with pytest.raises(UserError, match="temperature must be positive"):
+    with pytest.raises(UserError, match="`temperature` must be in 1e-6 to 1e6"):
         Policy(policy.model, policy.steps, temperature)
 
 

@@ -87,7 +87,7 @@ def test_a_broken_trace_is_named(tmp_path, lines, edit, word):
     file = write(tmp_path / "t.jsonl", broken)
     with pytest.raises(UserError) as error:
         read_trace(file)
-    for part in (f"{file}, line 2: ", word, "fix: ", "rmtools 0.1.0"):
+    for part in (f"{file}, line 2: ", word, "fix: trace the samples again"):
         assert part in str(error.value)
 
 
