@@ -235,7 +235,7 @@ def test_a_backbone_from_scratch(run, tmp_path, policy_folder, prompts_file):
     ):
         check_error(
             run("--rollouts", rollouts, "--out", tmp_path / "b", *small, *wrong, script=script),
-            wrong[0][2:].replace("-", "_"),
+            wrong[0][2:],
         )
         assert not list(tmp_path.glob("b/*"))
     check_error(run("--rollouts", tmp_path, "--out", tmp_path / "b", script=script), "no rollouts")
