@@ -44,10 +44,10 @@ def models(work: Path, horizon: int) -> Models:
     """Load the models of ``horizon``, training first what the work folder lacks."""
     import torch
 
+    from rmtools.data.load import load_rollouts
     from rmtools.data.tasks import Crossing
     from rmtools.lm.checkpoint import load_value_model
     from rmtools.lm.policy import load_policy
-    from rmtools.training.rows import load_rows
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     folder, rollouts, model = (work / f"{kind}-{horizon}" for kind in ("policy", "rollouts", "value"))
@@ -59,9 +59,7 @@ def models(work: Path, horizon: int) -> Models:
         train(rollouts, model)
     value, settings = load_value_model(model, device=torch.device("cpu"))
     policy = load_policy(settings.policy, settings.steps, device=torch.device("cpu"))
-    return Models(
-        Crossing(horizon), policy, value, frozenset(r.prompt for r in load_rows(str(rollouts), "")[0])
-    )
+    return Models(Crossing(horizon), policy, value, frozenset(r.prompt for r in load_rollouts(rollouts)))
 
 
 def collect(policy: Path, out: Path, horizon: int) -> None:

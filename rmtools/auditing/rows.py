@@ -19,11 +19,13 @@ if TYPE_CHECKING:
 
 def rows_of(rollouts: "Rollouts") -> "tuple[list[Rollout], RolloutMetadata | None]":
     """Return the rows, one id per prompt text, and their metadata if they have any."""
-    from rmtools.data.rollouts import RolloutMetadata, read_rollouts
+    from rmtools.data.rollouts import RolloutMetadata, Rollouts, read_rollouts
 
     metadata: RolloutMetadata | None = None
     if isinstance(rollouts, str | Path):
         rows, metadata = read_rollouts(rollouts)
+    elif isinstance(rollouts, Rollouts):
+        rows, metadata = rollouts.rows, rollouts.metadata
     elif len(rollouts) == 2 and isinstance(rollouts[1], RolloutMetadata):
         rows, metadata = list(rollouts[0]), rollouts[1]  # type: ignore[arg-type]
     else:

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, overload
 
 from rmtools.codec import VERSION, load_json, to_json
 from rmtools.data.shards import (
@@ -123,6 +123,49 @@ class RolloutMetadata:
     branching: dict[str, Any] = field(default_factory=dict)
     rows: int = 0
     shards: int = 0
+
+    @classmethod
+    def unknown(cls, rows: Sequence[Rollout]) -> Self:
+        """Return the metadata of rows whose policy is not known: steps end with a newline, as many as the longest has."""
+        horizon = max(len(r.steps) for r in rows)
+        return cls("", "", "", horizon, StepSettings("\n", horizon), temperature=None, seed=0)
+
+
+@dataclass(frozen=True, repr=False)
+class Rollouts(Sequence[Rollout]):
+    """Rows with their metadata: a sequence of `Rollout`, whose slices are `Rollouts` too.
+
+    Attributes
+    ----------
+    rows : list of Rollout
+    metadata : RolloutMetadata
+        That of the whole folder, also for a slice; of rows from elsewhere what `RolloutMetadata.unknown` says.
+    source : str
+        Folder, file or hub data set they were read from; "" for rows in memory.
+    """
+
+    rows: list[Rollout]
+    metadata: RolloutMetadata
+    source: str = ""
+
+    @overload
+    def __getitem__(self, index: int) -> Rollout: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Rollouts": ...
+    def __getitem__(self, index: int | slice) -> "Rollout | Rollouts":
+        """Return a row, or the rows of a slice with the same metadata."""
+        if isinstance(index, slice):
+            return Rollouts(self.rows[index], self.metadata, self.source)
+        return self.rows[index]
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self.rows)
+
+    def __repr__(self) -> str:
+        made = [x for x in (self.metadata.policy, self.metadata.task) if x]
+        what = f"{len(self)} rows of {len({r.prompt for r in self.rows})} prompts"
+        return f"Rollouts({what}{f', {self.source}' if self.source else ''}{': ' if made else ''}{', '.join(made)})"
 
 
 def metadata_text(metadata: RolloutMetadata) -> str:

@@ -1,17 +1,12 @@
 """Read the rows to train on: rollouts of rmtools, or a file in a public stepwise format."""
 
 import hashlib
-import logging
 from collections.abc import Sequence
-from pathlib import Path
 
-from rmtools.data.rollouts import META_FILE, Rollout, RolloutMetadata, read_rollouts
-from rmtools.data.shards import DATA, PLAN_FILE
+from rmtools.data.load import load_rollouts
+from rmtools.data.rollouts import Rollout, RolloutMetadata
 from rmtools.errors import UserError
-from rmtools.lm.steps import StepSettings
 from rmtools.training.config import DataArguments
-
-logger = logging.getLogger(__name__)
 
 
 def load_data(arguments: DataArguments) -> tuple[list[Rollout], list[Rollout], RolloutMetadata]:
@@ -19,47 +14,12 @@ def load_data(arguments: DataArguments) -> tuple[list[Rollout], list[Rollout], R
 
     Raises ``UserError`` if there are no rows, a row is wrong, or the arguments contradict each other.
     """
-    rows, metadata = load_rows(arguments.train_rollouts, arguments.data_format)
+    found = load_rollouts(arguments.train_rollouts, arguments.data_format)
     if not arguments.eval_rollouts:
-        return *hold_out(rows, arguments.eval_share), metadata
+        return *hold_out(found, arguments.eval_share), found.metadata
     if arguments.eval_share:
         raise UserError("eval_rollouts and eval_share both say what is held out", "name one of them")
-    return rows, load_rows(arguments.eval_rollouts, arguments.data_format)[0], metadata
-
-
-def load_rows(path: str, name: str = "") -> tuple[list[Rollout], RolloutMetadata]:
-    """Read a rollout folder, or a file in the public format ``name`` (default: found from its fields).
-
-    Rows that cannot be used, such as those without any label, are counted in a warning. Raises ``UserError`` if it is
-    neither, or a row is wrong (named).
-    """
-    if not path:
-        raise UserError("there are no rollouts to train on: train_rollouts is empty", "set train_rollouts")
-    folder = Path(path)
-    if not folder.exists() or any((folder / file).exists() for file in (META_FILE, PLAN_FILE, DATA)):
-        if name and folder.exists():
-            raise UserError(
-                f"data_format is {name}, but {path} holds rollouts of rmtools", "leave data_format out"
-            )
-        return read_rollouts(path)
-    from rmtools.data.readers import Tally, read_public
-
-    tally = Tally()
-    rows = list(read_public(path, name or None, tally=tally))
-    left_out = "; ".join(f"{n}: {reason}" for reason, n in tally.dropped.most_common())
-    if not rows:
-        raise UserError(
-            f"{path} gives no row to train on ({left_out or 'it is empty'})", "name a file with at least one"
-        )
-    if left_out:
-        logger.warning("%s (%s): left out %s", path, tally.format, left_out)
-    return rows, metadata_without_policy(rows)
-
-
-def metadata_without_policy(rows: Sequence[Rollout]) -> RolloutMetadata:
-    """Return the metadata of rows whose policy is not known."""
-    horizon = max(len(r.steps) for r in rows)
-    return RolloutMetadata("", "", "", horizon, StepSettings("\n", horizon), temperature=None, seed=0)
+    return found.rows, load_rollouts(arguments.eval_rollouts, arguments.data_format).rows, found.metadata
 
 
 def require_base(named: str | None, metadata: RolloutMetadata) -> str:

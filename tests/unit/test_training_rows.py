@@ -1,35 +1,12 @@
-"""Where training rows come from: folders of rollouts, public files unchanged, and the part that is held out."""
+"""The part of the rows that is held out, and the model that is trained on the rest."""
 
-import json
+from dataclasses import replace
 
 import pytest
 
 from rmtools.data.rollouts import Rollout, RolloutMetadata
 from rmtools.errors import UserError
-from rmtools.training.rows import hold_out, load_rows, metadata_without_policy, require_base
-
-TRL = [
-    {"prompt": "r2 . \nc01 . \n", "completions": ["u r3 ", "s r3 "], "labels": [True, 0.75]},
-    {"prompt": "r1 . \nc24 . \n", "completions": ["s r1 "], "labels": [False]},
-]
-
-
-def test_rows_of_trl_are_read_unchanged(tmp_path):
-    path = tmp_path / "rows.jsonl"
-    path.write_text("".join(json.dumps(r) + "\n" for r in TRL))
-    rows, metadata = load_rows(str(path))
-    assert [r.labels for r in rows] == [[1.0, 0.75], [0.0]]
-    assert [r.steps for r in rows] == [["u r3 \n", "s r3 \n"], ["s r1 \n"]]
-    assert (metadata.policy, metadata.horizon, metadata.temperature) == ("", 2, None)
-    with pytest.raises(UserError, match="no model is named"):
-        require_base(None, metadata)
-    assert require_base("some/model", metadata) == "some/model"
-
-
-@pytest.mark.parametrize("name", ["", "nowhere"])
-def test_no_rows(name):
-    with pytest.raises(UserError, match="there are no rollouts"):
-        load_rows(name)
+from rmtools.training.rows import hold_out, require_base
 
 
 def rows_of(n):
@@ -57,7 +34,9 @@ def test_a_share_that_leaves_nothing():
         hold_out(rows_of(1), 0.01)
 
 
-def test_metadata_of_rows_without_a_policy():
-    found = metadata_without_policy(rows_of(2))
-    assert isinstance(found, RolloutMetadata)
-    assert found.steps.max_steps == 1
+def test_a_model_is_named_by_the_rollouts_or_the_user():
+    metadata = RolloutMetadata.unknown(rows_of(1))
+    with pytest.raises(UserError, match="no model is named"):
+        require_base(None, metadata)
+    assert require_base("some/model", metadata) == "some/model"
+    assert require_base(None, replace(metadata, policy="its/policy")) == "its/policy"

@@ -2,7 +2,7 @@
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,11 +63,18 @@ def detect(rows: Sequence[Any], source: str = "") -> str:
             f"{named}the rows fit {len(found)} formats: {', '.join(found)}",
             f"name one of them as the format: {found[0]}, say",
         )
-    fields = sorted(rows[0]) if rows and isinstance(rows[0], dict) else []
+    objects = [set(row) for row in rows if isinstance(row, dict)]
+    fields = sorted(set.intersection(*objects)) if objects else []
     what = f"with the fields {', '.join(fields)}" if fields else "that are not objects" if rows else "at all"
     known = "; ".join(f"{n} ({', '.join(f.fields)})" for n, f in READERS.items())
+    nearest = min(READERS.values(), key=lambda f: len(f.fields.keys() - fields))
+    missing = [name for name in nearest.fields if name not in fields]
+    lacks = (
+        f"; for {nearest.name} they lack {', '.join(missing)}" if len(missing) < len(nearest.fields) else ""
+    )
     raise UserError(
-        f"{named}the format is not known: {'rows' if rows else 'no rows'} {what}", f"the formats are {known}"
+        f"{named}the format is not known: {'rows' if rows else 'no rows'} {what}{lacks}",
+        f"the formats are {known}",
     )
 
 
@@ -117,19 +124,24 @@ def read_public(
     >>> next(read_public(file)).labels
     [0.75]
     """
-    count = tally if tally is not None else Tally()
-    if name is not None and name not in READERS:
-        raise UserError(f"there is no format {name!r}", f"choose one of {', '.join(READERS)}")
+    require_format(name)
     rows = itertools.islice(read_rows(Path(path)), limit)
     first = list(itertools.islice(rows, LOOK))
+    count = tally if tally is not None else Tally()
     count.format = name or detect([values for _, values in first], str(path))
-    return _convert(itertools.chain(first, rows), options, skip_bad, count)
+    return convert(itertools.chain(first, rows), options, skip_bad, count)
 
 
-def _convert(
-    rows: Iterator[tuple[Place, Any]], options: Options, skip_bad: bool, tally: Tally
+def require_format(name: str | None) -> None:
+    """Raise ``UserError`` if ``name`` names no format."""
+    if name is not None and name not in READERS:
+        raise UserError(f"there is no format {name!r}", f"choose one of {', '.join(READERS)}")
+
+
+def convert(
+    rows: Iterable[tuple[Place | str, Any]], options: Options, skip_bad: bool, tally: Tally
 ) -> Iterator[Rollout]:
-    """Yield the rollouts of ``rows``; a row is taken whole or not at all."""
+    """Yield the rollouts of ``rows`` (place and values) in ``tally.format``; a row is taken whole or not at all."""
     read = READERS[tally.format].read
     for place, values in rows:
         tally.rows += 1

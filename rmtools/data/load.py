@@ -1,0 +1,172 @@
+r"""Rollouts from whatever holds them: a folder, a file, a data set of the hub or of `datasets`, rows in memory.
+
+>>> rows = [{"prompt": "1 + 1?", "completions": ["It is 2."], "labels": [0.75]}]
+>>> found = load_rollouts(rows)
+>>> found[0].steps, found[0].labels, found.metadata.horizon
+(['It is 2.\n'], [0.75], 1)
+"""
+
+import itertools
+import logging
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rmtools.codec import VERSION
+from rmtools.data.readers.files import SUFFIXES, Place, read_rows
+from rmtools.data.readers.read import LOOK, Tally, convert, detect, require_format
+from rmtools.data.readers.row import Options
+from rmtools.data.rollouts import (
+    META_FILE,
+    SCHEMA_VERSION,
+    Rollout,
+    RolloutMetadata,
+    Rollouts,
+    parse_row,
+    read_rollouts,
+)
+from rmtools.data.shards import DATA, FIELDS, PLAN_FILE, REMEDY
+from rmtools.errors import UserError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+logger = logging.getLogger(__name__)
+
+# owner/name, owner/name/configuration, either with :split
+HUB_NAME = re.compile(r"(?P<name>\w[\w.-]*/\w[\w.-]*)(/(?P<config>\w[\w.-]*))?(:(?P<split>\w[\w.-]*))?")
+
+
+def load_rollouts(
+    source: "str | Path | Dataset | Sequence[Rollout] | Sequence[Mapping[str, Any]]", data_format: str = ""
+) -> Rollouts:
+    r"""Load rollouts, with their metadata as far as it is known.
+
+    Rows that cannot be used, such as those without any label, are counted in a warning.
+
+    Parameters
+    ----------
+    source : path, datasets.Dataset, or sequence of Rollout or dict
+        A folder of `rmtools rollout` or `rmtools convert`; a JSON, JSONL or parquet file; a hub data set
+        (``owner/name``, with ``/configuration`` and ``:split`` if needed; default split: train); or rows. Rows have the
+        schema of docs/formats.md, or one of the public formats there.
+    data_format : str
+        Name of the public format; default: found from the fields of the first rows.
+
+    Returns
+    -------
+    Rollouts
+        A sequence of `Rollout`, with ``.metadata``.
+
+    Raises
+    ------
+    UserError
+        If there is nothing to read or the data set cannot be loaded, the format is not known (the fields are listed),
+        or a row is wrong (named).
+
+    Examples
+    --------
+    >>> load_rollouts([{"prompt_id": "a", "prompt": "1 + 1?\n", "steps": ["It is 2.\n"], "reward": 1.0}])
+    Rollouts(1 rows of 1 prompts)
+    """
+    require_format(data_format or None)
+    if source == "":
+        raise UserError(
+            "there are no rollouts: no folder, file or data set is named",
+            "name one (train_rollouts when training)",
+        )
+    if isinstance(source, Rollouts):
+        return source
+    if not isinstance(source, str | Path):
+        return _from_rows(source, data_format)
+    folder, named = Path(source), HUB_NAME.fullmatch(str(source))
+    if not folder.exists() and named and folder.suffix not in SUFFIXES:
+        return _from_rows(_from_hub(str(source), **named.groupdict()), data_format, str(source))
+    if not folder.exists() or any((folder / file).exists() for file in (META_FILE, PLAN_FILE, DATA)):
+        if data_format and folder.exists():
+            raise UserError(
+                f"data_format is {data_format}, but {source} holds rollouts of rmtools",
+                "leave data_format out",
+            )
+        return Rollouts(*read_rollouts(folder), str(source))
+    return _read(read_rows(folder), data_format, str(source))
+
+
+def _from_hub(source: str, name: str, config: str | None, split: str | None) -> "Dataset":
+    from datasets import load_dataset
+
+    try:
+        return load_dataset(name, config, split=split or "train")
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"there are no rollouts at {source}: no such folder or file, and no data set of the hub can be loaded: {reason}",
+            "name a folder, a file, or a data set as owner/name, owner/name/configuration or owner/name:split (without "
+            "network: one that was loaded before)",
+        ) from error
+
+
+def _from_rows(source: Iterable[Any], data_format: str, name: str = "") -> Rollouts:
+    """Return the rollouts of rows in memory, or of a `datasets.Dataset`."""
+    if isinstance(source, Mapping):  # of several splits
+        raise UserError(
+            f"the data set has several splits: {', '.join(map(str, source))}",
+            "give one of them, such as data['train']",
+        )
+    rows = list(source)
+    if rows and all(isinstance(row, Rollout) for row in rows):
+        return Rollouts(rows, RolloutMetadata.unknown(rows), name)
+    kinds = {type(row).__name__: row for row in rows if not isinstance(row, Mapping)}
+    if kinds:
+        raise UserError(
+            f"rows must be dictionaries or Rollout objects, got {', '.join(sorted(kinds))}",
+            "give one kind of them, such as table.to_dict('records') of a pandas table",
+        )
+    places = ((f"{name}, row {i}" if name else f"row {i}", row) for i, row in enumerate(rows))
+    return _read(places, data_format, name)
+
+
+def _read(rows: Iterator[tuple[Place | str, Any]], data_format: str, source: str) -> Rollouts:
+    """Read rows of our schema or of a public format."""
+    first = list(itertools.islice(rows, LOOK))
+    rows, tally = itertools.chain(first, rows), Tally(data_format)
+    if not data_format and first and all(_is_ours(values) for _, values in first):
+        found = [_own_row(values, str(place)) for place, values in rows]
+    else:
+        tally.format = data_format or detect([values for _, values in first], source)
+        found = list(convert(rows, Options(), False, tally))
+    left_out = "; ".join(f"{n}: {reason}" for reason, n in tally.dropped.most_common())
+    if not found:
+        raise UserError(
+            f"{source or 'the data'} gives no rollout ({left_out or 'it is empty'})", "give at least one row"
+        )
+    if left_out:
+        logger.warning("%s (%s): left out %s", source or "rows", tally.format, left_out)
+    return Rollouts(found, RolloutMetadata.unknown(found), source)
+
+
+def _is_ours(row: Any) -> bool:
+    """Return whether a row has the schema of this package, whatever its values are."""
+    return isinstance(row, Mapping) and {"prompt", "steps"} <= row.keys() and "correctness" not in row
+
+
+def _own_row(row: Mapping[str, Any], place: str) -> Rollout:
+    """Return the rollout of a row of our schema; a prompt without id gets the one that `rmtools rollout` gives."""
+    values = dict(row)
+    version = values.pop(VERSION, SCHEMA_VERSION)
+    if version != SCHEMA_VERSION:
+        raise UserError(
+            f"{place} has schema version {version!r}, this release reads {SCHEMA_VERSION}",
+            "make the rollouts again with `rmtools rollout`",
+        )
+    if unknown := sorted(values.keys() - set(FIELDS)):
+        raise UserError(
+            f"{place} has unknown fields {', '.join(unknown)}; it has {', '.join(FIELDS)}",
+            f"drop them; {REMEDY}",
+        )
+    if values.get("prompt_id") is None and isinstance(values.get("prompt"), str):
+        from rmtools.data.collect import prompt_id
+
+        values["prompt_id"] = prompt_id(values["prompt"])
+    return parse_row(values, place)

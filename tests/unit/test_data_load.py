@@ -1,0 +1,128 @@
+"""Rollouts from folders, files, data sets and rows in memory: the same rows, with the metadata that is known."""
+
+import json
+from dataclasses import asdict
+
+import datasets
+import pytest
+
+from rmtools.data.load import load_rollouts
+from rmtools.data.rollouts import Child, Rollout, RolloutMetadata, Rollouts, write_rollouts
+from rmtools.errors import UserError
+from rmtools.lm.steps import StepSettings
+
+TRL = [
+    {"prompt": "r2 . \nc01 . \n", "completions": ["u r3 ", "s r3 "], "labels": [True, 0.75]},
+    {"prompt": "r1 . \nc24 . \n", "completions": ["s r1 "], "labels": [False]},
+]
+OURS = [
+    Rollout("a", "1 + 1?\n", ["2\n", "so 2"], 1.0, [[Child("3\n", False, None)], []], [[0.5], []]),
+    Rollout("b", "1 + 2?\n", ["4\n"], 0.0),
+]
+METADATA = RolloutMetadata("some/policy", "abc", "sums", 5, StepSettings("\n", 5, 7), 0.7, 3)
+
+
+def test_rows_of_trl_are_the_same_from_everywhere(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(r) + "\n" for r in TRL))
+    found = load_rollouts(path)
+    assert [r.labels for r in found] == [[1.0, 0.75], [0.0]]
+    assert [r.steps for r in found] == [["u r3 \n", "s r3 \n"], ["s r1 \n"]]
+    assert (found.metadata.policy, found.metadata.horizon, found.metadata.temperature) == ("", 2, None)
+    assert (found.metadata.steps, found.source) == (StepSettings("\n", 2), str(path))
+    booleans = [{**TRL[0], "labels": [True, False]}, TRL[1]]  # a column has one type
+    for rows in (TRL, tuple(TRL), iter(TRL)):
+        assert load_rollouts(rows).rows == found.rows
+    assert load_rollouts(datasets.Dataset.from_list(booleans)).rows == load_rollouts(booleans).rows
+    assert load_rollouts(TRL, "trl").rows == found.rows
+
+
+def test_rows_of_our_schema_are_the_same_from_everywhere(tmp_path):
+    write_rollouts(tmp_path / "r", OURS, METADATA)
+    folder = load_rollouts(tmp_path / "r")
+    assert (folder.rows, folder.metadata.task, folder.source) == (OURS, "sums", str(tmp_path / "r"))
+    rows = [asdict(r) for r in OURS]
+    assert load_rollouts(rows).rows == OURS
+    assert load_rollouts(datasets.Dataset.from_list(rows)).rows == OURS
+    assert load_rollouts(OURS).rows == OURS
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    assert load_rollouts(path).rows == OURS
+    assert load_rollouts(folder) is folder
+
+
+def test_a_sequence_with_its_metadata():
+    found = Rollouts(OURS, METADATA, "here")
+    assert (len(found), found[1], list(found)) == (2, OURS[1], OURS)
+    assert found[:1] == Rollouts(OURS[:1], METADATA, "here")
+    assert len(repr(found)) < 100
+
+
+def test_rows_of_our_schema_without_ids_get_those_of_their_prompts():
+    row = {"prompt": "1 + 1?\n", "steps": ["2\n"], "reward": 1.0, "schema_version": 2}
+    one, two = load_rollouts([row, {**row, "steps": ["3\n"], "reward": 0.0}])
+    assert one.prompt_id == two.prompt_id != ""
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([], ["no rows"]),
+        ([{"prompt": "p", "completions": ["a"]}], ["fields completions, prompt", "lack labels"]),
+        ([{"question": "p", "score": 1}], ["fields question, score"]),
+        ([{"prompt": "p", "steps": ["a"], "reward": 2}], ["row 0, field reward"]),
+        ([{"prompt": "p", "steps": ["a"], "value": 1}], ["row 0", "unknown fields value", "reward"]),
+        ([{"prompt": "p", "steps": ["a"], "reward": 1, "schema_version": 1}], ["version 1", "reads 2"]),
+        ([TRL[0], {"prompt": "p", "labels": [1]}], ["fields labels, prompt", "lack completions"]),
+        ([{**TRL[0], "labels": [None, None]}], ["no rollout", "without outcome or label"]),
+        (["p"], ["got str"]),
+        ([OURS[0], TRL[0]], ["got Rollout"]),
+        ({"train": [], "test": []}, ["splits: train, test"]),
+        ("", ["no rollouts"]),
+        ("nowhere", ["no rollouts at nowhere"]),
+        ("nowhere.jsonl", ["no rollouts at nowhere.jsonl"]),
+    ],
+)
+def test_what_cannot_be_loaded(rows, words):
+    with pytest.raises(UserError) as error:
+        load_rollouts(rows)
+    assert all(word in error.value.fact for word in words), error.value
+
+
+def test_a_public_format_named_for_a_folder_of_rollouts(tmp_path):
+    write_rollouts(tmp_path / "r", OURS, METADATA)
+    with pytest.raises(UserError, match="data_format"):
+        load_rollouts(tmp_path / "r", "trl")
+    with pytest.raises(UserError, match="math-shepherd"):
+        load_rollouts(tmp_path / "r", "shepherd")
+
+
+# Data sets of the hub: `datasets.load_dataset` is a stand-in
+
+
+@pytest.mark.parametrize(
+    ("named", "asked"),
+    [
+        ("some/rows", ("some/rows", None, "train")),
+        ("some/rows:test", ("some/rows", None, "test")),
+        ("some/rows/main:test", ("some/rows", "main", "test")),
+    ],
+)
+def test_data_sets_of_the_hub(monkeypatch, tmp_path, named, asked):
+    seen = []
+
+    def load_dataset(name, config=None, split=None):
+        seen.append((name, config, split))
+        return datasets.Dataset.from_list([TRL[1]])
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    found = load_rollouts(named)
+    assert seen == [asked]
+    assert (found[0].labels, found.source) == ([0.0], named)
+
+
+def test_a_data_set_of_the_hub_without_network():
+    with pytest.raises(UserError, match=r"no such folder or file.*some/rows") as error:
+        load_rollouts("some/rows")
+    assert "owner/name" in error.value.fix
