@@ -17,7 +17,7 @@ from rmtools.core import FiniteModel, solve
 from rmtools.lm.enumerate import TabulatedModel
 from rmtools.lm.particles import LMParticles, Reward
 from rmtools.lm.policy import Policy
-from rmtools.lm.value import Scorer
+from rmtools.lm.protocol import Scorer
 from rmtools.particles.smc import smc
 from rmtools.verify.theorems.simulation import Setting
 

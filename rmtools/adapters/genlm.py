@@ -33,9 +33,9 @@ from rmtools.adapters.prefix_scoring import (
 from rmtools.errors import UserError
 from rmtools.lm.particles import Reward, Terminal, check_terminal
 from rmtools.lm.policy import Policy
+from rmtools.lm.protocol import Scorer, TreeValues, ValueState
 from rmtools.lm.steps import EncodedTree, StepTokenizer
 from rmtools.lm.tree_scoring import padded
-from rmtools.lm.value import Scorer, TreeValues, ValueState
 from rmtools.particles.tilt import Tilt
 
 try:

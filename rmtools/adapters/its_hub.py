@@ -30,8 +30,8 @@ from rmtools.adapters.prefix_scoring import (
     start_prefixes,
 )
 from rmtools.errors import UserError
+from rmtools.lm.protocol import Scorer, TreeValues, ValueState
 from rmtools.lm.steps import EncodedTree, StepTokenizer, split_steps
-from rmtools.lm.value import Scorer, TreeValues, ValueState
 from rmtools.particles.tilt import Tilt
 
 try:

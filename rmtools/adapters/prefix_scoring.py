@@ -1,7 +1,7 @@
 """What the scorers of other packages share: prefixes as prompt texts and steps, from and to a sampler's token ids.
 
 A scorer gives ``log_values(prompts, steps)``, the log value (nats) of each prefix; the functions here make of it the ``score``,
-``start`` and ``advance`` of a :class:`rmtools.lm.value.Scorer`.
+``start`` and ``advance`` of a :class:`rmtools.lm.protocol.Scorer`.
 """
 
 import asyncio
@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from rmtools.errors import UserError
+from rmtools.lm.protocol import TreeValues, ValueState
 from rmtools.lm.retokenise import prompt_text
 from rmtools.lm.steps import EncodedTree, StepTokenizer
-from rmtools.lm.value import TreeValues, ValueState
 
 Steps = tuple[tuple[int, ...], ...]
 LogValues = Callable[[Sequence[str], Sequence[Steps]], np.ndarray]
@@ -26,7 +26,7 @@ LogValues = Callable[[Sequence[str], Sequence[Steps]], np.ndarray]
 
 @dataclass(frozen=True)
 class PrefixState:
-    """The :class:`~rmtools.lm.value.ValueState` of these scorers: B prompts, and the steps so far.
+    """The :class:`~rmtools.lm.protocol.ValueState` of these scorers: B prompts, and the steps so far.
 
     Attributes
     ----------

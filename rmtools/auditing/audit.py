@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from rmtools.data.rollouts import Rollout
     from rmtools.data.tasks import Task
     from rmtools.lm.policy import Policy
-    from rmtools.lm.value import Scorer
+    from rmtools.lm.protocol import Scorer
 
 
 def audit(

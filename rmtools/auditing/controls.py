@@ -14,8 +14,8 @@ from torch import Tensor
 from rmtools.data.rollouts import Rollout
 from rmtools.data.scoring import ScoredRollouts
 from rmtools.errors import UserError
+from rmtools.lm.protocol import TreeValues, ValueState
 from rmtools.lm.steps import EncodedTree, StepTokenizer
-from rmtools.lm.value import TreeValues, ValueState
 from rmtools.particles.tilt import Tilt
 
 

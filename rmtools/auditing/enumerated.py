@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rmtools.data.tasks import Task
     from rmtools.lm.enumerate import Enumeration, ExactRatios
     from rmtools.lm.policy import Policy
-    from rmtools.lm.value import Scorer
+    from rmtools.lm.protocol import Scorer
 
 Progress = Callable[[str, int], Any]
 MIN_PROBABILITY, MOST_PROMPTS, MOST_PATHS = 3e-3, 24, 50_000

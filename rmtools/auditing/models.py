@@ -19,7 +19,7 @@ from rmtools.stats.sigma2 import Sigma2Parts, sigma2_parts
 if TYPE_CHECKING:
     from rmtools.data.rollouts import Rollout
     from rmtools.lm.checkpoint import CheckpointSettings
-    from rmtools.lm.value import Scorer
+    from rmtools.lm.protocol import Scorer
 
 Scored = tuple["Sequence[Rollout]", ScoredRollouts]
 

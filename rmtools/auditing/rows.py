@@ -12,7 +12,7 @@ from rmtools.errors import UserError
 if TYPE_CHECKING:
     from rmtools.data.rollouts import Rollout, RolloutMetadata
     from rmtools.lm.checkpoint import CheckpointSettings
-    from rmtools.lm.value import Scorer
+    from rmtools.lm.protocol import Scorer
 
     Rollouts = str | Path | Sequence[Rollout] | tuple[Sequence[Rollout], RolloutMetadata]
 

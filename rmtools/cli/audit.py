@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rmtools.data.rollouts import RolloutMetadata
     from rmtools.data.tasks import Task
     from rmtools.lm.policy import Policy
-    from rmtools.lm.value import Scorer
+    from rmtools.lm.protocol import Scorer
 
 IMPLICIT = "implicit:"
 DEFAULT_PROMPTS = "96"

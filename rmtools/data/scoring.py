@@ -8,7 +8,8 @@ import numpy as np
 from rmtools.data.rollouts import Rollout
 from rmtools.errors import UserError
 from rmtools.lm.particles import Terminal
-from rmtools.lm.value import BROKEN, NaNValueError, Scorer, TreeValues
+from rmtools.lm.protocol import Scorer, TreeValues
+from rmtools.lm.value import BROKEN, NaNValueError
 from rmtools.particles.tilt import Tilt
 from rmtools.stats.prefix_errors import PrefixErrors, prefix_errors
 

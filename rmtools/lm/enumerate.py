@@ -17,8 +17,8 @@ from rmtools.core import FiniteModel
 from rmtools.errors import UserError
 from rmtools.lm.particles import Reward, to_numpy
 from rmtools.lm.policy import Policy, PolicyState
+from rmtools.lm.protocol import Scorer, ValueState
 from rmtools.lm.tree_scoring import padded
-from rmtools.lm.value import Scorer, ValueState
 
 _Prefix = tuple[str, tuple[str, ...]]
 

@@ -18,9 +18,10 @@ from rmtools.errors import UserError
 from rmtools.lm.architectures import require_scorable
 from rmtools.lm.kv.cache import PrefixCache
 from rmtools.lm.policy import Policy, left_padded, load_policy
+from rmtools.lm.protocol import TreeValues, ValueState
 from rmtools.lm.steps import EncodedTree
 from rmtools.lm.tree_scoring import batches_by_length, tree_batch
-from rmtools.lm.value import TOKENS_PER_BATCH, TreeValues, ValueState
+from rmtools.lm.value import TOKENS_PER_BATCH
 from rmtools.particles.tilt import Tilt
 
 # A gigabyte in fp32: with a large vocabulary logits take more memory than weights.

@@ -16,9 +16,8 @@ from torch import Tensor
 
 from rmtools.errors import UserError
 from rmtools.lm.policy import distinct
-from rmtools.lm.protocol import StepPolicy, StepState
+from rmtools.lm.protocol import Scorer, StepPolicy, StepState, ValueState
 from rmtools.lm.retokenise import shared_tokens
-from rmtools.lm.value import Scorer, ValueState
 
 Terminal = Literal["verifier", "model"]
 Reward = Callable[[str, Sequence[str]], float]

@@ -1,16 +1,20 @@
-"""The policy as the sampler and the collector see it.
+"""The policy and the value model as the sampler, the collector and the audit see them.
 
-Implemented by a model in this process (:class:`rmtools.lm.policy.Policy`) and one behind a server
-(:class:`rmtools.serving.server.ServerPolicy`).
+A :class:`StepPolicy` draws steps: a model in this process (:class:`rmtools.lm.policy.Policy`) or one behind a server
+(:class:`rmtools.serving.server.ServerPolicy`). A :class:`Scorer` values prefixes: a trained model
+(:class:`rmtools.lm.value.ValueModel`) or anything else with these three methods.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from rmtools.lm.steps import StepTokenizer
+from rmtools.lm.steps import EncodedTree, StepTokenizer
+from rmtools.particles.tilt import Tilt
 
 State = TypeVar("State", covariant=True)
 
@@ -81,4 +85,58 @@ class StepPolicy(Protocol):
 
     def decode_step(self, state: Any, node: Tensor, generator: torch.Generator) -> Decoded[Any]:
         """Draw one step for each of B particles independently; particle b is at prefix ``node[b]`` of ``state``."""
+        ...
+
+
+@dataclass(frozen=True)
+class TreeValues:
+    """Log values of one trajectory, nats.
+
+    Attributes
+    ----------
+    log_value : np.ndarray
+        (T + 1,) at the prompt and after each step, the model's own also at the end.
+    children : list of np.ndarray
+        T arrays: at the alternative next steps of each depth.
+    """
+
+    log_value: np.ndarray
+    children: list[np.ndarray]
+
+
+class ValueState(Protocol):
+    """A batch of prefixes that a value model has read; of a ``ValueModel``, its ``PrefixCache``."""
+
+    def select(self, rows: Tensor) -> "ValueState":
+        """Return the prefixes ``rows`` (B',)."""
+        ...
+
+    def join(self, other: Any) -> "ValueState":
+        """Return these prefixes followed by those of ``other``, a state of the same model."""
+        ...
+
+
+class Scorer(Protocol):
+    """Anything that values prefixes: a trained model, or a control without weights.
+
+    If ``is_probability`` is False the value is not a tilted probability: it has no p and no calibration.
+    """
+
+    steps: StepTokenizer
+    tilt: Tilt
+    name: str
+    is_probability: bool
+
+    def score(
+        self, trees: Sequence[EncodedTree], progress: Callable[[int], object] | None = None
+    ) -> list[TreeValues]:
+        """Score every prefix and child of every tree; ``progress`` is called with the number of trees done."""
+        ...
+
+    def start(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, ValueState]:
+        """Return the log values (B,) nats of prompts given as token ids, and the state."""
+        ...
+
+    def advance(self, state: ValueState, tokens: Tensor) -> tuple[Tensor, ValueState]:
+        """Return the log values (B,) nats after a new step ``tokens`` (B, L; -1 = no token), and the state."""
         ...

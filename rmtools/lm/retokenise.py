@@ -9,10 +9,9 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from rmtools.errors import UserError
-from rmtools.lm.protocol import StepPolicy
+from rmtools.lm.protocol import Scorer, StepPolicy, TreeValues, ValueState
 from rmtools.lm.steps import EncodedTree, StepTokenizer
 from rmtools.lm.tree_scoring import padded
-from rmtools.lm.value import Scorer, TreeValues, ValueState
 
 KNOWN_STEPS = 100_000
 
@@ -43,7 +42,7 @@ def prompt_text(steps: StepTokenizer, ids: Sequence[int]) -> str:
 
 
 class Retokenised:
-    """A :class:`rmtools.lm.value.Scorer` that takes the policy's tokens and reads their text.
+    """A :class:`rmtools.lm.protocol.Scorer` that takes the policy's tokens and reads their text.
 
     Parameters
     ----------

@@ -7,7 +7,7 @@ tilt turns it into a positive value (docs/equations.md, section 2).
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from rmtools.errors import UserError
 from rmtools.lm.architectures import require_scorable
 from rmtools.lm.kv.batch import attention
 from rmtools.lm.kv.cache import PrefixCache
+from rmtools.lm.protocol import TreeValues, ValueState
 from rmtools.lm.steps import EncodedTree, StepTokenizer
 from rmtools.lm.tree_scoring import batches_by_length, padded, tree_logits
 from rmtools.particles.tilt import Tilt
@@ -33,60 +34,6 @@ def log_value_from_logits(logits: Tensor, floor: float) -> Tensor:
     log_p = torch.log_softmax(logits.float(), dim=-1)[..., 1]
     f = torch.tensor(floor, dtype=torch.float32, device=log_p.device)
     return torch.logaddexp(f.log().expand_as(log_p), torch.log1p(-f) + log_p)
-
-
-@dataclass(frozen=True)
-class TreeValues:
-    """Log values of one trajectory, nats.
-
-    Attributes
-    ----------
-    log_value : np.ndarray
-        (T + 1,) at the prompt and after each step, the model's own also at the end.
-    children : list of np.ndarray
-        T arrays: at the alternative next steps of each depth.
-    """
-
-    log_value: np.ndarray
-    children: list[np.ndarray]
-
-
-class ValueState(Protocol):
-    """A batch of prefixes that a value model has read; of a :class:`ValueModel`, its :class:`PrefixCache`."""
-
-    def select(self, rows: Tensor) -> "ValueState":
-        """Return the prefixes ``rows`` (B',)."""
-        ...
-
-    def join(self, other: Any) -> "ValueState":
-        """Return these prefixes followed by those of ``other``, a state of the same model."""
-        ...
-
-
-class Scorer(Protocol):
-    """Anything that values prefixes: a trained model, or a control without weights.
-
-    If ``is_probability`` is False the value is not a tilted probability: it has no p and no calibration.
-    """
-
-    steps: StepTokenizer
-    tilt: Tilt
-    name: str
-    is_probability: bool
-
-    def score(
-        self, trees: Sequence[EncodedTree], progress: Callable[[int], object] | None = None
-    ) -> list[TreeValues]:
-        """Score every prefix and child of every tree; ``progress`` is called with the number of trees done."""
-        ...
-
-    def start(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, ValueState]:
-        """Return the log values (B,) nats of prompts given as token ids, and the state."""
-        ...
-
-    def advance(self, state: ValueState, tokens: Tensor) -> tuple[Tensor, ValueState]:
-        """Return the log values (B,) nats after a new step ``tokens`` (B, L; -1 = no token), and the state."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,7 @@ import numpy as np
 
 from rmtools.errors import UserError
 from rmtools.lm.particles import LMParticles, Reward
-from rmtools.lm.protocol import StepPolicy
-from rmtools.lm.value import Scorer
+from rmtools.lm.protocol import Scorer, StepPolicy
 from rmtools.sampling.algorithms import PARTICLES_PER_BATCH, draw_batch
 from rmtools.sampling.records import SCHEMA_VERSION, record, traces
 from rmtools.sampling.settings import PRESETS, SamplerSettings, settings_for

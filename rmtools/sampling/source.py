@@ -11,8 +11,7 @@ from typing import Any, Self
 import numpy as np
 
 from rmtools.lm.particles import LMParticles, Reward, Terminal
-from rmtools.lm.protocol import StepPolicy
-from rmtools.lm.value import Scorer
+from rmtools.lm.protocol import Scorer, StepPolicy
 from rmtools.particles.protocol import SMCResult
 from rmtools.sampling.trace import Candidates
 

@@ -10,8 +10,9 @@ import numpy as np
 
 from rmtools.data.rollouts import Rollout
 from rmtools.data.scoring import ScoredRollouts, score_rollouts
+from rmtools.lm.protocol import Scorer, TreeValues
 from rmtools.lm.steps import EncodedTree
-from rmtools.lm.value import Scorer, TreeValues, ValueModel
+from rmtools.lm.value import ValueModel
 from rmtools.stats.calibration import auc, brier, expected_calibration_error
 
 

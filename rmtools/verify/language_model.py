@@ -19,7 +19,7 @@ from rmtools.exact.solution import solve
 from rmtools.lm.enumerate import tabulate
 from rmtools.lm.particles import LMParticles
 from rmtools.lm.policy import Policy
-from rmtools.lm.value import Scorer
+from rmtools.lm.protocol import Scorer
 from rmtools.particles.smc import smc
 from rmtools.stats.bootstrap import Interval, cluster_bootstrap
 from rmtools.stats.empirical_sigma2 import measured_sigma2

@@ -8,7 +8,7 @@ import pytest
 from test_training_trainer import trainer_for
 
 from rmtools.data.rollouts import Child, Rollout
-from rmtools.lm.value import TreeValues
+from rmtools.lm.protocol import TreeValues
 from rmtools.particles.tilt import Tilt
 from rmtools.stats.prefix_errors import prefix_errors
 from rmtools.training.metrics import ShardedScorer, held_out_metrics
