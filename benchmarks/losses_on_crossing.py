@@ -149,7 +149,8 @@ def train(setting: Setting, spec: dict[str, Any], out: Path) -> Any:
     flags = ModelConfig(use_peft=spec["method"] == "lora", lora_r=32, lora_alpha=64)
     model = build_model(str(setting.folder), flags, spec["seed"])
     rows = setting.labelled() if spec["target"] == "labels" else setting.rows
-    trainer = PRMTrainer(model, config, setting.policy.steps, rows)
+    steps = setting.policy.steps
+    trainer = PRMTrainer(model, config, rows, processing_class=steps.tokenizer, steps=steps.settings)
     start = time.monotonic()
     with contextlib.redirect_stdout(sys.stderr):
         trainer.train()

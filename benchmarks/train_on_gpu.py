@@ -90,8 +90,7 @@ def build(folder: Path, told: dict[str, Any], rows: list[Any], steps: int, out: 
     from transformers import TrainerCallback
     from trl import ModelConfig
 
-    from rmtools.lm.policy import load_tokenizer
-    from rmtools.lm.steps import StepSettings, StepTokenizer
+    from rmtools.lm.steps import StepSettings
     from rmtools.training.config import CHECKPOINTING, PRMConfig
     from rmtools.training.lora import build_model
     from rmtools.training.trainer import PRMTrainer
@@ -121,8 +120,7 @@ def build(folder: Path, told: dict[str, Any], rows: list[Any], steps: int, out: 
         **told,
     )
     clock = Clock()
-    tokenizer = StepTokenizer(load_tokenizer(str(folder)), StepSettings("\n", 64))
-    return PRMTrainer(model, config, tokenizer, rows, callbacks=[clock]), clock
+    return PRMTrainer(model, config, rows, steps=StepSettings("\n", 64), callbacks=[clock]), clock
 
 
 def bare(trainer: Any, steps: int) -> float:

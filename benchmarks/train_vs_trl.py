@@ -226,8 +226,7 @@ def rmtools_trainer(model: str, data: Path, options: dict[str, Any], timer: Any)
 
     from rmtools.data.rollouts import Child, Rollout
     from rmtools.lm.classifier import new_token_classifier
-    from rmtools.lm.policy import load_tokenizer
-    from rmtools.lm.steps import StepSettings, StepTokenizer
+    from rmtools.lm.steps import StepSettings
     from rmtools.training.config import PRMConfig
     from rmtools.training.trainer import PRMTrainer
 
@@ -244,10 +243,9 @@ def rmtools_trainer(model: str, data: Path, options: dict[str, Any], timer: Any)
         for i, r in enumerate(rows)
     ]
     divergence = {"divergence": "bce"} if options.get("target") != "td" else {}
-    steps = StepTokenizer(load_tokenizer(model), StepSettings("\n", 64))
     adapted = get_peft_model(new_token_classifier(model, 0), lora())
     config = PRMConfig(**options, **divergence)
-    return PRMTrainer(adapted, config, steps, rollouts, callbacks=[timer])
+    return PRMTrainer(adapted, config, rollouts, steps=StepSettings("\n", 64), callbacks=[timer])
 
 
 def measure(args: argparse.Namespace) -> None:

@@ -130,8 +130,12 @@ def _from_rows(source: Iterable[Any], data_format: str, name: str = "") -> Rollo
 def _read(rows: Iterator[tuple[Place | str, Any]], data_format: str, source: str) -> Rollouts:
     """Read rows of our schema or of a public format."""
     first = list(itertools.islice(rows, LOOK))
+    if not first:
+        raise UserError(
+            f"there are no rollouts: {source or 'the data set'} is empty", "give at least one row"
+        )
     rows, tally = itertools.chain(first, rows), Tally(data_format)
-    if not data_format and first and all(_is_ours(values) for _, values in first):
+    if not data_format and all(_is_ours(values) for _, values in first):
         found = [_own_row(values, str(place)) for place, values in rows]
     else:
         tally.format = data_format or detect([values for _, values in first], source)
@@ -139,7 +143,8 @@ def _read(rows: Iterator[tuple[Place | str, Any]], data_format: str, source: str
     left_out = "; ".join(f"{n}: {reason}" for reason, n in tally.dropped.most_common())
     if not found:
         raise UserError(
-            f"{source or 'the data'} gives no rollout ({left_out or 'it is empty'})", "give at least one row"
+            f"there are no rollouts: {source or 'the data set'} gives none ({left_out})",
+            "give at least one row",
         )
     if left_out:
         logger.warning("%s (%s): left out %s", source or "rows", tally.format, left_out)

@@ -83,6 +83,13 @@ class PRMConfig(TrainingArguments):
     save_strategy: str = _argument(
         "no", "no: the model is written at the end; steps or epoch: checkpoints to resume from"
     )
+    eval_strategy: str | None = _argument(  # type: ignore[assignment]
+        None, "no, steps or epoch. Default: epoch if there are held-out rollouts"
+    )
+    logging_steps: float | None = _argument(  # type: ignore[assignment]
+        None, "optimiser steps between two lines of the log. Default: 10"
+    )
+    logging_first_step: bool = _argument(True, "log the first optimiser step")
     train_sampling_strategy: str = _argument(
         "group_by_length", "group_by_length: batches of similar length; random; sequential"
     )
@@ -109,6 +116,10 @@ class PRMConfig(TrainingArguments):
 
     def __post_init__(self) -> None:
         """Check the arguments, then let transformers check its own."""
+        self.evaluates_by_default = self.eval_strategy is None
+        self.eval_strategy = self.eval_strategy or "no"
+        if self.logging_steps is None:  # transformers evaluates as often as it logs
+            self.logging_steps, self.eval_steps = 10, self.eval_steps or 500
         self._check_values()
         self._check_evaluation()
         Tilt(self.floor)

@@ -1,18 +1,21 @@
 """Build the token classifier from trl's ``ModelConfig``: LoRA with a score head trained whole, full fine-tuning, QLoRA."""
 
+import copy
 import importlib.util
 import re
 from dataclasses import fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from rmtools.errors import UserError
+from rmtools.files import read_json
 from rmtools.lm.classifier import new_token_classifier
 from rmtools.training.config import library_errors
 
 if TYPE_CHECKING:
-    from peft import LoraConfig
+    from peft import LoraConfig, PeftConfig
     from trl import ModelConfig
 
 # The first two name the model, the others say how it is built.
@@ -65,44 +68,81 @@ def is_quantised(arguments: "ModelConfig") -> bool:
     return bool(arguments.load_in_4bit or arguments.load_in_8bit)
 
 
-def revision(arguments: "ModelConfig") -> str:
-    """Return the requested revision, "" for the newest."""
-    return "" if arguments.model_revision == "main" else arguments.model_revision
-
-
 def build_model(
     base: str, arguments: "ModelConfig", seed: int, activation_checkpointing: bool = False
 ) -> Any:
     """Return ``base`` as a token classifier, under LoRA adapters if ``use_peft`` is set; in fp32 unless ``dtype`` differs.
 
-    Raises ``UserError`` if the model cannot be loaded, or peft refuses an argument.
+    Head and adapters are drawn with ``seed``. Raises ``UserError`` if the model cannot be loaded, or peft refuses an argument.
     """
-    from peft import get_peft_model, prepare_model_for_kbit_training
+    from peft import prepare_model_for_kbit_training
 
-    quantised = is_quantised(arguments)
+    require_no_adapter(base)
     dtype = arguments.dtype if arguments.dtype in DTYPES else "float32"
     options: dict[str, Any] = {"dtype": getattr(torch, dtype)}
-    if quantised:
+    if is_quantised(arguments):
         from trl import get_quantization_config
 
         with library_errors():
             options["quantization_config"] = get_quantization_config(arguments)
         options["quantization_config"].llm_int8_skip_modules = ["score"]
-    model = new_token_classifier(base, seed, revision=revision(arguments), **options)
-    if quantised:
+    revision = "" if arguments.model_revision == "main" else arguments.model_revision
+    model = new_token_classifier(base, seed, revision=revision, **options)
+    if is_quantised(arguments):
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=activation_checkpointing)
-    if not arguments.use_peft:
-        return model
-    with library_errors(re.error):
-        return get_peft_model(model, lora_config(arguments))
+    return with_adapter(model, lora_config(arguments), seed) if arguments.use_peft else model
+
+
+def require_no_adapter(folder: str) -> None:
+    """Raise ``UserError`` if a model to start from is an adapter."""
+    path = Path(folder) / "adapter_config.json"
+    if path.exists():
+        base = read_json(path, "the adapter's configuration").get("base_model_name_or_path") or "not known"
+        raise UserError(
+            f"{folder} is an adapter, not a model to start from; its base is {base}",
+            "name the base; to continue the adapter's own training, set resume_from_checkpoint; to train on top of it, "
+            "merge it first: `rmtools export --merge`",
+        )
+
+
+def with_adapter(model: Any, config: "PeftConfig", seed: int) -> Any:
+    """Return a token classifier under an adapter drawn with ``seed``; its head is trained whole and saved."""
+    from peft import TaskType, get_peft_model
+
+    config = copy.copy(config)
+    config.task_type = TaskType.TOKEN_CLS
+    config.modules_to_save = sorted({*(getattr(config, "modules_to_save", None) or ()), "score"})  # type: ignore[attr-defined]
+    if getattr(config, "exclude_modules", "") is None:  # all-linear would include the head
+        config.exclude_modules = ["score"]  # type: ignore[attr-defined]
+    with library_errors(re.error), torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return get_peft_model(model, config)
+
+
+def require_trainable(model: Any, bootstraps: bool) -> None:
+    """Raise ``UserError`` if a model that the user built is no value model that can be trained and loaded again."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if not hasattr(base, "score") or base.config.num_labels != 2:
+        raise UserError(
+            f"the model ({type(base).__name__}) is no token classifier with two labels and a head called score",
+            "pass the name of a language model, or AutoModelForTokenClassification.from_pretrained(name, num_labels=2)",
+        )
+    if base is not model and not base.name_or_path:
+        raise UserError(
+            "the base of the adapter has no name: the checkpoint could not be loaded again",
+            "save the base with its tokenizer, and load it from that folder",
+        )
+    dropout = [name for name, m in model.named_modules() if isinstance(m, torch.nn.Dropout) and m.p > 0]
+    if dropout and bootstraps:
+        raise UserError(
+            f"the model has dropout ({dropout[0]}), which perturbs the bootstrap targets as well as the prediction",
+            "set it to 0 (lora_dropout=0, config.classifier_dropout=0), or choose target mc or labels",
+        )
 
 
 def lora_config(arguments: "ModelConfig") -> "LoraConfig":
-    """Return the peft configuration for trl's ``ModelConfig``, with task type and head set.
-
-    ``all-linear`` excludes the head, which is trained whole and saved.
-    """
-    from peft import LoraConfig, TaskType
+    """Return the peft configuration for trl's ``ModelConfig``; dropout would perturb the bootstrap targets."""
+    from peft import LoraConfig
 
     targets = arguments.lora_target_modules or "all-linear"
     if isinstance(targets, list) and len(targets) == 1:
@@ -110,7 +150,6 @@ def lora_config(arguments: "ModelConfig") -> "LoraConfig":
     if isinstance(targets, str) and targets != "all-linear" and not set(targets) & set(PATTERN):
         targets = [targets]  # peft reads text as a pattern of the whole module name
     return LoraConfig(
-        task_type=TaskType.TOKEN_CLS,
         r=arguments.lora_r,
         lora_alpha=arguments.lora_alpha,
         lora_dropout=0.0,
@@ -118,6 +157,4 @@ def lora_config(arguments: "ModelConfig") -> "LoraConfig":
         use_rslora=arguments.use_rslora,
         use_dora=arguments.use_dora,
         target_modules=targets,
-        exclude_modules=["score"],
-        modules_to_save=["score"],
     )

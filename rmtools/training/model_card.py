@@ -41,7 +41,7 @@ def model_card(settings: CheckpointSettings, log: Sequence[dict[str, Any]]) -> M
     data = ModelCardData(
         base_model=base,
         license=_licence(settings.base, settings.base_revision),
-        datasets=[settings.task or Path(training["rollouts"]).stem],
+        datasets=[settings.task or Path(training["rollouts"]).stem or "rollouts"],
         library_name="rmtools",
         pipeline_tag="token-classification",
         tags=["process-reward-model", "rmtools"],

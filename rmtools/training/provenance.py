@@ -15,18 +15,16 @@ import torch
 import transformers
 
 from rmtools.codec import to_json
-from rmtools.data.rollouts import Rollout, RolloutMetadata, rollouts_fingerprint
+from rmtools.data.rollouts import Rollout, Rollouts, rollouts_fingerprint
 from rmtools.files import write_json, write_text
 from rmtools.lm.card import CARD_FILE
 from rmtools.lm.checkpoint import CheckpointSettings, fingerprint
 from rmtools.training.config import PRMConfig
-from rmtools.training.lora import HONOURED, is_quantised, revision
 from rmtools.training.model_card import model_card
 from rmtools.training.targets import BOOTSTRAPPED
 
 if TYPE_CHECKING:
-    from transformers import TrainerState
-    from trl import ModelConfig
+    from transformers import PreTrainedModel, TrainerState
 
 LOG_FILE = "training_log.json"
 # Arguments that do not decide the weights, as patterns. A training may also be made longer, moved to other devices, or
@@ -41,24 +39,25 @@ IGNORED = (
     *("accelerator_config", "parallelism_config", "ddp_*", "fsdp*", "deepspeed", "local_rank"),
     *("dataloader_[!d]*", "remove_unused_columns", "label_names", "length_column_name"),
 )
+# The parameters of an adapter, by the flags that set them.
+ADAPTER = {
+    **{"peft_type": "peft_type", "r": "lora_r", "lora_alpha": "lora_alpha"},
+    **{"use_rslora": "use_rslora", "use_dora": "use_dora"},
+}
 
 
 def checkpoint_settings(
-    base: str,
-    metadata: RolloutMetadata,
-    rows: Sequence[Rollout],
-    config: PRMConfig,
-    data: str,
-    model: "ModelConfig | None" = None,
+    base: str, rollouts: Rollouts, config: PRMConfig, model: "PreTrainedModel | None" = None
 ) -> CheckpointSettings:
-    """Return the settings of a checkpoint that is trained on ``rows``, read from ``data``.
+    """Return the settings of a checkpoint trained on ``rollouts``.
 
-    ``base`` names the model under the head; it is also the policy if ``metadata`` names none.
+    ``base`` names the model under the head; it is also the policy if the rollouts name none. ``model`` is the one that is
+    trained, which shows its adapter and precision.
     """
-    weights, rollouts = fingerprint(base), rollouts_fingerprint(rows)
+    metadata, weights, trained_on = rollouts.metadata, fingerprint(base), rollouts_fingerprint(rollouts)
     configuration = {
         "base": weights,
-        "rollouts_fingerprint": rollouts,
+        "rollouts_fingerprint": trained_on,
         **_resolved_configuration(config),
         **({} if model is None else _resolved_model(model)),
     }
@@ -66,7 +65,7 @@ def checkpoint_settings(
         policy=metadata.policy or base,
         policy_fingerprint=metadata.policy_fingerprint if metadata.policy else weights,
         base=base,
-        base_revision="" if model is None else revision(model),
+        base_revision=getattr(getattr(model, "config", None), "_commit_hash", None) or "",
         base_fingerprint=weights,
         task=metadata.task,
         horizon=metadata.horizon,
@@ -74,14 +73,14 @@ def checkpoint_settings(
         floor=config.floor,
         temperature=1.0 if metadata.temperature is None else metadata.temperature,
         seed=config.seed,
-        base_rate=base_rate(rows),
+        base_rate=base_rate(rollouts),
         training={
             "target": config.target,
             "divergence": config.divergence,
-            "rollouts": data,
+            "rollouts": rollouts.source,
             "rollouts_seed": metadata.seed,
-            "rollouts_fingerprint": rollouts,
-            "trajectories": len(rows),
+            "rollouts_fingerprint": trained_on,
+            "trajectories": len(rollouts),
             "configuration": configuration,
             "configuration_hash": configuration_hash(configuration),
             "versions": {m.__name__: str(m.__version__) for m in (torch, transformers, peft)},
@@ -110,17 +109,20 @@ def _resolved_configuration(config: PRMConfig) -> dict[str, Any]:
     return found
 
 
-def _resolved_model(model: "ModelConfig") -> dict[str, Any]:
-    """Return the arguments that build the model, as JSON values, without unused ones."""
-    unused: tuple[str, ...] = () if model.use_peft else ("lora_", "use_rslora", "use_dora")
-    unused += () if is_quantised(model) else ("bnb_", "use_bnb")
-    names = [name for name in HONOURED[2:] if not name.startswith(unused)]
-    found = {name: to_json(getattr(model, name)) for name in names}
-    if found["dtype"] in (None, "auto"):
-        found["dtype"] = "float32"
-    if model.use_peft:
-        targets = found["lora_target_modules"] or "all-linear"
+def _resolved_model(model: "PreTrainedModel") -> dict[str, Any]:
+    """Return adapter, precision and quantisation of the model that is trained, as JSON values."""
+    adapter = getattr(model, "peft_config", {}).get("default")
+    found: dict[str, Any] = {
+        "use_peft": adapter is not None,
+        "dtype": str(model.dtype).removeprefix("torch."),
+    }
+    found |= {
+        flag: to_json(getattr(adapter, name)) for name, flag in ADAPTER.items() if hasattr(adapter, name)
+    }
+    if targets := getattr(adapter, "target_modules", None):
         found["lora_target_modules"] = [targets] if isinstance(targets, str) else sorted(targets)
+    if quantised := getattr(model.config, "quantization_config", None):
+        found |= {name: str(value) for name, value in quantised.to_dict().items()}
     return found
 
 
@@ -136,14 +138,10 @@ def base_rate(rows: Sequence[Rollout]) -> float:
     return float(np.mean(rewards or labels))
 
 
-def write_records(
-    folder: Path, seen_from: Path, settings: CheckpointSettings | None, state: "TrainerState"
-) -> None:
+def write_records(folder: Path, seen_from: Path, settings: CheckpointSettings, state: "TrainerState") -> None:
     """Write log, settings and model card into ``folder``, whose files move to ``seen_from``."""
     log = json.loads(json.dumps(state.log_history, default=float))
     write_json(folder / LOG_FILE, log)
-    if settings is None:
-        return
     settings = replace(settings, training={**settings.training, "global_steps": state.global_step})
     settings.save(folder, seen_from=seen_from)
     write_text(folder / CARD_FILE, str(model_card(settings, log)))

@@ -2,24 +2,26 @@
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 
 from rmtools.data.load import load_rollouts
-from rmtools.data.rollouts import Rollout, RolloutMetadata
+from rmtools.data.rollouts import Rollout, RolloutMetadata, Rollouts
 from rmtools.errors import UserError
 from rmtools.training.config import DataArguments
 
 
-def load_data(arguments: DataArguments) -> tuple[list[Rollout], list[Rollout], RolloutMetadata]:
-    """Return the training rows, the held-out rows (may be none), and the metadata of the training rows.
+def load_data(arguments: DataArguments) -> tuple[Rollouts, Rollouts | None]:
+    """Return the training rows and the held-out ones, if any.
 
     Raises ``UserError`` if there are no rows, a row is wrong, or the arguments contradict each other.
     """
     found = load_rollouts(arguments.train_rollouts, arguments.data_format)
-    if not arguments.eval_rollouts:
-        return *hold_out(found, arguments.eval_share), found.metadata
-    if arguments.eval_share:
+    if arguments.eval_rollouts and arguments.eval_share:
         raise UserError("eval_rollouts and eval_share both say what is held out", "name one of them")
-    return found.rows, load_rollouts(arguments.eval_rollouts, arguments.data_format).rows, found.metadata
+    if arguments.eval_rollouts:
+        return found, load_rollouts(arguments.eval_rollouts, arguments.data_format)
+    rows, held_out = hold_out(found, arguments.eval_share)
+    return replace(found, rows=rows), replace(found, rows=held_out) if held_out else None
 
 
 def require_base(named: str | None, metadata: RolloutMetadata) -> str:

@@ -5,22 +5,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from transformers import set_seed
+import torch
 
 from rmtools.errors import UserError
 from rmtools.files import left_as_found
-from rmtools.lm.policy import load_tokenizer
-from rmtools.lm.steps import StepTokenizer
 from rmtools.training.config import CHECKPOINTING, DataArguments, PRMConfig
 from rmtools.training.lora import build_model, check_model_arguments
-from rmtools.training.provenance import checkpoint_settings
 from rmtools.training.resume import (
     PruneCheckpoints,
     checkpoint_to_resume,
     claim_output,
     held_output,
     require_outside,
-    require_same_training,
 )
 from rmtools.training.rows import load_data, require_base
 from rmtools.training.target_network import TARGET_NETWORK_FILE
@@ -49,26 +45,22 @@ def train(data: DataArguments, config: PRMConfig, model_arguments: "ModelConfig"
         not finite, or memory or disk are full.
     """
     check_model_arguments(model_arguments)
-    rows, held_out, metadata = load_data(data)
-    base = require_base(model_arguments.model_name_or_path, metadata)
+    rows, held_out = load_data(data)
+    base = require_base(model_arguments.model_name_or_path, rows.metadata)
     out, overwrite = Path(str(config.output_dir)), config.overwrite_output_dir
     needed = (TARGET_NETWORK_FILE,) if config.objective().bootstraps and config.ema_decay > 0 else ()
     resume = checkpoint_to_resume(config.resume_from_checkpoint, out, needed)
     require_outside(out, (base, data.train_rollouts, data.eval_rollouts))
     claim_output(out, resume, overwrite)
-    steps = StepTokenizer(load_tokenizer(base), metadata.steps)
-    set_seed(config.seed)  # the adapters draw their initial weights from the global generator
-    with left_as_found(out), _out_of_memory():
+    with left_as_found(out):
         model = build_model(base, model_arguments, config.seed, bool(getattr(config, CHECKPOINTING)))
-        settings = checkpoint_settings(base, metadata, rows, config, data.train_rollouts, model_arguments)
-        if resume:
-            require_same_training(resume, settings)
         with held_output(out, resume, overwrite):
-            trainer = PRMTrainer(model, config, steps, rows, held_out, settings)
+            trainer = PRMTrainer(model, config, rows, held_out)
             if overwrite or resume:
                 trainer.add_callback(PruneCheckpoints(out, None if overwrite else resume))
-            trainer.train(resume_from_checkpoint=resume)
-            trainer.save_model(str(out))
+            with _out_of_memory():
+                trainer.train(resume_from_checkpoint=resume)
+            trainer.save_model()
     return trainer
 
 
@@ -78,9 +70,8 @@ def _out_of_memory() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        # torch.OutOfMemoryError on an accelerator; a plain RuntimeError on a CPU.
-        known = ("out of memory", "not enough memory", "can't allocate memory")
-        if not any(words in str(error).lower() for words in known):
+        # A CPU's allocator has no exception of its own.
+        if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
             raise
         raise UserError(
             "the device is out of memory",

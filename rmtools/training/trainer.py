@@ -1,34 +1,44 @@
 """The process reward model trainer: transformers' Trainer with targets, divergences and a target network."""
 
+import logging
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from accelerate.utils import gather_object
 from safetensors import SafetensorError
-from transformers import PreTrainedModel, Trainer
+from transformers import IntervalStrategy, PreTrainedModel, Trainer
 
-from rmtools.data.rollouts import Rollout
+from rmtools.data.load import load_rollouts
+from rmtools.data.rollouts import Rollout, Rollouts
 from rmtools.errors import UserError
 from rmtools.files import replacing_files
 from rmtools.lm.architectures import require_full_attention, require_rotations
 from rmtools.lm.checkpoint import MODEL_FILES, SETTINGS_FILE, CheckpointSettings
 from rmtools.lm.classifier import require_tensors, unreadable_weights
-from rmtools.lm.policy import require_vocabulary
-from rmtools.lm.steps import StepTokenizer
+from rmtools.lm.policy import load_tokenizer, require_vocabulary
+from rmtools.lm.steps import StepSettings, StepTokenizer
 from rmtools.lm.value import ConstantValue, ValueModel
 from rmtools.particles.tilt import Tilt
 from rmtools.training.batching import Collator, RowOrder, Rows
-from rmtools.training.config import PRMConfig, library_errors
+from rmtools.training.config import CHECKPOINTING, PRMConfig, library_errors
 from rmtools.training.examples import prepare, within
+from rmtools.training.lora import build_model, require_trainable, with_adapter
 from rmtools.training.metrics import ShardedScorer, held_out_metrics
 from rmtools.training.objective import Objective, Values, read_values
-from rmtools.training.provenance import write_records
-from rmtools.training.resume import remove_checkpoint
+from rmtools.training.provenance import checkpoint_settings, write_records
+from rmtools.training.resume import checkpoint_to_resume, remove_checkpoint, require_same_training
 from rmtools.training.target_network import TargetNetwork
+
+if TYPE_CHECKING:
+    from peft import PeftConfig, PeftModel
+    from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
 
 # Metrics of the constant value that are reported beside the model's.
 COMPARED = ("rms_log_bellman", "brier", "label_brier")
@@ -36,25 +46,36 @@ UNSTABLE = "lower learning_rate or max_grad_norm, or warm up longer (warmup_step
 
 
 class PRMTrainer(Trainer):
-    """Train a two-label token classifier as a value model.
+    """Train a value model: a two-label token classifier over a language model, read at the end of every step.
 
     Parameters
     ----------
-    model : transformers.PreTrainedModel
-        Token classifier (or a peft model of one), dropout off.
-    args : PRMConfig
-    steps : StepTokenizer
-    train_rollouts : sequence of Rollout
-    eval_rollouts : sequence of Rollout, optional
-        Held out; with children the metrics include the Bellman error.
+    model : str, Path, transformers.PreTrainedModel or peft.PeftModel
+        Folder or hub name of the language model to start from, best the policy of the rollouts; or a token classifier with
+        two labels that you built.
+    args : PRMConfig, optional
+        Default: ``PRMConfig("<model>-prm")``.
+    train_dataset, eval_dataset : path, datasets.Dataset, or sequence of Rollout or dict
+        What `rmtools.data.load.load_rollouts` reads: a rollout folder, a file, rows of trl's stepwise format, …. The
+        held-out rows are optional and evaluated every epoch unless ``args.eval_strategy`` says otherwise; with children the
+        metrics include the Bellman error.
+    processing_class : transformers.PreTrainedTokenizerBase, optional
+        Default: the tokenizer of the model.
+    peft_config : "lora", peft.PeftConfig or None
+        ``None`` trains all weights. The default trains LoRA adapters on every linear layer (rank 16, alpha 32); a model that
+        you built is trained as it is. The head is always trained whole.
+    steps : StepSettings, optional
+        Delimiter and limits. Default: those of the rollouts; of rows that do not tell, steps end with a newline.
     settings : CheckpointSettings, optional
-        Written with every checkpoint; without them `rmtools audit` cannot load what is saved.
+        Saved with every checkpoint. Default: made from the arguments.
+    **kwargs
+        Of ``transformers.Trainer``, such as ``callbacks`` and ``optimizers``.
 
     Raises
     ------
     UserError
-        If a row lacks what the target needs, no row is left within ``max_length``, held-out prompts are trained on, or
-        a library refuses an argument.
+        If the model cannot be loaded, is an adapter, or is no such classifier; a row is wrong or lacks what the target
+        needs; no row is left within ``max_length``; held-out prompts are trained on; or a library refuses an argument.
 
     Notes
     -----
@@ -62,51 +83,80 @@ class PRMTrainer(Trainer):
     potential, so that the model also values finished solutions. The loss is normalised by the mean number of such
     prefixes per row over all rows, not by the batch's own, so that batches of similar length weigh every prefix alike.
     Source: docs/equations.md, section 8.
+
+    Examples
+    --------
+    >>> trainer = PRMTrainer(  # doctest: +SKIP
+    ...     "runs/quickstart/policy",
+    ...     train_dataset="runs/quickstart/rollouts/train",
+    ...     args=PRMConfig(output_dir="prm", max_steps=50),
+    ... )
+    >>> trainer.train(); trainer.save_model()  # doctest: +SKIP
     """
 
     args: PRMConfig
 
     def __init__(
         self,
-        model: PreTrainedModel,
-        args: PRMConfig,
-        steps: StepTokenizer,
-        train_rollouts: Sequence[Rollout],
-        eval_rollouts: Sequence[Rollout] = (),
+        model: "str | Path | PreTrainedModel | PeftModel",
+        args: PRMConfig | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: "PreTrainedTokenizerBase | None" = None,
+        peft_config: "PeftConfig | str | None" = "lora",
+        steps: StepSettings | None = None,
         settings: CheckpointSettings | None = None,
         **kwargs: Any,
     ) -> None:
-        self.steps, self.settings = steps, settings
+        name = str(model) if isinstance(model, str | Path) else str(model.name_or_path)
+        args = args or PRMConfig(f"{Path(name).name}-prm")
         self.tilt = Tilt(args.floor)
         self.objective: Objective = args.objective()
-        self._check_rows(args, train_rollouts, eval_rollouts)
-        require_vocabulary(steps.tokenizer, model.config, "the policy")
-        limit = args.max_length or getattr(model.config, "max_position_embeddings", None)
-        self.prepared = prepare(train_rollouts, steps, self.tilt, args.target, limit)
-        self.eval_rollouts = within(eval_rollouts, steps, limit)
+        rollouts, held_out = _rows(train_dataset, eval_dataset, steps)
+        self._check_rows(args, rollouts, held_out)
+        trained = _model(model, peft_config, args)
+        if not (processing_class or name):
+            raise UserError("the model has no name that tells its tokenizer", "give `processing_class`")
+        tokenizer = processing_class or load_tokenizer(name)
+        require_vocabulary(tokenizer, trained.config, name or "the model")
+        self.steps = StepTokenizer(tokenizer, rollouts.metadata.steps)
+        self.limit = args.max_length or getattr(trained.config, "max_position_embeddings", None)
+        self.prepared = prepare(rollouts, self.steps, self.tilt, args.target, self.limit)
+        self.eval_rollouts = within(held_out, self.steps, self.limit)
+        self.settings = settings or checkpoint_settings(name, rollouts, args, trained)
         examples = self.prepared.examples
-        require_rotations(model.config, max(int(e.tree.positions.max()) + 1 for e in examples))
+        require_rotations(trained.config, max(int(e.tree.positions.max()) + 1 for e in examples))
         packed = [len(e.tree.ids) for e in examples if e.tree.segment[-1]]
         if packed and self.objective.children != "none":
-            require_full_attention(model.config, max(packed))
+            require_full_attention(trained.config, max(packed))
         self.targets_per_row = sum(map(self.objective.count, examples)) / len(examples)
         with library_errors():
             super().__init__(
-                model=model,
+                model=trained,
                 args=args,
-                data_collator=Collator(steps.pad_id, self.objective.children, model.dtype),
+                data_collator=Collator(self.steps.pad_id, self.objective.children, trained.dtype),
                 train_dataset=Rows(examples),
                 eval_dataset=self.eval_rollouts or None,
-                processing_class=steps.tokenizer,
+                processing_class=tokenizer,
                 **kwargs,
             )
-        at_once = args.train_batch_size * args.world_size
-        if args.dataloader_drop_last and len(examples) < at_once:
+        self._constant = self._constant_metrics() if self.eval_rollouts else {}
+        self._check_resolved(args)
+        self.target_network: TargetNetwork | None = None
+        if self.objective.bootstraps and args.ema_decay > 0:
+            require_whole_weights(self.is_fsdp_enabled, self.is_deepspeed_enabled)
+            self.target_network = TargetNetwork(trained, args.ema_decay)
+            self.add_callback(self.target_network)
+        self.model_accepts_loss_kwargs = False
+
+    def _check_resolved(self, args: PRMConfig) -> None:
+        """Raise ``UserError`` if the encoded rows make no batch, or do not resolve the metric of the best model."""
+        at_once, rows = args.train_batch_size * args.world_size, len(self.prepared.examples)
+        if args.dataloader_drop_last and rows < at_once:
             raise UserError(
-                f"dataloader_drop_last drops all of {len(examples)} rows: a forward pass takes {at_once}",
+                f"dataloader_drop_last drops all of {rows} rows: a forward pass takes {at_once}",
                 "lower per_device_train_batch_size, or leave dataloader_drop_last out",
             )
-        self._constant = self._constant_metrics() if self.eval_rollouts else {}
         wanted = str(args.metric_for_best_model or "").removeprefix("eval_")
         if wanted and wanted not in self._constant:
             raise UserError(
@@ -114,15 +164,11 @@ class PRMTrainer(Trainer):
                 f"{', '.join(self._constant)}",
                 "choose one of these, or give held-out rollouts with children and outcomes of both kinds",
             )
-        self.target_network: TargetNetwork | None = None
-        if self.objective.bootstraps and args.ema_decay > 0:
-            require_whole_weights(self.is_fsdp_enabled, self.is_deepspeed_enabled)
-            self.target_network = TargetNetwork(model, args.ema_decay)
-            self.add_callback(self.target_network)
-        self.model_accepts_loss_kwargs = False
 
     def _check_rows(self, args: PRMConfig, train: Sequence[Rollout], held_out: Sequence[Rollout]) -> None:
         """Raise ``UserError`` if the rows do not fit the arguments."""
+        if held_out and args.evaluates_by_default:
+            args.eval_strategy = IntervalStrategy.EPOCH
         given = {
             "eval_strategy": args.eval_strategy != "no",
             "metric_for_best_model": args.metric_for_best_model,
@@ -133,7 +179,7 @@ class PRMTrainer(Trainer):
                 f"{asked[0]} needs evaluations, but there are no held-out rollouts (eval_rollouts)",
                 f"set eval_rollouts, or leave {' and '.join(asked)} out",
             )
-        shared = {r.prompt_id for r in train} & {r.prompt_id for r in held_out}
+        shared = {r.prompt for r in train} & {r.prompt for r in held_out}
         if shared:
             raise UserError(
                 f"{len(shared)} prompts are in the training and in the held-out rollouts: the metrics would describe "
@@ -191,7 +237,15 @@ class PRMTrainer(Trainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Return and log the held-out metrics, and those of the constant control as ``constant_…``."""
+        """Return and log the held-out metrics, and those of the constant control as ``constant_…``.
+
+        ``eval_dataset`` is read as that of the trainer, and takes its place; raises ``UserError`` if neither is given.
+        """
+        rows = self.eval_rollouts
+        if eval_dataset is not None:
+            rows = within(load_rollouts(eval_dataset), self.steps, self.limit)
+        if not rows:
+            raise UserError("there are no held-out rollouts to evaluate on", "give `eval_dataset`")
         model = self.accelerator.unwrap_model(self.model)
         was_training = model.training
         scorer = ValueModel(model, self.steps, self.tilt)
@@ -200,8 +254,9 @@ class PRMTrainer(Trainer):
             scorer = ShardedScorer(
                 scorer, self.accelerator.process_index, self.accelerator.num_processes, gather_object
             )
-        constant = {f"constant_{k}": self._constant[k] for k in COMPARED if k in self._constant}
-        found = held_out_metrics(self.eval_rollouts, scorer) | constant
+        control = self._constant if eval_dataset is None else {}
+        constant = {f"constant_{k}": control[k] for k in COMPARED if k in control}
+        found = held_out_metrics(rows, scorer) | constant
         model.train(was_training)
         metrics = {f"{metric_key_prefix}_{k}": v for k, v in found.items()}
         self.log(metrics)
@@ -222,6 +277,36 @@ class PRMTrainer(Trainer):
         labels = measured([x for e in examples for x in e.log_label.tolist()])
         found = measured([e.log_potential for e in examples]) or labels
         return found | {k: v for k, v in labels.items() if k.startswith("label_")}
+
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: Any = None,
+    ) -> Any:
+        """Train; ``True`` resumes from the newest intact checkpoint of ``output_dir``.
+
+        Raises ``UserError`` if the checkpoint belongs to another training, the loss or the gradients are not finite, or the
+        disk is full.
+        """
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = checkpoint_to_resume("last", Path(str(self.args.output_dir)))
+        if resume_from_checkpoint:
+            require_same_training(str(resume_from_checkpoint), self.settings)
+        return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Do nothing: the card is written with the weights (:mod:`rmtools.training.model_card`)."""
+
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
+        """Upload weights, head, tokenizer, settings, log and card; arguments as ``transformers.Trainer.push_to_hub``."""
+        if self.settings.training["configuration"].get("use_peft") and Path(self.settings.base).is_dir():
+            logger.warning(
+                "the adapter's base is the folder %s: who downloads the adapter needs it too; `rmtools export --merge` "
+                "writes a whole model",
+                self.settings.base,
+            )
+        return super().push_to_hub(*args, **kwargs)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """Write weights, head, tokenizer, settings and card; all files are written before the first is moved."""
@@ -293,6 +378,40 @@ class PRMTrainer(Trainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         if self.target_network is not None:
             self.target_network.load(folder)
+
+
+def _rows(train: Any, held_out: Any, steps: StepSettings | None) -> tuple[Rollouts, list[Rollout]]:
+    """Return the rows to train on, with the metadata that the checkpoint records, and the held-out ones."""
+    if train is None:
+        raise UserError("there are no rollouts to train on", "give `train_dataset`")
+    rollouts = load_rollouts(train)
+    if steps is not None:
+        rollouts = replace(
+            rollouts, metadata=replace(rollouts.metadata, steps=steps, horizon=steps.max_steps)
+        )
+    return rollouts, [] if held_out is None else load_rollouts(held_out).rows
+
+
+def _model(model: Any, peft_config: Any, args: PRMConfig) -> Any:
+    """Return the model to train, built from its name or checked."""
+    from peft import PeftConfig
+    from trl import ModelConfig
+
+    if not (peft_config in ("lora", None) or isinstance(peft_config, PeftConfig)):
+        raise UserError(
+            f"`peft_config` is {peft_config!r}", "give a peft configuration, 'lora', or None for all weights"
+        )
+    if isinstance(model, str | Path):
+        model = build_model(
+            str(model),
+            ModelConfig(use_peft=peft_config == "lora"),
+            args.seed,
+            bool(getattr(args, CHECKPOINTING)),
+        )
+    if isinstance(peft_config, PeftConfig):
+        model = with_adapter(model, peft_config, args.seed)
+    require_trainable(model, args.objective().bootstraps)
+    return model
 
 
 def require_whole_weights(fsdp: bool, deepspeed: bool) -> None:

@@ -263,7 +263,8 @@ def test_a_bug_of_ours_keeps_its_traceback(run, training, monkeypatch, error):
 
 
 @pytest.mark.parametrize(
-    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("not enough memory: you tried")]
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: not enough memory")],
 )
 def test_memory_that_runs_out_is_one_line(run, training, monkeypatch, error):
     from rmtools.training.trainer import PRMTrainer

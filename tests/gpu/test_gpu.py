@@ -63,7 +63,14 @@ def train(model, steps, rows, held_out, folder, **changes):
         "seed": 0,
         "ema_decay": 0.5,
     }
-    trainer = PRMTrainer(model, PRMConfig(**{**values, **changes}), steps, rows, held_out)
+    trainer = PRMTrainer(
+        model,
+        PRMConfig(**{**values, **changes}),
+        rows,
+        held_out or None,
+        steps.tokenizer,
+        steps=steps.settings,
+    )
     trainer.train()
     return trainer, [row["loss"] for row in trainer.state.log_history if "loss" in row]
 

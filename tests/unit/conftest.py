@@ -20,10 +20,10 @@ def rollouts(policy, task, prompts):
 def remembered(policy_folder, settings, rollouts, tmp_path):
     from test_training_trainer import config
 
-    from rmtools.data.rollouts import RolloutMetadata
+    from rmtools.data.rollouts import RolloutMetadata, Rollouts
     from rmtools.lm.checkpoint import fingerprint
     from rmtools.training.provenance import checkpoint_settings
 
     weights = fingerprint(policy_folder)
     metadata = RolloutMetadata(str(policy_folder), weights, "crossing", 3, settings, 1.6, 5)
-    return checkpoint_settings(str(policy_folder), metadata, rollouts, config(tmp_path), "rollouts")
+    return checkpoint_settings(str(policy_folder), Rollouts(rollouts, metadata, "rollouts"), config(tmp_path))

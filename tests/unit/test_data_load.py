@@ -67,14 +67,14 @@ def test_rows_of_our_schema_without_ids_get_those_of_their_prompts():
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
-        ([], ["no rows"]),
+        ([], ["is empty"]),
         ([{"prompt": "p", "completions": ["a"]}], ["fields completions, prompt", "lack labels"]),
         ([{"question": "p", "score": 1}], ["fields question, score"]),
         ([{"prompt": "p", "steps": ["a"], "reward": 2}], ["row 0, field reward"]),
         ([{"prompt": "p", "steps": ["a"], "value": 1}], ["row 0", "unknown fields value", "reward"]),
         ([{"prompt": "p", "steps": ["a"], "reward": 1, "schema_version": 1}], ["version 1", "reads 2"]),
         ([TRL[0], {"prompt": "p", "labels": [1]}], ["fields labels, prompt", "lack completions"]),
-        ([{**TRL[0], "labels": [None, None]}], ["no rollout", "without outcome or label"]),
+        ([{**TRL[0], "labels": [None, None]}], ["no rollouts", "without outcome or label"]),
         (["p"], ["got str"]),
         ([OURS[0], TRL[0]], ["got Rollout"]),
         ({"train": [], "test": []}, ["splits: train, test"]),

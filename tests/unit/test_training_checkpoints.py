@@ -11,7 +11,7 @@ import pytest
 import torch
 from test_training_trainer import adapted, config, trainer_for
 
-from rmtools.data.rollouts import RolloutMetadata
+from rmtools.data.rollouts import RolloutMetadata, Rollouts
 from rmtools.errors import UserError
 from rmtools.lm.card import CARD_FILE
 from rmtools.lm.checkpoint import SETTINGS_FILE, fingerprint, load_value_model
@@ -218,7 +218,7 @@ def test_an_adapter_on_a_base_stored_in_bf16_reloads_to_its_own_values(
     AutoModelForCausalLM.from_pretrained(policy_folder, dtype=torch.bfloat16).save_pretrained(base)
     step_tokenizer.tokenizer.save_pretrained(base)
     metadata = RolloutMetadata(str(base), fingerprint(base), "crossing", 3, settings, 1.0, 5)
-    remembered = checkpoint_settings(str(base), metadata, rollouts, config(tmp_path), "rollouts")
+    remembered = checkpoint_settings(str(base), Rollouts(rollouts, metadata, "rollouts"), config(tmp_path))
     trainer = trainer_for(
         base, step_tokenizer, rollouts, tmp_path, settings=remembered, learning_rate=0.05, max_steps=6
     )

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from rmtools.lm.classifier import new_token_classifier
-from rmtools.training.lora import lora_config
+from rmtools.training.lora import lora_config, with_adapter
 
 
 def test_seeds_of_the_head(policy_folder):
@@ -15,12 +15,10 @@ def test_seeds_of_the_head(policy_folder):
 
 @pytest.mark.parametrize("targets", [None, ["all-linear"], ["q_proj", "v_proj"]])
 def test_lora_leaves_the_head_whole(policy_folder, targets):
-    from peft import get_peft_model
     from trl import ModelConfig
 
-    model = get_peft_model(
-        new_token_classifier(str(policy_folder), 0), lora_config(ModelConfig(lora_target_modules=targets))
-    )
+    config = lora_config(ModelConfig(lora_target_modules=targets))
+    model = with_adapter(new_token_classifier(str(policy_folder), 0), config, 0)
     names = [n for n, p in model.named_parameters() if p.requires_grad]
     assert any("score.modules_to_save" in n for n in names)
     assert not any("score" in n and "lora" in n for n in names)

@@ -16,7 +16,6 @@ from rmtools.lm.value import ValueModel, log_value_from_logits
 from rmtools.particles.tilt import Tilt
 from rmtools.training.batching import Collator
 from rmtools.training.examples import example, prepare
-from rmtools.training.lora import lora_config
 from rmtools.training.losses import bce
 from rmtools.training.objective import Objective
 from rmtools.training.trainer import PRMTrainer, require_whole_weights
@@ -82,12 +81,12 @@ def test_all_linear_with_token_classification_does_not_wrap_the_head(policy_fold
     assert not any("score" in n and "lora" in n for n, _ in model.named_parameters())
 
 
-def test_the_default_task_type_is_not_believed():
+def test_the_default_task_type_is_not_believed(policy_folder):
     """trl's ModelConfig says CAUSAL_LM unless told otherwise."""
     from trl import ModelConfig
 
     assert ModelConfig().lora_task_type == "CAUSAL_LM"
-    assert lora_config(ModelConfig()).task_type == "TOKEN_CLS"
+    assert adapted(policy_folder).peft_config["default"].task_type == "TOKEN_CLS"
 
 
 def test_a_separator_that_depends_on_its_context_is_refused(tokenizer):

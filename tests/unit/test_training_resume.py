@@ -11,11 +11,12 @@ from safetensors.torch import save_file
 from test_training_checkpoints import losses
 from test_training_trainer import adapted, config, trainer_for
 
-from rmtools.data.rollouts import RolloutMetadata
+from rmtools.data.rollouts import RolloutMetadata, Rollouts
 from rmtools.errors import UserError
 from rmtools.lm.checkpoint import SETTINGS_FILE, CheckpointSettings, fingerprint
 from rmtools.lm.classifier import new_token_classifier
 from rmtools.lm.steps import StepSettings
+from rmtools.training.lora import build_model
 from rmtools.training.provenance import checkpoint_settings, configuration_hash
 from rmtools.training.resume import (
     NEEDED_TO_RESUME,
@@ -257,7 +258,7 @@ def test_a_disk_that_is_full_when_the_optimiser_is_saved(
 def test_other_arguments_are_another_training(policy_folder, policy, settings, rollouts, tmp_path, changes):
     metadata = RolloutMetadata(str(policy_folder), "", "crossing", 3, settings, 1.6, 5)
     one, two = (
-        checkpoint_settings(str(policy_folder), metadata, rollouts, config(tmp_path, **c), "r")
+        checkpoint_settings(str(policy_folder), Rollouts(rollouts, metadata, "r"), config(tmp_path, **c))
         for c in ({}, changes)
     )
     (name,) = changes
@@ -277,7 +278,7 @@ def test_the_same_rows_a_step_in_other_parts_are_the_same_training(
     metadata = RolloutMetadata(str(policy_folder), "", "crossing", 3, settings, 1.6, 5)
     parts = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "max_steps": 50}
     one, two = (
-        checkpoint_settings(str(policy_folder), metadata, rollouts, config(tmp_path, **c), "r")
+        checkpoint_settings(str(policy_folder), Rollouts(rollouts, metadata, "r"), config(tmp_path, **c))
         for c in ({}, parts)
     )
     one.save(tmp_path)
@@ -291,7 +292,7 @@ def test_other_rows_and_another_base_are_another_training(
     metadata = RolloutMetadata(
         str(policy_folder), fingerprint(policy_folder), "crossing", 3, settings, 1.6, 5
     )
-    fewer = checkpoint_settings(str(policy_folder), metadata, rollouts[1:], config(tmp_path), "rollouts")
+    fewer = checkpoint_settings(str(policy_folder), Rollouts(rollouts[1:], metadata), config(tmp_path))
     with pytest.raises(UserError, match="rollouts_fingerprint"):
         require_same_training(str(tmp_path), fewer)
     other = {**remembered.training["configuration"], "base": "other"}
@@ -322,7 +323,10 @@ def test_what_means_the_same_is_the_same_training(policy_folder, settings, rollo
 
     def described(model, **changes):
         return checkpoint_settings(
-            str(policy_folder), metadata, rollouts, config(tmp_path, **changes), "r", ModelConfig(**model)
+            str(policy_folder),
+            Rollouts(rollouts, metadata, "r"),
+            config(tmp_path, **changes),
+            build_model(str(policy_folder), ModelConfig(**model), 0),
         )
 
     described({"use_peft": True}).save(tmp_path)
@@ -349,7 +353,12 @@ def test_other_adapters_are_another_training(policy_folder, settings, rollouts, 
     first = ModelConfig(use_peft=True, lora_r=4, lora_alpha=8)
 
     def described(model):
-        return checkpoint_settings(str(policy_folder), metadata, rollouts, config(tmp_path), "r", model)
+        return checkpoint_settings(
+            str(policy_folder),
+            Rollouts(rollouts, metadata, "r"),
+            config(tmp_path),
+            build_model(str(policy_folder), model, 0),
+        )
 
     described(first).save(tmp_path)
     require_same_training(str(tmp_path), described(first))
@@ -372,7 +381,9 @@ def test_another_training_is_not_resumed(
     metadata = RolloutMetadata(str(policy_folder), "", "crossing", 3, settings, 1.6, 5)
 
     def changed(**changes):
-        return checkpoint_settings(str(policy_folder), metadata, rollouts, config(tmp_path, **changes), "r")
+        return checkpoint_settings(
+            str(policy_folder), Rollouts(rollouts, metadata, "r"), config(tmp_path, **changes)
+        )
 
     with pytest.raises(UserError, match=r"another training: target \(td_lambda there, mc now\)"):
         require_same_training(checkpoint, changed(target="mc"))

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rmtools.data.collect import Branching, Collector
-from rmtools.data.rollouts import Child, Rollout, RolloutMetadata
+from rmtools.data.rollouts import Child, Rollout, RolloutMetadata, Rollouts
 from rmtools.errors import UserError
 from rmtools.lm.checkpoint import SETTINGS_FILE, CheckpointSettings, fingerprint, load_value_model
 from rmtools.lm.classifier import new_token_classifier, require_head
@@ -18,7 +18,7 @@ from rmtools.lm.steps import StepTokenizer
 from rmtools.lm.value import ValueModel
 from rmtools.particles.tilt import Tilt
 from rmtools.training.config import PRMConfig
-from rmtools.training.lora import lora_config
+from rmtools.training.lora import lora_config, with_adapter
 from rmtools.training.objective import read_values
 from rmtools.training.provenance import LOG_FILE, checkpoint_settings
 from rmtools.training.trainer import PRMTrainer
@@ -51,18 +51,23 @@ def config(tmp_path, **changes):
 
 
 def adapted(policy_folder):
-    from peft import get_peft_model
     from trl import ModelConfig
 
     model = new_token_classifier(str(policy_folder), 0)
-    return get_peft_model(model, lora_config(ModelConfig(lora_r=4, lora_alpha=8)))
+    return with_adapter(model, lora_config(ModelConfig(lora_r=4, lora_alpha=8)), 0)
 
 
 def trainer_for(
     policy_folder, step_tokenizer, rows, tmp_path, held_out=(), model=None, settings=None, **changes
 ):
     return PRMTrainer(
-        model or adapted(policy_folder), config(tmp_path, **changes), step_tokenizer, rows, held_out, settings
+        model or adapted(policy_folder),
+        config(tmp_path, **changes),
+        rows,
+        held_out or None,
+        step_tokenizer.tokenizer,
+        steps=step_tokenizer.settings,
+        settings=settings,
     )
 
 
@@ -306,7 +311,7 @@ def saved(policy_folder, step_tokenizer, rollouts, tmp_path_factory, settings):
         str(policy_folder), fingerprint(policy_folder), "crossing", 3, settings, 1.6, 5
     )
     remembered = checkpoint_settings(
-        str(policy_folder), metadata, rollouts, config(folder.parent), "rollouts"
+        str(policy_folder), Rollouts(rollouts, metadata, "rollouts"), config(folder.parent)
     )
     trainer = trainer_for(policy_folder, step_tokenizer, rollouts, folder.parent, settings=remembered)
     trainer.train()

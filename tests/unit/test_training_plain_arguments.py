@@ -1,0 +1,190 @@
+"""The trainer from plain arguments: names, rows in memory, any model; what it saves can be loaded and uploaded."""
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from test_training_trainer import config
+
+from rmtools.data.rollouts import RolloutMetadata, Rollouts, write_rollouts
+from rmtools.errors import UserError
+from rmtools.lm.checkpoint import fingerprint, load_value_model
+from rmtools.lm.classifier import new_token_classifier
+from rmtools.lm.steps import StepSettings
+from rmtools.training.trainer import PRMTrainer
+
+TRL = [
+    {
+        "prompt": f"r{i % 5} . \nc{i % 3}{3 + i % 2} . \n",
+        "completions": ["s r1 ", "u r2 "],
+        "labels": [1.0, i / 9],
+    }
+    for i in range(9)
+]
+
+
+@pytest.fixture
+def folder(policy_folder, rollouts, settings, tmp_path):
+    weights = fingerprint(policy_folder)
+    metadata = RolloutMetadata(str(policy_folder), weights, "crossing", 3, settings, 1.6, 5)
+    write_rollouts(tmp_path / "rollouts", rollouts, metadata)
+    return tmp_path / "rollouts"
+
+
+def test_names_in_a_checkpoint_out(policy_folder, folder, rollouts, tmp_path):
+    trainer = PRMTrainer(str(policy_folder), train_dataset=str(folder), args=config(tmp_path))
+    trainer.train()
+    trainer.save_model()
+    value, found = load_value_model(tmp_path / "out")
+    assert (found.task, found.temperature, found.steps.max_step_tokens) == ("crossing", 1.6, 6)
+    assert Path(found.base).resolve() == Path(found.policy).resolve() == policy_folder.resolve()
+    assert found.training["rollouts"] == str(folder)
+    assert (tmp_path / "out" / "adapter_config.json").exists()
+    tree = [trainer.steps.encode(rollouts[0].prompt, rollouts[0].steps)]
+    with torch.no_grad():
+        logits = trainer.model.eval()(input_ids=torch.as_tensor(tree[0].ids.astype(np.int64))[None]).logits
+    p = float(torch.softmax(logits[0, -1], dim=-1)[1])
+    assert np.exp(value.score(tree)[0].log_value[-1]) == pytest.approx(0.05 + 0.95 * p, rel=1e-4)
+
+
+def test_every_kind_of_rows_is_the_same_training(policy_folder, rollouts, folder, tmp_path):
+    rows = [asdict(r) for r in rollouts]
+    kinds = (rollouts, rows, datasets.Dataset.from_list(rows), folder)
+    made = [PRMTrainer(policy_folder, config(tmp_path, target="mc"), kind) for kind in kinds]
+    assert len({t.settings.training["rollouts_fingerprint"] for t in made}) == 1
+    for other in made[1:]:
+        for a, b in zip(made[0].model.parameters(), other.model.parameters(), strict=True):
+            assert torch.equal(a, b)
+
+
+def test_rows_of_trl(policy_folder, tmp_path):
+    args = config(tmp_path, target="labels", divergence="bce")
+    trainer = PRMTrainer(str(policy_folder), train_dataset=TRL[:6], eval_dataset=TRL[6:], args=args)
+    assert args.eval_strategy == "epoch"
+    trainer.train()
+    assert any("eval_label_brier" in row for row in trainer.state.log_history)
+    assert trainer.evaluate(TRL[6:8])["eval_label_brier"] >= 0
+    trainer.save_model()
+    found = load_value_model(tmp_path / "out")[1]
+    assert (found.task, found.steps) == ("", StepSettings("\n", 2))
+
+
+def test_all_weights_an_adapter_of_ones_own_and_a_built_model(policy_folder, rollouts, tmp_path):
+    from peft import LoraConfig
+
+    def trainable(model, **more):
+        made = PRMTrainer(model, config(tmp_path), rollouts, **more).model
+        return {n for n, p in made.named_parameters() if p.requires_grad}, made
+
+    whole, _ = trainable(policy_folder, peft_config=None)
+    assert not any("lora" in n for n in whole)
+    built, _ = trainable(new_token_classifier(str(policy_folder), 0))
+    assert built == whole
+    mine, model = trainable(policy_folder, peft_config=LoraConfig(r=2, target_modules=["q_proj"]))
+    assert all("score.modules_to_save" in n or "q_proj.lora" in n for n in mine)
+    assert model.peft_config["default"].r == 2
+    assert trainable(model)[0] == mine
+
+
+def test_arguments_are_optional(policy_folder, rollouts, settings, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    changed = replace(settings, max_steps=4)
+    trainer = PRMTrainer(policy_folder, train_dataset=rollouts, steps=changed)
+    assert trainer.args.output_dir == "policy-prm"
+    assert (trainer.settings.steps, trainer.settings.horizon) == (changed, 4)
+
+
+def test_it_resumes_its_newest_checkpoint_and_no_other_training(policy_folder, folder, tmp_path):
+    saves = {"save_strategy": "steps", "save_steps": 1, "max_steps": 2}
+    PRMTrainer(policy_folder, config(tmp_path, **saves), folder).train()
+    more = config(tmp_path, **{**saves, "max_steps": 3})
+    trainer = PRMTrainer(policy_folder, more, folder)
+    trainer.train(resume_from_checkpoint=True)
+    assert [row["step"] for row in trainer.state.log_history if "loss" in row] == [1, 2, 3]
+    with pytest.raises(UserError, match=r"another training: floor"):
+        PRMTrainer(policy_folder, config(tmp_path, floor=0.1, **saves), folder).train(
+            resume_from_checkpoint=True
+        )
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model": "nowhere/at-all"}, ["nowhere/at-all"]),
+        ({"train_dataset": None}, ["no rollouts to train on"]),
+        ({"train_dataset": []}, ["is empty"]),
+        ({"train_dataset": [{"prompt": "p", "completions": ["a"]}]}, ["completions, prompt", "labels"]),
+        (
+            {"train_dataset": [{"prompt": "p", "steps": ["a"], "reward": 1.0, "schema_version": 1}]},
+            ["version 1"],
+        ),
+        ({"eval_dataset": TRL[:2]}, ["2 prompts"]),
+        ({"eval_dataset": []}, ["is empty"]),
+        ({"peft_config": "qlora"}, ["`peft_config`"]),
+    ],
+)
+def test_bad_input(policy_folder, tmp_path, changes, words):
+    given = {
+        "model": policy_folder,
+        "train_dataset": TRL,
+        "args": config(tmp_path, target="labels"),
+        **changes,
+    }
+    with pytest.raises(UserError) as error:
+        PRMTrainer(**given)
+    assert all(word in error.value.fact for word in words), error.value
+    assert error.value.fix
+    assert not (tmp_path / "out").exists()
+
+
+def test_models_that_cannot_be_trained(policy_folder, value_folder, rollouts, tmp_path):
+    from peft import LoraConfig
+    from transformers import AutoModelForCausalLM
+
+    def refused(model, **more):
+        with pytest.raises(UserError) as error:
+            PRMTrainer(model, config(tmp_path), rollouts, **more)
+        return str(error.value)
+
+    assert str(policy_folder) in refused(value_folder)  # an adapter: its base is named
+    assert "score" in refused(AutoModelForCausalLM.from_pretrained(policy_folder))
+    assert "lora_dropout" in refused(policy_folder, peft_config=LoraConfig(lora_dropout=0.1))
+    nameless = new_token_classifier(str(policy_folder), 0)
+    nameless.config._name_or_path = nameless.name_or_path = ""
+    assert "has no name" in refused(nameless, peft_config=LoraConfig(), processing_class=object())
+    assert "processing_class" in refused(nameless)
+
+
+def test_evaluating_without_held_out_rows(policy_folder, rollouts, tmp_path):
+    with pytest.raises(UserError, match="eval_dataset"):
+        PRMTrainer(policy_folder, config(tmp_path), rollouts).evaluate()
+
+
+def test_upload(policy_folder, rollouts, settings, tmp_path, monkeypatch, caplog):
+    """A stand-in of the hub's client receives weights, settings and our card."""
+    seen = {}
+
+    class Client:
+        def create_repo(self, name, **kwargs):
+            return SimpleNamespace(repo_id=f"me/{name}")
+
+        def upload_folder(self, *, repo_id, folder_path, ignore_patterns, **kwargs):
+            seen[repo_id] = {p.name: p.read_bytes() for p in Path(folder_path).iterdir() if p.is_file()}
+            return "done"
+
+    monkeypatch.setattr("transformers.trainer.hf_api", Client)
+    metadata = RolloutMetadata(str(policy_folder), "", "crossing", 3, settings, 1.6, 5)
+    trainer = PRMTrainer(policy_folder, config(tmp_path), Rollouts(rollouts, metadata))
+    trainer.train()
+    assert trainer.push_to_hub() == "done"
+    files = seen["me/out"]
+    assert {"adapter_model.safetensors", "adapter_config.json", "rmtools.json", "README.md"} <= files.keys()
+    assert "training_args.bin" not in files
+    assert b"process-reward-model" in files["README.md"]
+    assert json.loads(files["rmtools.json"])["training"]["global_steps"] == 3
+    assert "--merge" in caplog.text  # its base is a folder of this machine
