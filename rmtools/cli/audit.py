@@ -196,8 +196,8 @@ def _policy_and_task(
     model: Path, policy: str | None, task: str | None, horizon: int | None, known: "RolloutMetadata | None"
 ) -> "tuple[Policy | None, Task | None, str]":
     """Return policy and task of a checkpoint; None and the reason if rollouts are given and neither is named or found."""
-    from rmtools.cli.loading import load
     from rmtools.lm.checkpoint import CheckpointSettings
+    from rmtools.sampling.loading import load
 
     CheckpointSettings.load(model)  # a wrong checkpoint is an error even if rollouts are given
     try:
@@ -266,7 +266,8 @@ def _audit(
 
 def _draw_rollouts(inputs: AuditInputs, branching: "Branching", prompts_limit: int | None, seed: int) -> Path:
     """Draw rollouts into the audit's folder: resume those of the same arguments, replace others."""
-    from rmtools.cli.rollout import Sharding, make_rollouts
+    from rmtools.cli.rollout import make_rollouts
+    from rmtools.jobs.rollouts import Sharding
 
     prompts, folder = inputs.prompts, inputs.folder / "rollouts"
     if prompts_limit is not None and prompts.isdigit():
@@ -279,8 +280,8 @@ def _draw_rollouts(inputs: AuditInputs, branching: "Branching", prompts_limit: i
 def _with_sampler(report: "AuditReport", inputs: AuditInputs, seed: int) -> "AuditReport":
     """Return the report with the accuracy of the sampler at the predicted particles."""
     from rmtools.auditing.models import loaded
-    from rmtools.cli.options import generator
     from rmtools.cli.progress import progress
+    from rmtools.seeds import generator
     from rmtools.verify.language_model import measure_accuracy
 
     policy, task = inputs.require_policy("--verify needs")

@@ -1,12 +1,9 @@
 """Options that several verbs share: one wording, one check."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-
-if TYPE_CHECKING:
-    import numpy as np
 
 # More of anything does not fit in memory.
 MOST = 1_000_000
@@ -37,12 +34,3 @@ Out = Annotated[Path, typer.Option(help="Output folder.")]
 TerminalName = Annotated[
     str, typer.Option("--terminal", help="What a finished solution is worth: verifier or model.")
 ]
-
-
-def generator(verb: str, seed: int) -> "np.random.Generator":
-    """Return the generator of a verb: the same seed draws other prompts for an audit than for training."""
-    import zlib
-
-    import numpy as np
-
-    return np.random.default_rng([seed, zlib.crc32(verb.encode())])

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from rmtools.cli.options import MOST, Horizon, Seed, TaskName, generator
+from rmtools.cli.options import MOST, Horizon, Seed, TaskName
 
 
 def command(
@@ -19,6 +19,7 @@ def command(
     from rmtools.data.prompts import write_prompts
     from rmtools.data.tasks import load_task
     from rmtools.files import write_json
+    from rmtools.seeds import generator
 
     chosen = load_task(task or "crossing", horizon)
     found, removed = chosen.prompts(n, generator("prompts", seed))

@@ -1,6 +1,6 @@
 """``rmtools rollout``: branching rollouts of a policy, for training and for audits."""
 
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -15,7 +15,6 @@ from rmtools.cli.options import (
     Seed,
     TaskName,
     Trajectories,
-    generator,
 )
 from rmtools.errors import UserError
 from rmtools.jobs.processes import Process, this_process
@@ -23,9 +22,9 @@ from rmtools.jobs.processes import Process, this_process
 if TYPE_CHECKING:
     from rmtools.data.collect import Branching
     from rmtools.data.tasks import Task
+    from rmtools.jobs.rollouts import Sharding
     from rmtools.lm.policy import Policy as LoadedPolicy
 
-Format = Literal["parquet", "jsonl"]
 Depths = Annotated[
     str,
     typer.Option(
@@ -33,6 +32,7 @@ Depths = Annotated[
         "drawn for each trajectory beforehand, among all that a solution may have."
     ),
 ]
+Format = Literal["parquet", "jsonl"]
 BatchSize = Annotated[
     int | None,
     typer.Option(
@@ -87,6 +87,7 @@ def command(
     from rmtools.cli.loading import device_of_process
     from rmtools.data.collect import Branching
     from rmtools.data.tasks import load_task
+    from rmtools.jobs.rollouts import Sharding
     from rmtools.lm.policy import load_policy
     from rmtools.lm.steps import StepSettings
 
@@ -101,16 +102,6 @@ def command(
     loaded = load_policy(policy, settings, temperature, device_of_process())
     sharding = Sharding(batch_size, shard_size, form, overwrite)
     make_rollouts(loaded, chosen, prompts, branching, out, seed, sharding, process)
-
-
-@dataclass(frozen=True)
-class Sharding:
-    """How the work is cut: prompts of a batch and of a shard (None: the defaults), format, replace other rollouts."""
-
-    batch_size: int | None = None
-    shard_size: int | None = None
-    form: Format = "parquet"
-    overwrite: bool = False
 
 
 def _delimiter(task: "Task", given: str | None) -> str:
@@ -150,47 +141,32 @@ def make_rollouts(
     branching: "Branching",
     out: Path,
     seed: int,
-    sharding: Sharding = Sharding(),
+    sharding: "Sharding | None" = None,
     process: Process = Process(),  # noqa: B008 - frozen
     verb: str = "rollout",
 ) -> None:
     """Collect the missing rollouts of ``out`` with a progress bar; print a summary.
 
     Shard sizes that are not given are those ``out`` was begun with, or else the defaults. Raises ``UserError`` if a prompt
-    does not fit the task, and as `collect_rollouts` does.
+    does not fit the task, and as `collect_into` does.
     """
     from rmtools.cli.progress import progress
-    from rmtools.data.collect import prompts_per_batch
     from rmtools.data.prompts import check_prompts, prompts_from
-    from rmtools.data.tasks.custom import code_hash
-    from rmtools.jobs.job import prompts_hash, read_plan
-    from rmtools.jobs.rollouts import RolloutSettings, collect_rollouts
-    from rmtools.lm.checkpoint import fingerprint
+    from rmtools.jobs.job import read_plan
+    from rmtools.jobs.rollouts import Sharding, collect_into, rollout_settings
+    from rmtools.seeds import generator
 
+    sharding = sharding or Sharding()
     found, removed = prompts_from(prompts, task, generator(verb, seed))
     check_prompts(found, task, policy)
     old = (None if sharding.overwrite else read_plan(out)) or {}
-    batch = sharding.batch_size or old.get("batch_size") or prompts_per_batch(policy, branching, found)
-    settings = RolloutSettings(
-        verb=verb,
-        policy=policy.name,
-        policy_fingerprint=fingerprint(policy.name),
-        device=policy.device.type,
-        task=task.name,
-        task_sha256=code_hash(task),
-        horizon=task.horizon,
-        steps=policy.steps.settings,
-        temperature=policy.temperature,
-        branching=branching,
-        seed=seed,
-        prompts=len(found),
-        prompts_sha256=prompts_hash(found, [task.reference(p) for p in found]),
-        removed_prompts=removed,
-        batch_size=batch,
-        shard_size=sharding.shard_size or old.get("shard_size") or max(64, batch),
-        format=sharding.form,
+    sharding = replace(
+        sharding,
+        batch_size=sharding.batch_size or old.get("batch_size"),
+        shard_size=sharding.shard_size or old.get("shard_size"),
     )
-    done = collect_rollouts(out, settings, policy, task, found, progress, process, sharding.overwrite)
+    settings = rollout_settings(policy, task, found, branching, seed, sharding, removed, verb)
+    done = collect_into(out, settings, policy, task, found, progress, process, sharding.overwrite)
     if process.main and done is not None:
         print(
             f"{'finished already; ' if done.already else ''}{done.metadata.rows} trajectories of {len(found)} prompts in "

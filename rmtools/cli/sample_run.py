@@ -98,8 +98,9 @@ class Inputs:
 
     def load(self, seed: int) -> Engine:
         """Load value model, policy and task, or connect to the server."""
-        from rmtools.cli.loading import device_of_process, load, load_beside_policy
+        from rmtools.cli.loading import device_of_process
         from rmtools.cli.server import connect_policy
+        from rmtools.sampling.loading import load, load_beside_policy
 
         device = device_of_process()
         if self.server is None:
@@ -130,7 +131,8 @@ def sample(
     """
     from rmtools.auditing.accuracy import particles_for
     from rmtools.data.prompts import check_prompts, read_prompts
-    from rmtools.jobs.samples import SampleFile, usual_block
+    from rmtools.jobs.samples import SampleFile
+    from rmtools.sampling.sample_prompts import usual_block
 
     settings, accuracy = request.settings()
     out, trace = follow_link(out), None if trace is None else follow_link(trace)

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rmtools.cli.options import generator
 from rmtools.errors import UserError
+from rmtools.seeds import generator
 
 if TYPE_CHECKING:
     import torch

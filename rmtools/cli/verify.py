@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from rmtools.cli.options import Horizon, Model, Out, Seed, TaskName, generator
+from rmtools.cli.options import Horizon, Model, Out, Seed, TaskName
 
 app = typer.Typer(help="Compare what the theory predicts with what the sampler does.", no_args_is_help=False)
 
@@ -33,11 +33,12 @@ def lm(
     seed: Seed = 0,
 ) -> None:
     """Measure N Var(Z-hat) / Z^2 over repeated runs and compare it with the sigma^2 predicted."""
-    from rmtools.cli.loading import load
     from rmtools.cli.progress import progress
     from rmtools.codec import save_json
     from rmtools.data.prompts import check_prompts, prompts_from
     from rmtools.files import claim_folder
+    from rmtools.sampling.loading import load
+    from rmtools.seeds import generator
     from rmtools.verify.language_model import (
         VERIFICATION_VERSION,
         VerificationSize,

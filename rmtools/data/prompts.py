@@ -33,35 +33,34 @@ class Prompt:
     reference: str | None = None
 
 
-def read_prompts(path: str | Path, task: Task | None = None) -> list[str]:
-    """Return the prompts of a JSONL file, in order; fill the answers into a ``task`` that compares them.
+def load_prompts(path: str | Path, delimiter: str = "\n") -> list[Prompt]:
+    r"""Load the prompts of a JSONL file, in order.
+
+    Parameters
+    ----------
+    path : path
+        One object per line, with ``prompt``, ``question`` (GSM8K) or ``problem`` (MATH), and perhaps ``answer``.
+    delimiter : str
+        Text that ends a step; appended to a question or problem, never to a ``prompt``.
+
+    Returns
+    -------
+    list of Prompt
+        ``rmtools.sample`` and ``rmtools.collect_rollouts`` take it, or a part of it.
 
     Raises
     ------
     UserError
-        If it is missing or empty, a line is not an object with a text ``prompt`` (the line's number is named), or
-        a prompt has two answers.
+        If the file is missing or has no prompt, or a line is not an object with a text ``prompt`` (the line's number is
+        named).
+
+    Examples
+    --------
+    >>> import rmtools as rm
+    >>> prompts = rm.load_prompts("prompts.jsonl")
+    >>> len(prompts), prompts[0].text, prompts[0].reference
+    (8, 'r2 . \nc01 . \nc12 . \nc03 . \n', None)
     """
-    found = read_rows(path, "\n" if task is None else task.delimiter)
-    if isinstance(task, Referenced):
-        task.references.update(_references(path, found))
-    return [p.text for p in found]
-
-
-def _references(path: str | Path, prompts: Sequence[Prompt]) -> dict[str, str]:
-    """Return the answers by prompt; raise ``UserError`` if a prompt has two."""
-    found: dict[str, str] = {}
-    for p in prompts:
-        if p.reference is not None and found.setdefault(p.text, p.reference) != p.reference:
-            raise UserError(
-                f"{path} has two answers to the prompt {p.text[:40]!r}: {found[p.text]!r} and {p.reference!r}",
-                "keep one of them",
-            )
-    return found
-
-
-def read_rows(path: str | Path, delimiter: str) -> list[Prompt]:
-    """Return the rows of a prompts file; ``delimiter`` is appended to questions."""
     try:
         lines = read_json_lines(Path(path))
         found = [read_prompt(row, f"{path}, line {number}", delimiter) for number, row in lines]
@@ -76,6 +75,62 @@ def read_rows(path: str | Path, delimiter: str) -> list[Prompt]:
             "`rmtools prompts` writes one",
         )
     return found
+
+
+def read_prompts(path: str | Path, task: Task | None = None) -> list[str]:
+    """Return the texts of `load_prompts`; fill the answers into a ``task`` that compares them.
+
+    Raises ``UserError`` as `load_prompts` does, and if a prompt has two answers.
+    """
+    return fill_references(load_prompts(path, "\n" if task is None else task.delimiter), task, str(path))
+
+
+def prompt_texts(prompts: Sequence[Any], task: Task | None) -> list[str]:
+    """Return the texts of prompts given in Python; fill their answers into a ``task`` that compares them.
+
+    Parameters
+    ----------
+    prompts : sequence of str, Prompt or dict
+        Dictionaries are rows as `load_prompts` reads them.
+    task : Task or None
+
+    Raises
+    ------
+    UserError
+        If ``prompts`` is no sequence or empty, an item is none of these, or a prompt has two answers.
+    """
+    if isinstance(prompts, str | bytes) or not isinstance(prompts, Sequence):
+        raise UserError(
+            f"`prompts` must be a list of prompts, got {type(prompts).__name__}",
+            "pass [text], or rmtools.load_prompts(path) for a file",
+        )
+    if not prompts:
+        raise UserError("`prompts` is empty", "pass at least one")
+    delimiter = "\n" if task is None else task.delimiter
+    found = []
+    for i, given in enumerate(prompts):
+        if not isinstance(given, str | dict | Prompt):
+            raise UserError(
+                f"prompt {i} is no text, got {type(given).__name__}",
+                "pass texts, rows with a prompt, or items of rmtools.load_prompts(path)",
+            )
+        row = {"prompt": given} if isinstance(given, str) else given
+        found.append(row if isinstance(row, Prompt) else read_prompt(row, f"prompt {i}", delimiter))
+    return fill_references(found, task, "the list of prompts")
+
+
+def fill_references(prompts: Sequence[Prompt], task: Task | None, source: str) -> list[str]:
+    """Return the texts; give the answers to a ``task`` that compares them; raise ``UserError`` if a prompt has two."""
+    if isinstance(task, Referenced):
+        found: dict[str, str] = {}
+        for p in prompts:
+            if p.reference is not None and found.setdefault(p.text, p.reference) != p.reference:
+                raise UserError(
+                    f"{source} has two answers to the prompt {p.text[:40]!r}: {found[p.text]!r} and {p.reference!r}",
+                    "keep one of them",
+                )
+        task.references.update(found)
+    return [p.text for p in prompts]
 
 
 def read_prompt(row: Any, where: str, delimiter: str = "\n") -> Prompt:
@@ -112,9 +167,10 @@ def prompts_from(source: str, task: Task, rng: np.random.Generator) -> tuple[lis
     return task.prompts(int(source), rng)
 
 
-def check_prompts(prompts: Sequence[str], task: Task, policy: StepPolicy) -> None:
+def check_prompts(prompts: Sequence[str], task: Task | None, policy: StepPolicy) -> None:
     """Raise ``UserError``, before any work, if a prompt does not fit the task or leaves the policy no room."""
     policy.check_length([policy.steps.prompt_ids(p) for p in prompts])
     for prompt in prompts:
-        task.check_prompt(prompt)
+        if task is not None:
+            task.check_prompt(prompt)
         policy.steps.require_known(prompt)

@@ -4,7 +4,7 @@ A job is a folder, settings to compare, and numbered blocks:
 
 - ``plan.json``: the settings, written before the first block. A later start with the same settings resumes; with others
   it is refused, so a folder never holds blocks of two kinds.
-- ``data/NAME``: a finished block. Block i is computed by process i mod size, from its own generator (`block_generator`),
+- ``data/NAME``: a finished block. Block i is computed by process i mod size, from its own generator (rmtools.seeds),
   so it is the same whoever computes it, and whenever.
 - ``tally/00000.json``: its counts and the hash of its file, written first. A block counts as finished if the hash fits;
   whatever a kill or a bad disk left behind is computed again.
@@ -28,13 +28,10 @@ import contextlib
 import hashlib
 import json
 import time
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
-
-import numpy as np
 
 from rmtools.codec import VERSION, from_json, to_json
 from rmtools.data.shards import DATA, PLAN_FILE
@@ -81,16 +78,6 @@ class Blocks:
     def name(self, index: int) -> str:
         """Return the file name of a block."""
         return self.file_name(index, self.count)
-
-
-def block_generator(verb: str, seed: int, index: int) -> np.random.Generator:
-    """Return the generator of a block of the command ``verb``.
-
-    The index is a spawn key and not one more word of entropy, which numpy pads with zeros: block 0 would repeat the
-    generator of the prompts.
-    """
-    words = [seed, zlib.crc32(verb.encode())]
-    return np.random.default_rng(np.random.SeedSequence(words, spawn_key=(index,)))
 
 
 def prompts_hash(prompts: Sequence[str], references: Sequence[str | None]) -> str:

@@ -9,15 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from rmtools.codec import to_json
-from rmtools.data.collect import Branching, Collector
-from rmtools.data.rollouts import META_FILE, RolloutMetadata, metadata_text, read_metadata
+from rmtools.data.collect import Branching, Collector, prompts_per_batch
+from rmtools.data.rollouts import META_FILE, Rollout, RolloutMetadata, metadata_text, read_metadata
 from rmtools.data.shards import shard_name, write_rows
 from rmtools.data.tasks import Task
+from rmtools.data.tasks.custom import code_hash
 from rmtools.errors import UserError
-from rmtools.jobs.job import Bar, Blocks, Job, Tick, block_generator
+from rmtools.jobs.job import Bar, Blocks, Job, Tick, prompts_hash
 from rmtools.jobs.processes import Process
+from rmtools.lm.checkpoint import fingerprint
 from rmtools.lm.policy import Policy
 from rmtools.lm.steps import StepSettings
+from rmtools.seeds import block_generator
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,16 @@ class RolloutSettings:
 
 
 @dataclass(frozen=True)
+class Sharding:
+    """How the work is cut: prompts of a batch and of a shard (None: the defaults), format, replace other rollouts."""
+
+    batch_size: int | None = None
+    shard_size: int | None = None
+    form: str = "parquet"
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
 class ShardCounts:
     """Counts of one shard; ``reward`` is the sum over its rows."""
 
@@ -84,7 +97,40 @@ class Collected:
     already: bool
 
 
-def collect_rollouts(
+def rollout_settings(
+    policy: Policy,
+    task: Task,
+    prompts: Sequence[str],
+    branching: Branching,
+    seed: int,
+    sharding: Sharding = Sharding(),
+    removed: int = 0,
+    verb: str = "rollout",
+) -> RolloutSettings:
+    """Return the settings for ``prompts``; ``removed`` is the number drawn without a solution and left out."""
+    batch = sharding.batch_size or prompts_per_batch(policy, branching, prompts)
+    return RolloutSettings(
+        verb=verb,
+        policy=policy.name,
+        policy_fingerprint=fingerprint(policy.name),
+        device=policy.device.type,
+        task=task.name,
+        task_sha256=code_hash(task),
+        horizon=task.horizon,
+        steps=policy.steps.settings,
+        temperature=policy.temperature,
+        branching=branching,
+        seed=seed,
+        prompts=len(prompts),
+        prompts_sha256=prompts_hash(prompts, [task.reference(p) for p in prompts]),
+        removed_prompts=removed,
+        batch_size=batch,
+        shard_size=sharding.shard_size or max(64, batch),
+        format=sharding.form,
+    )
+
+
+def collect_into(
     folder: Path,
     settings: RolloutSettings,
     policy: Policy,
@@ -105,11 +151,7 @@ def collect_rollouts(
     job = Job(folder, settings, settings.shards, ShardCounts, process, "rollouts", also=(META_FILE,))
 
     def compute(shard: int, tick: Tick) -> tuple[ShardCounts, Any]:
-        rng = block_generator(settings.verb, settings.seed, shard)
-        collector = Collector(policy, task, settings.branching, rng)
-        rows = collector.collect(prompts[settings.shards.of(shard)], settings.batch_size, tick)
-        tally = collector.tally
-        counts = ShardCounts(len(rows), sum(r.outcome for r in rows), tally.tokens, tally.truncated)
+        rows, counts = collect_shard(settings, policy, task, prompts, shard, tick)
         return counts, lambda path: write_rows(path, [asdict(r) for r in rows])
 
     with job.claimed(overwrite):
@@ -118,13 +160,25 @@ def collect_rollouts(
         counts = job.counts()
         if not counts:
             return None
-        metadata = _metadata(settings, counts)
+        metadata = metadata_of(settings, counts)
         if not _says(folder, metadata):
             job.write(folder / META_FILE, lambda path: path.write_text(metadata_text(metadata), "utf-8"))
         return Collected(metadata, sum(c.reward for c in counts) / metadata.rows, already)
 
 
-def _metadata(settings: RolloutSettings, counts: Sequence[ShardCounts]) -> RolloutMetadata:
+def collect_shard(
+    settings: RolloutSettings, policy: Policy, task: Task, prompts: Sequence[str], shard: int, tick: Tick
+) -> tuple[list[Rollout], ShardCounts]:
+    """Return the rows of one shard, the same whoever collects it."""
+    rng = block_generator(settings.verb, settings.seed, shard)
+    collector = Collector(policy, task, settings.branching, rng)
+    rows = collector.collect(prompts[settings.shards.of(shard)], settings.batch_size, tick)
+    tally = collector.tally
+    return rows, ShardCounts(len(rows), sum(r.outcome for r in rows), tally.tokens, tally.truncated)
+
+
+def metadata_of(settings: RolloutSettings, counts: Sequence[ShardCounts]) -> RolloutMetadata:
+    """Return the metadata of finished rollouts."""
     return RolloutMetadata(
         policy=settings.policy,
         policy_fingerprint=settings.policy_fingerprint,

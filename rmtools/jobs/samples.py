@@ -21,14 +21,13 @@ from rmtools.codec import to_json
 from rmtools.data.shards import DATA
 from rmtools.errors import UserError
 from rmtools.files import replacing
-from rmtools.jobs.job import TALLY, Bar, Blocks, Job, Tick, block_generator, differences, read_plan
+from rmtools.jobs.job import TALLY, Bar, Blocks, Job, Tick, differences, read_plan
 from rmtools.jobs.lock import PARTIAL, is_free, remove
 from rmtools.jobs.processes import Process
 from rmtools.lm.steps import StepSettings
-from rmtools.sampling.sample_prompts import SamplerSettings, prompts_per_batch
+from rmtools.sampling.settings import SamplerSettings
+from rmtools.seeds import block_generator
 
-# With a budget a prompt takes many runs.
-MOST_IN_BLOCK, MOST_WITH_BUDGET = 64, 16
 # In a block the lines of a record's traces follow it, marked.
 TRACE_MARK = b"\t"
 
@@ -98,11 +97,6 @@ class SamplePlan:
         """Return what every record says about where it comes from."""
         names = ("model", "model_fingerprint", "policy", "policy_fingerprint", "task", "seed", "block_size")
         return {name: getattr(self, name) for name in names} | {"accuracy": self.accuracy, "run": self.run}
-
-
-def usual_block(settings: SamplerSettings) -> int:
-    """Return the default number of prompts of a block: those of a batch, and at most what an interruption may lose."""
-    return min(MOST_WITH_BUDGET if settings.budgeted else MOST_IN_BLOCK, prompts_per_batch(settings))
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,9 @@ from rmtools.sampling.settings import PRESETS, SamplerSettings, settings_for
 from rmtools.sampling.source import Answer, OnStep, Source, Start, Watch
 from rmtools.sampling.trace import Trace
 
+# With a budget a prompt takes many runs.
+MOST_IN_BLOCK, MOST_WITH_BUDGET = 64, 16
+
 __all__ = [
     "PARTICLES_PER_BATCH",
     "PRESETS",
@@ -28,6 +31,7 @@ __all__ = [
     "prompts_per_batch",
     "sample_prompts",
     "settings_for",
+    "usual_block",
 ]
 
 
@@ -107,3 +111,8 @@ def prompts_per_batch(settings: SamplerSettings) -> int:
     if settings.max_seconds is not None:
         return 1
     return max(1, PARTICLES_PER_BATCH // (settings.n_particles * settings.pool_size))
+
+
+def usual_block(settings: SamplerSettings) -> int:
+    """Return the default number of prompts of a block: those of a batch, and at most what an interruption may lose."""
+    return min(MOST_WITH_BUDGET if settings.budgeted else MOST_IN_BLOCK, prompts_per_batch(settings))

@@ -237,7 +237,7 @@ def test_a_retrained_policy_under_an_adapter_is_refused(run, checkpoint, prompts
 
 
 def test_verbs_draw_different_prompts_at_the_same_seed():
-    from rmtools.cli.options import generator
+    from rmtools.seeds import generator
 
     task = Crossing(8)
     drawn = [

@@ -52,8 +52,9 @@ def arguments(policy_folder, prompts, out, *more):
 
 def collect(policy, task, prompts, out, form="parquet", process=ALONE):
     """Do in this process what ``rmtools rollout`` does, with a policy that is loaded already."""
-    from rmtools.cli.rollout import Sharding, make_rollouts
+    from rmtools.cli.rollout import make_rollouts
     from rmtools.data.collect import Branching
+    from rmtools.jobs.rollouts import Sharding
 
     sharding = Sharding(shard_size=2, form=form)
     make_rollouts(policy, task, str(prompts), Branching(3, 2, 2, 2), out, 4, sharding, process)
@@ -300,8 +301,9 @@ def test_finished_shards_are_kept_and_broken_ones_made_again(
 
 def test_another_batch_may_be_left_out_when_going_on(policy, task, many_prompts, tmp_path):
     """Sizes that are not given again are those of the plan."""
-    from rmtools.cli.rollout import Sharding, make_rollouts
+    from rmtools.cli.rollout import make_rollouts
     from rmtools.data.collect import Branching
+    from rmtools.jobs.rollouts import Sharding
 
     def make(sharding, **kwargs):
         make_rollouts(policy, task, str(many_prompts), Branching(2), tmp_path / "r", 4, sharding)

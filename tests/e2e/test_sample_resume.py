@@ -17,8 +17,8 @@ from rmtools.errors import UserError
 from rmtools.jobs.job import prompts_hash
 from rmtools.jobs.lock import held
 from rmtools.jobs.processes import Process
-from rmtools.jobs.samples import SampleFile, SamplePlan, usual_block
-from rmtools.sampling.sample_prompts import SamplerSettings, sample_prompts, settings_for
+from rmtools.jobs.samples import SampleFile, SamplePlan
+from rmtools.sampling.sample_prompts import SamplerSettings, sample_prompts, settings_for, usual_block
 
 ROOT = Path(__file__).parents[2]
 N_PROMPTS, BLOCK = 20, 2

@@ -12,15 +12,15 @@ import rmtools
 PACKAGE = Path(rmtools.__file__).parent
 # From the ground up; a room imports from itself and from floors below its own (docs/architecture.md).
 FLOORS = (
-    ("errors",),
+    ("errors", "seeds"),
     ("files",),
     ("codec",),
     ("particles", "plots"),
     ("exact", "stats"),
     ("core",),
     ("lm",),
-    ("sampling", "serving", "adapters"),
-    ("data",),
+    ("serving", "adapters", "data"),
+    ("sampling",),
     ("jobs",),
     ("training", "auditing"),
     ("verify",),

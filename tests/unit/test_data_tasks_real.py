@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from rmtools.data.prompts import read_rows
+from rmtools.data.prompts import load_prompts
 from rmtools.data.tasks import AnswerChecker, final_answer
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -34,7 +34,7 @@ def test_verdicts_on_model_solutions():
 @pytest.mark.parametrize(("name", "n"), [("train", 7473), ("test", 1319)])
 def test_gsm8k_references(name, n):
     checker = AnswerChecker()
-    prompts = read_rows(DATA / f"gsm8k/{name}.jsonl", "\n")
+    prompts = load_prompts(DATA / f"gsm8k/{name}.jsonl")
     assert len(prompts) == n
     for row, prompt in zip(rows(f"gsm8k/{name}.jsonl"), prompts, strict=True):
         assert prompt.text == row["question"].strip() + "\n"
@@ -43,7 +43,7 @@ def test_gsm8k_references(name, n):
 
 def test_math500_references():
     checker = AnswerChecker()
-    prompts = read_rows(DATA / "math500/test500.jsonl", "\n\n")
+    prompts = load_prompts(DATA / "math500/test500.jsonl", "\n\n")
     assert len(prompts) == 500
     for row, prompt in zip(rows("math500/test500.jsonl"), prompts, strict=True):
         assert prompt.text == row["problem"].strip() + "\n\n"

@@ -6,15 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rmtools.cli.options import generator
 from rmtools.data.collect import Branching
 from rmtools.data.shards import PLAN_FILE
 from rmtools.errors import UserError
 from rmtools.files import write_json
-from rmtools.jobs.job import Job, block_generator, differences, prompts_hash, read_plan
+from rmtools.jobs.job import Job, differences, prompts_hash, read_plan
 from rmtools.jobs.processes import Process, local_rank, this_process
 from rmtools.jobs.rollouts import RolloutSettings, ShardCounts
 from rmtools.lm.steps import StepSettings
+from rmtools.seeds import block_generator, generator
 
 SETTINGS = RolloutSettings(
     verb="rollout",

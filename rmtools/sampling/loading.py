@@ -1,0 +1,84 @@
+"""Load a checkpoint with the policy and task it remembers, or those that are named instead."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rmtools.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+    from rmtools.data.tasks import Task
+    from rmtools.lm.checkpoint import CheckpointSettings
+    from rmtools.lm.policy import Policy
+    from rmtools.lm.value import ValueModel
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A checkpoint ready to use."""
+
+    value: "ValueModel"
+    settings: "CheckpointSettings"
+    policy: "Policy"
+    task: "Task"
+
+
+def load(
+    model: str | Path,
+    policy: str | None,
+    task: str | None,
+    horizon: int | None,
+    share: bool = False,
+    device: "torch.device | None" = None,
+) -> Loaded:
+    """Load a checkpoint with the policy and task it remembers, or those that are named instead.
+
+    A task that compares answers does not know them yet: ``read_prompts(path, task)`` and ``prompts_from`` read them from the
+    prompts file. With ``share`` an adapter on the policy's own weights uses these, in memory once.
+
+    Raises
+    ------
+    UserError
+        Also if the task has another number of steps than the checkpoint was trained for.
+    """
+    from rmtools.lm.checkpoint import CheckpointSettings, load_value_model
+    from rmtools.lm.policy import load_policy
+
+    settings = CheckpointSettings.load(model)
+    chosen = task_of(model, settings, task, horizon)
+    source = load_policy(policy or settings.policy, settings.steps, settings.temperature, device)
+    value, settings = load_value_model(model, device=device, beside=source if share else None)
+    return Loaded(value, settings, source, chosen)
+
+
+def load_beside_policy(
+    model: str | Path, task: str | None, horizon: int | None, device: "torch.device | None" = None
+) -> "tuple[ValueModel, Task, float]":
+    """Load value model, task and the policy's temperature without the policy; raise as `load`."""
+    from rmtools.lm.checkpoint import load_value_model
+
+    value, settings = load_value_model(model, device=device)
+    return value, task_of(model, settings, task, horizon), settings.temperature
+
+
+def task_of(
+    model: str | Path, settings: "CheckpointSettings", task: str | None, horizon: int | None
+) -> "Task":
+    """Return the task that is named or remembered; raise ``UserError`` if its horizon is not the checkpoint's."""
+    from rmtools.data.tasks import load_task
+
+    if not task and not settings.task:
+        raise UserError(
+            f"the checkpoint {model} does not name its task: its training data did not",
+            "name it with `task`, for example answers if prompts have right answers",
+        )
+    chosen = load_task(task or settings.task, horizon or settings.horizon, settings.steps.delimiter)
+    if chosen.horizon != settings.steps.max_steps:
+        raise UserError(
+            f"the task has {chosen.horizon} steps, the checkpoint {model} was trained for {settings.steps.max_steps}: "
+            "solutions would end elsewhere than its values assume",
+            f"leave `horizon` out, or pass horizon={settings.steps.max_steps}",
+        )
+    return chosen
