@@ -4,23 +4,27 @@ Once all shards are there, any process may write the metadata: all would write t
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rmtools.codec import to_json
 from rmtools.data.collect import Branching, Collector, prompts_per_batch
-from rmtools.data.rollouts import META_FILE, Rollout, RolloutMetadata, metadata_text, read_metadata
+from rmtools.data.load import load_rollouts
+from rmtools.data.prompts import Prompt, check_prompts, prompt_texts
+from rmtools.data.rollouts import META_FILE, Rollout, RolloutMetadata, Rollouts, metadata_text, read_metadata
 from rmtools.data.shards import shard_name, write_rows
-from rmtools.data.tasks import Task
+from rmtools.data.tasks import Task, load_task
 from rmtools.data.tasks.custom import code_hash
 from rmtools.errors import UserError
 from rmtools.jobs.job import Bar, Blocks, Job, Tick, prompts_hash
 from rmtools.jobs.processes import Process
 from rmtools.lm.checkpoint import fingerprint
-from rmtools.lm.policy import Policy
+from rmtools.lm.policy import Policy, load_policy
 from rmtools.lm.steps import StepSettings
-from rmtools.seeds import block_generator
+from rmtools.particles.arguments import check_count, check_seed
+from rmtools.seeds import block_generator, generator
 
 
 @dataclass(frozen=True)
@@ -201,3 +205,84 @@ def _says(folder: Path, metadata: RolloutMetadata) -> bool:
         return read_metadata(folder) == metadata
     except UserError:
         return False
+
+
+def collect_rollouts(
+    policy: str | Path | Policy,
+    prompts: int | Sequence[str | Prompt | dict[str, Any]],
+    *,
+    task: str | Task,
+    trajectories: int = 8,
+    children: int = 1,
+    completions: int = 1,
+    depths: "int | Literal['all']" = "all",
+    temperature: float = 1.0,
+    max_step_tokens: int = 64,
+    batch_size: int | None = None,
+    seed: int = 0,
+    out: str | Path | None = None,
+    progress: Bar | None = None,
+) -> Rollouts:
+    """Collect branching rollouts of a policy: the rows of ``rmtools rollout`` for the same arguments.
+
+    Parameters
+    ----------
+    policy : path or Policy
+        Folder, hub name, or a loaded policy, which keeps its own temperature and step settings.
+    prompts : int, or sequence of str, Prompt or dict
+        How many to draw from the task; or texts, or items of `load_prompts`.
+    task : str or Task
+        Gives the rewards: crossing, arithmetic, gsm8k, math, answers, path/to/file.py:function, or an object.
+    trajectories, children, completions, depths
+        Per prompt and prefix, as in `rmtools.data.collect.Branching`.
+    temperature : float
+        Of the policy's sampling.
+    max_step_tokens : int
+        A step without delimiter is closed after this many tokens.
+    batch_size : int, optional
+        Prompts decoded together; the rows depend on it. Default: 32 on the CPU, what fits on a GPU.
+    seed : int
+        Seed of every draw.
+    out : path, optional
+        Folder to write; an interrupted call resumes there. Default: rows in memory only.
+    progress : callable, optional
+        ``progress(label, total)`` returns a context manager that yields a tick.
+
+    Raises
+    ------
+    UserError
+        If the policy or task cannot be loaded, a prompt does not fit them, or ``out`` holds something else.
+
+    Examples
+    --------
+    >>> import rmtools as rm
+    >>> rollouts = rm.collect_rollouts("policy", 4, task=task, trajectories=2, children=3)
+    >>> len(rollouts), len(rollouts[0].children[0]), rollouts.metadata.branching["children"]
+    (8, 2, 3)
+    """
+    check_seed(seed)
+    chosen = load_task(task) if isinstance(task, str) else task
+    branching = Branching(trajectories, children, completions, depths)
+    if isinstance(policy, str | Path):
+        steps = StepSettings(chosen.delimiter, chosen.horizon, max_step_tokens)
+        policy = load_policy(policy, steps, temperature)
+    removed = 0
+    if isinstance(prompts, int):
+        check_count("prompts", prompts)
+        texts, removed = chosen.prompts(prompts, generator("rollout", seed))
+    else:
+        texts = prompt_texts(prompts, chosen)
+    check_prompts(texts, chosen, policy)
+    shown = progress or (lambda label, total: nullcontext(lambda n: None))
+    settings = rollout_settings(policy, chosen, texts, branching, seed, Sharding(batch_size), removed)
+    if out is not None:
+        collect_into(Path(out), settings, policy, chosen, texts, shown)
+        return load_rollouts(out)
+    rows: list[Rollout] = []
+    counts: list[ShardCounts] = []
+    with shown(f"rollouts of {len(texts)} prompts", len(texts)) as tick:
+        for shard in range(settings.shards.count):
+            own, count = collect_shard(settings, policy, chosen, texts, shard, tick)
+            rows += own
+            counts.append(count)
+    return Rollouts(rows, metadata_of(settings, counts))

@@ -38,10 +38,10 @@ def check_positive(name: str, value: float) -> None:
         raise UserError(f"`{name}` must be finite and above 0, got {value!r}", fix="a positive number")
 
 
-def check_seed(seed: int) -> None:
-    """Raise UserError unless numpy's and torch's global generators accept `seed`: 0 to 2**32 - 1."""
-    if not 0 <= seed < 2**32:
-        raise UserError(f"`seed` must be in 0 to {2**32 - 1}, got {seed}", fix="seed=0")
+def check_seed(seed: object) -> None:
+    """Raise UserError unless `seed` is an integer that numpy's and torch's global generators accept: 0 to 2**32 - 1."""
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**32:
+        raise UserError(f"`seed` must be an integer in 0 to {2**32 - 1}, got {seed!r}", fix="seed=0")
 
 
 def is_number(value: object) -> bool:
