@@ -184,6 +184,14 @@ def server(policy_folder, tmp_path_factory):
 
 
 @pytest.fixture
+def hub(monkeypatch, tmp_path_factory):
+    """A stand-in for the hub (tests/hub.py): ``commit = hub.put("org/name", folder)``, ``hub.files("org/name")``."""
+    from hub import stand_in
+
+    return stand_in(monkeypatch, tmp_path_factory.mktemp("hub"))
+
+
+@pytest.fixture
 def generator():
     """Return a seeded torch generator: ``generator(seed)``."""
     import torch
