@@ -14,6 +14,7 @@ from crossing_models import Models
 
 from rmtools.core import SMCResult, metropolis
 from rmtools.lm.particles import LMParticles, Terminal
+from rmtools.particles.protocol import Step
 from rmtools.particles.smc import smc
 
 BUDGETS = (4, 16, 64)
@@ -29,38 +30,15 @@ Reading = tuple[str, Terminal]
 
 @dataclass
 class Tally:
-    """Tokens of all prompts together."""
+    """Tokens of all prompts together, an observer of `smc`."""
 
     nominal: int = 0
     distinct: int = 0
 
-
-@dataclass(frozen=True)
-class Counted:
-    """Particles over a language model whose tokens are counted as they are drawn."""
-
-    inner: LMParticles
-    tally: Tally
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.inner.shape
-
-    @property
-    def ended(self) -> np.ndarray:
-        return self.inner.ended
-
-    def log_value(self) -> np.ndarray:
-        return self.inner.log_value()
-
-    def extend(self, pool_size: int, rng: np.random.Generator) -> "Counted":
-        child = self.inner.extend(pool_size, rng)
-        self.tally.nominal += child.decoded - self.inner.decoded
-        self.tally.distinct += distinct_tokens(child)
-        return Counted(child, self.tally)
-
-    def select(self, index: np.ndarray) -> "Counted":
-        return Counted(self.inner.select(index), self.tally)
+    def __call__(self, step: Step[LMParticles]) -> None:
+        """Count a step of the sampler."""
+        self.nominal += int((step.children.decoded - step.parents.decoded).sum())
+        self.distinct += distinct_tokens(step.children)
 
 
 def distinct_tokens(particles: LMParticles) -> int:
@@ -99,18 +77,15 @@ class Bench:
         size = max(1, PARTICLES_AT_ONCE // size)
         return [self.prompts[i : i + size] for i in range(0, len(self.prompts), size)]
 
-    def root(self, prompts: Sequence[str], terminal: Terminal, tally: Tally) -> Counted:
+    def root(self, prompts: Sequence[str], terminal: Terminal) -> LMParticles:
         m = self.models
         reward = m.task.reward if terminal == "verifier" else None
-        return Counted(LMParticles.start(m.policy, m.value, prompts, terminal=terminal, reward=reward), tally)
+        return LMParticles.start(m.policy, m.value, prompts, terminal=terminal, reward=reward)
 
-    def right(self, prompts: Sequence[str], particles: Counted) -> np.ndarray:
+    def right(self, prompts: Sequence[str], particles: LMParticles) -> np.ndarray:
         """Return the reward of every particle, (G, n)."""
         return np.asarray(
-            [
-                [self.reward(p, s) for s in group]
-                for p, group in zip(prompts, particles.inner.steps(), strict=True)
-            ]
+            [[self.reward(p, s) for s in group] for p, group in zip(prompts, particles.steps(), strict=True)]
         )
 
     def reward(self, prompt: str, steps: Sequence[str]) -> float:
@@ -136,8 +111,10 @@ class Bench:
         """Plain samples, best-of-N and weighted majority: readings of the same N samples for either final weight."""
 
         def run(prompts: Sequence[str], tally: Tally) -> dict[Reading, np.ndarray]:
-            result = smc(self.root(prompts, "model", tally), budget, 1, "none", 0.0, rng, history=False)
-            steps, right = result.particles.inner.steps(), self.right(prompts, result.particles)
+            result = smc(
+                self.root(prompts, "model"), budget, 1, "none", 0.0, rng, history=False, observe=tally
+            )
+            steps, right = result.particles.steps(), self.right(prompts, result.particles)
             # Nothing was resampled, so the weights are the final values.
             final = {
                 "model": result.particles.log_value(),
@@ -160,12 +137,12 @@ class Bench:
         """SMC in its default setting, read in three ways."""
 
         def run(prompts: Sequence[str], tally: Tally) -> dict[Reading, np.ndarray]:
-            result = smc(self.root(prompts, terminal, tally), budget, rng=rng, history=False)
+            result = smc(self.root(prompts, terminal), budget, rng=rng, history=False, observe=tally)
             right = self.right(prompts, result.particles)
             chosen = {
                 SMC: result.particles.log_value().argmax(1),
                 SMC_DRAW: result.draw(rng),
-                SMC_MAJORITY: majority(result.log_weights, result.particles.inner.steps()),
+                SMC_MAJORITY: majority(result.log_weights, result.particles.steps()),
             }
             return {(name, terminal): at(right, index) for name, index in chosen.items()}
 
@@ -175,8 +152,8 @@ class Bench:
         """Step-level beam search: N / 4 beams, 4 candidates of each."""
 
         def run(prompts: Sequence[str], tally: Tally) -> dict[Reading, np.ndarray]:
-            root = self.root(prompts, terminal, tally)
-            result = smc(root, budget // BRANCHES, BRANCHES, "top_k", rng=rng, history=False)
+            root = self.root(prompts, terminal)
+            result = smc(root, budget // BRANCHES, BRANCHES, "top_k", rng=rng, history=False, observe=tally)
             right = self.right(prompts, result.particles)
             return {(BEAM, terminal): at(right, result.particles.log_value().argmax(1))}
 
@@ -188,7 +165,7 @@ class Bench:
 
         def run(prompts: Sequence[str], tally: Tally) -> dict[Reading, np.ndarray]:
             def once(rng: np.random.Generator) -> SMCResult[Any]:
-                return smc(self.root(prompts, terminal, tally), 1, pool, rng=rng, history=False)
+                return smc(self.root(prompts, terminal), 1, pool, rng=rng, history=False, observe=tally)
 
             chains = metropolis(once, runs - 1, rng)
             right = chains.collect(lambda particles: self.right(prompts, particles))

@@ -41,6 +41,7 @@ from rmtools.lm.protocol import Decoded
 from rmtools.lm.steps import StepSettings, StepTokenizer
 from rmtools.lm.tokenizers import word_tokenizer
 from rmtools.lm.value import ConstantValue, ValueModel
+from rmtools.particles.protocol import Step
 from rmtools.particles.tilt import Tilt
 
 LENGTH, LONGEST, PROMPT, WORDS = 12, 64, 24, 252
@@ -107,7 +108,7 @@ def models(case: Case, device: torch.device) -> tuple[Policy, ValueModel, str]:
 
 def run(policy: Policy, value: ValueModel, prompt: str, case: Case, seed: int, **settings: Any) -> int:
     root = LMParticles.start(policy, value, [prompt])
-    return smc(root, case.n, rng=np.random.default_rng(seed), **settings).particles.decoded
+    return int(smc(root, case.n, rng=np.random.default_rng(seed), **settings).particles.decoded.sum())
 
 
 @torch.inference_mode()
@@ -181,41 +182,38 @@ def rate(what: Callable[[], int], device: torch.device) -> float:
     return tokens / (clock() - start)
 
 
-class Weighed:
-    """Particles that note after every step what their caches reserve and what the live tokens need, in bytes."""
-
-    def __init__(self, inner: LMParticles, notes: list[tuple[int, int]]) -> None:
-        self.inner, self.notes = inner, notes
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.inner, name)
-
-    def extend(self, pool_size: int, rng: np.random.Generator) -> "Weighed":
-        return Weighed(self.inner.extend(pool_size, rng), self.notes).noted()
-
-    def select(self, index: np.ndarray) -> "Weighed":
-        return Weighed(self.inner.select(index), self.notes).noted()
-
-    def noted(self) -> "Weighed":
-        caches = [self.inner.state.cache, self.inner.scored]
-        if len(caches[0]):
-            a_token = [key_value_bytes(m.model) for m in (self.inner.setup.policy, self.inner.setup.value)]
-            needed = sum(int(c.length.sum()) * b for c, b in zip(caches, a_token, strict=True))
-            self.notes.append((sum(c.nbytes for c in caches), needed))
-        return self
-
-
 def key_value_bytes(model: Any) -> int:
     """Return the bytes of one token's keys and values."""
     c = model.config
     return 2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim * model.dtype.itemsize
 
 
+def cache_bytes(particles: LMParticles) -> tuple[int, int]:
+    """Return what the caches reserve and what the live tokens need, in bytes."""
+    caches = [particles.state.cache, particles.scored]
+    a_token = [key_value_bytes(m.model) for m in (particles.setup.policy, particles.setup.value)]
+    needed = sum(int(c.length.sum()) * b for c, b in zip(caches, a_token, strict=True))
+    return sum(c.nbytes for c in caches), needed
+
+
 def memory(policy: Policy, value: ValueModel, prompt: str, case: Case) -> dict[str, float]:
     """Return reserved over needed, after each step and each resampling: the largest, and of the sums over the run."""
+    last: LMParticles | None = None
     notes: list[tuple[int, int]] = []
-    root = Weighed(LMParticles.start(policy, value, [prompt]), notes)
-    smc(root, case.n, rng=np.random.default_rng(0))  # type: ignore[type-var]
+
+    def note(particles: LMParticles) -> None:
+        nonlocal last
+        # What one step keeps, the next starts from: the same object if nothing was resampled.
+        if particles is not last and len(particles.state.cache):
+            notes.append(cache_bytes(particles))
+        last = particles
+
+    def observe(step: Step[LMParticles]) -> None:
+        note(step.parents)
+        note(step.children)
+
+    root = LMParticles.start(policy, value, [prompt])
+    note(smc(root, case.n, rng=np.random.default_rng(0), observe=observe).particles)
     of_each = [kept / needed for kept, needed in notes]
     total = [sum(x) for x in zip(*notes, strict=True)]
     return {"largest": round(max(of_each), 3), "whole run": round(total[0] / total[1], 3)}

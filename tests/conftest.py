@@ -244,7 +244,7 @@ class Texts:
         return np.where(gone, -np.inf, self.inner.log_value())
 
     def extend(self, pool_size, rng):
-        drawn = pool_size * int((~self.inner.ended).sum()) * self.tokens
+        drawn = pool_size * (~self.inner.ended).sum(axis=1) * self.tokens
         return self.with_(self.inner.extend(pool_size, rng), self.decoded + drawn)
 
     def select(self, index):

@@ -222,9 +222,9 @@ def drawing(engine: Engine, settings: "SamplerSettings", traced: bool) -> "tuple
         with live_progress(label, total) as live:
             yield lambda n: live.done(n, last)
 
-    def watch(prompts: Sequence[str], result: Any) -> None:
-        if len(result.ess):
-            live.step(0, float(result.ess[-1].mean()))
+    def observe(step: Any) -> None:
+        tokens = step.children.decoded - step.parents.decoded
+        live.step(int(tokens.sum()), float(step.ess.mean()))
 
     def draw(prompts: Sequence[str], rng: Any) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
         nonlocal last
@@ -237,8 +237,7 @@ def drawing(engine: Engine, settings: "SamplerSettings", traced: bool) -> "tuple
             rng,
             reward=task.reward,
             answer=task.answer if isinstance(task, Answering) else None,
-            watch=watch,
-            on_step=lambda tokens: live.step(tokens),
+            observe=observe,
             on_traces=traces.extend if traced else None,
         ):
             last = solved(record)

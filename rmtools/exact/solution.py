@@ -14,7 +14,8 @@ at every step, and the influence H of each trajectory, which gives the asymptoti
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -24,9 +25,14 @@ from rmtools.exact.finite_model import FiniteModel
 from rmtools.exact.influence import InfluenceMad, leaf_influence, mean_absolute_deviation
 from rmtools.particles.arguments import check_count
 from rmtools.particles.logspace import log_mean_columns, log_sum_exp
+from rmtools.summary import Summary
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ExactResult:
     """Exact figures of a finite model (docs/equations.md sections 1, 5 and 7).
 
@@ -68,8 +74,8 @@ class ExactResult:
     sigma2_optimal: float
     target: np.ndarray | None
     influence: np.ndarray | None
-    _model: FiniteModel = field(repr=False)
-    _log_terms: np.ndarray = field(repr=False)  # (2, T), from _variance_terms
+    _model: FiniteModel
+    _log_terms: np.ndarray  # (2, T), from _variance_terms
 
     def sigma2_pool(self, pool_size: int) -> float:
         """Return lim N Var(Zhat / Z) with pools of `pool_size` candidates (docs/equations.md section 5)."""
@@ -107,13 +113,60 @@ class ExactResult:
         """Return the particles (not rounded) for an estimate of Z with coefficient of variation `delta` > 0."""
         return particles_for_cv(self.sigma2_pool(pool_size), delta)
 
+    def to_frame(self) -> "DataFrame":
+        """Return a row per step t: reachable states before it, their largest Bellman error, and the part of sigma2 it adds."""
+        import pandas
+
+        return pandas.DataFrame(
+            {
+                "step": np.arange(1, self._model.horizon + 1),
+                "states": [int((reach > -np.inf).sum()) for reach in self._model.log_reach[:-1]],
+                "bellman_error": [
+                    _expm1(float(np.abs(b).max())) for b in _reachable(self._model, self.log_bellman_error)
+                ],
+                "sigma2": _excess(self._log_terms[0]),
+            }
+        )
+
+    def plot(self) -> "Figure":
+        """Draw the columns of `to_frame` by step."""
+        from rmtools.plots.sampler import exact_by_depth
+
+        frame = self.to_frame()
+        return exact_by_depth(frame["bellman_error"].to_numpy(), frame["sigma2"].to_numpy())
+
+    def summary(self) -> Summary:
+        """Return Z, the Bellman errors, sigma2 and the particles that it asks for."""
+        model = self._model
+        kind = "tree" if model.is_tree else "chain"
+        return Summary(
+            f"exact solution of a {kind}: T = {model.horizon}, {len(model.log_value[-1])} final states",
+            {
+                "log Z": f"{self.log_z:.6g} nats (Z = {1 + _expm1(self.log_z):.4g})",
+                "Bellman error": f"{self.bellman_error:.4g} ({self.bellman_error_gauge_fixed:.4g} gauge fixed)",
+                "ratio bound L": f"{self.ratio_bound:.4g}",
+                "sigma2": f"{self.sigma2:.4g} (true value {self.sigma2_true_value:.4g}, optimal "
+                f"{self.sigma2_optimal:.4g})",
+                "particles": f"{self.n_for_cv(0.1):.4g} for a CV of 0.1 of the estimate of Z",
+            },
+        )
+
+    def __str__(self) -> str:
+        return str(self.summary())
+
+    def _repr_html_(self) -> str:
+        return self.summary().html()
+
+    def __repr__(self) -> str:
+        return f"ExactResult(log_z={self.log_z:.6g}, bellman_error={self.bellman_error:.4g}, sigma2={self.sigma2:.4g})"
+
 
 def solve(model: FiniteModel) -> ExactResult:
     """Compute the `ExactResult` of `model`."""
     true = model.log_true_value
     log_z = float(true[0][0])
     bellman = tuple(_log_bellman(model, t) for t in range(model.horizon))
-    visible = [b[model.log_reach[t] > -np.inf] for t, b in enumerate(bellman)]
+    visible = _reachable(model, bellman)
     terms, terms_true, terms_best = _variance_terms(model)
     # Z = 0: the target does not exist, and no number of particles draws from it.
     exists = log_z > -math.inf
@@ -133,6 +186,10 @@ def solve(model: FiniteModel) -> ExactResult:
         _model=model,
         _log_terms=terms if exists else np.full_like(terms, np.inf),
     )
+
+
+def _reachable(model: FiniteModel, by_depth: tuple[np.ndarray, ...]) -> list[np.ndarray]:
+    return [x[model.log_reach[t] > -np.inf] for t, x in enumerate(by_depth)]
 
 
 def guided_tv(model: FiniteModel) -> np.ndarray:
@@ -228,6 +285,10 @@ def _expm1(x: float) -> float:
 
 
 def _sum_excess(log_terms: np.ndarray) -> float:
+    return float(np.sum(_excess(log_terms)))
+
+
+def _excess(log_terms: np.ndarray) -> np.ndarray:
     # NaN is 0 * inf: the target passes a depth at which no reachable prefix has a positive value.
     with np.errstate(over="ignore"):
-        return float(np.sum(np.expm1(np.where(np.isnan(log_terms), np.inf, log_terms))))
+        return np.expm1(np.where(np.isnan(log_terms), np.inf, log_terms))

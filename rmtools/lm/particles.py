@@ -60,10 +60,10 @@ class LMParticles:
         (U,) index into the distinct prompts.
     blocks : tuple of Tensor
         For each step, (U, L_t) token ids, -1 behind its end.
-    decoded : int
-        Tokens drawn so far by all particles, also those dropped since.
+    decoded : np.ndarray
+        (G,) int: tokens drawn so far by all particles, also those dropped since.
     cut : int
-        Steps drawn so far that were closed at the length limit, counted likewise.
+        Steps drawn so far that were closed at the length limit, all groups together, counted likewise.
     """
 
     setup: Setup
@@ -73,8 +73,8 @@ class LMParticles:
     scored: ValueState
     values: np.ndarray
     prompt: np.ndarray
+    decoded: np.ndarray
     blocks: tuple[Tensor, ...] = ()
-    decoded: int = 0
     cut: int = 0
 
     @classmethod
@@ -107,7 +107,8 @@ class LMParticles:
         node = torch.tensor([row[p] for p in prompts], device=policy.device)
         setup = Setup(policy, value, distinct_prompts, len(prompts), terminal, reward)
         slot = torch.arange(len(ids), device=policy.device)
-        return cls(setup, node, slot, state, scored, to_numpy(values), np.arange(len(ids)))
+        none = np.zeros(len(prompts), dtype=int)
+        return cls(setup, node, slot, state, scored, to_numpy(values), np.arange(len(ids)), none)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -148,10 +149,18 @@ class LMParticles:
             values=self.values[own],
             prompt=self.prompt[own],
             blocks=(*(ids[parent] for ids in self.blocks), drawn),
-            decoded=self.decoded + int(lengths[step.node].sum()),
+            decoded=self.decoded + self._by_group(lengths[step.node], live, pool_size),
             cut=self.cut + int(self._cut(step.tokens, lengths)[step.node].sum()),
         )
         return child._scored()
+
+    def _by_group(self, lengths: Tensor, live: Tensor, pool_size: int) -> np.ndarray:
+        """Sum ``lengths``, of the candidates ``live``, by group, (G,)."""
+        each = torch.zeros(len(self.node) * pool_size, dtype=lengths.dtype, device=lengths.device)
+        total: np.ndarray = (
+            each.index_copy(0, live, lengths).reshape(self.setup.groups, -1).sum(1).cpu().numpy()
+        )
+        return total
 
     def _kept(self, node: Tensor, live: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
         """Return the ended prefixes still in use (K,), and each particle's row if those come before the new ones."""

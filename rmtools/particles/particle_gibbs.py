@@ -27,7 +27,7 @@ import numpy as np
 
 from rmtools.errors import UserError
 from rmtools.particles.arguments import check_count
-from rmtools.particles.protocol import Particles, SMCResult
+from rmtools.particles.protocol import Observe, Particles, SMCResult, Step
 from rmtools.particles.resampling import multinomial
 from rmtools.particles.smc import Settings, check_root, check_settings, run
 
@@ -99,6 +99,8 @@ def particle_gibbs(
     resampling: str = "multinomial",
     rng: np.random.Generator | None = None,
     reference: Sequence[J] | None = None,
+    *,
+    observe: Observe[J] | None = None,
 ) -> GibbsResult[J]:
     """Run G chains of particle Gibbs; each sweep draws a trajectory from a run conditional on the last one.
 
@@ -119,6 +121,9 @@ def particle_gibbs(
     reference : sequence of Particles, optional
         Trajectories to start from, (G, 1) at every depth from the root to the end. Default: one draw of an
         ordinary run.
+    observe : callable, optional
+        Called with every `Step` of every run, as in `smc`; t = 1 begins the next one. The first ordinary run counts if
+        no `reference` is given. In a conditional run candidate 0 of `children` is the reference's.
 
     Raises
     ------
@@ -140,7 +145,7 @@ def particle_gibbs(
     check_count("sweeps", sweeps, fix=10)
     check_root(root)
     if reference is None:
-        path, alive = first_paths(root, n_particles, pool_size, rng)
+        path, alive = first_paths(root, n_particles, pool_size, rng, observe)
         if not alive.all():
             raise UserError(
                 "no particle of the first run has positive value", fix="raise n_particles or pass `reference`"
@@ -154,9 +159,10 @@ def particle_gibbs(
             )
     draws, log_z, kept = [], [], []
     for _ in range(sweeps):
-        result = _conditional(path, n_particles, pool_size, rng)
+        levels = _Levels(observe)
+        result = _conditional(path, n_particles, pool_size, rng, levels)
         index = result.draw(rng)
-        path = _trace(result, index)
+        path = levels.trace(result, index)
         draws.append(path[-1])
         log_z.append(result.log_z)
         kept.append(index == 0)
@@ -190,46 +196,33 @@ def log_z_bounds(
     _, rng = check_settings(n_particles, pool_size, "multinomial", 1.0, rng)
     if not posterior:
         raise UserError("`posterior` is empty", fix="pass prefixes of every depth, the root's first")
-    upper = _conditional(tuple(posterior), n_particles, pool_size, rng).log_z
+    upper = _conditional(tuple(posterior), n_particles, pool_size, rng, None).log_z
     lower = run(posterior[0], Settings(n_particles, pool_size, multinomial, 1.0), rng, history=False).log_z
     assert upper is not None
     assert lower is not None
     return LogZBounds(lower, upper)
 
 
-@dataclass(frozen=True, eq=False)
-class _Tracked(Generic[J]):
-    """Particles that remember their earlier levels; a reference, if any, replaces candidate 0 of slot 0."""
+class _Levels(Generic[J]):
+    """Observe a run, keeping the particles before every step."""
 
-    inner: J
-    levels: tuple[J, ...] = ()
-    reference: tuple[J, ...] | None = None
+    def __init__(self, observe: Observe[J] | None) -> None:
+        self.parents: list[J] = []
+        self.observe = observe
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.inner.shape
+    def __call__(self, step: Step[J]) -> None:
+        self.parents.append(step.parents)
+        if self.observe is not None:
+            self.observe(step)
 
-    @property
-    def ended(self) -> np.ndarray:
-        return self.inner.ended
-
-    def log_value(self) -> np.ndarray:
-        return self.inner.log_value()
-
-    def extend(self, pool_size: int, rng: np.random.Generator) -> "_Tracked[J]":
-        children = self.inner.extend(pool_size, rng)
-        levels = (*self.levels, self.inner)
-        if self.reference is not None:
-            n_groups, n = children.shape
-            index = np.tile(np.arange(n), (n_groups, 1))
-            index[:, 0] = n
-            # An ended reference is absorbing: its last prefix is that of all later depths.
-            pinned = self.reference[min(len(levels), len(self.reference) - 1)]
-            children = children.join(pinned).select(index)
-        return _Tracked(children, levels, self.reference)
-
-    def select(self, index: np.ndarray) -> "_Tracked[J]":
-        return _Tracked(self.inner.select(index), self.levels, self.reference)
+    def trace(self, result: SMCResult[J], index: np.ndarray) -> tuple[J, ...]:
+        """Return the trajectory of one final particle per group, root first."""
+        path = [result.particles.select(index[:, None])]
+        groups = np.arange(len(index))
+        for level, ancestors in zip(reversed(self.parents), reversed(result.ancestors), strict=True):
+            index = ancestors[groups, index].astype(np.intp)
+            path.append(level.select(index[:, None]))
+        return tuple(reversed(path))
 
 
 def _pinned_multinomial(
@@ -239,7 +232,9 @@ def _pinned_multinomial(
     return np.concatenate([np.zeros((len(free), 1), dtype=free.dtype), free], axis=1)
 
 
-def _conditional(path: tuple[J, ...], n: int, m: int, rng: np.random.Generator) -> SMCResult[_Tracked[J]]:
+def _conditional(
+    path: tuple[J, ...], n: int, m: int, rng: np.random.Generator, observe: Observe[J] | None
+) -> SMCResult[J]:
     last = path[-1]
     if not last.ended.all():
         raise UserError(
@@ -251,11 +246,15 @@ def _conditional(path: tuple[J, ...], n: int, m: int, rng: np.random.Generator) 
                 f"a reference trajectory has value zero at depth {depth}: no run of the sampler goes there",
                 fix="choose another, or a value that is positive wherever the target can be reached",
             )
-    return run(_Tracked(path[0], (), path), Settings(n, m, _pinned_multinomial, 1.0, pinned=True), rng)
+    return run(path[0], Settings(n, m, _pinned_multinomial, 1.0, path), rng, observe=observe)
 
 
 def first_paths(
-    root: J, n_particles: int, pool_size: int, rng: np.random.Generator
+    root: J,
+    n_particles: int,
+    pool_size: int,
+    rng: np.random.Generator,
+    observe: Observe[J] | None = None,
 ) -> tuple[tuple[J, ...], np.ndarray]:
     """Draw one trajectory per group from an ordinary run, as references for particle Gibbs.
 
@@ -266,16 +265,7 @@ def first_paths(
     alive : np.ndarray
         (G,) bool: some particle of the run has positive value; otherwise the path cannot be a reference.
     """
-    result = run(_Tracked(root), Settings(n_particles, pool_size, multinomial, 1.0), rng)
+    levels = _Levels(observe)
+    result = run(root, Settings(n_particles, pool_size, multinomial, 1.0), rng, observe=levels)
     assert result.log_z is not None
-    return _trace(result, result.draw(rng)), result.log_z > -np.inf
-
-
-def _trace(result: SMCResult[_Tracked[J]], index: np.ndarray) -> tuple[J, ...]:
-    """Return the trajectory of one final particle per group, root first."""
-    path = [result.particles.inner.select(index[:, None])]
-    groups = np.arange(len(index))
-    for level, ancestors in zip(reversed(result.particles.levels), reversed(result.ancestors), strict=True):
-        index = ancestors[groups, index].astype(np.intp)
-        path.append(level.select(index[:, None]))
-    return tuple(reversed(path))
+    return levels.trace(result, result.draw(rng)), result.log_z > -np.inf

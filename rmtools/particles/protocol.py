@@ -1,4 +1,4 @@
-"""What the sampler works on (`Particles`) and what it returns (`SMCResult`).
+"""What the sampler works on (`Particles`), what an observer sees (`Step`) and what it returns (`SMCResult`).
 
 A `Particles` object is a batch of prefixes: G independent groups (prompts, or replicates of one) with n prefixes each.
 Anything that can be extended by one step, valued and selected can be sampled; finite models and language models are
@@ -12,15 +12,25 @@ implemented.
 >>> result = smc(root, n_particles=50, rng=np.random.default_rng(0))
 >>> result.n_steps, result.log_weights.shape, result.draw(np.random.default_rng(1)).shape
 (4, (3, 50), (3,))
+>>> steps = []
+>>> _ = smc(root, n_particles=50, rng=np.random.default_rng(0), observe=steps.append)
+>>> [step.t for step in steps], steps[0].children.shape, bool((steps[0].ess == result.ess[0]).all())
+([1, 2, 3, 4], (3, 50), True)
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Generic, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, Self, TypeVar
 
 import numpy as np
 
 from rmtools.particles.arguments import check_generator
+from rmtools.summary import Summary
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
 
 
 class Particles(Protocol):
@@ -53,6 +63,47 @@ P = TypeVar("P", bound=Particles)
 
 
 @dataclass(frozen=True, eq=False)
+class Step(Generic[P]):
+    """One step of a run, as `smc` shows it to `observe`, once it is drawn.
+
+    The arrays are the sampler's own and therefore read-only. `children.select(index)` are the parents of the next step, and
+    after the last one `SMCResult.particles`. All G groups are shown at every step, finished ones too: their `log_increment`
+    is 0 and `resampled` False.
+
+    Attributes
+    ----------
+    t : int
+        1, 2, ... from the root on.
+    parents : Particles
+        The prefixes before the step, (G, N).
+    children : Particles
+        All candidates, (G, N * M), before any is dropped: child i * M + m continues parent i. An ended parent has M copies
+        of itself. Under particle Gibbs child 0 is the reference's.
+    index : np.ndarray
+        (G, N) int, into the N * M children: the candidates kept; `index // M` are the parents that continue. In a group
+        that was not resampled, parent i keeps one of its own candidates; with M = 1 that is the identity.
+    ess : np.ndarray
+        (G,) effective sample size, in particles, after weighting and before resampling; 0 where all weights are 0.
+    resampled : np.ndarray
+        (G,) bool.
+    log_increment : np.ndarray
+        (G, N) nats, as in `SMCResult.log_increments`: log of the mean value of a parent's candidates over its own value,
+        in the order of the parents; for `top_k` in the order of the kept children.
+    """
+
+    t: int
+    parents: P
+    children: P
+    index: np.ndarray
+    ess: np.ndarray
+    resampled: np.ndarray
+    log_increment: np.ndarray
+
+
+Observe = Callable[[Step[P]], object]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class SMCResult(Generic[P]):
     """One run of the sampler for each of G groups (docs/equations.md section 4).
 
@@ -75,6 +126,10 @@ class SMCResult(Generic[P]):
         group was not resampled.
     resampled : np.ndarray
         (T, G) bool.
+    live : np.ndarray
+        (T, G) bool: the group had a prefix of positive weight to extend, so the step is one of its own.
+    pool_size : int
+        M.
     """
 
     particles: P
@@ -84,6 +139,8 @@ class SMCResult(Generic[P]):
     log_increments: np.ndarray
     ancestors: np.ndarray
     resampled: np.ndarray
+    live: np.ndarray
+    pool_size: int
 
     @property
     def n_steps(self) -> int:
@@ -111,3 +168,65 @@ class SMCResult(Generic[P]):
         """Return the index of the largest weight in each group, (G,) int (the first among equals)."""
         index: np.ndarray = np.argmax(self.log_weights, axis=1)
         return index
+
+    def to_frame(self) -> "DataFrame":
+        """Return a row per group and step of its own: ess, resampled and, with a history, unique_ancestors."""
+        import pandas
+
+        group, step = np.nonzero(self.live.T)
+        columns = {"ess": self.ess, "resampled": self.resampled}
+        if len(self.ancestors) == self.n_steps:
+            columns["unique_ancestors"] = self.unique_ancestors
+        rows = {name: values[step, group] for name, values in columns.items()}
+        return pandas.DataFrame({"group": group, "step": step + 1, **rows})
+
+    def plot(self) -> "Figure":
+        """Draw the effective sample size by step, one line per group; dots mark where a group was resampled."""
+        from rmtools.plots.sampler import ess_by_step
+
+        return ess_by_step(self.ess, self.resampled, self.live, self.log_weights.shape[1])
+
+    def summary(self) -> Summary:
+        """Return log Z-hat, ESS and how often the run resampled."""
+        n_groups, n = self.log_weights.shape
+        ess = self.ess[self.live]
+        figures = {
+            "log Z-hat": "none: top_k follows no law" if self.log_z is None else _span(self.log_z, " nats")
+        }
+        figures["ESS"] = f"{_span(ess)} of {n}" if len(ess) else "no step"
+        figures["resampled"] = (
+            "keeps the best candidates at every step"
+            if self.log_z is None
+            else resampling_in_words(int(self.resampled.sum()), int(self.live.sum()), self.pool_size)
+        )
+        groups = "1 group" if n_groups == 1 else f"{n_groups} groups"
+        return Summary(f"SMC: {groups}, N = {n}, M = {self.pool_size}, {self.n_steps} steps", figures)
+
+    def __str__(self) -> str:
+        return str(self.summary())
+
+    def _repr_html_(self) -> str:
+        return self.summary().html()
+
+    def __repr__(self) -> str:
+        n_groups, n = self.log_weights.shape
+        return f"SMCResult(groups={n_groups}, n_particles={n}, pool_size={self.pool_size}, n_steps={self.n_steps})"
+
+
+def resampling_in_words(resampled: int, steps: int, pool_size: int) -> str:
+    """Say at how many of its steps a sampler resampled, and what it is if it never did."""
+    if resampled:
+        return f"at {resampled} of {steps} steps"
+    what = (
+        "plain weighted sampling (importance sampling from the policy)"
+        if pool_size == 1
+        else "independent particles, each guided by its own candidates alone"
+    )
+    return f"at none of {steps} steps: {what}"
+
+
+def _span(values: np.ndarray, unit: str = "") -> str:
+    """Return the one value, or median and range."""
+    if len(values) == 1:
+        return f"{values[0]:.4g}{unit}"
+    return f"{np.median(values):.4g}{unit} (median; {values.min():.4g} to {values.max():.4g})"

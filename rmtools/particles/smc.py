@@ -14,16 +14,17 @@ the value is positive wherever the target can be reached (docs/equations.md sect
 True
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Generic
+from typing import Any, Generic
 
 import numpy as np
 
 from rmtools.errors import UserError
 from rmtools.particles.arguments import check_count, check_generator, is_number
 from rmtools.particles.logspace import MANY_COLUMNS, log_mean_columns, log_mean_exp, log_normalise, shift_of
-from rmtools.particles.protocol import P, SMCResult
+from rmtools.particles.protocol import Observe, P, SMCResult, Step
 from rmtools.particles.resampling import Resampler, none, resolve, search_rows, top_k
 
 SAFE_EXPONENT = 300.0  # squares of such weights, and their sums, are ordinary floating-point numbers
@@ -38,6 +39,8 @@ def smc(
     ess_threshold: float = 0.5,
     rng: np.random.Generator | None = None,
     history: bool = True,
+    *,
+    observe: Observe[P] | None = None,
 ) -> SMCResult[P]:
     """Sample each group of `root` with `n_particles` particles.
 
@@ -59,6 +62,9 @@ def smc(
         Source of every draw; required.
     history : bool
         Keep `log_increments` and `ancestors` (12 bytes per particle and step). If False, they have no rows.
+    observe : callable, optional
+        Called once per step with a `Step`, after the step's draws. It draws nothing from `rng`, so the result is the
+        same with and without it. What it raises is not caught.
 
     Returns
     -------
@@ -76,26 +82,37 @@ def smc(
     resampler, rng = check_settings(n_particles, pool_size, resampling, ess_threshold, rng)
     threshold = 0.0 if resampler is none else float(ess_threshold)
     check_root(root)
-    return run(root, Settings(int(n_particles), int(pool_size), resampler, threshold), rng, history)
+    settings = Settings(int(n_particles), int(pool_size), resampler, threshold)
+    return run(root, settings, rng, history, observe)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Checked settings of a run; `pinned` keeps candidate 0 of slot 0 in slot 0 (conditional SMC)."""
+    """Checked settings of a run.
+
+    `pinned`, a trajectory of joinable particles, (G, 1) at every depth, takes the place of candidate 0 of slot 0 and stays
+    in slot 0 (conditional SMC).
+    """
 
     n: int
     pool: int
     resampler: Resampler
     threshold: float
-    pinned: bool = False
+    pinned: Sequence[Any] = ()
 
 
-def run(root: P, settings: Settings, rng: np.random.Generator, history: bool = True) -> SMCResult[P]:
+def run(
+    root: P,
+    settings: Settings,
+    rng: np.random.Generator,
+    history: bool = True,
+    observe: Observe[P] | None = None,
+) -> SMCResult[P]:
     """Run the sampler with settings already checked."""
     _keep_freed_arrays()
     step = _beam_step if settings.resampler is top_k else _step
     state = _start(root, settings.n)
-    record = _History(state.log_value.shape, history)
+    record = _History(state.log_value.shape, history, observe)
     while (live := _live_groups(state)).any():
         state = step(state, settings, live, record, rng)
     return _finish(state, settings, record)
@@ -124,18 +141,23 @@ class _State(Generic[P]):
 class _History:
     """Per-step arrays, written in place: copying a list of steps would double the memory traffic."""
 
-    def __init__(self, shape: tuple[int, int], keep: bool) -> None:
+    def __init__(
+        self, shape: tuple[int, int], keep: bool, observe: Callable[[Step[Any]], object] | None
+    ) -> None:
         self.n_steps = 0
         self.keep = keep
+        self.observe = observe
         capacity = max(1, min(64, 2**27 // max(1, shape[0] * shape[1]))) if keep else 0
         self.log_increments = np.empty((capacity, *shape))
         self.ancestors = np.empty((capacity, *shape), dtype=np.int32)
+        self.live: list[np.ndarray] = []
         self.ess: list[np.ndarray] = []
         self.resampled: list[np.ndarray] = []
 
-    def new_step(self) -> np.ndarray | None:
+    def new_step(self, live: np.ndarray) -> np.ndarray | None:
         """Count a step and return the array for its log increments; None if no history is kept."""
         self.n_steps += 1
+        self.live.append(live)
         if not self.keep:
             return None
         if self.n_steps > len(self.ancestors):
@@ -159,7 +181,14 @@ class _History:
             "log_increments": self.log_increments[: self.n_steps],
             "ancestors": self.ancestors[: self.n_steps],
             "resampled": np.array(self.resampled, dtype=bool).reshape(shape),
+            "live": np.array(self.live, dtype=bool).reshape(shape),
         }
+
+    def show(self, parents: P, children: P, index: np.ndarray, log_increment: np.ndarray) -> None:
+        """Call the observer, if any, with the step whose other figures were written last."""
+        if self.observe is not None:
+            arrays = (index, self.ess[-1], self.resampled[-1], log_increment)
+            self.observe(Step(self.n_steps, parents, children, *(_read_only(x) for x in arrays)))
 
 
 def check_settings(
@@ -238,9 +267,11 @@ def _step(
     state: _State[P], settings: Settings, live: np.ndarray, history: _History, rng: np.random.Generator
 ) -> _State[P]:
     children = state.particles.extend(settings.pool, rng)
+    if settings.pinned:
+        children = _pin(children, settings.pinned, history.n_steps + 1)
     child_ended = _if_any(children.ended)
     pool = _checked_values(children.log_value(), history.n_steps + 1)
-    increment = _increment(pool, state, out=history.new_step())
+    increment = _increment(pool, state, out=history.new_step(live))
     log_weight = increment if state.log_weight is None else state.log_weight + increment
     weighed = _weigh(log_weight)
     due = live & ~_finished(child_ended, pool, log_weight) & (weighed.log_mean > -np.inf)
@@ -249,17 +280,32 @@ def _step(
     history.end_step(weighed.ess, due, ancestors)
     log_const = np.where(due, state.log_const + weighed.log_mean, state.log_const)
     left = _left_weight(log_weight, due)
-    if settings.pool == 1:
-        if not due.any():
-            return _State(children, child_ended, pool, left, log_const)
-        index = ancestors
-    else:
+    index = ancestors
+    if settings.pool > 1:
         index = _draw_candidates(pool, ancestors, settings.pool, rng)
         if settings.pinned:
             index[:, 0] = 0
+    history.show(state.particles, children, index, increment)
+    if settings.pool == 1 and not due.any():
+        return _State(children, child_ended, pool, left, log_const)
     particles = children.select(index)
     ended = None if child_ended is None else particles.ended
     return _State(particles, ended, _take(pool, index), left, log_const)
+
+
+def _pin(children: Any, pinned: Sequence[Any], t: int) -> Any:
+    """Replace candidate 0 of slot 0 by the trajectory's prefix after t steps."""
+    n_groups, n = children.shape
+    index = np.tile(np.arange(n), (n_groups, 1))
+    index[:, 0] = n
+    # An ended trajectory is absorbing: its last prefix is that of all later depths.
+    return children.join(pinned[min(t, len(pinned) - 1)]).select(index)
+
+
+def _read_only(x: np.ndarray) -> np.ndarray:
+    view = x.view()
+    view.flags.writeable = False
+    return view
 
 
 def _increment(pool: np.ndarray, state: _State[P], out: np.ndarray | None) -> np.ndarray:
@@ -392,15 +438,17 @@ def _beam_step(
     index = top_k(np.where(spare, -np.inf, pool), n, rng)
     index = np.where(live[:, None], index, np.arange(n) * m)
     ancestors = index // m
-    change_out = history.new_step()
+    change_out = history.new_step(live)
     log_value = _take(pool, index)
     with np.errstate(invalid="ignore"):
         change = log_value - _take(state.log_value, ancestors)
+    change = np.where(_take(parent_ended, index) | np.isnan(change), 0.0, change)
     if change_out is not None:
-        change_out[:] = np.where(_take(parent_ended, index) | np.isnan(change), 0.0, change)
+        change_out[:] = change
     log_weight = np.where(_take(spare, index) & live[:, None], -np.inf, 0.0)
     log_weight = np.where(log_value == -np.inf, -np.inf, log_weight)
-    history.end_step(_weigh(log_value).ess, live.copy(), ancestors)
+    history.end_step(_weigh(log_value).ess, live, ancestors)
+    history.show(state.particles, children, index, change)
     particles = children.select(index)
     return _State(particles, _if_any(particles.ended), log_value, log_weight, state.log_const)
 
@@ -413,4 +461,5 @@ def _finish(state: _State[P], settings: Settings, history: _History) -> SMCResul
         log_weights=log_normalise(log_weight + state.log_value if beam else log_weight),
         log_z=None if beam else state.log_const + log_mean_exp(log_weight),
         **history.arrays(),
+        pool_size=settings.pool,
     )

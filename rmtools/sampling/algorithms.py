@@ -10,9 +10,10 @@ from rmtools.errors import UserError
 from rmtools.particles.particle_gibbs import first_paths, particle_gibbs
 from rmtools.particles.smc import smc
 from rmtools.sampling.budget import Meter, next_runs
-from rmtools.sampling.runs import PromptSamples, Run, pooled_all, runs_of
+from rmtools.sampling.runs import PromptSamples, Run, RunObserver, pooled_all, runs_of
 from rmtools.sampling.settings import SamplerSettings
-from rmtools.sampling.source import JoinableParticles, SampledParticles, Source
+from rmtools.sampling.source import Source
+from rmtools.sampling.trace import Tracer, trees_at
 
 PARTICLES_PER_BATCH = 4096
 
@@ -36,22 +37,34 @@ def draw_batch(
         return [d for batch in batches for d in draw(source, batch, settings, rng)]
     if settings.sweeps:
         return gibbs(source, prompts, settings, rng)
-    root = source.root(prompts, settings.terminal)
-    runs = [run_once(source, root, prompts, settings, rng) for _ in range(1 + settings.mh_steps)]
+    runs = runs_from_root(source, prompts, settings, rng, 1 + settings.mh_steps)
     return pooled_all(list(zip(*runs, strict=True)), rng, settings.chain)
 
 
-def run_once(
+def runs_from_root(
     source: Source,
-    root: SampledParticles,
     prompts: Sequence[str],
     settings: SamplerSettings,
     rng: np.random.Generator,
-) -> list[Run]:
-    """Return one run of the sampler from ``root``, by prompt."""
-    n, m = settings.n_particles, settings.pool_size
-    result = smc(root, n, m, settings.resampling, settings.ess_threshold, rng)
-    return runs_of(source.watched(prompts, result), m, to_json(settings))
+    count: int = 1,
+) -> list[list[Run]]:
+    """Return ``count`` runs of the sampler from one root, each by prompt."""
+    root = source.root(prompts, settings.terminal)
+    trees = trees_at(root, prompts) if source.traced else None
+    n, m, scheme, threshold = (
+        settings.n_particles,
+        settings.pool_size,
+        settings.resampling,
+        settings.ess_threshold,
+    )
+    found = []
+    for _ in range(count):
+        seen = RunObserver(source, len(prompts), None if trees is None else Tracer(trees))
+        result = smc(root, n, m, scheme, threshold, rng, observe=seen)
+        if source.watch is not None:
+            source.watch(prompts, result)
+        found.append(runs_of(result, seen, to_json(settings)))
+    return found
 
 
 def within_budget(
@@ -71,7 +84,7 @@ def within_budget(
         for at in range(0, len(queue), most):
             own = queue[at : at + most]
             batch = [prompts[g] for g in own]
-            found = run_once(source, source.root(batch, settings.terminal), batch, settings, rng)
+            (found,) = runs_from_root(source, batch, settings, rng)
             for g, run in zip(own, found, strict=True):
                 new[g].append(run)
         for g, fresh in enumerate(new):
@@ -100,12 +113,13 @@ def gibbs(
         batch = [prompts[i] for i in left]
         root: Any = source.root(batch, settings.terminal)
         require_join(root)
-        path, alive = first_paths(root, settings.n_particles, settings.pool_size, rng)
-        tokens[left] += path[-1].tokens
+        seen = RunObserver(source, len(left))
+        path, alive = first_paths(root, settings.n_particles, settings.pool_size, rng, seen)
+        tokens[left] += seen.tokens
         for meter, spent in zip(meters, tokens[left], strict=True):
             meter.spend([spent])
         if alive.all():
-            chains = sweep(root, path, settings, meters, rng)
+            chains = sweep(source, root, path, settings, meters, rng)
             found |= dict(zip(left, chains, strict=True))
             break
         found |= {left[i]: empty_samples(meters[i]) for i in np.flatnonzero(~alive)}
@@ -114,6 +128,7 @@ def gibbs(
 
 
 def sweep(
+    source: Source,
     root: Any,
     path: tuple[Any, ...],
     settings: SamplerSettings,
@@ -124,13 +139,14 @@ def sweep(
     draws: list[Any] = []
     kept: list[np.ndarray] = []
     while all(m.affordable() for m in meters) if settings.budgeted else len(draws) < settings.sweeps:
+        seen = RunObserver(source, len(meters))
         result = particle_gibbs(
-            root, settings.n_particles, 1, settings.pool_size, settings.resampling, rng, path
+            root, settings.n_particles, 1, settings.pool_size, settings.resampling, rng, path, observe=seen
         )
         path, draw = result.path, result.draws[0]
         draws.append((draw.steps(), draw.log_value()[:, 0]))
         kept.append(result.kept[0])
-        for meter, spent in zip(meters, draw.tokens, strict=True):
+        for meter, spent in zip(meters, seen.tokens, strict=True):
             meter.spend([spent])
     # A budget that went into the first run leaves its draw, the state of a chain without sweeps.
     draws = draws or [(path[-1].steps(), path[-1].log_value()[:, 0])]
@@ -157,10 +173,10 @@ def empty_samples(meter: Meter) -> PromptSamples:
     return PromptSamples([], none, none, None, None, (), meter.tokens, kept=[], spent=meter.spent())
 
 
-def require_join(root: SampledParticles) -> None:
+def require_join(root: Any) -> None:
     """Raise ``UserError`` unless particles can be put side by side, as conditional runs must."""
-    if not isinstance(root, JoinableParticles):
+    if not hasattr(root, "join"):
         raise UserError(
-            f"particle Gibbs puts a reference beside the particles, and {type(root.inner).__name__} has no `join`",
+            f"particle Gibbs puts a reference beside the particles, and {type(root).__name__} has no `join`",
             "use another algorithm with this engine: mh is a chain with the same target",
         )

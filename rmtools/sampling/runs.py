@@ -13,9 +13,9 @@ import numpy as np
 
 from rmtools.particles.logspace import log_mean_exp, log_normalise
 from rmtools.particles.metropolis import metropolis
-from rmtools.particles.protocol import SMCResult
-from rmtools.sampling.source import SampledParticles
-from rmtools.sampling.trace import Trace, traces_of
+from rmtools.particles.protocol import SMCResult, Step
+from rmtools.sampling.source import Source
+from rmtools.sampling.trace import Trace, Tracer
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,13 +47,36 @@ class Run:
     trace: Trace | None = None
 
 
-def runs_of(result: SMCResult[SampledParticles], pool_size: int, sampler: Mapping[str, Any]) -> list[Run]:
-    """Return one run per group of a result; ``pool_size`` and the ``sampler``'s settings go into the trace."""
-    particles = result.particles
-    value, texts = particles.log_value(), particles.steps()
+class RunObserver:
+    """Observe one run for G prompts: count their tokens, trace candidates if wanted, tell the source's own observer.
+
+    Attributes
+    ----------
+    tokens : np.ndarray
+        (G,) generated so far, those of dropped particles and unchosen candidates included.
+    tracer : Tracer or None
+    """
+
+    def __init__(self, source: Source, groups: int, tracer: Tracer | None = None) -> None:
+        self.tokens = np.zeros(groups)
+        self.tracer = tracer
+        self._observe = source.observe
+
+    def __call__(self, step: Step[Any]) -> None:
+        """Add a step."""
+        self.tokens += step.children.decoded - step.parents.decoded
+        if self.tracer is not None:
+            self.tracer(step)
+        if self._observe is not None:
+            self._observe(step)
+
+
+def runs_of(result: SMCResult[Any], seen: RunObserver, sampler: Mapping[str, Any]) -> list[Run]:
+    """Return one run per group of a result; the ``sampler``'s settings go into the trace."""
+    value, texts = result.particles.log_value(), result.particles.steps()
     traces: Sequence[Trace | None] = [None] * len(texts)
-    if particles.candidates is not None:
-        traces = traces_of(particles.candidates, result, pool_size, sampler)
+    if seen.tracer is not None:
+        traces = seen.tracer.traces(result, sampler)
     return [
         Run(
             texts[g],
@@ -62,7 +85,7 @@ def runs_of(result: SMCResult[SampledParticles], pool_size: int, sampler: Mappin
             None if result.log_z is None else float(result.log_z[g]),
             result.ess[:, g].tolist(),
             result.ancestors[:, g].tolist(),
-            float(particles.tokens[g]),
+            float(seen.tokens[g]),
             trace,
         )
         for g, trace in enumerate(traces)
@@ -204,7 +227,7 @@ def chain_states(runs: Sequence[Sequence[Run]], rng: np.random.Generator) -> lis
         none = np.zeros((0, len(of_all)))
         log_weights = np.stack([r.log_weight for r in of_all])
         log_z = np.asarray([r.log_z for r in of_all], dtype=float)
-        return SMCResult(None, log_weights, log_z, none, none, none, none)
+        return SMCResult(None, log_weights, log_z, none, none, none, none, none, 1)
 
     found = metropolis(replay, len(runs[0]) - 1, rng)
     states = []

@@ -12,10 +12,11 @@ import numpy as np
 from rmtools.errors import UserError
 from rmtools.lm.particles import LMParticles, Reward
 from rmtools.lm.protocol import Scorer, StepPolicy
+from rmtools.particles.protocol import Observe
 from rmtools.sampling.algorithms import PARTICLES_PER_BATCH, draw_batch
 from rmtools.sampling.records import SCHEMA_VERSION, record, traces
 from rmtools.sampling.settings import PRESETS, SamplerSettings, settings_for
-from rmtools.sampling.source import Answer, OnStep, Source, Start, Watch
+from rmtools.sampling.source import Answer, Source, Start, Watch
 from rmtools.sampling.trace import Trace
 
 # With a budget a prompt takes many runs.
@@ -45,7 +46,7 @@ def sample_prompts(
     answer: Answer | None = None,
     start: Start = LMParticles.start,
     watch: Watch | None = None,
-    on_step: OnStep | None = None,
+    observe: Observe[Any] | None = None,
     on_traces: Callable[[list[Trace]], object] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Run the sampler on every prompt; yield one JSON-ready record per prompt, in order.
@@ -66,8 +67,8 @@ def sample_prompts(
         Makes the particles; `LMParticles.start` by default.
     watch : callable, optional
         Called with the prompts and the `SMCResult` of every run.
-    on_step : callable, optional
-        Called with the number of tokens generated in every step.
+    observe : callable, optional
+        Called with every `Step` of every run, as `smc` does; its groups are the prompts that run together.
     on_traces : callable, optional
         Called with the traces of a prompt's runs, in order, before its record is yielded.
 
@@ -89,7 +90,7 @@ def sample_prompts(
         )
     if on_traces is not None:
         check_traceable(settings)
-    source = Source(policy, value, reward, answer, start, watch, on_step, on_traces is not None)
+    source = Source(policy, value, reward, answer, start, watch, observe, on_traces is not None)
     size = prompts_per_batch(settings)
     for at in range(0, len(prompts), size):
         batch = prompts[at : at + size]

@@ -1,7 +1,7 @@
 """Trace of a run of the sampler: every candidate with its text and value, which were kept, ESS and increments.
 
-`Candidates` rides along with the particles of a run (rmtools.sampling.source) and draws nothing, so a run gives the same
-samples with and without it. `traces_of` makes a `Trace` of each prompt; the file has one per line (docs/formats.md, Trace).
+A `Tracer` observes the steps of a run and draws nothing, so a run gives the same samples with and without it. It makes a
+`Trace` of each prompt; the file has one per line (docs/formats.md, Trace).
 
 >>> import pathlib, tempfile
 >>> file = pathlib.Path(tempfile.mkdtemp()) / "trace.jsonl"
@@ -22,7 +22,7 @@ import numpy as np
 from rmtools.codec import from_json, to_json, unversioned
 from rmtools.errors import UserError
 from rmtools.files import parse_json
-from rmtools.particles.protocol import SMCResult
+from rmtools.particles.protocol import SMCResult, Step
 
 KIND = "trace"
 SCHEMA_VERSION = 2
@@ -54,7 +54,7 @@ class Node:
 
 
 @dataclass(frozen=True)
-class Step:
+class TracedStep:
     """One step of a run with N particles and M candidates each.
 
     Attributes
@@ -93,7 +93,7 @@ class Trace:
         N and M.
     nodes : list of Node
         In the order in which they were met.
-    steps : list of Step
+    steps : list of TracedStep
     log_weights : list of float or None
         N normalised final weights, nats; None is -inf.
     log_z : float or None
@@ -113,7 +113,7 @@ class Trace:
     n_particles: int
     pool_size: int
     nodes: list[Node]
-    steps: list[Step]
+    steps: list[TracedStep]
     log_weights: list[float | None]
     log_z: float | None
     run: int
@@ -134,8 +134,8 @@ class Trace:
         return found[::-1]
 
 
-class _Tree:
-    """The distinct prefixes of one prompt; it only grows."""
+class Tree:
+    """The distinct prefixes of one prompt; it only grows, and runs from one root share it."""
 
     def __init__(self, prompt: str, log_value: float, ended: bool) -> None:
         self.nodes = [Node(-1, prompt, to_json(log_value), ended)]
@@ -152,46 +152,74 @@ class _Tree:
         return self.known[key]
 
 
-@dataclass(frozen=True, eq=False)
-class Candidates:
-    """Every candidate drawn on the way to a batch of particles.
+def trees_at(root: Any, prompts: Sequence[str]) -> list[Tree]:
+    """Return the tree of each of the G ``prompts``, holding its root alone; ``root`` has shape (G, 1)."""
+    values, ended = root.log_value()[:, 0].tolist(), root.ended[:, 0].tolist()
+    return [Tree(*fields) for fields in zip(prompts, values, ended, strict=True)]
 
-    Attributes
+
+class Tracer:
+    """Observe one run and keep every candidate.
+
+    Parameters
     ----------
-    trees : tuple of _Tree
-        One a group, shared by all particles that come from one root.
-    at : np.ndarray
-        (G, n) node of each particle.
-    levels : tuple of (np.ndarray, np.ndarray)
-        For each step the nodes extended, (G, n), and their candidates, (G, n * M).
+    trees : sequence of Tree
+        One per group.
     """
 
-    trees: tuple[_Tree, ...]
-    at: np.ndarray
-    levels: tuple[tuple[np.ndarray, np.ndarray], ...] = ()
+    def __init__(self, trees: Sequence[Tree]) -> None:
+        self.trees = trees
+        self.at: np.ndarray | None = None  # (G, N) node of each particle; None: the roots
+        self.steps: list[list[TracedStep]] = [[] for _ in trees]
+        self.grown = [0] * len(trees)  # the last step in which a prefix of the group grew
 
-    @classmethod
-    def start(cls, root: Any, prompts: Sequence[str]) -> "Candidates":
-        """Begin at a root, shape (G, 1), of the G ``prompts``."""
-        values, ended = root.log_value()[:, 0].tolist(), root.ended[:, 0].tolist()
-        trees = tuple(_Tree(*fields) for fields in zip(prompts, values, ended, strict=True))
-        return cls(trees, np.zeros(root.shape, dtype=int))
+    def __call__(self, step: Step[Any]) -> None:
+        """Add the candidates of a step."""
+        m = step.children.shape[1] // step.parents.shape[1]
+        at = np.zeros(step.parents.shape, dtype=int) if self.at is None else self.at
+        row, texts = newest_steps(step.children)
+        parents = np.repeat(at, m, axis=1)
+        columns = (parents, row.reshape(parents.shape), step.children.log_value(), step.children.ended)
+        drawn = np.asarray(
+            [
+                [tree.child(p, texts[r], v, e) for p, r, v, e in zip(*of_group, strict=True)]
+                for tree, *of_group in zip(self.trees, *(c.tolist() for c in columns), strict=True)
+            ]
+        )
+        self.at = np.take_along_axis(drawn, step.index.astype(int), axis=1)
+        for g, steps in enumerate(self.steps):
+            steps.append(
+                TracedStep(
+                    candidates=drawn[g].tolist(),
+                    particles=self.at[g].tolist(),
+                    ancestors=(step.index[g] // m).tolist(),
+                    log_increments=to_json(step.log_increment[g]),
+                    ess=float(step.ess[g]),
+                    resampled=bool(step.resampled[g]),
+                )
+            )
+            if (drawn[g] != parents[g]).any():
+                self.grown[g] = step.t
 
-    def extended(self, children: Any, pool_size: int) -> "Candidates":
-        """Add ``children``, (G, n * M), of the particles."""
-        row, texts = newest_steps(children)
-        parents = np.repeat(self.at, pool_size, axis=1)
-        columns = (parents, row.reshape(parents.shape), children.log_value(), children.ended)
-        at = [
-            [tree.child(p, texts[r], v, e) for p, r, v, e in zip(*of_group, strict=True)]
-            for tree, *of_group in zip(self.trees, *(c.tolist() for c in columns), strict=True)
+    def traces(self, result: SMCResult[Any], sampler: Mapping[str, Any]) -> list[Trace]:
+        """Return the trace of every group of the run's result; draw and rewards are still open."""
+        return [
+            Trace(
+                prompt=tree.nodes[0].text,
+                sampler=dict(sampler),
+                n_particles=result.log_weights.shape[1],
+                pool_size=result.pool_size,
+                nodes=tree.nodes,
+                # After the last step of a group, while others continue, none of its prefixes grows.
+                steps=steps[:grown],
+                log_weights=to_json(result.log_weights[g]),
+                log_z=None if result.log_z is None else to_json(result.log_z[g]),
+                run=0,
+                draw=None,
+                rewards=None,
+            )
+            for g, (tree, steps, grown) in enumerate(zip(self.trees, self.steps, self.grown, strict=True))
         ]
-        nodes = np.asarray(at)
-        return Candidates(self.trees, nodes, (*self.levels, (self.at, nodes)))
-
-    def selected(self, index: np.ndarray) -> "Candidates":
-        """Keep prefixes ``index`` (G, k) of each group."""
-        return Candidates(self.trees, np.take_along_axis(self.at, np.asarray(index), axis=1), self.levels)
 
 
 def newest_steps(particles: Any) -> tuple[np.ndarray, list[str]]:
@@ -207,44 +235,6 @@ def newest_steps(particles: Any) -> tuple[np.ndarray, list[str]]:
         return particles.node.cpu().numpy(), [s[0] if s else "" for s in steps]
     texts = [s[-1] if s else "" for group in particles.steps() for s in group]
     return np.arange(len(texts)), texts
-
-
-def traces_of(
-    candidates: Candidates, result: SMCResult[Any], pool_size: int, sampler: Mapping[str, Any]
-) -> list[Trace]:
-    """Return the trace of every group of a result with its history; draw and rewards are still open."""
-    after = [*(parents for parents, _ in candidates.levels[1:]), candidates.at]
-    found = []
-    for g, tree in enumerate(candidates.trees):
-        steps = [
-            Step(
-                candidates=drawn[g].tolist(),
-                particles=kept[g].tolist(),
-                ancestors=result.ancestors[t, g].tolist(),
-                log_increments=to_json(result.log_increments[t, g]),
-                ess=float(result.ess[t, g]),
-                resampled=bool(result.resampled[t, g]),
-            )
-            for t, ((_, drawn), kept) in enumerate(zip(candidates.levels, after, strict=True))
-        ]
-        # After the last step of a group, while others continue, none of its prefixes grows.
-        grows = [bool((drawn[g] != np.repeat(at[g], pool_size)).any()) for at, drawn in candidates.levels]
-        found.append(
-            Trace(
-                prompt=tree.nodes[0].text,
-                sampler=dict(sampler),
-                n_particles=candidates.at.shape[1],
-                pool_size=pool_size,
-                nodes=tree.nodes,
-                steps=steps[: len(grows) - grows[::-1].index(True)] if any(grows) else [],
-                log_weights=to_json(result.log_weights[g]),
-                log_z=None if result.log_z is None else to_json(result.log_z[g]),
-                run=0,
-                draw=None,
-                rewards=None,
-            )
-        )
-    return found
 
 
 def trace_line(trace: Trace) -> dict[str, Any]:

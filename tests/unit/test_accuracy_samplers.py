@@ -10,7 +10,7 @@ sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
 import accuracy_samplers as samplers
 from accuracy_at_tokens import described, differences, interval, markdown, not_ahead, success_at_tokens
-from accuracy_samplers import Bench, Counted, Point, Tally, distinct_tokens, majority
+from accuracy_samplers import Bench, Point, Tally, distinct_tokens, majority
 from crossing_models import Models
 
 from rmtools.codec import to_json
@@ -36,25 +36,25 @@ def points(bench):
 
 
 def test_distinct_tokens_are_those_of_a_tree_of_beginnings(policy, value, prompts):
-    rng, tally = np.random.default_rng(2), Tally()
-    particles = Counted(LMParticles.start(policy, value, prompts[:3]), tally)
-    seen = 0
-    particles = particles.select(np.zeros((3, 6), dtype=int))
-    while not particles.ended.all():
-        before = particles.inner.steps()
-        particles = particles.extend(2, rng)
+    tally, seen = Tally(), 0
+
+    def observe(step):
+        nonlocal seen
         beginnings = set()
-        for g, (old, new) in enumerate(zip(before, particles.inner.steps(), strict=True)):
+        for g, (old, new) in enumerate(zip(step.parents.steps(), step.children.steps(), strict=True)):
             for i, steps in enumerate(new):
                 if len(steps) == len(old[i // 2]):
                     continue
                 ids = policy.steps.step_ids(steps[-1])
                 beginnings |= {(g, *steps[:-1], *ids[: k + 1]) for k in range(len(ids))}
         seen += len(beginnings)
-        assert distinct_tokens(particles.inner) == len(beginnings)
-        particles = particles.select(rng.integers(12, size=(3, 6)))
+        assert distinct_tokens(step.children) == len(beginnings)
+        tally(step)
+
+    root = LMParticles.start(policy, value, prompts[:3])
+    result = smc(root, 6, 2, ess_threshold=1, rng=np.random.default_rng(2), observe=observe)
     assert tally.distinct == seen
-    assert tally.nominal == particles.inner.decoded
+    assert tally.nominal == result.particles.decoded.sum()
     assert tally.distinct < 0.8 * tally.nominal
 
 
@@ -77,11 +77,11 @@ def test_best_of_n_by_the_verifier_is_right_where_any_sample_is(bench):
 
 
 def test_a_majority_pools_the_weights_of_equal_solutions(policy, value, prompts):
-    root = Counted(LMParticles.start(policy, value, prompts[:6]), Tally())
+    root = LMParticles.start(policy, value, prompts[:6])
     result = smc(root, 12, rng=np.random.default_rng(4))
-    chosen = majority(result.log_weights, result.particles.inner.steps())
+    chosen = majority(result.log_weights, result.particles.steps())
     differs = 0
-    for g, steps in enumerate(result.particles.inner.steps()):
+    for g, steps in enumerate(result.particles.steps()):
         texts, w = ["".join(s) for s in steps], np.exp(result.log_weights[g])
         mass = {t: sum(x for x, u in zip(w, texts, strict=True) if u == t) for t in texts}
         assert mass[texts[chosen[g]]] == pytest.approx(max(mass.values()))

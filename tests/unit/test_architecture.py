@@ -13,9 +13,10 @@ PACKAGE = Path(rmtools.__file__).parent
 # From the ground up; a room imports from itself and from floors below its own (docs/architecture.md).
 FLOORS = (
     ("errors", "seeds"),
-    ("files",),
+    ("files", "summary"),
     ("codec",),
-    ("particles", "plots"),
+    ("plots",),
+    ("particles",),
     ("exact", "stats"),
     ("core",),
     ("lm",),

@@ -1,9 +1,13 @@
-"""The printed shares: intervals over prompts, also where all prompts agree."""
+"""The printed report: how often the sampler resampled; intervals over prompts, also where all prompts agree."""
 
+import json
+
+import numpy as np
 import pytest
 from scipy import stats
 
-from rmtools.cli.sample_report import intervals
+from rmtools.cli.sample_report import count_resampled, intervals, resampling, runs_of
+from rmtools.sampling.sample_prompts import sample_prompts, settings_for
 
 
 def records(*prompts):
@@ -23,3 +27,44 @@ def test_prompts_that_differ_are_resampled():
     assert found.estimate == pytest.approx(0.4)
     assert found.low == pytest.approx(0.4 - 1.96 * 0.049, abs=0.02)
     assert found.high == pytest.approx(0.4 + 1.96 * 0.049, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"n_particles": 8},
+        {"n_particles": 6, "pool_size": 2, "ess_threshold": 1.0, "resampling": "multinomial"},
+        {"n_particles": 5, "ess_threshold": 0.0},
+        {"n_particles": 5, "resampling": "none"},
+        {"n_particles": 4, "mh_steps": 2, "ess_threshold": 0.9},
+    ],
+)
+def test_resampled_steps_are_counted_from_the_records(policy, value, prompts, task, given):
+    """As the results of the runs say, though a record holds ESS and samples alone."""
+    results = []
+    settings = settings_for(None, terminal="verifier", **given)
+    found = sample_prompts(
+        policy,
+        value,
+        prompts[:3],
+        settings,
+        np.random.default_rng(4),
+        task.reward,
+        watch=lambda _, result: results.append(result),
+    )
+    records = [json.loads(json.dumps(record)) for record in found]
+    for g, record in enumerate(records):
+        for i, run in enumerate(runs_of(record)):
+            live, resampled = results[i].live[:, g], results[i].resampled[:, g]
+            assert count_resampled(record, run, i) == (resampled.sum(), live.sum())
+    (line,) = resampling(records)
+    total = sum(result.resampled.sum() for result in results)
+    assert (f"at {total} of" in line) == (total > 0) != ("importance sampling" in line)
+
+
+@pytest.mark.parametrize("algorithm", ["beam", "sp-gsmc", "gibbs"])
+def test_no_line_where_the_settings_say_how_it_resamples(policy, value, prompts, algorithm):
+    settings = settings_for(algorithm)
+    assert (
+        resampling(list(sample_prompts(policy, value, prompts[:1], settings, np.random.default_rng(0)))) == []
+    )

@@ -6,12 +6,12 @@ import json
 import numpy as np
 import pytest
 
-from rmtools.core import product
+from rmtools.core import product, smc
 from rmtools.sampling.algorithms import draw_batch
 from rmtools.sampling.budget import Meter, next_runs
 from rmtools.sampling.outputs import argmax, choices, vote
 from rmtools.sampling.records import count_cut
-from rmtools.sampling.runs import PromptSamples, Run, pooled, pooled_all
+from rmtools.sampling.runs import PromptSamples, Run, RunObserver, pooled, pooled_all
 from rmtools.sampling.sample_prompts import SamplerSettings, Source, sample_prompts, settings_for
 
 
@@ -143,12 +143,11 @@ def test_tokens_are_counted_by_prompt(policy, value, prompts, task):
         each = [sum(len(hot.steps.step_ids(s)) for s in x["steps"]) for x in record["samples"]]
         # Text that is cut within a word may be tokenised in another way.
         assert record["generated_tokens"] == pytest.approx(sum(each), rel=0.02)
-    root = Source(hot, value).root(prompts[:3], "model")
-    once = root.extend(4, rng(5))
-    twice = once.select(np.zeros((3, 2), dtype=int)).extend(3, rng(6))
-    assert once.tokens.sum() == once.inner.decoded
-    assert twice.tokens.sum() == twice.inner.decoded > once.inner.decoded
-    assert len(set(twice.tokens.tolist())) > 1
+    source = Source(hot, value)
+    seen = RunObserver(source, 3)
+    result = smc(source.root(prompts[:3], "model"), 4, 3, rng=rng(5), observe=seen)
+    assert seen.tokens.tolist() == result.particles.decoded.tolist()
+    assert len(set(seen.tokens.tolist())) > 1
 
 
 @pytest.mark.parametrize("algorithm", ["smc", "gibbs"])
@@ -214,6 +213,20 @@ def test_every_run_is_shown_to_the_watcher(on_finite_model):
     )
     draw_batch(source, ["a", "b"], SamplerSettings(4, mh_steps=2), rng())
     assert seen == [(["a", "b"], (2,))] * 3
+
+
+@pytest.mark.parametrize(
+    ("wanted", "runs"), [(SamplerSettings(4, mh_steps=2), 3), (settings_for("gibbs", sweeps=3), 4)]
+)
+def test_every_step_is_shown_to_the_observer(on_finite_model, wanted, runs):
+    from dataclasses import replace
+
+    steps = []
+    source = replace(on_finite_model(product(5, 2.0)), observe=steps.append)
+    drawn = draw_batch(source, ["a", "b"], wanted, rng())
+    assert [step.t for step in steps] == [1, 2, 3, 4, 5] * runs
+    tokens = sum(step.children.decoded - step.parents.decoded for step in steps)
+    assert [d.tokens for d in drawn] == tokens.tolist()
 
 
 def test_cut_steps_are_counted(step_tokenizer):

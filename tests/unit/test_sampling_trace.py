@@ -2,12 +2,13 @@
 
 import numpy as np
 import pytest
-from traced_words import Words, check_tree, check_weights, replayed, rng, run, traced, words
+from traced_words import Words, check_tree, check_weights, replayed, rng, run, words
 
 from rmtools.core import smc
 from rmtools.errors import UserError
 from rmtools.lm.particles import LMParticles
 from rmtools.sampling.sample_prompts import sample_prompts, settings_for
+from rmtools.sampling.trace import Tracer, trees_at
 
 SETTINGS = [
     (16, 1, "systematic", 0.5),
@@ -41,10 +42,13 @@ def test_no_draw_changes(policy, value, prompts, task, how):
     n, m, scheme, threshold = how
     root = LMParticles.start(policy, value, prompts[:3], terminal="verifier", reward=task.reward)
     plain = smc(root, n, m, scheme, threshold, rng(1))
-    found = smc(traced(root, prompts[:3]), n, m, scheme, threshold, rng(1))
+    tracer = Tracer(trees_at(root, prompts[:3]))
+    found = smc(root, n, m, scheme, threshold, rng(1), observe=tracer)
+    assert [t.solutions() for t in tracer.traces(found, {})] == plain.particles.steps()
     assert found.particles.steps() == plain.particles.steps()
-    assert found.particles.inner.decoded == plain.particles.decoded > 0
-    for name in ("log_weights", "log_z", "ess", "log_increments", "ancestors", "resampled"):
+    assert found.particles.decoded.tolist() == plain.particles.decoded.tolist()
+    assert (plain.particles.decoded > 0).all()
+    for name in ("log_weights", "log_z", "ess", "log_increments", "ancestors", "resampled", "live"):
         np.testing.assert_array_equal(getattr(found, name), getattr(plain, name))
 
 
@@ -97,7 +101,7 @@ def test_nan_raises():
             return Broken(texts, self.horizons)
 
     with pytest.raises(ValueError, match="nan"):
-        smc(traced(Broken([[[]]], (4,)), ["p"]), 4, rng=rng())
+        run(Broken([[[]]], (4,)), ["p"], (4, 1, "systematic", 0.5))
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,7 @@ import pytest
 
 from rmtools.codec import from_json
 from rmtools.core import smc
-from rmtools.sampling.source import Source
-from rmtools.sampling.trace import Trace, trace_line, traces_of
+from rmtools.sampling.trace import Trace, Tracer, trace_line, trees_at
 
 
 def rng(seed=0):
@@ -72,20 +71,16 @@ def words(horizons=(5, 2, 4), table=None):
     return Words([[[]] for _ in horizons], horizons, table), [f"prompt {i}" for i in range(len(horizons))]
 
 
-def traced(root, prompts):
-    """The root with its candidates remembered."""
-    return Source(None, None, start=lambda *_, **__: root, traced=True).root(prompts, "model")
-
-
 def run(root, prompts, how, seed=3):
     """The result and its traces; as written to a file and read again."""
     n, m, scheme, threshold = how
-    result = smc(traced(root, prompts), n, m, scheme, threshold, rng(seed))
+    tracer = Tracer(trees_at(root, prompts))
+    result = smc(root, n, m, scheme, threshold, rng(seed), observe=tracer)
     settings = {"resampling": scheme, "ess_threshold": threshold}
     draws = result.draw(rng(seed))
     traces = [
         read_again(replace(t, draw=None if set(t.log_weights) == {None} else int(draws[g])))
-        for g, t in enumerate(traces_of(result.particles.candidates, result, m, settings))
+        for g, t in enumerate(tracer.traces(result, settings))
     ]
     return result, traces
 

@@ -1,0 +1,150 @@
+"""Observing a run: it changes nothing, and what is shown is enough to work the run out again."""
+
+from dataclasses import FrozenInstanceError
+
+import numpy as np
+import pytest
+
+from rmtools.core import RESAMPLING, Tilt, metropolis, particle_gibbs, product, random_tree, smc, solve
+from rmtools.lm.particles import LMParticles
+
+ARRAYS = ("log_weights", "log_z", "ess", "log_increments", "ancestors", "resampled", "live")
+SCHEMES = sorted(RESAMPLING)
+
+
+def rng(seed=0):
+    return np.random.default_rng(seed)
+
+
+def tree(seed=1):
+    return random_tree(5, 3, 0.8, Tilt(0.05), rng(seed))
+
+
+def observed(root, n, m, scheme, threshold, **settings):
+    steps = []
+    result = smc(root, n, m, scheme, threshold, rng(7), observe=steps.append, **settings)
+    return steps, result
+
+
+@pytest.mark.parametrize("history", [True, False])
+@pytest.mark.parametrize("threshold", [0.0, 0.6, 1.0])
+@pytest.mark.parametrize("m", [1, 4])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_nothing_changes_on_a_finite_model(scheme, m, threshold, history):
+    root = tree().particles(20)
+    steps, result = observed(root, 6, m, scheme, threshold, history=history)
+    plain = smc(root, 6, m, scheme, threshold, rng(7), history=history)
+    for name in ARRAYS:
+        np.testing.assert_array_equal(getattr(result, name), getattr(plain, name))
+    np.testing.assert_array_equal(result.particles.state, plain.particles.state)
+    assert [step.t for step in steps] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("m", [1, 4])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_nothing_changes_on_a_language_model(policy, value, prompts, task, scheme, m):
+    root = LMParticles.start(policy, value, prompts[:3], terminal="verifier", reward=task.reward)
+    steps, result = observed(root, 5, m, scheme, 0.7)
+    plain = smc(root, 5, m, scheme, 0.7, rng(7))
+    for name in ARRAYS:
+        np.testing.assert_array_equal(getattr(result, name), getattr(plain, name))
+    assert result.particles.steps() == plain.particles.steps()
+    assert result.particles.decoded.tolist() == plain.particles.decoded.tolist()
+    tokens = sum(step.children.decoded - step.parents.decoded for step in steps)
+    assert tokens.tolist() == plain.particles.decoded.tolist()
+
+
+@pytest.mark.parametrize("m", [1, 4])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_index_selects_the_parents_of_the_next_step(scheme, m):
+    steps, result = observed(tree().particles(20), 6, m, scheme, 0.6)
+    after = [step.parents for step in steps[1:]] + [result.particles]
+    for t, (step, kept) in enumerate(zip(steps, after, strict=True)):
+        assert step.parents.shape == step.index.shape == step.log_increment.shape == (20, 6)
+        assert step.children.shape == (20, 6 * m)
+        np.testing.assert_array_equal(step.children.select(step.index).state, kept.state)
+        np.testing.assert_array_equal(step.index // m, result.ancestors[t])
+        np.testing.assert_array_equal(step.ess, result.ess[t])
+        np.testing.assert_array_equal(step.resampled, result.resampled[t])
+        np.testing.assert_array_equal(step.log_increment, result.log_increments[t])
+        np.testing.assert_array_equal(
+            step.children.state // 3, np.repeat(step.parents.state, m, axis=1), "of the tree"
+        )
+        if m == 1:
+            np.testing.assert_array_equal(
+                step.index[~step.resampled], np.arange(6) + 0 * step.index[~step.resampled]
+            )
+
+
+def log_mean(x):
+    return np.log(np.mean(np.exp(x), axis=-1))
+
+
+@pytest.mark.parametrize("m", [1, 4])
+@pytest.mark.parametrize("threshold", [0.0, 0.6, 1.0])
+def test_log_z_is_worked_out_from_the_steps_alone(m, threshold):
+    """Also the increments and the ESS, from the values of parents and children; and Z-hat is unbiased."""
+    model = tree()
+    steps, result = observed(model.particles(4000), 6, m, "stratified", threshold)
+    log_z, weight = steps[0].parents.log_value()[:, 0], np.zeros((4000, 6))
+    for step in steps:
+        pool = step.children.log_value().reshape(4000, 6, m)
+        increment = log_mean(pool) - step.parents.log_value()
+        np.testing.assert_allclose(step.log_increment, increment, atol=1e-12)
+        weight = weight + increment
+        w = np.exp(weight)
+        np.testing.assert_allclose(step.ess, w.sum(1) ** 2 / (w**2).sum(1), rtol=1e-9)
+        log_z = log_z + np.where(step.resampled, log_mean(weight), 0.0)
+        weight = np.where(step.resampled[:, None], 0.0, weight)
+    log_z = log_z + log_mean(weight)
+    np.testing.assert_allclose(log_z, result.log_z, atol=1e-12)
+    ratio = np.exp(log_z - solve(model).log_z)
+    assert abs(ratio.mean() - 1) <= 4.5 * ratio.std() / np.sqrt(4000)
+
+
+def test_a_step_is_frozen_and_its_arrays_are_read_only():
+    (step, *_), result = observed(product(3, 2.0).particles(2), 4, 2, "systematic", 1.0)
+    with pytest.raises(FrozenInstanceError):
+        step.t = 9
+    for name in ("index", "ess", "resampled", "log_increment"):
+        with pytest.raises(ValueError, match="read-only"):
+            getattr(step, name)[...] = 0
+    result.log_increments[0] = 1.0  # what the caller gets is the caller's
+
+
+def test_what_the_observer_raises_comes_out_as_it_is():
+    class StopError(Exception):
+        pass
+
+    def stop(step):
+        if step.t == 2:
+            raise StopError
+
+    with pytest.raises(StopError) as found:
+        smc(product(3, 2.0).particles(2), 4, rng=rng(), observe=stop)
+    assert found.value.__cause__ is found.value.__context__ is None
+    assert found.traceback[-1].name == "stop"
+
+
+@pytest.mark.parametrize("m", [1, 3])
+def test_conditional_runs_are_shown_with_the_reference_as_candidate_0(m):
+    model, steps = tree(), []
+    path = model.draw_target(50, rng(2))
+    result = particle_gibbs(path[0], 4, 2, m, rng=rng(3), reference=path, observe=steps.append)
+    plain = particle_gibbs(path[0], 4, 2, m, rng=rng(3), reference=path)
+    np.testing.assert_array_equal(result.log_z, plain.log_z)
+    np.testing.assert_array_equal(result.draws[-1].state, plain.draws[-1].state)
+    assert [step.t for step in steps] == [1, 2, 3, 4, 5] * 2
+    for t, step in enumerate(steps[:5], 1):
+        np.testing.assert_array_equal(step.children.state[:, :1], path[t].state)
+        assert (step.index[:, 0] == 0).all()
+    fresh = []
+    particle_gibbs(model.particles(50), 4, 2, m, rng=rng(3), observe=fresh.append)
+    assert len(fresh) == 15
+
+
+def test_a_chain_of_runs_is_watched_through_its_sampler():
+    steps = []
+    model = product(4, 2.0)
+    metropolis(lambda r: smc(model.particles(3), 2, rng=r, observe=steps.append), 2, rng())
+    assert [step.t for step in steps] == [1, 2, 3, 4] * 3
