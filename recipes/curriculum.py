@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rmtools.cli.errors import exit_on_user_error
+from rmtools.cli.errors import exit_on_user_error, with_dashes
 from rmtools.cli.progress import progress
 from rmtools.data.rollouts import META_FILE, RolloutMetadata, write_rollouts
 from rmtools.data.tasks import load_exact_task
@@ -44,6 +44,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=64, help="rows of one optimiser step")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--overwrite", action="store_true", help="replace rollouts that stand at --out")
     return parser.parse_args()
 
 
@@ -51,11 +52,11 @@ def main() -> None:
     args = arguments()
     check_count("batch", args.batch, fix=64)
     check_seed(args.seed)
+    claim_folder(args.out, META_FILE, holds="rollouts", overwrite=args.overwrite)
     task = load_exact_task(args.task, args.horizon)
     stages = parse_stages(args.stages, task, args.horizon, args.batch)
     settings = StepSettings(task.delimiter, args.horizon)
     load_policy(args.policy, settings)  # one that cannot be loaded is refused before anything is drawn
-    claim_folder(args.out, META_FILE)
     with progress("stages", len(stages)) as tick:
 
         def report(stage: Stage, rate: float) -> None:
@@ -72,5 +73,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with exit_on_user_error():
+    with exit_on_user_error(with_dashes):
         main()

@@ -11,10 +11,13 @@ from pathlib import Path
 
 from rmtools.cli.errors import exit_on_user_error, with_dashes
 from rmtools.data.rollouts import read_rollouts
-from rmtools.files import claim_folder, replacing
+from rmtools.files import claim_folder, replacing, write_json
 from rmtools.lm.tokenizers import bpe_tokenizer
 from rmtools.particles.arguments import check_count, check_positive, check_seed
 from rmtools.training.small_models import small_llama, train_language_model
+
+MARK_FILE = "backbone.json"
+"""Marks a folder that this recipe wrote: no other is replaced."""
 
 
 def arguments() -> argparse.Namespace:
@@ -31,6 +34,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--overwrite", action="store_true", help="replace a backbone that stands at --out")
     return parser.parse_args()
 
 
@@ -41,9 +45,9 @@ def main() -> None:
     check_count("vocabulary", args.vocabulary, 300, fix=2048)
     check_positive("learning_rate", args.learning_rate)
     check_seed(args.seed)
+    claim_folder(args.out, MARK_FILE, holds="a backbone", overwrite=args.overwrite)
     rows, _ = read_rollouts(args.rollouts)
     prompts, answers = [r.prompt for r in rows], ["".join(r.steps) for r in rows]
-    claim_folder(args.out, "config.json")
     tokenizer = bpe_tokenizer([p + a for p, a in zip(prompts, answers, strict=True)], args.vocabulary)
     with replacing(args.out) as folder:
         train_language_model(
@@ -59,6 +63,7 @@ def main() -> None:
             train_sampling_strategy="group_by_length",
             learn_prompts=True,
         )
+        write_json(folder / MARK_FILE, {"rollouts": str(args.rollouts), "seed": args.seed})
     print(f"backbone in {args.out}")
 
 

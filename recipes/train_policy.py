@@ -23,13 +23,15 @@ import numpy as np
 from rmtools.cli.errors import exit_on_user_error, with_dashes
 from rmtools.data.tasks import ExactTask, load_exact_task
 from rmtools.errors import UserError
-from rmtools.files import claim_folder, left_as_found, replacing, write_json
+from rmtools.files import claim_folder, replacing, write_json
 from rmtools.lm.generate import generate_once
 from rmtools.lm.policy import load_policy
 from rmtools.lm.steps import StepSettings
 from rmtools.lm.tokenizers import word_tokenizer
 from rmtools.particles.arguments import check_count, check_positive, check_seed
 from rmtools.training.small_models import small_llama, train_language_model
+
+GATE_FILE = "gate.json"
 
 
 def arguments() -> argparse.Namespace:
@@ -66,6 +68,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--gate-samples", type=int, default=2048, help="0: no gate")
     parser.add_argument("--attempts", type=int, default=1, help="seeds to try until one passes the gate")
+    parser.add_argument("--overwrite", action="store_true", help="replace a policy that stands at --out")
     return parser.parse_args()
 
 
@@ -137,7 +140,7 @@ def check_arguments(args: argparse.Namespace) -> None:
     check_seed(args.seed + args.attempts - 1)
     for name in ("care", "early_care", "early_share"):
         if not 0 <= getattr(args, name) <= 1:
-            raise UserError(f"{name} must be in [0, 1], got {getattr(args, name)}", "0.5, say")
+            raise UserError(f"`{name}` must be in [0, 1], got {getattr(args, name)}", "pass 0.5, say")
 
 
 def train_until_it_passes(args: argparse.Namespace, task: ExactTask, folder: Path) -> bool:
@@ -147,7 +150,7 @@ def train_until_it_passes(args: argparse.Namespace, task: ExactTask, folder: Pat
         shutil.rmtree(folder, ignore_errors=True)
         train(args, task, folder, seed)
         found = gate(task, folder, args.gate_samples, seed) if args.gate_samples else {}
-        write_json(folder / "gate.json", {"seed": seed, "attempts": attempt, **found})
+        write_json(folder / GATE_FILE, {"seed": seed, "attempts": attempt, **found})
         passed = not found or passes(found, args.task)
         values = ", ".join(f"{k} {v:.4g}" for k, v in found.items())
         outcome = "passed" if passed else "NOT passed"
@@ -161,8 +164,8 @@ def main() -> int:
     args = arguments()
     check_arguments(args)
     task = load_exact_task(args.task, args.horizon)
-    claim_folder(args.out, "config.json")
-    with left_as_found(args.out), replacing(args.out) as folder:
+    claim_folder(args.out, GATE_FILE, holds="a policy", overwrite=args.overwrite)
+    with replacing(args.out) as folder:
         passed = train_until_it_passes(args, task, folder)
     limits = (
         "right row >= .99, success in [.03, .10]" if args.task == "crossing" else "the rest is not judged"

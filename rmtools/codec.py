@@ -103,15 +103,25 @@ def load_json(hint: type[T], path: Path, what: str, version: int, fix: str) -> T
     UserError
         Where the file cannot be read, has another schema version (the message names it), or does not fit ``hint``.
     """
-    return from_json(hint, unversioned(read_json(path, what), f"{what} {path}", version, fix), f"{path}", fix)
+    return from_json(hint, unversioned(read_json(path, what), f"{path}", version, fix), f"{path}", fix)
 
 
 def unversioned(values: Any, what: str, version: int, fix: str) -> dict[str, Any]:
     """Return ``values`` without their schema version; raise ``UserError`` where it is not ``version``."""
-    found = values.get(VERSION) if isinstance(values, dict) else None
+    if not isinstance(values, dict):
+        raise UserError(f"{what} is no JSON object", fix)
+    found = values.get(VERSION)
     if found != version:
-        raise UserError(f"{what} has schema version {found!r}, this release reads {version}", fix)
+        stated = "no schema version" if found is None else f"schema version {found!r}"
+        raise UserError(f"{what} has {stated}, this release reads {version}", fix)
     return {name: item for name, item in values.items() if name != VERSION}
+
+
+def check_ranges(value: Any, **ranges: tuple[bool, str]) -> None:
+    """Raise ``UserError`` for the first field out of its range; each is given as (whether it holds, the range in words)."""
+    for name, (holds, words) in ranges.items():
+        if not holds:
+            raise UserError(f"{name} must be {words}, got {getattr(value, name)!r}")
 
 
 class _MismatchError(Exception):

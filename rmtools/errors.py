@@ -21,3 +21,13 @@ class UserError(ValueError):
     def __init__(self, fact: str, fix: str = "") -> None:
         super().__init__(f"{fact}; fix: {fix}" if fix else fact)
         self.fact, self.fix = fact, fix
+
+
+def reason(error: Exception, lines: int = 1) -> str:
+    r"""Return what a library's exception says, in its first lines; of a missing key its name alone says little.
+
+    >>> reason(KeyError("added_tokens")), reason(ValueError("  no\nmore")), reason(OSError())
+    ("'added_tokens' is missing", 'no', 'OSError')
+    """
+    said = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return f"{said[0]} is missing" if isinstance(error, KeyError) else " ".join(said[:lines])[:300]

@@ -11,7 +11,7 @@ import contextlib
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,16 +71,17 @@ def replacing_files(folder: Path, last: str = "", instead_of: Sequence[str] = ()
 @contextlib.contextmanager
 def _temporary_folder(target: Path, parent: Path, prefix: str) -> Iterator[Path]:
     """Yield a new folder in ``parent``, removed afterwards; an ``OSError`` says that ``target`` cannot be written."""
-    folder: Path | None = None
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
-        yield folder
-    except OSError as error:
-        raise unwritable(target, error) from error
-    finally:
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
+    with left_as_found(parent):
+        folder: Path | None = None
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+            yield folder
+        except OSError as error:
+            raise unwritable(target, error) from error
+        finally:
+            if folder is not None:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def unwritable(path: Path, error: OSError) -> UserError:
@@ -118,7 +119,9 @@ def read_json(path: Path, what: str) -> Any:
             f"{what} cannot be read: {path}: {error.strerror}", "name another, or make it again"
         ) from error
     except ValueError as error:
-        raise UserError(f"{what} is not valid JSON: {path}: {error}", "repair it or make it again") from error
+        raise UserError(
+            f"{what} cannot be read: {path} is not valid JSON: {error}", "repair it or make it again"
+        ) from error
 
 
 def parse_json(text: str) -> Any:
@@ -153,41 +156,52 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, Any]]:
     be read.
     """
     with path.open(encoding="utf-8-sig", newline="\n") as lines:
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                try:
-                    value = parse_json(line)
-                except ValueError as error:
-                    raise UserError(
-                        f"{path}, line {number} is not valid JSON: {error}", "repair or remove the line"
-                    ) from error
-                yield number, value
+        yield from json_lines(lines, str(path))
+
+
+def json_lines(lines: Iterable[str], name: str) -> Iterator[tuple[int, Any]]:
+    """Yield number and value of each line that is not blank; raise ``UserError`` naming the line if it is not valid JSON."""
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                value = parse_json(line)
+            except ValueError as error:
+                raise UserError(
+                    f"{name}, line {number} is not valid JSON: {error}", "repair or remove the line"
+                ) from error
+            yield number, value
 
 
 @contextlib.contextmanager
 def left_as_found(path: Path) -> Iterator[None]:
-    """Remove the folder ``path`` again if an error ends the work before anything is in it."""
+    """Remove the folder ``path`` and its parents again, those made meanwhile, if an error leaves them empty."""
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
     try:
         yield
     except BaseException:
         with contextlib.suppress(OSError):
-            path.rmdir()
+            for folder in made:
+                folder.rmdir()
         raise
 
 
 def require_writable(folder: Path) -> None:
-    """Create ``folder``; raise ``UserError`` if no file can be made in it. Hours of work may come before the first file."""
+    """Raise ``UserError`` if ``folder`` cannot be made or written: hours of work may come before the first file."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            folder.stat()  # fails for a name that no folder can have
+        there = next(parent for parent in (folder, *folder.parents) if parent.exists())
+        tempfile.TemporaryFile(dir=there).close()
     except OSError as error:
         raise unwritable(folder, error) from error
 
 
-def claim_folder(path: Path, *ours: str) -> Path:
-    """Create ``path``, or accept it if it is empty or holds one of ``ours`` (names or patterns the same command leaves).
+def claim_folder(path: Path, *ours: str, holds: str = "", overwrite: bool = True) -> Path:
+    """Return ``path`` if a command may write there; nothing is created.
 
-    Raises ``UserError`` if the folder holds something else: nothing of a user's is overwritten by accident.
+    It may if the folder is not there, is empty, or holds one of ``ours`` (names or patterns that the same command leaves) and
+    ``overwrite`` is set; ``holds`` names in the error what would be replaced. Raises ``UserError`` otherwise: nothing of a
+    user's is overwritten by accident.
     """
     path = Path(path)
     if path.exists() and not path.is_dir():
@@ -196,6 +210,10 @@ def claim_folder(path: Path, *ours: str) -> Path:
         raise UserError(
             f"the output folder {path} exists and holds something else (no {' or '.join(ours)} in it)",
             "choose another folder, or empty this one",
+        )
+    if not overwrite and any(any(path.glob(name)) for name in ours):
+        raise UserError(
+            f"{path} holds {holds} already", "choose another folder, or pass `overwrite` to replace it"
         )
     require_writable(path)
     return path

@@ -18,7 +18,7 @@ from rmtools.particles.arguments import check_seed
 
 # name | file it leaves | command; {out}, {seed}, {recipes}, {config} are filled in, programs are this environment's.
 STAGES = """
-policy | policy/gate.json | python {recipes}/train_policy.py --out {out}/policy --attempts 4
+policy | policy/gate.json | python {recipes}/train_policy.py --out {out}/policy --attempts 4 --overwrite
 rollouts for training | rollouts/train/metadata.json | rmtools rollout --policy {out}/policy --task crossing
     --horizon 8 --prompts 1024 --trajectories 8 --seed 1 --overwrite
     --out {out}/rollouts/train
@@ -33,7 +33,7 @@ value model | prm/rmtools.json | accelerate launch --config_file {config}
     --eval_rollouts {out}/rollouts/heldout --output_dir {out}/prm --seed {seed}
 audit | audit/audit.json | rmtools audit --model {out}/prm --rollouts {out}/rollouts/audit --out {out}/audit
 prompts | samples/prompts.jsonl | rmtools prompts --task crossing --horizon 8 -n 400 --seed 4
-    --out {out}/samples/prompts.jsonl
+    --overwrite --out {out}/samples/prompts.jsonl
 best of 16 | samples/best_of_n.jsonl | rmtools sample --policy {out}/policy --model {out}/prm -n 16
     --prompts {out}/samples/prompts.jsonl --resampling none --out {out}/samples/best_of_n.jsonl
 SMC with 16 particles | samples/smc.jsonl | rmtools sample --policy {out}/policy --model {out}/prm -n 16

@@ -20,6 +20,8 @@ from rmtools.particles.arguments import check_seed
 from rmtools.stats.paired import PairedDifference
 
 if TYPE_CHECKING:
+    import torch
+
     from rmtools.auditing.models import AuditedModel, Scored
     from rmtools.auditing.rows import Rollouts
     from rmtools.data.rollouts import Rollout
@@ -41,6 +43,7 @@ def audit(
     delta_tv: float = 0.05,
     prompts_limit: int | None = None,
     seed: int = 0,
+    device: "torch.device | None" = None,
     progress: Progress | None = None,
 ) -> AuditReport:
     """Audit a reward model on branching rollouts.
@@ -65,6 +68,8 @@ def audit(
         Audit only the first so many prompts.
     seed : int
         Seed of the bootstrap.
+    device : torch.device, optional
+        Where checkpoints are loaded; default: CUDA if available.
     progress : callable, optional
         ``progress(label, total)`` returns a context manager that yields a tick.
 
@@ -88,7 +93,7 @@ def audit(
     fingerprint = rollouts_fingerprint(rows)
     rows = limited(rows, prompts_limit)
     shown = progress or no_progress
-    models, settings = models_of(rows, value_model, compare, controls, terminal, seed)
+    models, settings = models_of(rows, value_model, compare, controls, terminal, seed, device)
     scored = [_score(model, rows, shown) for model in models]
     enumerated = enumerate_rollouts(rows, metadata, models, policy, task, shown)
     options = AuditOptions(delta_cv, delta_tv, tokens_of(rows, models[0].scorer))

@@ -17,6 +17,8 @@ from rmtools.stats.paired import ModelEstimates, PairedDifference, paired_estima
 from rmtools.stats.sigma2 import Sigma2Parts, sigma2_parts
 
 if TYPE_CHECKING:
+    import torch
+
     from rmtools.data.rollouts import Rollout
     from rmtools.lm.checkpoint import CheckpointSettings
     from rmtools.lm.protocol import Scorer
@@ -78,23 +80,26 @@ def models_of(
     controls: bool,
     terminal: str,
     seed: int,
+    device: "torch.device | None" = None,
 ) -> "tuple[list[AuditedModel], dict[str, CheckpointSettings | None]]":
     """Return the model, those it is compared with and the controls; and the settings of checkpoints by role."""
-    scorer, own = loaded(value_model)
+    scorer, own = loaded(value_model, device)
     found, settings = [_model("model", scorer, terminal)], {"model": own}
     for k, other in enumerate(compare, 1):
-        compared, settings[f"compare {k}"] = loaded(other)
+        compared, settings[f"compare {k}"] = loaded(other, device)
         found.append(_model(f"compare {k}", compared, terminal))
     if controls:
-        found += _controls(rows, value_model, scorer, own, seed)
+        found += _controls(rows, value_model, scorer, own, seed, device)
     return found, settings
 
 
-def loaded(model: "str | Path | Scorer") -> "tuple[Scorer, CheckpointSettings | None]":
+def loaded(
+    model: "str | Path | Scorer", device: "torch.device | None" = None
+) -> "tuple[Scorer, CheckpointSettings | None]":
     """Return a scorer, and its settings if it is a checkpoint."""
     from rmtools.lm.checkpoint import load_value_model
 
-    return load_value_model(Path(model)) if isinstance(model, str | Path) else (model, None)
+    return load_value_model(Path(model), device=device) if isinstance(model, str | Path) else (model, None)
 
 
 def _model(role: str, scorer: "Scorer", terminal: str) -> AuditedModel:
@@ -112,6 +117,7 @@ def _controls(
     scorer: "Scorer",
     settings: "CheckpointSettings | None",
     seed: int,
+    device: "torch.device | None",
 ) -> list[AuditedModel]:
     """Return the controls that apply to these rollouts, all with the model's tilt and the verifier's ends."""
     from rmtools.auditing.controls import position_only
@@ -129,7 +135,7 @@ def _controls(
             control("position only", position_only(rows, scorer.steps, scorer.tilt, rng), fitted=True)
         )
     if settings is not None:
-        untrained, _ = load_value_model(Path(str(value_model)), untrained=True)
+        untrained, _ = load_value_model(Path(str(value_model)), untrained=True, device=device)
         found.append(control("untrained", untrained, fitted=False))
     if extra_completions(rows) >= 3:
         oracle = Subject("oracle", "half of the completions", scorer.tilt, fitted=True, knows_end=True)

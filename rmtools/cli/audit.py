@@ -3,14 +3,31 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rmtools.cli.options import Children, Completions, Horizon, Seed, TaskName, Trajectories
+from rmtools.cli.options import (
+    Children,
+    Completions,
+    Device,
+    Horizon,
+    PromptsLimit,
+    Seed,
+    TaskName,
+    Terminal,
+    TrainedPolicy,
+    Trajectories,
+    data_option,
+    model_option,
+    output_option,
+    sampler_option,
+)
 from rmtools.errors import UserError
 
 if TYPE_CHECKING:
+    import torch
+
     from rmtools.auditing import AuditReport
     from rmtools.data.collect import Branching
     from rmtools.data.rollouts import RolloutMetadata
@@ -23,61 +40,59 @@ DEFAULT_PROMPTS = "96"
 # Floor of the potentials that controls of an implicit model are compared with; its own values have none.
 DEFAULT_FLOOR = 0.01
 
+AuditedModel = Annotated[
+    str,
+    model_option(
+        help="Checkpoint of the value model, or implicit:FOLDER: the log ratio of that language model to the policy."
+    ),
+]
+Compare = Annotated[
+    list[str] | None,
+    model_option(help="Another checkpoint, on the same rollouts, paired. May be given again."),
+]
+Rollouts = Annotated[
+    Path | None, data_option(help="Folder written by `rmtools rollout`; default: drawn here.")
+]
+Prompts = Annotated[str, data_option(help="JSONL file, a task's name, or how many to draw from the task.")]
+DeltaCv = Annotated[
+    float, sampler_option(help="Relative standard error of Z for which particles are predicted.")
+]
+DeltaTv = Annotated[
+    float, sampler_option(help="Total variation of the output for which particles are predicted.")
+]
+Verify = Annotated[
+    bool, sampler_option("--verify", help="Run the sampler at the predicted N and print its accuracy.")
+]
 FailAbove = Annotated[
     list[str] | None,
-    typer.Option(
+    output_option(
         metavar="METRIC=VALUE", help="Exit with 1 if the metric is above the value. May be given again."
     ),
 ]
+Card = Annotated[bool, output_option("--card", help="Write the audit into the checkpoint's README.md too.")]
+Folder = Annotated[Path | None, output_option(help="Output folder; default: audit inside the checkpoint.")]
 
 
 def command(
-    model: Annotated[
-        str,
-        typer.Option(
-            help="Checkpoint of the value model, or implicit:FOLDER: the log ratio of that language model to the policy."
-        ),
-    ],
-    rollouts: Annotated[
-        Path | None, typer.Option(help="Folder written by `rmtools rollout`; default: drawn here.")
-    ] = None,
-    policy: Annotated[
-        str | None, typer.Option(help="Policy; default: the one the checkpoint was trained for.")
-    ] = None,
+    model: AuditedModel,
+    compare: Compare = None,
+    policy: TrainedPolicy = None,
     task: TaskName = None,
     horizon: Horizon = None,
-    prompts: Annotated[
-        str, typer.Option(help="JSONL file, a task's name, or how many to draw from the task.")
-    ] = DEFAULT_PROMPTS,
-    prompts_limit: Annotated[
-        int | None, typer.Option(min=1, help="Use only the first so many prompts.")
-    ] = None,
+    device: Device = "auto",
+    rollouts: Rollouts = None,
+    prompts: Prompts = DEFAULT_PROMPTS,
+    prompts_limit: PromptsLimit = None,
     trajectories: Trajectories = 16,
     children: Children = 16,
     completions: Completions = 4,
-    compare: Annotated[
-        list[str] | None,
-        typer.Option(help="Another checkpoint, on the same rollouts, paired. May be given again."),
-    ] = None,
-    terminal: Annotated[
-        Literal["verifier", "model"], typer.Option(help="What a finished solution is worth.")
-    ] = "verifier",
-    delta_cv: Annotated[
-        float, typer.Option(help="Relative standard error of Z for which particles are predicted.")
-    ] = 0.25,
-    delta_tv: Annotated[
-        float, typer.Option(help="Total variation of the output for which particles are predicted.")
-    ] = 0.05,
-    verify: Annotated[
-        bool, typer.Option("--verify", help="Run the sampler at the predicted N and print its accuracy.")
-    ] = False,
+    terminal: Terminal = "verifier",
+    delta_cv: DeltaCv = 0.25,
+    delta_tv: DeltaTv = 0.05,
+    verify: Verify = False,
     fail_above: FailAbove = None,
-    card: Annotated[
-        bool, typer.Option("--card", help="Write the audit into the checkpoint's README.md too.")
-    ] = False,
-    out: Annotated[
-        Path | None, typer.Option(help="Output folder; default: audit inside the checkpoint.")
-    ] = None,
+    card: Card = False,
+    out: Folder = None,
     seed: Seed = 0,
 ) -> None:
     """Audit a reward model and its controls on the same rollouts: the Bellman error and what it costs in particles.
@@ -86,6 +101,7 @@ def command(
     """
     from rmtools.auditing.audit import check_accuracies
     from rmtools.auditing.metrics import not_met, thresholds
+    from rmtools.cli.loading import device_for
     from rmtools.data.collect import Branching
     from rmtools.files import left_as_found
     from rmtools.lm.checkpoint import CheckpointSettings
@@ -95,7 +111,8 @@ def command(
     _check_ends(model, terminal, verify, card)
     for other in compare or []:
         CheckpointSettings.load(Path(other))
-    inputs = _inputs(model, policy, task, horizon, rollouts, prompts, out)
+    known = (policy, task, horizon, device_for(device))
+    inputs = _inputs(model, known, rollouts, prompts, out)
     branching = Branching(trajectories, children, completions)
     with left_as_found(inputs.folder):
         if rollouts is None or verify:
@@ -127,20 +144,8 @@ def _check_ends(model: str, terminal: str, verify: bool, card: bool) -> None:
 class AuditInputs:
     """What is audited, and where its rollouts come from.
 
-    Attributes
-    ----------
-    value : path or Scorer
-        A checkpoint's folder, or an implicit model.
-    policy, task : optional
-        None if they are unknown: then nothing can be drawn or enumerated.
-    unknown : str
-        Why there is no policy or task.
-    rollouts : Path or None
-        Folder of rollouts; None: they are drawn.
-    prompts : str
-        A file or a number.
-    folder : Path
-        Output folder.
+    ``value`` is a checkpoint's folder or an implicit model; policy and task are None if ``unknown`` says why: then nothing can
+    be drawn or enumerated. ``rollouts`` is None if they are to be drawn, for ``prompts``, a file or a number.
     """
 
     value: "Path | Scorer"
@@ -150,6 +155,7 @@ class AuditInputs:
     rollouts: Path | None
     prompts: str
     folder: Path
+    device: "torch.device"
 
     def require_policy(self, what: str) -> "tuple[Policy, Task]":
         """Return policy and task; raise ``UserError`` if they are unknown."""
@@ -161,57 +167,50 @@ class AuditInputs:
         return self.policy, self.task
 
 
-def _inputs(
-    model: str,
-    policy: str | None,
-    task: str | None,
-    horizon: int | None,
-    rollouts: Path | None,
-    prompts: str,
-    out: Path | None,
-) -> AuditInputs:
+Named = tuple[str | None, str | None, int | None, "torch.device"]
+"""The options --policy, --task, --horizon, and the device."""
+
+
+def _inputs(model: str, named: Named, rollouts: Path | None, prompts: str, out: Path | None) -> AuditInputs:
     """Load what the options name."""
     from rmtools.data.rollouts import read_metadata
     from rmtools.data.tasks.load import NAMES
     from rmtools.files import claim_folder
 
+    policy, task, horizon, device = named
     if prompts in NAMES:
         task, prompts = task or prompts, DEFAULT_PROMPTS
     known = None if rollouts is None else read_metadata(rollouts)
     if known is not None and known.task and task and task != known.task:
         raise UserError(f"the rollouts are of the task {known.task}, --task names {task}", "leave --task out")
-    if model.startswith(IMPLICIT):
-        if out is None:
-            raise UserError("an implicit model has no folder for its audit", "name one with --out")
-        claim_folder(out, "audit.json", "rollouts")
-        scorer, source, chosen = _implicit(model, policy, task, horizon, known)
-        return AuditInputs(scorer, source, chosen, "no task is named", rollouts, prompts, out)
-    checkpoint = Path(model)
-    found = _policy_and_task(checkpoint, policy, task, horizon, known)
-    folder = claim_folder(out or checkpoint / "audit", "audit.json", "rollouts")
-    return AuditInputs(checkpoint, *found, rollouts, prompts, folder)
+    named = (policy, task, horizon, device)
+    if model.startswith(IMPLICIT) and out is None:
+        raise UserError("an implicit model has no folder for its audit", "name one with --out")
+    folder = claim_folder(out or Path(model) / "audit", "audit.json", "rollouts")
+    load = _implicit if model.startswith(IMPLICIT) else _checkpoint
+    return AuditInputs(*load(model, named, known), rollouts, prompts, folder, device)
 
 
-def _policy_and_task(
-    model: Path, policy: str | None, task: str | None, horizon: int | None, known: "RolloutMetadata | None"
-) -> "tuple[Policy | None, Task | None, str]":
-    """Return policy and task of a checkpoint; None and the reason if rollouts are given and neither is named or found."""
+Found = tuple["Path | Scorer", "Policy | None", "Task | None", str]
+"""The audited model, its policy and task, and why they are unknown."""
+
+
+def _checkpoint(model: str, named: Named, known: "RolloutMetadata | None") -> Found:
+    """Return a checkpoint with its policy and task; None and the reason if rollouts are given and neither is found."""
     from rmtools.lm.checkpoint import CheckpointSettings
     from rmtools.sampling.loading import load
 
     CheckpointSettings.load(model)  # a wrong checkpoint is an error even if rollouts are given
     try:
-        loaded = load(model, policy, task, horizon)
+        loaded = load(model, *named[:3], device=named[3])
     except UserError as error:
-        if known is None or policy or task or horizon:
+        if known is None or any(named[:3]):
             raise
-        return None, None, error.fact
-    return loaded.policy, loaded.task, ""
+        return Path(model), None, None, error.fact
+    return Path(model), loaded.policy, loaded.task, ""
 
 
-def _implicit(
-    model: str, policy: str | None, task: str | None, horizon: int | None, known: "RolloutMetadata | None"
-) -> "tuple[Scorer, Policy, Task | None]":
+def _implicit(model: str, named: Named, known: "RolloutMetadata | None") -> Found:
     """Return the log ratio of the named language model to the policy, the policy, and the task if one is known."""
     from rmtools.data.tasks import load_task
     from rmtools.lm.implicit import load_implicit
@@ -219,21 +218,22 @@ def _implicit(
     from rmtools.lm.steps import StepSettings
     from rmtools.particles.tilt import Tilt
 
+    policy, task, horizon, device = named
     name = policy or (known.policy if known else "")
     if not name:
         raise UserError(
             "an implicit model is a ratio to the policy, and none is named", "name it with --policy"
         )
-    chosen: Task | None
-    if known is None:
-        chosen = load_task(task or "crossing", horizon)
-        settings, temperature = StepSettings(chosen.delimiter, chosen.horizon), 1.0
-    else:
-        wanted = task or known.task
-        chosen = load_task(wanted, horizon or known.horizon) if wanted else None
+    wanted = task or ("crossing" if known is None else known.task)
+    chosen = load_task(wanted, horizon or (known.horizon if known else None)) if wanted else None
+    if known is not None:
         settings, temperature = known.steps, known.temperature or 1.0
-    source = load_policy(name, settings, temperature)
-    return load_implicit(model.removeprefix(IMPLICIT), source, Tilt(DEFAULT_FLOOR)), source, chosen
+    else:
+        assert chosen is not None  # crossing, if none is named
+        settings, temperature = StepSettings(chosen.delimiter, chosen.horizon), 1.0
+    source = load_policy(name, settings, temperature, device)
+    scorer = load_implicit(model.removeprefix(IMPLICIT), source, Tilt(DEFAULT_FLOOR))
+    return scorer, source, chosen, "no task is named"
 
 
 def _audit(
@@ -260,6 +260,7 @@ def _audit(
         delta_tv=deltas[1],
         prompts_limit=prompts_limit,
         seed=seed,
+        device=inputs.device,
         progress=progress,
     )
 
@@ -288,7 +289,7 @@ def _with_sampler(report: "AuditReport", inputs: AuditInputs, seed: int) -> "Aud
     if inputs.rollouts is not None:
         _require_same_policy(policy, inputs.rollouts)
     prompts = [p.prompt for p in report.model.breakdowns.by_prompt]
-    scorer, _ = loaded(inputs.value)
+    scorer, _ = loaded(inputs.value, inputs.device)
     n, delta, rng = report.model.cost.n_for_cv, report.provenance["delta_cv"], generator("audit verify", seed)
     with progress("running the sampler at the predicted particles", len(prompts)) as tick:
         return replace(report, measured=measure_accuracy(policy, scorer, task, prompts, n, delta, rng, tick))

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from rmtools.cli.options import data_option, output_option, unescaped
 from rmtools.errors import UserError
 
 if TYPE_CHECKING:
@@ -15,15 +16,30 @@ if TYPE_CHECKING:
 MAX_STEP_TOKENS = 1024
 """Step limit of a policy that continues these rollouts: people's steps and long chains of thought are long."""
 
+# The keys of rmtools.data.readers.READERS, which takes longer to import than `--help` may.
+FormatName = Literal[
+    "trl",
+    "rlhflow",
+    "processbench",
+    "prmbench",
+    "math-shepherd",
+    "er-prm",
+    "prm800k",
+    "rollouts",
+    "gsm8k",
+    "gsm8k-solutions",
+    "omegaprm",
+    "vgs",
+]
 Neutral = Annotated[
-    Literal["positive", "negative", "skip"], typer.Option(help="Label of a neutral rating (prm800k: 0).")
+    Literal["positive", "negative", "skip"], data_option(help="Label of a neutral rating (prm800k: 0).")
 ]
 Segment = Annotated[
     str | None,
-    typer.Option(help="Cut whole solutions at: blank-line, newline, regex:PATTERN, or a delimiter's text."),
+    data_option(help="Cut whole solutions at: blank-line, newline, regex:PATTERN, or a delimiter's text."),
 ]
 FirstStep = Annotated[
-    str, typer.Option(help="Pattern of the first step's beginning, in formats that join question and steps.")
+    str, data_option(help="Pattern of the first step's beginning, in formats that join question and steps.")
 ]
 
 
@@ -33,21 +49,21 @@ def command(
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of rollouts to write.")],
     name: Annotated[
-        str | None, typer.Option("--from", help="Format. Default: detected from the fields.")
+        FormatName | None, data_option("--from", help="Format. Default: detected from the fields.")
     ] = None,
     neutral: Neutral = "positive",
     segment: Segment = None,
     delimiter: Annotated[
-        str, typer.Option(help=r"Text that ends prompts and steps; \n is a newline.")
+        str, data_option(help=r"Text that ends prompts and steps; \n is a newline.")
     ] = r"\n",
     first_step: FirstStep = "Step 1:",
-    tokenizer: Annotated[str | None, typer.Option(help="For formats that store token ids (vgs).")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, max=2**62, help="Read only this many rows.")] = None,
+    tokenizer: Annotated[str | None, data_option(help="For formats that store token ids (vgs).")] = None,
+    limit: Annotated[int | None, data_option(min=1, max=2**62, help="Read only this many rows.")] = None,
     skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Count rows that break the format and continue.")
+        bool, data_option("--skip-bad", help="Count rows that break the format and continue.")
     ] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace converted rollouts that stand at OUT.")
+        bool, output_option("--overwrite", help="Replace converted rollouts that stand at OUT.")
     ] = False,
 ) -> None:
     """Convert a public data set into rollouts; report what was read and what was dropped."""
@@ -56,13 +72,10 @@ def command(
     from rmtools.files import claim_folder
     from rmtools.lm.steps import StepSettings
 
-    if (out / META_FILE).exists() and not overwrite:
-        raise UserError(
-            f"{out} holds rollouts already", "choose another folder, or pass --overwrite to replace them"
-        )
+    claim_folder(out, META_FILE, holds="rollouts", overwrite=overwrite)
     if segment is not None and not segment.startswith("regex:"):
-        segment = _unescaped(segment)
-    options = Options(neutral, segment, _unescaped(delimiter), first_step, tokenizer)
+        segment = unescaped(segment)
+    options = Options(neutral, segment, unescaped(delimiter), first_step, tokenizer)
     # Read twice: a bad last row, or the longest solution, is known before anything is written, and no more than a
     # batch of rows is held.
     tally, found = Tally(), Summary()
@@ -84,13 +97,8 @@ def command(
         source=tally.format,
     )
     rows = read_public(source, tally.format, options, limit=limit, skip_bad=skip_bad)
-    write_rollouts(claim_folder(out, META_FILE), rows, metadata)
+    write_rollouts(out, rows, metadata)
     print(f"rollouts in {out}")
-
-
-def _unescaped(text: str) -> str:
-    r"""Return ``text`` with \n and \t as the characters they name: a shell passes them as two."""
-    return text.replace(r"\n", "\n").replace(r"\t", "\t")
 
 
 @dataclass

@@ -13,9 +13,13 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from rmtools.errors import UserError
 from rmtools.jobs.processes import this_process
+
+if TYPE_CHECKING:
+    from typer.exceptions import TyperException
 
 TRACEBACK = "RMTOOLS_TRACEBACK"
 # An error that all processes of a run share is reported by the main one, and the launcher then ends the others. A process
@@ -73,6 +77,38 @@ def with_dashes(text: str) -> str:
     """
     names = re.findall(r"`(\w+)`", text)
     return with_flags(text, {name: "--" + name.replace("_", "-") for name in names})
+
+
+# What a number must be, by pydantic's name of the error.
+NEEDS = {
+    "greater_than_equal": "at least {ge}",
+    "less_than_equal": "at most {le}",
+    "int_parsing": "a whole number",
+    "float_parsing": "a number",
+}
+
+
+def refusal(error: "TyperException") -> UserError:
+    """Return an error of typer's as fact, reason (what the option is, from its help) and fix."""
+    context, option = getattr(error, "ctx", None), getattr(error, "param", None)
+    verb = context.command_path if context is not None else "rmtools"
+    see = f"see `{verb} --help`"
+    cause: Any = error.__cause__
+    if option is None or not hasattr(cause, "errors"):
+        return UserError(error.format_message().rstrip("."), see)
+    found, name = cause.errors()[0], option.opts[-1]
+    if found["type"] in NEEDS:
+        need = NEEDS[found["type"]].format(**found.get("ctx", {}))
+        what = option.help.split(". ")[0].rstrip(".")
+        return UserError(
+            f'{name} must be {need}, got {found["input"]}: it is "{what}"',
+            f"pass a value that is {need}; {see}",
+        )
+    wrong, _, choices = found["msg"].removeprefix("Value error, ").partition(" is not one of ")
+    if choices:
+        listed = choices.replace("'", "").rstrip(".")
+        return UserError(f"{name} has no choice {wrong}", f"choose one of {listed}")
+    return UserError(error.format_message().rstrip("."), see)
 
 
 def _exit(line: str, code: int) -> None:

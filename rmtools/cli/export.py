@@ -2,16 +2,14 @@
 
 from typing import Annotated
 
-import typer
-
-from rmtools.cli.options import Model, Out
+from rmtools.cli.options import Model, Out, output_option
 from rmtools.errors import UserError
 
 
 def command(
     model: Model,
     out: Out,
-    merge: Annotated[bool, typer.Option("--merge", help="Merge the adapter into the weights.")] = False,
+    merge: Annotated[bool, output_option("--merge", help="Merge the adapter into the weights.")] = False,
 ) -> None:
     """Write a checkpoint as a plain AutoModelForTokenClassification that loads without rmtools."""
     from rmtools.lm.checkpoint import CheckpointSettings

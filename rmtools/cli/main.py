@@ -1,4 +1,4 @@
-"""``rmtools``: prompts, rollout, convert, audit, sample, plot, verify, export. Heavy imports wait until a verb runs."""
+"""``rmtools``: prompts, rollout, convert, audit, sample, plot, verify, export, env. Heavy imports wait until a verb runs."""
 
 import sys
 from typing import Any
@@ -7,13 +7,17 @@ import typer
 from typer.exceptions import Abort, TyperException
 
 from rmtools import __version__
-from rmtools.cli import audit, convert, export, plot, prompts, rollout, sample, verify
-from rmtools.cli.errors import INTERRUPTED, exit_on_user_error, with_flags
-from rmtools.errors import UserError
+from rmtools.cli import audit, convert, env, export, plot, prompts, rollout, sample, verify
+from rmtools.cli.errors import INTERRUPTED, exit_on_user_error, refusal, with_flags
 
 SUMMARY = "Train, audit and sample with process reward models that are consistent in the sense of Bellman."
 
-app = typer.Typer(name="rmtools", add_completion=False, pretty_exceptions_enable=False, help=SUMMARY)
+app = typer.Typer(
+    name="rmtools",
+    help=SUMMARY,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},  # subcommands inherit them
+)
 app.command("prompts")(prompts.command)
 app.command("rollout")(rollout.command)
 app.command("convert")(convert.command)
@@ -22,6 +26,7 @@ app.command("sample")(sample.command)
 app.add_typer(plot.app, name="plot")
 app.add_typer(verify.app, name="verify")
 app.command("export")(export.command)
+app.command("env")(env.command)
 
 
 @app.callback(invoke_without_command=True, help=SUMMARY)
@@ -42,7 +47,7 @@ def run() -> None:
         try:
             code = app(standalone_mode=False)
         except TyperException as error:
-            raise UserError(error.format_message().rstrip("."), f"see `{usage(error)} --help`") from None
+            raise refusal(error) from None
         except Abort:
             raise KeyboardInterrupt from None
         if code == INTERRUPTED:  # typer catches an interrupt and says nothing
@@ -68,12 +73,6 @@ def _flags(command: Any) -> dict[str, str]:
     for part in getattr(command, "commands", {}).values():
         found |= _flags(part)
     return found
-
-
-def usage(error: TyperException) -> str:
-    """Return the verb in which the wrong usage was found."""
-    context = getattr(error, "ctx", None)
-    return context.command_path if context is not None else "rmtools"
 
 
 if __name__ == "__main__":

@@ -1,36 +1,59 @@
-"""Options that several verbs share: one wording, one check."""
+"""Options that several verbs share: one wording, one check; and the panels that group options in the help."""
 
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 # More of anything does not fit in memory.
 MOST = 1_000_000
-Policy = Annotated[str, typer.Option(help="Folder or hub name of the policy.")]
-Model = Annotated[Path, typer.Option(help="Checkpoint of the value model.")]
+
+# An option of a panel: model_option(min=1, help="…") is typer.Option with its panel.
+model_option = partial(typer.Option, rich_help_panel="Models and task")
+data_option = partial(typer.Option, rich_help_panel="Data")
+sampler_option = partial(typer.Option, rich_help_panel="Sampler")
+server_option = partial(typer.Option, rich_help_panel="A policy behind a server")
+work_option = partial(typer.Option, rich_help_panel="Work and seed")
+output_option = partial(typer.Option, rich_help_panel="Output")
+
+DeviceName = Literal["auto", "cpu", "cuda", "mps"]
+TerminalName = Literal["verifier", "model"]
+
+Policy = Annotated[str, model_option(help="Folder or hub name of the policy.")]
+TrainedPolicy = Annotated[
+    str | None, model_option(help="Policy; default: the one the checkpoint was trained for.")
+]
+Model = Annotated[Path, model_option(help="Checkpoint of the value model.")]
 TASKS = (
     "crossing, arithmetic (either -silent too: failures unwritten), gsm8k, math, answers, or your own "
     "path/to/file.py:function"
 )
-TaskName = Annotated[str | None, typer.Option("--task", help=f"Task: {TASKS}.")]
+TaskName = Annotated[str | None, model_option("--task", help=f"Task: {TASKS}.")]
 Horizon = Annotated[
     int | None,
-    typer.Option(
+    model_option(
         min=1, max=MOST, help="Steps of a solution; where answers are free text, the most there may be."
     ),
 ]
+Device = Annotated[
+    DeviceName, model_option(help="Where models run. auto: a CUDA GPU if there is one, else the CPU.")
+]
+Terminal = Annotated[TerminalName, sampler_option("--terminal", help="What a finished solution is worth.")]
 # The range that numpy's and torch's global generators take.
-Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of every random draw.")]
-Trajectories = Annotated[int, typer.Option(min=1, max=MOST, help="Independent trajectories per prompt.")]
+Seed = Annotated[int, work_option(min=0, max=2**32 - 1, help="Seed of every random draw.")]
+Trajectories = Annotated[int, data_option(min=1, max=MOST, help="Independent trajectories per prompt.")]
 Children = Annotated[
-    int, typer.Option(min=1, max=MOST, help="K: next steps at each prefix, including the trajectory's own.")
+    int, data_option(min=1, max=MOST, help="K: next steps at each prefix, including the trajectory's own.")
 ]
 Completions = Annotated[
     int,
-    typer.Option(min=1, max=MOST, help="R: continuations from each prefix, including the trajectory's own."),
+    data_option(min=1, max=MOST, help="R: continuations from each prefix, including the trajectory's own."),
 ]
-Out = Annotated[Path, typer.Option(help="Output folder.")]
-TerminalName = Annotated[
-    str, typer.Option("--terminal", help="What a finished solution is worth: verifier or model.")
-]
+PromptsLimit = Annotated[int | None, data_option(min=1, help="Use only the first so many prompts.")]
+Out = Annotated[Path, output_option(help="Output folder.")]
+
+
+def unescaped(text: str) -> str:
+    r"""Return ``text`` with \n and \t as the characters they name: a shell passes them as two."""
+    return text.replace(r"\n", "\n").replace(r"\t", "\t")

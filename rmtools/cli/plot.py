@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from rmtools.cli.options import data_option, output_option
+
 app = typer.Typer(help="Draw pictures of what other verbs wrote.", no_args_is_help=False)
 
 
@@ -20,10 +22,10 @@ def trace(
     file: Annotated[Path, typer.Argument(help="Trace that `rmtools sample --trace FILE` wrote.")],
     prompt: Annotated[
         int,
-        typer.Option(min=0, help="Line of the file, from 0: one per run; a prompt may have several."),
+        data_option(min=0, help="Line of the file, from 0: one per run; a prompt may have several."),
     ] = 0,
     out: Annotated[
-        Path | None, typer.Option(help="Picture to write: .svg, .png or .pdf. Default: FILE with .svg.")
+        Path | None, output_option(help="Picture to write: .svg, .png or .pdf. Default: FILE with .svg.")
     ] = None,
 ) -> None:
     """Draw the ancestry tree of one prompt's particles with the texts of their steps, and the effective sample size."""

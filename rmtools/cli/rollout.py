@@ -4,17 +4,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-import typer
-
 from rmtools.cli.options import (
     Children,
     Completions,
+    Device,
     Horizon,
     Out,
     Policy,
     Seed,
     TaskName,
     Trajectories,
+    data_option,
+    model_option,
+    output_option,
+    unescaped,
+    work_option,
 )
 from rmtools.errors import UserError
 from rmtools.jobs.processes import Process, this_process
@@ -27,15 +31,16 @@ if TYPE_CHECKING:
 
 Depths = Annotated[
     str,
-    typer.Option(
+    data_option(
+        metavar="all|N",
         help="Number of depths of a trajectory at which children and completions are drawn, or all. The depths are "
-        "drawn for each trajectory beforehand, among all that a solution may have."
+        "drawn for each trajectory beforehand, among all that a solution may have.",
     ),
 ]
 Format = Literal["parquet", "jsonl"]
 BatchSize = Annotated[
     int | None,
-    typer.Option(
+    work_option(
         min=1,
         help="Prompts decoded together. Default: 32 on the CPU; on a GPU as many as fit into half of the memory that "
         "the weights leave, if every solution were as long as the settings allow.",
@@ -43,14 +48,14 @@ BatchSize = Annotated[
 ]
 ShardSize = Annotated[
     int | None,
-    typer.Option(
+    work_option(
         min=1,
         help="Prompts of a shard, the most that an interruption loses. Default: 64, or the batch if larger.",
     ),
 ]
 Delimiter = Annotated[
     str | None,
-    typer.Option(
+    model_option(
         help=r"Text that ends a step, \n and \t as escapes: '\n\n' for a policy that writes paragraphs. Default: the "
         "task's."
     ),
@@ -61,30 +66,31 @@ def command(
     policy: Policy,
     out: Out,
     task: TaskName = "crossing",
-    prompts: Annotated[str, typer.Option(help="JSONL file, or how many to draw from the task.")] = "64",
     horizon: Horizon = None,
+    temperature: Annotated[float, model_option(help="Sampling temperature of the policy.")] = 1.0,
+    delimiter: Delimiter = None,
+    max_step_tokens: Annotated[
+        int, model_option(min=1, help="Close a step without delimiter after this many tokens.")
+    ] = 64,
+    device: Device = "auto",
+    prompts: Annotated[str, data_option(help="JSONL file, or how many to draw from the task.")] = "64",
     trajectories: Trajectories = 8,
     children: Children = 1,
     completions: Completions = 1,
     depths: Depths = "all",
-    temperature: Annotated[float, typer.Option(help="Sampling temperature of the policy.")] = 1.0,
-    delimiter: Delimiter = None,
-    max_step_tokens: Annotated[
-        int, typer.Option(min=1, help="Close a step without delimiter after this many tokens.")
-    ] = 64,
+    form: Annotated[Format, output_option("--format", help="File format of the shards.")] = "parquet",
+    overwrite: Annotated[
+        bool, output_option("--overwrite", help="Replace rollouts made with other arguments.")
+    ] = False,
     batch_size: BatchSize = None,
     shard_size: ShardSize = None,
-    form: Annotated[Format, typer.Option("--format", help="File format of the shards.")] = "parquet",
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace rollouts made with other arguments.")
-    ] = False,
     seed: Seed = 0,
 ) -> None:
     """Sample branching rollouts: trajectories, alternatives to their steps, extra completions.
 
     Rerun an interrupted command to resume. Under `accelerate launch` the processes share the work; the rows are the same.
     """
-    from rmtools.cli.loading import device_of_process
+    from rmtools.cli.loading import device_for
     from rmtools.data.collect import Branching
     from rmtools.data.tasks import load_task
     from rmtools.jobs.rollouts import Sharding
@@ -99,7 +105,7 @@ def command(
 
         disable_progress_bar()
     settings = StepSettings(_delimiter(chosen, delimiter), chosen.horizon, max_step_tokens)
-    loaded = load_policy(policy, settings, temperature, device_of_process())
+    loaded = load_policy(policy, settings, temperature, device_for(device))
     sharding = Sharding(batch_size, shard_size, form, overwrite)
     make_rollouts(loaded, chosen, prompts, branching, out, seed, sharding, process)
 
@@ -110,7 +116,7 @@ def _delimiter(task: "Task", given: str | None) -> str:
 
     if given is None:
         return task.delimiter
-    text = given.replace("\\n", "\n").replace("\\t", "\t")
+    text = unescaped(given)
     if not text:
         raise UserError("--delimiter is empty: no step would end", r"pass --delimiter '\n', say")
     if text != task.delimiter and isinstance(task, ExactTask):

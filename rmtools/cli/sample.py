@@ -1,109 +1,155 @@
 """``rmtools sample``: sample prompts with a policy and a value model, JSON lines out."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
-import typer
-
-from rmtools.cli.options import Horizon, Model, Seed, TaskName, TerminalName
+from rmtools.cli.options import (
+    Device,
+    Horizon,
+    Model,
+    Seed,
+    TaskName,
+    Terminal,
+    TrainedPolicy,
+    data_option,
+    output_option,
+    sampler_option,
+    work_option,
+)
 from rmtools.cli.server import BATCH, CONCURRENCY, Concurrency, ServerBatch, ServerModel, ServerUrl
 
-Algorithm = Annotated[
+# The choices of rmtools.sampling.settings, which takes longer to import than `--help` may.
+AlgorithmName = Literal[
+    "smc",
+    "sp-gsmc",
+    "guided",
+    "mh",
+    "gibbs",
+    "importance",
+    "best-of-n",
+    "majority",
+    "weighted-majority",
+    "beam",
+]
+OutputName = Literal["draw", "argmax", "majority", "weighted-majority"]
+ResamplingName = Literal["multinomial", "systematic", "stratified", "residual", "top_k", "none"]
+
+Prompts = Annotated[
     str | None,
-    typer.Option(
-        help="smc, sp-gsmc, guided, mh, gibbs, importance, best-of-n, majority, weighted-majority or beam: names for "
-        "settings of one sampler, which the options below change as far as the name allows. Default: smc."
+    data_option(
+        metavar="FILE",
+        help='JSONL file with a "prompt" per line, or - for standard input: JSON lines if it begins with {, else a prompt '
+        "per line, as --prompt takes it.",
     ),
 ]
+PromptTexts = Annotated[
+    list[str] | None,
+    data_option(
+        "--prompt",
+        metavar="TEXT",
+        help=r"A prompt, \n and \t as escapes; the task's delimiter is appended if it is missing. May be given again.",
+    ),
+]
+Algorithm = Annotated[
+    AlgorithmName | None,
+    sampler_option(
+        help="A name for settings of one sampler, which the options below change as far as the name allows. Default: smc."
+    ),
+]
+Particles = Annotated[
+    int | None,
+    sampler_option("-n", "--n-particles", help="N: particles per prompt. Default: 16, or the algorithm's."),
+]
+PoolSize = Annotated[
+    int | None, sampler_option(help="M: candidates per particle and step. Default: 1, or the algorithm's.")
+]
+Resampling = Annotated[
+    ResamplingName | None,
+    sampler_option(help="Resampling scheme. Default: systematic, or the algorithm's."),
+]
+Threshold = Annotated[
+    float | None, sampler_option(help="Resample when ESS <= threshold * N; 1 always, 0 never. Default: 0.5.")
+]
+Proposals = Annotated[
+    int | None,
+    sampler_option(help="H: Metropolis-Hastings proposals around any algorithm that estimates Z."),
+]
+Sweeps = Annotated[int | None, sampler_option(help="Sweeps of gibbs. Default: 8.")]
 Output = Annotated[
-    str | None,
-    typer.Option(
+    OutputName | None,
+    sampler_option(
         help="The solution to choose: draw (one weighted draw, the only one that follows the target's law), argmax (the "
         "largest final value), majority or weighted-majority (of answers). The record has all. Default: the algorithm's."
     ),
 ]
 Precision = Annotated[
     str | None,
-    typer.Option(
+    sampler_option(
         metavar="NORM=DELTA",
         help="Take N from the model's audit: tv=.05 (total variation of the draw) or cv=.1 (of Z). Runs multinomial "
         "resampling at every step, as the prediction does.",
     ),
 ]
+Audit = Annotated[
+    Path | None, sampler_option(help="Folder of the audit; default: audit inside the checkpoint.")
+]
 Tokens = Annotated[
     int | None,
-    typer.Option(
+    sampler_option(
         help="Repeat runs (proposals of mh, sweeps of gibbs) of each prompt until this many tokens are generated; the "
         "output is chosen from all of them, weighted by their estimates of Z."
     ),
 ]
-Seconds = Annotated[float | None, typer.Option(help="The same in seconds per prompt.")]
+Seconds = Annotated[float | None, sampler_option(help="The same in seconds per prompt.")]
 BlockSize = Annotated[
     int | None,
-    typer.Option(
+    work_option(
         min=1,
         help="Prompts drawn together, the most that an interruption loses. Default: a batch, at most 64.",
     ),
 ]
+SampleFileName = Annotated[Path, output_option(help="JSONL file to write.")]
 Trace = Annotated[
     Path | None,
-    typer.Option(
+    output_option(
         help="Write every candidate, ESS, weights and ancestors too; `rmtools plot trace` draws them."
     ),
+]
+Overwrite = Annotated[
+    bool,
+    output_option("--overwrite", help="Replace samples that were made, or begun, with other arguments."),
 ]
 
 
 def command(
     model: Model,
-    prompts: Annotated[str, typer.Option(help='JSONL file with a "prompt" per line.')],
-    policy: Annotated[
-        str | None, typer.Option(help="Policy; default: the one the checkpoint was trained for.")
-    ] = None,
-    algorithm: Algorithm = None,
-    n: Annotated[
-        int | None,
-        typer.Option("-n", "--n-particles", help="N: particles per prompt. Default: 16, or the algorithm's."),
-    ] = None,
-    pool_size: Annotated[
-        int | None,
-        typer.Option(help="M: candidates per particle and step. Default: 1, or the algorithm's."),
-    ] = None,
-    resampling: Annotated[
-        str | None,
-        typer.Option(
-            help="multinomial, systematic, stratified, residual, top_k, none. Default: systematic, or the algorithm's."
-        ),
-    ] = None,
-    ess_threshold: Annotated[
-        float | None,
-        typer.Option(help="Resample when ESS <= threshold * N; 1 always, 0 never. Default: 0.5."),
-    ] = None,
-    mh_steps: Annotated[
-        int | None,
-        typer.Option(help="H: Metropolis-Hastings proposals around any algorithm that estimates Z."),
-    ] = None,
-    sweeps: Annotated[int | None, typer.Option(help="Sweeps of gibbs. Default: 8.")] = None,
-    output: Output = None,
-    accuracy: Precision = None,
-    audit: Annotated[
-        Path | None, typer.Option(help="Folder of the audit; default: audit inside the checkpoint.")
-    ] = None,
-    max_tokens: Tokens = None,
-    max_seconds: Seconds = None,
-    terminal: TerminalName = "model",
+    prompts: Prompts = None,
+    prompt: PromptTexts = None,
+    policy: TrainedPolicy = None,
     task: TaskName = None,
     horizon: Horizon = None,
-    block_size: BlockSize = None,
-    overwrite: Annotated[
-        bool,
-        typer.Option("--overwrite", help="Replace samples that were made, or begun, with other arguments."),
-    ] = False,
+    device: Device = "auto",
+    algorithm: Algorithm = None,
+    n: Particles = None,
+    pool_size: PoolSize = None,
+    resampling: Resampling = None,
+    ess_threshold: Threshold = None,
+    mh_steps: Proposals = None,
+    sweeps: Sweeps = None,
+    terminal: Terminal = "model",
+    output: Output = None,
+    accuracy: Precision = None,
+    audit: Audit = None,
+    max_tokens: Tokens = None,
+    max_seconds: Seconds = None,
     server: ServerUrl = None,
     server_model: ServerModel = None,
     concurrency: Concurrency = CONCURRENCY,
     server_batch: ServerBatch = BATCH,
+    out: SampleFileName = Path("samples.jsonl"),
     trace: Trace = None,
-    out: Annotated[Path, typer.Option(help="JSONL file to write.")] = Path("samples.jsonl"),
+    overwrite: Overwrite = False,
+    block_size: BlockSize = None,
     seed: Seed = 0,
 ) -> None:
     """Sample solutions guided by a value model: sequential Monte Carlo and its relatives, through one sampler.
@@ -111,7 +157,7 @@ def command(
     Rerun the same command to resume after an interruption. Under `accelerate launch` the processes share the prompts; the
     file is the same.
     """
-    from rmtools.cli.sample_run import Inputs, SampleRequest, sample
+    from rmtools.cli.sample_run import Inputs, requested, sample
     from rmtools.cli.server import server_options
 
     given = {
@@ -126,8 +172,7 @@ def command(
         "max_seconds": max_seconds,
         "terminal": terminal,
     }
-    request = SampleRequest(algorithm, given, accuracy, audit)
-    inputs = Inputs(
-        model, policy, task, horizon, prompts, server_options(server, server_model, concurrency, server_batch)
-    )
-    sample(request, inputs, out, trace, block_size, overwrite, seed)
+    settings, wanted = requested(algorithm, given, accuracy, audit)
+    served = server_options(server, server_model, concurrency, server_batch)
+    inputs = Inputs(model, policy, task, horizon, device, prompts, prompt or [], served)
+    sample(inputs, settings, wanted, audit or model / "audit", out, trace, block_size, overwrite, seed)

@@ -37,6 +37,20 @@ def report(out: Path) -> str:
     )
 
 
+def solutions(out: Path) -> str:
+    """Return prompt and chosen solution of every record of the file."""
+    with out.open(encoding="utf-8") as lines:
+        records = [json.loads(line) for line in lines]
+    return "\n".join(
+        r["prompt"].rstrip("\n") + "\n  " + "  ".join(_chosen(r).splitlines(keepends=True)) for r in records
+    )
+
+
+def _chosen(record: dict[str, Any]) -> str:
+    at = record["chosen"]
+    return "(nothing was chosen)" if at is None else "".join(record["samples"][at]["steps"]).rstrip("\n")
+
+
 def sampler(settings: dict[str, Any]) -> str:
     """Return the sampler in one line."""
     scheme = "" if settings["n_particles"] == 1 else f", resampling {settings['resampling']}"

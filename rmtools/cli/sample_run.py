@@ -2,87 +2,56 @@
 
 import contextlib
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rmtools.cli.options import unescaped
 from rmtools.cli.progress import Live, live_progress
 from rmtools.errors import UserError
 from rmtools.files import require_writable
-from rmtools.jobs.processes import this_process
+from rmtools.jobs.processes import Process, this_process
 
 if TYPE_CHECKING:
     from rmtools.auditing.accuracy import Accuracy, Sampled
+    from rmtools.cli.options import DeviceName
     from rmtools.cli.server import Server
     from rmtools.data.tasks import Task
     from rmtools.jobs.job import Bar
     from rmtools.jobs.samples import Draw, SamplePlan
     from rmtools.lm.protocol import StepPolicy
-    from rmtools.lm.value import ValueModel
+    from rmtools.sampling.loading import Loaded
     from rmtools.sampling.sample_prompts import SamplerSettings
 
 # What the audit's prediction of N holds for.
 PREDICTED = {"pool_size": 1, "resampling": "multinomial", "ess_threshold": 1.0, "mh_steps": 0, "sweeps": 0}
 
 
-@dataclass(frozen=True)
-class SampleRequest:
-    """The sampler that the options ask for.
+def requested(
+    algorithm: str | None, given: Mapping[str, Any], accuracy: str | None, audit: Path | None
+) -> "tuple[SamplerSettings, Accuracy | None]":
+    """Return the settings that the options ask for, and the accuracy that is still to decide N.
 
-    Attributes
-    ----------
-    algorithm : str or None
-    given : mapping
-        Fields of `SamplerSettings`; None for options that are not given.
-    accuracy : str or None
-        As written.
-    audit : Path or None
+    ``given`` has the fields of `SamplerSettings`, None for options that are not given. Raises ``UserError`` if options
+    contradict each other.
     """
+    from rmtools.sampling.sample_prompts import settings_for
 
-    algorithm: str | None
-    given: Mapping[str, Any]
-    accuracy: str | None = None
-    audit: Path | None = None
+    if accuracy is None:
+        if audit is not None:
+            raise UserError("--audit is read for --accuracy only", "pass --accuracy tv=.05, say")
+        return settings_for(algorithm, **given), None
+    from rmtools.auditing.accuracy import Accuracy
 
-    def settings(self) -> "tuple[SamplerSettings, Accuracy | None]":
-        """Return the settings, and the accuracy that is still to decide N.
-
-        Raises
-        ------
-        UserError
-            If options contradict each other.
-        """
-        from rmtools.sampling.sample_prompts import settings_for
-
-        if self.accuracy is None:
-            if self.audit is not None:
-                raise UserError("--audit is read for --accuracy only", "pass --accuracy tv=.05, say")
-            return settings_for(self.algorithm, **self.given), None
-        from rmtools.auditing.accuracy import Accuracy
-
-        accuracy = Accuracy.parse(self.accuracy)
-        self._check_predicted()
-        return settings_for("smc", **{**self.given, **PREDICTED, "n_particles": 1}), accuracy
-
-    def _check_predicted(self) -> None:
-        """Raise ``UserError`` unless the audit's prediction holds for this sampler."""
-        asked = {"algorithm": self.algorithm, **self.given}
-        for name, only in {"algorithm": "smc", "n_particles": None, **PREDICTED}.items():
-            if asked.get(name) not in (None, only):
-                reason = f"the audit predicts `{name}` {only}" if only is not None else "it chooses N"
-                raise UserError(
-                    f"--accuracy contradicts `{name}` {asked[name]}: {reason}", f"leave `{name}` out"
-                )
-
-
-@dataclass(frozen=True)
-class Engine:
-    """What is sampled from: a policy here or behind a server, a value model, a task."""
-
-    policy: "StepPolicy"
-    value: "ValueModel"
-    task: "Task"
+    wanted, asked = Accuracy.parse(accuracy), {"algorithm": algorithm, **given}
+    for name, only in {"algorithm": "smc", "n_particles": None, **PREDICTED}.items():
+        if asked.get(name) not in (None, only):
+            reason = f"the audit predicts `{name}` {only}" if only is not None else "it chooses N"
+            raise UserError(f"--accuracy contradicts `{name}` {asked[name]}: {reason}", f"leave `{name}` out")
+    return settings_for("smc", **{**given, **PREDICTED, "n_particles": 1}), wanted
 
 
 @dataclass(frozen=True)
@@ -93,90 +62,125 @@ class Inputs:
     policy: str | None
     task: str | None
     horizon: int | None
-    prompts: str
+    device: "DeviceName"
+    file: str | None
+    texts: Sequence[str]
     server: "Server | None" = None
 
-    def load(self, seed: int) -> Engine:
+    def load(self, seed: int) -> "Loaded":
         """Load value model, policy and task, or connect to the server."""
-        from rmtools.cli.loading import device_of_process
+        from rmtools.cli.loading import device_for
         from rmtools.cli.server import connect_policy
-        from rmtools.sampling.loading import load, load_beside_policy
+        from rmtools.sampling.loading import load
 
-        device = device_of_process()
-        if self.server is None:
-            loaded = load(self.model, self.policy, self.task, self.horizon, share=True, device=device)
-            return Engine(loaded.policy, loaded.value, loaded.task)
+        device, server = device_for(self.device), self.server
+        if server is None:
+            return load(self.model, self.policy, self.task, self.horizon, share=True, device=device)
         if self.policy is not None:
             raise UserError("--policy and --server both name a policy", "leave one of them out")
-        value, task, temperature = load_beside_policy(self.model, self.task, self.horizon, device)
-        policy = connect_policy(self.server, value.steps, temperature, seed, value.device)
-        return Engine(policy, value, task)
+        return load(
+            self.model,
+            None,
+            self.task,
+            self.horizon,
+            device=device,
+            connect=partial(connect_policy, server, seed=seed),
+        )
+
+    def prompts(self, task: "Task") -> tuple[list[str], bool]:
+        """Return the prompts, and whether they were typed: such prompts have no right answer beside them."""
+        from rmtools.data.prompts import read_prompts, read_stream, typed_prompts
+
+        if self.file == "-":
+            return read_stream(sys.stdin, task)
+        if self.file is not None:
+            return read_prompts(self.file, task), False
+        return typed_prompts([unescaped(text) for text in self.texts], task), True
+
+    def check(self, process: Process) -> None:
+        """Raise ``UserError`` unless the prompts come from one place that every process can read."""
+        if (self.file is None) != bool(self.texts):
+            raise UserError(
+                "--prompts and --prompt both name prompts" if self.texts else "there are no prompts",
+                "pass --prompts FILE, --prompts - for standard input, or --prompt TEXT",
+            )
+        if self.file == "-" and process.size > 1:
+            raise UserError(
+                "--prompts - reads standard input, which only one of several processes has",
+                "write the prompts into a file",
+            )
 
 
 def sample(
-    request: SampleRequest,
     inputs: Inputs,
+    settings: "SamplerSettings",
+    accuracy: "Accuracy | None",
+    audit: Path,
     out: Path,
     trace: Path | None,
     block_size: int | None,
     overwrite: bool,
     seed: int,
 ) -> None:
-    """Sample every prompt of the file into ``out``, and print the report.
+    """Sample every prompt into ``out``, and print the report.
 
     Raises
     ------
     UserError
-        For options out of range or in contradiction, a broken prompts file, and what `SampleFile.make` refuses.
+        For a broken prompts file, files that cannot be written, and what `SampleFile.make` refuses.
     """
     from rmtools.auditing.accuracy import particles_for
-    from rmtools.data.prompts import check_prompts, read_prompts
+    from rmtools.data.prompts import check_prompts
+    from rmtools.data.tasks import AnswerTask
     from rmtools.jobs.samples import SampleFile
     from rmtools.sampling.sample_prompts import usual_block
 
-    settings, accuracy = request.settings()
+    process = this_process()
+    inputs.check(process)
     out, trace = follow_link(out), None if trace is None else follow_link(trace)
-    check_places(Path(inputs.prompts), out, trace)
+    check_places(inputs.file, out, trace)
     if trace is not None and settings.sweeps:
         raise UserError(
             "--trace cannot follow gibbs: its runs are conditional", "trace smc, or leave --trace out"
         )
-    process = this_process()
     if not process.main:
         from transformers.utils.logging import disable_progress_bar
 
         disable_progress_bar()
-    engine = inputs.load(seed)
-    prompts = read_prompts(inputs.prompts, engine.task)
-    check_prompts(prompts, engine.task, engine.policy)
-    plan = plan_for(inputs.model, engine, settings, prompts, seed, trace is not None)
+    loaded = inputs.load(seed)
+    prompts, typed = inputs.prompts(loaded.task)
+    judged = not (typed and settings.terminal == "model" and isinstance(loaded.task, AnswerTask))
+    check_prompts(prompts, loaded.task if judged else None, loaded.policy)
+    plan = plan_for(inputs.model, loaded, settings, prompts, seed, trace is not None)
     if accuracy is not None:
-        predicted = particles_for(accuracy, request.audit or inputs.model / "audit", audited_as(plan))
+        predicted = particles_for(accuracy, audit, audited_as(plan))
         settings = replace(settings, n_particles=predicted.n_particles)
         plan = replace(plan, sampler=settings, accuracy=predicted.to_dict())
         if process.main:
             print(predicted)
     plan = replace(plan, block_size=block_size or usual_block(settings))
-    draw, bar = drawing(engine, settings, trace is not None)
+    draw, bar = drawing(loaded, settings, trace is not None, judged)
     made = SampleFile(out, plan, process, trace).make(prompts, draw, bar, overwrite)
     if process.main:
-        finish(engine, out, trace, made)
+        finish(loaded.policy, out, trace, made, typed)
 
 
-def finish(engine: Engine, out: Path, trace: Path | None, made: bool) -> None:
-    """Print the report of the file, and what was asked of a server."""
-    from rmtools.cli.sample_report import report
+def finish(policy: "StepPolicy", out: Path, trace: Path | None, made: bool, typed: bool) -> None:
+    """Print the report of the file, the solutions of typed prompts, and what was asked of a server."""
+    from rmtools.cli.sample_report import report, solutions
     from rmtools.cli.server import summary
     from rmtools.serving.server import ServerPolicy
 
     print(f"{'' if made else 'finished already; '}{report(out)}")
+    if typed:
+        print(solutions(out))
     if trace is not None:
         print(f"trace: {trace} (`rmtools plot trace {trace}` draws it)")
-    if isinstance(engine.policy, ServerPolicy):
-        print(summary(engine.policy))
+    if isinstance(policy, ServerPolicy):
+        print(summary(policy))
 
 
-def check_places(prompts: Path, out: Path, trace: Path | None) -> None:
+def check_places(prompts: str | None, out: Path, trace: Path | None) -> None:
     """Raise ``UserError`` if a file cannot be written, or would replace the prompts or the other file."""
     if out.is_dir():
         raise UserError(f"the output {out} is a folder", "name a JSONL file with --out")
@@ -188,7 +192,7 @@ def check_places(prompts: Path, out: Path, trace: Path | None) -> None:
             )
         require_writable(trace.parent)
     for option, path in (("--out", out), ("--trace", trace)):
-        if path is not None and same_file(path, prompts):
+        if path is not None and prompts not in (None, "-") and same_file(path, Path(prompts)):
             raise UserError(
                 f"{option} {path} is the file of prompts itself", f"name another JSONL file with {option}"
             )
@@ -208,13 +212,13 @@ def follow_link(path: Path) -> Path:
     return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
-def drawing(engine: Engine, settings: "SamplerSettings", traced: bool) -> "tuple[Draw, Bar]":
+def drawing(loaded: "Loaded", settings: "SamplerSettings", traced: bool, judged: bool) -> "tuple[Draw, Bar]":
     """Return the function that draws a block of prompts, and the progress bar that it feeds."""
     from rmtools.data.tasks import Answering
     from rmtools.sampling.sample_prompts import sample_prompts
     from rmtools.sampling.trace import Trace, trace_line
 
-    task, live, last = engine.task, Live("", 0), None
+    task, live, last = loaded.task, Live("", 0), None
 
     @contextlib.contextmanager
     def bar(label: str, total: int) -> Iterator[Callable[[int], object]]:
@@ -230,12 +234,12 @@ def drawing(engine: Engine, settings: "SamplerSettings", traced: bool) -> "tuple
         nonlocal last
         traces: list[Trace] = []
         for record in sample_prompts(
-            engine.policy,
-            engine.value,
+            loaded.policy,
+            loaded.value,
             prompts,
             settings,
             rng,
-            reward=task.reward,
+            reward=task.reward if judged else None,
             answer=task.answer if isinstance(task, Answering) else None,
             observe=observe,
             on_traces=traces.extend if traced else None,
@@ -256,33 +260,26 @@ def solved(record: Mapping[str, Any]) -> int | None:
 
 
 def plan_for(
-    model: Path, engine: Engine, settings: "SamplerSettings", prompts: Sequence[str], seed: int, traced: bool
+    model: Path,
+    loaded: "Loaded",
+    settings: "SamplerSettings",
+    prompts: Sequence[str],
+    seed: int,
+    traced: bool,
 ) -> "SamplePlan":
     """Return everything the records depend on; block size and accuracy are still open."""
     import rmtools
-    from rmtools.data.tasks.custom import code_hash
-    from rmtools.jobs.job import prompts_hash
+    from rmtools.jobs.job import drawn_from
     from rmtools.jobs.samples import SamplePlan
     from rmtools.lm.checkpoint import fingerprint
 
-    task, policy = engine.task, engine.policy
     return SamplePlan(
+        **drawn_from(loaded.policy, loaded.task, prompts, seed),
         model=str(model),
         model_fingerprint=fingerprint(model),
-        policy=policy.name,
-        policy_fingerprint=fingerprint(policy.name),
-        device=policy.device.type,
-        temperature=policy.temperature,
-        floor=engine.value.tilt.floor,
-        task=task.name,
-        task_sha256=code_hash(task),
-        horizon=task.horizon,
-        steps=policy.steps.settings,
+        floor=loaded.value.tilt.floor,
         sampler=settings,
         accuracy=None,
-        seed=seed,
-        prompts=len(prompts),
-        prompts_sha256=prompts_hash(prompts, [task.reference(p) for p in prompts]),
         block_size=1,
         traced=traced,
         rmtools=rmtools.__version__,

@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
+from rmtools.cli.options import server_option
 from rmtools.errors import UserError
 from rmtools.seeds import generator
 
@@ -18,21 +17,21 @@ CONCURRENCY, BATCH = 16, 1
 
 ServerUrl = Annotated[
     str | None,
-    typer.Option(
+    server_option(
         "--server",
         help="Draw from the policy behind this OpenAI-compatible completions server (vLLM, SGLang, llama.cpp), "
         "such as http://localhost:8000/v1. An API key is read from OPENAI_API_KEY.",
     ),
 ]
 ServerModel = Annotated[
-    str | None, typer.Option("--server-model", help="Which of the server's models, if it has several.")
+    str | None, server_option("--server-model", help="Which of the server's models, if it has several.")
 ]
 Concurrency = Annotated[
-    int, typer.Option("--concurrency", min=1, help="Largest number of requests to the server at a time.")
+    int, server_option("--concurrency", min=1, help="Largest number of requests to the server at a time.")
 ]
 ServerBatch = Annotated[
     int,
-    typer.Option(
+    server_option(
         "--server-batch",
         min=1,
         help="Largest number of prefixes in a request. Above 1 requests have no seed: the run cannot be reproduced.",

@@ -5,7 +5,19 @@ from typing import Annotated
 
 import typer
 
-from rmtools.cli.options import Horizon, Model, Out, Seed, TaskName
+from rmtools.cli.options import (
+    Device,
+    Horizon,
+    Model,
+    Out,
+    Seed,
+    TaskName,
+    TrainedPolicy,
+    data_option,
+    output_option,
+    sampler_option,
+    work_option,
+)
 
 app = typer.Typer(help="Compare what the theory predicts with what the sampler does.", no_args_is_help=False)
 
@@ -20,19 +32,21 @@ def start(context: typer.Context) -> None:
 @app.command("lm")
 def lm(
     model: Model,
-    policy: Annotated[
-        str | None, typer.Option(help="Policy; default: the one the checkpoint was trained for.")
-    ] = None,
+    policy: TrainedPolicy = None,
     task: TaskName = None,
     horizon: Horizon = None,
-    prompts: Annotated[str, typer.Option(help="JSONL file, or how many to draw from the task.")] = "64",
-    n_prompts: Annotated[int, typer.Option(min=1, help="Number of prompts to measure.")] = 8,
-    runs: Annotated[int, typer.Option(min=2, help="Independent runs per prompt.")] = 400,
-    max_particles: Annotated[int, typer.Option(min=1, help="Skip prompts that need more particles.")] = 2048,
+    device: Device = "auto",
+    prompts: Annotated[str, data_option(help="JSONL file, or how many to draw from the task.")] = "64",
+    n_prompts: Annotated[int, data_option(min=1, help="Number of prompts to measure.")] = 8,
+    runs: Annotated[int, sampler_option(min=2, help="Independent runs per prompt.")] = 400,
+    max_particles: Annotated[
+        int, sampler_option(min=1, help="Skip prompts that need more particles.")
+    ] = 2048,
     out: Out = Path("verify"),
     seed: Seed = 0,
 ) -> None:
     """Measure N Var(Z-hat) / Z^2 over repeated runs and compare it with the sigma^2 predicted."""
+    from rmtools.cli.loading import device_for
     from rmtools.cli.progress import progress
     from rmtools.codec import save_json
     from rmtools.data.prompts import check_prompts, prompts_from
@@ -46,12 +60,12 @@ def lm(
         verify_lm,
     )
 
-    loaded = load(model, policy, task, horizon)
+    claim_folder(out, "verify.json")
+    loaded = load(model, policy, task, horizon, device=device_for(device))
     rng = generator("verify", seed)
     found, _ = prompts_from(prompts, loaded.task, rng)
     check_prompts(found, loaded.task, loaded.policy)
     listed_steps(loaded.task, found[0])
-    claim_folder(out, "verify.json")
     with progress(f"verifying {n_prompts} prompts, {runs} runs each", n_prompts) as tick:
         size = VerificationSize(n_prompts, runs, max_particles)
         result = verify_lm(loaded.policy, loaded.value, loaded.task, found, size, rng, tick)
@@ -61,10 +75,10 @@ def lm(
 
 @app.command("exact")
 def exact(
-    quick: Annotated[bool, typer.Option("--quick", help="Fewer cases and runs, under a minute.")] = False,
-    out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("verify-exact"),
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of the table.")] = False,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: one per core.")] = None,
+    quick: Annotated[bool, work_option("--quick", help="Fewer cases and runs, under a minute.")] = False,
+    out: Out = Path("verify-exact"),
+    as_json: Annotated[bool, output_option("--json", help="Print JSON instead of the table.")] = False,
+    workers: Annotated[int | None, work_option(min=1, help="Processes; default: one per core.")] = None,
     seed: Seed = 0,
 ) -> None:
     """Run the theorems and the predictions as checks on exact finite models; exit code 1 if one fails."""

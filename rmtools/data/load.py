@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rmtools.codec import VERSION
-from rmtools.data.readers.files import SUFFIXES, Place, read_rows
+from rmtools.data.readers.files import SUFFIXES, read_rows
 from rmtools.data.readers.read import LOOK, Tally, convert, detect, require_format
 from rmtools.data.readers.row import Options
 from rmtools.data.rollouts import (
@@ -127,7 +127,7 @@ def _from_rows(source: Iterable[Any], data_format: str, name: str = "") -> Rollo
     return _read(places, data_format, name)
 
 
-def _read(rows: Iterator[tuple[Place | str, Any]], data_format: str, source: str) -> Rollouts:
+def _read(rows: Iterator[tuple[str, Any]], data_format: str, source: str) -> Rollouts:
     """Read rows of our schema or of a public format."""
     first = list(itertools.islice(rows, LOOK))
     if not first:

@@ -9,7 +9,7 @@ Prompt(text='6 * 7?\n', reference='42')
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import numpy as np
 from rmtools.data.collect import prompt_id
 from rmtools.data.tasks import Referenced, Task
 from rmtools.errors import UserError
-from rmtools.files import read_json_lines, write_text
+from rmtools.files import json_lines, read_json_lines
 from rmtools.lm.protocol import StepPolicy
 
 QUESTIONS = ("question", "problem")
@@ -70,10 +70,7 @@ def load_prompts(path: str | Path, delimiter: str = "\n") -> list[Prompt]:
             "name a JSONL file with one prompt per line; `rmtools prompts` writes one",
         ) from error
     if not found:
-        raise UserError(
-            f"the prompts file {path} is empty",
-            "`rmtools prompts` writes one",
-        )
+        raise UserError(f"the prompts file {path} is empty", "`rmtools prompts` writes one")
     return found
 
 
@@ -133,6 +130,26 @@ def fill_references(prompts: Sequence[Prompt], task: Task | None, source: str) -
     return [p.text for p in prompts]
 
 
+def read_stream(stream: Iterable[str], task: Task) -> tuple[list[str], bool]:
+    """Return the prompts of standard input, and whether they are plain lines.
+
+    Input that begins with ``{`` is JSON lines, read as a file of prompts; otherwise every line that is not blank is a prompt
+    as `typed_prompts` takes it. Raises ``UserError`` as these do.
+    """
+    name, lines = "standard input", list(stream)
+    if "".join(lines).lstrip().startswith("{"):
+        rows = [read_prompt(row, f"{name}, line {n}", task.delimiter) for n, row in json_lines(lines, name)]
+        return fill_references(rows, task, name), False
+    return typed_prompts([line.rstrip("\r\n") for line in lines if line.strip()], task), True
+
+
+def typed_prompts(texts: Sequence[str], task: Task) -> list[str]:
+    """Return texts as prompts that end with the task's delimiter; raise ``UserError`` if there is none or one is blank."""
+    if not texts or not all(text.strip() for text in texts):
+        raise UserError("a prompt is blank" if texts else "standard input has no prompt", "give a text")
+    return [text if text.endswith(task.delimiter) else text + task.delimiter for text in texts]
+
+
 def read_prompt(row: Any, where: str, delimiter: str = "\n") -> Prompt:
     """Return the prompt of a row, with ``delimiter`` appended to a question; raise ``UserError`` naming ``where``."""
     values = row if isinstance(row, dict) else {}
@@ -152,10 +169,10 @@ def read_prompt(row: Any, where: str, delimiter: str = "\n") -> Prompt:
     )
 
 
-def write_prompts(path: str | Path, prompts: Sequence[str]) -> None:
-    """Write prompts as JSON lines, in one rename."""
+def prompts_text(prompts: Sequence[str]) -> str:
+    """Return prompts as JSON lines."""
     rows = [json.dumps({"prompt_id": prompt_id(p), "prompt": p}) for p in prompts]
-    write_text(Path(path), "\n".join(rows) + "\n")
+    return "\n".join(rows) + "\n"
 
 
 def prompts_from(source: str, task: Task, rng: np.random.Generator) -> tuple[list[str], int]:

@@ -7,12 +7,13 @@ folder holds shards, ``data/train-00000-of-00004.parquet``, and, written last, `
 import hashlib
 import itertools
 import json
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self, overload
 
-from rmtools.codec import VERSION, load_json, to_json
+from rmtools.codec import VERSION, check_ranges, load_json, to_json
 from rmtools.data.shards import (
     DATA,
     FORMATS,
@@ -23,6 +24,7 @@ from rmtools.data.shards import (
     shard_name,
     write_rows,
 )
+from rmtools.data.tasks.load import check_task_name
 from rmtools.errors import UserError
 from rmtools.files import json_text, replacing
 from rmtools.lm.steps import StepSettings
@@ -124,6 +126,15 @@ class RolloutMetadata:
     rows: int = 0
     shards: int = 0
 
+    def __post_init__(self) -> None:
+        hot = self.temperature
+        check_ranges(
+            self,
+            horizon=(self.horizon == self.steps.max_steps, f"steps.max_steps, {self.steps.max_steps}"),
+            temperature=(hot is None or 0 < hot < math.inf, "positive and finite"),
+            seed=(0 <= self.seed < 2**32, "at least 0 and below 2^32"),
+        )
+
     @classmethod
     def unknown(cls, rows: Sequence[Rollout]) -> Self:
         """Return the metadata of rows whose policy is not known: steps end with a newline, as many as the longest has."""
@@ -223,8 +234,8 @@ def read_rollouts(folder: str | Path) -> tuple[list[Rollout], RolloutMetadata]:
     Raises
     ------
     UserError
-        If it is missing or incomplete, of another schema version, unreadable, or a row breaks the schema (file, row
-        and field are named; rows count from 0 within their file).
+        If it is missing or incomplete, of another schema version, unreadable, or a row breaks the schema (file, row or
+        line, and field are named, see `read_rows`).
     """
     folder = Path(folder)
     metadata = read_metadata(folder)
@@ -252,18 +263,18 @@ def read_metadata(folder: Path) -> RolloutMetadata:
         raise UserError(
             f"there are no rollouts at {folder}: no {META_FILE} in it", "make them with `rmtools rollout`"
         )
-    return load_json(
-        RolloutMetadata,
-        folder / META_FILE,
-        "the rollout metadata",
-        SCHEMA_VERSION,
-        "make the rollouts again with `rmtools rollout`",
-    )
+    again = "make the rollouts again with `rmtools rollout`"
+    found = load_json(RolloutMetadata, folder / META_FILE, "the rollout metadata", SCHEMA_VERSION, again)
+    try:
+        check_task_name(found.task)
+    except UserError as error:
+        raise UserError(f"{folder / META_FILE}: task: {error.fact}", error.fix) from None
+    return found
 
 
 def read_shard(path: Path) -> list[Rollout]:
-    """Return the validated rows of one shard; raise ``UserError`` that names file, row and field."""
-    return [parse_row(r, f"{path}, row {i}") for i, r in enumerate(read_rows(path))]
+    """Return the validated rows of one shard; raise ``UserError`` that names file, row or line, and field."""
+    return [parse_row(row, place) for place, row in read_rows(path)]
 
 
 Wrong = Callable[[str, str], UserError]

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rmtools.errors import UserError
+from rmtools.errors import UserError, reason
 from rmtools.files import read_json_lines
 
 if TYPE_CHECKING:
@@ -88,12 +88,19 @@ def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     pq.write_table(pa.Table.from_pylist(list(rows), schema=schema()), path)
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a shard, unchecked; raise ``UserError`` that names the file if it cannot be read."""
+Rows = list[tuple[str, dict[str, Any]]]
+
+
+def read_rows(path: Path) -> Rows:
+    """Return the rows of a shard, unchecked, each with its place in words: "FILE, line 3" or, of parquet, "FILE, row 2".
+
+    Lines are counted from 1 as an editor counts them, rows from 0. Raises ``UserError`` that names the file if it cannot be
+    read.
+    """
     return _json_rows(path) if path.suffix == ".jsonl" else _parquet_rows(path)
 
 
-def _parquet_rows(path: Path) -> list[dict[str, Any]]:
+def _parquet_rows(path: Path) -> Rows:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -101,7 +108,7 @@ def _parquet_rows(path: Path) -> list[dict[str, Any]]:
         table = pq.ParquetFile(path).read()
         _check_columns(path, table.column_names)
         # Text is decoded here: bytes that are no UTF-8 are as unreadable as a broken page.
-        return table.to_pylist()
+        return [(f"{path}, row {i}", row) for i, row in enumerate(table.to_pylist())]
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise _unreadable(path, error) from error
 
@@ -113,19 +120,16 @@ def _check_columns(path: Path, names: Sequence[str]) -> None:
         raise UserError(f"{path} has unknown columns {', '.join(unknown)}", f"drop them; {REMEDY}")
 
 
-def _json_rows(path: Path) -> list[dict[str, Any]]:
+def _json_rows(path: Path) -> Rows:
     rows = []
     try:
         for number, row in read_json_lines(path):
+            place = f"{path}, line {number}"
             if not isinstance(row, dict):
-                raise UserError(
-                    f"{path}, line {number} is not an object with the fields of a rollout", REMEDY
-                )
+                raise UserError(f"{place} is not an object with the fields of a rollout", REMEDY)
             if unknown := [n for n in row if n not in FIELDS]:
-                raise UserError(
-                    f"{path}, line {number} has unknown fields {', '.join(unknown)}", f"drop them; {REMEDY}"
-                )
-            rows.append(row)
+                raise UserError(f"{place} has unknown fields {', '.join(unknown)}", f"drop them; {REMEDY}")
+            rows.append((place, row))
     except (OSError, UnicodeDecodeError) as error:
         raise _unreadable(path, error) from error
     return rows
@@ -133,8 +137,7 @@ def _json_rows(path: Path) -> list[dict[str, Any]]:
 
 def _unreadable(path: Path, error: Exception) -> UserError:
     """Return the error for a shard that is missing, cut off or corrupted."""
-    lines = str(error).splitlines() or [type(error).__name__]
     return UserError(
-        f"the rollouts in {path} cannot be read: {lines[0]}",
+        f"the rollouts in {path} cannot be read: {reason(error)}",
         "delete the file and rerun the command that made it: it makes what is missing",
     )

@@ -35,10 +35,14 @@ from typing import Any, Generic, TypeVar
 
 from rmtools.codec import VERSION, from_json, to_json
 from rmtools.data.shards import DATA, PLAN_FILE
+from rmtools.data.tasks import Task
+from rmtools.data.tasks.custom import code_hash
 from rmtools.errors import UserError
-from rmtools.files import claim_folder, json_text, read_json, replacing
+from rmtools.files import claim_folder, json_text, left_as_found, read_json, replacing
 from rmtools.jobs.lock import PARTIAL, held, remove, require_alone
 from rmtools.jobs.processes import Process
+from rmtools.lm.checkpoint import fingerprint
+from rmtools.lm.protocol import StepPolicy
 
 PLAN_VERSION = 2
 TALLY = "tally"
@@ -83,6 +87,23 @@ class Blocks:
 def prompts_hash(prompts: Sequence[str], references: Sequence[str | None]) -> str:
     """Return a hash of prompts, their order and their right answers: other answers are other rewards."""
     return hashlib.sha256(json.dumps([list(prompts), list(references)]).encode()).hexdigest()[:16]
+
+
+def drawn_from(policy: StepPolicy, task: Task, prompts: Sequence[str], seed: int) -> dict[str, Any]:
+    """Return what a plan says of the policy, the task and the prompts that its work is drawn from."""
+    return {
+        "policy": policy.name,
+        "policy_fingerprint": fingerprint(policy.name),
+        "device": policy.device.type,
+        "temperature": policy.temperature,
+        "steps": policy.steps.settings,
+        "task": task.name,
+        "task_sha256": code_hash(task),
+        "horizon": task.horizon,
+        "seed": seed,
+        "prompts": len(prompts),
+        "prompts_sha256": prompts_hash(prompts, [task.reference(p) for p in prompts]),
+    }
 
 
 def read_plan(folder: Path) -> dict[str, Any] | None:
@@ -199,7 +220,7 @@ class Job(Generic[C]):
         elif not self._await_plan():
             yield False
             return
-        with held(self.folder, self.process, self._what) as self.scratch:
+        with left_as_found(self.folder), held(self.folder, self.process, self._what) as self.scratch:
             if self.process.main:
                 self._begin(overwrite)
             # The main process may have discarded the folder between the wait and the lock.

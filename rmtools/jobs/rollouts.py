@@ -16,11 +16,9 @@ from rmtools.data.prompts import Prompt, check_prompts, prompt_texts
 from rmtools.data.rollouts import META_FILE, Rollout, RolloutMetadata, Rollouts, metadata_text, read_metadata
 from rmtools.data.shards import shard_name, write_rows
 from rmtools.data.tasks import Task, load_task
-from rmtools.data.tasks.custom import code_hash
 from rmtools.errors import UserError
-from rmtools.jobs.job import Bar, Blocks, Job, Tick, prompts_hash
+from rmtools.jobs.job import Bar, Blocks, Job, Tick, drawn_from
 from rmtools.jobs.processes import Process
-from rmtools.lm.checkpoint import fingerprint
 from rmtools.lm.policy import Policy, load_policy
 from rmtools.lm.steps import StepSettings
 from rmtools.particles.arguments import check_count, check_seed
@@ -115,18 +113,8 @@ def rollout_settings(
     batch = sharding.batch_size or prompts_per_batch(policy, branching, prompts)
     return RolloutSettings(
         verb=verb,
-        policy=policy.name,
-        policy_fingerprint=fingerprint(policy.name),
-        device=policy.device.type,
-        task=task.name,
-        task_sha256=code_hash(task),
-        horizon=task.horizon,
-        steps=policy.steps.settings,
-        temperature=policy.temperature,
+        **drawn_from(policy, task, prompts, seed),
         branching=branching,
-        seed=seed,
-        prompts=len(prompts),
-        prompts_sha256=prompts_hash(prompts, [task.reference(p) for p in prompts]),
         removed_prompts=removed,
         batch_size=batch,
         shard_size=sharding.shard_size or max(64, batch),

@@ -4,6 +4,7 @@ The file holds policy, task, step settings and tilt. A checkpoint that lacks its
 guessed.
 """
 
+import math
 import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
-from rmtools.codec import load_json, save_json
+from rmtools.codec import check_ranges, load_json, save_json
 from rmtools.errors import UserError
 from rmtools.files import read_json
 from rmtools.lm.classifier import adapted, merged, new_token_classifier, require_head, saved_classifier
@@ -77,6 +78,16 @@ class CheckpointSettings:
     base_rate: float
     training: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        check_ranges(
+            self,
+            horizon=(self.horizon == self.steps.max_steps, f"steps.max_steps, {self.steps.max_steps}"),
+            temperature=(0 < self.temperature < math.inf, "positive and finite"),
+            seed=(0 <= self.seed < 2**32, "at least 0 and below 2^32"),
+            base_rate=(0 <= self.base_rate <= 1, "in [0, 1]"),
+        )
+        Tilt(self.floor)
+
     def save(self, folder: Path, seen_from: Path | None = None) -> None:
         """Write ``rmtools.json`` into ``folder``; local models are named relative to where the checkpoint will be."""
 
@@ -113,14 +124,6 @@ class CheckpointSettings:
                 RETRAIN,
             )
         found = load_json(cls, file, "the checkpoint's settings", SCHEMA_VERSION, RETRAIN)
-        if not 0 <= found.base_rate <= 1:
-            raise UserError(f"{file}: base_rate must be in [0, 1], got {found.base_rate}", RETRAIN)
-        if not found.temperature > 0:
-            raise UserError(f"{file}: temperature must be positive, got {found.temperature}", RETRAIN)
-        try:
-            Tilt(found.floor)
-        except UserError as error:
-            raise UserError(f"{file}: {error.fact}", RETRAIN) from None
         return replace(found, policy=_from_here(folder, found.policy), base=_from_here(folder, found.base))
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from rmtools.errors import UserError
+from rmtools.errors import UserError, reason
 from rmtools.lm.policy import LOAD_ERRORS, not_a_model
 
 if TYPE_CHECKING:
@@ -220,8 +220,7 @@ def unreadable_weights(folder: Path) -> Iterator[None]:
     try:
         yield
     except (*LOAD_ERRORS, RuntimeError, SafetensorError) as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         raise UserError(
-            f"the model in {folder} cannot be loaded, its configuration or weights are damaged: {' '.join(lines[:2])[:300]}",
+            f"the model in {folder} cannot be loaded, its configuration or weights are damaged: {reason(error, 2)}",
             AGAIN,
         ) from error

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from rmtools.errors import UserError
+from rmtools.errors import UserError, reason
 from rmtools.lm.kv.cache import PrefixCache
 from rmtools.lm.protocol import Decoded
 from rmtools.lm.steps import StepSettings, StepTokenizer
@@ -346,10 +346,10 @@ def load_tokenizer(path: str | Path):  # type: ignore[no-untyped-def]
 
 def not_a_model(path: str | Path, error: Exception) -> UserError:
     """Return the error for a path that holds no loadable model."""
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    why = reason(error)
     if isinstance(error, (TypeError, KeyError, AttributeError)):
-        reason = f"its configuration or tokenizer is damaged ({reason})"
+        why = f"its configuration or tokenizer is damaged ({why})"
     return UserError(
-        f"no model can be loaded from {path}: {reason}",
+        f"no model can be loaded from {path}: {why}",
         "name a folder written by save_pretrained (config.json, weights, tokenizer) or a hub model",
     )

@@ -1,8 +1,9 @@
 """Load a checkpoint with the policy and task it remembers, or those that are named instead."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rmtools.errors import UserError
 
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
 
     from rmtools.data.tasks import Task
     from rmtools.lm.checkpoint import CheckpointSettings
-    from rmtools.lm.policy import Policy
+    from rmtools.lm.protocol import StepPolicy
     from rmtools.lm.value import ValueModel
 
 
@@ -21,7 +22,7 @@ class Loaded:
 
     value: "ValueModel"
     settings: "CheckpointSettings"
-    policy: "Policy"
+    policy: Any
     task: "Task"
 
 
@@ -32,11 +33,13 @@ def load(
     horizon: int | None,
     share: bool = False,
     device: "torch.device | None" = None,
+    connect: "Callable[..., StepPolicy] | None" = None,
 ) -> Loaded:
     """Load a checkpoint with the policy and task it remembers, or those that are named instead.
 
     A task that compares answers does not know them yet: ``read_prompts(path, task)`` and ``prompts_from`` read them from the
-    prompts file. With ``share`` an adapter on the policy's own weights uses these, in memory once.
+    prompts file. With ``share`` an adapter on the policy's own weights uses these, in memory once. ``connect(steps,
+    temperature, device=device)``, if given, makes the policy instead.
 
     Raises
     ------
@@ -48,19 +51,13 @@ def load(
 
     settings = CheckpointSettings.load(model)
     chosen = task_of(model, settings, task, horizon)
+    if connect is not None:
+        value, settings = load_value_model(model, device=device)
+        served = connect(value.steps, settings.temperature, device=value.device)
+        return Loaded(value, settings, served, chosen)
     source = load_policy(policy or settings.policy, settings.steps, settings.temperature, device)
     value, settings = load_value_model(model, device=device, beside=source if share else None)
     return Loaded(value, settings, source, chosen)
-
-
-def load_beside_policy(
-    model: str | Path, task: str | None, horizon: int | None, device: "torch.device | None" = None
-) -> "tuple[ValueModel, Task, float]":
-    """Load value model, task and the policy's temperature without the policy; raise as `load`."""
-    from rmtools.lm.checkpoint import load_value_model
-
-    value, settings = load_value_model(model, device=device)
-    return value, task_of(model, settings, task, horizon), settings.temperature
 
 
 def task_of(

@@ -86,7 +86,7 @@ def sample_prompts(
     if settings.output.endswith("majority") and answer is None:
         raise UserError(
             f"`output` {settings.output} counts answers, and nothing says what the answer of a solution is",
-            "pass `answer`, or choose draw or argmax",
+            "choose draw or argmax, or a task that reads answers (from Python: pass the argument answer)",
         )
     if on_traces is not None:
         check_traceable(settings)

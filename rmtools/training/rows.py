@@ -40,7 +40,10 @@ def hold_out(rows: Sequence[Rollout], share: float) -> tuple[list[Rollout], list
     Raises ``UserError`` if ``share`` is not in [0, 1), or a part would be empty.
     """
     if not 0 <= share < 1:
-        raise UserError(f"eval_share is {share}", "it is a share of the prompts: at least 0, below 1")
+        raise UserError(
+            f"eval_share must be at least 0 and below 1, got {share}: it is a share of the prompts",
+            "set eval_share: 0.1, say",
+        )
     kept: list[Rollout] = []
     held_out: list[Rollout] = []
     for row in rows:

@@ -91,10 +91,12 @@ def test_wrong_prompts_files(run, tmp_path, value_folder, policy_folder, text, w
 def test_counts_below_one(run, tmp_path, value_folder, policy_folder, prompts_file):
     check_error(sample(run, value_folder, prompts_file, "-n", 0), "at least 1, got 0")
     check_error(sample(run, value_folder, prompts_file, "--pool-size", -1), "at least 1, got -1")
-    check_error(run("prompts", "-n", 0, "--out", tmp_path / "x.jsonl"), "-n", "greater than or equal to 1")
+    check_error(
+        run("prompts", "-n", 0, "--out", tmp_path / "x.jsonl"), "--count", "must be at least 1, got 0"
+    )
     for option in ("trajectories", "children", "completions", "max-step-tokens"):
         result = run("rollout", "--policy", policy_folder, "--out", tmp_path / "o", f"--{option}", 0)
-        check_error(result, f"--{option}", "greater than or equal to 1")
+        check_error(result, f"--{option}", "must be at least 1, got 0")
     check_error(
         run("rollout", "--policy", policy_folder, "--out", tmp_path / "o", "--prompts", 0), "at least 1"
     )
@@ -105,7 +107,7 @@ def test_counts_below_one(run, tmp_path, value_folder, policy_folder, prompts_fi
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--resampling", "lottery"], ["unknown resampling 'lottery'", "systematic"]),
+        (["--resampling", "lottery"], ["--resampling has no choice 'lottery'", "systematic"]),
         (["--ess-threshold", 32], ["[0, 1]"]),
         (["--terminal", "judge"], ["verifier, model"]),
         (["--task", "chess"], ["the tasks are: crossing"]),

@@ -76,9 +76,7 @@ def test_what_is_dropped_is_said(run, lines, tmp_path):
 def test_a_bad_last_row_leaves_nothing(run, lines, tmp_path):
     file = lines(GSM8K, GSM8K, {**GSM8K, "answer": "no answer"})
     before = sorted(tmp_path.iterdir())
-    check_error(
-        run("convert", file, tmp_path / "out"), "rows.jsonl, row 3 (line 3), field answer", "--skip-bad"
-    )
+    check_error(run("convert", file, tmp_path / "out"), "rows.jsonl, line 3, field answer", "--skip-bad")
     assert sorted(tmp_path.iterdir()) == before
 
 
@@ -99,7 +97,7 @@ def test_earlier_rollouts_are_kept_where_the_new_are_bad(run, lines, tmp_path):
             ["not known: rows with the fields colour", "trl (prompt, completions, labels)"],
         ),
         ([{**TRL[0], "correctness": [1, 1]}], [], ["2 formats: trl, rollouts", "format: trl"]),
-        ([GSM8K], ["--from", "xml"], ["there is no format 'xml'", "math-shepherd"]),
+        ([GSM8K], ["--from", "xml"], ["--from has no choice 'xml'", "math-shepherd"]),
         ([GSM8K], ["--neutral", "maybe"], ["positive", "negative", "skip"]),
         ([GSM8K], ["--segment", "regex:("], ["not a regular expression"]),
         ([GSM8K], ["--first-step", "("], ["not a regular expression"]),

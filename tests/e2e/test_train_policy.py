@@ -43,8 +43,8 @@ def test_tasks_without_demonstrations(run, tmp_path):
         (("--initializer-range", -1), "--initializer-range"),
         (("--rope-theta", 0), "--rope-theta"),
         (("--iterations", 0), "--iterations"),
-        (("--care", 1.5), "care"),
-        (("--early-care", -0.1), "early_care"),
+        (("--care", 1.5), "--care"),
+        (("--early-care", -0.1), "--early-care"),
         (("--gate-samples", -1), "--gate-samples"),
         (("--attempts", 0), "--attempts"),
         (("--attempts", 2, "--seed", 2**32 - 1), "seed"),
@@ -55,6 +55,21 @@ def test_tasks_without_demonstrations(run, tmp_path):
 def test_wrong_options_write_nothing(run, tmp_path, options, fact):
     check_error(run("--out", tmp_path / "policy", *TINY, *options, script=RECIPE), fact)
     assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+
+
+def test_a_policy_is_replaced_on_request_only(run, tmp_path):
+    out = tmp_path / "policy"
+    out.mkdir()
+    (out / "config.json").write_text("somebody's model")
+    for extra in ((), ("--overwrite",)):
+        check_error(run("--out", out, *TINY, *extra, script=RECIPE), "holds something else")
+    (out / "config.json").unlink()
+    assert run("--out", out, *TINY, script=RECIPE).code == 1
+    before = {p.name: p.read_bytes() for p in out.iterdir()}
+    check_error(run("--out", out, *TINY, "--seed", 4, script=RECIPE), "holds a policy already", "--overwrite")
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == before
+    assert run("--out", out, *TINY, "--seed", 4, "--overwrite", script=RECIPE).code == 1
+    assert json.loads((out / "gate.json").read_text())["seed"] == 4
 
 
 @pytest.fixture

@@ -125,7 +125,7 @@ def test_files_have_a_version(tmp_path):
     with pytest.raises(UserError, match="has schema version 2, this release reads 3; fix: again"):
         load_json(Inner, path, "the inner", 3, "again")
     path.write_text("[]")
-    with pytest.raises(UserError, match="has schema version None"):
+    with pytest.raises(UserError, match="is no JSON object"):
         load_json(Inner, path, "the inner", 2, "again")
 
 

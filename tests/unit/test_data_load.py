@@ -19,7 +19,7 @@ OURS = [
     Rollout("a", "1 + 1?\n", ["2\n", "so 2"], 1.0, [[Child("3\n", False, None)], []], [[0.5], []]),
     Rollout("b", "1 + 2?\n", ["4\n"], 0.0),
 ]
-METADATA = RolloutMetadata("some/policy", "abc", "sums", 5, StepSettings("\n", 5, 7), 0.7, 3)
+METADATA = RolloutMetadata("some/policy", "abc", "arithmetic", 5, StepSettings("\n", 5, 7), 0.7, 3)
 
 
 def test_rows_of_trl_are_the_same_from_everywhere(tmp_path):
@@ -40,7 +40,7 @@ def test_rows_of_trl_are_the_same_from_everywhere(tmp_path):
 def test_rows_of_our_schema_are_the_same_from_everywhere(tmp_path):
     write_rollouts(tmp_path / "r", OURS, METADATA)
     folder = load_rollouts(tmp_path / "r")
-    assert (folder.rows, folder.metadata.task, folder.source) == (OURS, "sums", str(tmp_path / "r"))
+    assert (folder.rows, folder.metadata.task, folder.source) == (OURS, "arithmetic", str(tmp_path / "r"))
     rows = [asdict(r) for r in OURS]
     assert load_rollouts(rows).rows == OURS
     assert load_rollouts(datasets.Dataset.from_list(rows)).rows == OURS

@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
-from rmtools.data.prompts import Prompt, check_prompts, prompts_from, read_prompt, read_prompts, write_prompts
+from rmtools.data.prompts import Prompt, check_prompts, prompts_from, prompts_text, read_prompt, read_prompts
 from rmtools.data.tasks import AnswerTask, CallableTask, Crossing, load_task
 from rmtools.errors import UserError
 
 
 def test_prompts_file_round_trip(tmp_path):
     found = Crossing(4).prompts(5, np.random.default_rng(0))[0]
-    write_prompts(tmp_path / "p.jsonl", found)
+    (tmp_path / "p.jsonl").write_text(prompts_text(found))
     assert read_prompts(tmp_path / "p.jsonl") == found
     assert prompts_from(str(tmp_path / "p.jsonl"), Crossing(4), np.random.default_rng(0)) == (found, 0)
     assert [p.name for p in tmp_path.iterdir()] == ["p.jsonl"]

@@ -163,7 +163,7 @@ def test_where_the_first_step_begins_can_be_said(read):
     }
     (found,) = read("rlhflow", row, first_step=r"(?<=\? )")
     assert (found.prompt, found.steps) == ("How many?\n", ["Let us see.\n"])
-    with pytest.raises(UserError, match=r"row 1 .*conversations\[0\].content: does not show .*'Step 1:'"):
+    with pytest.raises(UserError, match=r"line 1, .*conversations\[0\].content: does not show .*'Step 1:'"):
         read("rlhflow", row)
 
 
@@ -354,7 +354,7 @@ BAD = [
 
 @pytest.mark.parametrize(("name", "row", "words"), BAD)
 def test_bad_rows_name_file_row_and_field(read, name, row, words):
-    with pytest.raises(UserError, match=rf"rows.jsonl, row 2 \(line 2\), field .*{words}"):
+    with pytest.raises(UserError, match=rf"rows.jsonl, line 2, field .*{words}"):
         read(name, ROWS[name], row)
 
 

@@ -151,5 +151,5 @@ def test_no_rating_is_lost_or_counted_twice(steps):
     ],
 )
 def test_bad_rows(read, row, words):
-    with pytest.raises(UserError, match=rf"phase2.jsonl, row 2 \(line 2\), .*{words}"):
+    with pytest.raises(UserError, match=rf"phase2.jsonl, line 2, .*{words}"):
         read(PHASE2, row, name="prm800k")

@@ -197,7 +197,9 @@ NAN = float("nan")
 )
 def test_every_wrong_field_names_file_row_and_field(tmp_path, change, name, form):
     path = write_raw(tmp_path, [GOOD, {**GOOD, **change}], form=form)
-    with pytest.raises(UserError, match=rf"{path}, row 1, field {name}\b"):
+    with pytest.raises(
+        UserError, match=rf"{path}, {'row 1' if form == 'parquet' else 'line 2'}, field {name}\b"
+    ):
         read_rollouts(tmp_path)
 
 
@@ -224,7 +226,7 @@ def test_every_wrong_field_names_file_row_and_field(tmp_path, change, name, form
 )
 def test_what_only_json_can_get_wrong(tmp_path, change, name):
     path = write_raw(tmp_path, [GOOD, GOOD, {**GOOD, **change}], form="jsonl")
-    with pytest.raises(UserError, match=rf"{path}, row 2, field {name}\b"):
+    with pytest.raises(UserError, match=rf"{path}, line 3, field {name}\b"):
         read_rollouts(tmp_path)
 
 
@@ -281,15 +283,23 @@ def test_no_folder_or_no_metadata(tmp_path):
 @pytest.mark.parametrize("version", [0, 1, 3, None])
 def test_another_schema_version_is_refused(tmp_path, version):
     write_raw(tmp_path, [GOOD], {**asdict(META), "schema_version": version})
-    with pytest.raises(UserError, match=f"schema version {version!r}, this release reads 2"):
+    stated = "no schema version" if version is None else f"schema version {version}"
+    with pytest.raises(UserError, match=f"{stated}, this release reads 2"):
         read_rollouts(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("meta", "words"),
-    [({"policy": None}, "it lacks policy"), ({"colour": "red"}, "it has unknown fields: colour")],
+    [
+        ({"policy": None}, "it lacks policy"),
+        ({"colour": "red"}, "it has unknown fields: colour"),
+        ({"horizon": 0}, "horizon must be steps.max_steps, 2, got 0"),
+        ({"temperature": 0.0}, "temperature must be positive"),
+        ({"seed": -1}, "seed must be at least 0"),
+        ({"task": "chess"}, "task: unknown task 'chess'"),
+    ],
 )
-def test_missing_and_unknown_metadata(tmp_path, meta, words):
+def test_missing_unknown_and_wrong_metadata(tmp_path, meta, words):
     values = {"schema_version": SCHEMA_VERSION, **asdict(META), **meta}
     if meta == {"policy": None}:
         del values["policy"]
@@ -301,7 +311,7 @@ def test_missing_and_unknown_metadata(tmp_path, meta, words):
 def test_metadata_that_is_no_object(tmp_path):
     write_raw(tmp_path, [GOOD])
     (tmp_path / META_FILE).write_text("[1]")
-    with pytest.raises(UserError, match="schema version"):
+    with pytest.raises(UserError, match=r"metadata.json is no JSON object"):
         read_rollouts(tmp_path)
     (tmp_path / META_FILE).write_text("{")
     with pytest.raises(UserError, match="not valid JSON"):

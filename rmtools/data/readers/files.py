@@ -2,11 +2,10 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rmtools.errors import UserError
+from rmtools.errors import UserError, reason
 from rmtools.files import parse_json, read_json_lines
 
 SUFFIXES = (".jsonl", ".json", ".parquet", ".arrow")
@@ -14,18 +13,6 @@ NOT_ROWS = {"dataset_info.json", "state.json", "dataset_dict.json", "dataset_inf
 """Files that `datasets` writes beside the rows."""
 BATCH = 32
 """Rows of a parquet file held at once: a row of vgs is megabytes."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """Place of a row: file, row number and, in a file of lines, line number."""
-
-    file: Path
-    row: int
-    line: int | None = None
-
-    def __str__(self) -> str:
-        return f"{self.file}, row {self.row}" + ("" if self.line is None else f" (line {self.line})")
 
 
 def _files(path: Path) -> list[Path]:
@@ -49,8 +36,10 @@ def _files(path: Path) -> list[Path]:
     return found
 
 
-def read_rows(path: Path) -> Iterator[tuple[Place, Any]]:
+def read_rows(path: Path) -> Iterator[tuple[str, Any]]:
     """Yield every row at ``path`` with its place, a line or a batch at a time (a JSON array: whole).
+
+    A place is "FILE, line 3" in a file of lines, counted from 1 as an editor counts them, else "FILE, row 2", from 0.
 
     Raises
     ------
@@ -62,10 +51,10 @@ def read_rows(path: Path) -> Iterator[tuple[Place, Any]]:
             if file.suffix in (".json", ".jsonl"):
                 yield from _json_rows(file)
             else:
-                for row, values in enumerate(_arrow_rows(file), 1):
-                    yield Place(file, row), values
+                for row, values in enumerate(_arrow_rows(file)):
+                    yield f"{file}, row {row}", values
         except (OSError, UnicodeDecodeError) as error:
-            raise _unreadable(file, str(error).splitlines()[0]) from error
+            raise _unreadable(file, reason(error)) from error
 
 
 def _unreadable(file: Path, why: str) -> UserError:
@@ -73,11 +62,11 @@ def _unreadable(file: Path, why: str) -> UserError:
     return UserError(f"{file} cannot be read: {why}", "repair or replace the file")
 
 
-def _json_rows(file: Path) -> Iterator[tuple[Place, Any]]:
+def _json_rows(file: Path) -> Iterator[tuple[str, Any]]:
     """Yield the rows of a JSON array, of one JSON object, or of JSON lines, whatever the suffix."""
     if _is_lines(file):
-        for row, (number, values) in enumerate(read_json_lines(file), 1):
-            yield Place(file, row, number), values
+        for number, values in read_json_lines(file):
+            yield f"{file}, line {number}", values
         return
     try:
         found = parse_json(file.read_text(encoding="utf-8-sig"))
@@ -87,8 +76,8 @@ def _json_rows(file: Path) -> Iterator[tuple[Place, Any]]:
         raise
     except ValueError as error:
         raise _unreadable(file, str(error)) from error
-    for row, values in enumerate(found if isinstance(found, list) else [found], 1):
-        yield Place(file, row), values
+    for row, values in enumerate(found if isinstance(found, list) else [found]):
+        yield f"{file}, row {row}", values
 
 
 def _is_lines(file: Path) -> bool:
@@ -118,4 +107,4 @@ def _arrow_rows(file: Path) -> Iterator[dict[str, Any]]:
                 for batch in stream:
                     yield from batch.to_pylist()
     except pa.ArrowException as error:
-        raise _unreadable(file, str(error).splitlines()[0]) from error
+        raise _unreadable(file, reason(error)) from error

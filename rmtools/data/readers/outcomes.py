@@ -4,7 +4,7 @@ import functools
 from typing import TYPE_CHECKING
 
 from rmtools.data.readers.row import Dropped, Field, Found, Options, RowError, public_format, rollout, shown
-from rmtools.errors import UserError
+from rmtools.errors import UserError, reason
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -121,7 +121,7 @@ def _load(name: str | None) -> "PreTrainedTokenizerBase":
         )
     try:
         return AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(
-            f"the tokenizer {name} cannot be loaded: {str(error).splitlines()[0]}", "name its folder"
+            f"the tokenizer {name} cannot be loaded: {reason(error)}", "name its folder"
         ) from error

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rmtools.data.readers import outcomes, stepwise, trees
-from rmtools.data.readers.files import Place, read_rows
+from rmtools.data.readers.files import read_rows
 from rmtools.data.readers.row import Dropped, Field, Options, RowError
 from rmtools.data.rollouts import Rollout
 from rmtools.errors import UserError
@@ -139,7 +139,7 @@ def require_format(name: str | None) -> None:
 
 
 def convert(
-    rows: Iterable[tuple[Place | str, Any]], options: Options, skip_bad: bool, tally: Tally
+    rows: Iterable[tuple[str, Any]], options: Options, skip_bad: bool, tally: Tally
 ) -> Iterator[Rollout]:
     """Yield the rollouts of ``rows`` (place and values) in ``tally.format``; a row is taken whole or not at all."""
     read = READERS[tally.format].read

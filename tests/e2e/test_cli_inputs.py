@@ -1,0 +1,236 @@
+"""What the command line takes: prompts by hand, devices, choices, and results that are replaced on request only."""
+
+import errno
+import io
+import json
+import tempfile
+from typing import get_args
+
+import pytest
+from checks import check_error
+
+from rmtools.cli import convert, main, sample
+from rmtools.cli.loading import device_for
+from rmtools.data.readers import READERS
+from rmtools.data.tasks import load_task
+from rmtools.errors import UserError
+from rmtools.particles.resampling import RESAMPLING
+from rmtools.sampling.settings import OUTPUTS, PRESETS
+
+
+def chosen_texts(path):
+    return [json.loads(line)["prompt"] for line in path.read_text().splitlines()]
+
+
+# Prompts
+
+
+def test_prompts_by_hand_are_those_of_a_file(run, tmp_path, value_folder, prompts_file, prompts, monkeypatch):
+    options = ("sample", "--model", value_folder, "-n", 2, "--seed", 3)
+    assert run(*options, "--prompts", prompts_file, "--out", tmp_path / "file.jsonl").code == 0
+    typed = [word for p in prompts[:3] for word in ("--prompt", p.removesuffix("\n").replace("\n", "\\n"))]
+    result = run(*options, *typed, "--out", tmp_path / "typed.jsonl")
+    assert result.code == 0, result.err
+    assert prompts[0].splitlines()[0] in result.out
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n" + prompts_file.read_text()))
+    assert run(*options, "--prompts", "-", "--out", tmp_path / "stdin.jsonl").code == 0
+    texts = [(tmp_path / f"{name}.jsonl").read_bytes() for name in ("file", "typed", "stdin")]
+    assert texts[0] == texts[1] == texts[2]
+
+
+def test_plain_lines_are_prompts(run, tmp_path, value_folder, monkeypatch):
+    from rmtools.data.prompts import read_stream
+
+    task = load_task("answers", 3)
+    assert read_stream(["6 * 7?\n", "\n", "1 + 1?"], task) == (["6 * 7?\n", "1 + 1?\n"], True)
+    row = json.dumps({"question": "6 * 7?", "answer": "42"})
+    assert read_stream(["\n", row], task) == (["6 * 7?\n"], False)
+    assert task.references == {"6 * 7?\n": "42"}
+    with pytest.raises(UserError, match="standard input, line 2 is not valid JSON"):
+        read_stream([row + "\n", "{\n"], task)
+
+
+def test_a_typed_prompt_needs_no_right_answer(run, tmp_path, value_folder):
+    out = tmp_path / "s.jsonl"
+    options = ("sample", "--model", value_folder, "--task", "answers", "--prompt", r"r2 . \nc13 . ")
+    result = run(*options, "-n", 2, "--out", out)
+    assert result.code == 0, result.err
+    record = json.loads(out.read_text())
+    assert record["prompt"] == "r2 . \nc13 . \n"
+    assert not any("reward" in s for s in record["samples"])
+    check_error(run(*options, "--terminal", "verifier", "--out", tmp_path / "t.jsonl"), "no reference answer")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ((), ["there are no prompts", "--prompt TEXT"]),
+        (("--prompts", "p.jsonl", "--prompt", "a"), ["--prompts and --prompt both name prompts"]),
+        (("--prompt", "  "), ["a prompt is blank"]),
+        (("--prompts", "-"), ["standard input has no prompt"]),
+    ],
+)
+def test_wrong_prompts(run, tmp_path, value_folder, monkeypatch, options, words):
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n"))
+    check_error(run("sample", "--model", value_folder, *options, "--out", tmp_path / "o.jsonl"), *words)
+    assert not list(tmp_path.iterdir())
+
+
+def test_standard_input_is_of_one_process(run, tmp_path, value_folder, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    check_error(
+        run("sample", "--model", value_folder, "--prompts", "-", "--out", tmp_path / "o"), "several processes"
+    )
+
+
+# Results
+
+
+def test_prompts_are_replaced_on_request_only(run, tmp_path):
+    out = tmp_path / "p.jsonl"
+    options = ("prompts", "-n", 3, "--horizon", 2, "--out", out)
+    assert run(*options).code == 0
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    assert run(*options).code == 0  # the same file again
+    check_error(run(*options, "--seed", 1), "is there already", "--overwrite")
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+    out.unlink()
+    check_error(run(*options, "--seed", 1), "p.meta.json is there already")
+    assert run(*options, "--seed", 1, "--overwrite").code == 0
+    assert out.read_bytes() != before["p.jsonl"]
+    check_error(run(*options[:-1], tmp_path), "is a folder")
+
+
+@pytest.mark.parametrize("verb", ["prompts", "convert", "export"])
+def test_a_full_disk_leaves_nothing(run, tmp_path, value_folder, monkeypatch, verb):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"prompt": "1 + 1?", "completions": ["2."], "labels": [1]}) + "\n")
+    out = tmp_path / "new" / "out"
+    commands = {
+        "prompts": ("-n", 2, "--horizon", 2, "--out", out),
+        "convert": (rows, out),
+        "export": ("--model", value_folder, "--merge", "--out", out),
+    }
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "mkdtemp", full)
+    result = run(verb, *commands[verb])
+    assert (result.code, "Traceback" in result.err) == (2, False)
+    assert "No space left on device" in result.lines[-1]
+    assert [p.name for p in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
+def test_a_refusal_leaves_nothing(run, tmp_path, value_folder):
+    """Nothing is created before the prompts are read and fit the task."""
+    missing = ("verify", "lm", "--model", value_folder, "--prompts", tmp_path / "none.jsonl")
+    check_error(run(*missing, "--out", tmp_path / "a" / "verify"), "none.jsonl")
+    check_error(run("convert", tmp_path / "none.jsonl", tmp_path / "b" / "out"), "none.jsonl")
+    assert not list(tmp_path.iterdir())
+
+
+# Options
+
+
+def test_choices_are_those_of_the_library():
+    assert set(get_args(sample.AlgorithmName)) == set(PRESETS)
+    assert set(get_args(sample.OutputName)) == set(OUTPUTS)
+    assert set(get_args(sample.ResamplingName)) == set(RESAMPLING)
+    assert set(get_args(convert.FormatName)) == set(READERS)
+
+
+@pytest.mark.parametrize("verb", ["rollout", "audit", "sample", "convert", "prompts", "export", "env"])
+def test_short_help_with_panels(run, verb):
+    result = run(verb, "-h")
+    assert result.code == 0
+    assert "Usage" in result.out
+    if verb != "env":
+        assert "─ Output ─" in result.out
+    assert ("--device" in result.out) == (verb in ("rollout", "audit", "sample"))
+
+
+def test_every_option_has_a_panel_and_every_number_a_reason(run):
+    """An option without a help text would be refused without a reason."""
+
+    def commands(command):
+        yield command
+        for part in getattr(command, "commands", {}).values():
+            yield from commands(part)
+
+    group = main.typer.main.get_command(main.app)
+    for command in commands(group):
+        for option in command.params:
+            if option.name in ("help", "version") or "completion" in option.name:
+                continue
+            assert option.help, (command.name, option.name)
+            if option.opts[0].startswith("-"):
+                assert option.rich_help_panel, (command.name, option.name)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            ("verify", "exact", "--seed", 2**32),
+            ["--seed must be at most 4294967295", "Seed of every random draw"],
+        ),
+        (
+            ("rollout", "--horizon", "many"),
+            ["--horizon must be a whole number, got many", "Steps of a solution"],
+        ),
+        (("audit", "--delta-cv", "x"), ["--delta-cv must be a number, got x"]),
+        (("sample", "--algorithm", "magic"), ["--algorithm has no choice 'magic'", "smc, sp-gsmc"]),
+    ],
+)
+def test_a_refusal_says_fact_reason_and_fix(run, arguments, words):
+    check_error(run(*arguments), *words)
+
+
+def test_completion(run, monkeypatch):
+    monkeypatch.setenv("SHELL", "/bin/bash")
+    result = run("--show-completion", "bash")
+    assert result.code == 0
+    assert "_RMTOOLS_COMPLETE" in result.out or "COMPLETE" in result.out
+
+
+def test_devices(run, tmp_path, monkeypatch, policy_folder):
+    import torch
+
+    assert device_for("cpu").type == "cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert device_for("auto").type == "cpu"
+    for name, words in (("cuda", "torch finds no CUDA GPU"), ("mps", "--device mps cannot be used")):
+        with pytest.raises(UserError, match=words):
+            device_for(name)
+        out = tmp_path / "o"
+        check_error(run("rollout", "--policy", policy_folder, "--device", name, "--out", out), words)
+        assert not out.exists()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert str(device_for("auto")) == str(device_for("cuda")) == "cuda:1"
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    assert device_for("auto").type == "cpu"
+
+
+def test_env_names_no_folder(run, tmp_path, monkeypatch):
+    from pathlib import Path
+
+    from rmtools import __version__
+
+    result = run("env")
+    assert result.code == 0
+    for word in (
+        __version__,
+        "torch",
+        "transformers",
+        "peft",
+        "trl",
+        "accelerate",
+        "datasets",
+        "CUDA",
+        "OMP_NUM",
+    ):
+        assert word in result.out
+    assert str(Path.home()) not in result.out
