@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitInfo, RepoUrl
+from huggingface_hub import CommitInfo, ModelInfo, RepoUrl
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -19,12 +19,14 @@ from huggingface_hub.utils import filter_repo_objects
 
 
 class StandInHub:
-    """What ``snapshot_download``, ``HfApi.create_repo`` and ``HfApi.upload_folder`` do, in one folder.
+    """What ``snapshot_download`` and ``HfApi``'s ``create_repo``, ``model_info`` and ``upload_folder`` do, in one folder.
 
     Attributes
     ----------
     commits : dict of str to list of str
         Commits of each repository, the newest last.
+    tags : dict of str to str
+        Commits by name, of any repository.
     private, gated : set of str
         Names of private repositories, and of those that refuse to be read.
     online, writable : bool
@@ -36,6 +38,7 @@ class StandInHub:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.commits: dict[str, list[str]] = {}
+        self.tags: dict[str, str] = {}
         self.private: set[str] = set()
         self.gated: set[str] = set()
         self.online = self.writable = True
@@ -55,7 +58,7 @@ class StandInHub:
     def create_repo(self, repo_id: str, *, private: bool | None = None, **_: Any) -> RepoUrl:
         self._answer(write=True)
         if repo_id not in self.commits:
-            self.commits[repo_id] = []
+            self._commit(repo_id, {})
             self.private |= {repo_id} if private else set()
         return RepoUrl(f"https://huggingface.co/{repo_id}")
 
@@ -73,7 +76,7 @@ class StandInHub:
         self._answer(write=True)
         if repo_id not in self.commits:
             raise _error(RepositoryNotFoundError, 404)
-        old = {} if not self.commits[repo_id] else self._there(repo_id, self.commits[repo_id][-1])
+        old = self._there(repo_id, self.commits[repo_id][-1])
         gone = filter_repo_objects(old, allow_patterns=delete_patterns) if delete_patterns else ()
         kept = {Path(name): path for name, path in old.items() if name not in set(gone)}
         names = {str(p.relative_to(folder_path)): p for p in _files(Path(folder_path))}
@@ -81,6 +84,18 @@ class StandInHub:
         commit = self._commit(repo_id, {**kept, **{Path(name): names[name] for name in new}})
         url = f"https://huggingface.co/{repo_id}"
         return CommitInfo(f"{url}/commit/{commit}", commit_message or "", "", commit)
+
+    def model_info(self, repo_id: str, *, revision: str | None = None, **_: Any) -> ModelInfo:
+        self._answer()
+        if repo_id in self.gated:
+            raise _error(GatedRepoError, 403)
+        if repo_id not in self.commits:
+            raise _error(RepositoryNotFoundError, 401)
+        there = {**{c: c for c in self.commits[repo_id]}, **self.tags}
+        commit = self.commits[repo_id][-1] if revision in (None, "main") else there.get(revision)
+        if commit is None:
+            raise _error(RevisionNotFoundError, 404)
+        return ModelInfo(id=repo_id, sha=commit, private=repo_id in self.private)
 
     def snapshot_download(
         self,
@@ -93,19 +108,13 @@ class StandInHub:
         **_: Any,
     ) -> str:
         cache, revision = self.root / "cache" / repo_id.replace("/", "--"), revision or "main"
-        if not self.online or local_files_only:
+        if local_files_only or not self.online:
             ref = cache / "refs" / revision
             folder = cache / "snapshots" / (ref.read_text() if ref.exists() else revision)
             if not folder.exists():
                 raise LocalEntryNotFoundError("no cached snapshot") from OfflineModeIsEnabled("offline")
             return str(folder)
-        if repo_id in self.gated:
-            raise _error(GatedRepoError, 403)
-        if not self.commits.get(repo_id):
-            raise _error(RepositoryNotFoundError, 401)
-        commit = self.commits[repo_id][-1] if revision == "main" else revision
-        if commit not in self.commits[repo_id]:
-            raise _error(RevisionNotFoundError, 404)
+        commit = self.model_info(repo_id, revision=revision).sha
         (cache / "refs").mkdir(parents=True, exist_ok=True)
         (cache / "refs" / revision).write_text(commit)
         folder, there = cache / "snapshots" / commit, self._there(repo_id, commit)
@@ -148,7 +157,7 @@ def stand_in(monkeypatch: Any, root: Path) -> StandInHub:
 
     hub = StandInHub(root)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", hub.snapshot_download)
-    for name in ("create_repo", "upload_folder"):
+    for name in ("create_repo", "model_info", "upload_folder"):
         call = getattr(hub, name)
         monkeypatch.setattr(
             huggingface_hub.HfApi,

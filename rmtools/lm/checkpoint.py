@@ -16,6 +16,7 @@ from rmtools.codec import check_ranges, load_json, save_json
 from rmtools.errors import UserError
 from rmtools.files import read_json
 from rmtools.lm.classifier import adapted, merged, new_token_classifier, require_head, saved_classifier
+from rmtools.lm.hub import COMMIT, cached_commit, find_model, with_commit
 from rmtools.lm.policy import Policy, best_device, load_tokenizer
 from rmtools.lm.steps import StepSettings, StepTokenizer
 from rmtools.lm.value import ValueModel
@@ -44,11 +45,12 @@ class CheckpointSettings:
     Attributes
     ----------
     policy : str
-        Folder (relative to the checkpoint) or hub name of the policy it was trained for.
+        Folder (relative to the checkpoint) of the policy it was trained for, or its hub name with commit (``org/name@commit``).
     policy_fingerprint : str
-        Of the policy's weights, to notice when another one is sampled.
+        Of the policy's weights, to notice when another one is sampled; the commit of a hub model.
     base, base_revision, base_fingerprint : str
-        The same of the weights under the adapter and the head; the policy's own in most cases.
+        The weights under the adapter and the head (in most cases the policy's own): folder or hub name, commit of a hub
+        model, fingerprint.
     task, horizon : str, int
         The task it was trained on.
     steps : StepSettings
@@ -101,20 +103,18 @@ class CheckpointSettings:
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
-        """Read the settings of the checkpoint ``folder``.
+        """Read the settings of the checkpoint ``folder``, which may be a hub name.
+
+        A policy or base of the hub is the one of the commit it was trained with, whatever is newest there.
 
         Raises
         ------
         UserError
-            If the folder is missing or empty, or a setting is missing, unknown, out of range, or of another schema version.
+            If there is no such model, the folder is empty, or a setting is missing, unknown, out of range, or of another
+            schema version.
         """
-        folder = Path(folder)
+        folder = find_model(folder).folder
         file = folder / SETTINGS_FILE
-        if not folder.is_dir():
-            raise UserError(
-                f"there is no checkpoint at {folder}: no such folder",
-                "train one with recipes/train_prm.py, or name another checkpoint",
-            )
         if not any(folder.iterdir()):
             raise UserError(f"the checkpoint {folder} is empty", "train it again, or name another checkpoint")
         if not file.exists():
@@ -124,13 +124,21 @@ class CheckpointSettings:
                 RETRAIN,
             )
         found = load_json(cls, file, "the checkpoint's settings", SCHEMA_VERSION, RETRAIN)
-        return replace(found, policy=_from_here(folder, found.policy), base=_from_here(folder, found.base))
+        policy, base = _from_here(folder, found.policy), _from_here(folder, found.base)
+        policy_commit, base_commit = map(_commit, (found.policy_fingerprint, found.base_fingerprint))
+        revision = found.base_revision or ("" if Path(base).is_dir() else base_commit)
+        return replace(found, policy=with_commit(policy, policy_commit), base=base, base_revision=revision)
 
 
 def _from_here(folder: Path, model: str) -> str:
     """Return a model's folder relative to the working directory, if it was named relative to the checkpoint."""
     local = folder / model
     return os.path.relpath(local) if model and not Path(model).is_absolute() and local.is_dir() else model
+
+
+def _commit(fingerprint: str) -> str:
+    """Return the commit that a fingerprint is, "" if it is a hash of weights."""
+    return fingerprint if COMMIT.fullmatch(fingerprint) else ""
 
 
 def load_value_model(
@@ -144,7 +152,8 @@ def load_value_model(
 
     Parameters
     ----------
-    folder : path
+    folder : str or Path
+        A checkpoint's folder, or its hub name (``org/name``, ``org/name@revision``).
     untrained : bool
         Return the model as it was before its first update, made again from the saved seed: the control.
     device : torch.device, optional
@@ -159,7 +168,8 @@ def load_value_model(
         See :meth:`CheckpointSettings.load`; also if the weights lack the head or cannot be read, or the model under the
         adapter is another one than in training.
     """
-    folder = Path(folder)
+    source = find_model(folder)
+    folder = source.folder
     settings = CheckpointSettings.load(folder)
     require_head(folder)
     is_adapter = (folder / "adapter_config.json").exists()
@@ -175,19 +185,19 @@ def load_value_model(
     elif is_adapter and beside is not None and _leaves_weights(folder, settings, beside):
         shared = base(dtype=beside.model.dtype).to(beside.device)  # type: ignore[arg-type]
         _share_weights(shared.base_model, beside.model.base_model)
-        return ValueModel(adapted(shared, folder).eval(), steps, tilt, str(folder)), settings
+        return ValueModel(adapted(shared, folder).eval(), steps, tilt, str(source)), settings
     elif is_adapter:
         model = merged(adapted(base(), folder), folder)
     else:
         model = saved_classifier(folder)
     model = model.to(device or best_device())  # type: ignore[arg-type]
-    name = f"{folder} (untrained head)" if untrained else str(folder)
+    name = f"{source} (untrained head)" if untrained else str(source)
     return ValueModel(model, steps, tilt, name), settings
 
 
 def _require_same_base(folder: Path, settings: CheckpointSettings) -> None:
     """Raise ``UserError`` if the model under an adapter is not the one it was trained on."""
-    found = fingerprint(settings.base)
+    found = fingerprint(with_commit(settings.base, settings.base_revision))
     if found and settings.base_fingerprint and found != settings.base_fingerprint:
         raise UserError(
             f"the model at {settings.base} is not the one that the adapter {folder} was trained on (its weights differ): "
@@ -218,14 +228,14 @@ def _share_weights(model: torch.nn.Module, owner: torch.nn.Module) -> None:
 
 
 def fingerprint(model: str | Path) -> str:
-    """Return what identifies a model: a short hash of a local one's weights, the commit of one from the hub.
+    """Return what identifies a model: a short hash of a folder's weights, the commit of a hub model.
 
-    "" if neither is known: a folder without weights, a hub model that is not in the cache.
+    "" if neither is known: a folder without weights, a hub model that is named without its commit and not cached.
     """
     import hashlib
 
     if not Path(model).is_dir():
-        return hub_commit(str(model))
+        return cached_commit(str(model))
     digest = hashlib.sha256()
     files = sorted(Path(model).glob("*.safetensors"))
     for file in files:
@@ -233,15 +243,3 @@ def fingerprint(model: str | Path) -> str:
             while block := stream.read(1 << 20):
                 digest.update(block)
     return digest.hexdigest()[:16] if files else ""
-
-
-def hub_commit(model: str) -> str:
-    """Return the commit of the newest cached revision of a hub model, "" if none is cached."""
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        found = try_to_load_from_cache(model, "config.json")
-    except HFValidationError:
-        return ""
-    return Path(found).parent.name if isinstance(found, str) else ""

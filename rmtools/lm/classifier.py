@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rmtools.errors import UserError, reason
+from rmtools.lm.hub import COMMIT, find_model, with_commit
 from rmtools.lm.policy import LOAD_ERRORS, not_a_model
 
 if TYPE_CHECKING:
@@ -45,13 +46,14 @@ def new_token_classifier(model: str, seed: int, *, revision: str = "", **options
     from safetensors import SafetensorError
     from transformers import AutoModelForTokenClassification
 
+    source = find_model(model, revision)
     with _without_notices(), torch.random.fork_rng():
         torch.manual_seed(seed)
         try:
-            config = _classifier_config(model, revision)
+            config = _classifier_config(source.folder)
             # fp32 unless asked otherwise: transformers would take the precision the weights are stored in.
             found = AutoModelForTokenClassification.from_pretrained(
-                model, config=config, revision=revision or "main", **{"dtype": torch.float32, **options}
+                source.folder, config=config, **{"dtype": torch.float32, **options}
             )
         except (OSError, ValueError, ImportError, SafetensorError) as error:
             raise not_a_model(model, error) from error
@@ -61,10 +63,18 @@ def new_token_classifier(model: str, seed: int, *, revision: str = "", **options
             "use a causal language model whose transformers class has one, such as Llama, Qwen or Mistral",
         )
     found.score = _float32_head(found.score)
+    found.name_or_path = found.config._name_or_path = source.name
+    found.config._commit_hash = source.commit or None
     return found
 
 
-def _classifier_config(model: str, revision: str) -> Any:
+def source_name(model: Any) -> str:
+    """Return the folder or ``org/name@commit`` that a model was loaded from, "" if it does not say."""
+    commit = getattr(model.config, "_commit_hash", None) or ""
+    return with_commit(str(model.name_or_path), commit if COMMIT.fullmatch(commit) else "")
+
+
+def _classifier_config(model: Path) -> Any:
     """Return the configuration of ``model`` for a two-label classifier without dropout.
 
     transformers uses a dropout of .1 before the head if a configuration names none: it would perturb the bootstrap target
@@ -72,7 +82,7 @@ def _classifier_config(model: str, revision: str) -> Any:
     """
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(model, revision=revision or "main", num_labels=2)
+    config = AutoConfig.from_pretrained(model, num_labels=2)
     config.id2label, config.label2id = {0: "wrong", 1: "right"}, {"wrong": 0, "right": 1}
     config.classifier_dropout = 0.0
     for name, value in config.to_dict().items():

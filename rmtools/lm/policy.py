@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from rmtools.errors import UserError, reason
+from rmtools.lm.hub import HOW_TO_NAME, find_model
 from rmtools.lm.kv.cache import PrefixCache
 from rmtools.lm.protocol import Decoded
 from rmtools.lm.steps import StepSettings, StepTokenizer
@@ -276,7 +277,16 @@ def best_device() -> torch.device:
 def load_policy(
     path: str | Path, settings: StepSettings, temperature: float = 1.0, device: torch.device | None = None
 ) -> Policy:
-    """Load a causal language model and its tokenizer from a folder or a hub name.
+    """Load a causal language model and its tokenizer.
+
+    Parameters
+    ----------
+    path : str or Path
+        A folder, or a hub model (``org/name``, ``org/name@revision``), whose commit becomes part of the policy's name.
+    settings : StepSettings
+    temperature : float
+    device : torch.device, optional
+        Default: CUDA if available.
 
     Raises
     ------
@@ -286,9 +296,11 @@ def load_policy(
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
-    if (Path(path) / "rmtools.json").exists() or (Path(path) / "adapter_config.json").exists():
+    source = find_model(path)
+    path = source.folder
+    if (path / "rmtools.json").exists() or (path / "adapter_config.json").exists():
         raise UserError(
-            f"{path} is a reward model or an adapter, not a policy: it has no head that writes text",
+            f"{source} is a reward model or an adapter, not a policy: it has no head that writes text",
             "name the causal language model that solutions are drawn from",
         )
     tokenizer = load_tokenizer(path)
@@ -296,16 +308,16 @@ def load_policy(
         found: Any = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True)
         model, loading = found
     except (OSError, ValueError, SafetensorError) as error:
-        raise not_a_model(path, error) from error
+        raise not_a_model(source, error) from error
     if loading["missing_keys"]:
         raise UserError(
-            f"the weights of {path} lack {', '.join(sorted(loading['missing_keys'])[:3])}: drawn at random they would write "
+            f"the weights of {source} lack {', '.join(sorted(loading['missing_keys'])[:3])}: drawn at random they would write "
             "random text",
             "name a causal language model that was saved whole",
         )
-    require_vocabulary(tokenizer, model.config, path)
+    require_vocabulary(tokenizer, model.config, str(source))
     model = model.to(device or best_device())
-    return Policy(model, StepTokenizer(tokenizer, settings), temperature, str(path))
+    return Policy(model, StepTokenizer(tokenizer, settings), temperature, source.pinned)
 
 
 def require_vocabulary(
@@ -321,16 +333,17 @@ def require_vocabulary(
 
 
 def load_tokenizer(path: str | Path):  # type: ignore[no-untyped-def]
-    """Load a tokenizer; raise ``UserError`` if it is missing or has no end-of-sequence token."""
+    """Load the tokenizer of a model; raise ``UserError`` if it is missing or has no end-of-sequence token."""
     from transformers import AutoTokenizer
 
+    path = find_model(path).folder
     names = ("config.json", "tokenizer_config.json")
-    if Path(path).is_dir() and not any((Path(path) / name).exists() for name in names):
+    if not any((path / name).exists() for name in names):
         raise not_a_model(path, FileNotFoundError("no config.json in it"))
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
     except LOAD_ERRORS as error:
-        if (Path(path) / "config.json").exists() and not any(Path(path).glob("*token*")):
+        if (path / "config.json").exists() and not any(path.glob("*token*")):
             raise UserError(
                 f"{path} has no tokenizer beside the model",
                 "save it there too: tokenizer.save_pretrained(folder)",
@@ -344,12 +357,9 @@ def load_tokenizer(path: str | Path):  # type: ignore[no-untyped-def]
     return tokenizer
 
 
-def not_a_model(path: str | Path, error: Exception) -> UserError:
+def not_a_model(path: object, error: Exception) -> UserError:
     """Return the error for a path that holds no loadable model."""
     why = reason(error)
     if isinstance(error, (TypeError, KeyError, AttributeError)):
         why = f"its configuration or tokenizer is damaged ({why})"
-    return UserError(
-        f"no model can be loaded from {path}: {why}",
-        "name a folder written by save_pretrained (config.json, weights, tokenizer) or a hub model",
-    )
+    return UserError(f"no model can be loaded from {path}: {why}", HOW_TO_NAME)

@@ -19,6 +19,7 @@ from rmtools.data.rollouts import Rollout, Rollouts, rollouts_fingerprint
 from rmtools.files import write_json, write_text
 from rmtools.lm.card import CARD_FILE
 from rmtools.lm.checkpoint import CheckpointSettings, fingerprint
+from rmtools.lm.hub import split_name
 from rmtools.training.config import PRMConfig
 from rmtools.training.model_card import model_card
 from rmtools.training.targets import BOOTSTRAPPED
@@ -54,6 +55,7 @@ def checkpoint_settings(
     ``base`` names the model under the head; it is also the policy if the rollouts name none. ``model`` is the one that is
     trained, which shows its adapter and precision.
     """
+    repository, commit = split_name(base)
     metadata, weights, trained_on = rollouts.metadata, fingerprint(base), rollouts_fingerprint(rollouts)
     configuration = {
         "base": weights,
@@ -64,8 +66,8 @@ def checkpoint_settings(
     return CheckpointSettings(
         policy=metadata.policy or base,
         policy_fingerprint=metadata.policy_fingerprint if metadata.policy else weights,
-        base=base,
-        base_revision=getattr(getattr(model, "config", None), "_commit_hash", None) or "",
+        base=repository,
+        base_revision=commit,
         base_fingerprint=weights,
         task=metadata.task,
         horizon=metadata.horizon,

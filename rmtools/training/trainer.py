@@ -19,7 +19,8 @@ from rmtools.errors import UserError
 from rmtools.files import replacing_files
 from rmtools.lm.architectures import require_full_attention, require_rotations
 from rmtools.lm.checkpoint import MODEL_FILES, SETTINGS_FILE, CheckpointSettings
-from rmtools.lm.classifier import require_tensors, unreadable_weights
+from rmtools.lm.classifier import require_tensors, source_name, unreadable_weights
+from rmtools.lm.hub import split_name
 from rmtools.lm.policy import load_tokenizer, require_vocabulary
 from rmtools.lm.steps import StepSettings, StepTokenizer
 from rmtools.lm.value import ConstantValue, ValueModel
@@ -109,12 +110,13 @@ class PRMTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         name = str(model) if isinstance(model, str | Path) else str(model.name_or_path)
-        args = args or PRMConfig(f"{Path(name).name}-prm")
+        args = args or PRMConfig(f"{Path(split_name(name)[0]).name}-prm")
         self.tilt = Tilt(args.floor)
         self.objective: Objective = args.objective()
         rollouts, held_out = _rows(train_dataset, eval_dataset, steps)
         self._check_rows(args, rollouts, held_out)
         trained = _model(model, peft_config, args)
+        name = source_name(trained)
         if not (processing_class or name):
             raise UserError("the model has no name that tells its tokenizer", "give `processing_class`")
         tokenizer = processing_class or load_tokenizer(name)

@@ -54,7 +54,7 @@ def test_errors_of_a_real_process(tmp_path, prompts_file):
         "-m", "rmtools.cli.main", "sample", "--model", str(tmp_path / "none"), "--prompts", str(prompts_file)
     )
     assert done.stdout == ""
-    check_error(Result(done.returncode, done.stdout, done.stderr), "there is no checkpoint at", "none")
+    check_error(Result(done.returncode, done.stdout, done.stderr), "there is no model at", "none")
 
 
 @pytest.mark.parametrize(

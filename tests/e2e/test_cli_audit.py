@@ -127,7 +127,7 @@ def test_what_is_refused_before_any_work(run, tmp_path, checkpoint, rollouts):
         (("--delta-cv", 0), "--delta-cv"),
         (("--seed", -1), "--seed"),
         (("--seed", 5_000_000_000), "--seed"),
-        (("--compare", tmp_path / "none"), "no checkpoint at"),
+        (("--compare", tmp_path / "none"), "there is no model at"),
         (("--task", "arithmetic"), "rollouts are of the task crossing"),
         (("--verify", "--terminal", "model"), "--verify runs the sampler against the verifier"),
     ):

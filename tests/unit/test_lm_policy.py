@@ -280,7 +280,7 @@ def test_a_temperature_without_a_law_is_refused(policy, temperature):
 def test_loading_what_is_no_model(tmp_path, policy_folder, settings, tokenizer):
     with pytest.raises(UserError, match="no model can be loaded from"):
         load_policy(tmp_path, settings)
-    with pytest.raises(UserError, match="no model can be loaded from"):
+    with pytest.raises(UserError, match="no such folder"):
         load_policy(tmp_path / "missing" / "model", settings)
     folder = tmp_path / "no_weights"
     tokenizer.save_pretrained(folder)
