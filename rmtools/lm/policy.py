@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -171,13 +172,7 @@ class Policy:
 
     def check_length(self, prompts: list[list[int]]) -> None:
         """Raise ``UserError`` if a prompt leaves no room for a single token."""
-        for i, ids in enumerate(prompts):
-            if self.context is not None and len(ids) >= self.context:
-                raise UserError(
-                    f"prompt {i} has {len(ids)} tokens, the model takes {self.context}: "
-                    "no room is left for a step",
-                    "shorten the prompt or use a model with more context",
-                )
+        require_room(prompts, self.context)
 
     @torch.inference_mode()
     def decode_step(
@@ -218,41 +213,53 @@ class Policy:
                 raise ValueError("the policy returned NaN logits: its weights or its precision are broken")
             if n_done == len(done):
                 break
-        was_ended = state.ended[step.parent]
-        n_steps = state.n_steps[step.parent] + (~was_ended).long()
-        ended = was_ended | eos | (n_steps >= self.steps.settings.max_steps) | self._out_of_context(cache)
-        return Decoded(
-            torch.stack(step.columns, dim=1),
-            PolicyState(cache.packed(), pending, n_steps, ended),
-            step.parent,
-            step.node,
-        )
+        before = state.n_steps[step.parent], state.ended[step.parent]
+        counted = count_step(self.steps.settings, *before, eos | self._out_of_context(cache))
+        after = PolicyState(cache.packed(), pending, *counted)
+        return Decoded(torch.stack(step.columns, dim=1), after, step.parent, step.node)
 
     def _closes(self, columns: tuple[Tensor, ...]) -> Tensor:
         """Return which beginnings of a step end with the delimiter; for most the last token decides."""
         ends, may = self._closing
-        token = columns[-1]
-        # Embeddings may be padded beyond the tokenizer's vocabulary; those tokens have no text.
-        known = (token >= 0) & (token < len(ends))
-        at = torch.where(known, token, 0)
-        closed = known & ends[at]
+        closed = ends[columns[-1]]
         if may is None:
             return closed
-        unsure = (known & may[at]).nonzero()[:, 0]
+        unsure = may[columns[-1]].nonzero()[:, 0]
         begun = torch.stack([c[unsure] for c in columns], dim=1).tolist()
         found = [self.steps.ends_step([i for i in ids if i >= 0]) for ids in begun]
         return closed.index_copy(0, unsure, torch.tensor(found, dtype=torch.bool, device=closed.device))
 
     @cached_property
     def _closing(self) -> tuple[Tensor, Tensor | None]:
+        """`StepTokenizer.closing` as wide as the embeddings, then False: what a missing token, -1, reads."""
         ends, may = self.steps.closing
-        on_device = torch.from_numpy(may).to(self.device) if may.any() else None
-        return torch.from_numpy(ends).to(self.device), on_device
+        wide = np.zeros((2, max(len(ends), self.model.config.get_text_config().vocab_size) + 1), dtype=bool)
+        wide[:, : len(ends)] = ends, may
+        table = torch.from_numpy(wide).to(self.device)
+        return table[0], table[1] if may.any() else None
 
     def _out_of_context(self, cache: PrefixCache) -> Tensor:
         if self.context is None:
             return torch.zeros_like(cache.length, dtype=torch.bool)
         return cache.length + 1 >= self.context
+
+
+def require_room(prompts: list[list[int]], context: int | None) -> None:
+    """Raise ``UserError`` if a prompt (token ids) leaves no room in a model's context for a single token."""
+    for i, ids in enumerate(prompts):
+        if context is not None and len(ids) >= context:
+            raise UserError(
+                f"prompt {i} has {len(ids)} tokens, the model takes {context}: no room is left for a step",
+                "shorten the prompt, or use or serve a model with more context",
+            )
+
+
+def count_step(
+    settings: StepSettings, n_steps: Tensor, was_ended: Tensor, over: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return how many steps prefixes (B,) have after one more, and which have ended: also those that are ``over`` now."""
+    n_steps = n_steps + (~was_ended).long()
+    return n_steps, was_ended | over | (n_steps >= settings.max_steps)
 
 
 def left_padded(rows: list[list[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -36,39 +36,21 @@ PROBE_TEMPERATURE = 2.0
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What a server was seen to do.
-
-    Attributes
-    ----------
-    extras : dict
-        Fields beyond the protocol that it takes.
-    stops : bool
-        Whether it shows that a stop string ended a completion.
-    choices : int
-        How many independent draws of one prompt a request may ask for.
-    batches : bool
-        Whether a request may hold several prompts, their draws independent.
-    """
+    """What a server was seen to do."""
 
     extras: dict[str, Any] = field(default_factory=dict)
+    """Fields beyond the protocol that it takes."""
     stops: bool = False
+    """Whether it shows that a stop string ended a completion."""
     choices: int = 1
+    """How many independent draws of one prompt a request may ask for."""
     batches: bool = False
+    """Whether a request may hold several prompts, their draws independent."""
 
 
 @dataclass(frozen=True)
 class RequestTemplate:
-    """How requests to one model are written.
-
-    Parameters
-    ----------
-    model : str
-    temperature : float
-    delimiter : str
-    special : bool
-        Whether special tokens are to be part of the text: needed if the delimiter is one.
-    can : Capabilities
-    """
+    """How requests to one model are written; ``special``: with special tokens in the text, if the delimiter is one."""
 
     model: str
     temperature: float
@@ -126,7 +108,6 @@ class _Prober:
         self,
         can: Capabilities,
         seeds: Sequence[int | None],
-        *,
         prompts: int = 1,
         stop: str | None = None,
         hot: bool = True,
@@ -140,10 +121,10 @@ class _Prober:
         ids = [f"rmtools-probe-{k}" for k in self.seeds(len(bodies))]
         return self.endpoint.ask_all(bodies, ids, first=True)
 
-    def try_to_ask(self, can: Capabilities, seeds: Sequence[int | None], **request: Any) -> list[Answer]:
+    def try_to_ask(self, *request: Any, **more: Any) -> list[Answer]:
         """Return the answers, or none if the server refuses such requests. Some servers fail instead."""
         try:
-            return self.ask(can, seeds, **request)
+            return self.ask(*request, **more)
         except RefusedError:
             return []
 
@@ -195,10 +176,9 @@ class _Prober:
         for stop, hot in ((self.template.delimiter, False), (" ", True)):
             seeds = self.seeds(1 if can.choices > 1 else PROBE_SINGLES)
             answers = self.try_to_ask(stopping, seeds, stop=stop, hot=hot)
+            ends = [c for a in answers for c in a.choices]
             if any(
-                c.text.endswith(stop) or c.matched == stop or c.finish_reason == "stop_sequence"
-                for a in answers
-                for c in a.choices
+                c.text.endswith(stop) or stop == c.matched or c.finish_reason == "stop_sequence" for c in ends
             ):
                 return stopping
         self.endpoint.warn(

@@ -35,7 +35,7 @@ CONNECT_TIMEOUT, LIST_TIMEOUT = 10.0, 30.0
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """How a server is asked.
+    """How a server is asked; ``UserError`` if a value is out of range.
 
     Parameters
     ----------
@@ -52,11 +52,6 @@ class ServerSettings:
         again would favour short steps.
     patience : float
         Seconds for which a failing request is sent again.
-
-    Raises
-    ------
-    UserError
-        If a value is out of range.
     """
 
     model: str | None = None
@@ -67,35 +62,22 @@ class ServerSettings:
     patience: float = 300.0
 
     def __post_init__(self) -> None:
-        if not self.temperature > 0:
-            raise UserError(
-                f"temperature must be positive, got {self.temperature}: the sampler needs random steps",
-                "1 samples from the model's own law",
-            )
+        for name, fix in (
+            ("temperature", "the sampler needs random steps: 1 samples from the model's own law"),
+            ("timeout", "600 seconds is the default"),
+        ):
+            if not getattr(self, name) > 0:
+                raise UserError(f"{name} must be positive, got {getattr(self, name)}", fix)
         for name, least in (("concurrency", 1), ("prompts_per_request", 1), ("patience", 0)):
             if not getattr(self, name) >= least:
                 raise UserError(f"{name} must be at least {least}, got {getattr(self, name)}", "leave it out")
-        if not self.timeout > 0:
-            raise UserError(f"timeout must be positive, got {self.timeout}", "600 seconds is the default")
 
 
 class Endpoint:
-    """A server's ``/models`` and ``/completions``.
+    """The ``/models`` and ``/completions`` of the server at ``url`` (with or without ``/v1``).
 
-    Parameters
-    ----------
-    url : str
-        Its base URL, with or without ``/v1``.
-    rng : np.random.Generator
-        Draws the jitter of the delays between attempts, and nothing else.
-    settings : ServerSettings
-
-    Attributes
-    ----------
-    repeated : int
-        Requests that were sent again so far.
-    close : callable
-        Closes the connections.
+    ``rng`` draws the jitter of the delays between attempts, and nothing else. ``repeated`` counts the requests sent again
+    so far; ``close`` closes the connections.
 
     Raises
     ------
@@ -128,9 +110,6 @@ class Endpoint:
         # Also if nobody calls close, at the latest when the program ends.
         self.close = weakref.finalize(self, self._client.close)
 
-    def __repr__(self) -> str:
-        return f"Endpoint({self.url!r})"
-
     def __getstate__(self) -> dict[str, Any]:
         raise TypeError("an Endpoint holds open connections and cannot be copied or saved: make another one")
 
@@ -147,19 +126,14 @@ class Endpoint:
         return self._request("/models", None, "models", read_models, threading.Event(), first=True)
 
     def ask(
-        self,
-        body: Mapping[str, Any],
-        request_id: str,
-        stop: threading.Event | None = None,
-        *,
-        first: bool = False,
+        self, body: Mapping[str, Any], name: str, stop: threading.Event | None = None, *, first: bool = False
     ) -> Answer:
         """Send one completions request until it is answered; ``stop`` and ``first`` as in `RetryPolicy.call`.
 
         Raises ``UserError`` if it is not answered within ``patience``, or waiting cannot help.
         """
         stop = stop or threading.Event()
-        return self._request("/completions", body, request_id, read_answer, stop, first=first)
+        return self._request("/completions", body, name, read_answer, stop, first=first)
 
     def ask_all(
         self, bodies: Sequence[Mapping[str, Any]], ids: Sequence[str], *, first: bool = False

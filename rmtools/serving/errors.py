@@ -4,6 +4,7 @@ No message quotes a request, and the API key is cut out of what the server says.
 """
 
 import email.utils
+import re
 import time
 import urllib.parse
 
@@ -18,14 +19,7 @@ LOG = "look at the server's log"
 PASSING = (408, 409, 425)
 # What a server, or a gateway before it, says while it loads its model.
 LOADING = (502, 503, 504)
-CONTEXT = (
-    "context length",
-    "maximum context",
-    "context_length",
-    "context size",
-    "exceed_context",
-    "too long",
-)
+CONTEXT = re.compile(r"context[ _](length|size)|maximum context|exceed_context|too long", re.IGNORECASE)
 
 
 class RefusedError(UserError):
@@ -40,7 +34,7 @@ class PassingError(Exception):
     error : UserError
         What to raise if it does not.
     kind : str
-        Failures of one kind are logged once.
+        Failures of one kind are logged once. "broken": the connection broke.
     wait : float
         Seconds that the server asked to wait.
     busy : bool
@@ -51,20 +45,12 @@ class PassingError(Exception):
         super().__init__(error.fact)
         self.error, self.kind, self.wait, self.busy = error, kind, wait, busy
 
-    @property
-    def broken(self) -> bool:
-        """Whether the connection broke."""
-        return self.kind == "broken"
-
 
 class ServerErrors:
     """Makes the errors of the server at ``url``; ``key`` may be empty, a request may take ``timeout`` seconds."""
 
     def __init__(self, url: str, key: str, timeout: float) -> None:
         self.url, self.key, self.timeout = url, key, timeout
-
-    def __repr__(self) -> str:
-        return f"ServerErrors({self.url!r})"
 
     def unreachable(self, error: httpx2.RequestError) -> PassingError:
         """Return the failure of a request without an answer."""
@@ -97,24 +83,20 @@ class ServerErrors:
                 "name the address it redirects to",
             )
         if status in (401, 403):
-            fact = "refused the API key" if self.key else "asks for an API key"
-            return UserError(
-                f"{server} {fact} ({status})", f"set {KEY_VARIABLE} in the environment to a valid one"
-            )
+            fact = f"{server} {'refused the' if self.key else 'asks for an'} API key ({status})"
+            return UserError(fact, f"set {KEY_VARIABLE} in the environment to a valid one")
         if status == 404:
             what = "list of models" if path == "/models" else "completions, or not of the model asked for"
             return RefusedError(f"{server} has no {what} (404){said}", BASE_URL)
         if status == 429:
-            fact, fix = (
-                f"limits the rate of requests (429){asks}{said}",
-                "lower `concurrency`, or run again later",
-            )
-            return PassingError(UserError(f"{server} {fact}", fix), "limited", wait, busy=True)
+            fact = f"{server} limits the rate of requests (429){asks}{said}"
+            error = UserError(fact, "lower `concurrency`, or run again later")
+            return PassingError(error, "limited", wait, busy=True)
         if status in PASSING or status >= 500:
             loading = status in LOADING
             error = (UserError if loading else RefusedError)(f"{server} fails ({status}){asks}{said}", LOG)
             return PassingError(error, "failing", wait, busy=loading)
-        if any(word in said.lower() for word in CONTEXT):
+        if CONTEXT.search(said):
             return UserError(
                 f"a prompt and its step do not fit into the context of the model at {self.url} ({status}){said}",
                 "shorten the prompt, lower max_step_tokens, or serve the model with more context",

@@ -16,17 +16,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Choice:
-    """One completion.
-
-    Attributes
-    ----------
-    text : str
-    finish_reason : object
-        Why it ended: "stop" or "length" mostly.
-    stop_reason, matched_stop : object
-        The stop string or token that ended it, where the server says.
-    index : object
-    """
+    """One completion: ``finish_reason`` says why it ended, the next two which stop string or token ended it."""
 
     text: str
     finish_reason: Any = None
@@ -72,40 +62,25 @@ class ModelCard:
         return self.max_model_len if isinstance(self.max_model_len, int) and self.max_model_len > 0 else None
 
 
-@dataclass(frozen=True)
-class _Completion:
-    choices: list[Any]
-    usage: Any = None
-
-
-@dataclass(frozen=True)
-class _ModelList:
-    data: list[Any]
-
-
 def read_answer(body: Any) -> Answer:
     """Read the body of an answer; raise ``UserError`` if it is none."""
     parts = body if isinstance(body, list) else [body]
     for part in parts:
         if isinstance(part, dict) and part.get("error"):
             raise UserError(f"it answers with an error: {part['error']}", "")
-    completions = [_read(_Completion, part, "it answers without choices") for part in parts]
-    choices = [
-        _read(Choice, c, "it answers a choice without text") for part in completions for c in part.choices
-    ]
+    choices = [c for part in parts for c in _read_all(Choice, part, "choices")]
     if not choices:
         raise UserError("it answers without choices", "")
-    indices = [c.index for c in choices]
-    indexed = sorted(i for i in indices if isinstance(i, int)) == list(range(len(choices)))
+    indexed = sorted(c.index for c in choices if isinstance(c.index, int)) == list(range(len(choices)))
     if indexed:
-        choices = sorted(choices, key=lambda c: c.index)
-    return Answer(choices, indexed, sum(_tokens(part.usage) for part in completions))
+        choices.sort(key=lambda c: c.index)
+    counts = [part["usage"].get("completion_tokens") for part in parts if isinstance(part.get("usage"), dict)]
+    return Answer(choices, indexed, sum(max(0, n) for n in counts if isinstance(n, int)))
 
 
 def read_models(body: Any) -> list[ModelCard]:
     """Read the body of a list of models; raise ``UserError`` if it is none."""
-    problem = "it has no list of models"
-    return [_read(ModelCard, card, problem) for card in _read(_ModelList, body, problem).data]
+    return _read_all(ModelCard, body, "data")
 
 
 def choose_model(cards: list[ModelCard], name: str | None, url: str) -> ModelCard:
@@ -121,13 +96,11 @@ def choose_model(cards: list[ModelCard], name: str | None, url: str) -> ModelCar
     raise UserError(f"the server at {url} has {fact}", f"name one of its models: {names}")
 
 
-def _read(cls: type[T], value: Any, problem: str) -> T:
-    """Read the fields of ``cls`` from an object that may have more."""
-    if isinstance(value, dict):
-        value = {f.name: value[f.name] for f in fields(cls) if f.name in value}  # type: ignore[arg-type]
-    return from_json(cls, value, problem)
-
-
-def _tokens(usage: Any) -> int:
-    count = usage.get("completion_tokens") if isinstance(usage, dict) else None
-    return max(0, count) if isinstance(count, int) else 0
+def _read_all(cls: type[T], body: Any, name: str) -> list[T]:
+    """Read the list ``name`` of ``body``: the fields of ``cls`` from objects that may have more."""
+    found = body.get(name) if isinstance(body, dict) else None
+    if not isinstance(found, list):
+        raise UserError(f"it answers without {name}", "")
+    names = [f.name for f in fields(cls)]  # type: ignore[arg-type]
+    known = [{n: x[n] for n in names if n in x} if isinstance(x, dict) else x for x in found]
+    return [from_json(cls, x, f"it answers with unusable {name}") for x in known]

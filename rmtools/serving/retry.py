@@ -58,8 +58,8 @@ class RetryPolicy:
             except PassingError as failure:
                 deadline = deadline or time.monotonic() + self.patience
                 delay = self.delay(attempt, failure.wait)
-                early = first and not failure.busy and not (failure.broken and attempt < BROKEN_AT_FIRST)
-                if early or time.monotonic() + delay > deadline:
+                may_pass = failure.busy or (failure.kind == "broken" and attempt < BROKEN_AT_FIRST)
+                if (first and not may_pass) or time.monotonic() + delay > deadline:
                     raise failure.error from None
                 retrying(failure)
                 if stop.wait(delay):

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from rmtools.errors import UserError
+from rmtools.lm.policy import count_step, require_room
 from rmtools.lm.protocol import Decoded
 from rmtools.lm.retokenise import prompt_text
 from rmtools.lm.steps import StepTokenizer
@@ -98,13 +99,7 @@ class ServerPolicy:
 
     def check_length(self, prompts: list[list[int]]) -> None:
         """Raise ``UserError`` if a prompt (token ids) leaves no room for a single token."""
-        for i, ids in enumerate(prompts):
-            if self.context is not None and len(ids) >= self.context:
-                raise UserError(
-                    f"prompt {i} has {len(ids)} tokens, the model takes {self.context}: "
-                    "no room is left for a step",
-                    "shorten the prompt or serve the model with more context",
-                )
+        require_room(prompts, self.context)
 
     def start(self, prompts: list[list[int]]) -> ServerState:
         """Return the state of ``prompts`` (token ids).
@@ -141,13 +136,12 @@ class ServerPolicy:
         parent = self._tensor([u for u, _ in row])
         width = max([1, *map(len, ids)])
         tokens = self._tensor([found + [-1] * (width - len(found)) for found in ids])
-        was_ended = state.ended[parent]
-        n_steps = state.n_steps[parent] + (~was_ended).long()
         length = state.length[parent] + (tokens >= 0).sum(1)
-        ended = was_ended | self._tensor([s is not None and s.end is End.EOS for _, s in row]).bool()
-        ended = ended | (n_steps >= self.steps.settings.max_steps)
+        over = self._tensor([s is not None and s.end is End.EOS for _, s in row]).bool()
         if self.context is not None:
-            ended = ended | (length >= self.context)
+            over = over | (length >= self.context)
+        settings = self.steps.settings
+        n_steps, ended = count_step(settings, state.n_steps[parent], state.ended[parent], over)
         pending = [f[-1] if f else int(state.pending[u]) for f, (u, _) in zip(ids, row, strict=True)]
         texts = tuple(state.texts[u] + (s.text if s is not None else "") for u, s in row)
         after = ServerState(texts, length, self._tensor(pending), n_steps, ended)
@@ -200,11 +194,8 @@ class ServerPolicy:
         found, asked = len(answer.choices), request.n * len(request.rows)
         server, fix = f"the server at {self.endpoint.url}", "look at its log, or use another server"
         if len(request.rows) > 1 and (found != asked or not answer.indexed):
-            self._note(
-                "batches",
-                "the server does not answer several prompts at once: one per request",
-                batches=False,
-            )
+            message = "the server does not answer several prompts at once: one per request"
+            self._note("batches", message, batches=False)
             return False
         if found > asked:
             raise UserError(f"{server} gave {found} completions where {asked} were asked for", fix)

@@ -22,20 +22,12 @@ class End(Enum):
 
 @dataclass(frozen=True)
 class ServerState:
-    """A batch of B distinct prefixes, as text.
+    """A batch of B distinct prefixes, as text: prompt and steps so far.
 
     Attributes
     ----------
-    texts : tuple of str
-        Prompt and steps so far.
-    length : Tensor
-        (B,) tokens of each, by the tokenizer here.
-    pending : Tensor
-        (B,) last token id.
-    n_steps : Tensor
-        (B,) steps so far.
-    ended : Tensor
-        (B,) bool.
+    length, pending, n_steps, ended : Tensor
+        (B,) number of tokens by the tokenizer here, last token id, steps so far, and whether it has ended.
     """
 
     texts: tuple[str, ...]
