@@ -312,10 +312,7 @@ class GenlmScorer:
         self, trees: Sequence[EncodedTree], progress: Callable[[int], object] | None = None
     ) -> list[TreeValues]:
         """Score every prefix and child of every tree, two calls per distinct prompt."""
-        found = score_trees(trees, self.steps, self._log_values)
-        if progress is not None:
-            progress(len(trees))
-        return found
+        return score_trees(trees, self.steps, self._log_values, progress)
 
     def start(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, ValueState]:
         """Return log values (B,) nats of prompts given as token ids, and the state."""

@@ -223,10 +223,7 @@ class ItsHubScorer:
         UserError
             If a score is missing, NaN or outside [0, 1].
         """
-        found = score_trees(trees, self.steps, self._log_values)
-        if progress is not None:
-            progress(len(trees))
-        return found
+        return score_trees(trees, self.steps, self._log_values, progress)
 
     def start(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, ValueState]:
         """Return log values (B,) nats of prompts given as token ids, and the state."""

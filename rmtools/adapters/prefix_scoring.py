@@ -1,7 +1,7 @@
 """What the scorers of other packages share: prefixes as prompt texts and steps, from and to a sampler's token ids.
 
 A scorer gives ``log_values(prompts, steps)``, the log value (nats) of each prefix; the functions here make of it the ``score``,
-``start`` and ``advance`` of a :class:`rmtools.lm.protocol.Scorer`.
+``start`` and ``advance`` of a :class:`rmtools.lm.protocol.Scorer` (an example: docs/contracts.md).
 """
 
 import asyncio
@@ -49,7 +49,10 @@ class PrefixState:
 
 
 def score_trees(
-    trees: Sequence[EncodedTree], tokenizer: StepTokenizer, log_values: LogValues
+    trees: Sequence[EncodedTree],
+    tokenizer: StepTokenizer,
+    log_values: LogValues,
+    progress: Callable[[int], object] | None = None,
 ) -> list[TreeValues]:
     """Return the values at every prefix and child of every tree, all in one call of ``log_values``."""
     prompts: list[str] = []
@@ -67,6 +70,8 @@ def score_trees(
         parts = np.split(values[at : at + sum(counts)], np.cumsum(counts)[:-1])
         found.append(TreeValues(parts[0], parts[1:]))
         at += sum(counts)
+    if progress is not None:
+        progress(len(trees))
     return found
 
 

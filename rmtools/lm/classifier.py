@@ -115,7 +115,7 @@ def saved_classifier(folder: Path) -> "PreTrainedModel":
     """Return the whole classifier saved in ``folder``; raise ``UserError`` if its weights are damaged or incomplete."""
     from transformers import AutoModelForTokenClassification
 
-    with unreadable_weights(folder):
+    with unreadable_weights(folder, *LOAD_ERRORS):
         model, loading = AutoModelForTokenClassification.from_pretrained(
             folder, dtype=torch.float32, output_loading_info=True
         )
@@ -128,7 +128,7 @@ def adapted(base: Any, folder: Path) -> Any:
     """Return ``base`` under the adapter in ``folder``; raise ``UserError`` if that is damaged or incomplete."""
     from peft import PeftModel
 
-    with unreadable_weights(folder), warnings.catch_warnings():
+    with unreadable_weights(folder, *LOAD_ERRORS), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Found missing adapter keys")  # an error, below
         model = PeftModel.from_pretrained(base, str(folder))
     if getattr(model.peft_config["default"], "layer_replication", None):
@@ -223,13 +223,14 @@ def _require_whole(
 
 
 @contextlib.contextmanager
-def unreadable_weights(folder: Path) -> Iterator[None]:
-    """Turn what transformers and peft raise on a damaged folder into a ``UserError``; for one call of theirs, no code of ours."""
+def unreadable_weights(folder: Path, *more: type[Exception]) -> Iterator[None]:
+    """Turn what transformers and peft raise on damaged weights, and ``more``, into a ``UserError``; for one call of theirs."""
     from safetensors import SafetensorError
 
+    caught: tuple[type[Exception], ...] = (OSError, ValueError, RuntimeError, SafetensorError, *more)
     try:
         yield
-    except (*LOAD_ERRORS, RuntimeError, SafetensorError) as error:
+    except caught as error:
         raise UserError(
             f"the model in {folder} cannot be loaded, its configuration or weights are damaged: {reason(error, 2)}",
             AGAIN,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
 from rmtools.errors import UserError, reason
@@ -83,8 +84,16 @@ class _PartialStep:
         return _PartialStep(self.parent[origin], node, self.done[origin], columns), origin, token
 
 
-# What transformers raises on a damaged folder depends on which byte is wrong. For its own calls only.
-LOAD_ERRORS = (OSError, ValueError, TypeError, KeyError, AttributeError)
+# What transformers and peft raise on a damaged configuration depends on which byte is wrong. For their own calls only.
+LOAD_ERRORS = (
+    OSError,
+    ValueError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    ArithmeticError,
+    StrictDataclassError,
+)
 
 # More than any vocabulary: a (prefix, token) pair is one integer.
 TOKEN_SPAN = 1 << 24

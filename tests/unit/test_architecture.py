@@ -23,7 +23,7 @@ FLOORS = (
     ("serving", "adapters", "data"),
     ("sampling",),
     ("jobs",),
-    ("training", "auditing"),
+    ("training", "auditing", "testing"),
     ("verify",),
     ("cli",),
     ("__main__",),

@@ -1,5 +1,7 @@
 """Stepwise decoding: the law of the drawn steps is the model's own, token by token."""
 
+import json
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -320,3 +322,12 @@ def test_what_is_pending_is_the_last_token_of_the_step(policy, prompts, generato
     assert len(set(lengths.tolist())) > 1
     last = step.tokens.gather(1, lengths[:, None] - 1)[:, 0]
     torch.testing.assert_close(step.state.pending, last)
+
+
+@pytest.mark.parametrize("change", [{"hidden_size": "x"}, {"num_attention_heads": 0}, {"dtype": "foo"}])
+def test_a_configuration_with_impossible_values_is_refused(policy_folder, settings, tmp_path, change):
+    folder = shutil.copytree(policy_folder, tmp_path / "policy")
+    file = folder / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+    with pytest.raises(UserError, match="no model can be loaded"):
+        load_policy(folder, settings)

@@ -1,0 +1,653 @@
+r"""The contracts of rmtools' protocols as assertions: run them over an implementation of your own.
+
+Each function raises ``AssertionError`` with the law that was broken and where; it returns nothing if all laws hold. Our own
+tests run them over every implementation in the package (docs/contracts.md has an example).
+
+>>> import numpy as np
+>>> from rmtools.core import product
+>>> check_particles(product(horizon=3, ratio=2.0).particles(groups=2), np.random.default_rng(0))
+"""
+
+import copy
+from collections import Counter
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rmtools.data.readers.row import Dropped, Field, Format, Options, RowError
+from rmtools.data.rollouts import Rollout, parse_row
+from rmtools.data.tasks.protocol import ExactTask, Task
+from rmtools.errors import UserError
+from rmtools.lm.protocol import Decoded, Scorer, StepPolicy, StepState, TreeValues
+from rmtools.lm.steps import EncodedTree
+from rmtools.lm.tree_scoring import padded
+from rmtools.particles.protocol import Particles
+
+P = TypeVar("P", bound=Particles)
+Path = Sequence[Hashable]
+Paths = Callable[[Any], Sequence[Sequence[Path]]]
+
+__all__ = ["check_law", "check_particles", "check_policy", "check_reader", "check_scorer", "check_task"]
+
+
+def _require(holds: object, law: str) -> None:
+    """Raise ``AssertionError`` unless ``holds``, also under ``python -O``."""
+    if not holds:
+        raise AssertionError(law)
+
+
+def _require_all(holds: np.ndarray, law: str) -> None:
+    """Raise ``AssertionError`` with the first index where ``holds`` is False."""
+    if not holds.all():
+        raise AssertionError(f"{law}, first at index {np.argwhere(~holds)[0].tolist()}")
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """Everything that can be seen of particles, copied: (G, n) arrays, and the path of each prefix if it is known."""
+
+    ended: np.ndarray
+    log_value: np.ndarray
+    path: np.ndarray | None
+
+    def at(self, index: np.ndarray) -> "_Seen":
+        """Return the prefixes ``index`` (G, k) of each group."""
+        path = None if self.path is None else np.take_along_axis(self.path, index, 1)
+        return _Seen(
+            np.take_along_axis(self.ended, index, 1), np.take_along_axis(self.log_value, index, 1), path
+        )
+
+    def require_same(self, other: "_Seen", law: str, tolerance: float = 0.0) -> None:
+        """Raise ``AssertionError`` if the two differ."""
+        _require(np.array_equal(self.ended, other.ended), f"{law}: which prefixes have ended differs")
+        close = np.isclose(self.log_value, other.log_value, rtol=0, atol=tolerance)
+        close |= self.log_value == other.log_value
+        _require_all(close, f"{law}: log values differ")
+        if self.path is not None and other.path is not None:
+            _require_all(self.path == other.path, f"{law}: the prefixes differ")
+
+
+def _look(particles: Particles, paths: Paths | None, when: str) -> _Seen:
+    """Return what is seen of ``particles``; raise ``AssertionError`` if it is not of the protocol's shape and range."""
+    shape = tuple(particles.shape)
+    _require(len(shape) == 2 and min(shape) >= 1, f"shape is the pair (G, n), got {shape} {when}")
+    ended, log_value = np.array(particles.ended), np.array(particles.log_value())
+    for name, array in (("ended", ended), ("log_value()", log_value)):
+        _require(
+            array.shape == shape, f"{name} has shape {shape} like the particles, got {array.shape} {when}"
+        )
+    _require(ended.dtype == bool, f"ended is bool, got {ended.dtype} {when}")
+    fine = log_value < np.inf  # False for NaN
+    _require(fine.all(), f"log values are numbers below inf, got {log_value[~fine][:1]} {when}")
+    if paths is None:
+        return _Seen(ended, log_value, None)
+    path = np.empty(shape, dtype=object)
+    for g, row in enumerate(paths(particles)):
+        for i, steps in enumerate(row):
+            path[g, i] = tuple(steps)
+    return _Seen(ended, log_value, path)
+
+
+def check_particles(
+    root: P,
+    rng: np.random.Generator,
+    *,
+    pool_size: int = 3,
+    paths: Paths | None = None,
+    seeded: bool = True,
+    max_steps: int = 100,
+) -> None:
+    """Check the contract of :class:`rmtools.particles.protocol.Particles`, from ``root`` to the end of every prefix.
+
+    Shapes and ranges; child i * M + m continues prefix i; ``extend`` and ``select`` leave the object as it was; an ended
+    prefix keeps its value and emits nothing; ``select`` of a selection, and ``join`` of selections if there is a ``join``, are
+    selections; the same generator draws the same; every prefix ends.
+
+    Parameters
+    ----------
+    root : Particles
+    rng : np.random.Generator
+    pool_size : int
+        M, at least 2.
+    paths : callable, optional
+        Returns G lists of n paths, each the steps of a prefix so far. Default: the method ``steps`` of the particles if they
+        have one; without either, child order and identity are checked through the log values alone.
+    seeded : bool
+        Whether draws depend on the generator alone. Not so behind some servers.
+    max_steps : int
+        Steps after which every prefix must have ended.
+
+    Raises
+    ------
+    AssertionError
+        Names the first law that is broken, and the step.
+    """
+    paths = paths or ((lambda p: p.steps()) if hasattr(root, "steps") else None)
+    here, t = root, 0
+    while True:
+        seen = _look(here, paths, f"after {t} steps")
+        seed = int(rng.integers(2**32))
+        child = here.extend(pool_size, np.random.default_rng(seed))
+        _look(here, paths, f"after {t} steps").require_same(seen, f"extend changed its parent at step {t}")
+        _check_children(seen, _look(child, paths, f"in the children of step {t}"), pool_size, t)
+        if seeded:
+            again = _look(here.extend(pool_size, np.random.default_rng(seed)), paths, f"at step {t}")
+            law = f"two extensions by generators of one seed differ at step {t}"
+            again.require_same(_look(child, paths, ""), law, 1e-4)
+        if seen.ended.all():
+            return
+        _require(t < max_steps, f"some prefixes have not ended after {max_steps} steps")
+        here, t = _check_select(child, paths, rng, t), t + 1
+
+
+def _check_children(parent: _Seen, child: _Seen, pool_size: int, t: int) -> None:
+    """Check the (G, n * M) children of one step: order, length, and ended parents."""
+    groups, n = parent.ended.shape
+    _require(
+        child.ended.shape == (groups, n * pool_size),
+        f"extend(M) gives (G, n * M) = {(groups, n * pool_size)} children, got {child.ended.shape} at step {t}",
+    )
+    index = np.broadcast_to(np.repeat(np.arange(n), pool_size), child.ended.shape)
+    before = parent.at(index)
+    over = before.ended
+    _require_all(child.ended | ~over, f"an ended prefix is absorbing: a child of one is alive at step {t}")
+    kept = ~over | (child.log_value == before.log_value)
+    _require_all(kept, f"an ended prefix keeps its value: one changed at step {t}")
+    if before.path is None or child.path is None:
+        return
+    for g, i in np.ndindex(child.path.shape):
+        old, new = before.path[g, i], child.path[g, i]
+        where = f"group {g}, child {i}, step {t}"
+        if over[g, i]:
+            _require(new == old, f"an ended prefix emits nothing: {new} after {old} ({where})")
+        else:
+            _require(
+                new[: len(old)] == old, f"child i * M + m continues prefix i: {new} after {old} ({where})"
+            )
+            _require(len(new) == len(old) + 1, f"a child is one step longer: {new} after {old} ({where})")
+
+
+def _check_select(child: P, paths: Paths | None, rng: np.random.Generator, t: int) -> P:
+    """Check ``select`` and ``join`` on the children of step ``t``; return a few of them to continue from."""
+    seen, (groups, n) = _look(child, paths, f"at step {t}"), child.shape
+    first, second = rng.integers(n, size=(groups, n)), rng.integers(n, size=(groups, 4))
+    one = child.select(first)
+    law = f"select(index) gives the prefixes at index, step {t}"
+    _look(one, paths, "after select").require_same(seen.at(first), law)
+    _look(child, paths, f"at step {t}").require_same(seen, f"select changed its parent at step {t}")
+    two = one.select(second)
+    both = np.take_along_axis(first, second, 1)
+    law = f"select(a).select(b) is select(a[b]), step {t}"
+    _look(two, paths, "after two selections").require_same(seen.at(both), law)
+    if hasattr(child, "join"):
+        joined = child.select(second).join(two)
+        law = f"select(a).join(select(b)) is select([a, b]), step {t}"
+        _look(joined, paths, "after join").require_same(seen.at(np.hstack([second, both])), law)
+        two = joined.select(np.tile([1, 6, 3, 4], (groups, 1)))
+        law = f"a selection of joined prefixes is those prefixes, step {t}"
+        expected = seen.at(np.stack([second[:, 1], both[:, 2], second[:, 3], both[:, 0]], 1))
+        _look(two, paths, "").require_same(expected, law)
+    return two
+
+
+def check_law(
+    root: Particles,
+    law: Mapping[Hashable, float],
+    rng: np.random.Generator,
+    *,
+    paths: Paths | None = None,
+    draws: int = 2000,
+) -> None:
+    """Check that the first step of ``root`` follows ``law``, by a chi-square test in each group.
+
+    Parameters
+    ----------
+    root : Particles
+        (G, 1) prefixes that have not ended, with the same law in every group.
+    law : mapping
+        The probability of each next step; what is missing to 1 is that of all others.
+    rng : np.random.Generator
+    paths : callable, optional
+        As in :func:`check_particles`; the last entry of a path is the step.
+    draws : int
+        Children per group. Cells with an expected count below 5 are merged.
+
+    Raises
+    ------
+    AssertionError
+        If a group's counts have a probability below 1e-6, so also if the draws depend on one another.
+    """
+    from scipy.stats import chi2
+
+    child = root.extend(draws, rng)
+    of = paths or (lambda p: p.steps())
+    other = max(0.0, 1.0 - sum(law.values()))
+    for g, row in enumerate(of(child)):
+        counts = Counter(path[-1] for path in row)
+        cells = [(counts.pop(step, 0), draws * p) for step, p in law.items()]
+        cells.append((counts.total(), draws * other))
+        never = [c for c, expected in cells if expected < 1e-9]
+        _require(sum(never) == 0, f"a step of probability 0 was drawn {sum(never)} times in group {g}")
+        small = [c for c in cells if 1e-9 <= c[1] < 5]
+        large = [c for c in cells if c[1] >= 5] + (
+            [tuple(map(sum, zip(*small, strict=True)))] if small else []
+        )
+        statistic = sum((seen - expected) ** 2 / expected for seen, expected in large)
+        p = float(chi2.sf(statistic, max(1, len(large) - 1)))
+        _require(
+            p > 1e-6, f"the steps of group {g} do not follow their law: chi-square {statistic:.1f}, p {p:.1e}"
+        )
+
+
+def check_scorer(scorer: Scorer, rollouts: Sequence[Rollout], *, tolerance: float = 1e-4) -> None:
+    """Check the contract of :class:`rmtools.lm.protocol.Scorer` on the prompts, steps and children of ``rollouts``.
+
+    Values are numbers, and log(V) in [log floor, 0] if the scorer ``is_probability``; they depend on the prefix alone, not on
+    what is scored with it; a child has the value of a trajectory that takes it; ``start`` and ``advance`` give the values of
+    ``score``; states are immutable, and ``select`` and ``join`` reindex them.
+
+    Parameters
+    ----------
+    scorer : Scorer
+    rollouts : sequence of Rollout
+        At least two, better of different lengths and with children.
+    tolerance : float
+        Nats, for values that are computed in different batches.
+
+    Raises
+    ------
+    AssertionError
+        Names the law, and the rollout or depth.
+    """
+    _require(isinstance(scorer.name, str) and scorer.name, f"name is text, got {scorer.name!r}")
+    _require(
+        isinstance(scorer.is_probability, bool), f"is_probability is a bool, got {scorer.is_probability!r}"
+    )
+    texts = [[[c.text for c in at] for at in r.children] for r in rollouts]
+    encode = scorer.steps.encode
+    trees = [encode(r.prompt, r.steps, c) for r, c in zip(rollouts, texts, strict=True)]
+    done: list[int] = []
+    values = scorer.score(trees, progress=done.append)
+    _require(sum(done) == len(trees), f"progress counts every tree once: {sum(done)} of {len(trees)}")
+    _require(
+        len(values) == len(trees), f"score gives one TreeValues per tree: {len(values)} for {len(trees)}"
+    )
+    for i, (tree, found) in enumerate(zip(trees, values, strict=True)):
+        _check_tree(scorer, tree, found, i)
+    _check_context(scorer, rollouts, trees, values, tolerance)
+    _Increments(scorer, trees, values, tolerance).check()
+
+
+def _check_tree(scorer: Scorer, tree: EncodedTree, found: TreeValues, i: int) -> None:
+    """Check shapes and ranges of one trajectory's values."""
+    shapes = [np.shape(found.log_value), *map(np.shape, found.children)]
+    expected = [(len(tree.reads),), *((len(at),) for at in tree.child_reads)]
+    _require(
+        shapes == expected,
+        f"values of rollout {i} have shapes {expected} (T + 1, then children), got {shapes}",
+    )
+    every = np.concatenate([found.log_value, *found.children])
+    _require(
+        (every < np.inf).all(),
+        f"log values are numbers below inf: rollout {i} has {every[~(every < np.inf)]}",
+    )
+    if scorer.is_probability:
+        low = np.log(scorer.tilt.floor) - 1e-6
+        _require(
+            ((every >= low) & (every <= 1e-6)).all(),
+            f"V is in [floor, 1]: rollout {i} has log values {every}",
+        )
+
+
+def _check_context(
+    scorer: Scorer,
+    rollouts: Sequence[Rollout],
+    trees: Sequence[EncodedTree],
+    values: Sequence[TreeValues],
+    tolerance: float,
+) -> None:
+    """Check that values do not depend on order, other trees and children, and that children are valued like steps."""
+    trunks = scorer.score([t.trunk() for t in reversed(trees)])[::-1]
+    for i, (found, alone) in enumerate(zip(values, trunks, strict=True)):
+        _require_close(
+            found.log_value, alone.log_value, tolerance, f"a value depends on its prefix alone: rollout {i}"
+        )
+    forks = [
+        (i, t, k) for i, v in enumerate(values) for t, at in enumerate(v.children) for k in range(len(at))
+    ]
+    if not forks:
+        return
+    taken = [
+        scorer.steps.encode(r.prompt, [*r.steps[:t], r.children[t][k].text])
+        for i, t, k in forks
+        for r in [rollouts[i]]
+    ]
+    for (i, t, k), alone in zip(forks, scorer.score(taken), strict=True):
+        law = f"a child has the value of a trajectory that takes it: rollout {i}, depth {t}, child {k}"
+        _require_close(values[i].children[t][k], alone.log_value[-1], tolerance, law)
+
+
+def _require_close(found: Any, expected: Any, tolerance: float, law: str) -> None:
+    close = np.isclose(found, expected, rtol=0, atol=tolerance) | (np.asarray(found) == np.asarray(expected))
+    _require(np.all(close), f"{law}: {np.asarray(found)} against {np.asarray(expected)}")
+
+
+@dataclass(frozen=True)
+class _Increments:
+    """Reads trees step by step with ``start`` and ``advance``, and compares with what ``score`` gave."""
+
+    scorer: Scorer
+    trees: Sequence[EncodedTree]
+    values: Sequence[TreeValues]
+    tolerance: float
+
+    def check(self) -> None:
+        parts = [t.parts() for t in self.trees]
+        found, state = self.scorer.start([prompt for prompt, _, _ in parts])
+        _require(found.shape == (len(parts),), f"start gives (B,) values, got {tuple(found.shape)}")
+        self._compare(found, [v.log_value[0] for v in self.values], "score is start at the prompt")
+        last = found
+        for t in range(max(len(steps) for _, steps, _ in parts)):
+            rows = [steps[t] if t < len(steps) else [] for _, steps, _ in parts]
+            tokens = padded(rows, -1, found.device)
+            new, after = self.scorer.advance(state, tokens)
+            at = [i for i, row in enumerate(rows) if row]
+            expected = [self.values[i].log_value[t + 1] for i in at]
+            self._compare(new[at], expected, f"score is start and then advance: step {t}")
+            rest = [i for i, row in enumerate(rows) if not row]
+            kept = torch.isnan(new[rest]) | torch.isclose(new[rest].double(), last[rest].double())
+            _require(kept.all(), f"a row without a token gets NaN or its value as it was: step {t}")
+            self._check_states(state, tokens, new, t)
+            forks = [(i, k, ids) for i in at for k, ids in enumerate(parts[i][2][t])]
+            if forks:
+                chosen = state.select(torch.tensor([i for i, _, _ in forks], device=found.device))
+                children, _ = self.scorer.advance(
+                    chosen, padded([ids for _, _, ids in forks], -1, found.device)
+                )
+                expected = [self.values[i].children[t][k] for i, k, _ in forks]
+                self._compare(
+                    children, expected, f"select(rows) gives the prefixes at rows: children of step {t}"
+                )
+            last = torch.where(torch.isnan(new), last.to(new), new)
+            state = after
+
+    def _check_states(self, state: Any, tokens: Tensor, new: Tensor, t: int) -> None:
+        """Check that ``advance`` left its state as it was, and that joined selections read on as they should."""
+        again, _ = self.scorer.advance(state, tokens)
+        self._compare(again, new.tolist(), f"advance changed the state it was given: step {t}")
+        half = len(tokens) // 2
+        order = torch.tensor([*range(half, len(tokens)), *range(half)], device=tokens.device)
+        joined = (
+            state.select(order[:-half]).join(state.select(order[-half:])) if half else state.select(order)
+        )
+        read, _ = self.scorer.advance(joined, tokens[order])
+        self._compare(read, new[order].tolist(), f"select(a).join(select(b)) is select([a, b]): step {t}")
+
+    def _compare(self, found: Tensor, expected: Sequence[float], law: str) -> None:
+        got, wanted = found.double().cpu().numpy(), np.asarray(expected, dtype=np.float64)
+        close = (got == wanted) | np.isclose(got, wanted, rtol=0, atol=self.tolerance, equal_nan=True)
+        _require_all(close, f"{law}: {got} against {wanted}")
+
+
+def check_policy(
+    policy: StepPolicy, prompts: Sequence[str], *, particles: int = 4, seed: int = 0, seeded: bool = True
+) -> None:
+    """Check the contract of :class:`rmtools.lm.protocol.StepPolicy`, from ``prompts`` to the end of every solution.
+
+    A step ends where the step settings say, and only there; equal prefixes are held once; an ended prefix is absorbing and gets
+    no token; ``decode_step`` leaves its state as it was; ``select`` and ``join`` reindex states; the same seed draws the same.
+    The law itself is checked by :func:`check_law` on particles over the policy.
+
+    Parameters
+    ----------
+    policy : StepPolicy
+    prompts : sequence of str
+    particles : int
+        Solutions of each prompt.
+    seed : int
+    seeded : bool
+        Whether draws depend on the generator alone. Not so behind some servers.
+
+    Raises
+    ------
+    AssertionError
+        Names the law, and the step.
+    """
+    _require(policy.temperature > 0, f"temperature is positive, got {policy.temperature}")
+    _require(isinstance(policy.name, str) and policy.name, f"name is text, got {policy.name!r}")
+    ids = [policy.steps.prompt_ids(p) for p in prompts]
+    policy.check_length(ids)
+    state: StepState = policy.start(ids)
+    _require(
+        state.pending.tolist() == [i[-1] for i in ids], "start: pending is the last token of each prompt"
+    )
+    _require(not state.ended.any(), "start: no prompt has ended")
+    node = torch.arange(len(ids), device=policy.device).repeat_interleave(particles)
+    for t in range(policy.steps.settings.max_steps + 1):
+        before = state.pending.tolist(), state.ended.tolist()
+        step = policy.decode_step(state, node, torch.Generator(policy.device).manual_seed(seed + t))
+        _require(
+            (state.pending.tolist(), state.ended.tolist()) == before,
+            f"decode_step changed its state at step {t}",
+        )
+        _check_decoded(policy, state, node, step, t)
+        if seeded:
+            again = policy.decode_step(state, node, torch.Generator(policy.device).manual_seed(seed + t))
+            law = f"two steps by generators of one seed differ at step {t}"
+            _require(_texts(policy, again) == _texts(policy, step), law)
+        if bool(state.ended.all()):
+            return
+        state, node = _reindexed(step.state, step.node, t)
+    raise AssertionError(
+        f"max_steps is {policy.steps.settings.max_steps}, and some prefixes have not ended by then"
+    )
+
+
+def _texts(policy: StepPolicy, step: Decoded[Any]) -> list[str]:
+    """Return the text of the step at every particle."""
+    return [
+        policy.steps.step_text([i for i in step.tokens[u].tolist() if i >= 0]) for u in step.node.tolist()
+    ]
+
+
+def _check_decoded(policy: StepPolicy, state: StepState, node: Tensor, step: Decoded[Any], t: int) -> None:
+    """Check the shapes of a decoded step, and each of its distinct continuations."""
+    rows, parent = step.tokens.tolist(), step.parent.tolist()
+    _require(step.node.shape == node.shape, f"node has one entry per particle, step {t}")
+    _require(step.parent[step.node].equal(node), f"parent[node] is where each particle was before step {t}")
+    _require(
+        len({(u, *row) for u, row in zip(parent, rows, strict=True)}) == len(rows),
+        f"a prefix is held twice, step {t}",
+    )
+    _require(
+        set(step.node.tolist()) == set(range(len(rows))), f"every prefix held is some particle's, step {t}"
+    )
+    settings, eos = policy.steps.settings, policy.steps.eos_id
+    for u, (row, before) in enumerate(zip(rows, parent, strict=True)):
+        ids, where = [i for i in row if i >= 0], f"step {t}, prefix {u}"
+        ended = bool(step.state.ended[u])
+        _require(row[: len(ids)] == ids, f"-1 stands only behind the end of a step: {row}, {where}")
+        if state.ended[before]:
+            _require(ended and not ids, f"an ended prefix is absorbing and gets no token: {ids}, {where}")
+            _require(
+                step.state.pending[u] == state.pending[before],
+                f"an ended prefix keeps its pending token: {where}",
+            )
+            continue
+        _require(ids, f"a step has at least one token: {where}")
+        _require(step.state.pending[u] == ids[-1], f"pending is the last token: {where}")
+        early = [k for k in range(1, len(ids)) if ids[k - 1] == eos or policy.steps.closes(ids[:k])]
+        _require(not early, f"a step ends with its first delimiter or end of sequence: {ids}, {where}")
+        over = ids[-1] == eos or policy.steps.closes(ids) or len(ids) >= settings.max_step_tokens
+        _require(
+            over or ended,
+            f"a step ends with the delimiter, the end of the sequence or max_step_tokens: {ids}, {where}",
+        )
+        _require(
+            ended or (ids[-1] != eos and t + 1 < settings.max_steps),
+            f"the end of the sequence and max_steps end a prefix: {where}",
+        )
+
+
+def _reindexed(state: StepState, node: Tensor, t: int) -> tuple[StepState, Tensor]:
+    """Return the same prefixes in another order, through ``select`` and ``join``, and where each particle is now."""
+    order = torch.arange(len(state.pending), device=node.device).flip(0)
+    half = len(order) // 2
+    new = state.select(order[:half]).join(state.select(order[half:])) if half else state.select(order)
+    for name in ("pending", "ended"):
+        same = getattr(new, name).equal(getattr(state, name)[order])
+        _require(same, f"select(a).join(select(b)) is select([a, b]): {name} differs after step {t}")
+    return new, len(order) - 1 - node
+
+
+def check_task(
+    task: Task, rng: np.random.Generator, *, prompts: Sequence[str] | None = None, n: int = 8
+) -> None:
+    """Check the contract of :class:`rmtools.data.tasks.protocol.Task`.
+
+    Its prompts can be verified and are drawn by the generator alone; rewards are in [0, 1] and the same whenever a solution is
+    verified; listed steps end with the delimiter and make well-formed solutions. Of an exact task also: demonstrations are
+    well-formed, and what earns a reward of 1 has right steps only.
+
+    Parameters
+    ----------
+    task : Task
+    rng : np.random.Generator
+    prompts : sequence of str, optional
+        Default: the task draws them. Needed if its prompts come from a file.
+    n : int
+        Prompts to draw.
+
+    Raises
+    ------
+    AssertionError
+        Names the law, and the prompt or solution.
+    """
+    _require(isinstance(task.name, str) and task.name, f"name is text, got {task.name!r}")
+    _require(task.delimiter, "the delimiter is not empty")
+    _require(task.horizon >= 1, f"the horizon is at least 1, got {task.horizon}")
+    prompts = _drawn_prompts(task, n, int(rng.integers(2**32))) if prompts is None else prompts
+    solutions = [(p, s) for p in prompts for s in _solutions(task, p, rng)]
+    for prompt in prompts:
+        try:
+            task.check_prompt(prompt)
+        except UserError as error:
+            raise AssertionError(f"prompts can be verified: {prompt!r} is refused, {error}") from error
+    rewards = [task.reward(p, s) for p, s in solutions]
+    for (prompt, steps), reward in zip(solutions, rewards, strict=True):
+        _require(0 <= reward <= 1, f"rewards are in [0, 1], got {reward} for {steps} of {prompt!r}")
+        _require(isinstance(task.well_formed(steps), bool), f"well_formed gives a bool: {steps}")
+    again = [task.reward(p, s) for p, s in reversed(solutions)][::-1]
+    for (prompt, steps), one, two in zip(solutions, rewards, again, strict=True):
+        _require(one == two, f"the verifier is deterministic: {one}, then {two} for {steps} of {prompt!r}")
+
+
+def _drawn_prompts(task: Task, n: int, seed: int) -> list[str]:
+    """Return prompts of the task; raise ``AssertionError`` if they are not ``n`` texts, drawn by the generator alone."""
+    prompts, left_out = task.prompts(n, np.random.default_rng(seed))
+    fine = len(prompts) == n and all(isinstance(p, str) and p for p in prompts)
+    _require(fine, f"prompts(n) gives n texts, got {prompts!r} for {n}")
+    _require(left_out >= 0, f"prompts(n) also gives a number of prompts left out, got {left_out}")
+    again, _ = task.prompts(n, np.random.default_rng(seed))
+    _require(again == prompts, "two drawings of prompts by generators of one seed differ")
+    return prompts
+
+
+def _solutions(task: Task, prompt: str, rng: np.random.Generator) -> list[list[str]]:
+    """Return finished solutions of a prompt, right and wrong; check those that the task itself writes."""
+    end = task.delimiter
+    found = [[end], [f"no step of any task{end}"], [f"{i}{end}" for i in range(task.horizon)]]
+    choices = task.step_choices(prompt, [])
+    if choices is not None:
+        _require(choices, f"step_choices lists every step, got none for {prompt!r}")
+        odd = [c for c in choices if not c.endswith(end) or c.count(end) != 1]
+        _require(not odd, f"a listed step ends with its one delimiter: {odd[:1]}")
+        found += [[str(c) for c in rng.choice(choices, size=task.horizon)] for _ in range(4)]
+        _require(
+            all(map(task.well_formed, found[3:])), f"solutions of listed steps are well-formed: {found[3:]}"
+        )
+    if isinstance(task, ExactTask):
+        for care in (0.0, 0.5, 1.0):
+            steps = task.demonstration(prompt, care, rng)
+            fine = 1 <= len(steps) <= task.horizon and task.well_formed(steps)
+            _require(fine, f"a demonstration is well-formed and within the horizon: {steps}")
+            right = task.right_steps(prompt, steps)
+            _require(len(right) == len(steps), f"right_steps gives one bool per step: {right} for {steps}")
+            fine = all(right) or task.reward(prompt, steps) < 1
+            _require(
+                fine, f"a solution with reward 1 has right steps only: {right} for {steps} of {prompt!r}"
+            )
+            found.append(steps)
+    return found
+
+
+def check_reader(
+    form: Format,
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    steps: Sequence[Sequence[str]] | None = None,
+    options: Options | None = None,
+) -> None:
+    """Check the contract of a reader, declared with :func:`rmtools.data.readers.row.public_format`.
+
+    A row of the format becomes valid rollouts, or is reported as dropped, and is never lost in silence; the text of its steps
+    keeps its order; a row is read the same whatever was read before, and stays as it was; a row without a field of the format
+    is refused with ``RowError``.
+
+    Parameters
+    ----------
+    form : Format
+    rows : sequence of mapping
+        Right rows of the format.
+    steps : sequence of sequence of str, optional
+        For each row, texts that its rollouts' steps must hold in this order.
+    options : Options, optional
+
+    Raises
+    ------
+    AssertionError
+        Names the law, and the row.
+    """
+    options = options or Options()
+    given = copy.deepcopy(list(rows))
+    found = [list(form.read(Field(row), options)) for row in rows]
+    _require(list(rows) == given, "a reader leaves its rows as they were")
+    again = [list(form.read(Field(row), options)) for row in reversed(rows)][::-1]
+    for i, (row, one, two) in enumerate(zip(rows, found, again, strict=True)):
+        _require(
+            form.fits(row), f"row {i} has the fields of the format {form.name}: {', '.join(form.fields)}"
+        )
+        _require(one == two, f"row {i} is read alike whatever was read before: {one}, then {two}")
+        _require(one, f"row {i} becomes rollouts or Dropped, and is never lost in silence")
+        kept = [x for x in one if isinstance(x, Rollout)]
+        _require(
+            all(isinstance(x, Rollout | Dropped) for x in one), f"row {i} becomes rollouts or Dropped: {one}"
+        )
+        for rollout in kept:
+            try:
+                same = parse_row(asdict(rollout), f"row {i}") == rollout
+            except UserError as error:
+                raise AssertionError(f"rollouts are valid: {error}") from error
+            _require(same, f"rollouts are valid: row {i} changes when it is written and read")
+        text = "".join(s for rollout in kept for s in rollout.steps)
+        for piece in steps[i] if steps is not None else ():
+            _require(piece in text, f"steps keep their order and none is lost: row {i} lacks {piece!r} there")
+            text = text[text.index(piece) + len(piece) :]
+        for name in form.fields:
+            _check_refused(form, {n: v for n, v in row.items() if n != name}, name, options)
+
+
+def _check_refused(form: Format, row: Mapping[str, Any], name: str, options: Options) -> None:
+    """Check that a row without the field ``name`` is refused, if the format needs it, with an error that names row and field."""
+    try:
+        found = list(form.read(Field(row), options))
+    except RowError:
+        return
+    except Exception as error:
+        raise AssertionError(f"a row without {name} is refused with RowError, got {error!r}") from error
+    read = any(isinstance(x, Rollout) for x in found) and not form.fits(row)
+    _require(not read, f"a row without {name} is refused with RowError, and was read")
