@@ -3,7 +3,7 @@
     rmtools convert --from gsm8k ../shared/data/gsm8k/train.jsonl runs/gsm8k/text
     python recipes/train_backbone.py --rollouts runs/gsm8k/text --out runs/gsm8k/backbone
 
-Where pretrained weights are at hand, use them instead: name them with --model_name_or_path in recipes/train_prm.py.
+Where pretrained weights are at hand, use them instead: name them with --model_name_or_path in `rmtools train`.
 """
 
 import argparse

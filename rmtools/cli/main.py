@@ -1,4 +1,4 @@
-"""``rmtools``: prompts, rollout, convert, audit, sample, plot, verify, export, env. Heavy imports wait until a verb runs."""
+"""The command ``rmtools`` and its verbs; heavy imports wait until a verb runs."""
 
 import sys
 from typing import Any
@@ -7,7 +7,7 @@ import typer
 from typer.exceptions import Abort, TyperException
 
 from rmtools import __version__
-from rmtools.cli import audit, convert, env, export, plot, prompts, rollout, sample, verify
+from rmtools.cli import audit, convert, env, export, plot, prompts, rollout, sample, train, verify
 from rmtools.cli.errors import INTERRUPTED, exit_on_user_error, refusal, with_flags
 
 SUMMARY = "Train, audit and sample with process reward models that are consistent in the sense of Bellman."
@@ -21,6 +21,9 @@ app = typer.Typer(
 app.command("prompts")(prompts.command)
 app.command("rollout")(rollout.command)
 app.command("convert")(convert.command)
+# trl's parser reads its arguments.
+PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+app.command("train", context_settings=PASS_THROUGH, add_help_option=False)(train.command)
 app.command("audit")(audit.command)
 app.command("sample")(sample.command)
 app.add_typer(plot.app, name="plot")

@@ -35,7 +35,7 @@ MODEL_FILES = (
     "export.json",
 )
 """The files that say which model a folder holds: saving another one removes those it does not write."""
-RETRAIN = "use a checkpoint written by recipes/train_prm.py with this release"
+RETRAIN = "use a checkpoint written by `rmtools train` with this release"
 
 
 @dataclass(frozen=True)

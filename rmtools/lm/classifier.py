@@ -62,7 +62,7 @@ def new_token_classifier(model: str, seed: int, *, revision: str = "", **options
             f"the token classifier of {model} ({type(found).__name__}) has no linear head called score",
             "use a causal language model whose transformers class has one, such as Llama, Qwen or Mistral",
         )
-    found.score = _float32_head(found.score)
+    found.score = float32_head(found.score)
     found.name_or_path = found.config._name_or_path = source.name
     found.config._commit_hash = source.commit or None
     return found
@@ -91,7 +91,7 @@ def _classifier_config(model: Path) -> Any:
     return config
 
 
-def _float32_head(head: torch.nn.Linear) -> Float32Head:
+def float32_head(head: torch.nn.Linear) -> Float32Head:
     """Return the same weights, kept and used in fp32."""
     new = Float32Head(head.in_features, head.out_features, bias=head.bias is not None, device="meta")
     new.load_state_dict({n: p.float() for n, p in head.state_dict().items()}, assign=True)
@@ -120,7 +120,7 @@ def saved_classifier(folder: Path) -> "PreTrainedModel":
             folder, dtype=torch.float32, output_loading_info=True
         )
     _require_whole(folder, loading["missing_keys"], loading["unexpected_keys"], model)
-    model.score = _float32_head(model.score)
+    model.score = float32_head(model.score)
     return model
 
 

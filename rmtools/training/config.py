@@ -4,17 +4,15 @@ import contextlib
 import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import torch
-import yaml
 from transformers import TrainingArguments, get_scheduler
 from transformers.training_args import trainer_log_levels
 
-from rmtools.codec import from_json
 from rmtools.errors import UserError
 from rmtools.particles.tilt import Tilt
 from rmtools.training.batching import ORDERS
@@ -52,6 +50,37 @@ def library_errors(*more: type[Exception]) -> Iterator[None]:
         ) from error
 
 
+def _seed(x: int | None) -> bool:
+    return x is None or x in range(2**32)
+
+
+# What must hold of an argument, in code and in words.
+RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    **dict.fromkeys(
+        ("bellman_residual", "pqm_margin", "learning_rate", "weight_decay", "max_grad_norm"),
+        (lambda x: 0 <= x < math.inf, "at least 0 and finite"),
+    ),
+    **dict.fromkeys(("seed", "data_seed"), (_seed, "at least 0 and below 2^32")),
+    "td_lambda": (lambda x: 0 <= x <= 1, "in [0, 1]"),
+    "ema_decay": (lambda x: 0 <= x < 1, "in [0, 1); 0 bootstraps from the current weights"),
+    "n_step": (lambda x: x >= 1, "at least 1, which is target td"),
+    "label_smoothing_factor": (
+        lambda x: x == 0,
+        "0: targets are soft already, and smoothing moves their mean",
+    ),
+    "neftune_noise_alpha": (
+        lambda x: not x,
+        "0: noise in the inputs perturbs the bootstrap targets as well as the prediction",
+    ),
+    "per_device_train_batch_size": (lambda x: x >= 1, "at least 1"),
+    "gradient_accumulation_steps": (lambda x: x >= 1, "at least 1"),
+    "output_dir": (lambda x: "\0" not in str(x), "a path"),
+    "max_steps": (lambda x: x == -1 or x >= 1, "at least 1, or -1 for num_train_epochs"),
+    "num_train_epochs": (lambda x: 0 < x < math.inf, "above 0 and finite"),
+    "max_length": (lambda x: x is None or x >= 1, "at least 1 token"),
+}
+
+
 def _argument(default: Any, text: str) -> Any:
     return field(default=default, metadata={"help": text})
 
@@ -61,7 +90,9 @@ class DataArguments:
     """Training data: rollouts, or a file in a public stepwise format. Each field's help text says what it does."""
 
     train_rollouts: str = _argument(
-        "", "folder of `rmtools rollout` or `rmtools convert`, or a file in a public format"
+        "",
+        "folder of `rmtools rollout` or `rmtools convert`, a file in a public format, or a hub data set: "
+        "owner/name, owner/name/configuration:split",
     )
     eval_rollouts: str = _argument(
         "", "the same, held out for the metrics; children resolve the Bellman error"
@@ -158,52 +189,14 @@ class PRMConfig(TrainingArguments):
                 raise UserError(
                     f"unknown {name} {getattr(self, name)!r}", f"choose one of: {', '.join(valid)}"
                 )
-        least = 1 + (self.divergence == "contrastive")
-        seeds = range(2**32)
-        ranges = (
-            *(
-                (name, 0 <= getattr(self, name) < math.inf, "at least 0 and finite")
-                for name in (
-                    "bellman_residual",
-                    "pqm_margin",
-                    "learning_rate",
-                    "weight_decay",
-                    "max_grad_norm",
-                )
-            ),
-            ("td_lambda", 0 <= self.td_lambda <= 1, "in [0, 1]"),
-            ("ema_decay", 0 <= self.ema_decay < 1, "in [0, 1); 0 bootstraps from the current weights"),
-            ("n_step", self.n_step >= 1, "at least 1, which is target td"),
-            (
-                "label_smoothing_factor",
-                self.label_smoothing_factor == 0,
-                "0: targets are soft already, and smoothing moves their mean",
-            ),
-            (
-                "per_device_train_batch_size",
-                self.per_device_train_batch_size >= least,
-                "at least 1, with divergence contrastive at least 2: it compares the rows of a forward pass",
-            ),
-            ("gradient_accumulation_steps", self.gradient_accumulation_steps >= 1, "at least 1"),
-            (
-                "neftune_noise_alpha",
-                not self.neftune_noise_alpha,
-                "0: noise in the inputs perturbs the bootstrap targets as well as the prediction",
-            ),
-            ("output_dir", "\0" not in str(self.output_dir), "a path"),
-            (
-                "max_steps",
-                self.max_steps == -1 or self.max_steps >= 1,
-                "at least 1, or -1 for num_train_epochs",
-            ),
-            ("num_train_epochs", 0 < self.num_train_epochs < math.inf, "above 0 and finite"),
-            ("seed", self.seed in seeds, "at least 0 and below 2^32"),
-            ("data_seed", self.data_seed is None or self.data_seed in seeds, "at least 0 and below 2^32"),
-            ("max_length", self.max_length is None or self.max_length >= 1, "at least 1 token"),
-        )
-        for name, holds, need in ranges:
-            if not holds:
+        for name, (holds, need) in RANGES.items():
+            if not holds(getattr(self, name)):
                 raise UserError(f"{name} is {getattr(self, name)}", f"it must be {need}")
+        if self.divergence == "contrastive" and self.per_device_train_batch_size < 2:
+            raise UserError(
+                "divergence contrastive compares the rows of a forward pass, per_device_train_batch_size is 1",
+                "raise it to at least 2",
+            )
 
     def _check_evaluation(self) -> None:
         metric = str(self.metric_for_best_model or "").removeprefix("eval_")
@@ -275,32 +268,3 @@ def _check_schedule(args: TrainingArguments) -> None:
         raise UserError(
             f"lr_scheduler_kwargs {kwargs} make a learning rate that is not finite", "correct its numbers"
         )
-
-
-def check_yaml(path: str | Path, dataclasses: list[Any]) -> None:
-    """Raise ``UserError`` if a value of a YAML file does not fit the type of its field in ``dataclasses``.
-
-    trl's parser takes these values unchecked; it refuses unknown keys itself.
-    """
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(
-            f"the configuration {path} cannot be read: {error}", "name a YAML file with keys and values"
-        ) from error
-    if not isinstance(values, dict):
-        raise UserError(
-            f"the configuration {path} has no keys and values", "write lines such as `target: td`"
-        )
-    hints = {name: hint for cls in dataclasses for name, hint in get_type_hints(cls).items()}
-    hints["resume_from_checkpoint"] = bool | str | None  # as transformers documents it
-    for key, value in values.items():
-        if not isinstance(key, str):
-            raise UserError(f"{path}: the key {key!r} is not text", "name an argument, or put it in quotes")
-        # The parser converts text as it does on the command line: YAML reads 3e-3 as text.
-        if isinstance(value, str) or key not in hints:
-            continue
-        what, fix = f"{path}, key {key}", "correct the value"
-        if value is None and hints[key] is float:  # the codec reads null as NaN
-            raise UserError(f"{what}: it must be a number, got None", fix)
-        from_json(hints[key], value, what, fix)

@@ -4,7 +4,6 @@ import copy
 import importlib.util
 import re
 from dataclasses import fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +11,7 @@ import torch
 from rmtools.errors import UserError
 from rmtools.files import read_json
 from rmtools.lm.classifier import new_token_classifier
+from rmtools.lm.hub import find_model
 from rmtools.training.config import library_errors
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def build_model(
 
 def require_no_adapter(folder: str) -> None:
     """Raise ``UserError`` if a model to start from is an adapter."""
-    path = Path(folder) / "adapter_config.json"
+    path = find_model(folder).folder / "adapter_config.json"
     if path.exists():
         base = read_json(path, "the adapter's configuration").get("base_model_name_or_path") or "not known"
         raise UserError(

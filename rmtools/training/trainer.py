@@ -19,7 +19,7 @@ from rmtools.errors import UserError
 from rmtools.files import replacing_files
 from rmtools.lm.architectures import require_full_attention, require_rotations
 from rmtools.lm.checkpoint import MODEL_FILES, SETTINGS_FILE, CheckpointSettings
-from rmtools.lm.classifier import require_tensors, source_name, unreadable_weights
+from rmtools.lm.classifier import float32_head, require_tensors, source_name, unreadable_weights
 from rmtools.lm.hub import split_name
 from rmtools.lm.policy import load_tokenizer, require_vocabulary
 from rmtools.lm.steps import StepSettings, StepTokenizer
@@ -114,6 +114,8 @@ class PRMTrainer(Trainer):
         self.tilt = Tilt(args.floor)
         self.objective: Objective = args.objective()
         rollouts, held_out = _rows(train_dataset, eval_dataset, steps)
+        if args.evaluates_by_default:
+            args.eval_strategy = IntervalStrategy.EPOCH if held_out else IntervalStrategy.NO
         self._check_rows(args, rollouts, held_out)
         trained = _model(model, peft_config, args)
         name = source_name(trained)
@@ -169,8 +171,6 @@ class PRMTrainer(Trainer):
 
     def _check_rows(self, args: PRMConfig, train: Sequence[Rollout], held_out: Sequence[Rollout]) -> None:
         """Raise ``UserError`` if the rows do not fit the arguments."""
-        if held_out and args.evaluates_by_default:
-            args.eval_strategy = IntervalStrategy.EPOCH
         given = {
             "eval_strategy": args.eval_strategy != "no",
             "metric_for_best_model": args.metric_for_best_model,
@@ -178,8 +178,8 @@ class PRMTrainer(Trainer):
         asked = [name for name, value in given.items() if value]
         if asked and not held_out:
             raise UserError(
-                f"{asked[0]} needs evaluations, but there are no held-out rollouts (eval_rollouts)",
-                f"set eval_rollouts, or leave {' and '.join(asked)} out",
+                f"{asked[0]} needs evaluations, but there are no held-out rollouts",
+                f"set eval_rollouts (`eval_dataset` of the trainer), or leave {' and '.join(asked)} out",
             )
         shared = {r.prompt for r in train} & {r.prompt for r in held_out}
         if shared:
@@ -413,6 +413,8 @@ def _model(model: Any, peft_config: Any, args: PRMConfig) -> Any:
     if isinstance(peft_config, PeftConfig):
         model = with_adapter(model, peft_config, args.seed)
     require_trainable(model, args.objective().bootstraps)
+    if type(getattr(model, "score", None)) is torch.nn.Linear:
+        model.score = float32_head(model.score)
     return model
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from rmtools.data.rollouts import Rollout, RolloutMetadata
 from rmtools.errors import UserError
-from rmtools.training.rows import hold_out, require_base
+from rmtools.training.run import hold_out, require_base
 
 
 def rows_of(n):
