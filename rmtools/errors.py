@@ -16,6 +16,15 @@ class UserError(ValueError):
         What is wrong, with the reason ("`ess_threshold` must be in [0, 1], got 32: it is a fraction").
     fix : str
         What the user can do about it; valid choices are listed here.
+
+    Examples
+    --------
+    >>> import rmtools as rm
+    >>> try:
+    ...     rm.Tilt(floor=2)
+    ... except rm.UserError as error:
+    ...     print(error.fix)
+    choose a floor below the success rate, for example 0.01
     """
 
     def __init__(self, fact: str, fix: str = "") -> None:

@@ -167,8 +167,8 @@ def sample(
 
 def finish(policy: "StepPolicy", out: Path, trace: Path | None, made: bool, typed: bool) -> None:
     """Print the report of the file, the solutions of typed prompts, and what was asked of a server."""
-    from rmtools.cli.sample_report import report, solutions
     from rmtools.cli.server import summary
+    from rmtools.sampling.report import report, solutions
     from rmtools.serving.server import ServerPolicy
 
     print(f"{'' if made else 'finished already; '}{report(out)}")

@@ -67,7 +67,8 @@ def load_rollouts(
 
     Examples
     --------
-    >>> load_rollouts([{"prompt_id": "a", "prompt": "1 + 1?\n", "steps": ["It is 2.\n"], "reward": 1.0}])
+    >>> import rmtools as rm
+    >>> rm.load_rollouts([{"prompt_id": "a", "prompt": "1 + 1?\n", "steps": ["It is 2.\n"], "reward": 1.0}])
     Rollouts(1 rows of 1 prompts)
     """
     require_format(data_format or None)

@@ -59,7 +59,7 @@ def load_prompts(path: str | Path, delimiter: str = "\n") -> list[Prompt]:
     >>> import rmtools as rm
     >>> prompts = rm.load_prompts("prompts.jsonl")
     >>> len(prompts), prompts[0].text, prompts[0].reference
-    (8, 'r2 . \nc01 . \nc12 . \nc03 . \n', None)
+    (8, 'r1 . \nc13 . \nc23 . \nc24 . \n', None)
     """
     try:
         lines = read_json_lines(Path(path))

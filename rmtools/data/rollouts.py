@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self, overload
+from typing import TYPE_CHECKING, Any, Self, overload
 
 from rmtools.codec import VERSION, check_ranges, load_json, to_json
 from rmtools.data.shards import (
@@ -28,6 +28,11 @@ from rmtools.data.tasks.load import check_task_name
 from rmtools.errors import UserError
 from rmtools.files import json_text, replacing
 from rmtools.lm.steps import StepSettings
+from rmtools.summary import Summary
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
 
 SCHEMA_VERSION = 2
 META_FILE = "metadata.json"
@@ -153,6 +158,18 @@ class Rollouts(Sequence[Rollout]):
         That of the whole folder, also for a slice; of rows from elsewhere what `RolloutMetadata.unknown` says.
     source : str
         Folder, file or hub data set they were read from; "" for rows in memory.
+
+    Examples
+    --------
+    >>> import rmtools as rm
+    >>> rollouts: rm.Rollouts = rm.load_rollouts("rollouts")
+    >>> print(rollouts[:8])  # doctest: +ELLIPSIS
+    8 rows of 2 prompts, rollouts
+    policy       ...
+    task         crossing, up to 3 steps
+    children     3 per prefix
+    completions  2 per prefix
+    mean reward  ...
     """
 
     rows: list[Rollout]
@@ -172,6 +189,56 @@ class Rollouts(Sequence[Rollout]):
     def __len__(self) -> int:
         """Return the number of rows."""
         return len(self.rows)
+
+    def to_frame(self) -> "DataFrame":
+        """Return one row per trajectory: prompt_id, prompt, text, steps, reward, children and completions drawn."""
+        import pandas
+
+        return pandas.DataFrame(
+            [
+                {
+                    "prompt_id": r.prompt_id,
+                    "prompt": r.prompt,
+                    "text": "".join(r.steps),
+                    "steps": len(r.steps),
+                    "reward": r.reward,
+                    "children": sum(map(len, r.children)),
+                    "completions": sum(map(len, r.completions)),
+                }
+                for r in self.rows
+            ]
+        )
+
+    def plot(self) -> "Figure":
+        """Draw how often the prompts are solved, and how long the trajectories are."""
+        from rmtools.plots.samples import rewards_and_lengths
+
+        rewards: dict[str, list[float]] = {}
+        for row in self.rows:
+            if row.reward is not None:
+                rewards.setdefault(row.prompt_id, []).append(row.reward)
+        means = [sum(own) / len(own) for own in rewards.values()]
+        return rewards_and_lengths(means, [len(r.steps) for r in self.rows])
+
+    def summary(self) -> Summary:
+        """Return where the rows come from, how they branch, and the mean reward."""
+        known, rewards = self.metadata, [r.reward for r in self.rows if r.reward is not None]
+        figures = {"policy": known.policy or "unknown", "task": known.task or "unknown"}
+        figures["task"] += f", up to {known.horizon} steps"
+        for name in ("children", "completions"):
+            most = 1 + max((len(at) for r in self.rows for at in getattr(r, name)), default=0)
+            figures[name] = f"{most} per prefix" if most > 1 else "none beside the trajectory's own"
+        figures["mean reward"] = (
+            f"{sum(rewards) / len(rewards):.3g}" if rewards else "no rewards, only step labels"
+        )
+        where = f", {self.source}" if self.source else ""
+        return Summary(f"{len(self)} rows of {len({r.prompt for r in self.rows})} prompts{where}", figures)
+
+    def __str__(self) -> str:
+        return str(self.summary())
+
+    def _repr_html_(self) -> str:
+        return self.summary().html()
 
     def __repr__(self) -> str:
         made = [x for x in (self.metadata.policy, self.metadata.task) if x]

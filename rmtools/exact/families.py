@@ -2,8 +2,9 @@
 
 Every function raises UserError if an argument is out of range.
 
->>> from rmtools.core import solve
->>> [round(solve(m).bellman_error, 9) for m in (product(6, 2.0), persistent(8, 0.1), needle(3, 2))]
+>>> import rmtools as rm
+>>> models = (rm.families.product(6, 2.0), rm.families.persistent(8, 0.1), rm.families.needle(3, 2))
+>>> [round(rm.solve(m).bellman_error, 9) for m in models]
 [0.5, 0.1, 63.0]
 """
 

@@ -48,6 +48,14 @@ class FiniteModel:
     UserError
         If shapes do not match, probabilities do not sum to one (the message says which row, and by how much), values
         are NaN or +inf, or children do not exist.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import rmtools as rm
+    >>> model = rm.FiniteModel([[[0.5, 0.5]]], [np.zeros(1), np.log([1.0, 3.0])])
+    >>> model.horizon, round(float(np.exp(rm.solve(model).log_z)), 6)
+    (1, 2.0)
     """
 
     policy: Sequence[np.ndarray]

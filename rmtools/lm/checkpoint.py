@@ -167,6 +167,13 @@ def load_value_model(
     UserError
         See :meth:`CheckpointSettings.load`; also if the weights lack the head or cannot be read, or the model under the
         adapter is another one than in training.
+
+    Examples
+    --------
+    >>> import rmtools as rm
+    >>> value, settings = rm.load_value_model("prm")
+    >>> settings.task, settings.steps.max_steps, value.tilt
+    ('crossing', 3, Tilt(floor=0.05))
     """
     source = find_model(folder)
     folder = source.folder

@@ -293,14 +293,16 @@ def best_device() -> torch.device:
 def load_policy(
     path: str | Path, settings: StepSettings, temperature: float = 1.0, device: torch.device | None = None
 ) -> Policy:
-    """Load a causal language model and its tokenizer.
+    r"""Load a causal language model and its tokenizer.
 
     Parameters
     ----------
     path : str or Path
         A folder, or a hub model (``org/name``, ``org/name@revision``), whose commit becomes part of the policy's name.
     settings : StepSettings
+        Where a step and a solution end.
     temperature : float
+        Of the softmax that tokens are drawn from.
     device : torch.device, optional
         Default: CUDA if available.
 
@@ -308,6 +310,13 @@ def load_policy(
     ------
     UserError
         If there is no model, or its tokenizer has no end-of-sequence token or an unstable delimiter.
+
+    Examples
+    --------
+    >>> import rmtools as rm
+    >>> policy = rm.load_policy("policy", rm.StepSettings(delimiter="\n", max_steps=3))
+    >>> policy.name, policy.temperature, policy.steps.step_text(policy.steps.step_ids("s r2 \n"))
+    ('policy', 1.0, 's r2 \n')
     """
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM

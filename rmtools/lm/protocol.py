@@ -64,7 +64,17 @@ class Decoded(Generic[State]):
 
 
 class StepPolicy(Protocol):
-    """A law over next steps, drawn for many prefixes at once."""
+    r"""A law over next steps, drawn for many prefixes at once.
+
+    Examples
+    --------
+    `rmtools.load_policy` returns one; `rmtools.testing` checks one of your own.
+
+    >>> import rmtools as rm
+    >>> policy: rm.StepPolicy = rm.load_policy("policy", rm.StepSettings("\n", 3))
+    >>> [hasattr(policy, name) for name in ("steps", "temperature", "name", "device", "start", "decode_step")]
+    [True, True, True, True, True, True]
+    """
 
     steps: StepTokenizer
     temperature: float
@@ -120,6 +130,17 @@ class Scorer(Protocol):
     """Anything that values prefixes: a trained model, or a control without weights.
 
     If ``is_probability`` is False the value is not a tilted probability: it has no p and no calibration.
+
+    Examples
+    --------
+    Anything with these attributes can be audited and sampled with; `rmtools.testing` checks one of your own.
+
+    >>> import rmtools as rm
+    >>> from rmtools.lm.value import ConstantValue
+    >>> value, _ = rm.load_value_model("prm")
+    >>> constant: rm.Scorer = ConstantValue(0.5, value.steps, rm.Tilt(0.01))
+    >>> rm.sample(constant, rm.load_prompts("prompts.jsonl")[:1], policy="policy", n_particles=4)[0].weights.round(6).tolist()
+    [0.25, 0.25, 0.25, 0.25]
     """
 
     steps: StepTokenizer

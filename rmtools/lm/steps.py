@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StepSettings:
-    """Where a step and a solution end.
+    r"""Where a step and a solution end.
 
     Parameters
     ----------
@@ -34,6 +34,12 @@ class StepSettings:
         Horizon T: a prefix with this many steps has ended.
     max_step_tokens : int
         A step without delimiter is closed after this many tokens.
+
+    Examples
+    --------
+    >>> import rmtools as rm
+    >>> rm.StepSettings(delimiter="\n", max_steps=8)
+    StepSettings(delimiter='\n', max_steps=8, max_step_tokens=64)
     """
 
     delimiter: str

@@ -9,13 +9,6 @@ implemented.
 >>> root = product(horizon=4, ratio=2.0).particles(groups=3)
 >>> root.shape, root.extend(5, np.random.default_rng(0)).shape
 ((3, 1), (3, 5))
->>> result = smc(root, n_particles=50, rng=np.random.default_rng(0))
->>> result.n_steps, result.log_weights.shape, result.draw(np.random.default_rng(1)).shape
-(4, (3, 50), (3,))
->>> steps = []
->>> _ = smc(root, n_particles=50, rng=np.random.default_rng(0), observe=steps.append)
->>> [step.t for step in steps], steps[0].children.shape, bool((steps[0].ess == result.ess[0]).all())
-([1, 2, 3, 4], (3, 50), True)
 """
 
 from collections.abc import Callable
@@ -34,7 +27,39 @@ if TYPE_CHECKING:
 
 
 class Particles(Protocol):
-    """A batch of prefixes: G independent groups (prompts, or replicates of one), n per group."""
+    """A batch of prefixes: G independent groups (prompts, or replicates of one), n per group.
+
+    Examples
+    --------
+    A random walk of three steps that wants to end high; `rmtools.testing` checks a class of your own.
+
+    >>> from dataclasses import dataclass
+    >>> import numpy as np
+    >>> import rmtools as rm
+    >>> @dataclass(frozen=True)
+    ... class Walk:
+    ...     at: np.ndarray
+    ...     steps: int = 0
+    ...     @property
+    ...     def shape(self):
+    ...         return self.at.shape
+    ...     @property
+    ...     def ended(self):
+    ...         return np.full(self.at.shape, self.steps == 3)
+    ...     def log_value(self):
+    ...         return 0.5 * self.at
+    ...     def extend(self, pool_size, rng):
+    ...         if self.steps == 3:
+    ...             return Walk(self.at.repeat(pool_size, axis=1), 3)
+    ...         at = self.at.repeat(pool_size, axis=1)
+    ...         return Walk(at + rng.choice([-1.0, 1.0], at.shape), self.steps + 1)
+    ...     def select(self, index):
+    ...         return Walk(np.take_along_axis(self.at, index, axis=1), self.steps)
+    >>> root: rm.Particles = Walk(np.zeros((1000, 1)))
+    >>> run = rm.smc(root, n_particles=16, rng=np.random.default_rng(0))
+    >>> bool(abs(np.exp(run.log_z).mean() / np.cosh(0.5) ** 3 - 1) < 0.02)  # Z = E[exp(at / 2)]
+    True
+    """
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -89,6 +114,18 @@ class Step(Generic[P]):
     log_increment : np.ndarray
         (G, N) nats, as in `SMCResult.log_increments`: log of the mean value of a parent's candidates over its own value,
         in the order of the parents; for `top_k` in the order of the kept children.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import rmtools as rm
+    >>> def show(step: rm.Step) -> None:
+    ...     print(step.t, step.children.shape, bool(step.resampled[0]))
+    >>> root = rm.families.product(horizon=3, ratio=4.0).particles(groups=1)
+    >>> _ = rm.smc(root, n_particles=8, ess_threshold=0.7, rng=np.random.default_rng(0), observe=show)
+    1 (1, 8) False
+    2 (1, 8) True
+    3 (1, 8) False
     """
 
     t: int
@@ -130,6 +167,15 @@ class SMCResult(Generic[P]):
         (T, G) bool: the group had a prefix of positive weight to extend, so the step is one of its own.
     pool_size : int
         M.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import rmtools as rm
+    >>> root = rm.families.product(horizon=4, ratio=2.0).particles(groups=3)
+    >>> result = rm.smc(root, n_particles=50, rng=np.random.default_rng(0))
+    >>> isinstance(result, rm.SMCResult), result.n_steps, result.log_weights.shape, result.to_frame().shape
+    (True, 4, (3, 50), (12, 5))
     """
 
     particles: P

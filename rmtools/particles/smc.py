@@ -78,6 +78,15 @@ def smc(
         If a setting is out of range, the scheme is unknown (the valid ones are listed) or `rng` is missing.
     ValueError
         If a value is NaN or +inf; the message names the step, the group and the particle.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import rmtools as rm
+    >>> model = rm.families.product(horizon=8, ratio=3.0)
+    >>> result = rm.smc(model.particles(groups=2000), n_particles=20, rng=np.random.default_rng(0))
+    >>> bool(abs(np.exp(result.log_z - rm.solve(model).log_z).mean() - 1) < 0.02)
+    True
     """
     resampler, rng = check_settings(n_particles, pool_size, resampling, ess_threshold, rng)
     threshold = 0.0 if resampler is none else float(ess_threshold)

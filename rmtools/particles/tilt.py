@@ -38,6 +38,14 @@ class Tilt:
     ------
     UserError
         If `floor` is not strictly between 0 and 1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import rmtools as rm
+    >>> tilt = rm.Tilt(floor=0.1)
+    >>> [round(float(v), 6) for v in np.exp(tilt.log_potential([0.0, 0.5, 1.0]))]
+    [0.1, 0.55, 1.0]
     """
 
     floor: float

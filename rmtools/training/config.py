@@ -109,6 +109,13 @@ class PRMConfig(TrainingArguments):
 
     Each field's help text says what it does. Divergences contrastive and pqm are for comparison only. Raises
     ``UserError`` for a wrong value.
+
+    Examples
+    --------
+    >>> import rmtools as rm
+    >>> config = rm.PRMConfig(output_dir="prm", max_steps=50, learning_rate=1e-3)
+    >>> config.target, config.divergence, config.floor
+    ('td_lambda', 'itakura_saito', 0.01)
     """
 
     save_strategy: str = _argument(

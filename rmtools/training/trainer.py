@@ -87,12 +87,14 @@ class PRMTrainer(Trainer):
 
     Examples
     --------
-    >>> trainer = PRMTrainer(  # doctest: +SKIP
-    ...     "runs/quickstart/policy",
-    ...     train_dataset="runs/quickstart/rollouts/train",
-    ...     args=PRMConfig(output_dir="prm", max_steps=50),
-    ... )
-    >>> trainer.train(); trainer.save_model()  # doctest: +SKIP
+    >>> import rmtools as rm
+    >>> config = rm.PRMConfig(output_dir="trained", max_steps=2, logging_strategy="no", disable_tqdm=True)
+    >>> trainer = rm.PRMTrainer("policy", train_dataset="rollouts", args=config)
+    >>> result = trainer.train()  # doctest: +ELLIPSIS
+    {'loss': ...
+    >>> trainer.save_model()
+    >>> result.global_step, rm.load_value_model("trained")[1].task
+    (2, 'crossing')
     """
 
     args: PRMConfig

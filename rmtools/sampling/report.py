@@ -1,4 +1,4 @@
-"""What is printed about a file of samples: how often it resampled, right solutions by output, what was lost, budgets."""
+"""What is printed about samples: how often it resampled, right solutions by output, what was lost, budgets."""
 
 import json
 from collections.abc import Sequence

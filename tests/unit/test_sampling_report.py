@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from rmtools.cli.sample_report import count_resampled, intervals, resampling, runs_of
+from rmtools.sampling.report import count_resampled, intervals, resampling, runs_of
 from rmtools.sampling.sample_prompts import sample_prompts, settings_for
 
 
