@@ -25,7 +25,7 @@ from rmtools.exact.influence import InfluenceMad
 from rmtools.exact.solution import ExactResult, solve
 from rmtools.particles.metropolis import MetropolisResult, metropolis
 from rmtools.particles.particle_gibbs import GibbsResult, LogZBounds, log_z_bounds, particle_gibbs
-from rmtools.particles.protocol import Particles, SMCResult
+from rmtools.particles.protocol import Particles, SMCResult, Step
 from rmtools.particles.resampling import RESAMPLING
 from rmtools.particles.smc import smc
 from rmtools.particles.tilt import Tilt
@@ -99,6 +99,7 @@ __all__ = [
     "SMCResult",
     "Sigma2",
     "Sigma2Parts",
+    "Step",
     "Tilt",
     "auc",
     "auc_interval",

@@ -76,7 +76,8 @@ def metropolis(
     Parameters
     ----------
     sampler : callable
-        rng -> SMCResult with the same groups at every call, for example a partial application of `smc`.
+        rng -> SMCResult with the same groups at every call, for example a partial application of `smc`; with `observe`
+        among its arguments every run is observed.
     mh_steps : int
         H, number of proposals; 0 returns the first run.
     rng : np.random.Generator
