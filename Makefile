@@ -6,17 +6,26 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: quickstart test lint install clean
+.PHONY: quickstart fast test ruff lint install clean
+
+# Files that need no model: a new test file of these rooms is taken by its name.
+FAST := $(wildcard tests/unit/test_particles_*.py tests/unit/test_exact_*.py tests/unit/test_stats_*.py tests/laws/test_*.py)
+FAST += tests/unit/test_lm_steps.py tests/unit/test_codec.py
 
 quickstart: $(VENV)/.installed
 	$(BIN)/python recipes/quickstart --out $(OUT)
 
-test: lint
-	$(BIN)/python -m pytest -n 2
+fast: ruff
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(FAST)
 
-lint: $(VENV)/.installed
+test: lint
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+ruff: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+lint: ruff
 	$(BIN)/mypy
 
 install: $(VENV)/.installed

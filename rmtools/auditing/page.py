@@ -39,8 +39,8 @@ def write_report(report: AuditReport, out: Path) -> None:
     write_text(Path(out) / PAGE_FILE, page(_title(report), sections(report)))
 
 
-def sections(report: AuditReport) -> list[Section]:
-    """Return the sections of the audit's page."""
+def sections(report: AuditReport, *, drawn: bool = True) -> list[Section]:
+    """Return the sections of the audit's page; without its plots unless ``drawn``."""
     in_words = tuple(("", text) for text in sentences(report.model, report.pairs, report.measured))
     return [
         Section(
@@ -48,7 +48,7 @@ def sections(report: AuditReport) -> list[Section]:
             (introduction(report), main_table(report), *([Items(in_words)] if in_words else [])),
         ),
         Section("Warnings", (warnings(report),)),
-        Section("Plots", figures(report)),
+        Section("Plots", figures(report) if drawn else ()),
         Section("Where the model is inconsistent", _inconsistencies(report)),
         Section("What it costs", (_costs_table(report),)),
         Section(PROMPTS, (_prompts_table(report.model.breakdowns.by_prompt),)),
@@ -61,7 +61,7 @@ def sections(report: AuditReport) -> list[Section]:
 def markdown(report: AuditReport) -> str:
     """Return the report, without plots and prompts, as Markdown that can be pasted into a model card."""
     parts = [f"## {_escape(_title(report))}"]
-    for section in sections(report):
+    for section in sections(report, drawn=False):
         blocks = [_block_markdown(block) for block in section.blocks]
         if any(blocks) and section.title != PROMPTS:
             parts += [f"### {_escape(section.title)}", *blocks]

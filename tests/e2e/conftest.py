@@ -14,22 +14,27 @@ from rmtools.cli import main
 ROOT = Path(__file__).parents[2]
 
 
+def exit_code(arguments, script=None):
+    """Run ``rmtools`` or a script in this process; return its exit code."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [str(script or "rmtools"), *map(str, arguments)])
+        try:
+            if script is None:
+                main.run()
+            else:
+                runpy.run_path(str(script), run_name="__main__")
+        except SystemExit as end:
+            return end.code or 0
+    return 0
+
+
 @pytest.fixture
-def run(monkeypatch, capsys):
+def run(capsys):
     """``run("sample", "--model", folder)``: the command in this process."""
 
-    def start(script):
-        if script is None:
-            main.run()
-        runpy.run_path(str(script), run_name="__main__")
-        raise SystemExit(0)
-
     def call(*arguments, script=None):
-        monkeypatch.setattr(sys, "argv", [str(script or "rmtools"), *map(str, arguments)])
         capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
-            start(script)
-        return Result(end.value.code or 0, *capsys.readouterr())
+        return Result(exit_code(arguments, script), *capsys.readouterr())
 
     return call
 
@@ -50,24 +55,24 @@ def checkpoint(value_folder, tmp_path):
     shutil.rmtree(folder)
 
 
+@pytest.fixture(scope="session")
+def drawn_rollouts(tmp_path_factory, policy_folder, prompts):
+    """A folder with ``rollouts`` and ``heldout``, written by the command once for all tests that train: copy, do not change."""
+    folder = tmp_path_factory.mktemp("drawn")
+    file = folder / "prompts.jsonl"
+    file.write_text("".join(json.dumps({"prompt": p}) + "\n" for p in prompts[:3]))
+    sizes = ("--horizon", 3, "--trajectories", 3, "--children", 3)
+    for name, given in (("rollouts", file), ("heldout", 2)):
+        words = ("--policy", policy_folder, "--prompts", given, *sizes, "--seed", 9 * (name == "heldout"))
+        assert exit_code(("rollout", *words, "--out", folder / name)) == 0
+    return folder
+
+
 @pytest.fixture
-def training(run, tmp_path, policy_folder, prompts_file):
+def training(tmp_path, drawn_rollouts):
     """Rollouts, and a YAML file that trains on them: ``training(key=value)`` returns its path."""
-    options = (
-        "--policy",
-        policy_folder,
-        "--prompts",
-        prompts_file,
-        "--horizon",
-        3,
-        "--trajectories",
-        3,
-        "--children",
-        3,
-    )
-    assert run("rollout", *options, "--out", tmp_path / "rollouts").code == 0
-    others = ["2" if o is prompts_file else o for o in options]
-    assert run("rollout", *others, "--seed", 9, "--out", tmp_path / "heldout").code == 0
+    for name in ("rollouts", "heldout"):
+        shutil.copytree(drawn_rollouts / name, tmp_path / name)
 
     def write(**changes):
         values = {

@@ -17,6 +17,12 @@ def rollouts(run, tmp_path, policy_folder, prompts_file):
     return tmp_path / "r"
 
 
+@pytest.fixture(autouse=True)
+def plots_not_drawn(monkeypatch):
+    """Drawing is four fifths of a small audit's time; pages with plots: `test_audit_of_a_tiny_model`, tests/unit/test_auditing_page.py."""
+    monkeypatch.setattr("rmtools.auditing.page.figures", lambda report: ())
+
+
 def audit_file(folder):
     return json.loads((folder / "audit.json").read_text())
 

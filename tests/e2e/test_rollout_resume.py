@@ -170,18 +170,19 @@ def test_killed_at_every_rename(whole, policy, task, many_prompts, tmp_path, aft
         check_same(out, whole[0])
 
 
-def test_the_real_command_killed(whole, policy_folder, many_prompts, tmp_path):
-    """Once a shard is there; then it is let finish."""
-    command = [sys.executable, "-m", "rmtools", *arguments(policy_folder, many_prompts, tmp_path / "r")]
+def test_the_real_command_killed(run, whole, policy_folder, many_prompts, tmp_path):
+    """Once a shard is there; then the same command finishes."""
+    words = arguments(policy_folder, many_prompts, tmp_path / "r")
+    command = [sys.executable, "-m", "rmtools", *words]
     running = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not list((tmp_path / "r").glob("data/train-00000*")) and running.poll() is None:
         time.sleep(0.002)
     running.kill()
     assert running.wait() == -signal.SIGKILL
     assert partial(tmp_path / "r")
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert f"60 trajectories of {N_PROMPTS} prompts" in done.stdout
+    result = run(*words)
+    assert result.code == 0, result.err
+    assert f"60 trajectories of {N_PROMPTS} prompts" in result.out
     check_same(tmp_path / "r", whole[0])
 
 

@@ -4,7 +4,6 @@ import json
 import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -20,7 +19,6 @@ from rmtools.jobs.processes import Process
 from rmtools.jobs.samples import SampleFile, SamplePlan
 from rmtools.sampling.sample_prompts import SamplerSettings, sample_prompts, settings_for, usual_block
 
-ROOT = Path(__file__).parents[2]
 N_PROMPTS, BLOCK = 20, 2
 BLOCKS = N_PROMPTS // BLOCK
 ALONE = Process()
@@ -294,7 +292,7 @@ def test_processes_without_work_and_late_ones_just_end(policy, value, task, many
     assert not folder_of(out).exists()
     waiting = start(make, policy, value, task, many, out, Process(1, 2))
     make(policy, value, task, many, out)
-    waiting.join(20)
+    waiting.join(300)
     assert waiting.exitcode == 0
     assert make(policy, value, task, many, out, Process(1, 2)) is False
     assert not folder_of(out).exists()
@@ -340,8 +338,18 @@ def test_an_error_on_the_way_keeps_finished_blocks_only(whole, policy, value, ta
     check_same(out, whole, many)
 
 
+def real_command(words, rank, size, told):
+    """Run ``rmtools`` as a launcher's process of this rank does."""
+    from rmtools.cli import main
+
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
+    sys.argv = ["rmtools", *words]
+    with told.open("w") as sys.stdout, Path(os.devnull).open("w") as sys.stderr:
+        main.run()
+
+
 def test_the_real_command_by_two_processes_and_killed(run, value_folder, many_file, tmp_path):
-    """Two through accelerate: one report, the bytes of one process; so is a run that was killed on the way."""
+    """Two as a launcher starts them: one report, the bytes of one process; so is a run that was killed on the way."""
 
     def command(out):
         options = ("--model", value_folder, "--prompts", many_file, "-n", 4, "--block-size", 2, "--out", out)
@@ -349,27 +357,25 @@ def test_the_real_command_by_two_processes_and_killed(run, value_folder, many_fi
 
     assert run(*command(tmp_path / "one.jsonl")).code == 0
     one = (tmp_path / "one.jsonl").read_bytes()
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    launch += ["--main_process_port", "0", "-m", "rmtools"]
-    two = subprocess.run(
-        [*launch, *command(tmp_path / "two.jsonl")], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert two.returncode == 0, two.stderr
-    assert two.stdout.count("20 prompts in") == 1
+    fork = multiprocessing.get_context("fork").Process
+    told = [tmp_path / f"told{rank}" for rank in range(2)]
+    two = [fork(target=real_command, args=(command(tmp_path / "two.jsonl"), r, 2, told[r])) for r in range(2)]
+    for process in two:
+        process.start()
+    for process in two:
+        process.join()
+        assert process.exitcode == 0
+    assert [t.read_text().count("20 prompts in") for t in told] == [1, 0]
     assert (tmp_path / "two.jsonl").read_bytes() == one
 
     out = tmp_path / "killed.jsonl"
-    running = subprocess.Popen(
-        [sys.executable, "-m", "rmtools", *command(out)],
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    while not blocks(out) and running.poll() is None:
+    running = fork(target=real_command, args=(command(out), 0, 1, told[0]))
+    running.start()
+    while not blocks(out) and running.is_alive():
         time.sleep(0.001)
     running.kill()
-    assert running.wait() == -signal.SIGKILL
+    running.join()
+    assert running.exitcode == -signal.SIGKILL
     check_error(run(*command(out), "--seed", 1), "other arguments", "seed (0 there, 1 now)", "--overwrite")
     result = run(*command(out))
     assert result.code == 0, result.err

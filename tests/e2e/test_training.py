@@ -4,7 +4,6 @@ import json
 import logging
 import resource
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 
@@ -159,15 +158,11 @@ def test_a_checkpoint_without_some_of_its_tensors_is_not_resumed(run, training, 
 
 
 def test_an_output_folder_is_of_one_training_at_a_time(run, training, tmp_path):
-    """One that another process holds is refused, one that a killed process left is not."""
+    """One that another training holds is refused, one that a killed process left is not."""
     out = tmp_path / "prm"
     with held_output(out):
         (out / ".new.saving").mkdir()
-        code = "import sys; sys.argv = sys.argv[1:]; import runpy; runpy.run_path(sys.argv[0], run_name='__main__')"
-        command = [sys.executable, "-c", code, str(RECIPE), "--config", str(training())]
-        found = subprocess.run(command, capture_output=True, text=True)
-        assert found.returncode == 2
-        assert "another run is at work on the training" in found.stderr
+        check_late(run("--config", training(), script=RECIPE), "another run is at work", out)
         assert (out / ".new.saving").exists()  # what the other one is writing
     (out / ".partial" / "0").mkdir(parents=True)
     (out / ".new.killed").mkdir()

@@ -109,12 +109,12 @@ def test_what_does_not_fit_is_named(change, problem):
 
 
 def test_a_truth_value_is_no_integer():
-    with pytest.raises(UserError, match="it must be an integer, got True"):
+    with pytest.raises(UserError, match="integer, got True"):
         from_json(int, True)
 
 
 def test_a_type_without_json_form_is_our_bug():
-    with pytest.raises(TypeError, match="set has no JSON form"):
+    with pytest.raises(TypeError, match="set"):
         to_json({1, 2})
 
 
@@ -122,10 +122,11 @@ def test_files_have_a_version(tmp_path):
     path = tmp_path / "inner.json"
     save_json(path, Inner(1.0), 2)
     assert load_json(Inner, path, "the inner", 2, "again") == Inner(1.0)
-    with pytest.raises(UserError, match="has schema version 2, this release reads 3; fix: again"):
+    with pytest.raises(UserError, match=r"version 2, .* 3\b") as error:
         load_json(Inner, path, "the inner", 3, "again")
+    assert error.value.fix == "again"
     path.write_text("[]")
-    with pytest.raises(UserError, match="is no JSON object"):
+    with pytest.raises(UserError, match="JSON object"):
         load_json(Inner, path, "the inner", 2, "again")
 
 
@@ -145,5 +146,6 @@ def test_ranges_that_a_dataclass_checks_are_named_with_the_file():
             if not 0 <= self.p <= 1:
                 raise UserError(f"p must be in [0, 1], got {self.p}", "use .5")
 
-    with pytest.raises(UserError, match=r"^share.json: p must be in \[0, 1\], got 3.0; fix: write it again"):
+    with pytest.raises(UserError, match=r"^share.json: p .*\[0, 1\], got 3.0") as error:
         from_json(Share, {"p": 3}, "share.json", "write it again")
+    assert error.value.fix == "write it again"

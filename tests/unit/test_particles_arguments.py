@@ -57,7 +57,7 @@ NUMBERS = {
 @pytest.mark.parametrize("wrong", [-1, 2.5, 4.0, np.float64(4), "4", None, True, np.nan, np.inf, [4]])
 @pytest.mark.parametrize("call", COUNTS.values(), ids=COUNTS)
 def test_a_count_is_an_integer(call, wrong):
-    with pytest.raises(UserError, match=r"must be an integer of at least [012], got .*fix: "):
+    with pytest.raises(UserError, match=r"at least [012], got "):
         call(wrong)
     call(np.int64(4))
 
@@ -83,17 +83,17 @@ def test_a_number_is_a_number(call, wrong):
     ],
 )
 def test_a_generator_is_a_generator(call, wrong):
-    with pytest.raises(UserError, match="`rng` must be a numpy Generator"):
+    with pytest.raises(UserError, match="`rng`"):
         call(rng=wrong)
 
 
 def test_codes_that_no_float_counts_are_refused():
-    with pytest.raises(UserError, match=r"hidden_prefix\(10000, 2.0\) has 2.0\^20000 codes"):
+    with pytest.raises(UserError, match=r"hidden_prefix\(10000, 2.0\)"):
         hidden_prefix(10_000, 2.0)
 
 
 def test_one_code_hides_nothing():
-    with pytest.raises(UserError, match=r"hidden_prefix\(1, 1.3\) has one code"):
+    with pytest.raises(UserError, match=r"hidden_prefix\(1, 1.3\)"):
         hidden_prefix(1, 1.3)
 
 
@@ -121,14 +121,14 @@ def test_a_chain_whose_target_passes_a_value_of_zero_needs_infinitely_many():
 
 
 def test_a_model_is_no_particles():
-    with pytest.raises(UserError, match=r"`root` must be Particles, got FiniteModel; fix: model.particles"):
+    with pytest.raises(UserError, match=r"`root` .*FiniteModel.*model\.particles"):
         smc(MODEL, 4, rng=RNG)
 
 
 @pytest.mark.parametrize("cut", [slice(1, None), slice(3, None), slice(0, 0)])
 def test_a_reference_starts_at_the_root(cut):
     path = MODEL.draw_target(2, RNG)
-    with pytest.raises(UserError, match="a reference must start at the root"):
+    with pytest.raises(UserError, match=r"reference .*root"):
         particle_gibbs(MODEL.particles(2), 4, 2, rng=RNG, reference=path[cut])
 
 
@@ -140,5 +140,5 @@ def test_a_reference_has_every_depth():
 
 @pytest.mark.parametrize("name", [None, ["multinomial"], "Systematic", 3])
 def test_a_scheme_is_a_name_of_the_list(name):
-    with pytest.raises(UserError, match="choose one of multinomial, systematic"):
+    with pytest.raises(UserError, match="multinomial, systematic"):
         smc(MODEL.particles(2), 4, resampling=name, rng=RNG)

@@ -137,10 +137,10 @@ def test_unknown_name_lists_the_valid_ones():
 def test_nan_and_groups_without_weight_are_refused(name):
     bad = np.zeros((3, 4))
     bad[1, 2] = np.nan
-    with pytest.raises(UserError, match="group 1, particle 2 is NaN"):
+    with pytest.raises(UserError, match="group 1, particle 2"):
         RESAMPLING[name](bad, 4, np.random.default_rng(0))
     bad[1] = -np.inf
-    with pytest.raises(UserError, match="group 1 cannot be resampled"):
+    with pytest.raises(UserError, match="group 1"):
         RESAMPLING[name](bad, 4, np.random.default_rng(0))
 
 

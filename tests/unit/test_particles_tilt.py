@@ -49,13 +49,13 @@ def test_float32_rounding_below_the_floor_is_forgiven():
 
 @pytest.mark.parametrize("bad", [math.log(0.1) - 1e-6, 1e-6, np.nan, -np.inf])
 def test_no_probability_has_this_value(bad):
-    with pytest.raises(UserError, match="log value must be in"):
+    with pytest.raises(UserError, match="log value"):
         Tilt(0.1).log_probability([0.0, bad])
 
 
 @pytest.mark.parametrize("bad", [-0.1, 1.1, np.nan])
 def test_rewards_outside_the_unit_interval_are_refused(bad):
-    with pytest.raises(UserError, match=r"reward must be in \[0, 1\]"):
+    with pytest.raises(UserError, match=r"reward .*\[0, 1\]"):
         Tilt(0.1).log_potential([0.5, bad])
 
 

@@ -259,7 +259,7 @@ def test_influence_of_ended_prefixes_is_phi():
     found = influence_sd(log_value, phi, filled, present, ended)
     assert found.variance.estimate == pytest.approx(expected.variance.estimate, rel=1e-10)
     assert found.mean == pytest.approx(expected.mean, rel=1e-12)
-    with pytest.raises(UserError, match="trajectory 0 has 0 extra completions at prefix 1"):
+    with pytest.raises(UserError, match=r"trajectory 0 .* prefix 1"):
         influence_sd(log_value, phi, filled, present)
 
 

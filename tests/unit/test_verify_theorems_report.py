@@ -93,7 +93,7 @@ def killed(rng):
 
 def test_a_killed_worker_is_an_error_and_not_a_hang():
     todo = {("x", name): case.Case(name, killed) for name in "ab"}
-    with pytest.raises(UserError, match="a worker process was killed"):
+    with pytest.raises(UserError, match="killed"):
         list(results(todo, 0, 2))
 
 
@@ -109,6 +109,6 @@ def test_a_full_disk_leaves_the_last_report_whole(verification, tmp_path, monkey
         return write(self, text, **settings)
 
     monkeypatch.setattr(pathlib.Path, "write_text", full)
-    with pytest.raises(UserError, match="No space left on device; what stood there before is unchanged"):
+    with pytest.raises(UserError, match=r"No space left on device.*unchanged"):
         write_report(dataclasses.replace(verification, seed=9), tmp_path)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
