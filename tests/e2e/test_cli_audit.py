@@ -19,7 +19,7 @@ def rollouts(run, tmp_path, policy_folder, prompts_file):
 
 @pytest.fixture(autouse=True)
 def plots_not_drawn(monkeypatch):
-    """Drawing is four fifths of a small audit's time; pages with plots: `test_audit_of_a_tiny_model`, tests/unit/test_auditing_page.py."""
+    """Drawing is four fifths of a small audit's time. Pages with plots: `test_audit_of_a_tiny_model`."""
     monkeypatch.setattr("rmtools.auditing.page.figures", lambda report: ())
 
 
