@@ -122,7 +122,8 @@ class PRMConfig(TrainingArguments):
         "no", "no: the model is written at the end; steps or epoch: checkpoints to resume from"
     )
     eval_strategy: str | None = _argument(  # type: ignore[assignment]
-        None, "no, steps or epoch. Default: epoch if there are held-out rollouts"
+        None,
+        "no, steps or epoch. Default: epoch if there are held-out rollouts; as save_strategy to keep the best model",
     )
     logging_steps: float | None = _argument(  # type: ignore[assignment]
         None, "optimiser steps between two lines of the log. Default: 10"
@@ -154,8 +155,10 @@ class PRMConfig(TrainingArguments):
 
     def __post_init__(self) -> None:
         """Check the arguments, then let transformers check its own."""
-        self.evaluates_by_default = self.eval_strategy is None
-        self.eval_strategy = self.eval_strategy or "no"
+        self.evaluates_by_default = self.eval_strategy is None and not self.load_best_model_at_end
+        self.eval_strategy = self.eval_strategy or (
+            self.save_strategy if self.load_best_model_at_end else "no"
+        )
         if self.logging_steps is None:  # transformers evaluates as often as it logs
             self.logging_steps, self.eval_steps = 10, self.eval_steps or 500
         self._check_values()

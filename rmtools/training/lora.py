@@ -22,13 +22,8 @@ if TYPE_CHECKING:
 HONOURED = (
     *("model_name_or_path", "model_revision", "dtype"),
     *("use_peft", "lora_r", "lora_alpha", "lora_target_modules", "use_rslora", "use_dora"),
-    *(
-        "load_in_4bit",
-        "load_in_8bit",
-        "bnb_4bit_quant_type",
-        "use_bnb_nested_quant",
-        "bnb_4bit_quant_storage",
-    ),
+    *("load_in_4bit", "load_in_8bit"),
+    *("bnb_4bit_quant_type", "use_bnb_nested_quant", "bnb_4bit_quant_storage"),
 )
 PATTERN = "*+?[](){}|^$\\"
 DTYPES = ("float32", "bfloat16", "float16")

@@ -304,7 +304,10 @@ class PRMTrainer(Trainer):
 
     def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
         """Upload weights, head, tokenizer, settings, log and card; arguments as ``transformers.Trainer.push_to_hub``."""
-        if self.settings.training["configuration"].get("use_peft") and Path(self.settings.base).is_dir():
+        if (
+            hasattr(self.accelerator.unwrap_model(self.model), "peft_config")
+            and Path(self.settings.base).is_dir()
+        ):
             logger.warning(
                 "the adapter's base is the folder %s: who downloads the adapter needs it too; `rmtools export --merge` "
                 "writes a whole model",

@@ -99,6 +99,27 @@ def test_arguments_are_optional(policy_folder, rollouts, settings, tmp_path, mon
     assert (trainer.settings.steps, trainer.settings.horizon) == (changed, 4)
 
 
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, "no"),
+        ({"eval_strategy": "steps"}, "steps"),
+        ({"save_strategy": "epoch"}, "no"),
+        (
+            {"save_strategy": "epoch", "load_best_model_at_end": True, "metric_for_best_model": "brier"},
+            "epoch",
+        ),
+    ],
+)
+def test_when_it_evaluates_without_held_out_rows_in_sight(tmp_path, changes, expected):
+    assert config(tmp_path, **changes).eval_strategy == expected
+
+
+def test_logging_more_often_does_not_evaluate_more_often(tmp_path):
+    found = config(tmp_path, logging_steps=None)
+    assert (found.logging_steps, found.eval_steps) == (10, 500)
+
+
 def test_it_resumes_its_newest_checkpoint_and_no_other_training(policy_folder, folder, tmp_path):
     saves = {"save_strategy": "steps", "save_steps": 1, "max_steps": 2}
     PRMTrainer(policy_folder, config(tmp_path, **saves), folder).train()
