@@ -172,6 +172,7 @@ class PRMConfig(TrainingArguments):
         if isinstance(self.resume_from_checkpoint, bool):
             self.resume_from_checkpoint = "true" if self.resume_from_checkpoint else None
         self.remove_unused_columns = False
+        self.dataloader_pin_memory &= torch.accelerator.is_available()  # torch warns otherwise
         if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available():
             self.use_cpu = True  # otherwise every process trains a copy of its own
         with library_errors(TypeError, AttributeError, KeyError):
