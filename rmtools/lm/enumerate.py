@@ -29,14 +29,12 @@ class Expansion:
 
     Attributes
     ----------
-    parent : Tensor
-        (M,) row of the prefix.
-    choice : Tensor
-        (M,) index into the listed steps.
+    parent, choice : Tensor
+        (M,) row of the prefix, and index into the listed steps.
     log_probability : Tensor
         (M,) nats, of the whole step under the policy.
     tokens : Tensor
-        (M, L) token ids, -1 where a step is shorter.
+        (M, L) token ids.
     state : PolicyState
         Of the M children.
     """
@@ -54,20 +52,8 @@ def expand(
 ) -> Expansion:
     """Return every step of ``choices`` after each of B live prefixes, with its exact probability.
 
-    Parameters
-    ----------
-    policy : Policy
-    state : PolicyState
-        B prefixes that have not ended.
-    choices : list of list of int
-        Token ids of the steps, all of one length, each ending with the delimiter.
-    min_probability : float
-        Steps (and beginnings of steps) below it are left out.
-
-    Raises
-    ------
-    UserError
-        If the steps have different numbers of tokens.
+    ``choices`` are token ids, each ending with the delimiter; ``UserError`` unless all have one length. Steps, and beginnings of
+    steps, below ``min_probability`` are left out.
     """
     lengths = sorted({len(c) for c in choices})
     if len(lengths) != 1:
@@ -154,7 +140,7 @@ def exact_ratios(
 
     Parameters
     ----------
-    policy : Policy
+    policy
     scorers : sequence of Scorer
         Each must read the policy's tokens.
     solutions : sequence of (prompt, steps)
@@ -279,7 +265,6 @@ class Enumeration:
 
     Attributes
     ----------
-    prompt : str
     rules, links : list of np.ndarray
         T arrays (S_t, B): probabilities of the next steps, scaled to one, and the states they lead to.
     parents, tokens : list of Tensor
@@ -330,12 +315,8 @@ def enumerate_prefixes(
 ) -> Enumeration:
     """Enumerate the prefixes of ``prompt`` under ``policy``, whose step settings give the horizon.
 
-    ``choices``, ``reward`` and ``min_probability`` are those of `exact_ratios`.
-
-    Raises
-    ------
-    UserError
-        If no listed step of a prefix is that probable.
+    ``choices``, ``reward`` and ``min_probability`` are those of `exact_ratios`; ``UserError`` if no listed step of a prefix is
+    that probable.
     """
     ids = [policy.steps.step_ids(c) for c in choices]
     state = policy.start([policy.steps.prompt_ids(prompt)])

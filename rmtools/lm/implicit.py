@@ -30,16 +30,9 @@ LOGITS_PER_BATCH = 1 << 28
 
 @dataclass(frozen=True)
 class RatioState:
-    """The :class:`ValueState` of an :class:`ImplicitValue`: B prefixes as read by both models.
+    """The :class:`ValueState` of an :class:`ImplicitValue`: B prefixes as both models have read them, but for the last token.
 
-    Attributes
-    ----------
-    target, policy : PrefixCache
-        All tokens but those pending.
-    pending : Tensor
-        (B,) last token of each prefix, fed with the next step.
-    log_value : Tensor
-        (B,) nats.
+    ``pending`` (B,) is that token, fed with the next step; ``log_value`` (B,) is in nats.
     """
 
     target: PrefixCache
@@ -84,10 +77,6 @@ class ImplicitValue:
     ------
     UserError
         If the two have different tokenizers.
-
-    Notes
-    -----
-    Source: docs/equations.md section 7.
     """
 
     is_probability = False
@@ -106,10 +95,7 @@ class ImplicitValue:
     ) -> list[TreeValues]:
         """Score every prefix and child of every tree, one forward pass of each model, batched by length.
 
-        Raises
-        ------
-        UserError
-            If a model gives NaN to a token, or the policy gives it probability zero; step and tree are named.
+        Raises ``UserError`` if a model gives NaN to a token, or the policy gives it probability zero; step and tree are named.
         """
         for model in (self.target.model, self.policy.model):
             require_scorable(model.config, trees)
@@ -170,12 +156,7 @@ class ImplicitValue:
     def advance(self, state: ValueState, tokens: Tensor) -> tuple[Tensor, ValueState]:
         """Read the new step ``tokens`` (B, L; -1 = no token); return log values (B,) nats there and the state.
 
-        A row without a new token gets NaN: its value is unchanged.
-
-        Raises
-        ------
-        UserError
-            If a model gives NaN to a token, or the policy gives it probability zero.
+        A row without a new token gets NaN: its value is unchanged. Errors as in `score`.
         """
         assert isinstance(state, RatioState)
         new = tokens >= 0
@@ -215,10 +196,7 @@ def load_implicit(
 ) -> ImplicitValue:
     """Load the language model pi_a, with its own ``temperature``, and return its ratio to ``policy``.
 
-    Raises
-    ------
-    UserError
-        If there is no language model at ``path``, or its tokenizer is not the policy's.
+    Raises ``UserError`` if there is no language model at ``path``, or its tokenizer is not the policy's.
     """
     target = load_policy(path, policy.steps.settings, temperature, policy.device)
     return ImplicitValue(target, policy, tilt, name)

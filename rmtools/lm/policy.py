@@ -34,12 +34,8 @@ class PolicyState:
     ----------
     cache : PrefixCache
         All tokens but those pending.
-    pending : Tensor
-        (B,) last token of each prefix, fed at the start of the next step.
-    n_steps : Tensor
-        (B,) steps so far.
-    ended : Tensor
-        (B,) bool.
+    pending, n_steps, ended : Tensor
+        (B,) last token of each prefix, fed at the start of the next step; steps so far; whether it has ended.
     """
 
     cache: PrefixCache
@@ -189,14 +185,7 @@ class Policy:
     ) -> Decoded[PolicyState]:
         """Draw one step for each of B particles independently; none if its prefix has ended.
 
-        Parameters
-        ----------
-        state : PolicyState
-            U distinct prefixes.
-        node : Tensor
-            (B,) the prefix each particle is at.
-        generator : torch.Generator
-            On the policy's device.
+        ``node`` (B,) says at which of the U prefixes of ``state`` each particle is; ``generator`` is on the policy's device.
         """
         step = _PartialStep(torch.arange(len(state.pending), device=self.device), node, state.ended)
         cache, pending = state.cache, state.pending

@@ -63,15 +63,14 @@ NONE = np.zeros(0, dtype=np.int64)
 
 @dataclass(frozen=True)
 class EncodedTree:
-    """Token ids of a trajectory followed by its alternative next steps, for one forward pass.
+    """Token ids of a trajectory followed by its alternative next steps ("children"), for one forward pass.
 
     Attributes
     ----------
     ids, positions : np.ndarray
         (L,) token ids and their position ids; a child's positions continue from its fork.
     segment, fork : np.ndarray
-        (L,) 0 for the trajectory itself, k >= 1 for the k-th child; how many trajectory tokens a token may
-        attend to (for the trajectory's own tokens: all up to itself).
+        (L,) 0 for the trajectory, k >= 1 for the k-th child; how many trajectory tokens a token attends to.
     reads : np.ndarray
         (T + 1,) index of the last token of the prompt and of each step, where the value is read.
     child_reads : list of np.ndarray
@@ -261,16 +260,7 @@ class StepTokenizer:
     def encode(
         self, prompt: str, steps: Sequence[str], children: Sequence[Sequence[str]] = ()
     ) -> EncodedTree:
-        """Encode a trajectory and, packed behind it, its alternative next steps.
-
-        Parameters
-        ----------
-        prompt : str
-        steps : sequence of str
-            The trajectory's T steps, delimiters included.
-        children : sequence of sequence of str
-            ``children[t]`` are the alternative steps at depth t (may be shorter than T).
-        """
+        """Encode a trajectory (its steps with their delimiters) and, packed behind it, its alternative next steps by depth."""
         return EncodedTree.of(
             self.prompt_ids(prompt),
             [self.step_ids(s) for s in steps],
