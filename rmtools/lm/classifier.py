@@ -204,16 +204,17 @@ def _require_whole(
     folder: Path, missing: Iterable[str], unused: Iterable[str], model: torch.nn.Module
 ) -> None:
     """Raise ``UserError`` if weights are ``missing`` (drawn at random), would be ``unused``, or are not finite."""
-    for names, problem in (
-        (missing, "lack {}: drawn at random they would give random values"),
+    for names, verb, problem in (
+        (missing, "lack", "drawn at random they would give random values"),
         (
             unused,
-            "hold {}, which its configuration has no place for: without them it would give other values",
+            "hold",
+            "its configuration has no place for them, and without them it would give other values",
         ),
     ):
         if names:
             listed = ", ".join(sorted(names)[:3])
-            raise UserError(f"the weights in {folder} {problem.format(listed)}", AGAIN)
+            raise UserError(f"the weights in {folder} {verb} {listed}: {problem}", AGAIN)
     for name, weights in model.named_parameters():
         if not bool(torch.isfinite(weights).all()):
             raise UserError(

@@ -15,12 +15,8 @@ MARK_FILE = "export.json"
 def export_merged(checkpoint: str | Path, out: str | Path) -> Path:
     """Write ``checkpoint`` as an ``AutoModelForTokenClassification`` with its tokenizer and settings; return the folder.
 
-    rmtools reads it like the checkpoint itself.
-
-    Raises
-    ------
-    UserError
-        If the checkpoint cannot be loaded, or ``out`` holds something else or cannot be written.
+    rmtools reads it like the checkpoint itself. Raises ``UserError`` if the checkpoint cannot be loaded, or ``out`` holds
+    something else or cannot be written.
     """
     import torch
     from safetensors import SafetensorError

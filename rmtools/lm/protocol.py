@@ -43,18 +43,14 @@ class StepState(Protocol):
 
 @dataclass(frozen=True)
 class Decoded(Generic[State]):
-    """One decoded step of B particles.
+    """One decoded step of B particles: ``state`` holds the U' distinct prefixes after it.
 
     Attributes
     ----------
     tokens : Tensor
         (U', L) the step's token ids at each distinct prefix, -1 behind its end or if it had ended.
-    state : StepState
-        The U' distinct prefixes after the step.
-    parent : Tensor
-        (U',) the distinct prefix before the step.
-    node : Tensor
-        (B,) the distinct prefix of each particle after the step.
+    parent, node : Tensor
+        (U',) the distinct prefix before the step; (B,) the distinct prefix of each particle after it.
     """
 
     tokens: Tensor
@@ -102,12 +98,8 @@ class StepPolicy(Protocol):
 class TreeValues:
     """Log values of one trajectory, nats.
 
-    Attributes
-    ----------
-    log_value : np.ndarray
-        (T + 1,) at the prompt and after each step, the model's own also at the end.
-    children : list of np.ndarray
-        T arrays: at the alternative next steps of each depth.
+    ``log_value`` (T + 1,) at the prompt and after each step, the model's own also at the end; ``children``: T arrays, at the
+    alternative next steps of each depth.
     """
 
     log_value: np.ndarray

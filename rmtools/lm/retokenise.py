@@ -19,10 +19,7 @@ KNOWN_STEPS = 100_000
 def prompt_text(steps: StepTokenizer, ids: Sequence[int]) -> str:
     """Return the text whose ``steps.prompt_ids`` are ``ids``, without the special tokens the tokenizer puts in front.
 
-    Raises
-    ------
-    UserError
-        If there is no such text: the tokenizer does not know a piece of it, or does not give back what it encoded.
+    Raises ``UserError`` if the tokenizer does not know a piece of it, or does not give back what it encoded.
     """
     found = [int(i) for i in ids]
     unknown = steps.tokenizer.unk_token_id
@@ -42,14 +39,7 @@ def prompt_text(steps: StepTokenizer, ids: Sequence[int]) -> str:
 
 
 class Retokenised:
-    """A :class:`rmtools.lm.protocol.Scorer` that takes the policy's tokens and reads their text.
-
-    Parameters
-    ----------
-    value : Scorer
-    steps : StepTokenizer
-        The policy's: ``start``, ``advance`` and ``score`` take its tokens.
-    """
+    """``value`` as a scorer that takes the tokens of the policy's ``steps`` and reads their text."""
 
     def __init__(self, value: Scorer, steps: StepTokenizer) -> None:
         self.value = value
@@ -62,10 +52,7 @@ class Retokenised:
     def start(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, ValueState]:
         """Return the log values (B,) nats of prompts given as the policy's token ids, and the state.
 
-        Raises
-        ------
-        UserError
-            If the value model's tokenizer does not know a piece of a prompt.
+        Raises ``UserError`` if the value model's tokenizer does not know a piece of a prompt.
         """
         return self.value.start([self.value.steps.prompt_ids(self._prompt(p)) for p in prompts])
 
@@ -115,10 +102,7 @@ class Retokenised:
 def shared_tokens(policy: StepPolicy, value: Scorer) -> Scorer:
     """Return a scorer that takes the tokens ``policy`` emits: ``value`` itself, or `Retokenised`.
 
-    Raises
-    ------
-    UserError
-        If they disagree on what a step is, or in one of them no token ends where the delimiter ends.
+    Raises ``UserError`` if they disagree on what a step is, or in one of them no token ends where the delimiter ends.
     """
     same = policy.steps.vocabulary == value.steps.vocabulary
     mine, its = policy.steps.settings, value.steps.settings

@@ -52,15 +52,7 @@ class ConstantState:
 
 
 class ConstantValue:
-    """The control without information: all prefixes that have not ended have the same value.
-
-    Parameters
-    ----------
-    probability : float
-        The base rate p; the value is f + (1 - f) p.
-    steps : StepTokenizer
-    tilt : Tilt
-    """
+    """The control without information: every prefix has the value f + (1 - f) p, p the base rate ``probability``."""
 
     is_probability = True
 
@@ -96,14 +88,7 @@ class ConstantValue:
 class ValueModel:
     """A reward model over prefixes: scores whole trajectories in one pass, or new steps incrementally.
 
-    Parameters
-    ----------
-    model : transformers.PreTrainedModel
-        Returns logits (B, L, 2).
-    steps : StepTokenizer
-    tilt : Tilt
-    name : str
-        For provenance.
+    ``model`` returns logits (B, L, 2); ``name`` is for provenance.
     """
 
     is_probability = True
@@ -125,10 +110,7 @@ class ValueModel:
     ) -> list[TreeValues]:
         """Score every prefix and child of every tree, every token read once, batched by length.
 
-        Raises
-        ------
-        NaNValueError
-            If the model returns NaN; the tree is named.
+        Raises ``NaNValueError``, which names the tree, if the model returns NaN.
         """
         require_scorable(self.model.config, trees)
         found: dict[int, TreeValues] = {}

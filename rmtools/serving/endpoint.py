@@ -123,7 +123,7 @@ class Endpoint:
 
     def models(self) -> list[ModelCard]:
         """Return the server's models; raise ``RefusedError`` if it has no list of them."""
-        return self._request("/models", None, "models", read_models, threading.Event(), first=True)
+        return self._answered(lambda k: self._once("/models", None, f"models-{k}", read_models), first=True)
 
     def ask(
         self, body: Mapping[str, Any], name: str, stop: threading.Event | None = None, *, first: bool = False
@@ -132,8 +132,11 @@ class Endpoint:
 
         Raises ``UserError`` if it is not answered within ``patience``, or waiting cannot help.
         """
-        stop = stop or threading.Event()
-        return self._request("/completions", body, name, read_answer, stop, first=first)
+
+        def send(attempt: int) -> Answer:
+            return self._once("/completions", body, f"{name}-{attempt}", read_answer)
+
+        return self._answered(send, stop, first=first)
 
     def ask_all(
         self, bodies: Sequence[Mapping[str, Any]], ids: Sequence[str], *, first: bool = False
@@ -145,25 +148,15 @@ class Endpoint:
         jobs = [partial(self.ask, body, i, first=first) for body, i in zip(bodies, ids, strict=True)]
         return run_all(jobs, self.settings.concurrency)
 
-    def _request(
-        self,
-        path: str,
-        body: Mapping[str, Any] | None,
-        request_id: str,
-        read: Callable[[Any], T],
-        stop: threading.Event,
-        *,
-        first: bool,
-    ) -> T:
+    def _answered(self, send: Callable[[int], T], stop: threading.Event | None = None, *, first: bool) -> T:
+        """Return the result of ``send(attempt)``; warn of failures and count what is sent again."""
+
         def retrying(failure: PassingError) -> None:
             self.warn(failure.kind, f"{failure.error.fact}; trying again for {self.settings.patience:g} s")
             with self._lock:
                 self.repeated += 1
 
-        def send(attempt: int) -> T:
-            return self._once(path, body, f"{request_id}-{attempt}", read)
-
-        return self._retry.call(send, retrying, stop, first=first)
+        return self._retry.call(send, retrying, stop or threading.Event(), first=first)
 
     def _once(
         self, path: str, body: Mapping[str, Any] | None, request_id: str, read: Callable[[Any], T]

@@ -55,17 +55,8 @@ class _Request:
 class ServerPolicy:
     """The policy behind a server; made by :func:`connect`.
 
-    Parameters
-    ----------
-    endpoint : Endpoint
-    template : RequestTemplate
-        The model's name, the temperature, and what the server can do.
-    steps : StepTokenizer
-        Tokenises the texts of steps: of the value model's checkpoint, or of a tokenizer folder.
-    context : int or None
-        How many tokens the model takes, where the server says.
-    device : torch.device, optional
-        Where states live: the value model's device. Default: the CPU.
+    ``steps`` tokenises the texts of steps, ``context`` is how many tokens the model takes, where the server says, and states
+    live on ``device`` (default: the CPU).
 
     Attributes
     ----------
@@ -102,10 +93,7 @@ class ServerPolicy:
         require_room(prompts, self.context)
 
     def start(self, prompts: list[list[int]]) -> ServerState:
-        """Return the state of ``prompts`` (token ids).
-
-        Raises ``UserError`` if one leaves no room for a step, or its text cannot be told from its tokens.
-        """
+        """Return the state of ``prompts`` (token ids); raise ``UserError`` if one is too long, or no text has its tokens."""
         self.check_length(prompts)
         texts = tuple(prompt_text(self.steps, ids) for ids in prompts)
         length, last = self._tensor([len(ids) for ids in prompts]), self._tensor([ids[-1] for ids in prompts])
@@ -114,10 +102,7 @@ class ServerPolicy:
     def decode_step(
         self, state: ServerState, node: Tensor, generator: torch.Generator
     ) -> Decoded[ServerState]:
-        """Draw one step for each particle, as :meth:`rmtools.lm.protocol.StepPolicy.decode_step` says.
-
-        Raises ``UserError`` if the server does not give the steps, or one cannot be read.
-        """
+        """Draw one step for each particle; raise ``UserError`` if the server does not give them, or one cannot be read."""
         at, ended = node.tolist(), state.ended.tolist()
         wanted = Counter(u for u in at if not ended[u])
         drawn = {u: iter(found) for u, found in self._draw(state, wanted, generator).items()}
@@ -240,7 +225,7 @@ def connect(
     url : str
         The server's base URL, with or without ``/v1``. An API key is read from ``OPENAI_API_KEY``.
     steps : StepTokenizer
-        Tokenizer and step settings of the value model.
+        Of the value model.
     rng : np.random.Generator
         Draws the seeds of the probing requests and the jitter of delays; no step depends on it.
     settings : ServerSettings, optional
@@ -264,12 +249,11 @@ def connect(
 def served_model(endpoint: Endpoint, name: str | None) -> ModelCard:
     """Return the model to ask for; a given name is trusted if the server lists no models."""
     try:
-        cards = endpoint.models()
+        return choose_model(endpoint.models(), name or None, endpoint.url)
     except RefusedError:
         if not name:
             raise
         return ModelCard(name)
-    return choose_model(cards, name or None, endpoint.url)
 
 
 def distinct_seeds(n: int, generator: torch.Generator) -> list[int]:
