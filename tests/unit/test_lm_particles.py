@@ -48,27 +48,6 @@ def test_root(policy, value, prompts, task):
     np.testing.assert_allclose(root.log_value()[:3, 0], expected, atol=1e-5)
 
 
-def test_child_i_m_continues_prefix_i(policy, value, prompts, task):
-    one = start(policy, value, prompts[:2], task).extend(5, rng(0))
-    assert one.shape == (2, 5)
-    two = one.extend(3, rng(1))
-    assert two.shape == (2, 15)
-    before, after = one.steps(), two.steps()
-    for g in range(2):
-        for i in range(5):
-            for m in range(3):
-                assert after[g][i * 3 + m][:-1] == before[g][i]
-
-
-def test_select_follows_the_index(policy, value, prompts, task):
-    one = start(policy, value, prompts[:2], task).extend(6, rng(0))
-    index = np.asarray([[5, 0, 0, 3], [1, 1, 1, 1]])
-    chosen = one.select(index)
-    assert chosen.shape == (2, 4)
-    assert chosen.steps() == [[one.steps()[g][i] for i in index[g]] for g in range(2)]
-    np.testing.assert_array_equal(chosen.log_value(), np.take_along_axis(one.log_value(), index, 1))
-
-
 @pytest.mark.parametrize("terminal", ["model", "verifier"])
 def test_values_are_those_of_the_text(policy, value, prompts, task, terminal):
     """After steps, selections with repetition and drops: as if every prefix were scored alone."""
@@ -115,16 +94,6 @@ def test_extending_twice_from_the_same_object(policy, value, prompts, task):
     np.testing.assert_allclose(
         other.log_value(), values_of(other, prompts[:2], value, task, "verifier"), atol=2e-5
     )
-
-
-def test_ended_prefixes_are_absorbing(policy, value, prompts, task):
-    particles = start(policy, value, prompts[:2], task, "verifier")
-    for t in range(task.horizon):
-        particles = particles.extend(3 if t == 0 else 1, rng(t))
-    more = particles.extend(2, rng(9))
-    assert more.steps() == [[s for s in g for _ in range(2)] for g in particles.steps()]
-    np.testing.assert_array_equal(more.log_value(), np.repeat(particles.log_value(), 2, 1))
-    assert more.decoded.tolist() == particles.decoded.tolist()
 
 
 @pytest.mark.parametrize("terminal", ["model", "verifier"])
@@ -221,13 +190,6 @@ def test_values_do_not_depend_on_the_other_groups(policy, value, prompts, task):
     many = start(policy, value, ["r2 . \n", *prompts], task).extend(12, rng(0)).extend(1, rng(1))
     alone = values_of(many, ["r2 . \n", *prompts], value, task, "model")
     np.testing.assert_allclose(many.log_value(), alone, atol=1e-5)
-
-
-def test_same_seed_same_particles(policy, value, prompts, task):
-    one, two, other = (start(policy, value, prompts[:3], task).extend(6, rng(s)) for s in (0, 0, 1))
-    assert one.steps() == two.steps()
-    np.testing.assert_array_equal(one.log_value(), two.log_value())
-    assert one.steps() != other.steps()
 
 
 def test_a_constant_value_samples_too(policy, value, prompts, task):

@@ -51,40 +51,6 @@ def test_tree_equals_each_prefix_and_child_alone(value, scored):
             np.testing.assert_allclose(found.children[t], expected, atol=1e-5)
 
 
-def test_tree_equals_incremental_reading(value, scored):
-    prompts = [value.steps.prompt_ids(p) for p, _, _ in RAGGED]
-    log_value, state = value.start(prompts)
-    np.testing.assert_allclose(log_value, [v.log_value[0] for v in scored], atol=1e-5)
-    for t in range(4):
-        steps = [value.steps.step_ids(s[t]) if t < len(s) else [] for _, s, _ in RAGGED]
-        block = torch.tensor([s + [-1] * (8 - len(s)) for s in steps])
-        log_value, state = value.advance(state, block)
-        for i, s in enumerate(steps):
-            if s:
-                assert abs(float(log_value[i]) - scored[i].log_value[t + 1]) < 1e-5
-            else:
-                assert math.isnan(log_value[i])
-
-
-def test_incremental_reading_of_children(value, scored):
-    """Fork a prefix for its children: the trajectory's state is not touched."""
-    prompt, steps, children = RAGGED[0]
-    _, state = value.start([value.steps.prompt_ids(prompt)])
-    block = torch.tensor([value.steps.step_ids(c) for c in children[0]])
-    forked, _ = value.advance(state.select(torch.tensor([0, 0])), block)
-    np.testing.assert_allclose(forked, scored[0].children[0], atol=1e-5)
-    own, _ = value.advance(state, torch.tensor([value.steps.step_ids(steps[0])]))
-    assert abs(float(own[0]) - scored[0].log_value[1]) < 1e-5
-
-
-def test_the_batch_does_not_matter(value, scored):
-    for row, found in zip(RAGGED, scored, strict=True):
-        one = value.score([value.steps.encode(*row)])[0]
-        np.testing.assert_allclose(one.log_value, found.log_value, atol=1e-5)
-        for a, b in zip(one.children, found.children, strict=True):
-            np.testing.assert_allclose(a, b, atol=1e-5)
-
-
 def test_small_batches_and_progress(value, scored, monkeypatch):
     monkeypatch.setattr("rmtools.lm.value.TOKENS_PER_BATCH", 30)
     told = []
