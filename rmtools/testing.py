@@ -78,7 +78,7 @@ def _look(particles: Particles, paths: Paths | None, when: str) -> _Seen:
     ended, log_value = np.array(particles.ended), np.array(particles.log_value())
     for name, array in (("ended", ended), ("log_value()", log_value)):
         _require(
-            array.shape == shape, f"{name} has shape {shape} like the particles, got {array.shape} {when}"
+            array.shape == shape, f"{name} has the shape of the particles {shape}, got {array.shape} {when}"
         )
     _require(ended.dtype == bool, f"ended is bool, got {ended.dtype} {when}")
     fine = log_value < np.inf  # False for NaN
@@ -232,12 +232,12 @@ def check_law(
         cells.append((counts.total(), draws * other))
         never = [c for c, expected in cells if expected < 1e-9]
         _require(sum(never) == 0, f"a step of probability 0 was drawn {sum(never)} times in group {g}")
-        small = [c for c in cells if 1e-9 <= c[1] < 5]
-        large = [c for c in cells if c[1] >= 5] + (
-            [tuple(map(sum, zip(*small, strict=True)))] if small else []
-        )
-        statistic = sum((seen - expected) ** 2 / expected for seen, expected in large)
-        p = float(chi2.sf(statistic, max(1, len(large) - 1)))
+        cells = sorted(((c, e) for c, e in cells if e >= 1e-9), key=lambda cell: cell[1])
+        while len(cells) > 1 and cells[0][1] < 5:
+            (c, e), (d, f), *rest = cells
+            cells = sorted([(c + d, e + f), *rest], key=lambda cell: cell[1])
+        statistic = sum((seen - expected) ** 2 / expected for seen, expected in cells)
+        p = float(chi2.sf(statistic, max(1, len(cells) - 1)))
         _require(
             p > 1e-6, f"the steps of group {g} do not follow their law: chi-square {statistic:.1f}, p {p:.1e}"
         )
@@ -296,7 +296,7 @@ def _check_tree(scorer: Scorer, tree: EncodedTree, found: TreeValues, i: int) ->
         f"log values are numbers below inf: rollout {i} has {every[~(every < np.inf)]}",
     )
     if scorer.is_probability:
-        low = np.log(scorer.tilt.floor) - 1e-6
+        low = scorer.tilt.log_potential(np.zeros(1)) - 1e-6
         _require(
             ((every >= low) & (every <= 1e-6)).all(),
             f"V is in [floor, 1]: rollout {i} has log values {every}",
