@@ -9,14 +9,14 @@ the audit's prompts.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from rmtools.auditing.model_audit import ModelAudit
+from rmtools.auditing.cost import particles
+from rmtools.auditing.model_audit import CostAudit
 from rmtools.auditing.report import JSON_FILE, read_report
-from rmtools.codec import to_json
 from rmtools.errors import UserError
 from rmtools.stats.bootstrap import Interval
 from rmtools.stats.sigma2 import n_for_cv, n_for_tv
@@ -56,14 +56,7 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Sampled:
-    """Identifies a sampling run; must match the audit.
-
-    Attributes
-    ----------
-    model, model_fingerprint, policy, policy_fingerprint : str
-    temperature, floor : float
-    task, terminal : str
-    """
+    """Identifies a sampling run; must match the audit."""
 
     model: str
     model_fingerprint: str
@@ -77,56 +70,31 @@ class Sampled:
 
 @dataclass(frozen=True)
 class Predicted:
-    """Particles for an accuracy, and where they come from.
+    """Particles for the accuracy ``asked``, as a record of samples says them.
 
-    Attributes
-    ----------
-    accuracy : Accuracy
-    n_particles : int
-        The estimate, rounded up.
-    particles : Interval
-        Not rounded; 95% over the audit's prompts.
-    counted_from : str
-        ``tables`` or ``rollouts``, as in the audit.
-    file : Path
-        Of the audit.
+    ``n_particles`` is the estimate rounded up, ``particles`` not rounded, 95% over the prompts of the ``audit`` (its file);
+    ``counted_from`` is ``tables`` or ``rollouts``, as there.
     """
 
-    accuracy: Accuracy
+    asked: str
     n_particles: int
     particles: Interval
     counted_from: str
-    file: Path
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return what a record of samples says of it."""
-        return {
-            "asked": str(self.accuracy),
-            "n_particles": self.n_particles,
-            "particles": to_json(self.particles),
-            "counted_from": self.counted_from,
-            "audit": str(self.file),
-        }
+    audit: Path
 
     def __str__(self) -> str:
-        most = "at most " if (self.accuracy.norm, self.counted_from) == ("tv", "rollouts") else ""
-        early = self.accuracy.norm == "cv" and 25 * self.accuracy.delta**2 > 1
+        accuracy = Accuracy.parse(self.asked)
+        most = "at most " if (accuracy.norm, self.counted_from) == ("tv", "rollouts") else ""
+        early = accuracy.norm == "cv" and 25 * accuracy.delta**2 > 1
         return (
-            f"N = {self.n_particles} for {self.accuracy} ({NORMS[self.accuracy.norm]}): {most}{self.particles} particles by "
-            f"the {self.counted_from} of {self.file}, pooled over its prompts, multinomial resampling at every step"
+            f"N = {self.n_particles} for {accuracy} ({NORMS[accuracy.norm]}): {most}{self.particles} particles by "
+            f"the {self.counted_from} of {self.audit}, pooled over its prompts, multinomial resampling at every step"
             + ("; the prediction is exact from 25 sigma^2 particles on, these are fewer" if early else "")
         )
 
 
 def particles_for(accuracy: Accuracy, audit: Path, sampled: Sampled) -> Predicted:
-    """Return how many particles ``accuracy`` takes.
-
-    Parameters
-    ----------
-    accuracy : Accuracy
-    audit : Path
-        A folder with ``audit.json``, or that file.
-    sampled : Sampled
+    """Return how many particles ``accuracy`` takes by ``audit``, a folder with ``audit.json`` or that file.
 
     Raises
     ------
@@ -141,16 +109,36 @@ def particles_for(accuracy: Accuracy, audit: Path, sampled: Sampled) -> Predicte
             "audit this model with `rmtools audit`, or name the folder of an audit with `audit`",
         )
     report = read_report(file)
-    require_same(file, report.provenance, sampled)
-    needed = particles(report.model, accuracy, file)
-    return Predicted(accuracy, math.ceil(needed.estimate), needed, report.model.cost.counted_from, file)
+    _require_same(file, report.provenance, sampled)
+    cost = report.model.cost
+    needed = particles(
+        _spread(cost, accuracy.norm), n_for_tv if accuracy.norm == "tv" else n_for_cv, accuracy.delta
+    )
+    if needed is None or needed.estimate == math.inf:
+        raise UserError(
+            f"the audit {file} does not resolve how many particles {accuracy} takes",
+            "audit with 4 completions per prefix, and more trajectories or prompts; the audit's notes say what is missing",
+        )
+    return Predicted(str(accuracy), math.ceil(needed.estimate), needed, cost.counted_from, file)
 
 
-def require_same(file: Path, provenance: Mapping[str, Any], sampled: Sampled) -> None:
+def _spread(cost: CostAudit, norm: str) -> Interval | None:
+    """Return what particles are counted from: tables if they hold every prompt, else rollouts; None if not resolved."""
+    if cost.counted_from == "tables" and cost.tabulated is not None:
+        return cost.tabulated.mad if norm == "tv" else cost.tabulated.sigma2
+    if norm == "tv":
+        return cost.influence.sd if cost.influence is not None and cost.influence.resolved else None
+    return cost.sigma2.estimate if cost.sigma2 is not None and cost.sigma2.resolved else None
+
+
+def _require_same(file: Path, provenance: Mapping[str, Any], sampled: Sampled) -> None:
     """Raise ``UserError`` naming the first setting in which audit and sampler differ."""
+    policies = provenance.get("policy_fingerprint", ""), sampled.policy_fingerprint
+    if not all(policies):  # names, if the fingerprint of one is not known
+        policies = provenance.get("policy", ""), sampled.policy
     for what, there, here in (
         ("other weights of the model", provenance.get("checkpoint_fingerprint"), sampled.model_fingerprint),
-        ("another policy", *policies(provenance, sampled)),
+        ("another policy", *policies),
         ("another temperature of the policy", provenance.get("temperature"), sampled.temperature),
         ("another floor of the tilt", provenance.get("floor"), sampled.floor),
         ("another task", provenance.get("task") or sampled.task, sampled.task),
@@ -164,31 +152,3 @@ def require_same(file: Path, provenance: Mapping[str, Any], sampled: Sampled) ->
         if there != here:
             fix = f"`terminal` {there}" if what == "another terminal" else DIFFERENT
             raise UserError(f"the audit {file} was made with {what}: {there} there, {here} here", fix)
-
-
-def policies(provenance: Mapping[str, Any], sampled: Sampled) -> tuple[str, str]:
-    """Return the policy of the audit and the one here: fingerprints if both are known, else names."""
-    there, here = provenance.get("policy_fingerprint", ""), sampled.policy_fingerprint
-    return (there, here) if there and here else (provenance.get("policy", ""), sampled.policy)
-
-
-def particles(model: ModelAudit, accuracy: Accuracy, file: Path) -> Interval:
-    """Return the particles (not rounded) that ``accuracy`` takes; raise ``UserError`` if they are not resolved."""
-    spread = spread_of(model, accuracy.norm)
-    needed: Callable[[float, float], float] = n_for_tv if accuracy.norm == "tv" else n_for_cv
-    if spread is None or not 0 < spread.estimate < math.inf:
-        raise UserError(
-            f"the audit {file} does not resolve how many particles {accuracy} takes",
-            "audit with 4 completions per prefix, and more trajectories or prompts; the audit's notes say what is missing",
-        )
-    return spread.map(lambda s: max(needed(max(s, 0.0), accuracy.delta), 1.0))
-
-
-def spread_of(model: ModelAudit, norm: str) -> Interval | None:
-    """Return what the audit counts particles from: tables if they hold every prompt, else rollouts; None if not resolved."""
-    cost = model.cost
-    if cost.counted_from == "tables" and cost.tabulated is not None:
-        return cost.tabulated.mad if norm == "tv" else cost.tabulated.sigma2
-    if norm == "tv":
-        return cost.influence.sd if cost.influence is not None and cost.influence.resolved else None
-    return cost.sigma2.estimate if cost.sigma2 is not None and cost.sigma2.resolved else None

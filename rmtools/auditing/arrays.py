@@ -20,16 +20,12 @@ class PromptArrays:
 
     Attributes
     ----------
-    log_value : np.ndarray
-        (n, T + 1) nats.
-    value_square : np.ndarray
-        (n, T + 1) unbiased estimates of V*^2; the squared potential at ended prefixes.
+    log_value, value_square : np.ndarray
+        (n, T + 1) nats; unbiased estimates of V*^2, the squared potential at ended prefixes.
     potential : np.ndarray
         (n,).
-    extra, present : np.ndarray
-        (n, T, R_extra) potentials of extra completions, and which exist.
-    ended : np.ndarray
-        (n, T) bool.
+    extra, present, ended : np.ndarray
+        (n, T, R_extra) potentials of extra completions, and which exist; (n, T) bool.
     """
 
     log_value: np.ndarray

@@ -4,25 +4,25 @@ The model, its controls and the models it is compared with are audited on the sa
 imported where it is used: a report can be read and drawn without it.
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rmtools.auditing.enumerated import EnumeratedRollouts, Progress, enumerate_rollouts
-from rmtools.auditing.model_audit import AuditOptions, ModelAudit, Subject, audit_model
+from rmtools.auditing.enumerated import Progress, enumerate_rollouts
+from rmtools.auditing.model_audit import AuditOptions, Subject, audit_model
 from rmtools.auditing.notes import notes
 from rmtools.auditing.report import AuditReport
 from rmtools.auditing.rows import limited, provenance_of, rows_of, tokens_of
 from rmtools.errors import UserError
 from rmtools.particles.arguments import check_seed
-from rmtools.stats.paired import PairedDifference
 
 if TYPE_CHECKING:
     import torch
 
-    from rmtools.auditing.models import AuditedModel, Scored
+    from rmtools.auditing.load_models import AuditedModel, Scored
     from rmtools.auditing.rows import Rollouts
     from rmtools.data.rollouts import Rollout
     from rmtools.data.tasks import Task
@@ -82,7 +82,7 @@ def audit(
     UserError
         If there are no rollouts, an outcome is missing, or a model gives NaN (the prefix is named).
     """
-    from rmtools.auditing.models import models_of, no_progress
+    from rmtools.auditing.load_models import load_models, paired
     from rmtools.data.rollouts import rollouts_fingerprint
     from rmtools.lm.particles import check_terminal_name
 
@@ -92,15 +92,18 @@ def audit(
     rows, metadata = rows_of(rollouts)
     fingerprint = rollouts_fingerprint(rows)
     rows = limited(rows, prompts_limit)
-    shown = progress or no_progress
-    models, settings = models_of(rows, value_model, compare, controls, terminal, seed, device)
+    shown = progress or _no_progress
+    models, settings = load_models(rows, value_model, compare, controls, terminal, seed, device)
     scored = [_score(model, rows, shown) for model in models]
     enumerated = enumerate_rollouts(rows, metadata, models, policy, task, shown)
     options = AuditOptions(delta_cv, delta_tv, tokens_of(rows, models[0].scorer))
-    found = [
-        _audit(model, its, enumerated, options, np.random.default_rng([seed, k]))
-        for k, (model, its) in enumerate(zip(models, scored, strict=True))
-    ]
+    found, pairs = [], {}
+    for k, (model, its) in enumerate(zip(models, scored, strict=True)):
+        exact = (None, None) if enumerated is None else (enumerated.log_errors(model), enumerated.cost(model))
+        found.append(audit_model(model.subject, *its, options, np.random.default_rng([seed, k]), *exact))
+        if model.subject.role.startswith("compare"):
+            rng = np.random.default_rng([seed, 999 + k])
+            pairs[model.subject.role] = paired((models[0], scored[0]), (model, its), rng)
     outside = None if enumerated is None else enumerated.coverage()
     provenance = {
         **provenance_of(rows, metadata, settings["model"]),
@@ -108,16 +111,21 @@ def audit(
         **{"seed": seed, "delta_cv": delta_cv, "delta_tv": delta_tv, "rollouts_fingerprint": fingerprint},
     }
     warnings = tuple(notes(rows, metadata, settings, found, fingerprint, outside))
-    return AuditReport(tuple(found), _pairs(models, scored, seed), provenance, outside, warnings)
+    return AuditReport(tuple(found), pairs, provenance, outside, warnings)
+
+
+@contextlib.contextmanager
+def _no_progress(label: str, total: int) -> Iterator[Callable[[int], Any]]:
+    yield lambda n: None
 
 
 def _score(model: "AuditedModel", rows: "Sequence[Rollout]", progress: Progress) -> "Scored":
-    with progress(f"scoring: {model.role}", len(rows)) as tick:
+    with progress(f"scoring: {model.subject.role}", len(rows)) as tick:
         return model.score(rows, tick)
 
 
 def _checkpoint(subject: Subject, value_model: "str | Path | Scorer") -> dict[str, Any]:
-    """Return the provenance of the audited model; the fingerprint is empty for what has no folder."""
+    """Return the provenance of the audited model; a scorer has no fingerprint."""
     from rmtools.lm.checkpoint import fingerprint
 
     return {
@@ -128,35 +136,9 @@ def _checkpoint(subject: Subject, value_model: "str | Path | Scorer") -> dict[st
     }
 
 
-def _audit(
-    model: "AuditedModel",
-    scored: "Scored",
-    enumerated: EnumeratedRollouts | None,
-    options: AuditOptions,
-    rng: np.random.Generator,
-) -> ModelAudit:
-    exact = None if enumerated is None else enumerated.log_errors(model)
-    cost = None if enumerated is None else enumerated.cost(model)
-    return audit_model(model.subject, *scored, options, rng, exact, cost)
-
-
 def check_accuracies(delta_cv: float, delta_tv: float) -> None:
     """Raise ``UserError`` if particles cannot be predicted for these accuracies."""
     if not 0 < delta_cv < np.inf:
         raise UserError(f"`delta_cv` must be positive and finite, got {delta_cv}", "delta_cv=0.25")
     if not 0 < delta_tv < 1:
         raise UserError(f"`delta_tv` is {delta_tv}: a total variation is between 0 and 1", "delta_tv=0.05")
-
-
-def _pairs(
-    models: "Sequence[AuditedModel]", scored: "Sequence[Scored]", seed: int
-) -> dict[str, PairedDifference]:
-    """Return the paired differences of the first model and every compared one."""
-    from rmtools.auditing.models import paired
-
-    first, *others = zip(models, scored, strict=True)
-    return {
-        other[0].role: paired(first, other, np.random.default_rng([seed, 1000 + k]))
-        for k, other in enumerate(others)
-        if other[0].role.startswith("compare")
-    }

@@ -1,5 +1,6 @@
 """Where a model is inconsistent: by prompt, by value, and the worst prefixes as text."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rmtools.auditing.cost import CostEstimates, particles
-from rmtools.stats.bootstrap import Estimator, Interval, Statistic, weighted_mean
+from rmtools.stats.bootstrap import Estimator, Interval, weighted_mean
 from rmtools.stats.prefix_errors import PrefixErrors
 from rmtools.stats.sigma2 import n_for_cv, n_for_tv, sigma2
 
@@ -20,18 +21,9 @@ VALUE_BINS, WORST, CHILDREN_SHOWN = 5, 8, 6
 
 @dataclass(frozen=True)
 class PromptAudit:
-    """One prompt.
+    """One prompt: mean reward, mean potential Z, V(s_0); means of b (nats) and of b^2 over its prefixes, NaN without children.
 
-    Attributes
-    ----------
-    prompt_id, prompt : str
-    n_trajectories, n_prefixes : int
-    success, z, root_value : float
-        Mean reward, mean potential, V(s_0).
-    signed_mean, mean_square_corrected : float
-        Mean of b (nats) and of b^2 over its prefixes; NaN if no prefix has two children.
-    sigma2, n_for_cv, n_for_tv : Interval or None
-        Intervals over its trajectories: wide with few.
+    Intervals are over its trajectories: wide with few.
     """
 
     prompt_id: str
@@ -84,8 +76,8 @@ def by_prompt(
                 float(signed[g]),
                 float(square[g]),
                 cost,
-                particles(cost, lambda s: n_for_cv(s, delta_cv)),
-                particles(sd, lambda s: n_for_tv(s, delta_tv)),
+                particles(cost, n_for_cv, delta_cv),
+                particles(sd, n_for_tv, delta_tv),
             )
         )
     return tuple(found)
@@ -108,22 +100,22 @@ def by_value(
     """Return bins of about equal mass of the value at the prefix; fewer where values coincide."""
     edges = np.unique(np.quantile(log_value, np.linspace(0, 1, VALUE_BINS + 1)[1:-1], method="inverted_cdf"))
     place = np.searchsorted(edges, log_value, side="left")
-    problems: dict[str, tuple[np.ndarray, Statistic]] = {}
-    kept = [k for k in range(len(edges) + 1) if (place == k).any()]
-    for k in kept:
-        for name, values in (("signed", errors.log_error), ("square", errors.squared_error)):
-            problems[f"{k} {name}"] = weighted_mean(values, prompt, place == k)
+    bins = [place == k for k in np.unique(place)]
+    problems = {
+        f"{k} {name}": weighted_mean(values, prompt, inside)
+        for k, inside in enumerate(bins)
+        for name, values in (("signed", errors.log_error), ("square", errors.squared_error))
+    }
 
     def result(found: Mapping[str, Interval]) -> tuple[ValueBin, ...]:
         return tuple(
             ValueBin(
-                float(np.exp(log_value[place == k].min())),
-                float(np.exp(log_value[place == k].max())),
-                int((place == k).sum()),
+                *np.exp([log_value[inside].min(), log_value[inside].max()]).tolist(),
+                int(inside.sum()),
                 found[f"{k} signed"],
                 found[f"{k} square"],
             )
-            for k in kept
+            for k, inside in enumerate(bins)
         )
 
     return Estimator(problems, result)
@@ -143,18 +135,8 @@ class ShownChild:
 class WorstPrefix:
     """A prefix whose value disagrees with its next steps, as a person reads it.
 
-    Attributes
-    ----------
-    prompt_id, prompt : str
-    steps : tuple of str
-    value, ratio : float
-        V(s), and the mean of the next steps' values over it.
-    log_error, standard_error : float
-        b and its standard error, nats; 0 if the next steps were enumerated.
-    children : tuple of ShownChild
-        The most frequent ones.
-    n_children : int
-        How many were drawn.
+    ``ratio`` is the mean value of the next steps over V(s), ``log_error`` b in nats with its standard error (0 if the next
+    steps were enumerated); ``children`` are the most frequent of ``n_children`` drawn.
     """
 
     prompt_id: str
@@ -203,11 +185,8 @@ def _shown(
         (row.steps[depth], own_ends),
         *((c.text, c.ended) for c in (row.children or [[]] * (depth + 1))[depth]),
     ]
-    values = np.exp(scored.child_log_value[i, : len(drawn)])
-    groups: dict[tuple[str, bool, float], int] = {}
-    for (text, ended), value in zip(drawn, values, strict=True):
-        key = (text, ended, float(value))
-        groups[key] = groups.get(key, 0) + 1
+    values = np.exp(scored.child_log_value[i, : len(drawn)]).tolist()
+    groups = Counter((text, ended, value) for (text, ended), value in zip(drawn, values, strict=True))
     common = sorted(groups.items(), key=lambda kv: (-kv[1], -kv[0][2]))[:CHILDREN_SHOWN]
     return WorstPrefix(
         row.prompt_id,

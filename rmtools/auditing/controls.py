@@ -1,7 +1,7 @@
 """Controls without a checkpoint: a value that depends on the depth only, and the Monte-Carlo oracle.
 
-The oracle values a prefix by the mean potential of some of its completions; the figures are estimated from the others, so
-that value and estimate are independent (docs/equations.md, sections 5 and 6).
+The oracle values a prefix by the mean potential of half of its completions (the smaller one of an odd number); the figures
+are estimated from the others, so that value and estimate are independent (docs/equations.md, sections 5 and 6).
 """
 
 from collections.abc import Callable, Sequence
@@ -12,47 +12,23 @@ import torch
 from torch import Tensor
 
 from rmtools.data.rollouts import Rollout
-from rmtools.data.scoring import ScoredRollouts
+from rmtools.data.scoring import ScoredRollouts, scored_rollouts
 from rmtools.errors import UserError
 from rmtools.lm.protocol import TreeValues, ValueState
 from rmtools.lm.steps import EncodedTree, StepTokenizer
+from rmtools.lm.value import RowState
 from rmtools.particles.tilt import Tilt
-
-
-@dataclass(frozen=True)
-class Position:
-    """The :class:`ValueState` of a :class:`PositionValue`: which table each prefix has (B,), and its depth (B,)."""
-
-    table: Tensor
-    depth: Tensor
-
-    def select(self, rows: Tensor) -> "Position":
-        """Return the prefixes ``rows`` (B',)."""
-        rows = rows.to(self.depth.device)
-        return Position(self.table[rows], self.depth[rows])
-
-    def join(self, other: ValueState) -> "Position":
-        """Return these prefixes and, behind them, those of ``other``."""
-        assert isinstance(other, Position)
-        return Position(torch.cat([self.table, other.table]), torch.cat([self.depth, other.depth]))
 
 
 class PositionValue:
     """A scorer that reads the depth only; made by :func:`position_only`.
 
-    Parameters
-    ----------
-    log_value : np.ndarray
-        (3, D) nats by depth: for prompts of half A, of half B, and for all others. Deeper prefixes have the last entry.
-    half : dict
-        Prompt, as token ids, to 0 (half A) or 1 (half B).
-    steps : StepTokenizer
-    tilt : Tilt
-    fitted_on : str
-        Describes the rows that the tables were fitted on.
+    ``log_value`` (3, D) nats holds a table by depth for the prompts of half A, of half B, and for all others; deeper prefixes
+    have the last entry. ``half`` maps the token ids of a prompt to 0 (half A) or 1 (half B).
     """
 
     is_probability = True
+    name = "position only"
 
     def __init__(
         self,
@@ -66,7 +42,6 @@ class PositionValue:
         self.half = half
         self.steps = steps
         self.tilt = tilt
-        self.name = "position only"
         self.fitted_on = fitted_on
 
     def score(
@@ -86,23 +61,19 @@ class PositionValue:
     def _table(self, prompt: Sequence[int] | np.ndarray) -> int:
         return self.half.get(tuple(int(i) for i in prompt), 2)
 
-    def start(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, ValueState]:
-        """Return the values (B,) nats of prompts given as token ids, and the state."""
-        state = Position(
-            torch.tensor([self._table(p) for p in prompts]), torch.zeros(len(prompts), dtype=torch.long)
-        )
-        return self._read(state), state
+    def start(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, RowState]:
+        """Return the values (B,) nats of prompts given as token ids, and the state: rows of (table, depth)."""
+        return self._read(RowState(torch.tensor([(self._table(p), 0) for p in prompts])))
 
-    def advance(self, state: ValueState, tokens: Tensor) -> tuple[Tensor, ValueState]:
+    def advance(self, state: ValueState, tokens: Tensor) -> tuple[Tensor, RowState]:
         """Return the values (B,) nats one step deeper where there is a new token (B, L; -1 = none), and the state."""
-        assert isinstance(state, Position)
-        new = (tokens >= 0).any(1).to(state.depth.device)
-        after = Position(state.table, state.depth + new.long())
-        return self._read(after), after
+        assert isinstance(state, RowState)
+        new = (tokens >= 0).any(1).to(state.rows.device)
+        return self._read(RowState(torch.stack([state.rows[:, 0], state.rows[:, 1] + new.long()], dim=1)))
 
-    def _read(self, state: Position) -> Tensor:
-        depth = state.depth.clamp(max=self.log_value.shape[1] - 1)
-        return torch.from_numpy(self.log_value[state.table.numpy(), depth.numpy()])
+    def _read(self, state: RowState) -> tuple[Tensor, RowState]:
+        table, depth = state.rows.numpy().T
+        return torch.from_numpy(self.log_value[table, np.minimum(depth, self.log_value.shape[1] - 1)]), state
 
 
 def position_only(
@@ -111,16 +82,7 @@ def position_only(
     """Fit the value of each depth, cross-fitted: prompts of half A get the table of half B, and the reverse.
 
     V(t) is the mean potential of the trajectories that are unfinished at depth t; at finished solutions, and at depths that
-    the other half never reaches, it is the value of the deepest depth reached.
-
-    Parameters
-    ----------
-    rows : sequence of Rollout
-        With outcomes. Their prompts are split into halves; other prompts get the table of all rows.
-    steps : StepTokenizer
-    tilt : Tilt
-    rng : np.random.Generator
-        Draws the halves.
+    the other half never reaches, it is the value of the deepest depth reached. Other prompts get the table of all rows.
 
     Raises
     ------
@@ -158,24 +120,13 @@ def _by_depth(rows: Sequence[Rollout], tilt: Tilt) -> np.ndarray:
 
 @dataclass(frozen=True)
 class OracleValue:
-    """The values of the Monte-Carlo oracle, and the rows without the completions that were averaged into them.
+    """The values of the Monte-Carlo oracle, N arrays (T + 1,) nats, and the rows without the completions averaged into them.
 
     Estimate from ``rows`` only: on them values and completions are independent given the trajectories. The oracle has no
     values at alternative next steps, hence no Bellman error; sigma^2, calibration and ratios along trajectories exist. Its
-    sigma^2 includes the noise of few completions; its last value is computed from the outcome.
-
-    Attributes
-    ----------
-    log_value : list of np.ndarray
-        N arrays (T + 1,) nats; the last is the potential of the trajectory's reward.
-    rows : list of Rollout
-        The rows without the completions averaged into a value.
-    tilt : Tilt
-    name : str
-        Says how many completions are averaged.
-    n_roots_from_outcomes : int
-        Number of prompts without completions of the prompt itself: their root value is the mean of the outcomes that
-        calibration compares it with. Particle costs are not affected.
+    sigma^2 includes the noise of few completions; its last value is the potential of the outcome. The root value of the
+    ``n_roots_from_outcomes`` prompts without completions of their own is the mean of the outcomes that calibration compares
+    it with; particle costs are not affected.
     """
 
     log_value: list[np.ndarray]
@@ -188,20 +139,9 @@ class OracleValue:
 
     def scored(self) -> ScoredRollouts:
         """Return the values for the estimators; the only children are the trajectories' own next steps."""
-        length = np.asarray([len(r.steps) for r in self.rows])
         child = np.concatenate([v[1:] for v in self.log_value])[:, None]
-        index = {p: i for i, p in enumerate(dict.fromkeys(r.prompt_id for r in self.rows))}
-        return ScoredRollouts(
-            prompt=np.asarray([index[r.prompt_id] for r in self.rows]),
-            log_value=self.log_value,
-            own_log_value=self.log_value,
-            reward=np.asarray([r.outcome for r in self.rows]),
-            prefix_trajectory=np.repeat(np.arange(len(self.rows)), length),
-            prefix_depth=np.concatenate([np.arange(n) for n in length]),
-            prefix_log_value=np.concatenate([v[:-1] for v in self.log_value]),
-            child_log_value=child,
-            child_present=np.ones(child.shape, dtype=bool),
-            horizon=int(length.max()),
+        return scored_rollouts(
+            self.rows, self.log_value, self.log_value, child, np.ones_like(child, dtype=bool)
         )
 
 
@@ -211,11 +151,8 @@ def monte_carlo_oracle(
     """Value every prefix by the mean potential of half of its extra completions; leave the other half to the estimates.
 
     The root has one value per prompt: the mean of all extra completions of the prompt, which no estimate reads, or else of
-    the outcomes. It cancels in particle costs, which contain V_i(s_0) / V_j(s_0) only.
-
-    A trajectory's own outcome enters its last value only. sigma^2 alone would need no split: V(s_t) is multiplied with V*^2
-    of other depths or trajectories only. The spread of H needs it: completions of s_t enter h_t and, through V(s_t), h_{t+1},
-    and using them twice hides most of the spread.
+    the outcomes. It cancels in particle costs. A trajectory's own outcome enters its last value only. The spread of H needs
+    the split: completions of s_t enter h_t and, through V(s_t), h_{t+1}; using them twice hides most of the spread.
 
     Parameters
     ----------
@@ -224,23 +161,17 @@ def monte_carlo_oracle(
         spread of H.
     tilt : Tilt
     rng : np.random.Generator
-        Draws which completions are used.
     shrinkage : float
         Weight of the root's value in every other value, in completions. With 0, prefixes whose few completions all fail have
-        the floor's value, and sigma^2, which contains 1 / V, may exceed a constant's.
+        the floor's value, and sigma^2 may exceed a constant's.
 
     Raises
     ------
     UserError
         If a prefix has fewer than two extra completions, a row has no outcome, the shrinkage is negative, or it is positive
         and a prompt has no completions of its own: outcomes would enter every value.
-
-    Notes
-    -----
-    The larger half of an odd number is left to the estimates. Source: docs/equations.md section 5.
     """
-    for i, row in enumerate(rows):
-        _require_completions(row, i)
+    _require_completions(rows)
     root = _root_rewards(rows)
     from_outcomes = sum(not from_completions for _, from_completions in root.values())
     _check_shrinkage(shrinkage, from_outcomes)
@@ -267,15 +198,15 @@ def monte_carlo_oracle(
     return OracleValue(values, kept, tilt, name, from_outcomes)
 
 
-def _require_completions(row: Rollout, index: int) -> None:
-    for t in range(1, len(row.steps)):
-        n = len(row.completions[t]) if row.completions else 0
-        if n < 2:
-            raise UserError(
-                f"field completions: row {index} (prompt {row.prompt_id}) has {n} after step {t}: the oracle needs one "
-                "for its value and one for the estimates",
-                "draw rollouts with 5 completions per prefix, including the trajectory's own",
-            )
+def _require_completions(rows: Sequence[Rollout]) -> None:
+    for i, row in enumerate(rows):
+        for t in range(1, len(row.steps)):
+            if (n := len(row.completions[t]) if row.completions else 0) < 2:
+                raise UserError(
+                    f"field completions: row {i} (prompt {row.prompt_id}) has {n} after step {t}: the oracle needs one "
+                    "for its value and one for the estimates",
+                    "draw rollouts with 5 completions per prefix, including the trajectory's own",
+                )
 
 
 def _root_rewards(rows: Sequence[Rollout]) -> dict[str, tuple[float, bool]]:

@@ -21,11 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class CostEstimates:
-    """Parts of sigma^2 and the spread of H by prompt.
-
-    ``parts`` is empty without extra completions, ``influences`` with fewer than two of them or fewer than three
-    trajectories of a prompt.
-    """
+    """Parts of sigma^2 (none without extra completions) and spreads of H (none with fewer than two) by prompt."""
 
     parts: tuple[Sigma2Parts, ...] = ()
     influences: tuple[InfluenceSD, ...] = ()
@@ -56,34 +52,24 @@ def cost_estimates(rows: "Sequence[Rollout]", arrays: Sequence[PromptArrays]) ->
     return CostEstimates(parts, influences)
 
 
-def particles(spread: Interval | None, needed: Callable[[float], float]) -> Interval | None:
-    """Return the particles ``needed`` for a spread, at least 1; None if the spread is not above its noise."""
+def particles(
+    spread: Interval | None, needed: Callable[[float, float], float], delta: float
+) -> Interval | None:
+    """Return the particles ``needed`` (`n_for_cv`, `n_for_tv`), at least 1; None if the spread is not above its noise."""
     if spread is None or not spread.estimate > 0:
         return None
-    return spread.map(lambda s: max(needed(max(s, 0.0)), 1.0))
+    return spread.map(lambda s: max(needed(max(s, 0.0), delta), 1.0))
 
 
 @dataclass(frozen=True)
 class AlternativeCosts:
     """Cost of one answer within the requested total variation: sampler, rejection, best-of-N; tokens are generated ones.
 
-    All are means over prompts with weights Z^2, as sigma^2 is pooled: prompts that are often solved count most.
-
-    Attributes
-    ----------
-    tokens_per_solution : float
-        Mean of the audited trajectories.
-    smc_tokens : Interval or None
-        Particles for the TV times ``tokens_per_solution``.
-    rejection_solutions, rejection_tokens : Interval or None
-        Solutions until one is accepted with probability phi: 1 / Z. Exact draws from the target. None if a prompt has a
-        single trajectory.
-    best_of_n_solutions, best_of_n_tokens : Interval or None
-        N at which one of N solutions is right as often as a draw from the target, less the TV. Needs a verifier to pick it,
-        and does not sample the target. Plug-in of each prompt's share of right solutions: rough if there are few. None
-        unless rewards are 0 or 1.
-    prompts_without_success : int
-        Prompts without any right trajectory: their weight is nearly zero and their cost unknown.
+    All are means over prompts with weights Z^2, as sigma^2 is pooled: prompts that are often solved count most, those
+    without any right trajectory hardly, and their cost is unknown. Rejection accepts a solution with probability phi, after
+    1 / Z solutions on average: exact draws from the target; None if a prompt has a single trajectory. Best-of-N needs a
+    verifier to pick the right one: N is where one of N is right as often as a draw from the target, less the TV. It plugs in
+    each prompt's share of right solutions, rough if there are few; None unless rewards are 0 or 1.
     """
 
     tokens_per_solution: float
@@ -101,16 +87,7 @@ def alternative_costs(
     tokens: float,
     delta_tv: float,
 ) -> Estimator[AlternativeCosts]:
-    """Estimate what rejection and best-of-N cost; the sampler's tokens are None.
-
-    Parameters
-    ----------
-    rewards, potentials : sequence of np.ndarray
-        P arrays (n,) of the trajectories of each prompt.
-    tokens : float
-        Mean tokens of a solution.
-    delta_tv : float
-    """
+    """Estimate what rejection and best-of-N cost from rewards and potentials, P arrays (n,); the sampler's tokens are None."""
     success = np.asarray([r.mean() for r in rewards])
     z = np.asarray([phi.mean() for phi in potentials])
     sums: dict[str, tuple[np.ndarray, Statistic]] = {}
@@ -148,17 +125,8 @@ def best_of_n(success: np.ndarray, z: np.ndarray, delta_tv: float) -> np.ndarray
 class Tabulated:
     """Exact costs pooled over prompts, intervals over prompts.
 
-    Attributes
-    ----------
-    sigma2, perfect : Interval
-        Pooled sigma^2 of the model and of the true value.
-    ratio : Interval
-        The model's over the true value's: what the model's error costs.
-    mad : Interval
-        Mean absolute deviation of the model's H, pooled with the same weights.
-    n_prompts : int
-    uncovered : float
-        Largest probability outside a table.
+    ``sigma2`` of the model, ``perfect`` of the true value, and their ``ratio``, what the model's error costs; ``mad`` is the
+    mean absolute deviation of the model's H, ``uncovered`` the largest probability outside a table.
     """
 
     sigma2: Interval
@@ -173,18 +141,9 @@ class Tabulated:
 class MeasuredAccuracy:
     """Accuracy of the sampler at ``n_particles``, measured with multinomial resampling at every step.
 
-    Attributes
-    ----------
-    n_particles, runs, prompts : int
-        ``runs`` independent runs on each prompt.
-    delta_cv : float
-        The relative standard error of Z that ``n_particles`` was predicted for.
-    cv : Interval
-        The measured one, pooled over prompts as sigma^2 is; 95% over runs.
-    success, target_success : float
-        Share of right solutions in the expected output, and in the target (runs weighted by their Z-hat).
-    success_difference : Interval
-        Their difference, over runs: the total variation is at least its absolute value.
+    ``cv`` is the relative standard error of Z, ``delta_cv`` what was predicted; pooled over prompts as sigma^2 is, 95% over
+    ``runs`` independent runs on each prompt. ``success`` is the share of right solutions in the expected output,
+    ``target_success`` in the target (runs weighted by their Z-hat): the total variation is at least their difference.
     """
 
     n_particles: int
@@ -201,14 +160,8 @@ class MeasuredAccuracy:
 class PaperCounts:
     """Counts of the paper's worst-case theorems at the largest observed L and epsilon, which may be larger elsewhere.
 
-    Attributes
-    ----------
-    ratio_bound, bellman_error : float
-        L and epsilon; sampled ratios are reduced by two standard errors.
-    log10_particles : float
-        Log10 of the count of Thm 5.1 for the requested TV.
-    pool_size, mh_steps : float or None
-        M and H of Algorithm 2 (Thm 6.1); None if they overflow a float.
+    Thm 5.1 gives the particles for the requested TV, Thm 6.1 M and H of Algorithm 2 (None if they overflow a float). Sampled
+    errors are reduced by two standard errors.
     """
 
     ratio_bound: float
@@ -219,24 +172,14 @@ class PaperCounts:
 
 
 def paper_counts(ratio_bound: float, largest_log_error: float, horizon: int, delta_tv: float) -> PaperCounts:
-    """Return the counts of Thm 5.1 and 6.1 for one answer within ``delta_tv``.
-
-    Parameters
-    ----------
-    ratio_bound : float
-        Largest ratio of two values a step apart.
-    largest_log_error : float
-        Largest absolute b, nats.
-    horizon : int
-    delta_tv : float
-        Half of it is left to each of the two failures of Algorithm 2.
-    """
+    """Return the counts of Thm 5.1 and 6.1 for the largest ratio of two values a step apart and the largest |b|, nats."""
     from rmtools.exact.bounds import mh_steps_bound, pool_size_bound
 
     bound, error = max(ratio_bound, 1.0), math.expm1(min(largest_log_error, 500.0))
     log_count = (
         6 * math.log(bound) + math.log(horizon / (2 * delta_tv)) + 6 * (horizon - 1) * math.log1p(error)
     )
+    # Half of delta_tv is left to each of the two failures of Algorithm 2.
     proposals = mh_steps_bound(horizon, error, delta_tv / 2)
     known = math.isfinite(proposals)
     pool = pool_size_bound(bound, horizon, error, math.ceil(proposals), delta_tv / 2) if known else math.inf
@@ -251,15 +194,7 @@ def paper_counts(ratio_bound: float, largest_log_error: float, horizon: int, del
 
 @dataclass(frozen=True)
 class ZCheck:
-    """Z from outcomes, and the value at the root; means over prompts.
-
-    Attributes
-    ----------
-    z, root_value : Interval
-        Mean potential of the trajectories, mean V(s_0).
-    difference : Interval
-        V(s_0) minus Z, paired: 0 for a calibrated root.
-    """
+    """Z (mean potential of the trajectories), V(s_0), and V(s_0) minus Z, paired: 0 for a calibrated root."""
 
     z: Interval
     root_value: Interval

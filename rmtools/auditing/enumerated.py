@@ -8,10 +8,10 @@ import numpy as np
 
 from rmtools.auditing.cost import Tabulated
 from rmtools.core import solve
-from rmtools.stats.bootstrap import Estimator, Statistic, ratio_of_means
+from rmtools.stats.bootstrap import Estimator, ratio_of_means
 
 if TYPE_CHECKING:
-    from rmtools.auditing.models import AuditedModel
+    from rmtools.auditing.load_models import AuditedModel
     from rmtools.data.rollouts import Rollout, RolloutMetadata
     from rmtools.data.tasks import Task
     from rmtools.lm.enumerate import Enumeration, ExactRatios
@@ -26,14 +26,8 @@ MIN_PROBABILITY, MOST_PROMPTS, MOST_PATHS = 3e-3, 24, 50_000
 class EnumeratedRollouts:
     """The prefixes of an audit's rollouts, enumerated under their policy.
 
-    Attributes
-    ----------
-    roles : list of str
-        Of the models and controls that were enumerated.
-    ratios : ExactRatios
-        Of each of them, in this order.
-    tables : list of Enumeration
-        The first prompts, written out.
+    ``roles`` are the models and controls that were enumerated, ``ratios`` theirs in this order, ``tables`` the first prompts,
+    written out.
     """
 
     roles: list[str]
@@ -42,15 +36,14 @@ class EnumeratedRollouts:
 
     def log_errors(self, model: "AuditedModel") -> np.ndarray | None:
         """Return b = log rho of ``model`` at every prefix, nats, flat; None if it was not enumerated."""
-        if model.role not in self.roles:
+        if model.subject.role not in self.roles:
             return None
-        return np.concatenate(self.ratios.log_error[self.roles.index(model.role)])
+        return np.concatenate(self.ratios.log_error[self.roles.index(model.subject.role)])
 
     def cost(self, model: "AuditedModel") -> Estimator[Tabulated] | None:
         """Return the estimator of the exact costs of ``model``; None if it was not enumerated or has none to tell."""
-        if model.role not in self.roles or not model.tabulated:
-            return None
-        return tabulated(self.tables, model.scorer)
+        known = model.subject.role in self.roles and model.tabulated
+        return tabulated(self.tables, model.scorer) if known else None
 
     def coverage(self) -> dict[str, float]:
         """Return mean and largest probability outside the listed steps, and how many prefixes were left out for it."""
@@ -100,7 +93,7 @@ def enumerate_rollouts(
             tick(1)
             if sum(len(table.paths) for table in tables) > MOST_PATHS:
                 break
-    return EnumeratedRollouts([s.role for s in listed], ratios, tables)
+    return EnumeratedRollouts([s.subject.role for s in listed], ratios, tables)
 
 
 def _reads_tokens(scorer: "Scorer", policy: "Policy", prompts: Sequence[str], choices: Sequence[str]) -> bool:
@@ -119,14 +112,12 @@ def tabulated(tables: "Sequence[Enumeration]", scorer: "Scorer") -> Estimator[Ta
         costs = (exact.sigma2, exact.sigma2_true_value, exact.influence_mad().value, 1.0)
         rows.append([z_square * c for c in costs])
     cost, perfect, mad, z_square = np.asarray(rows).T
-    problems: dict[str, tuple[np.ndarray, Statistic]] = {
-        name: (np.stack(columns, axis=1), ratio_of_means)
-        for name, columns in (
-            ("sigma2", (cost, z_square)),
-            ("perfect", (perfect, z_square)),
-            ("ratio", (cost, perfect)),
-            ("mad", (mad, z_square)),
-        )
+    columns = {
+        "sigma2": (cost, z_square),
+        "perfect": (perfect, z_square),
+        "ratio": (cost, perfect),
+        "mad": (mad, z_square),
     }
+    problems = {name: (np.stack(both, axis=1), ratio_of_means) for name, both in columns.items()}
     outside = max(t.uncovered for t in tables)
     return Estimator(problems, lambda found: Tabulated(**found, n_prompts=len(tables), uncovered=outside))

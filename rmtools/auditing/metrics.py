@@ -1,4 +1,4 @@
-"""The figures of an audit by name: the names that thresholds can use."""
+"""The figures of an audit by name: the names of thresholds, of the model card, and of `AuditReport.to_frame`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,7 +7,7 @@ from rmtools.auditing.model_audit import ModelAudit
 from rmtools.errors import UserError
 from rmtools.stats.bootstrap import Interval
 
-# Path of each figure in a model's audit; the error is the enumerated one if there is one.
+# Path of each figure in a model's audit. "best" is the enumerated error if there is one, else the sampled one.
 METRICS = {
     "rms_log_bellman": "error/best/corrected/rms",
     "rms_log_bellman_guided": "error/best_guided/corrected/rms",
@@ -27,17 +27,49 @@ METRICS = {
     "n_for_cv": "cost/n_for_cv",
     "n_for_tv": "cost/n_for_tv",
 }
+# Further figures of the table: in `to_frame`, not thresholds.
+FURTHER = {
+    "rms_log_bellman_enumerated": "error/exact/corrected/rms",
+    "rms_log_bellman_sampled": "error/sampled/corrected/rms",
+    "rms_log_bellman_plug_in": "error/sampled/plug_in/rms",
+    "mean_log_bellman": "error/best/signed_mean",
+    "mean_path_sum": "error/paths/mean",
+    "ratio_bound_50": "error/ratio_bound/quantiles/0.5",
+    "largest_ratio": "error/ratio_bound/largest",
+    "auc": "calibration/prefixes/auc",
+    "z_error": "calibration/root/difference",
+    "sigma2_enumerated": "cost/tabulated/sigma2",
+    "sigma2_perfect": "cost/tabulated/perfect",
+    "log10_n_theorem": "cost/paper/log10_particles",
+}
+
+
+def look(model: ModelAudit, path: str) -> Any:
+    """Return what stands at ``path`` in the audit of ``model``, None if a part of the path is None."""
+    found: Any = model
+    for part in path.split("/"):
+        if found is None:
+            return None
+        found = found[part] if isinstance(found, dict) else getattr(found, part)
+    return found
 
 
 def figure(model: ModelAudit, name: str) -> float | None:
     """Return the metric ``name`` of ``model``, None if these rollouts do not give it; the size of signed ones."""
-    found: Any = model
-    for part in METRICS[name].split("/"):
-        found = found[part] if isinstance(found, dict) else getattr(found, part)
-        if found is None:
-            return None
-    value = float(found.estimate if isinstance(found, Interval) else found)
+    found = look(model, METRICS[name])
+    value = float("nan") if found is None else float(found.estimate if isinstance(found, Interval) else found)
     return None if value != value else abs(value) if name.startswith("abs_") else value
+
+
+def records(model: ModelAudit) -> list[dict[str, Any]]:
+    """Return a row per figure, with its interval: None for what is not available."""
+    rows = []
+    for name, path in (METRICS | FURTHER).items():
+        if not name.startswith("abs_"):
+            found = look(model, path)
+            its = found if isinstance(found, Interval) else Interval(found, None, None)
+            rows.append({"model": model.role, "figure": name, **vars(its)})
+    return rows
 
 
 def thresholds(given: list[str]) -> dict[str, float]:

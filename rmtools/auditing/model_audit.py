@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rmtools.auditing.arrays import PromptArrays, prompt_arrays
+from rmtools.auditing.arrays import prompt_arrays
 from rmtools.auditing.breakdowns import (
     PromptAudit,
     ValueBin,
@@ -52,15 +52,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AuditOptions:
-    """What particles and costs are predicted for.
-
-    Attributes
-    ----------
-    delta_cv, delta_tv : float
-        Relative standard error of the estimate of Z; total variation of the output.
-    tokens : float
-        Mean tokens of a solution.
-    """
+    """What costs are predicted for: relative standard error of Z, total variation of the output, tokens of a solution."""
 
     delta_cv: float = 0.25
     delta_tv: float = 0.05
@@ -71,19 +63,10 @@ class AuditOptions:
 class Subject:
     """The model or control that is audited.
 
-    Attributes
-    ----------
-    role, name : str
-        ``model``, ``compare 1`` or a control's name; where its values come from.
-    tilt : Tilt
-    terminal : str
-        What a finished solution is worth to it: "verifier" or "model".
-    probability : bool
-        Whether values are potentials of a probability of success; if not, there is nothing to calibrate.
-    fitted : bool
-        Whether values were fitted on these outcomes: V(s_0) is then not compared with Z.
-    knows_end : bool
-        Whether the value at the end was computed from the outcome: it is then left out of the calibration.
+    ``role`` is ``model``, ``compare 1`` or a control's name, ``name`` says where its values come from, ``terminal`` ("verifier"
+    or "model") what a finished solution is worth to it. Without ``probability``, values are no potentials of a probability of
+    success: nothing is calibrated. If values are ``fitted`` on these outcomes, V(s_0) is not compared with Z. If the value at the
+    end is computed from the outcome (``knows_end``), the calibration leaves it out.
     """
 
     role: str
@@ -114,19 +97,16 @@ class ErrorAudit:
     Attributes
     ----------
     sampled, sampled_guided : BellmanSummary or None
-        From sampled children, noise-corrected and plug-in: at the policy's prefixes, and at those the sampler visits (weights
-        V(s_t) / V(s_0) within prompt and depth). None without children.
+        From sampled children: at the policy's prefixes, and at those the sampler visits (weights V(s_t) / V(s_0) within prompt
+        and depth). None without children, as ``gauge_fixed`` and ``paths``.
     exact, exact_guided : BellmanSummary or None
         The same from enumerated children. None if the task does not list its steps.
     gauge_fixed : GaugeFixed or None
-        The error without a constant per prompt and depth, which the sampler does not see; over prompts whose solutions all
-        have the same length. None without children or such prompts.
+        Without a constant per prompt and depth; over prompts whose solutions all have the same length.
     binned : FlatSummary or None
         Without children: signed errors in bins and the lower bound they give.
     ratio_bound : RatioBound
-        Quantiles of L.
     paths : PathSummary or None
-        Sums of b along trajectories. None without children.
     distribution : ErrorDistribution
     """
 
@@ -157,12 +137,10 @@ class CostAudit:
 
     Attributes
     ----------
-    sigma2 : Sigma2 or None
-        Pooled. None without extra completions.
-    influence : InfluenceSD or None
-        Spread of H. None with fewer than two extra completions.
+    sigma2, influence : Sigma2 or None, InfluenceSD or None
+        Pooled, and the spread of H. None without extra completions, or with fewer than two.
     tabulated : Tabulated or None
-        Exact costs of the model and of a perfect value, if solutions can be enumerated.
+        Exact costs, if solutions can be enumerated.
     n_for_cv, n_for_tv : Interval or None
         Particles for the accuracies of `AuditOptions`. None if the spread cannot be distinguished from noise.
     counted_from : str
@@ -186,15 +164,7 @@ class CostAudit:
 
 @dataclass(frozen=True)
 class CalibrationAudit:
-    """How values compare with outcomes.
-
-    Attributes
-    ----------
-    prefixes : CalibrationSummary or None
-        p against outcomes at all prefixes. None if values are no probabilities.
-    root : ZCheck or None
-        V(s_0) against Z. None if the values were fitted on these outcomes.
-    """
+    """p against outcomes at all prefixes, None if values are no probabilities; V(s_0) against Z, None if it was fitted."""
 
     prefixes: CalibrationSummary | None
     root: ZCheck | None
@@ -211,17 +181,7 @@ class Breakdowns:
 
 @dataclass(frozen=True)
 class ModelAudit:
-    """The audit of one model or control.
-
-    Attributes
-    ----------
-    role, name, terminal : str
-        As in `Subject`. Z, sigma^2 and the target refer to this terminal.
-    error : ErrorAudit
-    cost : CostAudit
-    calibration : CalibrationAudit
-    breakdowns : Breakdowns
-    """
+    """The audit of one model or control; Z, sigma^2 and the target refer to its ``terminal``. Names as in `Subject`."""
 
     role: str
     name: str
@@ -241,29 +201,19 @@ def audit_model(
     exact_log_error: np.ndarray | None = None,
     exact_cost: Estimator[Tabulated] | None = None,
 ) -> ModelAudit:
-    """Audit one model on scored rollouts.
+    """Audit one model on rollouts and its values there.
 
-    Parameters
-    ----------
-    subject : Subject
-        With terminal "model" sigma^2 is not available: completions carry rewards, not the model's values.
-    rows : sequence of Rollout
-    scored : ScoredRollouts
-        The values on ``rows``.
-    options : AuditOptions
-    rng : np.random.Generator
-        Source of the bootstrap.
-    exact_log_error : np.ndarray, optional
-        (P,) enumerated b, nats; NaN where it could not be enumerated: these prefixes are left out.
-    exact_cost : Estimator of Tabulated, optional
+    With terminal "model" sigma^2 is not available: completions carry rewards, not the model's values. ``exact_log_error`` (P,)
+    is enumerated b in nats; NaN where it could not be enumerated: these prefixes are left out.
     """
     errors, prompt = scored.errors(), scored.prefix_prompt
     branching = bool((scored.child_present.sum(axis=1) > 1).any())
-    guided = self_normalise(scored.prefix_log_value - _root_values(scored), prompt, scored.prefix_depth)
+    root = np.asarray([v[0] for v in scored.log_value])[scored.prefix_trajectory]
+    guided = self_normalise(scored.prefix_log_value - root, prompt, scored.prefix_depth)
     arrays = prompt_arrays(rows, scored, subject.tilt)
     verified = subject.terminal == "verifier"
     parts = cost_estimates(rows, arrays) if verified else CostEstimates()
-    z = np.asarray([_end_values(a, subject.terminal).mean() for a in arrays])
+    z = np.asarray([(a.potential if verified else np.exp(a.log_value[:, -1])).mean() for a in arrays])
     roots = np.asarray([np.exp(a.log_value[0, 0]) for a in arrays])
     rewards = [scored.reward[scored.prompt == g] for g in range(len(arrays))]
     estimators: dict[str, Estimator[Any] | None] = {
@@ -313,11 +263,12 @@ def _from_children(
 ) -> dict[str, Estimator[Any] | None]:
     """Return the estimators that need sampled children."""
     prompt, depth = scored.prefix_prompt, scored.prefix_depth
+    sums = path_sums(scored.alternative_errors(), scored.prefix_trajectory)
     return {
         "sampled": bellman_estimator(errors, prompt, depth, scored.horizon),
         "guided": bellman_estimator(errors, prompt, depth, scored.horizon, guided),
         "gauge_fixed": _gauge_fixed(scored, errors),
-        "paths": _paths(scored),
+        "paths": path_estimator(sums, scored.prompt[sums.trajectory]),
         "by_value": by_value(scored.prefix_log_value, errors, prompt),
     }
 
@@ -325,14 +276,12 @@ def _from_children(
 def _exact(
     log_error: np.ndarray | None, scored: "ScoredRollouts", weights: np.ndarray | None
 ) -> Estimator[BellmanSummary] | None:
-    known = np.zeros(0, dtype=bool) if log_error is None else np.isfinite(log_error)
-    if log_error is None or not known.any():
+    if log_error is None or not np.isfinite(log_error).any():
         return None
+    known = np.isfinite(log_error)
+    place = scored.prefix_prompt[known], scored.prefix_depth[known]
     w = None if weights is None else weights[known]
-    errors = exact_errors(log_error[known])
-    return bellman_estimator(
-        errors, scored.prefix_prompt[known], scored.prefix_depth[known], scored.horizon, w
-    )
+    return bellman_estimator(exact_errors(log_error[known]), *place, scored.horizon, w)
 
 
 def _cost(found: Mapping[str, Any], n_prompts: int, options: AuditOptions) -> CostAudit:
@@ -342,7 +291,7 @@ def _cost(found: Mapping[str, Any], n_prompts: int, options: AuditOptions) -> Co
     variance, deviation = (
         (exact.sigma2, exact.mad) if tables else (sigma2 and sigma2.estimate, influence and influence.sd)
     )
-    n_tv = particles(deviation, lambda s: n_for_tv(s, options.delta_tv))
+    n_tv = particles(deviation, n_for_tv, options.delta_tv)
     alternatives = found.get("alternatives")
     if alternatives is not None and n_tv is not None:
         alternatives = replace(alternatives, smc_tokens=n_tv.map(lambda n: n * options.tokens))
@@ -350,7 +299,7 @@ def _cost(found: Mapping[str, Any], n_prompts: int, options: AuditOptions) -> Co
         sigma2=sigma2,
         influence=influence,
         tabulated=exact,
-        n_for_cv=particles(variance, lambda s: n_for_cv(s, options.delta_cv)),
+        n_for_cv=particles(variance, n_for_cv, options.delta_cv),
         n_for_tv=n_tv,
         counted_from="tables" if tables else "rollouts",
         alternatives=alternatives,
@@ -369,16 +318,6 @@ def _distribution(
     )
 
 
-def _root_values(scored: "ScoredRollouts") -> np.ndarray:
-    """Return log V(s_0) (P,) of the trajectory of each prefix."""
-    return np.asarray([v[0] for v in scored.log_value])[scored.prefix_trajectory]
-
-
-def _end_values(arrays: PromptArrays, terminal: str) -> np.ndarray:
-    """Return what the trajectories of a prompt end in (n,): their potentials, or the model's own values."""
-    return arrays.potential if terminal == "verifier" else np.exp(arrays.log_value[:, -1])
-
-
 def _largest_error(errors: PrefixErrors, exact: np.ndarray | None) -> float:
     """Return the largest absolute b, nats: enumerated, or what is left of a sampled one after two standard errors."""
     if exact is not None and np.isfinite(exact).any():
@@ -391,21 +330,14 @@ def _largest_error(errors: PrefixErrors, exact: np.ndarray | None) -> float:
 def _gauge_fixed(scored: "ScoredRollouts", errors: PrefixErrors) -> Estimator[GaugeFixed] | None:
     """Estimate the gauge-fixed error over the prompts whose solutions all have the same length; None without any."""
     length = np.asarray([len(v) for v in scored.log_value])
-    n = int(scored.prompt.max()) + 1
-    shortest, longest = np.full(n, length.max()), np.zeros(n, dtype=int)
-    np.minimum.at(shortest, scored.prompt, length)
+    longest = np.zeros(int(scored.prompt.max()) + 1, dtype=int)
     np.maximum.at(longest, scored.prompt, length)
-    use = (shortest == longest)[scored.prefix_prompt]
+    shorter = np.bincount(scored.prompt, length < longest[scored.prompt])
+    use = (shorter == 0)[scored.prefix_prompt]
     if not use.any():
         return None
     part = errors.take(np.flatnonzero(use))
     return gauge_fixed_estimator(part, scored.prefix_prompt[use], scored.prefix_depth[use])
-
-
-def _paths(scored: "ScoredRollouts") -> Estimator[PathSummary]:
-    """Average the sums of b along trajectories."""
-    sums = path_sums(scored.alternative_errors(), scored.prefix_trajectory)
-    return path_estimator(sums, scored.prompt[sums.trajectory])
 
 
 def calibrate(scored: "ScoredRollouts", subject: Subject) -> Estimator[CalibrationSummary]:

@@ -50,11 +50,9 @@ def provenance_notes(
     out = []
     if settings.training.get("rollouts_fingerprint") == fingerprint:
         out.append("these are the rollouts the checkpoint was trained on: every figure flatters it")
-    if metadata.steps.max_steps != settings.steps.max_steps:
-        out.append(
-            f"the rollouts have up to {metadata.steps.max_steps} steps, the checkpoint was trained for "
-            f"{settings.steps.max_steps}"
-        )
+    drawn, trained = metadata.steps.max_steps, settings.steps.max_steps
+    if drawn != trained:
+        out.append(f"the rollouts have up to {drawn} steps, the checkpoint was trained for {trained}")
     if not metadata.policy_fingerprint:
         out.append("the rollouts do not say which policy drew them")
     elif metadata.policy_fingerprint != settings.policy_fingerprint:
@@ -62,24 +60,20 @@ def provenance_notes(
     if metadata.temperature is None:
         out.append("the rollouts do not say at which temperature they were sampled")
     elif metadata.temperature != settings.temperature:
-        out.append(
-            f"the rollouts were sampled at temperature {metadata.temperature}, the checkpoint was trained "
-            f"at {settings.temperature}"
-        )
+        both = f"{metadata.temperature}, the checkpoint was trained at {settings.temperature}"
+        out.append(f"the rollouts were sampled at temperature {both}")
     return out
 
 
 def sample_notes(rows: "Sequence[Rollout]", model: ModelAudit) -> list[str]:
     """Return what these rollouts cannot resolve whatever the model, and how many would halve the intervals."""
-    prompts = len(model.breakdowns.by_prompt)
-    out = []
-    if prompts == 1:
-        out.append("one prompt: there are no intervals, they are over prompts")
-    else:
-        out.append(
-            f"intervals shrink with the root of the number of prompts: {3 * prompts} more prompts like these "
-            f"{prompts} would halve them"
-        )
+    n = len(model.breakdowns.by_prompt)
+    out = [
+        "one prompt: there are no intervals, they are over prompts"
+        if n == 1
+        else "intervals shrink with the root of the number of prompts: "
+        f"{3 * n} more prompts like these {n} would halve them"
+    ]
     repeated = len(rows) - len({json.dumps(asdict(r)) for r in rows if r.children or r.completions})
     if repeated and all(r.children or r.completions for r in rows):
         out.append(
@@ -94,8 +88,8 @@ def sample_notes(rows: "Sequence[Rollout]", model: ModelAudit) -> list[str]:
     silent = 0 if model.cost.alternatives is None else model.cost.alternatives.prompts_without_success
     if silent and len(rewards) > 1:
         out.append(
-            f"{silent} of {prompts} prompts have no right solution among their trajectories: their share of Z is the "
-            "floor's, and the particles they need are unknown"
+            f"{silent} of {n} prompts have no right solution among their trajectories: their share of Z is the floor's, "
+            "and the particles they need are unknown"
         )
     if not guided_resolved(model):
         out.append(
@@ -117,35 +111,34 @@ def sample_notes(rows: "Sequence[Rollout]", model: ModelAudit) -> list[str]:
 
 def guided_resolved(model: ModelAudit) -> bool:
     """Return whether there are enough trajectories of a prompt for weights to matter, in the median prompt."""
-    if model.error.best_guided is None:
-        return True
     sizes = sorted(p.n_trajectories for p in model.breakdowns.by_prompt)
-    return sizes[len(sizes) // 2] >= FEWEST_GUIDED
+    return model.error.best_guided is None or sizes[len(sizes) // 2] >= FEWEST_GUIDED
 
 
 def model_notes(m: ModelAudit) -> list[str]:
     """Return what is not resolved of one model."""
-    out: list[str] = []
     if len(m.breakdowns.by_prompt) == 1:
-        return out
-    if m.error.sampled is not None and not m.error.sampled.resolved:
+        return []
+    out = []
+    sampled, influence, sigma2 = m.error.sampled, m.cost.influence, m.cost.sigma2
+    if sampled is not None and not sampled.resolved:
         out.append(
-            f"{m.role}: the sampled RMS log Bellman error is not resolved with this many children "
-            "(K and K/2 differ by more than the interval)"
+            "the sampled RMS log Bellman error is not resolved with this many children (K and K/2 differ by more than the "
+            "interval)"
         )
-    if m.error.sampled is not None and m.error.exact is None and identical_share(m.error.sampled) > 0.5:
+    if sampled is not None and m.error.exact is None and identical_share(sampled) > 0.5:
         out.append(
-            f"{m.role}: over half of the mean square is from prefixes whose children are all identical: forced "
-            "steps, or good children too rare for this many children to show"
+            "over half of the mean square is from prefixes whose children are all identical: forced steps, or good children "
+            "too rare for this many children to show"
         )
-    if m.cost.influence is not None and not m.cost.influence.resolved and m.cost.counted_from == "rollouts":
+    if influence is not None and not influence.resolved and m.cost.counted_from == "rollouts":
         out.append(
-            f"{m.role}: particles for the TV are not resolved: {m.cost.influence.effective_trajectories:.1f} trajectories of a "
-            f"prompt carry the potential, it takes {FEWEST_TRAJECTORIES:g} for an interval that holds"
+            f"particles for the TV are not resolved: {influence.effective_trajectories:.1f} trajectories of a prompt carry "
+            f"the potential, it takes {FEWEST_TRAJECTORIES:g} for an interval that holds"
         )
-    if m.cost.sigma2 is not None and not m.cost.sigma2.resolved:
-        out.append(f"{m.role}: sigma^2 is not resolved (the interval of Z^2 reaches 0)")
-    return out
+    if sigma2 is not None and not sigma2.resolved:
+        out.append("sigma^2 is not resolved (the interval of Z^2 reaches 0)")
+    return [f"{m.role}: {text}" for text in out]
 
 
 def identical_share(summary: BellmanSummary) -> float:

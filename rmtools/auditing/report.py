@@ -1,14 +1,24 @@
 """The audit's report: every figure of a model, its controls and the models it is compared with."""
 
+import html
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rmtools.auditing.cost import MeasuredAccuracy
+from rmtools.auditing.figures import audit_plots
+from rmtools.auditing.metrics import records
 from rmtools.auditing.model_audit import ModelAudit
-from rmtools.auditing.table import as_text, sentences
+from rmtools.auditing.table import WIDTH, as_text, first_rows, in_columns, sentences
 from rmtools.codec import load_json, save_json
+from rmtools.errors import UserError
+from rmtools.plots.page import Table, html_table
 from rmtools.stats.paired import PairedDifference
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
 
 JSON_FILE = "audit.json"
 SCHEMA_VERSION = 4
@@ -17,6 +27,8 @@ SCHEMA_VERSION = 4
 @dataclass(frozen=True)
 class AuditReport:
     """The audit of a model, its controls and the models it is compared with, on the same rollouts.
+
+    Printed, it answers in at most twelve lines; `table` returns every row.
 
     Attributes
     ----------
@@ -47,10 +59,80 @@ class AuditReport:
         """The audited model."""
         return self.models[0]
 
+    def __repr__(self) -> str:
+        p = self.provenance
+        return f"<AuditReport of {p['checkpoint']}: {len(self.models)} models, {p['n_prompts']} prompts>"
+
     def __str__(self) -> str:
+        shown = self._summary()
+        lines = [shown.caption, *in_columns(shown.columns, shown.rows).splitlines(), *self._remarks()]
+        return "\n".join(
+            textwrap.shorten(line, WIDTH, placeholder=" …") if len(line) > WIDTH else line for line in lines
+        )
+
+    def _repr_html_(self) -> str:
+        return html_table(self._summary()) + "".join(
+            f"<p>{html.escape(text)}</p>" for text in self._remarks()
+        )
+
+    def _summary(self) -> Table:
+        """Return the first rows, the model beside the constant, or beside the next model if there is none."""
+        p = self.provenance
+        beside = [m for m in self.models[1:] if m.role == "constant"] or list(self.models[1:2])
+        rows = first_rows([self.model, *beside[:1]], p["delta_cv"], p["delta_tv"])
+        caption = f"Audit of {p['checkpoint']}: {p['n_trajectories']} solutions of {p['n_prompts']} prompts"
+        return Table(
+            " ".join(caption.split()), ("b: log Bellman error", "model", *(m.role for m in beside[:1])), rows
+        )
+
+    def _remarks(self) -> list[str]:
+        """Return what stands below the first rows, at most three lines."""
+        paired = [
+            f"{role}, paired: mean b^2 {pair.mean_square_corrected}" for role, pair in self.pairs.items()
+        ]
+        return [
+            *(["the model minus " + "; ".join(paired)] if paired else []),
+            f"audited: {', '.join(m.role for m in self.models)}",
+            f"warnings: {len(self.warnings)} (report.warnings); every row: report.table()",
+        ]
+
+    def table(self) -> str:
+        """Return every row for every model, then the comparisons, in lines of at most 80 characters and sentences."""
         p = self.provenance
         text = as_text(self.models, p["delta_cv"], p["delta_tv"])
         return "\n".join([text, *sentences(self.model, self.pairs, self.measured)])
+
+    def to_frame(self) -> "DataFrame":
+        """Return a row per model and figure: columns ``model`` (its role), ``figure``, ``estimate``, ``low``, ``high``.
+
+        Figures are named as thresholds are (`metrics.METRICS`); NaN is a figure or an end that is not available.
+        """
+        from pandas import DataFrame
+
+        frame = DataFrame([row for m in self.models for row in records(m)])
+        return frame.astype({"estimate": float, "low": float, "high": float})
+
+    def plot(self, name: str = "") -> "Figure":
+        """Return a plot as a matplotlib figure.
+
+        Parameters
+        ----------
+        name : {"depth", "sizes", "distribution", "calibration", "particles"}, optional
+            Error by depth, its quantiles and sums along solutions, its distribution, reliability of the predicted
+            probability, particles against accuracy. Default: the first of them that these rollouts have figures for.
+
+        Raises
+        ------
+        UserError
+            If there is no such plot; those there are are listed.
+        """
+        found = audit_plots(self.models, self.provenance["delta_cv"])
+        name = name or next(iter(found), "")
+        if name not in found:
+            raise UserError(
+                f"there is no plot {name!r} of these rollouts", f"choose one of: {', '.join(found) or 'none'}"
+            )
+        return found[name].draw()
 
 
 def save_report(report: AuditReport, folder: Path) -> Path:

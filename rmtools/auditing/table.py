@@ -1,26 +1,37 @@
-"""The main table of an audit: one list of rows, each with its figure and how to read it, one column per model."""
+"""The table of an audit: one list of rows, each with its figure and how to read it, and a column per model."""
 
+import io
+import math
 import re
-import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
+from rich.console import Console
+from rich.table import Table
 
+from rmtools.auditing.metrics import look
 from rmtools.auditing.notes import guided_resolved
 from rmtools.stats.bootstrap import Interval
+from rmtools.stats.calibration import CalibrationSummary
+from rmtools.stats.path_errors import RatioBound
 
 if TYPE_CHECKING:
     from rmtools.auditing.cost import MeasuredAccuracy
     from rmtools.auditing.model_audit import ModelAudit
     from rmtools.stats.paired import PairedDifference
 
-# Columns after the first are at most SHORT wide, so that three controls stand side by side.
-WIDTH, SHORT = 80, 14
-NOT_AVAILABLE, UNRESOLVED = "not available", " not resolved"
+# Widths of the text: in all, of the first model's column with its intervals, of every other model's.
+WIDTH, WIDE, NARROW = 80, 29, 14
+NOT_AVAILABLE, NOT_RESOLVED = "not available", "not resolved"
+SHORT_WORDS = {NOT_AVAILABLE: "-", NOT_RESOLVED: "unresolved", "at most ": "≤", " / ": "/"}
+INTERVAL = re.compile(r" \[[^\]]*\]")
 TERMINALS = {"verifier": "the verifier's", "model": "the model's own"}
+
+
+def digits(value: Any) -> str:
+    """Return a figure to three digits, an interval with its ends."""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 @dataclass(frozen=True)
@@ -31,15 +42,27 @@ class Row:
     ----------
     label : str
         May name ``{delta_cv}`` and ``{delta_tv}``.
-    cell : callable
-        The figure of a model, None if these rollouts do not give it. A row without any figure is left out.
+    path : str
+        Where the figure stands in a model's audit, as in `metrics.METRICS`.
     help : str
         How to read it.
+    text : callable
+        ``text(figure, model)`` returns the cell.
     """
 
     label: str
-    cell: Callable[["ModelAudit"], object]
+    path: str
     help: str
+    text: "Callable[[Any, ModelAudit], str]" = lambda figure, _: digits(figure)
+
+    def cell(self, model: "ModelAudit") -> str | None:
+        """Return the figure of ``model`` as text, None if these rollouts do not give it."""
+        found = look(model, self.path)
+        estimate = found.estimate if isinstance(found, Interval) else found
+        if found is None or estimate != estimate or estimate == math.inf:
+            counted = self.path.startswith("cost/n_for") and (model.cost.sigma2 or model.cost.influence)
+            return NOT_RESOLVED if counted else None
+        return self.text(found, model)
 
 
 @dataclass(frozen=True)
@@ -51,216 +74,197 @@ class Line:
     help: str
 
 
-def _sampled(model: "ModelAudit") -> str | None:
-    summary = model.error.sampled
-    return None if summary is None else f"{summary.corrected.rms}{'' if summary.resolved else UNRESOLVED}"
+def _marked(resolved: bool) -> str:
+    return "" if resolved else f" {NOT_RESOLVED}"
 
 
-def _guided(model: "ModelAudit") -> str | None:
-    summary = model.error.best_guided
-    if summary is None:
-        return None
-    share = summary.counts.effective_sample_size / max(summary.counts.n_resolved, 1)
-    return f"{summary.corrected.rms} (ESS {share:.0%}){'' if guided_resolved(model) else UNRESOLVED}"
+def _guided(rms: Interval, model: "ModelAudit") -> str:
+    counts = model.error.best_guided.counts  # type: ignore[union-attr]  # there is a figure
+    share = counts.effective_sample_size / max(counts.n_resolved, 1)
+    return f"{rms} (ESS {share:.0%}){_marked(guided_resolved(model))}"
 
 
-def _gauge_fixed(model: "ModelAudit") -> Interval | None:
-    found = model.error.gauge_fixed
-    return found.rms if found is not None and found.n_cells else None
-
-
-def _ratio_bound(model: "ModelAudit") -> str:
-    bound = model.error.ratio_bound
+def _ratio_bound(bound: RatioBound, _: "ModelAudit") -> str:
     shown = (bound.quantiles["0.5"].estimate, bound.quantiles["0.95"].estimate, bound.largest)
-    return " / ".join(f"{x:.3g}" for x in shown)
+    return " / ".join(map(digits, shown))
 
 
-def _brier(model: "ModelAudit") -> str | None:
-    found = model.calibration.prefixes
-    return None if found is None else f"{found.brier} ({found.brier_constant:.3g})"
-
-
-def _ece_auc(model: "ModelAudit") -> str | None:
-    found = model.calibration.prefixes
-    if found is None:
-        return None
+def _ece_auc(found: CalibrationSummary, _: "ModelAudit") -> str:
     auc = found.auc.estimate  # NaN without outcomes of both kinds
-    return f"{found.ece:.3g} / {f'{auc:.3g}' if np.isfinite(auc) else '-'}"
+    return f"{digits(found.ece)} / {'-' if math.isnan(auc) else digits(auc)}"
 
 
-def _sigma2(model: "ModelAudit") -> str | None:
-    found = model.cost.sigma2
-    return None if found is None else f"{found.estimate}{'' if found.resolved else UNRESOLVED}"
+def whole(n: Interval, sign: str = "") -> str:
+    """Return a count rounded up, with its interval; ``sign`` separates thousands."""
+    count, *ends = (
+        "?" if x is None or not math.isfinite(x) else f"{math.ceil(x):{sign}}"
+        for x in (n.estimate, n.low, n.high)
+    )
+    return f"{count} [{', '.join(ends)}]"
 
 
-def _tabulated(model: "ModelAudit") -> str | None:
-    found = model.cost.tabulated
-    if found is None:
-        return None
-    return f"{found.sigma2} ({found.n_prompts} prompts, ≤ {found.uncovered:.1%} left out)"
+def _particles_tv(n: Interval, model: "ModelAudit") -> str:
+    if model.cost.counted_from == "tables":
+        return f"{whole(n)}, enumerated"
+    return f"at most {whole(n)}{_marked(model.cost.influence is None or model.cost.influence.resolved)}"
 
 
-def _particles_cv(model: "ModelAudit") -> str | None:
-    cost = model.cost
-    return _count(cost.n_for_cv) if cost.n_for_cv or cost.sigma2 or cost.influence else None
-
-
-def _particles_tv(model: "ModelAudit") -> str | None:
-    cost = model.cost
-    if _particles_cv(model) is None:
-        return None
-    if cost.counted_from == "tables":
-        return f"{_count(cost.n_for_tv)}, enumerated"
-    if cost.n_for_tv is None:
-        return _count(None)
-    marked = cost.influence is not None and not cost.influence.resolved
-    return f"at most {_count(cost.n_for_tv)}{UNRESOLVED if marked else ''}"
-
-
-def _count(n: Interval | None) -> str:
-    """Return a number of particles, rounded up."""
-    if n is None or not np.isfinite(n.estimate):
-        return "not resolved"
-    ends = ", ".join("?" if e is None else f"{np.ceil(e):.0f}" for e in (n.low, n.high))
-    return f"{np.ceil(n.estimate):.0f} [{ends}]"
-
-
-def _theorem(model: "ModelAudit") -> str | None:
-    if model.cost.paper is None:
-        return None
-    log10 = model.cost.paper.log10_particles
-    return f"{10**log10:.0f}" if log10 < 6 else f"1e{log10:.0f}"
+def _tabulated(sigma2: Interval, model: "ModelAudit") -> str:
+    tables = model.cost.tabulated
+    return f"{sigma2} ({tables.n_prompts} prompts, ≤ {tables.uncovered:.1%} left out)"  # type: ignore[union-attr]
 
 
 ROWS = (
     Row(
         "a finished solution is worth",
-        lambda m: TERMINALS[m.terminal],
+        "terminal",
         "To the model and to the controls: the verifier's potential, or the model's own last value. Z, σ² and the target "
         "refer to it.",
+        lambda terminal, _: TERMINALS[terminal],
     ),
     Row(
         "RMS b, enumerated",
-        lambda m: m.error.exact and m.error.exact.corrected.rms,
+        "error/exact/corrected/rms",
         "Root mean square over prefixes of b = log ρ, where ρ is the mean value one step later over the value now; in "
         "nats, 0 for a consistent model. Exact: the steps of every prefix were enumerated under the policy. Compare models "
         "by this row.",
     ),
     Row(
         "RMS b, sampled, corrected",
-        _sampled,
+        "error/sampled/corrected/rms",
         "The same from sampled children, with their noise subtracted. A mean square below 0 has root 0. 'Not resolved': half "
         "of the children give another answer; draw more children, and do not quote the figure.",
+        lambda rms, m: f"{rms}{_marked(m.error.sampled.resolved)}",
     ),
     Row(
         "RMS b, sampled, plug-in",
-        lambda m: m.error.sampled and m.error.sampled.plug_in.rms,
+        "error/sampled/plug_in/rms",
         "The same without the correction: too large by the sampling noise, and so a measure of it.",
     ),
     Row(
         "RMS b where the sampler goes",
-        _guided,
+        "error/best_guided/corrected/rms",
         "The same at the prefixes that the sampler visits: each is weighted with its value over the root's, within prompt "
         "and depth. ESS: the share of equally weighted prefixes that would be as informative.",
+        _guided,
     ),
     Row(
         "RMS b, gauge-fixed",
-        _gauge_fixed,
+        "error/gauge_fixed/rms",
         "The same without a constant per prompt and depth, which does not affect the sampler: the part of the error that "
         "costs particles. Over prompts whose solutions all have the same length.",
     ),
     Row(
         "mean (rho - 1)^2",
-        lambda m: m.error.best and m.error.best.ratio_error.mean_square,
+        "error/best/ratio_error/mean_square",
         "Mean squared relative error of one step, unbiased at any number of children.",
     ),
     Row(
         "mean (rho - 1)^2, at least",
-        lambda m: m.error.binned and m.error.binned.squared_ratio_error_at_least,
+        "error/binned/squared_ratio_error_at_least",
         "A lower bound. Without children only errors averaged over bins of depth and value can be seen; errors of both signs "
         "in one bin cancel.",
     ),
     Row(
         "mean b (bias)",
-        lambda m: m.error.best and m.error.best.signed_mean,
+        "error/best/signed_mean",
         "Signed mean of b. Errors of random sign cancel along a solution, a bias of one sign adds up.",
     ),
     Row(
         "sum of b along a solution: mean",
-        lambda m: m.error.paths and m.error.paths.mean,
+        "error/paths/mean",
         "Mean of Σ b over the steps of one solution: a persistent bias adds up to T times the error.",
     ),
     Row(
         "sum of b along a solution: RMS",
-        lambda m: m.error.paths and m.error.paths.rms_corrected,
+        "error/paths/rms_corrected",
         "Root mean square of Σ b over the steps of one solution: errors of random sign add up to √T times the error.",
     ),
     Row(
         "c = T RMS b",
-        lambda m: m.error.best and m.error.best.corrected.c,
+        "error/best/corrected/c",
         "Steps of a solution times the error: with b of this size throughout, the value stays within e^±c of the true one. "
         "The theorems need c bounded as solutions grow longer.",
     ),
     Row(
         "L, 50% / 95% / max",
-        _ratio_bound,
+        "error/ratio_bound",
         "How much one step changes the value: quantiles of the larger of the ratio and its inverse.",
+        _ratio_bound,
     ),
     Row(
         "Brier (constant)",
-        _brier,
+        "calibration/prefixes",
         "Mean squared error of the predicted probability of success; in brackets the score of always predicting the base "
         "rate, which a useful model beats.",
+        lambda found, _: f"{found.brier} ({digits(found.brier_constant)})",
     ),
     Row(
         "ECE / AUC",
-        _ece_auc,
+        "calibration/prefixes",
         "Mean gap between predicted probability and success rate over ten bins (0 is best, noise adds to it); chance that a "
         "success is ranked above a failure (.5 is a guess).",
+        _ece_auc,
     ),
     Row(
         "V(s0) minus Z",
-        lambda m: m.calibration.root and m.calibration.root.difference,
+        "calibration/root/difference",
         "Value of the prompt minus the mean potential that its solutions reach: 0 for a calibrated start.",
     ),
     Row(
         "sigma^2, pooled",
-        _sigma2,
+        "cost/sigma2/estimate",
         "The sampler's cost: N particles estimate Z with relative variance σ²/N, with multinomial resampling at every step.",
+        lambda sigma2, m: f"{sigma2}{_marked(m.cost.sigma2.resolved)}",
     ),
     Row(
         "sigma^2, enumerated",
-        _tabulated,
+        "cost/tabulated/sigma2",
         "The same exactly, for prompts whose solutions were enumerated under the policy and written out as tables. Left out: "
         "the probability of the steps that are not in a table, at most.",
+        _tabulated,
     ),
     Row(
         "sigma^2 of a perfect value",
-        lambda m: m.cost.tabulated and m.cost.tabulated.perfect,
+        "cost/tabulated/perfect",
         "What the true value would cost on the same tables.",
     ),
     Row(
         "sigma^2 over a perfect value's",
-        lambda m: m.cost.tabulated and m.cost.tabulated.ratio,
+        "cost/tabulated/ratio",
         "What the model's Bellman error costs: as many times the particles of a perfect value.",
     ),
     Row(
         "particles for CV of Z {delta_cv:g}",
-        _particles_cv,
+        "cost/n_for_cv",
         "Particles, rounded up, for this coefficient of variation of the estimate of Z.",
+        lambda n, _: whole(n),
     ),
     Row(
         "particles for TV {delta_tv:g}",
-        _particles_tv,
+        "cost/n_for_tv",
         "Particles, rounded up, for this total variation between output and target. Enumerated if the tables hold every "
         "prompt; from rollouts it is an upper bound.",
+        _particles_tv,
     ),
     Row(
         "particles for TV {delta_tv:g}, Thm 5.1",
-        _theorem,
+        "cost/paper/log10_particles",
         "The paper's worst-case count, with the largest L and error seen. It holds for every model with such bounds; the row "
         "above is for this model.",
+        lambda log10, _: f"{10**log10:.0f}" if log10 < 6 else f"1e{log10:.0f}",
     ),
+)
+# What a report prints first: the cost, then the error.
+FIRST = (
+    "cost/n_for_cv",
+    "cost/n_for_tv",
+    "cost/sigma2/estimate",
+    "cost/tabulated/sigma2",
+    "cost/tabulated/ratio",
+    "error/exact/corrected/rms",
+    "error/sampled/corrected/rms",
+    "error/binned/squared_ratio_error_at_least",
 )
 
 
@@ -270,62 +274,61 @@ def table(models: "Sequence[ModelAudit]", delta_cv: float, delta_tv: float) -> l
     return [
         Line(
             row.label.format(delta_cv=delta_cv, delta_tv=delta_tv),
-            tuple(_text(cell) for cell in cells),
+            tuple(cell or NOT_AVAILABLE for cell in cells),
             row.help,
         )
         for row, cells in found
-        if any(cell is not None for cell in cells)
+        if any(cells)
     ]
 
 
-def _text(value: Any) -> str:
-    missing = value is None or (isinstance(value, Interval) and not np.isfinite(value.estimate))
-    return NOT_AVAILABLE if missing else str(value)
+def first_rows(
+    models: "Sequence[ModelAudit]", delta_cv: float, delta_tv: float
+) -> tuple[tuple[str, ...], ...]:
+    """Return label and cells of the rows that answer first, as far as the first model has a figure for them."""
+    return tuple(
+        (row.label.format(delta_cv=delta_cv, delta_tv=delta_tv), *(_brief(row.cell(m)) for m in models))
+        for row in sorted((row for row in ROWS if row.path in FIRST), key=lambda row: FIRST.index(row.path))
+        if row.cell(models[0])
+    )
 
 
 def as_text(models: "Sequence[ModelAudit]", delta_cv: float, delta_tv: float) -> str:
-    """Return the table in lines of at most 80 characters; models that do not fit beside the others stand below them."""
+    """Return the table in lines of at most 80 characters: two models side by side, the others below, by threes."""
     lines = table(models, delta_cv, delta_tv)
-    width = max(len(line.label) for line in lines)
-    room = WIDTH - width
+    # Only the first model has intervals here; those of the others are in the files.
     columns = [
-        # Only the first model has intervals here; those of the others are in the files.
-        [
-            textwrap.wrap(_short(cell), SHORT, break_long_words=False) if k else textwrap.wrap(cell, room - 2)
-            for cell in (m.role, *(line.cells[k] for line in lines))
-        ]
+        (m.role, *((INTERVAL.sub("", _brief(line.cells[k])) if k else line.cells[k]) for line in lines))
         for k, m in enumerate(models)
     ]
-    widths = [2 + max(len(part) for cell in column for part in cell) for column in columns]
-    out: list[str] = []
-    start = 0
-    while start < len(models):
-        end = start + 1
-        while end < len(models) and sum(widths[start : end + 1]) <= room:
-            end += 1
-        for label, *cells in zip(("", *(line.label for line in lines)), *columns[start:end], strict=True):
-            for parts in zip_longest([label], *cells, fillvalue=""):
-                first, *rest = parts
-                out.append(
-                    f"{first:<{width}}"
-                    + "".join(f"  {p:<{w - 2}}" for p, w in zip(rest, widths[start:end], strict=True))
-                )
-        out.append("")
-        start = end
-    return "\n".join(line.rstrip() for line in out[:-1])
+    blocks = [columns[:2], *(columns[k : k + 3] for k in range(2, len(columns), 3))]
+    labels = ("", *(line.label for line in lines))
+    texts = []
+    for k, block in enumerate(blocks):
+        head, *rows = zip(labels, *block, strict=True)
+        texts.append(in_columns(head, rows, NARROW if k else WIDE))
+    return "\n\n".join(texts)
 
 
-def _short(cell: str) -> str:
-    """Return a cell without intervals and remarks in brackets, in short words."""
-    cell = re.sub(r" \[[^\]]*\]| \([^)]*\)", "", cell)
-    for long, short in (
-        (NOT_AVAILABLE, "-"),
-        ("at most ", "≤"),
-        ("not resolved", "unresolved"),
-        (" / ", "/"),
-    ):
-        cell = cell.replace(long, short)
-    return cell
+def in_columns(head: Sequence[str], rows: Sequence[Sequence[str]], first: int | None = None) -> str:
+    """Return a table in lines of at most 80 characters; without a width of the ``first`` column a row is one line."""
+    text = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for k, name in enumerate(head):
+        width = None if first is None or k == 0 else first if k == 1 else NARROW
+        text.add_column(name, max_width=width, no_wrap=width is None)
+    for row in rows:
+        text.add_row(*row)
+    out = io.StringIO()
+    Console(file=out, width=WIDTH, color_system=None, markup=False, highlight=False, emoji=False).print(text)
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
+
+
+def _brief(cell: str | None) -> str:
+    """Return a cell without remarks in round brackets, in short words."""
+    text = re.sub(r" \([^)]*\)", "", cell or NOT_AVAILABLE)
+    for long, short in SHORT_WORDS.items():
+        text = text.replace(long, short)
+    return text
 
 
 def sentences(
@@ -348,10 +351,8 @@ def _consequence(ratio: Interval) -> str:
 
 
 def _difference(pair: "PairedDifference") -> str:
-    values = {name: value for name, value in vars(pair).items() if isinstance(value, Interval)}
-    return "this model minus that one, paired: " + "; ".join(
-        f"{name.replace('_', ' ')} {value}" for name, value in values.items()
-    )
+    values = (f"{name.replace('_', ' ')} {value}" for name, value in pair.figures().items())
+    return f"this model minus that one, paired: {'; '.join(values)}"
 
 
 def _measured(found: "MeasuredAccuracy") -> str:

@@ -280,7 +280,7 @@ def _draw_rollouts(inputs: AuditInputs, branching: "Branching", prompts_limit: i
 
 def _with_sampler(report: "AuditReport", inputs: AuditInputs, seed: int) -> "AuditReport":
     """Return the report with the accuracy of the sampler at the predicted particles."""
-    from rmtools.auditing.models import loaded
+    from rmtools.auditing.load_models import loaded
     from rmtools.cli.progress import progress
     from rmtools.seeds import generator
     from rmtools.verify.language_model import measure_accuracy
@@ -315,7 +315,7 @@ def _finish(report: "AuditReport", inputs: AuditInputs, card: bool) -> None:
     from rmtools.auditing.page import PAGE_FILE, markdown, write_report
 
     write_report(report, inputs.folder)
-    print(report)
+    print(report.table())
     for warning in report.warnings:
         print(f"note: {warning}")
     print(f"report: {inputs.folder / PAGE_FILE}")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rmtools.cli.options import unescaped
 from rmtools.cli.progress import Live, live_progress
+from rmtools.codec import to_json
 from rmtools.errors import UserError
 from rmtools.files import require_writable
 from rmtools.jobs.processes import Process, this_process
@@ -155,7 +156,7 @@ def sample(
     if accuracy is not None:
         predicted = particles_for(accuracy, audit, audited_as(plan))
         settings = replace(settings, n_particles=predicted.n_particles)
-        plan = replace(plan, sampler=settings, accuracy=predicted.to_dict())
+        plan = replace(plan, sampler=settings, accuracy=to_json(predicted))
         if process.main:
             print(predicted)
     plan = replace(plan, block_size=block_size or usual_block(settings))

@@ -108,20 +108,29 @@ def score_rollouts(
     if terminal == "verifier":
         for row, at in zip(rows, children, strict=True):
             _end_with_potentials(row, at, scorer.tilt)
-    child, present = _table([c for at in children for c in at])
+    return scored_rollouts(rows, log_value, own, *_table([c for at in children for c in at]))
+
+
+def scored_rollouts(
+    rows: Sequence[Rollout],
+    log_value: list[np.ndarray],
+    own_log_value: list[np.ndarray],
+    child_log_value: np.ndarray,
+    child_present: np.ndarray,
+) -> ScoredRollouts:
+    """Return the values of ``rows`` with the places of their prefixes; arguments as the fields of `ScoredRollouts`."""
     length = np.asarray([len(r.steps) for r in rows])
-    names = list(dict.fromkeys(r.prompt_id for r in rows))
-    index = {n: i for i, n in enumerate(names)}
+    index = {name: i for i, name in enumerate(dict.fromkeys(r.prompt_id for r in rows))}
     return ScoredRollouts(
         prompt=np.asarray([index[r.prompt_id] for r in rows]),
         log_value=log_value,
-        own_log_value=own,
-        reward=reward,
+        own_log_value=own_log_value,
+        reward=np.asarray([r.outcome for r in rows]),
         prefix_trajectory=np.repeat(np.arange(len(rows)), length),
         prefix_depth=np.concatenate([np.arange(n) for n in length]),
         prefix_log_value=np.concatenate([v[:-1] for v in log_value]),
-        child_log_value=child,
-        child_present=present,
+        child_log_value=child_log_value,
+        child_present=child_present,
         horizon=int(length.max()),
     )
 

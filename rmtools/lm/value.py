@@ -37,18 +37,18 @@ def log_value_from_logits(logits: Tensor, floor: float) -> Tensor:
 
 
 @dataclass(frozen=True)
-class ConstantState:
-    """The :class:`ValueState` of a :class:`ConstantValue`: one row per prefix."""
+class RowState:
+    """The ``ValueState`` of a control: one row per prefix."""
 
     rows: Tensor
 
-    def select(self, rows: Tensor) -> "ConstantState":
+    def select(self, rows: Tensor) -> "RowState":
         """Return the prefixes ``rows`` (B',)."""
-        return ConstantState(self.rows[rows.to(self.rows.device)])
+        return RowState(self.rows[rows.to(self.rows.device)])
 
-    def join(self, other: "ConstantState") -> "ConstantState":
+    def join(self, other: "RowState") -> "RowState":
         """Return these prefixes followed by those of ``other``."""
-        return ConstantState(torch.cat([self.rows, other.rows]))
+        return RowState(torch.cat([self.rows, other.rows]))
 
 
 class ConstantValue:
@@ -78,7 +78,7 @@ class ConstantValue:
 
     def start(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, ValueState]:
         """Return the constant for each prompt."""
-        return self.advance(ConstantState(torch.zeros(len(prompts))), torch.zeros(len(prompts), 1))
+        return self.advance(RowState(torch.zeros(len(prompts))), torch.zeros(len(prompts), 1))
 
     def advance(self, state: ValueState, tokens: Tensor) -> tuple[Tensor, ValueState]:
         """Return the constant for each prefix."""

@@ -1,7 +1,7 @@
-"""Plots of an audit, from ``audit.json``, as SVG text."""
+"""Plots of an audit, from ``audit.json``, as matplotlib figures."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,12 +12,12 @@ from rmtools.plots.drawing import (
     label_categories,
     number,
     style_of,
-    svg_text,
     whiskers,
 )
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 def _source(models: Sequence[Values]) -> str:
@@ -38,7 +38,7 @@ def _sigma2_resolved(model: Values) -> bool:
     return cost["counted_from"] == "tables" or cost["sigma2"]["resolved"]
 
 
-def bellman_by_depth(models: Sequence[Values]) -> str:
+def bellman_by_depth(models: Sequence[Values]) -> "Figure":
     """Draw the RMS log Bellman error of each depth, enumerated where every model has it, else sampled.
 
     Parameters
@@ -49,57 +49,32 @@ def bellman_by_depth(models: Sequence[Values]) -> str:
     source = _source(models)
     with drawing(3.5) as (figure, (ax,)):
         for k, m in enumerate(models):
-            label, colour, marker, dash = style_of(m["role"])
             rows = m["error"][source]["by_depth"]
-            middle, ends = whiskers([r["rms_corrected"] for r in rows])
-            depth = np.asarray([r["depth"] for r in rows]) + min(0.12, 0.6 / len(models)) * (
-                k - (len(models) - 1) / 2
-            )
-            ax.errorbar(
-                depth,
-                middle,
-                ends,
-                color=colour,
-                marker=marker,
-                linestyle=dash,
-                capsize=3,
-                label=label,
-                clip_on=False,
-                zorder=3,
-            )
+            apart = min(0.12, 0.6 / len(models)) * (k - (len(models) - 1) / 2)
+            depth = np.asarray([r["depth"] for r in rows]) + apart
+            points(ax, depth, [r["rms_corrected"] for r in rows], m["role"], clip_on=False, zorder=3)
         ax.set(
             xlabel="depth t (steps taken)",
             ylabel="RMS log Bellman error (nats)",
             title="exact, children enumerated" if source == "exact" else "sampled children, noise-corrected",
         )
         ax.set_ylim(bottom=0)
-        ax.set_xticks(
-            range(max((r["depth"] for m in models for r in m["error"][source]["by_depth"]), default=0) + 1)
-        )
+        deepest = max((r["depth"] for m in models for r in m["error"][source]["by_depth"]), default=0)
+        ax.set_xticks(range(deepest + 1))
         ax.margins(y=0.25)
         ax.legend()
-        return svg_text(figure)
+    return figure
 
 
-def reliability(models: Sequence[Values]) -> str:
+def reliability(models: Sequence[Values]) -> "Figure":
     """Draw the success rate against the predicted probability of the first model, in bins of equal mass."""
     model = models[0]
-    label, colour, marker, dash = style_of(model["role"])
     calibration = model["calibration"]["prefixes"]
     with drawing(3.9) as (figure, (ax,)):
         middle, ends = whiskers(calibration["curve_outcome"])
         top = max([*calibration["curve"]["mean_p"], *(middle + ends[1]), 0.05]) * 1.05
         ax.plot([0, top], [0, top], color=GREY, linewidth=1, label="perfectly calibrated")
-        ax.errorbar(
-            calibration["curve"]["mean_p"],
-            middle,
-            ends,
-            color=colour,
-            marker=marker,
-            linestyle=dash,
-            capsize=3,
-            label=label,
-        )
+        points(ax, calibration["curve"]["mean_p"], calibration["curve_outcome"], model["role"])
         ax.set(
             xlabel="predicted probability of success",
             ylabel="share of solutions that were right",
@@ -107,26 +82,20 @@ def reliability(models: Sequence[Values]) -> str:
             ylim=(0, top),
         )
         ax.legend(loc="upper left")
-        return svg_text(figure)
+    return figure
 
 
-def error_sizes(models: Sequence[Values]) -> str:
+def error_sizes(models: Sequence[Values]) -> "Figure":
     """Draw the quantiles of the size of b over prefixes, and the sum of b along trajectories."""
     source = _source(models)
     with drawing(5.2, rows=2) as (figure, (sizes, sums)):
         for k, m in enumerate(models):
-            summary = m["error"][source]
-            largest = {"estimate": summary["plug_in"]["largest"], "low": None, "high": None}
-            rows = [*summary["plug_in"]["quantiles"].values(), largest]
+            plug_in, paths = m["error"][source]["plug_in"], m["error"]["paths"]
+            largest = {"estimate": plug_in["largest"], "low": None, "high": None}
+            rows = [*plug_in["quantiles"].values(), largest]
             side_by_side(sizes, k, len(models), m["role"], rows)
-            names = [f"{float(q):.0%}" for q in summary["plug_in"]["quantiles"]]
-            side_by_side(
-                sums,
-                k,
-                len(models),
-                m["role"],
-                [m["error"]["paths"][name] for name in ("mean", "rms_corrected")],
-            )
+            names = [f"{float(q):.0%}" for q in plug_in["quantiles"]]
+            side_by_side(sums, k, len(models), m["role"], [paths["mean"], paths["rms_corrected"]])
         label_categories(sizes, [*names, "largest"])
         label_categories(sums, ["mean (bias)", "RMS, corrected"])
         sizes.set(
@@ -137,45 +106,40 @@ def error_sizes(models: Sequence[Values]) -> str:
         sums.axhline(0, color=GREY, linewidth=1)
         sums.set(ylabel="sum of b (nats)", title="summed along trajectories, sampled")
         sizes.legend()
-        return svg_text(figure)
+    return figure
 
 
 def side_by_side(ax: "Axes", k: int, n: int, role: str, intervals: Sequence[Values]) -> None:
     """Draw model ``k`` of ``n`` at the categories, beside the others."""
-    label, colour, marker, _ = style_of(role)
-    middle, ends = whiskers(intervals)
-    at = np.arange(len(middle)) + min(0.2, 0.8 / n) * (k - (n - 1) / 2)
-    ax.errorbar(
-        at,
-        middle,
-        ends,
-        color=colour,
-        marker=marker,
-        linestyle="none",
-        capsize=3,
-        label=label,
-        clip_on=False,
-        zorder=3,
-    )
+    at = np.arange(len(intervals)) + min(0.2, 0.8 / n) * (k - (n - 1) / 2)
+    points(ax, at, intervals, role, linestyle="none", clip_on=False, zorder=3)
 
 
-def particles_for_accuracy(models: Sequence[Values], delta_cv: float) -> str | None:
+def points(
+    ax: "Axes", at: Sequence[float] | np.ndarray, intervals: Sequence[Values], role: str, **more: Any
+) -> None:
+    """Draw estimates with their intervals in the style of a model; ``more`` goes to `errorbar`."""
+    label, colour, marker, dash = style_of(role)
+    style = {"color": colour, "marker": marker, "linestyle": dash, "capsize": 3, "label": label}
+    ax.errorbar(at, *whiskers(intervals), **(style | more))
+
+
+def with_sigma2(models: Sequence[Values]) -> list[Values]:
+    """Return the models that have a positive sigma^2."""
+    return [m for m in models if number(_sigma2(m)["estimate"]) > 0]
+
+
+def particles_for_accuracy(models: Sequence[Values], delta_cv: float) -> "Figure":
     """Draw the particles that a coefficient of variation of Z takes, sigma^2 / delta^2.
 
     Parameters
     ----------
     models : sequence of mapping
+        At least one `with_sigma2`.
     delta_cv : float
         The accuracy that the table speaks of, marked.
-
-    Returns
-    -------
-    str or None
-        None where no model has a positive sigma^2.
     """
-    usable = [m for m in models if number(_sigma2(m)["estimate"]) > 0]
-    if not usable:
-        return None
+    usable = with_sigma2(models)
     delta = np.geomspace(0.05, 1.0, 60)
     with drawing(3.8) as (figure, (ax,)):
         for m in usable:
@@ -212,10 +176,10 @@ def particles_for_accuracy(models: Sequence[Values], delta_cv: float) -> str | N
         ax.set_xticks([0.05, 0.1, 0.25, 0.5, 1.0], ["0.05", "0.1", "0.25", "0.5", "1"])
         ax.set_xticks([], minor=True)
         ax.legend(loc="upper right")
-        return svg_text(figure)
+    return figure
 
 
-def distributions(models: Sequence[Values]) -> str:
+def distributions(models: Sequence[Values]) -> "Figure":
     """Draw the cumulative shares of b over prefixes and of its sums along trajectories."""
     with drawing(5.2, rows=2) as (figure, axes):
         for ax, name, what in zip(
@@ -234,4 +198,15 @@ def distributions(models: Sequence[Values]) -> str:
             ax.axvline(0, color=GREY, linewidth=1)
             ax.set(xlabel=what, ylabel="share below", ylim=(0, 1))
         axes[0].legend(loc="upper left")
-        return svg_text(figure)
+    return figure
+
+
+def differences(figures: Mapping[str, Values]) -> "Figure":
+    """Draw paired differences with their intervals, each on its own axis, beside 0."""
+    with drawing(0.6 + 0.8 * len(figures), rows=len(figures)) as (figure, axes):
+        for ax, (name, interval) in zip(axes, figures.items(), strict=True):
+            middle, ends = whiskers([interval])
+            ax.errorbar(middle, [0], xerr=ends, marker="o", capsize=3)
+            ax.axvline(0, color=GREY, linewidth=1)
+            ax.set(yticks=[0], yticklabels=[name.replace("_", " ")])
+    return figure

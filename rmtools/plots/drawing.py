@@ -62,10 +62,12 @@ def drawing(height: float, rows: int = 1) -> Iterator[tuple["Figure", list["Axes
 
 def svg_text(figure: "Figure") -> str:
     """Return the figure as an ``<svg>`` element, without document type, metadata or date."""
+    import matplotlib
+
     buffer = io.StringIO()
-    figure.savefig(
-        buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
-    )
+    nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
+    with matplotlib.rc_context(STYLE_SHEET):
+        figure.savefig(buffer, format="svg", metadata=nothing)
     text = buffer.getvalue()
     return text[text.index("<svg") :]
 

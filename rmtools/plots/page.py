@@ -1,10 +1,11 @@
-"""One self-contained HTML page of sections: no script, no external request, readable on a telephone.
+"""Sections as one self-contained HTML page (no script, no external request, readable on a telephone), or as Markdown.
 
 >>> "&lt;b&gt;" in page("a <b> title", [Section("one", ("text",))])
 True
 """
 
 import base64
+import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -85,3 +86,37 @@ def page(title: str, sections: Sequence[Section]) -> str:
         In the order of the page. All texts are escaped.
     """
     return template().render(title=title, sections=sections)
+
+
+def html_table(table: Table) -> str:
+    """Return a table by itself, as a notebook shows it."""
+    rows = [("th", table.columns), *(("td", row) for row in table.rows)]
+    lines = ("".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) for tag, row in rows)
+    inside = "".join(f"<tr>{line}</tr>" for line in lines)
+    return f"<table><caption>{html.escape(table.caption)}</caption>{inside}</table>"
+
+
+def markdown(title: str, sections: Sequence[Section]) -> str:
+    """Return the sections, without their plots, as Markdown."""
+    parts = [f"## {escaped(title)}"]
+    for section in sections:
+        blocks = [_block_markdown(block) for block in section.blocks if not isinstance(block, Plot)]
+        parts += [f"### {escaped(section.title)}", *blocks] if blocks else []
+    return "\n\n".join(parts) + "\n"
+
+
+def _block_markdown(block: str | Table | Items) -> str:
+    if isinstance(block, str):
+        return escaped(block)
+    if isinstance(block, Items):
+        return "\n".join(f"- {f'**{escaped(a)}**: ' if a else ''}{escaped(b)}" for a, b in block.entries)
+    lines = [block.columns, tuple("---" for _ in block.columns), *block.rows]
+    rows = (f"| {' | '.join(map(escaped, line))} |" for line in lines)
+    return "\n".join([f"{escaped(block.caption)}\n", *rows])
+
+
+def escaped(text: str) -> str:
+    """Return text that Markdown shows as it is, also inside a table."""
+    for mark in "\\|*_<>[]`":
+        text = text.replace(mark, "\\" + mark)
+    return " ".join(text.split())

@@ -18,7 +18,7 @@ figures suggest (docs/equations.md section 6).
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,6 +27,10 @@ from rmtools.stats.bootstrap import Estimator, Interval, Statistic, ratio_of_mea
 from rmtools.stats.calibration import brier
 from rmtools.stats.prefix_errors import PrefixErrors
 from rmtools.stats.sigma2 import Sigma2Parts
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +79,37 @@ class PairedDifference:
     signed_mean: Interval
     brier: Interval | None
     sigma2: Interval | None
+
+    def figures(self) -> dict[str, Interval]:
+        """Return the differences that exist, by name."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, Interval)}
+
+    def _caption(self) -> str:
+        return f"a minus b, paired over {self.n_prompts} prompts, {self.n_prefixes} prefixes"
+
+    def __str__(self) -> str:
+        rows = (f"{name:<24}{value}" for name, value in self.figures().items())
+        return "\n".join([self._caption(), *rows])
+
+    def _repr_html_(self) -> str:
+        from rmtools.plots.page import Table, html_table
+
+        rows = tuple((name, str(value)) for name, value in self.figures().items())
+        return html_table(Table(self._caption(), ("", "a minus b"), rows))
+
+    def to_frame(self) -> "DataFrame":
+        """Return a row per figure: ``figure``, ``estimate``, ``low``, ``high``; NaN for what is not available."""
+        from pandas import DataFrame
+
+        frame = DataFrame([{"figure": name, **vars(value)} for name, value in self.figures().items()])
+        return frame.astype({"estimate": float, "low": float, "high": float})
+
+    def plot(self) -> "Figure":
+        """Return a matplotlib figure: each difference with its interval, on its own axis, beside 0."""
+        from rmtools.codec import to_json
+        from rmtools.plots import differences
+
+        return differences(to_json(self.figures()))
 
 
 def paired_estimator(

@@ -10,6 +10,7 @@ import pytest
 from rmtools.auditing import audit, read_report
 from rmtools.auditing.accuracy import Accuracy, Sampled, particles_for
 from rmtools.auditing.page import write_report
+from rmtools.codec import to_json
 from rmtools.data.collect import Branching, Collector
 from rmtools.data.rollouts import RolloutMetadata
 from rmtools.errors import UserError
@@ -78,7 +79,7 @@ def test_the_audit_is_scaled_to_what_is_asked(folder, sampled):
     assert ": at most " in str(particles_for(Accuracy("tv", 0.02), folder, sampled))
     coarse = particles_for(Accuracy("cv", 50.0), folder, sampled)
     assert (coarse.n_particles, "25 sigma^2" in str(coarse)) == (1, True)
-    assert json.dumps(cv.to_dict(), allow_nan=False)
+    assert json.dumps(to_json(cv), allow_nan=False)
 
 
 def test_tables_that_hold_every_prompt_come_first(folder, sampled, tmp_path):

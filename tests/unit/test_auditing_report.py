@@ -1,0 +1,151 @@
+"""A report as a user meets it: printed, in a notebook, as a data frame, as a plot; and of a scorer written elsewhere."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from audit_example import example_report
+
+from rmtools.auditing import audit
+from rmtools.auditing.metrics import FURTHER, METRICS, figure
+from rmtools.auditing.table import as_text
+from rmtools.data.collect import Branching, Collector
+from rmtools.data.rollouts import RolloutMetadata
+from rmtools.errors import UserError
+from rmtools.lm.checkpoint import fingerprint
+from rmtools.lm.value import TreeValues
+from rmtools.particles.tilt import Tilt
+from rmtools.stats.bootstrap import Interval
+from rmtools.stats.paired import PairedDifference
+
+PAIR = PairedDifference(96, 2304, 2300, *(Interval(-0.5, -0.75, -0.25),) * 3, None, Interval(2.0, None, None))
+
+
+@pytest.fixture(scope="module")
+def report():
+    return example_report()
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 12])
+def test_a_report_answers_in_twelve_lines_of_80_characters(report, n):
+    models = [replace(m, role=f"compare {k}" if k > 2 else m.role) for k, m in enumerate(report.models * 4)]
+    provenance = report.provenance | {"checkpoint": "a/very/long/path\n" * 9}
+    pairs = {m.role: PAIR for m in models[3:n]}
+    many = replace(report, models=tuple(models[:n]), pairs=pairs, provenance=provenance)
+    lines = str(many).splitlines()
+    assert len(lines) <= 12
+    assert max(map(len, lines)) <= 80
+    assert len(repr(many)) < 300
+
+
+def test_the_answer_comes_first(report):
+    """Particles, sigma^2, then the error with its interval beside the constant's; the warnings are counted."""
+    cost, error = report.model.cost, report.model.error
+    text = str(report)
+    assert text.index("particles") < text.index("sigma^2") < text.index("RMS b")
+    assert f"{np.ceil(cost.n_for_cv.estimate):.0f} [" in text
+    assert text.count("unresolved") == 2  # particles for the TV: nothing to resolve them from
+    row = next(line for line in text.splitlines() if line.startswith("RMS b, enumerated"))
+    assert str(error.exact.corrected.rms) in row
+    assert str(report.models[1].error.exact.corrected.rms) in row
+    assert f"warnings: {len(report.warnings)} " in text
+    assert repr(report) == "<AuditReport of runs/<b>prm</b>: 3 models, 8 prompts>"
+
+
+def test_every_row_is_in_the_table(report):
+    text = report.table()
+    assert text.startswith(as_text(report.models, 0.25, 0.05))
+    assert "compare 1: this model minus that one" in replace(report, pairs={"compare 1": PAIR}).table()
+
+
+def test_a_notebook_shows_escaped_text(report):
+    html = replace(report, provenance=report.provenance | {"checkpoint": "<script>x</script>"})._repr_html_()
+    assert "<script>" not in html
+    assert "&lt;script&gt;x" in html
+    assert html.count("<tr>") == 6
+
+
+def test_a_frame_has_a_row_per_model_and_figure(report):
+    frame = report.to_frame()
+    assert list(frame.columns) == ["model", "figure", "estimate", "low", "high"]
+    names = [name for name in METRICS | FURTHER if not name.startswith("abs_")]
+    assert len(frame) == 3 * len(names)
+    assert {t.kind for t in frame.dtypes[["estimate", "low", "high"]]} == {"f"}
+    found = frame.set_index(["model", "figure"])
+    for m in report.models:
+        for name in METRICS.keys() & set(names):
+            value = figure(m, name)
+            assert found.estimate[m.role, name] == pytest.approx(
+                np.nan if value is None else value, nan_ok=True
+            )
+    rms = report.models[1].error.exact.corrected.rms
+    assert tuple(found.loc["constant", "rms_log_bellman"]) == (rms.estimate, rms.low, rms.high)
+    assert np.isnan(found.loc["model", "perfect_ratio"]).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "axes"),
+    [("", 1), ("depth", 1), ("sizes", 2), ("distribution", 2), ("calibration", 1), ("particles", 1)],
+)
+def test_plots(report, name, axes):
+    found = report.plot(name) if name else report.plot()
+    assert len(found.axes) == axes
+    assert found.axes[0].lines
+
+
+def test_a_plot_that_does_not_exist(report):
+    with pytest.raises(UserError) as error:
+        report.plot("errors")
+    assert "depth, sizes, distribution, calibration, particles" in error.value.fix
+
+
+def test_a_paired_difference():
+    lines = str(PAIR).splitlines()
+    assert len(lines) == 5
+    assert "96 prompts" in lines[0]
+    assert [line.split("  ")[0] for line in lines[1:]] == [*PAIR.figures()]
+    assert lines[-1].endswith("2 [?, ?]")
+    assert PAIR._repr_html_().count("<tr>") == 5
+    frame = PAIR.to_frame().set_index("figure")
+    assert tuple(frame.loc["signed_mean"]) == (-0.5, -0.75, -0.25)
+    assert np.isnan(frame.low["sigma2"])
+    assert len(PAIR.plot().axes) == 4
+
+
+class LengthScorer:
+    """What a user writes: half of the value of a prefix is lost with each step."""
+
+    name = "length"
+    is_probability = True
+
+    def __init__(self, steps, tilt):
+        self.steps, self.tilt = steps, tilt
+
+    def score(self, trees, progress=None):
+        if progress is not None:
+            progress(len(trees))
+        values = [self.tilt.log_potential(0.5 ** np.arange(1, len(t.reads) + 1)) for t in trees]
+        children = [
+            [np.full(len(at), v[t + 1]) for t, at in enumerate(tree.child_reads)]
+            for tree, v in zip(trees, values, strict=True)
+        ]
+        return [TreeValues(v, c) for v, c in zip(values, children, strict=True)]
+
+
+def test_a_scorer_without_states_is_audited(policy, policy_folder, settings, task, prompts):
+    """Five attributes are enough; what it cannot do, enumerated figures, is left out of its column alone."""
+    rows = Collector(policy, task, Branching(4, 4, 4), np.random.default_rng(0)).collect(prompts[:4])
+    metadata = RolloutMetadata(
+        str(policy_folder), fingerprint(policy_folder), "crossing", 3, settings, 1.0, 0
+    )
+    scorer = LengthScorer(policy.steps, Tilt(0.05))
+    report = audit((rows, metadata), scorer, compare=[scorer], policy=policy, task=task)
+    assert [m.role for m in report.models] == ["model", "compare 1", "constant", "position only", "oracle"]
+    model, _, constant, *_ = report.models
+    assert model.error.exact is None
+    assert constant.error.exact is not None
+    halving = np.log(0.05 + 0.95 * 0.25) - np.log(0.05 + 0.95 * 0.5)
+    first = model.error.sampled.by_depth[0].signed_mean
+    assert first.estimate == pytest.approx(halving)
+    assert len(str(report).splitlines()) <= 12
+    assert report.pairs["compare 1"].signed_mean == Interval(0.0, 0.0, 0.0)
