@@ -110,7 +110,8 @@ def by_value(
     def result(found: Mapping[str, Interval]) -> tuple[ValueBin, ...]:
         return tuple(
             ValueBin(
-                *np.exp([log_value[inside].min(), log_value[inside].max()]).tolist(),
+                float(np.exp(log_value[inside].min())),
+                float(np.exp(log_value[inside].max())),
                 int(inside.sum()),
                 found[f"{k} signed"],
                 found[f"{k} square"],

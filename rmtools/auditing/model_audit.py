@@ -15,23 +15,14 @@ from rmtools.auditing.breakdowns import (
     by_value,
     worst_prefixes,
 )
-from rmtools.auditing.cost import (
-    AlternativeCosts,
-    CostEstimates,
-    PaperCounts,
-    Tabulated,
-    ZCheck,
-    alternative_costs,
-    cost_estimates,
-    paper_counts,
-    particles,
-    z_check,
-)
+from rmtools.auditing.cost import CostEstimates, Tabulated, cost_estimates, particles
+from rmtools.exact.bounds import PaperCounts, paper_counts
 from rmtools.particles.tilt import Tilt
+from rmtools.stats.alternative_costs import AlternativeCosts, alternative_costs
 from rmtools.stats.bellman_error import BellmanSummary, bellman_estimator
 from rmtools.stats.binned_errors import FlatSummary, flat_estimator
 from rmtools.stats.bootstrap import Estimator, Interval, bootstrap
-from rmtools.stats.calibration import CalibrationSummary, calibration_estimator
+from rmtools.stats.calibration import CalibrationSummary, ZCheck, calibration_estimator, z_check
 from rmtools.stats.influence import InfluenceSD
 from rmtools.stats.path_errors import (
     GaugeFixed,

@@ -47,9 +47,8 @@ def markdown(report: AuditReport) -> str:
 def sections(report: AuditReport, *, drawn: bool = True) -> list[Section]:
     """Return the sections of the audit's page; without its plots unless ``drawn``."""
     in_words = tuple(("", text) for text in sentences(report.model, report.pairs, report.measured))
-    above = (introduction(report), main_table(report), *([Items(in_words)] if in_words else []))
     return [
-        Section("The audit", above),
+        Section("The audit", (introduction(report), main_table(report), Items(in_words))),
         Section("Warnings", (warnings(report),)),
         Section("Plots", figures(report) if drawn else ()),
         Section("Where the model is inconsistent", tuple(_inconsistencies(report))),
@@ -273,7 +272,7 @@ def _cell(value: Any) -> str:
 def _whole(value: Any) -> str:
     """Return a count, with its interval if it has one."""
     if isinstance(value, Interval) and math.isfinite(value.estimate):
-        return whole(value, ",")
+        return whole(value, lambda n: f"{n:,.0f}")
     if value is None or isinstance(value, Interval):
         return NONE
     return f"{value:,.0f}" if value < 1e7 else f"{value:.2g}"

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from rmtools.auditing.metrics import look
 from rmtools.auditing.notes import guided_resolved
+from rmtools.stats.bellman_error import BellmanSummary
 from rmtools.stats.bootstrap import Interval
 from rmtools.stats.calibration import CalibrationSummary
 from rmtools.stats.path_errors import RatioBound
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 WIDTH, WIDE, NARROW = 80, 29, 14
 NOT_AVAILABLE, NOT_RESOLVED = "not available", "not resolved"
 SHORT_WORDS = {NOT_AVAILABLE: "-", NOT_RESOLVED: "unresolved", "at most ": "≤", " / ": "/"}
-INTERVAL = re.compile(r" \[[^\]]*\]")
 TERMINALS = {"verifier": "the verifier's", "model": "the model's own"}
 
 
@@ -36,18 +36,9 @@ def digits(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the table.
+    """A row of the table: its label, the path of its figure in a model's audit (as in `METRICS`), and how to read it.
 
-    Attributes
-    ----------
-    label : str
-        May name ``{delta_cv}`` and ``{delta_tv}``.
-    path : str
-        Where the figure stands in a model's audit, as in `metrics.METRICS`.
-    help : str
-        How to read it.
-    text : callable
-        ``text(figure, model)`` returns the cell.
+    ``text(found, model)`` makes the cell of what stands at the path.
     """
 
     label: str
@@ -78,10 +69,9 @@ def _marked(resolved: bool) -> str:
     return "" if resolved else f" {NOT_RESOLVED}"
 
 
-def _guided(rms: Interval, model: "ModelAudit") -> str:
-    counts = model.error.best_guided.counts  # type: ignore[union-attr]  # there is a figure
-    share = counts.effective_sample_size / max(counts.n_resolved, 1)
-    return f"{rms} (ESS {share:.0%}){_marked(guided_resolved(model))}"
+def _guided(found: BellmanSummary, model: "ModelAudit") -> str:
+    share = found.counts.effective_sample_size / max(found.counts.n_resolved, 1)
+    return f"{found.corrected.rms} (ESS {share:.0%}){_marked(guided_resolved(model))}"
 
 
 def _ratio_bound(bound: RatioBound, _: "ModelAudit") -> str:
@@ -94,11 +84,10 @@ def _ece_auc(found: CalibrationSummary, _: "ModelAudit") -> str:
     return f"{digits(found.ece)} / {'-' if math.isnan(auc) else digits(auc)}"
 
 
-def whole(n: Interval, sign: str = "") -> str:
-    """Return a count rounded up, with its interval; ``sign`` separates thousands."""
+def whole(n: Interval, text: Callable[[float], str] = lambda n: f"{math.ceil(n)}") -> str:
+    """Return a count with its interval, rounded up unless ``text`` does otherwise."""
     count, *ends = (
-        "?" if x is None or not math.isfinite(x) else f"{math.ceil(x):{sign}}"
-        for x in (n.estimate, n.low, n.high)
+        "?" if x is None or not math.isfinite(x) else text(x) for x in (n.estimate, n.low, n.high)
     )
     return f"{count} [{', '.join(ends)}]"
 
@@ -107,11 +96,6 @@ def _particles_tv(n: Interval, model: "ModelAudit") -> str:
     if model.cost.counted_from == "tables":
         return f"{whole(n)}, enumerated"
     return f"at most {whole(n)}{_marked(model.cost.influence is None or model.cost.influence.resolved)}"
-
-
-def _tabulated(sigma2: Interval, model: "ModelAudit") -> str:
-    tables = model.cost.tabulated
-    return f"{sigma2} ({tables.n_prompts} prompts, ≤ {tables.uncovered:.1%} left out)"  # type: ignore[union-attr]
 
 
 ROWS = (
@@ -131,10 +115,10 @@ ROWS = (
     ),
     Row(
         "RMS b, sampled, corrected",
-        "error/sampled/corrected/rms",
+        "error/sampled",
         "The same from sampled children, with their noise subtracted. A mean square below 0 has root 0. 'Not resolved': half "
         "of the children give another answer; draw more children, and do not quote the figure.",
-        lambda rms, m: f"{rms}{_marked(m.error.sampled.resolved)}",
+        lambda found, _: f"{found.corrected.rms}{_marked(found.resolved)}",
     ),
     Row(
         "RMS b, sampled, plug-in",
@@ -143,7 +127,7 @@ ROWS = (
     ),
     Row(
         "RMS b where the sampler goes",
-        "error/best_guided/corrected/rms",
+        "error/best_guided",
         "The same at the prefixes that the sampler visits: each is weighted with its value over the root's, within prompt "
         "and depth. ESS: the share of equally weighted prefixes that would be as informative.",
         _guided,
@@ -213,16 +197,16 @@ ROWS = (
     ),
     Row(
         "sigma^2, pooled",
-        "cost/sigma2/estimate",
+        "cost/sigma2",
         "The sampler's cost: N particles estimate Z with relative variance σ²/N, with multinomial resampling at every step.",
-        lambda sigma2, m: f"{sigma2}{_marked(m.cost.sigma2.resolved)}",
+        lambda found, _: f"{found.estimate}{_marked(found.resolved)}",
     ),
     Row(
         "sigma^2, enumerated",
-        "cost/tabulated/sigma2",
+        "cost/tabulated",
         "The same exactly, for prompts whose solutions were enumerated under the policy and written out as tables. Left out: "
         "the probability of the steps that are not in a table, at most.",
-        _tabulated,
+        lambda found, _: f"{found.sigma2} ({found.n_prompts} prompts, ≤ {found.uncovered:.1%} left out)",
     ),
     Row(
         "sigma^2 of a perfect value",
@@ -259,11 +243,11 @@ ROWS = (
 FIRST = (
     "cost/n_for_cv",
     "cost/n_for_tv",
-    "cost/sigma2/estimate",
-    "cost/tabulated/sigma2",
+    "cost/sigma2",
+    "cost/tabulated",
     "cost/tabulated/ratio",
     "error/exact/corrected/rms",
-    "error/sampled/corrected/rms",
+    "error/sampled",
     "error/binned/squared_ratio_error_at_least",
 )
 
@@ -286,10 +270,12 @@ def first_rows(
     models: "Sequence[ModelAudit]", delta_cv: float, delta_tv: float
 ) -> tuple[tuple[str, ...], ...]:
     """Return label and cells of the rows that answer first, as far as the first model has a figure for them."""
+    rows = sorted((row for row in ROWS if row.path in FIRST), key=lambda row: FIRST.index(row.path))
     return tuple(
-        (row.label.format(delta_cv=delta_cv, delta_tv=delta_tv), *(_brief(row.cell(m)) for m in models))
-        for row in sorted((row for row in ROWS if row.path in FIRST), key=lambda row: FIRST.index(row.path))
-        if row.cell(models[0])
+        (row.label.format(delta_cv=delta_cv, delta_tv=delta_tv), _brief(cell), *map(_briefest, others))
+        for row in rows
+        for cell, *others in [[row.cell(m) or NOT_AVAILABLE for m in models]]
+        if cell != NOT_AVAILABLE
     )
 
 
@@ -298,7 +284,7 @@ def as_text(models: "Sequence[ModelAudit]", delta_cv: float, delta_tv: float) ->
     lines = table(models, delta_cv, delta_tv)
     # Only the first model has intervals here; those of the others are in the files.
     columns = [
-        (m.role, *((INTERVAL.sub("", _brief(line.cells[k])) if k else line.cells[k]) for line in lines))
+        (m.role, *(_briefest(line.cells[k]) if k else line.cells[0] for line in lines))
         for k, m in enumerate(models)
     ]
     blocks = [columns[:2], *(columns[k : k + 3] for k in range(2, len(columns), 3))]
@@ -323,12 +309,17 @@ def in_columns(head: Sequence[str], rows: Sequence[Sequence[str]], first: int | 
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
 
 
-def _brief(cell: str | None) -> str:
+def _brief(cell: str) -> str:
     """Return a cell without remarks in round brackets, in short words."""
-    text = re.sub(r" \([^)]*\)", "", cell or NOT_AVAILABLE)
+    text = re.sub(r" \([^)]*\)", "", cell)
     for long, short in SHORT_WORDS.items():
         text = text.replace(long, short)
     return text
+
+
+def _briefest(cell: str) -> str:
+    """Return it without its interval too."""
+    return re.sub(r" \[[^\]]*\]", "", _brief(cell))
 
 
 def sentences(

@@ -14,6 +14,7 @@ function raises UserError if an argument is out of range.
 """
 
 import math
+from dataclasses import dataclass
 
 from rmtools.errors import UserError
 from rmtools.particles.arguments import check_count, check_number, is_number
@@ -231,3 +232,37 @@ def _deviation(deviation: float | None, horizon: int) -> float:
 
 def _exp(x: float) -> float:
     return math.exp(x) if x < 709 else math.inf
+
+
+@dataclass(frozen=True)
+class PaperCounts:
+    """Counts of the worst-case theorems at the largest observed L and epsilon, which may be larger elsewhere.
+
+    Thm 5.1 gives the particles for the requested TV, Thm 6.1 M and H of Algorithm 2 (None if they overflow a float). Sampled
+    errors are reduced by two standard errors.
+    """
+
+    ratio_bound: float
+    bellman_error: float
+    log10_particles: float
+    pool_size: float | None
+    mh_steps: float | None
+
+
+def paper_counts(ratio_bound: float, largest_log_error: float, horizon: int, delta_tv: float) -> PaperCounts:
+    """Return the counts of Thm 5.1 and 6.1 for the largest ratio of two values a step apart and the largest |b|, nats."""
+    bound, error = max(ratio_bound, 1.0), math.expm1(min(largest_log_error, 500.0))
+    log_count = (
+        6 * math.log(bound) + math.log(horizon / (2 * delta_tv)) + 6 * (horizon - 1) * math.log1p(error)
+    )
+    # Half of delta_tv is left to each of the two failures of Algorithm 2.
+    proposals = mh_steps_bound(horizon, error, delta_tv / 2)
+    known = math.isfinite(proposals)
+    pool = pool_size_bound(bound, horizon, error, math.ceil(proposals), delta_tv / 2) if known else math.inf
+    return PaperCounts(
+        bound,
+        error,
+        log_count / math.log(10),
+        pool if math.isfinite(pool) else None,
+        proposals if known else None,
+    )

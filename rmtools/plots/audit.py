@@ -120,7 +120,13 @@ def points(
 ) -> None:
     """Draw estimates with their intervals in the style of a model; ``more`` goes to `errorbar`."""
     label, colour, marker, dash = style_of(role)
-    style = {"color": colour, "marker": marker, "linestyle": dash, "capsize": 3, "label": label}
+    style: dict[str, Any] = {
+        "color": colour,
+        "marker": marker,
+        "linestyle": dash,
+        "capsize": 3,
+        "label": label,
+    }
     ax.errorbar(at, *whiskers(intervals), **(style | more))
 
 

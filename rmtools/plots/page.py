@@ -100,7 +100,7 @@ def markdown(title: str, sections: Sequence[Section]) -> str:
     """Return the sections, without their plots, as Markdown."""
     parts = [f"## {escaped(title)}"]
     for section in sections:
-        blocks = [_block_markdown(block) for block in section.blocks if not isinstance(block, Plot)]
+        blocks = [text for b in section.blocks if not isinstance(b, Plot) if (text := _block_markdown(b))]
         parts += [f"### {escaped(section.title)}", *blocks] if blocks else []
     return "\n\n".join(parts) + "\n"
 

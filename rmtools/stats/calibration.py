@@ -18,7 +18,15 @@ import numpy as np
 
 from rmtools.errors import UserError
 from rmtools.particles.arguments import check_count
-from rmtools.stats.bootstrap import Estimator, Interval, cluster_sums, labels_of, refuse_nan, weighted_mean
+from rmtools.stats.bootstrap import (
+    Estimator,
+    Interval,
+    cluster_sums,
+    first_mean,
+    labels_of,
+    refuse_nan,
+    weighted_mean,
+)
 from rmtools.stats.quantiles import equal_mass_bins
 
 
@@ -292,3 +300,18 @@ def calibration_estimator(
         )
 
     return Estimator(problems, result)
+
+
+@dataclass(frozen=True)
+class ZCheck:
+    """Z (mean potential of the trajectories), V(s_0), and V(s_0) minus Z, paired: 0 for a calibrated root."""
+
+    z: Interval
+    root_value: Interval
+    difference: Interval
+
+
+def z_check(z: np.ndarray, root_value: np.ndarray) -> Estimator[ZCheck]:
+    """Compare (P,) mean potentials and root values of the prompts."""
+    columns = {"z": z, "root_value": root_value, "difference": root_value - z}
+    return Estimator({k: (v[:, None], first_mean) for k, v in columns.items()}, lambda found: ZCheck(**found))

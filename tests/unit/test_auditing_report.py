@@ -13,7 +13,7 @@ from rmtools.data.collect import Branching, Collector
 from rmtools.data.rollouts import RolloutMetadata
 from rmtools.errors import UserError
 from rmtools.lm.checkpoint import fingerprint
-from rmtools.lm.value import TreeValues
+from rmtools.lm.protocol import TreeValues
 from rmtools.particles.tilt import Tilt
 from rmtools.stats.bootstrap import Interval
 from rmtools.stats.paired import PairedDifference
@@ -39,15 +39,15 @@ def test_a_report_answers_in_twelve_lines_of_80_characters(report, n):
 
 
 def test_the_answer_comes_first(report):
-    """Particles, sigma^2, then the error with its interval beside the constant's; the warnings are counted."""
+    """Particles, sigma^2, then the error with its interval, beside the constant's; the warnings are counted."""
     cost, error = report.model.cost, report.model.error
     text = str(report)
     assert text.index("particles") < text.index("sigma^2") < text.index("RMS b")
     assert f"{np.ceil(cost.n_for_cv.estimate):.0f} [" in text
-    assert text.count("unresolved") == 2  # particles for the TV: nothing to resolve them from
+    assert text.count("unresolved") == 3  # particles for the TV of both, the sampled error of the constant
     row = next(line for line in text.splitlines() if line.startswith("RMS b, enumerated"))
     assert str(error.exact.corrected.rms) in row
-    assert str(report.models[1].error.exact.corrected.rms) in row
+    assert row.endswith(f"{report.models[1].error.exact.corrected.rms.estimate:.3g}")
     assert f"warnings: {len(report.warnings)} " in text
     assert repr(report) == "<AuditReport of runs/<b>prm</b>: 3 models, 8 prompts>"
 

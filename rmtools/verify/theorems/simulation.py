@@ -110,8 +110,9 @@ def output_bias(
     """Estimate E[law of the output] - target along ``directions``, (S_T, K).
 
     Let D be the law minus the target. Weighted sums are unbiased for every N, so E[(Zhat / Z) D] = 0. Hence (1 - Zhat / Z)
-    D has the mean of D; as a product of two terms of order N^-1/2 its standard deviation is of the order of that mean. It
-    is the ``controlled`` estimate. It is meaningless if the sampler is biased: judge the ``witness`` with it.
+    D, the ``controlled`` estimate, has the mean of D, which is of order 1/N. It is a product of two terms of order N^-1/2, so
+    its standard deviation is of order 1/N too; that of D is of order N^-1/2. The estimate is meaningless if the sampler is
+    biased: judge the ``witness`` with it.
     """
     sums = np.zeros((6, directions.shape[1]))
     for ratio, law in output_laws(model, setting, runs, rng):
