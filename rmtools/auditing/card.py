@@ -16,20 +16,9 @@ SPLIT = "audit"
 
 
 def write_card(checkpoint: Path, markdown: str, metrics: Mapping[str, float | None] | None = None) -> Path:
-    """Merge an audit into the checkpoint's README.md, in place of an earlier audit; keep everything else.
+    """Merge an audit into the checkpoint's README.md, in place of an earlier audit; return the file, keep everything else.
 
-    Parameters
-    ----------
-    checkpoint : Path
-    markdown : str
-        The section of the text.
-    metrics : mapping, optional
-        Figures for ``model-index``; None for those the audit does not resolve.
-
-    Returns
-    -------
-    Path
-        The file written.
+    ``markdown`` is the section of the text, ``metrics`` go to ``model-index`` (None for those the audit does not resolve).
 
     Raises
     ------

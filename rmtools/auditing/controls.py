@@ -20,6 +20,7 @@ from rmtools.lm.value import RowState
 from rmtools.particles.tilt import Tilt
 
 
+@dataclass(eq=False)
 class PositionValue:
     """A scorer that reads the depth only; made by :func:`position_only`.
 
@@ -27,22 +28,13 @@ class PositionValue:
     have the last entry. ``half`` maps the token ids of a prompt to 0 (half A) or 1 (half B).
     """
 
-    is_probability = True
-    name = "position only"
-
-    def __init__(
-        self,
-        log_value: np.ndarray,
-        half: dict[tuple[int, ...], int],
-        steps: StepTokenizer,
-        tilt: Tilt,
-        fitted_on: str,
-    ) -> None:
-        self.log_value = log_value
-        self.half = half
-        self.steps = steps
-        self.tilt = tilt
-        self.fitted_on = fitted_on
+    log_value: np.ndarray
+    half: dict[tuple[int, ...], int]
+    steps: StepTokenizer
+    tilt: Tilt
+    fitted_on: str
+    name: str = "position only"
+    is_probability: bool = True
 
     def score(
         self, trees: Sequence[EncodedTree], progress: Callable[[int], object] | None = None
@@ -131,11 +123,8 @@ class OracleValue:
 
     log_value: list[np.ndarray]
     rows: list[Rollout]
-    tilt: Tilt
     name: str
     n_roots_from_outcomes: int
-
-    is_probability = True
 
     def scored(self) -> ScoredRollouts:
         """Return the values for the estimators; the only children are the trajectories' own next steps."""
@@ -195,7 +184,7 @@ def monte_carlo_oracle(
     name = f"Monte-Carlo oracle, {count} completions" + (
         f" and {shrinkage:g} of the root" if shrinkage else ""
     )
-    return OracleValue(values, kept, tilt, name, from_outcomes)
+    return OracleValue(values, kept, name, from_outcomes)
 
 
 def _require_completions(rows: Sequence[Rollout]) -> None:

@@ -41,6 +41,10 @@ if TYPE_CHECKING:
     from rmtools.data.scoring import ScoredRollouts
 
 
+# Fields of `ErrorAudit` that are bootstrapped, by the names of their estimators.
+ESTIMATED = ("sampled", "sampled_guided", "exact", "exact_guided", "gauge_fixed", "binned", "paths")
+
+
 @dataclass(frozen=True)
 class AuditOptions:
     """What costs are predicted for: relative standard error of Z, total variation of the output, tokens of a solution."""
@@ -223,17 +227,10 @@ def audit_model(
         potentials = [a.potential for a in arrays]
         estimators["alternatives"] = alternative_costs(rewards, potentials, options.tokens, options.delta_tv)
     found = bootstrap(estimators, rng)
+    transitions = scored.prefix_log_value, scored.child_log_value, scored.child_present
     error = ErrorAudit(
-        sampled=found.get("sampled"),
-        sampled_guided=found.get("guided"),
-        exact=found["exact"],
-        exact_guided=found["exact_guided"],
-        gauge_fixed=found.get("gauge_fixed"),
-        binned=found.get("binned"),
-        ratio_bound=ratio_bound_quantiles(
-            scored.prefix_log_value, scored.child_log_value, scored.child_present, prompt
-        ),
-        paths=found.get("paths"),
+        **{name: found.get(name) for name in ESTIMATED},
+        ratio_bound=ratio_bound_quantiles(*transitions, prompt),
         distribution=_distribution(errors, exact_log_error, scored),
     )
     cost = _cost(found, len(arrays), options)
@@ -257,7 +254,7 @@ def _from_children(
     sums = path_sums(scored.alternative_errors(), scored.prefix_trajectory)
     return {
         "sampled": bellman_estimator(errors, prompt, depth, scored.horizon),
-        "guided": bellman_estimator(errors, prompt, depth, scored.horizon, guided),
+        "sampled_guided": bellman_estimator(errors, prompt, depth, scored.horizon, guided),
         "gauge_fixed": _gauge_fixed(scored, errors),
         "paths": path_estimator(sums, scored.prompt[sums.trajectory]),
         "by_value": by_value(scored.prefix_log_value, errors, prompt),
@@ -276,7 +273,7 @@ def _exact(
 
 
 def _cost(found: Mapping[str, Any], n_prompts: int, options: AuditOptions) -> CostAudit:
-    """Return sigma^2 and the particles, from tables if they hold every prompt; ``paper`` is added later."""
+    """Return sigma^2 and the particles, from tables if they hold every prompt; without ``paper``."""
     sigma2, influence, exact = found["sigma2"], found["influence"], found["tabulated"]
     tables = exact is not None and exact.n_prompts == n_prompts
     variance, deviation = (
@@ -286,15 +283,9 @@ def _cost(found: Mapping[str, Any], n_prompts: int, options: AuditOptions) -> Co
     alternatives = found.get("alternatives")
     if alternatives is not None and n_tv is not None:
         alternatives = replace(alternatives, smc_tokens=n_tv.map(lambda n: n * options.tokens))
-    return CostAudit(
-        sigma2=sigma2,
-        influence=influence,
-        tabulated=exact,
-        n_for_cv=particles(variance, n_for_cv, options.delta_cv),
-        n_for_tv=n_tv,
-        counted_from="tables" if tables else "rollouts",
-        alternatives=alternatives,
-    )
+    n_cv = particles(variance, n_for_cv, options.delta_cv)
+    source = "tables" if tables else "rollouts"
+    return CostAudit(sigma2, influence, exact, n_cv, n_tv, source, alternatives=alternatives)
 
 
 def _distribution(

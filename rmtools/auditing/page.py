@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from rmtools import plots
 from rmtools.auditing.breakdowns import PromptAudit, WorstPrefix
 from rmtools.auditing.figures import audit_plots
@@ -146,7 +148,7 @@ def _inconsistencies(report: AuditReport) -> Iterable[Table]:
             (
                 (
                     b.depth,
-                    _range(math.exp(b.lowest_log_value), math.exp(b.highest_log_value)),
+                    _range(*np.exp([b.lowest_log_value, b.highest_log_value])),
                     b.n_prefixes,
                     b.signed_mean,
                 )

@@ -102,16 +102,14 @@ ROWS = (
     Row(
         "a finished solution is worth",
         "terminal",
-        "To the model and to the controls: the verifier's potential, or the model's own last value. Z, σ² and the target "
-        "refer to it.",
+        "The verifier's potential, or the model's own last value. Z, σ² and the target refer to it.",
         lambda terminal, _: TERMINALS[terminal],
     ),
     Row(
         "RMS b, enumerated",
         "error/exact/corrected/rms",
-        "Root mean square over prefixes of b = log ρ, where ρ is the mean value one step later over the value now; in "
-        "nats, 0 for a consistent model. Exact: the steps of every prefix were enumerated under the policy. Compare models "
-        "by this row.",
+        "Root mean square over prefixes of b = log ρ, nats; ρ is the mean value one step later over the value now, 1 for a "
+        "consistent model. Exact: the steps of every prefix were enumerated under the policy. Compare models by this row.",
     ),
     Row(
         "RMS b, sampled, corrected",
@@ -146,8 +144,7 @@ ROWS = (
     Row(
         "mean (rho - 1)^2, at least",
         "error/binned/squared_ratio_error_at_least",
-        "A lower bound. Without children only errors averaged over bins of depth and value can be seen; errors of both signs "
-        "in one bin cancel.",
+        "A lower bound: without children, errors of both signs in one bin of depth and value cancel.",
     ),
     Row(
         "mean b (bias)",
@@ -167,8 +164,7 @@ ROWS = (
     Row(
         "c = T RMS b",
         "error/best/corrected/c",
-        "Steps of a solution times the error: with b of this size throughout, the value stays within e^±c of the true one. "
-        "The theorems need c bounded as solutions grow longer.",
+        "The value stays within e^±c of the true one. The theorems need c bounded as solutions grow longer.",
     ),
     Row(
         "L, 50% / 95% / max",
@@ -305,7 +301,17 @@ def in_columns(head: Sequence[str], rows: Sequence[Sequence[str]], first: int | 
     for row in rows:
         text.add_row(*row)
     out = io.StringIO()
-    Console(file=out, width=WIDTH, color_system=None, markup=False, highlight=False, emoji=False).print(text)
+    # Not shown by the console itself, as it would be in a notebook.
+    console = Console(
+        file=out,
+        width=WIDTH,
+        color_system=None,
+        force_jupyter=False,
+        markup=False,
+        highlight=False,
+        emoji=False,
+    )
+    console.print(text)
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
 
 

@@ -215,4 +215,6 @@ def differences(figures: Mapping[str, Values]) -> "Figure":
             ax.errorbar(middle, [0], xerr=ends, marker="o", capsize=3)
             ax.axvline(0, color=GREY, linewidth=1)
             ax.set(yticks=[0], yticklabels=[name.replace("_", " ")])
+            ax.locator_params(axis="x", nbins=4)
+        axes[-1].set(xlabel="a minus b")
     return figure
