@@ -105,13 +105,12 @@ def audit(
             rng = np.random.default_rng([seed, 999 + k])
             pairs[model.subject.role] = paired((models[0], scored[0]), (model, its), rng)
     outside = None if enumerated is None else enumerated.coverage()
-    provenance = {
-        **provenance_of(rows, metadata, settings["model"]),
-        **_checkpoint(models[0].subject, value_model),
-        **{"seed": seed, "delta_cv": delta_cv, "delta_tv": delta_tv, "rollouts_fingerprint": fingerprint},
-    }
+    provenance = provenance_of(rows, metadata, settings["model"]) | _checkpoint(
+        models[0].subject, value_model
+    )
+    asked = {"seed": seed, "delta_cv": delta_cv, "delta_tv": delta_tv, "rollouts_fingerprint": fingerprint}
     warnings = tuple(notes(rows, metadata, settings, found, fingerprint, outside))
-    return AuditReport(tuple(found), pairs, provenance, outside, warnings)
+    return AuditReport(tuple(found), pairs, provenance | asked, outside, warnings)
 
 
 @contextlib.contextmanager
