@@ -73,10 +73,6 @@ def audit(
     progress : callable, optional
         ``progress(label, total)`` returns a context manager that yields a tick.
 
-    Returns
-    -------
-    AuditReport
-
     Raises
     ------
     UserError
