@@ -32,10 +32,7 @@ INTERRUPTED = 130
 def exit_on_user_error(wording: Callable[[str], str] = str) -> Iterator[None]:
     """Turn a ``UserError`` into one line on standard error and exit code 2; an interrupt into 130.
 
-    Parameters
-    ----------
-    wording : callable
-        From the error's text to what the user reads.
+    ``wording`` makes of the error's text what the user reads.
     """
     # peft imports it if it is installed (genlm-control installs it), and it warns of CPU kernels not used here.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

@@ -54,6 +54,12 @@ PromptsLimit = Annotated[int | None, data_option(min=1, help="Use only the first
 Out = Annotated[Path, output_option(help="Output folder.")]
 
 
+def help_without_verb(context: typer.Context) -> None:
+    """Print the help of a group of commands if none of them is named."""
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
 def unescaped(text: str) -> str:
     r"""Return ``text`` with \n and \t as the characters they name: a shell passes them as two."""
     return text.replace(r"\n", "\n").replace(r"\t", "\t")

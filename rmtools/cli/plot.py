@@ -5,16 +5,11 @@ from typing import Annotated
 
 import typer
 
-from rmtools.cli.options import data_option, output_option
+from rmtools.cli.options import data_option, help_without_verb, output_option
 
-app = typer.Typer(help="Draw pictures of what other verbs wrote.", no_args_is_help=False)
-
-
-@app.callback(invoke_without_command=True)
-def start(context: typer.Context) -> None:
-    """Draw pictures of what other verbs wrote."""
-    if context.invoked_subcommand is None:
-        print(context.get_help())
+app = typer.Typer(
+    help="Draw pictures of what other verbs wrote.", callback=help_without_verb, invoke_without_command=True
+)
 
 
 @app.command("trace")

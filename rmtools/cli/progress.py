@@ -46,40 +46,17 @@ def bar(label: str, total: int) -> Iterator[Callable[[int, str], object]]:
         TimeRemainingColumn,
     )
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[figures]}"),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as shown:
+    title, figures = TextColumn("{task.description}"), TextColumn("{task.fields[figures]}")
+    times = (MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(title, BarColumn(), *times, figures, console=Console(stderr=True)) as shown:
         task = shown.add_task(label, total=total, figures="")
         yield lambda done, figures: shown.update(task, completed=done, figures=figures)
 
 
 class Live:
-    """Live figures of sampling: prompts done, tokens a second, effective sample size, prompts solved.
+    """Live figures of sampling: prompts done, tokens a second, the last effective sample size, prompts solved.
 
-    Parameters
-    ----------
-    title : str
-    total : int
-        Prompts to sample.
-    show : callable, optional
-        Called with this object after every change.
-    clock : callable
-        Seconds.
-
-    Attributes
-    ----------
-    tokens : int
-        Generated so far.
-    ess : float or None
-        The last one reported, particles.
-    finished, solved : int
-        Prompts. ``solved`` is None without a verifier.
+    ``show`` is called with this object after every change; ``solved`` is None without a verifier.
     """
 
     def __init__(
@@ -135,22 +112,9 @@ class Live:
 def live_progress(
     title: str, total: int, quiet: bool | None = None, clock: Callable[[], float] = time.monotonic
 ) -> Iterator[Live]:
-    """Show how sampling goes: a bar on a terminal, else a line every half minute and one at the end.
+    """Show how sampling goes: a bar on a terminal, else a line every half minute and one at the end; yield the figures.
 
-    Parameters
-    ----------
-    title : str
-    total : int
-        Prompts.
-    quiet : bool, optional
-        Show nothing. Default: only the main one of several processes shows something.
-    clock : callable
-        Seconds.
-
-    Yields
-    ------
-    Live
-        Call ``step(tokens, ess)`` and ``done(prompts, solved)``.
+    ``quiet`` shows nothing; by default only the main one of several processes shows something.
     """
     last = clock()
 

@@ -169,12 +169,10 @@ def sample(
 def finish(policy: "StepPolicy", out: Path, trace: Path | None, made: bool, typed: bool) -> None:
     """Print the report of the file, the solutions of typed prompts, and what was asked of a server."""
     from rmtools.cli.server import summary
-    from rmtools.sampling.report import report, solutions
+    from rmtools.sampling.report import report
     from rmtools.serving.server import ServerPolicy
 
-    print(f"{'' if made else 'finished already; '}{report(out)}")
-    if typed:
-        print(solutions(out))
+    print(f"{'' if made else 'finished already; '}{report(out, typed)}")
     if trace is not None:
         print(f"trace: {trace} (`rmtools plot trace {trace}` draws it)")
     if isinstance(policy, ServerPolicy):

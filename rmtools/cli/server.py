@@ -71,23 +71,10 @@ def connect_policy(
     seed: int,
     device: "torch.device | None" = None,
 ) -> "ServerPolicy":
-    """Connect to the server of ``--server``.
+    """Connect to the server of ``--server``; raise ``UserError`` if there is no such server or model.
 
-    Parameters
-    ----------
-    server : Server
-    steps : StepTokenizer
-        The value model's: its tokenizer reads what the server writes.
-    temperature : float
-    seed : int
-        Of the probing requests and delays; the steps' seeds come from the sampler's generator.
-    device : torch.device, optional
-        The value model's.
-
-    Raises
-    ------
-    UserError
-        If there is no such server or model.
+    ``steps`` and ``device`` are the value model's: its tokenizer reads what the server writes. ``seed`` is that of the probing
+    requests and delays; the steps' seeds come from the sampler's generator.
     """
     from rmtools.serving.endpoint import ServerSettings
     from rmtools.serving.server import connect

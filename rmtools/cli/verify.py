@@ -14,19 +14,17 @@ from rmtools.cli.options import (
     TaskName,
     TrainedPolicy,
     data_option,
+    help_without_verb,
     output_option,
     sampler_option,
     work_option,
 )
 
-app = typer.Typer(help="Compare what the theory predicts with what the sampler does.", no_args_is_help=False)
-
-
-@app.callback(invoke_without_command=True)
-def start(context: typer.Context) -> None:
-    """Compare what the theory predicts with what the sampler does."""
-    if context.invoked_subcommand is None:
-        print(context.get_help())
+app = typer.Typer(
+    help="Compare what the theory predicts with what the sampler does.",
+    callback=help_without_verb,
+    invoke_without_command=True,
+)
 
 
 @app.command("lm")

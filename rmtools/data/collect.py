@@ -78,13 +78,7 @@ class Tally:
 class Collector:
     """Collect rollouts of one policy on one task.
 
-    Parameters
-    ----------
-    policy : Policy
-    task : Verifier
-    branching : Branching
-    rng : np.random.Generator
-        Draws the depths, and seeds the policy's torch generator, one draw per decoded step.
+    ``rng`` draws the depths, and seeds the policy's torch generator, one draw per decoded step.
     """
 
     def __init__(

@@ -24,7 +24,6 @@ from rmtools.data.shards import (
     shard_name,
     write_rows,
 )
-from rmtools.data.tasks.load import check_task_name
 from rmtools.errors import UserError
 from rmtools.files import json_text, replacing
 from rmtools.lm.steps import StepSettings
@@ -331,12 +330,7 @@ def read_metadata(folder: Path) -> RolloutMetadata:
             f"there are no rollouts at {folder}: no {META_FILE} in it", "make them with `rmtools rollout`"
         )
     again = "make the rollouts again with `rmtools rollout`"
-    found = load_json(RolloutMetadata, folder / META_FILE, "the rollout metadata", SCHEMA_VERSION, again)
-    try:
-        check_task_name(found.task)
-    except UserError as error:
-        raise UserError(f"{folder / META_FILE}: task: {error.fact}", error.fix) from None
-    return found
+    return load_json(RolloutMetadata, folder / META_FILE, "the rollout metadata", SCHEMA_VERSION, again)
 
 
 def read_shard(path: Path) -> list[Rollout]:
@@ -348,19 +342,9 @@ Wrong = Callable[[str, str], UserError]
 
 
 def parse_row(row: dict[str, Any], where: str) -> Rollout:
-    """Return the rollout of a row as read from a file.
+    """Return the rollout of a row as read from a file: what may be null may also be absent.
 
-    Parameters
-    ----------
-    row : dict
-        Any content; what may be null may also be absent.
-    where : str
-        File and row, for the error.
-
-    Raises
-    ------
-    UserError
-        If the row breaks the schema; the field is named.
+    Raises ``UserError`` if the row breaks the schema; ``where`` (file and row) and the field are named.
     """
 
     def wrong(name: str, why: str) -> UserError:

@@ -5,7 +5,7 @@ Once all shards are there, any process may write the metadata: all would write t
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -171,15 +171,9 @@ def collect_shard(
 
 def metadata_of(settings: RolloutSettings, counts: Sequence[ShardCounts]) -> RolloutMetadata:
     """Return the metadata of finished rollouts."""
+    same = {f.name for f in fields(RolloutMetadata)} & {f.name for f in fields(settings)} - {"branching"}
     return RolloutMetadata(
-        policy=settings.policy,
-        policy_fingerprint=settings.policy_fingerprint,
-        task=settings.task,
-        horizon=settings.horizon,
-        steps=settings.steps,
-        temperature=settings.temperature,
-        seed=settings.seed,
-        removed_prompts=settings.removed_prompts,
+        **{name: getattr(settings, name) for name in same},
         generated_tokens=sum(c.generated_tokens for c in counts),
         truncated_steps=sum(c.truncated_steps for c in counts),
         branching=to_json(settings.branching),

@@ -37,24 +37,16 @@ Draw = Callable[[Sequence[str], np.random.Generator], Iterable[tuple[Record, Seq
 
 @dataclass(frozen=True)
 class SamplePlan:
-    """Everything the records depend on.
+    """Everything the records depend on; what is not listed is as in `rmtools.jobs.rollouts.RolloutSettings`.
 
     Attributes
     ----------
-    model, model_fingerprint, policy, policy_fingerprint, device : str
-        Names, hashes of the weights, kind of device: random numbers differ between kinds.
-    temperature, floor : float
-        Of the policy and of the tilt.
-    task, task_sha256 : str
-        Name, hash of the code of a user's own task.
-    horizon : int
-    steps : StepSettings
-    sampler : SamplerSettings
+    model, model_fingerprint : str
+        Name and hash of the weights of the value model.
+    floor : float
+        Of the tilt.
     accuracy : dict or None
         Where N comes from.
-    seed : int
-    prompts, prompts_sha256 : int, str
-        Number, hash of them and of their right answers.
     block_size : int
         Prompts that are drawn together and from one generator.
     traced : bool
@@ -107,16 +99,7 @@ class BlockCounts:
 
 
 class SampleFile:
-    """A file of samples in the making.
-
-    Parameters
-    ----------
-    out : Path
-    plan : SamplePlan
-    process : Process
-    trace : Path, optional
-        File for the traces, if the plan has any.
-    """
+    """A file of samples in the making, and one of traces if the plan has any."""
 
     def __init__(self, out: Path, plan: SamplePlan, process: Process, trace: Path | None = None) -> None:
         self.out, self.plan, self.process, self.trace = out, plan, process, trace
@@ -172,15 +155,8 @@ class SampleFile:
         overwrite : bool
             Replace what was made or begun with other arguments, instead of refusing.
 
-        Returns
-        -------
-        bool
-            False if the file was finished already.
-
-        Raises
-        ------
-        UserError
-            If a file or blocks of other arguments are there, another run is at work, or the folder cannot be written.
+        Returns False if the file was finished already. Raises ``UserError`` if a file or blocks of other arguments are there,
+        another run is at work, or the folder cannot be written.
         """
         if self.finished:
             changed = self._changed_line(prompts)

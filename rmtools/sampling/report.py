@@ -1,6 +1,7 @@
 """What is printed about samples: how often it resampled, right solutions by output, what was lost, budgets."""
 
 import json
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,8 @@ OUTPUTS = {
 }
 
 
-def report(out: Path) -> str:
-    """Return the report of the file ``out``."""
+def report(out: Path, typed: bool = False) -> str:
+    """Return the report of the file ``out``; after typed prompts with their solutions."""
     with out.open(encoding="utf-8") as lines:
         records = [json.loads(line) for line in lines]
     first = records[0]
@@ -33,22 +34,16 @@ def report(out: Path) -> str:
             *shares(records),
             *losses(records),
             *budgets(records),
+            *(solution(record) for record in records if typed),
         ]
     )
 
 
-def solutions(out: Path) -> str:
-    """Return prompt and chosen solution of every record of the file."""
-    with out.open(encoding="utf-8") as lines:
-        records = [json.loads(line) for line in lines]
-    return "\n".join(
-        r["prompt"].rstrip("\n") + "\n  " + "  ".join(_chosen(r).splitlines(keepends=True)) for r in records
-    )
-
-
-def _chosen(record: dict[str, Any]) -> str:
+def solution(record: dict[str, Any]) -> str:
+    """Return the prompt and, indented, the chosen solution of a record."""
     at = record["chosen"]
-    return "(nothing was chosen)" if at is None else "".join(record["samples"][at]["steps"]).rstrip("\n")
+    text = "(nothing was chosen)" if at is None else "".join(record["samples"][at]["steps"])
+    return record["prompt"].rstrip("\n") + "\n" + textwrap.indent(text.rstrip("\n"), "  ")
 
 
 def sampler(settings: dict[str, Any]) -> str:

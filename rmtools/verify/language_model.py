@@ -166,18 +166,10 @@ def verify_lm(
         log_zs.append(log_z)
         ratio = np.exp(log_z - exact.log_z)
         measured = measured_sigma2(log_z[:, None], np.asarray([n]), None, rng).pooled
+        mean, error = float(ratio.mean()), float(ratio.std(ddof=1) / math.sqrt(size.runs))
+        z, sigma2 = float(np.exp(exact.log_z)), float(exact.sigma2)
         found.append(
-            PromptVerification(
-                prompt,
-                n,
-                size.runs,
-                float(np.exp(exact.log_z)),
-                table.uncovered,
-                float(exact.sigma2),
-                measured,
-                float(ratio.mean()),
-                float(ratio.std(ddof=1) / math.sqrt(size.runs)),
-            )
+            PromptVerification(prompt, n, size.runs, z, table.uncovered, sigma2, measured, mean, error)
         )
         if progress is not None:
             progress(1)
@@ -223,14 +215,10 @@ def measure_accuracy(
 
     Parameters
     ----------
-    policy, value, task
-    prompts : sequence of str
-        The distinct prompts of the audit.
+    policy, value, task, prompts, rng
+        As audited; the prompts are distinct.
     n_for_cv : Interval or None
-        The prediction; its estimate is rounded up.
-    delta_cv : float
-        The relative standard error of Z that it was predicted for.
-    rng : np.random.Generator
+        The prediction for a relative standard error ``delta_cv`` of Z; its estimate is rounded up.
     progress : callable, optional
         Called with the number of prompts done since the last call.
 

@@ -57,13 +57,7 @@ def check_law(
 ) -> LawCheck:
     """Draw ``samples`` solutions stepwise and by ``generate`` in batches of ``batch``; test paths of ``horizon`` steps.
 
-    Parameters
-    ----------
-    policy, task
-    prompts : sequence of str
-        At least samples / batch; one prompt fills a batch. The first four are enumerated.
-    rng : np.random.Generator
-    samples, batch, horizon, path_samples : int
+    At least samples / batch prompts are needed: one fills a batch. The first four are enumerated.
     """
     used = list(prompts[: samples // batch])
     rows = Collector(policy, task, Branching(batch), rng).collect(used, prompts_per_batch=1)

@@ -48,7 +48,7 @@ def test_refusals(run, trace, tmp_path):
         check_error(run("plot", "trace", tmp_path / "none.jsonl"), "none.jsonl", "cannot be read")
         (tmp_path / "none.svg").touch()
     check_error(run("plot", "trace", trace, "--prompt", 2), "there is no prompt 2", "it has 2", "0 to 1")
-    check_error(run("plot", "trace", trace, "--prompt", -1), "--prompt", "greater than or equal to 0")
+    check_error(run("plot", "trace", trace, "--prompt", -1), "--prompt must be at least 0")
     check_error(run("plot", "trace", trace, "--out", tmp_path / "a.jpeg"), "a.jpeg", ".svg, .png, .pdf")
     check_error(run("plot", "trace", trace, "--out", tmp_path / "no" / "a.svg"), "no folder", tmp_path / "no")
     (tmp_path / "folder.svg").mkdir()

@@ -198,7 +198,7 @@ def test_options_of_a_server_need_one(sample, option):
 @pytest.mark.parametrize("option", ["--concurrency", "--server-batch"])
 def test_counts_of_a_server_are_positive(sample, option):
     result, out = sample("--server", "http://127.0.0.1:9/v1", option, 0)
-    check_error(result, option, "greater than or equal to 1")
+    check_error(result, option, "must be at least 1")
     assert not out.exists()
 
 
@@ -357,7 +357,7 @@ def test_prompts_without_any_weight(sample, monkeypatch):
         (["--algorithm", "beam", "--output", "draw"], ["no law"]),
         (["--algorithm", "nuts"], ["unknown algorithm", "smc, sp-gsmc"]),
         (["--output", "mode"], ["unknown output", "draw, argmax"]),
-        (["--block-size", 0], ["--block-size", "greater than or equal to 1"]),
+        (["--block-size", 0], ["--block-size", "must be at least 1"]),
         (["--seed", -1], ["--seed"]),
         (["--seed", 5_000_000_000], ["--seed"]),
         (["-n", 0], ["at least 1, got 0"]),

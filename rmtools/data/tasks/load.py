@@ -46,14 +46,9 @@ def load_task(name: str, horizon: int | None = None, delimiter: str | None = Non
     if name in ANSWERS:
         usual = ANSWERS[name]
         return AnswerTask({}, name, _given(horizon, usual[0]), _given(delimiter, usual[1]))
-    check_task_name(name)
-    return CallableTask(load_function(name), _given(horizon, 16), _given(delimiter, "\n"), name)
-
-
-def check_task_name(name: str) -> None:
-    """Raise ``UserError`` if no task can have this name; "" is a task that is not known."""
-    if name and ":" not in name and name not in NAMES:
-        raise UserError(f"unknown task {name!r}", f"the tasks are: {', '.join(CHOICES)}")
+    if ":" in name:
+        return CallableTask(load_function(name), _given(horizon, 16), _given(delimiter, "\n"), name)
+    raise UserError(f"unknown task {name!r}", f"the tasks are: {', '.join(CHOICES)}")
 
 
 def _given(value: T | None, default: T) -> T:

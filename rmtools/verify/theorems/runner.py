@@ -30,19 +30,9 @@ CHECKS: tuple[Any, ...] = (unbiased, output_law, variance, guided, bound, algori
 
 @dataclass(frozen=True)
 class Check:
-    """One check.
+    """What is checked, on which models, and what must hold; the figures in one line, and those of every case.
 
-    Attributes
-    ----------
-    name, on, must_show : str
-        What is checked, on which models, and what must hold.
-    found : str
-        The figures in one line.
-    holds : bool
-    cases : list of dict
-        The figures of every case.
-    seconds : float
-        Of one process, summed over the cases.
+    ``seconds`` are those of one process, summed over the cases.
     """
 
     name: str
@@ -56,18 +46,7 @@ class Check:
 
 @dataclass(frozen=True)
 class ExactVerification:
-    """All checks of a run.
-
-    Attributes
-    ----------
-    holds : bool
-        Whether every check holds.
-    checks : tuple of Check
-    quick : bool
-    seed : int
-    seconds : float
-        Elapsed.
-    """
+    """All checks of a run, whether every one holds, and the seconds it took."""
 
     holds: bool
     checks: tuple[Check, ...]
