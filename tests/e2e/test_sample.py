@@ -355,8 +355,8 @@ def test_prompts_without_any_weight(sample, monkeypatch):
     [
         (["--algorithm", "sp-gsmc", "-n", 16], ["sp-gsmc", "--n-particles 16"]),
         (["--algorithm", "beam", "--output", "draw"], ["no law"]),
-        (["--algorithm", "nuts"], ["unknown algorithm", "smc, sp-gsmc"]),
-        (["--output", "mode"], ["unknown output", "draw, argmax"]),
+        (["--algorithm", "nuts"], ["--algorithm has no choice", "smc, sp-gsmc"]),
+        (["--output", "mode"], ["--output has no choice", "draw, argmax"]),
         (["--block-size", 0], ["--block-size", "must be at least 1"]),
         (["--seed", -1], ["--seed"]),
         (["--seed", 5_000_000_000], ["--seed"]),
