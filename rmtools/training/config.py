@@ -5,7 +5,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -232,15 +232,7 @@ class PRMConfig(TrainingArguments):
 
     def objective(self) -> Objective:
         """Return the training objective."""
-        return Objective(
-            target=self.target,
-            divergence=self.divergence,
-            floor=self.floor,
-            td_lambda=self.td_lambda,
-            n_step=self.n_step,
-            residual_weight=self.bellman_residual,
-            margin=self.pqm_margin,
-        )
+        return Objective(**{f.name: getattr(self, f.name) for f in fields(Objective)})
 
 
 def _check_compiler(backend: str) -> None:

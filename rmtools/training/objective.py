@@ -65,9 +65,9 @@ class Objective:
         Floor of the tilt.
     td_lambda, n_step : float, int
         Parameters of the targets of those names.
-    residual_weight : float
+    bellman_residual : float
         Weight of the double-sampled (rho - 1)^2; 0 leaves it out.
-    margin : float
+    pqm_margin : float
         Margin of ``pqm``, nats.
     """
 
@@ -76,8 +76,8 @@ class Objective:
     floor: float
     td_lambda: float = 0.5
     n_step: int = 1
-    residual_weight: float = 0.0
-    margin: float = 4.0
+    bellman_residual: float = 0.0
+    pqm_margin: float = 4.0
 
     @property
     def bootstraps(self) -> bool:
@@ -87,7 +87,7 @@ class Objective:
     @property
     def children(self) -> str:
         """Which forward passes read the alternatives: "none", that of bootstrap values ("bootstrap"), or "all"."""
-        return "all" if self.residual_weight else "bootstrap" if self.bootstraps else "none"
+        return "all" if self.bellman_residual else "bootstrap" if self.bootstraps else "none"
 
     def targets(self, batch: Batch, bootstrap: Values | None = None) -> tuple[Tensor, Tensor]:
         """Return log U (B, T + 1) in nats, and which prefixes have a target; ``bootstrap`` holds the bootstrap values."""
@@ -119,15 +119,15 @@ class Objective:
         with torch.no_grad():
             log_target, known = self.targets(batch, bootstrap)
         found = divergence(
-            self.divergence, log_target, known, logits, now.prefix, self.floor, self.margin
+            self.divergence, log_target, known, logits, now.prefix, self.floor, self.pqm_margin
         ).sum()
-        if self.residual_weight:
+        if self.bellman_residual:
             squares, resolved = bellman_residual(
                 now.prefix[:, :-1], _with_ends(now.prefix, batch), now.child, batch["child_log_count"]
             )
             inside = torch.arange(squares.shape[1], device=squares.device)[None, :] < batch["length"][:, None]
             inside = inside & batch["counts"][:, None]
-            found = found + self.residual_weight * squares[resolved & inside].sum()
+            found = found + self.bellman_residual * squares[resolved & inside].sum()
         return found
 
     def count(self, example: Example) -> int:

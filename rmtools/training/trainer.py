@@ -190,12 +190,12 @@ class PRMTrainer(Trainer):
                 "rows the model was trained on",
                 "make the held-out rollouts with another seed",
             )
-        if self.objective.residual_weight and not any(at for r in train for at in r.children):
+        if self.objective.bellman_residual and not any(at for r in train for at in r.children):
             raise UserError(
                 "bellman_residual needs two independent next steps of a prefix, the training rollouts have no children",
                 "make them with `rmtools rollout` and two or more children per prefix, or set bellman_residual: 0",
             )
-        if self.objective.residual_weight and any(r.reward is None for r in train):
+        if self.objective.bellman_residual and any(r.reward is None for r in train):
             raise UserError(
                 "bellman_residual needs outcomes, and a training row has reward null",
                 "give rollouts with rewards, or set bellman_residual: 0",

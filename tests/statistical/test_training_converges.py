@@ -202,14 +202,14 @@ def test_a_transformer_finds_the_true_value(tree, target, name):
 
 @pytest.mark.parametrize("name", ["itakura_saito", "bce"])
 def test_the_bellman_residual_does_not_move_the_minimiser(tree, name):
-    found = fit(tree, Objective("mc", name, FLOOR, residual_weight=1.0))
+    found = fit(tree, Objective("mc", name, FLOOR, bellman_residual=1.0))
     np.testing.assert_allclose(found, tree.true, atol=0.01)
 
 
 def test_the_bellman_residual_alone_finds_a_consistent_value(tree):
     """With the potential at the end it has one solution: V*."""
     objective = Objective("mc", "mse", FLOOR)
-    weight = replace(objective, residual_weight=1.0)
+    weight = replace(objective, bellman_residual=1.0)
 
     def loss(now):
         zero = torch.zeros(*tree.batch["reads"].shape, 2, dtype=torch.float64)
