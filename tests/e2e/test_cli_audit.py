@@ -6,6 +6,8 @@ import shutil
 import pytest
 from checks import check_error, check_late
 
+from rmtools.verify.language_model import FEWEST_RUNS
+
 BRANCHES = ("--trajectories", 6, "--children", 4, "--completions", 4)
 
 
@@ -18,9 +20,10 @@ def rollouts(run, tmp_path, policy_folder, prompts_file):
 
 
 @pytest.fixture(autouse=True)
-def plots_not_drawn(monkeypatch):
-    """Drawing is four fifths of a small audit's time. Pages with plots: `test_audit_of_a_tiny_model`."""
+def quick(monkeypatch):
+    """Draw no plots (four fifths of a small audit; `test_audit_of_a_tiny_model` does), and verify with the fewest runs."""
     monkeypatch.setattr("rmtools.auditing.page.figures", lambda report: ())
+    monkeypatch.setattr("rmtools.verify.language_model.MOST_RUNS", FEWEST_RUNS)
 
 
 def audit_file(folder):
@@ -35,6 +38,7 @@ def test_compare_verify_thresholds_and_card(run, tmp_path, checkpoint, rollouts)
     assert "measured with N =" in result.out
     found = audit_file(tmp_path / "a")
     assert found["measured"]["prompts"] == found["provenance"]["n_prompts"]
+    assert found["measured"]["runs"] == FEWEST_RUNS
     card = (checkpoint / "README.md").read_text()
     assert "Audit of" in card
     assert card.count("<!-- rmtools audit -->") == 1
