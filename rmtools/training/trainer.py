@@ -32,7 +32,12 @@ from rmtools.training.lora import build_model, require_trainable, with_adapter
 from rmtools.training.metrics import ShardedScorer, held_out_metrics
 from rmtools.training.objective import Objective, Values, read_values
 from rmtools.training.provenance import checkpoint_settings, write_records
-from rmtools.training.resume import checkpoint_to_resume, remove_checkpoint, require_same_training
+from rmtools.training.resume import (
+    checkpoint_to_resume,
+    remove_checkpoint,
+    require_outside,
+    require_same_training,
+)
 from rmtools.training.target_network import TargetNetwork
 
 if TYPE_CHECKING:
@@ -113,6 +118,7 @@ class PRMTrainer(Trainer):
     ) -> None:
         name = str(model) if isinstance(model, str | Path) else str(model.name_or_path)
         args = args or PRMConfig(f"{Path(split_name(name)[0]).name}-prm")
+        require_outside(Path(str(args.output_dir)), [name])  # saving replaces the model there
         self.tilt = Tilt(args.floor)
         self.objective: Objective = args.objective()
         rollouts, held_out = _rows(train_dataset, eval_dataset, steps)

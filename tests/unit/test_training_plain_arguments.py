@@ -181,6 +181,11 @@ def test_models_that_cannot_be_trained(policy_folder, value_folder, rollouts, tm
     assert "processing_class" in refused(nameless)
 
 
+def test_the_base_is_not_saved_over(policy_folder, tmp_path):
+    with pytest.raises(UserError, match="lies in output_dir"):
+        PRMTrainer(policy_folder, config(tmp_path, output_dir=str(policy_folder), target="labels"), TRL)
+
+
 def test_evaluating_without_held_out_rows(policy_folder, rollouts, tmp_path):
     with pytest.raises(UserError, match="eval_dataset"):
         PRMTrainer(policy_folder, config(tmp_path), rollouts).evaluate()
