@@ -188,7 +188,30 @@ def hub(monkeypatch, tmp_path_factory):
     """A stand-in for the hub (tests/hub.py): ``commit = hub.put("org/name", folder)``, ``hub.files("org/name")``."""
     from hub import stand_in
 
+    from rmtools.lm import hub as names
+
+    monkeypatch.setattr(names, "_downloaded", {})
     return stand_in(monkeypatch, tmp_path_factory.mktemp("hub"))
+
+
+@pytest.fixture
+def remote(hub, policy_folder, value_folder, tmp_path):
+    """The hub names of the policy and of the value model on it, an adapter."""
+    import shutil
+    from dataclasses import replace
+
+    from rmtools.lm.checkpoint import CheckpointSettings
+
+    commit = hub.put("org/policy", policy_folder)
+    folder = tmp_path / "remote-prm"
+    shutil.copytree(value_folder, folder)
+    (folder / "README.md").write_text("# A card\n")
+    settings = CheckpointSettings.load(value_folder)
+    policy = {"policy": f"org/policy@{commit}", "policy_fingerprint": commit}
+    base = {"base": "org/policy", "base_revision": commit, "base_fingerprint": commit}
+    replace(settings, **policy, **base).save(folder)
+    hub.put("org/prm", folder)
+    return SimpleNamespace(policy="org/policy", prm="org/prm", folder=folder)
 
 
 @pytest.fixture

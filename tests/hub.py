@@ -77,8 +77,8 @@ class StandInHub:
         if repo_id not in self.commits:
             raise _error(RepositoryNotFoundError, 404)
         old = self._there(repo_id, self.commits[repo_id][-1])
-        gone = filter_repo_objects(old, allow_patterns=delete_patterns) if delete_patterns else ()
-        kept = {Path(name): path for name, path in old.items() if name not in set(gone)}
+        gone = set(filter_repo_objects(old, allow_patterns=delete_patterns)) if delete_patterns else set()
+        kept = {Path(name): path for name, path in old.items() if name not in gone}
         names = {str(p.relative_to(folder_path)): p for p in _files(Path(folder_path))}
         new = filter_repo_objects(names, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns)
         commit = self._commit(repo_id, {**kept, **{Path(name): names[name] for name in new}})

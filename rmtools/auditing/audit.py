@@ -52,11 +52,11 @@ def audit(
     ----------
     rollouts : path, or sequence of Rollout, or (rollouts, RolloutMetadata)
         A folder written by `rmtools rollout` or `rmtools convert`, or its rows.
-    value_model : path or Scorer
-        A checkpoint, or anything that scores prefixes.
+    value_model : path, hub name or Scorer
+        A checkpoint (a folder, ``org/name`` or ``org/name@revision``), or anything that scores prefixes.
     controls : bool
         Audit the controls that apply too: constant, position only, untrained head, Monte-Carlo oracle.
-    compare : sequence of path or Scorer
+    compare : sequence of path, hub name or Scorer
         Further models, paired with the first.
     policy, task : optional
         With both, and terminal "verifier", the Bellman ratios are also enumerated where the task lists its steps.
@@ -78,7 +78,7 @@ def audit(
     UserError
         If there are no rollouts, an outcome is missing, or a model gives NaN (the prefix is named).
     """
-    from rmtools.auditing.load_models import load_models, paired
+    from rmtools.auditing.load_models import load_models, paired, pinned
     from rmtools.data.rollouts import rollouts_fingerprint
     from rmtools.lm.particles import check_terminal_name
 
@@ -89,6 +89,7 @@ def audit(
     fingerprint = rollouts_fingerprint(rows)
     rows = limited(rows, prompts_limit)
     shown = progress or _no_progress
+    value_model = pinned(value_model)
     models, settings = load_models(rows, value_model, compare, controls, terminal, seed, device)
     scored = [_score(model, rows, shown) for model in models]
     enumerated = enumerate_rollouts(rows, metadata, models, policy, task, shown)

@@ -70,7 +70,7 @@ def enumerate_rollouts(
     """
     if policy is None or task is None or metadata is None:
         return None
-    from rmtools.lm.checkpoint import fingerprint
+    from rmtools.lm.checkpoint import has_fingerprint
     from rmtools.lm.enumerate import enumerate_prefixes, exact_ratios
 
     choices = task.step_choices(rows[0].prompt, [])
@@ -79,7 +79,7 @@ def enumerate_rollouts(
         return None
     listed = [s for s in models if s.enumerable and _reads_tokens(s.scorer, policy, prompts, choices)]
     # Ratios under another policy than the rollouts' would stand beside sampled ones as if they were the same.
-    same_weights = fingerprint(policy.name) == metadata.policy_fingerprint
+    same_weights = has_fingerprint(policy.name, metadata.policy_fingerprint)
     if not listed or not same_weights or policy.temperature != metadata.temperature:
         return None
     solutions = [(r.prompt, r.steps) for r in rows]

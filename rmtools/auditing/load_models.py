@@ -12,7 +12,9 @@ from rmtools.auditing.arrays import extra_completions, prompt_arrays
 from rmtools.auditing.controls import monte_carlo_oracle, position_only
 from rmtools.auditing.model_audit import Subject
 from rmtools.data.scoring import ScoredRollouts, score_rollouts
+from rmtools.errors import UserError
 from rmtools.lm.checkpoint import load_value_model
+from rmtools.lm.hub import find_model
 from rmtools.lm.value import ConstantValue
 from rmtools.stats.paired import ModelEstimates, PairedDifference, paired_estimator
 from rmtools.stats.sigma2 import sigma2_parts
@@ -74,11 +76,16 @@ def load_models(
     return found, settings
 
 
+def pinned(model: "str | Path | Scorer") -> "str | Scorer":
+    """Return a model of the hub named with its commit, so that all of an audit is of one."""
+    return find_model(model).pinned if isinstance(model, str | Path) else model
+
+
 def loaded(
     model: "str | Path | Scorer", device: "torch.device | None" = None
 ) -> "tuple[Scorer, CheckpointSettings | None]":
     """Return a scorer, and its settings if it is a checkpoint."""
-    return load_value_model(Path(model), device=device) if isinstance(model, str | Path) else (model, None)
+    return load_value_model(model, device=device) if isinstance(model, str | Path) else (model, None)
 
 
 def _model(role: str, scorer: "Scorer", terminal: str) -> AuditedModel:
@@ -112,13 +119,22 @@ def _controls(
     if len({r.prompt for r in rows}) > 1:
         by_depth = position_only(rows, scorer.steps, scorer.tilt, generator(b"controls"))
         found.append(control("position only", by_depth, fitted=True))
-    if settings is not None:
-        untrained, _ = load_value_model(Path(str(value_model)), untrained=True, device=device)
+    if settings is not None and _has_base(settings):
+        untrained, _ = load_value_model(str(value_model), untrained=True, device=device)
         found.append(control("untrained", untrained, fitted=False))
     if extra_completions(rows) >= 3:
         oracle = Subject("oracle", "half of the completions", scorer.tilt, fitted=True, knows_end=True)
         found.append(AuditedModel(oracle, scorer, enumerable=False, oracle=generator(b"oracle")))
     return found
+
+
+def _has_base(settings: "CheckpointSettings") -> bool:
+    """Return whether the model that training began with can be loaded; a merged checkpoint may be without it."""
+    try:
+        find_model(settings.base, settings.base_revision)
+    except UserError:
+        return False
+    return True
 
 
 def paired(

@@ -31,6 +31,9 @@ def notes(
     for role, its in settings.items():
         about = provenance_notes(metadata, its, fingerprint)
         out += about if role == "model" else [f"{role}: {text}" for text in about]
+    roles, own = {m.role for m in found}, settings.get("model")
+    if own is not None and "constant" in roles and "untrained" not in roles:
+        out.append(f"the untrained control is left out: the model it is made from, {own.base}, is not here")
     if uncovered is not None and uncovered["mean"] > LISTED_MUCH:
         out.append(
             f"enumerated figures condition the policy on listed steps: {uncovered['mean']:.1%} of the probability is outside "

@@ -43,7 +43,8 @@ DEFAULT_FLOOR = 0.01
 AuditedModel = Annotated[
     str,
     model_option(
-        help="Checkpoint of the value model, or implicit:FOLDER: the log ratio of that language model to the policy."
+        help="Checkpoint of the value model (folder or hub name), or implicit:MODEL: the log ratio of that language model "
+        "to the policy."
     ),
 ]
 Compare = Annotated[
@@ -110,7 +111,7 @@ def command(
     check_accuracies(delta_cv, delta_tv)
     _check_ends(model, terminal, verify, card)
     for other in compare or []:
-        CheckpointSettings.load(Path(other))
+        CheckpointSettings.load(other)
     known = (policy, task, horizon, device_for(device))
     inputs = _inputs(model, known, rollouts, prompts, out)
     branching = Branching(trajectories, children, completions)
@@ -138,17 +139,21 @@ def _check_ends(model: str, terminal: str, verify: bool, card: bool) -> None:
         )
     if card and model.startswith(IMPLICIT):
         raise UserError("an implicit model has no model card", "leave --card out")
+    if card and not Path(model).is_dir():
+        raise UserError(
+            f"--card writes into a checkpoint's folder, and {model} is no folder", "leave --card out"
+        )
 
 
 @dataclass(frozen=True)
 class AuditInputs:
     """What is audited, and where its rollouts come from.
 
-    ``value`` is a checkpoint's folder or an implicit model; policy and task are None if ``unknown`` says why: then nothing can
+    ``value`` is a checkpoint's name or an implicit model; policy and task are None if ``unknown`` says why: then nothing can
     be drawn or enumerated. ``rollouts`` is None if they are to be drawn, for ``prompts``, a file or a number.
     """
 
-    value: "Path | Scorer"
+    value: "str | Scorer"
     policy: "Policy | None"
     task: "Task | None"
     unknown: str
@@ -176,6 +181,7 @@ def _inputs(model: str, named: Named, rollouts: Path | None, prompts: str, out: 
     from rmtools.data.rollouts import read_metadata
     from rmtools.data.tasks.load import NAMES
     from rmtools.files import claim_folder
+    from rmtools.lm.hub import find_model
 
     policy, task, horizon, device = named
     if prompts in NAMES:
@@ -184,14 +190,18 @@ def _inputs(model: str, named: Named, rollouts: Path | None, prompts: str, out: 
     if known is not None and known.task and task and task != known.task:
         raise UserError(f"the rollouts are of the task {known.task}, --task names {task}", "leave --task out")
     named = (policy, task, horizon, device)
-    if model.startswith(IMPLICIT) and out is None:
-        raise UserError("an implicit model has no folder for its audit", "name one with --out")
-    folder = claim_folder(out or Path(model) / "audit", "audit.json", "rollouts")
-    load = _implicit if model.startswith(IMPLICIT) else _checkpoint
-    return AuditInputs(*load(model, named, known), rollouts, prompts, folder, device)
+    source = None if model.startswith(IMPLICIT) else find_model(model)
+    if source is not None and not source.commit:
+        out = out or source.folder / "audit"
+    if out is None:
+        kind = "an implicit" if source is None else "a hub"
+        raise UserError(f"{kind} model has no folder for its audit", "name one with --out")
+    folder = claim_folder(out, "audit.json", "rollouts")
+    found = _implicit(model, named, known) if source is None else _checkpoint(source.pinned, named, known)
+    return AuditInputs(*found, rollouts, prompts, folder, device)
 
 
-Found = tuple["Path | Scorer", "Policy | None", "Task | None", str]
+Found = tuple["str | Scorer", "Policy | None", "Task | None", str]
 """The audited model, its policy and task, and why they are unknown."""
 
 
@@ -206,20 +216,21 @@ def _checkpoint(model: str, named: Named, known: "RolloutMetadata | None") -> Fo
     except UserError as error:
         if known is None or any(named[:3]):
             raise
-        return Path(model), None, None, error.fact
-    return Path(model), loaded.policy, loaded.task, ""
+        return model, None, None, error.fact
+    return model, loaded.policy, loaded.task, ""
 
 
 def _implicit(model: str, named: Named, known: "RolloutMetadata | None") -> Found:
     """Return the log ratio of the named language model to the policy, the policy, and the task if one is known."""
     from rmtools.data.tasks import load_task
+    from rmtools.lm.hub import with_commit
     from rmtools.lm.implicit import load_implicit
     from rmtools.lm.policy import load_policy
     from rmtools.lm.steps import StepSettings
     from rmtools.particles.tilt import Tilt
 
     policy, task, horizon, device = named
-    name = policy or (known.policy if known else "")
+    name = policy or (with_commit(known.policy, known.policy_fingerprint) if known else "")
     if not name:
         raise UserError(
             "an implicit model is a ratio to the policy, and none is named", "name it with --policy"
@@ -252,7 +263,7 @@ def _audit(
     return audit(
         inputs.rollouts or _draw_rollouts(inputs, branching, prompts_limit, seed),
         inputs.value,
-        compare=[Path(c) for c in compare],
+        compare=compare,
         policy=inputs.policy,
         task=inputs.task,
         terminal=terminal,
@@ -298,10 +309,11 @@ def _with_sampler(report: "AuditReport", inputs: AuditInputs, seed: int) -> "Aud
 def _require_same_policy(policy: "Policy", rollouts: Path) -> None:
     """Raise ``UserError`` unless the sampler would run the policy that drew the rollouts."""
     from rmtools.data.rollouts import read_metadata
-    from rmtools.lm.checkpoint import fingerprint
+    from rmtools.lm.checkpoint import has_fingerprint
 
     known = read_metadata(rollouts)
-    if fingerprint(policy.name) != known.policy_fingerprint or policy.temperature != known.temperature:
+    same = has_fingerprint(policy.name, known.policy_fingerprint)
+    if not same or policy.temperature != known.temperature:
         raise UserError(
             "--verify would run another policy or temperature than the rollouts were drawn with",
             "name theirs with --policy, or leave --rollouts out",
@@ -319,6 +331,6 @@ def _finish(report: "AuditReport", inputs: AuditInputs, card: bool) -> None:
     for warning in report.warnings:
         print(f"note: {warning}")
     print(f"report: {inputs.folder / PAGE_FILE}")
-    if card and isinstance(inputs.value, Path):
+    if card and isinstance(inputs.value, str):
         metrics = {name: figure(report.model, name) for name in METRICS}
-        print(f"model card: {write_card(inputs.value, markdown(report), metrics)}")
+        print(f"model card: {write_card(Path(inputs.value), markdown(report), metrics)}")

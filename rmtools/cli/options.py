@@ -22,9 +22,10 @@ TerminalName = Literal["verifier", "model"]
 
 Policy = Annotated[str, model_option(help="Folder or hub name of the policy.")]
 TrainedPolicy = Annotated[
-    str | None, model_option(help="Policy; default: the one the checkpoint was trained for.")
+    str | None,
+    model_option(help="Folder or hub name of the policy; default: the one the checkpoint was trained for."),
 ]
-Model = Annotated[Path, model_option(help="Checkpoint of the value model.")]
+Model = Annotated[str, model_option(help="Checkpoint of the value model: folder or hub name.")]
 TASKS = (
     "crossing, arithmetic (either -silent too: failures unwritten), gsm8k, math, answers, or your own "
     "path/to/file.py:function"

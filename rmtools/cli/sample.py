@@ -17,6 +17,7 @@ from rmtools.cli.options import (
     work_option,
 )
 from rmtools.cli.server import BATCH, CONCURRENCY, Concurrency, ServerBatch, ServerModel, ServerUrl
+from rmtools.errors import UserError
 
 # The choices of rmtools.sampling.settings, which takes longer to import than `--help` may.
 AlgorithmName = Literal[
@@ -159,6 +160,7 @@ def command(
     """
     from rmtools.cli.sample_run import Inputs, requested, sample
     from rmtools.cli.server import server_options
+    from rmtools.lm.hub import find_model
 
     given = {
         "n_particles": n,
@@ -173,6 +175,11 @@ def command(
         "terminal": terminal,
     }
     settings, wanted = requested(algorithm, given, accuracy, audit)
+    source = find_model(model)
+    if wanted is not None and audit is None and source.commit:
+        raise UserError(f"{model} is a hub model, and has no folder of its audits", "name one with --audit")
     served = server_options(server, server_model, concurrency, server_batch)
-    inputs = Inputs(model, policy, task, horizon, device, prompts, prompt or [], served)
-    sample(inputs, settings, wanted, audit or model / "audit", out, trace, block_size, overwrite, seed)
+    inputs = Inputs(source.pinned, policy, task, horizon, device, prompts, prompt or [], served)
+    sample(
+        inputs, settings, wanted, audit or source.folder / "audit", out, trace, block_size, overwrite, seed
+    )

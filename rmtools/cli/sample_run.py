@@ -59,7 +59,7 @@ def requested(
 class Inputs:
     """The models, the task and the prompts that the options name."""
 
-    model: Path
+    model: str
     policy: str | None
     task: str | None
     horizon: int | None
@@ -259,7 +259,7 @@ def solved(record: Mapping[str, Any]) -> int | None:
 
 
 def plan_for(
-    model: Path,
+    model: str,
     loaded: "Loaded",
     settings: "SamplerSettings",
     prompts: Sequence[str],
@@ -274,7 +274,7 @@ def plan_for(
 
     return SamplePlan(
         **drawn_from(loaded.policy, loaded.task, prompts, seed),
-        model=str(model),
+        model=model,
         model_fingerprint=fingerprint(model),
         floor=loaded.value.tilt.floor,
         sampler=settings,

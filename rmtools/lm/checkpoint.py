@@ -16,7 +16,7 @@ from rmtools.codec import check_ranges, load_json, save_json
 from rmtools.errors import UserError
 from rmtools.files import read_json
 from rmtools.lm.classifier import adapted, merged, new_token_classifier, require_head, saved_classifier
-from rmtools.lm.hub import COMMIT, cached_commit, find_model, with_commit
+from rmtools.lm.hub import COMMIT, cached_commit, find_model, split_name, with_commit
 from rmtools.lm.policy import Policy, best_device, load_tokenizer
 from rmtools.lm.steps import StepSettings, StepTokenizer
 from rmtools.lm.value import ValueModel
@@ -125,20 +125,15 @@ class CheckpointSettings:
             )
         found = load_json(cls, file, "the checkpoint's settings", SCHEMA_VERSION, RETRAIN)
         policy, base = _from_here(folder, found.policy), _from_here(folder, found.base)
-        policy_commit, base_commit = map(_commit, (found.policy_fingerprint, found.base_fingerprint))
-        revision = found.base_revision or ("" if Path(base).is_dir() else base_commit)
-        return replace(found, policy=with_commit(policy, policy_commit), base=base, base_revision=revision)
+        policy = with_commit(policy, found.policy_fingerprint)
+        revision = found.base_revision or split_name(with_commit(base, found.base_fingerprint))[1]
+        return replace(found, policy=policy, base=base, base_revision=revision)
 
 
 def _from_here(folder: Path, model: str) -> str:
     """Return a model's folder relative to the working directory, if it was named relative to the checkpoint."""
     local = folder / model
     return os.path.relpath(local) if model and not Path(model).is_absolute() and local.is_dir() else model
-
-
-def _commit(fingerprint: str) -> str:
-    """Return the commit that a fingerprint is, "" if it is a hash of weights."""
-    return fingerprint if COMMIT.fullmatch(fingerprint) else ""
 
 
 def load_value_model(
@@ -221,7 +216,7 @@ def _leaves_weights(folder: Path, settings: CheckpointSettings, policy: Policy) 
     found = read_json(folder / "adapter_config.json", "the adapter's configuration")
     if not isinstance(found, dict) or found.get("bias", "none") != "none":
         return False
-    return fingerprint(policy.name) == settings.base_fingerprint
+    return has_fingerprint(policy.name, settings.base_fingerprint)
 
 
 def _share_weights(model: torch.nn.Module, owner: torch.nn.Module) -> None:
@@ -250,3 +245,11 @@ def fingerprint(model: str | Path) -> str:
             while block := stream.read(1 << 20):
                 digest.update(block)
     return digest.hexdigest()[:16] if files else ""
+
+
+def has_fingerprint(model: str, recorded: str) -> bool:
+    """Return whether a model is the recorded one; a hub copy of a folder's weights is, too."""
+    if fingerprint(model) == recorded:
+        return True
+    copy = not COMMIT.fullmatch(recorded) and COMMIT.fullmatch(split_name(model)[1])
+    return bool(recorded and copy) and fingerprint(find_model(model).folder) == recorded

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rmtools.errors import UserError, reason
-from rmtools.lm.hub import COMMIT, find_model, with_commit
+from rmtools.lm.hub import find_model, with_commit
 from rmtools.lm.policy import LOAD_ERRORS, not_a_model
 
 if TYPE_CHECKING:
@@ -70,8 +70,7 @@ def new_token_classifier(model: str, seed: int, *, revision: str = "", **options
 
 def source_name(model: Any) -> str:
     """Return the folder or ``org/name@commit`` that a model was loaded from, "" if it does not say."""
-    commit = getattr(model.config, "_commit_hash", None) or ""
-    return with_commit(str(model.name_or_path), commit if COMMIT.fullmatch(commit) else "")
+    return with_commit(str(model.name_or_path), getattr(model.config, "_commit_hash", None) or "")
 
 
 def _classifier_config(model: Path) -> Any:

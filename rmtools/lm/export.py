@@ -3,10 +3,11 @@
 import shutil
 from pathlib import Path
 
-from rmtools.errors import UserError
+from rmtools.errors import UserError, reason
 from rmtools.files import claim_folder, replacing_files, write_json
 from rmtools.lm.card import CARD_FILE
 from rmtools.lm.checkpoint import MODEL_FILES, CheckpointSettings, fingerprint, load_value_model
+from rmtools.lm.hub import FILES, NOT_READ, find_model, is_hub_name, status
 
 MARK_FILE = "export.json"
 """Marks an export: only such a folder is overwritten, never a trained checkpoint."""
@@ -21,10 +22,11 @@ def export_merged(checkpoint: str | Path, out: str | Path) -> Path:
     import torch
     from safetensors import SafetensorError
 
-    checkpoint, out = Path(checkpoint), Path(out)
+    source, out = find_model(checkpoint), Path(out)
+    checkpoint = source.folder
     if out.resolve() == checkpoint.resolve():
         raise UserError(f"the output folder {out} is the checkpoint itself", "choose another folder")
-    value, settings = load_value_model(checkpoint, device=torch.device("cpu"))
+    value, settings = load_value_model(source.pinned, device=torch.device("cpu"))
     claim_folder(out, MARK_FILE)
     with replacing_files(out, last=MARK_FILE, instead_of=MODEL_FILES) as temporary:
         try:
@@ -33,10 +35,95 @@ def export_merged(checkpoint: str | Path, out: str | Path) -> Path:
             raise OSError(str(error)) from error
         value.steps.tokenizer.save_pretrained(str(temporary))
         settings.save(temporary, seen_from=out)
-        write_json(temporary / MARK_FILE, {"schema_version": 1, "merged_from": fingerprint(checkpoint)})
+        write_json(temporary / MARK_FILE, {"schema_version": 1, "merged_from": fingerprint(source.pinned)})
         if (checkpoint / CARD_FILE).exists():
             shutil.copy(checkpoint / CARD_FILE, temporary / CARD_FILE)
     return out
+
+
+def push(folder: str | Path, name: str, private: bool = False) -> str:
+    """Upload a checkpoint with its tokenizer, settings and model card to the hub; return its name with the new commit.
+
+    Weights of an earlier upload are replaced.
+
+    Parameters
+    ----------
+    folder : path
+        A checkpoint or an export.
+    name : str
+        ``org/name``; made if the hub has no such model.
+    private : bool
+        Make it a private one.
+
+    Raises
+    ------
+    UserError
+        If the checkpoint cannot be loaded, has no model card, or needs a base that is a folder of this machine; if a private
+        upload would be public, or the hub refuses it or cannot be reached.
+    """
+    import httpx2
+    from huggingface_hub import HfApi
+
+    folder = Path(folder)
+    if "/" not in name or not is_hub_name(name):
+        raise UserError(f"{name!r} is no name on the hub", "name it as org/name, or user/name")
+    _require_complete(folder)
+    client, message = HfApi(), "Upload a checkpoint of rmtools"
+    try:
+        client.create_repo(name, private=private or None, exist_ok=True)
+        public = private and not client.model_info(name).private
+        if not public:
+            kept, replaced = list(FILES), list(MODEL_FILES)
+            done = client.upload_folder(
+                repo_id=name,
+                folder_path=folder,
+                commit_message=message,
+                allow_patterns=kept,
+                ignore_patterns=list(NOT_READ),
+                delete_patterns=replaced,
+            )
+    except (OSError, httpx2.HTTPError) as error:
+        raise _not_pushed(folder, name, private, error) from error
+    if public:
+        raise UserError(
+            f"the hub's model {name} is public", "choose another name, or make it private there first"
+        )
+    return f"{name}@{done.oid}"
+
+
+def _require_complete(folder: Path) -> None:
+    """Raise ``UserError`` unless others can load the checkpoint: weights with head, tokenizer, settings, base, card."""
+    import torch
+
+    if not folder.is_dir():
+        raise UserError(
+            f"there is no folder {folder} to push", "name the folder of a checkpoint or an export"
+        )
+    _, settings = load_value_model(folder, device=torch.device("cpu"))
+    if (folder / "adapter_config.json").exists() and Path(settings.base).is_dir():
+        raise UserError(
+            f"{folder} is an adapter on a folder of this machine ({settings.base}): nobody else could load it",
+            "push a whole model: `rmtools export --merge` writes one",
+        )
+    if not (folder / CARD_FILE).exists():
+        raise UserError(
+            f"{folder} has no model card ({CARD_FILE})", "write one, or let the audit of the checkpoint do it"
+        )
+
+
+def _not_pushed(folder: Path, name: str, private: bool, error: Exception) -> UserError:
+    """Return the error for an upload that failed."""
+    refused = status(error) in (401, 403, 404) or "token" in str(error).lower()
+    how = (
+        "run `hf auth login` with a token that may write there"
+        if refused
+        else "check the network and HF_HUB_OFFLINE"
+    )
+    again = f"rmtools export --model {folder} --push {name}{' --private' if private else ''}"
+    return UserError(
+        f"{folder} could not be pushed to {name}: {reason(error)}; the folder is complete",
+        f"{how}, then push again: {again}",
+    )
 
 
 def serving_notes(settings: CheckpointSettings, out: Path) -> str:

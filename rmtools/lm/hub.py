@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rmtools.errors import UserError, reason
 
-FILES = (*("*.safetensors", "*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja", "README.md"),)
+FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja", "README.md")
 """The files of a model that are read: weights, configuration, tokenizer, card."""
 NOT_READ = ("*/*", "consolidated*")
 PICKLED = ("pytorch_model*.bin",)
@@ -50,7 +50,7 @@ class FoundModel:
         return with_commit(self.name, self.commit)
 
     def __str__(self) -> str:
-        return with_commit(self.name, self.commit[:8])
+        return f"{self.name}@{self.commit[:8]}" if self.commit else self.name
 
 
 def find_model(name: str | Path, revision: str = "") -> FoundModel:
@@ -91,9 +91,10 @@ def split_name(name: str) -> tuple[str, str]:
     return repository, revision
 
 
-def with_commit(name: str, commit: str) -> str:
-    """Return ``name@commit``; the name itself without a commit, for a folder, or if it has a revision already."""
-    return name if not commit or "@" in name or Path(name).is_dir() else f"{name}@{commit}"
+def with_commit(name: str, fingerprint: str) -> str:
+    """Return ``org/name@commit`` if the fingerprint is a commit; the name as it is for a folder, or if it has a revision."""
+    known = "@" in name or Path(name).is_dir() or not COMMIT.fullmatch(fingerprint)
+    return name if known else f"{name}@{fingerprint}"
 
 
 def is_hub_name(name: str) -> bool:

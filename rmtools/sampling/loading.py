@@ -47,8 +47,10 @@ def load(
         Also if the task has another number of steps than the checkpoint was trained for.
     """
     from rmtools.lm.checkpoint import CheckpointSettings, load_value_model
+    from rmtools.lm.hub import find_model
     from rmtools.lm.policy import load_policy
 
+    model = find_model(model).pinned
     settings = CheckpointSettings.load(model)
     chosen = task_of(model, settings, task, horizon)
     if connect is not None:

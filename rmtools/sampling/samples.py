@@ -12,6 +12,7 @@ from rmtools.data.prompts import Prompt, check_prompts, prompt_texts
 from rmtools.data.tasks import Answering, Task, load_task
 from rmtools.errors import UserError
 from rmtools.lm.checkpoint import CheckpointSettings, load_value_model
+from rmtools.lm.hub import find_model
 from rmtools.lm.particles import Terminal
 from rmtools.lm.policy import Policy, load_policy
 from rmtools.lm.protocol import Scorer, StepPolicy
@@ -284,8 +285,8 @@ def sample(
 
     Parameters
     ----------
-    model : path, or Scorer
-        A checkpoint, or anything that scores prefixes.
+    model : path, hub name or Scorer
+        A checkpoint (a folder, ``org/name`` or ``org/name@revision``), or anything that scores prefixes.
     prompts : sequence of str, Prompt or dict
         Texts, or items of `load_prompts`.
     n_particles : int, optional
@@ -295,7 +296,7 @@ def sample(
         settings of one sampler, which the arguments below change as far as the name allows.
     seed : int
         Seed of every draw. Prompts are drawn in blocks, so a solution depends on the list it is in.
-    policy : path or StepPolicy, optional
+    policy : path, hub name or StepPolicy, optional
         What solutions are drawn from. Default: the policy the checkpoint was trained for; a Scorer remembers none.
     task : str or Task, optional
         Verifies the solutions and reads their answers. Default: the checkpoint's; without one there are no rewards.
@@ -387,6 +388,7 @@ def _models(
 ) -> tuple[Scorer, StepPolicy, Task | None]:
     """Return value model, policy and task, loaded if they are named; an adapter on the policy's weights shares them."""
     if isinstance(model, str | Path):
+        model = find_model(model).pinned
         known = CheckpointSettings.load(model)
         steps, temperature, policy = known.steps, known.temperature, policy or known.policy
         if isinstance(task, str) or (task is None and known.task):

@@ -296,7 +296,7 @@ def test_export(run, value_folder, tmp_path):
     }
     check_error(run("export", "--model", value_folder, "--out", tmp_path / "b"), "--merge")
     check_error(
-        run("export", "--model", tmp_path / "nowhere", "--merge", "--out", tmp_path / "b"), "no checkpoint"
+        run("export", "--model", tmp_path / "nowhere", "--merge", "--out", tmp_path / "b"), "no model at"
     )
     assert not (tmp_path / "b").exists()
 

@@ -1,8 +1,6 @@
 """Models by their names on the hub: found, recorded by commit, pushed; against a stand-in (tests/hub.py)."""
 
 import json
-import shutil
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,34 +8,17 @@ import torch
 
 from rmtools.errors import UserError
 from rmtools.lm import hub as names
-from rmtools.lm.checkpoint import SETTINGS_FILE, CheckpointSettings, fingerprint, load_value_model
+from rmtools.lm.checkpoint import (
+    SETTINGS_FILE,
+    CheckpointSettings,
+    fingerprint,
+    has_fingerprint,
+    load_value_model,
+)
 from rmtools.lm.classifier import new_token_classifier, source_name
+from rmtools.lm.export import export_merged, push
 from rmtools.lm.hub import find_model, is_hub_name, split_name
 from rmtools.lm.policy import load_policy, load_tokenizer
-
-
-@pytest.fixture(autouse=True)
-def _nothing_downloaded(monkeypatch):
-    monkeypatch.setattr(names, "_downloaded", {})
-
-
-@pytest.fixture
-def remote_checkpoint(hub, policy_folder, value_folder, tmp_path):
-    """The names of a policy and of an adapter on it, both on the hub."""
-    commit = hub.put("org/policy", policy_folder)
-    folder = tmp_path / "prm"
-    shutil.copytree(value_folder, folder)
-    settings = CheckpointSettings.load(value_folder)
-    replace(
-        settings,
-        policy=f"org/policy@{commit}",
-        policy_fingerprint=commit,
-        base="org/policy",
-        base_revision=commit,
-        base_fingerprint=commit,
-    ).save(folder)
-    hub.put("org/prm", folder)
-    return "org/policy", "org/prm"
 
 
 def test_the_stand_in_keeps_commits_and_a_cache(hub, tmp_path):
@@ -165,16 +146,12 @@ def test_a_classifier_says_where_it_comes_from(hub, policy_folder):
 
 
 def test_a_checkpoint_of_the_hub_gives_the_values_of_its_folder(
-    hub, remote_checkpoint, policy_folder, value, step_tokenizer, prompts
+    hub, remote, value, step_tokenizer, prompts, tmp_path
 ):
-    name, checkpoint = remote_checkpoint
+    name, checkpoint = remote.policy, remote.prm
     tree = [step_tokenizer.encode(p, []) for p in prompts]
     expected = [v.log_value for v in value.score(tree)]
-    other = policy_folder.parent / "other"  # a newer commit of the base changes nothing
-    if not other.exists():
-        shutil.copytree(policy_folder, other)
-        (other / "model.safetensors").write_bytes(b"damaged")
-    hub.put(name, other)
+    hub.put(name, _folder(tmp_path / "newer", **{"config.json": "{}"}))  # changes nothing
     found, settings = load_value_model(checkpoint)
     assert found.name == f"{checkpoint}@{hub.commits[checkpoint][0][:8]}"
     assert settings.policy == f"{name}@{hub.commits[name][0]}"
@@ -188,8 +165,31 @@ def test_a_checkpoint_of_the_hub_gives_the_values_of_its_folder(
     assert "untrained" in untrained.name
 
 
-def test_names_of_an_older_checkpoint_are_pinned_by_their_fingerprints(hub, remote_checkpoint):
-    name, checkpoint = remote_checkpoint
+def test_a_copy_on_the_hub_has_the_fingerprint_of_its_folder(hub, policy_folder, tmp_path):
+    local, commit = fingerprint(policy_folder), hub.put("org/policy", policy_folder)
+    other = hub.put("org/other", _folder(tmp_path / "other", **{"model.safetensors": "other"}))
+    for name, recorded, same in (
+        (str(policy_folder), local, True),
+        (f"org/policy@{commit}", local, True),
+        (f"org/policy@{commit}", commit, True),
+        (f"org/other@{other}", local, False),
+        (f"org/other@{other}", commit, False),
+        (str(policy_folder), commit, False),
+        (f"org/policy@{commit}", "", False),
+    ):
+        assert has_fingerprint(name, recorded) is same
+
+
+def test_sampling_from_python(hub, remote, prompts):
+    import rmtools as rm
+
+    found = rm.sample(remote.prm, prompts[:2], n_particles=2)
+    local = rm.sample(str(remote.folder), prompts[:2], n_particles=2, policy=remote.policy)
+    assert [s.best for s in found] == [s.best for s in local]
+
+
+def test_names_of_an_older_checkpoint_are_pinned_by_their_fingerprints(hub, remote):
+    name, checkpoint = remote.policy, remote.prm
     folder = find_model(checkpoint).folder
     written = json.loads((folder / SETTINGS_FILE).read_text())
     (folder / SETTINGS_FILE).write_text(json.dumps({**written, "policy": name, "base_revision": ""}))
@@ -199,3 +199,73 @@ def test_names_of_an_older_checkpoint_are_pinned_by_their_fingerprints(hub, remo
         name,
         hub.commits[name][0],
     )
+
+
+# Pushing
+
+
+def test_what_is_pushed_and_pulled_gives_equal_values(
+    hub, value_folder, value, step_tokenizer, prompts, tmp_path
+):
+    merged = export_merged(value_folder, tmp_path / "merged")
+    (merged / "README.md").write_text("# A card\n")
+    (merged / "notes.pdf").write_text("")
+    (merged / "audit").mkdir()
+    (merged / "audit" / "audit.json").write_text("{}")
+    name = push(merged, "org/merged", private=True)
+    assert name == f"org/merged@{hub.commits['org/merged'][-1]}"
+    assert hub.private == {"org/merged"}
+    expected = {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "rmtools.json",
+        "README.md",
+        "export.json",
+    }
+    assert expected <= set(hub.files("org/merged"))
+    assert not {"notes.pdf", "audit/audit.json"} & set(hub.files("org/merged"))
+    pulled, settings = load_value_model(name)
+    tree = [step_tokenizer.encode(p, []) for p in prompts]
+    for mine, its in zip(load_value_model(merged)[0].score(tree), pulled.score(tree), strict=True):
+        np.testing.assert_array_equal(mine.log_value, its.log_value)
+    for mine, its in zip(value.score(tree), pulled.score(tree), strict=True):
+        np.testing.assert_allclose(mine.log_value, its.log_value, atol=1e-5)
+    assert settings.steps == value.steps.settings
+
+
+def test_an_adapter_replaces_merged_weights_of_an_earlier_upload(hub, remote, tmp_path):
+    hub.put(
+        "org/mine", _folder(tmp_path / "old", **{"model.safetensors": "", "config.json": "{}", "x.md": ""})
+    )
+    push(remote.folder, "org/mine")
+    files = set(hub.files("org/mine"))
+    assert {"adapter_model.safetensors", "adapter_config.json", "x.md"} <= files
+    assert not {"model.safetensors", "config.json"} & files
+
+
+def test_what_is_not_pushed(hub, remote, value_folder, tmp_path):
+    with pytest.raises(UserError, match="adapter on a folder of this machine"):
+        push(value_folder, "org/mine")
+    for name in ("prm", "org/a/b", "org/prm@v1", "./prm"):
+        with pytest.raises(UserError, match="no name on the hub"):
+            push(remote.folder, name)
+    with pytest.raises(UserError, match="is public"):
+        push(remote.folder, remote.prm, private=True)
+    with pytest.raises(UserError, match="no folder"):
+        push(remote.prm, "org/mine")
+    hub.writable = False
+    with pytest.raises(UserError, match="403") as error:
+        push(remote.folder, "org/mine")
+    assert "hf auth login" in error.value.fix
+    hub.writable, hub.online = True, False
+    with pytest.raises(UserError, match="could not be pushed"):
+        push(remote.folder, "org/mine")
+    hub.online = True
+    (remote.folder / "README.md").unlink()
+    with pytest.raises(UserError, match="no model card"):
+        push(remote.folder, "org/mine")
+    (remote.folder / "adapter_model.safetensors").write_bytes(b"half")
+    with pytest.raises(UserError, match="cannot be read"):
+        push(remote.folder, "org/mine")
+    assert set(hub.commits) == {"org/policy", "org/prm"}

@@ -16,6 +16,7 @@ from rmtools.errors import UserError
 from rmtools.lm.checkpoint import fingerprint, load_value_model
 from rmtools.lm.classifier import new_token_classifier
 from rmtools.lm.steps import StepSettings
+from rmtools.lm.value import ValueModel
 from rmtools.training.trainer import PRMTrainer
 
 TRL = [
@@ -214,3 +215,24 @@ def test_upload(policy_folder, rollouts, settings, tmp_path, monkeypatch, caplog
     assert b"process-reward-model" in files["README.md"]
     assert json.loads(files["rmtools.json"])["training"]["global_steps"] == 3
     assert "--merge" in caplog.text  # its base is a folder of this machine
+
+
+@pytest.mark.filterwarnings("ignore:Could not find a config file:UserWarning")  # peft asks the real hub
+def test_training_on_a_model_of_the_hub(hub, policy_folder, rollouts, settings, tmp_path):
+    """The checkpoint is of the commit it began with, under names that others can load."""
+    commit = hub.put("org/policy", policy_folder)
+    metadata = RolloutMetadata(f"org/policy@{commit}", commit, "crossing", 3, settings, 1.0, 5)
+    trainer = PRMTrainer("org/policy", config(tmp_path), Rollouts(rollouts, metadata))
+    trainer.train()
+    trainer.save_model()
+    hub.put("org/policy", tmp_path / "out")
+    value, found = load_value_model(tmp_path / "out")
+    assert (found.base, found.base_revision, found.base_fingerprint) == ("org/policy", commit, commit)
+    assert (found.policy, found.policy_fingerprint) == (f"org/policy@{commit}", commit)
+    assert "base_model: org/policy" in (tmp_path / "out" / "README.md").read_text()
+    adapter = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert adapter["base_model_name_or_path"] == "org/policy"
+    tree = [trainer.steps.encode(r.prompt, r.steps) for r in rollouts[:2]]
+    mine = ValueModel(trainer.model.eval(), trainer.steps, value.tilt).score(tree)
+    for a, b in zip(mine, value.score(tree), strict=True):
+        np.testing.assert_allclose(a.log_value, b.log_value, atol=1e-5)
