@@ -13,6 +13,7 @@ from rmtools.stats.bellman_error import bellman_estimator
 from rmtools.stats.bootstrap import (
     Estimator,
     bootstrap,
+    bootstrap_all,
     cluster_bootstrap,
     cluster_sums,
     first_mean,
@@ -262,24 +263,42 @@ def test_quantile_interval_and_fraction_bound_cover():
     assert hits[2] / replicates >= 0.93
 
 
-def audit_intervals(population, rng, n_prompts, n, k, r):
+# Estimator and statistic of each asserted interval.
+ASSERTED = {
+    "squared": ("bellman", "ratio"),
+    "log square": ("bellman", "corrected"),
+    "z": ("z", "z"),
+    "sigma2": ("sigma2", "sigma2"),
+    "influence": ("influence", "variance"),
+}
+
+
+def audit_estimators(population, rng, n_prompts, n, k, r):
     prompts = rng.integers(population.size, size=n_prompts)
     _, log_value, kids, extra, phi = population.audit(prompts, n, k, r, rng)
     horizon = population.horizon
     errors = prefix_errors(log_value[:, :, :-1].ravel(), kids.reshape(-1, k))
     label, depth = np.repeat(np.arange(n_prompts), n * horizon), np.tile(np.arange(horizon), n_prompts * n)
     spread = [influence_sd(*row) for row in zip(log_value, phi, extra, strict=True)]
-    found = bootstrap(
-        {
-            "bellman": bellman_estimator(errors, label, depth, horizon),
-            "sigma2": sigma2_estimator(all_parts(log_value, extra, phi)),
-            "influence": influence_estimator(spread),
-            "z": Estimator({"z": (phi.mean(axis=1, keepdims=True), first_mean)}, lambda found: found["z"]),
-        },
-        rng,
-        400,
-    )
     return {
+        "bellman": bellman_estimator(errors, label, depth, horizon),
+        "sigma2": sigma2_estimator(all_parts(log_value, extra, phi)),
+        "influence": influence_estimator(spread),
+        "z": Estimator({"z": (phi.mean(axis=1, keepdims=True), first_mean)}, lambda found: found["z"]),
+    }
+
+
+def intervals(estimators, rng):
+    """The asserted intervals alone: their statistics see the same resamples as in an audit, which has forty more."""
+    return bootstrap_all({name: estimators[e].sums[part] for name, (e, part) in ASSERTED.items()}, rng, 400)
+
+
+def test_intervals_by_themselves_are_those_of_the_audit():
+    estimators = audit_estimators(
+        Population(300, 3, np.random.default_rng(80)), np.random.default_rng(81), 60, 6, 16, 3
+    )
+    found = bootstrap(estimators, np.random.default_rng(1), 400)
+    assert intervals(estimators, np.random.default_rng(1)) == {
         "squared": found["bellman"].ratio_error.mean_square,
         "log square": found["bellman"].corrected.mean_square,
         "z": found["z"],
@@ -293,7 +312,7 @@ def test_intervals_of_an_audit_cover_the_population():
     truth, rng, replicates = population.truth(), np.random.default_rng(81), 300
     hits, estimates = dict.fromkeys(truth, 0), {name: [] for name in truth}
     for _ in range(replicates):
-        for name, interval in audit_intervals(population, rng, 60, 6, 16, 3).items():
+        for name, interval in intervals(audit_estimators(population, rng, 60, 6, 16, 3), rng).items():
             hits[name] += interval.contains(truth[name])
             estimates[name].append(interval.estimate)
     coverage = {name: count / replicates for name, count in hits.items()}
