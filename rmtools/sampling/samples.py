@@ -331,6 +331,10 @@ def sample(
     >>> samples[0].best.count("\n"), round(float(samples[0].weights.sum()), 6), samples[0].ess.shape
     (3, 1.0, (3,))
     """
+    if unknown := sorted(options.keys() - SamplerOptions.__annotations__):
+        raise TypeError(
+            f"sample() has no argument {unknown[0]!r}; its options: {', '.join(SamplerOptions.__annotations__)}"
+        )
     settings = settings_for(algorithm, n_particles=n_particles, terminal=terminal, **options)
     check_seed(seed)
     value, source, verifier = _models(model, policy, task, device)

@@ -329,6 +329,10 @@ class TestSample:
         with pytest.raises(rm.UserError, match=word):
             rm.sample(**arguments)
 
+    def test_an_unknown_option_lists_the_known_ones(self):
+        with pytest.raises(TypeError, match=r"n_particle'.*pool_size"):
+            rm.sample("prm", ["a"], n_particle=3)
+
     def test_a_scorer_needs_a_policy(self, value, prompts):
         with pytest.raises(rm.UserError, match="policy"):
             rm.sample(value, prompts[:1])
