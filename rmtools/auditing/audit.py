@@ -77,6 +77,13 @@ def audit(
     ------
     UserError
         If there are no rollouts, an outcome is missing, or a model gives NaN (the prefix is named).
+
+    Examples
+    --------
+    >>> import rmtools as rm
+    >>> report = rm.audit("rollouts", "prm")
+    >>> [model.role for model in report.models]
+    ['model', 'constant', 'position only', 'untrained']
     """
     from rmtools.auditing.load_models import load_models, paired, pinned
     from rmtools.data.rollouts import rollouts_fingerprint

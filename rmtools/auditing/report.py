@@ -45,6 +45,13 @@ class AuditReport:
         What a reader must know before trusting a figure.
     measured : MeasuredAccuracy or None
         What the sampler did at the predicted particles.
+
+    Examples
+    --------
+    >>> import rmtools as rm
+    >>> report: rm.AuditReport = rm.audit("rollouts", "prm", controls=False)
+    >>> report.model.role, report.provenance["n_prompts"], len(str(report).splitlines()) <= 12
+    ('model', 24, True)
     """
 
     models: tuple[ModelAudit, ...]

@@ -193,7 +193,7 @@ def rollouts_folder(tmp_path_factory, policy, task):
     return folder
 
 
-@pytest.mark.parametrize("name", sorted({*rm.__all__} - {"audit", "AuditReport"}))
+@pytest.mark.parametrize("name", rm.__all__)
 @pytest.mark.filterwarnings("ignore")
 def test_examples(name, workspace, task, capsys):
     """Each name has a docstring of its own whose example shows what it returns."""
@@ -377,7 +377,7 @@ def test_a_prompts_file_without_prompts(tmp_path):
             rm.load_prompts(tmp_path / name)
 
 
-RESULTS = ("ExactResult", "Rollouts", "SMCResult", "Samples")
+RESULTS = ("AuditReport", "ExactResult", "Rollouts", "SMCResult", "Samples")
 
 
 @pytest.mark.parametrize("name", RESULTS)
