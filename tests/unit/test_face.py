@@ -253,6 +253,21 @@ def test_readme_five_lines(workspace, capsys):
     assert out.rstrip("\n").splitlines()[-1].startswith(("s ", "d ", "u ", "F"))
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_readme_audit(workspace, capsys, monkeypatch):
+    block = next(b for b in python_blocks() if "compare=" in b)
+    folder = workspace / "elsewhere"
+    (folder / "rollouts").mkdir(parents=True)
+    (folder / "rollouts/audit").symlink_to(workspace / "rollouts")
+    for name, target in (("policy", "policy"), ("prm", "prm"), ("other-prm", "prm")):
+        (folder / name).symlink_to(workspace / target)
+    monkeypatch.chdir(folder)
+    names: dict[str, object] = {}
+    exec(compile(block, "README.md", "exec"), names)
+    assert [*names["report"].pairs] == ["compare 1"]
+    assert "compare 1" in capsys.readouterr().out
+
+
 class TestSample:
     """`rm.sample` against the command, and its refusals."""
 
