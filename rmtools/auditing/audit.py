@@ -18,6 +18,7 @@ from rmtools.auditing.report import AuditReport
 from rmtools.auditing.rows import limited, provenance_of, rows_of, tokens_of
 from rmtools.errors import UserError
 from rmtools.particles.arguments import check_seed
+from rmtools.stats.paired import PairedDifference
 
 if TYPE_CHECKING:
     import torch
@@ -81,11 +82,10 @@ def audit(
     Examples
     --------
     >>> import rmtools as rm
-    >>> report = rm.audit("rollouts", "prm")
-    >>> [model.role for model in report.models]
+    >>> [model.role for model in rm.audit("rollouts", "prm").models]
     ['model', 'constant', 'position only', 'untrained']
     """
-    from rmtools.auditing.load_models import load_models, paired, pinned
+    from rmtools.auditing.load_models import load_models, pinned
     from rmtools.data.rollouts import rollouts_fingerprint
     from rmtools.lm.particles import check_terminal_name
 
@@ -101,20 +101,32 @@ def audit(
     scored = [_score(model, rows, shown) for model in models]
     enumerated = enumerate_rollouts(rows, metadata, models, policy, task, shown)
     options = AuditOptions(delta_cv, delta_tv, tokens_of(rows, models[0].scorer))
-    found, pairs = [], {}
+    found = []
     for k, (model, its) in enumerate(zip(models, scored, strict=True)):
         exact = (None, None) if enumerated is None else (enumerated.log_errors(model), enumerated.cost(model))
         found.append(audit_model(model.subject, *its, options, np.random.default_rng([seed, k]), *exact))
-        if model.subject.role.startswith("compare"):
-            rng = np.random.default_rng([seed, 999 + k])
-            pairs[model.subject.role] = paired((models[0], scored[0]), (model, its), rng)
     outside = None if enumerated is None else enumerated.coverage()
     provenance = provenance_of(rows, metadata, settings["model"]) | _checkpoint(
         models[0].subject, value_model
     )
     asked = {"seed": seed, "delta_cv": delta_cv, "delta_tv": delta_tv, "rollouts_fingerprint": fingerprint}
     warnings = tuple(notes(rows, metadata, settings, found, fingerprint, outside))
-    return AuditReport(tuple(found), pairs, provenance | asked, outside, warnings)
+    return AuditReport(tuple(found), _pairs(models, scored, seed), provenance | asked, outside, warnings)
+
+
+def _pairs(
+    models: "Sequence[AuditedModel]", scored: "Sequence[Scored]", seed: int
+) -> dict[str, PairedDifference]:
+    """Return the paired differences of the first model and every compared one."""
+    from rmtools.auditing.load_models import paired
+
+    return {
+        model.subject.role: paired(
+            (models[0], scored[0]), (model, its), np.random.default_rng([seed, 999 + k])
+        )
+        for k, (model, its) in enumerate(zip(models, scored, strict=True))
+        if model.subject.role.startswith("compare")
+    }
 
 
 @contextlib.contextmanager
