@@ -106,9 +106,8 @@ def audit(
         exact = (None, None) if enumerated is None else (enumerated.log_errors(model), enumerated.cost(model))
         found.append(audit_model(model.subject, *its, options, np.random.default_rng([seed, k]), *exact))
     outside = None if enumerated is None else enumerated.coverage()
-    provenance = provenance_of(rows, metadata, settings["model"]) | _checkpoint(
-        models[0].subject, value_model
-    )
+    checkpoint = _checkpoint(models[0].subject, value_model)
+    provenance = provenance_of(rows, metadata, settings["model"]) | checkpoint
     asked = {"seed": seed, "delta_cv": delta_cv, "delta_tv": delta_tv, "rollouts_fingerprint": fingerprint}
     warnings = tuple(notes(rows, metadata, settings, found, fingerprint, outside))
     return AuditReport(tuple(found), _pairs(models, scored, seed), provenance | asked, outside, warnings)
