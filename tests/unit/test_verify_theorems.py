@@ -201,13 +201,12 @@ def test_algorithm2_at_its_bounds():
 
 @pytest.mark.parametrize("log_acceptance", [0.0, -np.inf], ids=["all", "none"])
 def test_algorithm2_needs_its_acceptance(monkeypatch, log_acceptance):
-    shape = algorithm2.TREES[0]
-    assert algorithm2.measure(shape, 2000, rng())["holds"]
+    """With it the same call holds: `test_algorithm2_at_its_bounds`."""
     monkeypatch.setattr(
         metropolis, "log_acceptance", lambda current, proposed: np.full_like(proposed, log_acceptance)
     )
     monkeypatch.setattr(algorithm2, "cheapest", lambda model, chains, rng: (1, 1))
-    assert not algorithm2.measure(shape, 2000, rng())["holds"]
+    assert not algorithm2.measure(algorithm2.TREES[0], 2000, rng())["holds"]
 
 
 def test_enumerated_runs_by_hand():
