@@ -61,8 +61,8 @@ def push(folder: str | Path, name: str, private: bool = False) -> str:
         If the checkpoint cannot be loaded, has no model card, or needs a base that is a folder of this machine; if a private
         upload would be public, or the hub refuses it or cannot be reached.
     """
-    import httpx2
     from huggingface_hub import HfApi
+    from huggingface_hub.errors import HTTPError
 
     folder = Path(folder)
     if "/" not in name or not is_hub_name(name):
@@ -82,7 +82,7 @@ def push(folder: str | Path, name: str, private: bool = False) -> str:
                 ignore_patterns=list(NOT_READ),
                 delete_patterns=replaced,
             )
-    except (OSError, httpx2.HTTPError) as error:
+    except (OSError, HTTPError) as error:
         raise _not_pushed(folder, name, private, error) from error
     if public:
         raise UserError(

@@ -124,14 +124,14 @@ def cached_commit(name: str) -> str:
 
 def _download(repository: str, revision: str) -> Path:
     """Return the folder of a hub model in the cache; download what is missing there."""
-    import httpx2
     import huggingface_hub
+    from huggingface_hub.errors import HTTPError
 
     try:
         # Downloading alone would wait for ever on a network that drops packets.
         huggingface_hub.HfApi().model_info(repository, revision=revision or None, timeout=SECONDS)
         return _snapshot(repository, revision, local=False)
-    except (OSError, httpx2.HTTPError) as error:
+    except (OSError, HTTPError) as error:
         try:
             return _snapshot(repository, revision, local=True)
         except FileNotFoundError:
