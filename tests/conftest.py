@@ -19,13 +19,6 @@ HORIZON = 3
 FLOOR = 0.05
 
 
-def pytest_configure(config):
-    # peft 0.19 asks transformers for an attribute under its old name.
-    config.addinivalue_line(
-        "filterwarnings", "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
-    )
-
-
 @pytest.fixture(scope="session")
 def task():
     from rmtools.data.tasks import Crossing
@@ -113,19 +106,18 @@ def value_folder(policy_folder, tokenizer, settings) -> Path:
     from peft import LoraConfig, TaskType, get_peft_model
 
     from rmtools.lm.checkpoint import CheckpointSettings, fingerprint
-    from rmtools.lm.classifier import new_token_classifier
+    from rmtools.lm.classifier import new_token_classifier, without_renaming_notice
 
     torch.manual_seed(1)
-    model = get_peft_model(
-        new_token_classifier(str(policy_folder), 0),
-        LoraConfig(
-            task_type=TaskType.TOKEN_CLS,
-            r=4,
-            target_modules="all-linear",
-            exclude_modules=["score"],
-            modules_to_save=["score"],
-        ),
+    lora = LoraConfig(
+        task_type=TaskType.TOKEN_CLS,
+        r=4,
+        target_modules="all-linear",
+        exclude_modules=["score"],
+        modules_to_save=["score"],
     )
+    with without_renaming_notice():
+        model = get_peft_model(new_token_classifier(str(policy_folder), 0), lora)
     with torch.no_grad():
         for name, p in model.named_parameters():
             if "lora_B" in name:

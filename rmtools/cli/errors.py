@@ -11,7 +11,6 @@ import re
 import sys
 import time
 import traceback
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -36,8 +35,6 @@ def exit_on_user_error(wording: Callable[[str], str] = str) -> Iterator[None]:
     """
     # peft imports it if it is installed (genlm-control installs it), and it warns of CPU kernels not used here.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    # transformers warns of its own use of an attribute that it renames.
-    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
     try:
         yield
     except UserError as error:

@@ -123,11 +123,19 @@ def saved_classifier(folder: Path) -> "PreTrainedModel":
     return model
 
 
+@contextlib.contextmanager
+def without_renaming_notice() -> Iterator[None]:
+    """Silence transformers' warning that peft reads an attribute of its models that was renamed."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+        yield
+
+
 def adapted(base: Any, folder: Path) -> Any:
     """Return ``base`` under the adapter in ``folder``; raise ``UserError`` if that is damaged or incomplete."""
     from peft import PeftModel
 
-    with unreadable_weights(folder, *LOAD_ERRORS), warnings.catch_warnings():
+    with unreadable_weights(folder, *LOAD_ERRORS), without_renaming_notice():
         warnings.filterwarnings("ignore", "Found missing adapter keys")  # an error, below
         model = PeftModel.from_pretrained(base, str(folder))
     if getattr(model.peft_config["default"], "layer_replication", None):

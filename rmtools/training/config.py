@@ -1,10 +1,11 @@
 """Arguments of a training, and their checks; the trainer checks what depends on the rows."""
 
 import contextlib
+import logging
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,15 @@ import torch
 from transformers import TrainingArguments, get_scheduler
 from transformers.training_args import trainer_log_levels
 
+from rmtools.data.rollouts import Rollout
 from rmtools.errors import UserError
 from rmtools.particles.tilt import Tilt
 from rmtools.training.batching import ORDERS
 from rmtools.training.losses import DIVERGENCES
 from rmtools.training.objective import Objective
 from rmtools.training.targets import TARGETS
+
+logger = logging.getLogger(__name__)
 
 # Held-out metrics that are better when larger; all others are better when smaller.
 GREATER_IS_BETTER = ("auc", "last_auc", "label_auc")
@@ -136,8 +140,14 @@ class PRMConfig(TrainingArguments):
         False, "every trained weight takes part in every step"
     )
     logging_nan_inf_filter: bool = _argument(False, "a loss of NaN ends the run")
-    target: str = _argument("td_lambda", f"regression target of a prefix: {', '.join(TARGETS)}")
-    divergence: str = _argument("itakura_saito", f"one of: {', '.join(DIVERGENCES)}")
+    target: str = _argument(
+        None,
+        f"regression target of a prefix: {', '.join(TARGETS)}. Default: td_lambda; labels if the rows have labels only",
+    )
+    divergence: str = _argument(
+        None,
+        f"one of: {', '.join(DIVERGENCES)}. Default: itakura_saito; bce if the target becomes labels by default",
+    )
     td_lambda: float = _argument(0.5, "lambda of target td_lambda")
     n_step: int = _argument(2, "steps that target n_step looks ahead")
     ema_decay: float = _argument(0.98, "decay of the target network; 0 bootstraps from the current weights")
@@ -161,6 +171,8 @@ class PRMConfig(TrainingArguments):
         )
         if self.logging_steps is None:  # transformers evaluates as often as it logs
             self.logging_steps, self.eval_steps = 10, self.eval_steps or 500
+        self.target_by_default, self.divergence_by_default = self.target is None, self.divergence is None
+        self.target, self.divergence = self.target or "td_lambda", self.divergence or "itakura_saito"
         self._check_values()
         self._check_evaluation()
         Tilt(self.floor)
@@ -229,6 +241,19 @@ class PRMConfig(TrainingArguments):
                 )
         if metric and self.greater_is_better is None:
             self.greater_is_better = metric in GREATER_IS_BETTER
+
+    def resolve_target(self, rows: Sequence[Rollout]) -> None:
+        """Set target and divergence, as far as they are the defaults, to those of rows that have labels only."""
+        by_default, self.target_by_default = self.target_by_default, False
+        if not by_default or any(r.reward is not None or r.labels is None for r in rows):
+            return
+        self.target = "labels"
+        if self.divergence_by_default:
+            self.divergence = "bce"
+        logger.warning(
+            "the rows have labels and no rewards: target is labels, divergence %s (set `target` to choose another)",
+            self.divergence,
+        )
 
     def objective(self) -> Objective:
         """Return the training objective."""

@@ -10,7 +10,7 @@ import torch
 
 from rmtools.errors import UserError
 from rmtools.files import read_json
-from rmtools.lm.classifier import new_token_classifier
+from rmtools.lm.classifier import new_token_classifier, without_renaming_notice
 from rmtools.lm.hub import find_model
 from rmtools.training.config import library_errors
 
@@ -109,7 +109,7 @@ def with_adapter(model: Any, config: "PeftConfig", seed: int) -> Any:
     config.modules_to_save = sorted({*(getattr(config, "modules_to_save", None) or ()), "score"})  # type: ignore[attr-defined]
     if getattr(config, "exclude_modules", "") is None:  # all-linear would include the head
         config.exclude_modules = ["score"]  # type: ignore[attr-defined]
-    with library_errors(re.error), torch.random.fork_rng():
+    with library_errors(re.error), without_renaming_notice(), torch.random.fork_rng():
         torch.manual_seed(seed)
         return get_peft_model(model, config)
 

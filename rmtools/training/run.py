@@ -49,6 +49,7 @@ def train(data: DataArguments, config: PRMConfig, model_arguments: "ModelConfig"
     """
     check_model_arguments(model_arguments)
     rows, held_out = load_data(data)
+    config.resolve_target(rows)
     base = require_base(model_arguments.model_name_or_path, rows.metadata)
     out, overwrite = Path(str(config.output_dir)), config.overwrite_output_dir
     needed = (TARGET_NETWORK_FILE,) if config.objective().bootstraps and config.ema_decay > 0 else ()

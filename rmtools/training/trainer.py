@@ -120,8 +120,9 @@ class PRMTrainer(Trainer):
         args = args or PRMConfig(f"{Path(split_name(name)[0]).name}-prm")
         require_outside(Path(str(args.output_dir)), [name])  # saving replaces the model there
         self.tilt = Tilt(args.floor)
-        self.objective: Objective = args.objective()
         rollouts, held_out = _rows(train_dataset, eval_dataset, steps)
+        args.resolve_target(rollouts)
+        self.objective: Objective = args.objective()
         if args.evaluates_by_default:
             args.eval_strategy = IntervalStrategy.EPOCH if held_out else IntervalStrategy.NO
         self._check_rows(args, rollouts, held_out)

@@ -11,7 +11,8 @@ import pytest
 import torch
 from test_training_trainer import config
 
-from rmtools.data.rollouts import RolloutMetadata, Rollouts, write_rollouts
+from rmtools.data.load import load_rollouts
+from rmtools.data.rollouts import Rollout, RolloutMetadata, Rollouts, write_rollouts
 from rmtools.errors import UserError
 from rmtools.lm.checkpoint import fingerprint, load_value_model
 from rmtools.lm.classifier import new_token_classifier
@@ -73,6 +74,30 @@ def test_rows_of_trl(policy_folder, tmp_path):
     trainer.save_model()
     found = load_value_model(tmp_path / "out")[1]
     assert (found.task, found.steps) == ("", StepSettings("\n", 2))
+
+
+def test_rows_with_labels_only_choose_the_target(policy_folder, tmp_path, caplog):
+    trainer = PRMTrainer(policy_folder, config(tmp_path), TRL)
+    training = trainer.settings.training
+    assert (training["target"], training["divergence"]) == ("labels", "bce")
+    assert training["configuration"]["target"] == "labels"
+    assert "td_lambda" not in training["configuration"]
+    assert not trainer.objective.bootstraps
+    assert trainer.target_network is None
+    assert len([r for r in caplog.records if "target is labels" in r.message]) == 1
+    named = config(tmp_path, target="labels", divergence="bce")
+    assert PRMTrainer(policy_folder, named, TRL).settings.training == training
+
+
+def test_a_target_or_divergence_that_was_set_is_kept(policy_folder, tmp_path):
+    args = config(tmp_path, divergence="mse")
+    args.resolve_target(load_rollouts(TRL))
+    assert (args.target, args.divergence) == ("labels", "mse")
+    with pytest.raises(UserError, match="reward"):
+        PRMTrainer(policy_folder, config(tmp_path, target="td_lambda"), TRL)
+    mixed = [*load_rollouts(TRL), Rollout("a", "r0 . \n", ["s r0 \n"], 1.0)]
+    with pytest.raises(UserError, match="reward"):
+        PRMTrainer(policy_folder, config(tmp_path), mixed)
 
 
 def test_all_weights_an_adapter_of_ones_own_and_a_built_model(policy_folder, rollouts, tmp_path):
