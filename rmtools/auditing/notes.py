@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from rmtools.lm.checkpoint import CheckpointSettings
 
 LISTED_MUCH = 0.02
+EQUAL_REWARDS = "every reward is"
+NO_CHILDREN, NO_COMPLETIONS = "no children", "no completions"
+# What draws them.
+FLAGS = {NO_CHILDREN: "--children 8", NO_COMPLETIONS: "--completions 3"}
 # Weights are normalised within a prompt and depth: with few trajectories there they are nearly equal.
 FEWEST_GUIDED = 16
 
@@ -85,7 +89,7 @@ def sample_notes(rows: "Sequence[Rollout]", model: ModelAudit) -> list[str]:
     rewards = {r.outcome for r in rows}
     if len(rewards) == 1:
         out.append(
-            f"every trajectory has reward {rewards.pop():g}: AUC, calibration and sigma^2 say nothing about successes "
+            f"{EQUAL_REWARDS} {rewards.pop():g}: AUC, calibration and sigma^2 say nothing about successes "
             "or failures that were never seen"
         )
     silent = 0 if model.cost.alternatives is None else model.cost.alternatives.prompts_without_success
@@ -110,6 +114,18 @@ def sample_notes(rows: "Sequence[Rollout]", model: ModelAudit) -> list[str]:
             "(2 or more completions per prefix; 3 for the total variation)"
         )
     return out
+
+
+def why_missing(model: ModelAudit, path: str, warnings: Sequence[str]) -> str:
+    """Return in a few words why these rollouts do not give the error or the cost at ``path``; ``warnings`` are its notes."""
+    if path.startswith("error/"):
+        return NO_CHILDREN
+    if model.terminal != "verifier":
+        return "terminal is the model's"
+    if min(p.n_trajectories for p in model.breakdowns.by_prompt) < 2:
+        return "a prompt has 1 solution"
+    alike = [text for text in warnings if text.startswith(EQUAL_REWARDS)]
+    return alike[0].partition(":")[0] if alike else NO_COMPLETIONS
 
 
 def guided_resolved(model: ModelAudit) -> bool:

@@ -16,7 +16,7 @@ from rmtools.auditing.breakdowns import PromptAudit, WorstPrefix
 from rmtools.auditing.figures import audit_plots
 from rmtools.auditing.metrics import look
 from rmtools.auditing.report import AuditReport, save_report
-from rmtools.auditing.table import Line, digits, sentences, table, whole
+from rmtools.auditing.table import Line, counted, digits, sentences, table, whole
 from rmtools.files import write_text
 from rmtools.plots.page import Items, Plot, Section, Table, page
 from rmtools.plots.page import markdown as sections_markdown
@@ -69,10 +69,10 @@ def _title(report: AuditReport) -> str:
 def introduction(report: AuditReport) -> str:
     """Return the sentence above the main table."""
     p = report.provenance
+    size = f"{counted(p['n_trajectories'], 'solution')} of {counted(p['n_prompts'], 'prompt')}"
     return (
-        f"How inconsistent the reward model is, and how many particles that costs. {p['n_trajectories']} solutions of "
-        f"{p['n_prompts']} prompts of the task {p['task']} by the policy {p['policy']}; the controls are scored on the same "
-        "prefixes. Brackets are 95% intervals over prompts."
+        f"How inconsistent the reward model is, and how many particles that costs. {size} of the task {p['task']} by the "
+        f"policy {p['policy']}; the controls are scored on the same prefixes. Brackets are 95% intervals over prompts."
     )
 
 

@@ -1,6 +1,7 @@
 """The audit's report: every figure of a model, its controls and the models it is compared with."""
 
 import html
+import math
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +11,21 @@ from rmtools.auditing.cost import MeasuredAccuracy
 from rmtools.auditing.figures import audit_plots
 from rmtools.auditing.metrics import records
 from rmtools.auditing.model_audit import ModelAudit
-from rmtools.auditing.table import WIDTH, as_text, first_rows, in_columns, sentences
+from rmtools.auditing.notes import FLAGS
+from rmtools.auditing.table import (
+    NOT_AVAILABLE,
+    TERMINALS,
+    WIDTH,
+    as_text,
+    counted,
+    first_rows,
+    in_columns,
+    sentences,
+)
 from rmtools.codec import load_json, save_json
 from rmtools.errors import UserError
 from rmtools.plots.page import Table, html_table
+from rmtools.stats.bootstrap import Interval
 from rmtools.stats.paired import PairedDifference
 
 if TYPE_CHECKING:
@@ -68,37 +80,45 @@ class AuditReport:
 
     def __repr__(self) -> str:
         p = self.provenance
-        return f"<AuditReport of {p['checkpoint']}: {len(self.models)} models, {p['n_prompts']} prompts>"
+        return f"<AuditReport of {p['checkpoint']}: {counted(len(self.models), 'model')}, {counted(p['n_prompts'], 'prompt')}>"
 
     def __str__(self) -> str:
         shown = self._summary()
-        lines = [shown.caption, *in_columns(shown.columns, shown.rows).splitlines(), *self._remarks()]
+        lines = [shown.caption, *in_columns(shown.columns, shown.rows).splitlines(), *self._remarks(shown)]
         return "\n".join(
             textwrap.shorten(line, WIDTH, placeholder=" …") if len(line) > WIDTH else line for line in lines
         )
 
     def _repr_html_(self) -> str:
-        return html_table(self._summary()) + "".join(
-            f"<p>{html.escape(text)}</p>" for text in self._remarks()
-        )
+        shown = self._summary()
+        return html_table(shown) + "".join(f"<p>{html.escape(text)}</p>" for text in self._remarks(shown))
 
     def _summary(self) -> Table:
         """Return the first rows, the model beside the constant, or beside the next model if there is none."""
         p = self.provenance
         beside = [m for m in self.models[1:] if m.role == "constant"] or list(self.models[1:2])
-        rows = first_rows([self.model, *beside[:1]], p["delta_cv"], p["delta_tv"])
-        caption = f"Audit of {p['checkpoint']}: {p['n_trajectories']} solutions of {p['n_prompts']} prompts"
-        return Table(
-            " ".join(caption.split()), ("b: log Bellman error", "model", *(m.role for m in beside[:1])), rows
-        )
+        rows = first_rows([self.model, *beside[:1]], p["delta_cv"], p["delta_tv"], self.warnings)
+        size = f": {counted(p['n_trajectories'], 'solution')} of {counted(p['n_prompts'], 'prompt')}"
+        size += ", no intervals" if p["n_prompts"] == 1 else ""
+        name, room = " ".join(p["checkpoint"].split()), WIDTH - len(f"Audit of {size}")
+        caption = f"Audit of {name if len(name) <= room else f'…{name[1 - room :]}'}{size}"
+        return Table(caption, ("b: log Bellman error, nats", "model", *(m.role for m in beside[:1])), rows)
 
-    def _remarks(self) -> list[str]:
-        """Return what stands below the first rows, at most three lines."""
+    def _remarks(self, shown: Table) -> list[str]:
+        """Return what stands below the first rows: at most five lines, four if errors were enumerated."""
+        missing = [flag for why, flag in FLAGS.items() if any(row[1].endswith(why) for row in shown.rows)]
         paired = [
-            f"{role}, paired: mean b^2 {pair.mean_square_corrected}" for role, pair in self.pairs.items()
+            f"{role}, paired: mean b^2 {_known(pair.mean_square_corrected)}"
+            for role, pair in self.pairs.items()
         ]
         return [
             *(["the model minus " + "; ".join(paired)] if paired else []),
+            f"terminal: {TERMINALS[self.model.terminal]}; particles: for multinomial resampling at every step",
+            *(
+                [f"not available without: rmtools rollout {' '.join(missing)}"]
+                if missing and self.model.error.exact is None
+                else []
+            ),
             f"audited: {', '.join(m.role for m in self.models)}",
             f"warnings: {len(self.warnings)} (report.warnings); every row: report.table()",
         ]
@@ -140,6 +160,10 @@ class AuditReport:
                 f"there is no plot {name!r} of these rollouts", f"choose one of: {', '.join(found) or 'none'}"
             )
         return found[name].draw()
+
+
+def _known(interval: Interval) -> str:
+    return NOT_AVAILABLE if math.isnan(interval.estimate) else str(interval)
 
 
 def save_report(report: AuditReport, folder: Path) -> Path:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rmtools.auditing.metrics import look
-from rmtools.auditing.notes import guided_resolved
+from rmtools.auditing.notes import guided_resolved, why_missing
 from rmtools.stats.bellman_error import BellmanSummary
 from rmtools.stats.bootstrap import Interval
 from rmtools.stats.calibration import CalibrationSummary
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 # Widths of the text: in all, of the first model's column with its intervals, of every other model's.
 WIDTH, WIDE, NARROW = 80, 29, 14
-NOT_AVAILABLE, NOT_RESOLVED = "not available", "not resolved"
+NOT_AVAILABLE, NOT_RESOLVED, VACUOUS = "not available", "not resolved", "vacuous: ≤ 0"
 SHORT_WORDS = {NOT_AVAILABLE: "-", NOT_RESOLVED: "unresolved", "at most ": "≤", " / ": "/"}
 TERMINALS = {"verifier": "the verifier's", "model": "the model's own"}
 
@@ -32,6 +32,11 @@ TERMINALS = {"verifier": "the verifier's", "model": "the model's own"}
 def digits(value: Any) -> str:
     """Return a figure to three digits, an interval with its ends."""
     return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def counted(n: int, thing: str) -> str:
+    """Return how many of a thing there are, in the plural unless there is one."""
+    return f"{n} {thing}" if n == 1 else f"{n} {thing}s"
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,13 @@ def _guided(found: BellmanSummary, model: "ModelAudit") -> str:
     return f"{found.corrected.rms} (ESS {share:.0%}){_marked(guided_resolved(model))}"
 
 
+def _at_least(bound: Interval, _: "ModelAudit") -> str:
+    """Return a lower bound of a mean square, which says nothing at or below 0."""
+    if bound.estimate <= 0:
+        return f"{VACUOUS} ({bound})"
+    return str(bound) if bound.low is None or bound.low > 0 else f"{NOT_RESOLVED} ({bound})"
+
+
 def _ratio_bound(bound: RatioBound, _: "ModelAudit") -> str:
     shown = (bound.quantiles["0.5"].estimate, bound.quantiles["0.95"].estimate, bound.largest)
     return " / ".join(map(digits, shown))
@@ -89,7 +101,7 @@ def whole(n: Interval, text: Callable[[float], str] = lambda n: f"{math.ceil(n)}
     count, *ends = (
         "?" if x is None or not math.isfinite(x) else text(x) for x in (n.estimate, n.low, n.high)
     )
-    return f"{count} [{', '.join(ends)}]"
+    return f"{count} [{', '.join(ends)}]" if ends != ["?", "?"] else count
 
 
 def _particles_tv(n: Interval, model: "ModelAudit") -> str:
@@ -144,7 +156,9 @@ ROWS = (
     Row(
         "mean (rho - 1)^2, at least",
         "error/binned/squared_ratio_error_at_least",
-        "A lower bound: without children, errors of both signs in one bin of depth and value cancel.",
+        "A lower bound: without children, errors of both signs in one bin of depth and value cancel. Vacuous: a bound at or "
+        "below 0 holds for every model.",
+        _at_least,
     ),
     Row(
         "mean b (bias)",
@@ -202,7 +216,9 @@ ROWS = (
         "cost/tabulated",
         "The same exactly, for prompts whose solutions were enumerated under the policy and written out as tables. Left out: "
         "the probability of the steps that are not in a table, at most.",
-        lambda found, _: f"{found.sigma2} ({found.n_prompts} prompts, ≤ {found.uncovered:.1%} left out)",
+        lambda found, _: (
+            f"{found.sigma2} ({counted(found.n_prompts, 'prompt')}, ≤ {found.uncovered:.1%} left out)"
+        ),
     ),
     Row(
         "sigma^2 of a perfect value",
@@ -235,17 +251,11 @@ ROWS = (
         lambda log10, _: f"{10**log10:.0f}" if log10 < 6 else f"1e{log10:.0f}",
     ),
 )
-# What a report prints first: the cost, then the error.
-FIRST = (
-    "cost/n_for_cv",
-    "cost/n_for_tv",
-    "cost/sigma2",
-    "cost/tabulated",
-    "cost/tabulated/ratio",
-    "error/exact/corrected/rms",
-    "error/sampled",
-    "error/binned/squared_ratio_error_at_least",
-)
+# What a report prints first: the cost, then the error, even if these rollouts do not give them; others if they do.
+COST = ("cost/n_for_cv", "cost/n_for_tv", "cost/sigma2")
+TABULATED = ("cost/tabulated", "cost/tabulated/ratio")
+ENUMERATED, SAMPLED = "error/exact/corrected/rms", "error/sampled"
+AT_LEAST = "error/binned/squared_ratio_error_at_least"
 
 
 def table(models: "Sequence[ModelAudit]", delta_cv: float, delta_tv: float) -> list[Line]:
@@ -263,16 +273,23 @@ def table(models: "Sequence[ModelAudit]", delta_cv: float, delta_tv: float) -> l
 
 
 def first_rows(
-    models: "Sequence[ModelAudit]", delta_cv: float, delta_tv: float
+    models: "Sequence[ModelAudit]", delta_cv: float, delta_tv: float, warnings: Sequence[str]
 ) -> tuple[tuple[str, ...], ...]:
-    """Return label and cells of the rows that answer first, as far as the first model has a figure for them."""
-    rows = sorted((row for row in ROWS if row.path in FIRST), key=lambda row: FIRST.index(row.path))
-    return tuple(
-        (row.label.format(delta_cv=delta_cv, delta_tv=delta_tv), _brief(cell), *map(_briefest, others))
-        for row in rows
-        for cell, *others in [[row.cell(m) or NOT_AVAILABLE for m in models]]
-        if cell != NOT_AVAILABLE
-    )
+    """Return label and cells of the rows that answer first, at most six.
+
+    Where the first model has no particles, sigma^2 or Bellman error, its cell says why.
+    """
+    rows = {row.path: row for row in ROWS}
+    enumerated = rows[ENUMERATED].cell(models[0]) is not None
+    found = []
+    for path in (*COST, *TABULATED, ENUMERATED) if enumerated else (*COST, SAMPLED, AT_LEAST):
+        cell, *others = (rows[path].cell(m) for m in models)
+        if cell is None and path in (*TABULATED, AT_LEAST):
+            continue
+        label = rows[path].label.format(delta_cv=delta_cv, delta_tv=delta_tv)
+        shown = f"{NOT_AVAILABLE}: {why_missing(models[0], path, warnings)}" if cell is None else _brief(cell)
+        found.append((label, shown, *(_briefest(other or NOT_AVAILABLE) for other in others)))
+    return tuple(found)
 
 
 def as_text(models: "Sequence[ModelAudit]", delta_cv: float, delta_tv: float) -> str:
@@ -353,10 +370,11 @@ def _difference(pair: "PairedDifference") -> str:
 
 
 def _measured(found: "MeasuredAccuracy") -> str:
+    size = f"{counted(found.runs, 'run')} of {counted(found.prompts, 'prompt')}"
     early = "; the prediction is exact from 25 σ² particles on, these are fewer"
     return (
         f"measured with N = {found.n_particles} (predicted for a CV of {found.delta_cv:g}"
-        f"{early if 25 * found.delta_cv**2 > 1 else ''}), {found.runs} runs of {found.prompts} prompts, multinomial "
-        f"resampling at every step: CV of Z {found.cv}; right solutions in the output {found.success:.3g}, in the target "
+        f"{early if 25 * found.delta_cv**2 > 1 else ''}), {size}, multinomial resampling at "
+        f"every step: CV of Z {found.cv}; right solutions in the output {found.success:.3g}, in the target "
         f"{found.target_success:.3g}, difference {found.success_difference}"
     )

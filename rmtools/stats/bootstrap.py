@@ -63,8 +63,8 @@ class Interval:
         return Interval(float(function(self.estimate)), low, high)
 
     def __str__(self) -> str:
-        ends = ("?" if end is None else f"{end:.3g}" for end in (self.low, self.high))
-        return f"{self.estimate:.3g} [{', '.join(ends)}]"
+        ends = ["?" if end is None else f"{end:.3g}" for end in (self.low, self.high)]
+        return f"{self.estimate:.3g}" + (f" [{', '.join(ends)}]" if ends != ["?", "?"] else "")
 
 
 def root(interval: Interval) -> Interval:

@@ -218,9 +218,7 @@ def test_poor_rollouts_are_audited_as_far_as_they_go(rows, policy, what, tmp_pat
     report = audit(rows, value)
     write_report(report, tmp_path)
     assert (report.model.cost.sigma2 is None) == (what == "all wrong")
-    noted = {"one prompt": "one prompt", "all wrong": "every trajectory has reward 0", "at the floor": ""}[
-        what
-    ]
+    noted = {"one prompt": "one prompt", "all wrong": "every reward is 0", "at the floor": ""}[what]
     assert any(noted in text for text in report.warnings)
     assert to_json(from_json(AuditReport, to_json(report))) == to_json(report)
 

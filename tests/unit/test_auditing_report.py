@@ -8,7 +8,8 @@ from audit_example import example_report
 
 from rmtools.auditing import audit
 from rmtools.auditing.metrics import FURTHER, METRICS, figure
-from rmtools.auditing.table import as_text
+from rmtools.auditing.page import markdown
+from rmtools.auditing.table import as_text, first_rows
 from rmtools.data.collect import Branching, Collector
 from rmtools.data.rollouts import RolloutMetadata
 from rmtools.errors import UserError
@@ -44,12 +45,84 @@ def test_the_answer_comes_first(report):
     text = str(report)
     assert text.index("particles") < text.index("sigma^2") < text.index("RMS b")
     assert f"{np.ceil(cost.n_for_cv.estimate):.0f} [" in text
-    assert text.count("unresolved") == 3  # particles for the TV of both, the sampled error of the constant
+    assert text.count("unresolved") == 2  # particles for the TV of both
     row = next(line for line in text.splitlines() if line.startswith("RMS b, enumerated"))
     assert str(error.exact.corrected.rms) in row
     assert row.endswith(f"{report.models[1].error.exact.corrected.rms.estimate:.3g}")
     assert f"warnings: {len(report.warnings)} " in text
     assert repr(report) == "<AuditReport of runs/<b>prm</b>: 3 models, 8 prompts>"
+
+
+@pytest.fixture
+def degenerate(policy, task, prompts):
+    """Audit rollouts that give a part of the figures only."""
+    drawn = Collector(policy, task, Branching(4, 4, 3), np.random.default_rng(0)).collect(prompts[:4])
+
+    def report(which):
+        rows = [replace(r, reward=float(i % 2)) for i, r in enumerate(drawn)]
+        if which == "one prompt":
+            rows = rows[:4]
+        elif which == "no children":
+            rows = [replace(r, children=[], completions=[]) for r in rows]
+        else:
+            rows = [replace(r, reward=0.0) for r in rows]
+        return audit(rows, LengthScorer(policy.steps, Tilt(0.05)))
+
+    return report
+
+
+@pytest.mark.parametrize("which", ["one prompt", "no children", "every reward is 0"])
+def test_figures_that_are_missing_say_why(degenerate, which):
+    """The rows of the answer are always there, in twelve lines of 80 characters."""
+    report = degenerate(which)
+    text = str(report)
+    lines = text.splitlines()
+    assert (len(lines) <= 12, max(map(len, lines)) <= 80, "…" in text) == (True, True, False)
+    labels = ("particles for CV", "particles for TV", "sigma^2, pooled", "RMS b, sampled")
+    cells = [next(line for line in lines if line.startswith(label)) for label in labels]
+    why = {"one prompt": [], "no children": ["no completions"] * 3 + ["no children"]}.get(which, [which] * 3)
+    assert [line.partition("not available: ")[2].split("  ")[0] for line in cells if "not av" in line] == why
+    assert (", no intervals" in lines[0]) == (which == "one prompt")
+    assert ("rmtools rollout --children 8 --completions 3" in text) == (which == "no children")
+    assert ("of 1 prompt," in lines[0]) == (which == "one prompt")
+    for shown in (text, report.table(), markdown(report)):
+        assert "[?, ?]" not in shown
+        assert "1 prompts" not in shown
+
+
+@pytest.mark.parametrize(
+    ("bound", "shown"),
+    [
+        (Interval(-0.1, -0.2, 0.3), "vacuous: ≤ 0"),
+        (Interval(0.1, -0.2, 0.3), "unresolved"),
+        (Interval(0.2, 0.1, 0.3), "0.2 [0.1, 0.3]"),
+    ],
+)
+def test_a_bound_of_a_square_is_read_by_its_sign(degenerate, bound, shown):
+    report = degenerate("no children")
+    binned = replace(report.model.error.binned, squared_ratio_error_at_least=bound)
+    model = replace(report.model, error=replace(report.model.error, binned=binned))
+    label, *cells = first_rows([model], 0.25, 0.05, report.warnings)[-1]
+    assert "at least" in label
+    assert cells == [shown]
+
+
+def test_the_print_states_terminal_unit_and_resampling(report):
+    text = str(report)
+    assert "terminal: the verifier's" in text
+    assert "nats" in text
+    assert "multinomial resampling at every step" in text
+
+
+def test_a_model_with_its_own_ends_has_no_cost(report):
+    model = replace(
+        report.model,
+        terminal="model",
+        cost=replace(report.model.cost, n_for_cv=None, sigma2=None, influence=None),
+    )
+    text = str(replace(report, models=(model, *report.models[1:])))
+    assert "terminal: the model's own" in text
+    assert text.count("not available: terminal is the model's") == 3
 
 
 def test_every_row_is_in_the_table(report):
@@ -62,7 +135,7 @@ def test_a_notebook_shows_escaped_text(report):
     html = replace(report, provenance=report.provenance | {"checkpoint": "<script>x</script>"})._repr_html_()
     assert "<script>" not in html
     assert "&lt;script&gt;x" in html
-    assert html.count("<tr>") == 6
+    assert html.count("<tr>") == 5
 
 
 def test_a_frame_has_a_row_per_model_and_figure(report):
@@ -104,7 +177,7 @@ def test_a_paired_difference():
     assert len(lines) == 5
     assert "96 prompts" in lines[0]
     assert [line.split("  ")[0] for line in lines[1:]] == [*PAIR.figures()]
-    assert lines[-1].endswith("2 [?, ?]")
+    assert lines[-1].split()[-1] == "2"
     assert PAIR._repr_html_().count("<tr>") == 5
     frame = PAIR.to_frame().set_index("figure")
     assert tuple(frame.loc["signed_mean"]) == (-0.5, -0.75, -0.25)
