@@ -92,9 +92,9 @@ def audit(
     check_accuracies(delta_cv, delta_tv)
     check_seed(seed)
     check_terminal_name(terminal)
+    _require_bases((value_model, *compare))
     rows, metadata = rows_of(rollouts)
-    fingerprint = rollouts_fingerprint(rows)
-    rows = limited(rows, prompts_limit)
+    fingerprint, rows = rollouts_fingerprint(rows), limited(rows, prompts_limit)
     shown = progress or _no_progress
     value_model = pinned(value_model)
     models, settings = load_models(rows, value_model, compare, controls, terminal, seed, device)
@@ -106,8 +106,8 @@ def audit(
         exact = (None, None) if enumerated is None else (enumerated.log_errors(model), enumerated.cost(model))
         found.append(audit_model(model.subject, *its, options, np.random.default_rng([seed, k]), *exact))
     outside = None if enumerated is None else enumerated.coverage()
-    checkpoint = _checkpoint(models[0].subject, value_model)
-    provenance = provenance_of(rows, metadata, settings["model"]) | checkpoint
+    provenance = provenance_of(rows, metadata, settings["model"])
+    provenance |= _checkpoint(models[0].subject, value_model)
     asked = {"seed": seed, "delta_cv": delta_cv, "delta_tv": delta_tv, "rollouts_fingerprint": fingerprint}
     warnings = tuple(notes(rows, metadata, settings, found, fingerprint, outside))
     return AuditReport(tuple(found), _pairs(models, scored, seed), provenance | asked, outside, warnings)
@@ -148,6 +148,15 @@ def _checkpoint(subject: Subject, value_model: "str | Path | Scorer") -> dict[st
         "terminal": subject.terminal,
         "floor": subject.tilt.floor,
     }
+
+
+def _require_bases(models: "Sequence[str | Path | Scorer]") -> None:
+    """Raise ``UserError`` if a checkpoint is an adapter whose base cannot be found: before the rows are read."""
+    from rmtools.sampling.loading import loadable_settings
+
+    for model in models:
+        if isinstance(model, str | Path):
+            loadable_settings(model)
 
 
 def check_accuracies(delta_cv: float, delta_tv: float) -> None:

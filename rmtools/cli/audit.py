@@ -207,10 +207,9 @@ Found = tuple["str | Scorer", "Policy | None", "Task | None", str]
 
 def _checkpoint(model: str, named: Named, known: "RolloutMetadata | None") -> Found:
     """Return a checkpoint with its policy and task; None and the reason if rollouts are given and neither is found."""
-    from rmtools.lm.checkpoint import CheckpointSettings
-    from rmtools.sampling.loading import load
+    from rmtools.sampling.loading import load, loadable_settings
 
-    CheckpointSettings.load(model)  # a wrong checkpoint is an error even if rollouts are given
+    loadable_settings(model)  # a wrong checkpoint is an error even if rollouts are given
     try:
         loaded = load(model, *named[:3], device=named[3])
     except UserError as error:

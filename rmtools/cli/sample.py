@@ -4,14 +4,15 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from rmtools.cli.options import (
+    TASKS,
     Device,
     Horizon,
     Model,
     Seed,
-    TaskName,
     Terminal,
     TrainedPolicy,
     data_option,
+    model_option,
     output_option,
     sampler_option,
     work_option,
@@ -50,6 +51,10 @@ PromptTexts = Annotated[
         metavar="TEXT",
         help=r"A prompt, \n and \t as escapes; the task's delimiter is appended if it is missing. May be given again.",
     ),
+]
+SampledTask = Annotated[
+    str | None,
+    model_option("--task", help=f"Task: {TASKS}. Default: the checkpoint's; none: nothing is verified."),
 ]
 Algorithm = Annotated[
     AlgorithmName | None,
@@ -109,7 +114,10 @@ BlockSize = Annotated[
         help="Prompts drawn together, the most that an interruption loses. Default: a batch, at most 64.",
     ),
 ]
-SampleFileName = Annotated[Path, output_option(help="JSONL file to write.")]
+SampleFileName = Annotated[
+    Path | None,
+    output_option(help="JSONL file to write. Default: samples.jsonl; without it --prompt only prints."),
+]
 Trace = Annotated[
     Path | None,
     output_option(
@@ -127,7 +135,7 @@ def command(
     prompts: Prompts = None,
     prompt: PromptTexts = None,
     policy: TrainedPolicy = None,
-    task: TaskName = None,
+    task: SampledTask = None,
     horizon: Horizon = None,
     device: Device = "auto",
     algorithm: Algorithm = None,
@@ -147,7 +155,7 @@ def command(
     server_model: ServerModel = None,
     concurrency: Concurrency = CONCURRENCY,
     server_batch: ServerBatch = BATCH,
-    out: SampleFileName = Path("samples.jsonl"),
+    out: SampleFileName = None,
     trace: Trace = None,
     overwrite: Overwrite = False,
     block_size: BlockSize = None,
@@ -158,7 +166,7 @@ def command(
     Rerun the same command to resume after an interruption. Under `accelerate launch` the processes share the prompts; the
     file is the same.
     """
-    from rmtools.cli.sample_run import Inputs, requested, sample
+    from rmtools.cli.sample_run import Inputs, output_file, requested, sample
     from rmtools.cli.server import server_options
     from rmtools.lm.hub import find_model
 
@@ -180,6 +188,6 @@ def command(
         raise UserError(f"{model} is a hub model, and has no folder of its audits", "name one with --audit")
     served = server_options(server, server_model, concurrency, server_batch)
     inputs = Inputs(source.pinned, policy, task, horizon, device, prompts, prompt or [], served)
-    sample(
-        inputs, settings, wanted, audit or source.folder / "audit", out, trace, block_size, overwrite, seed
-    )
+    audit = audit or source.folder / "audit"
+    with output_file(out, bool(prompt)) as (file, kept):
+        sample(inputs, settings, wanted, audit, file, kept, trace, block_size, overwrite, seed)

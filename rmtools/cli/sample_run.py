@@ -3,6 +3,7 @@
 import contextlib
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from rmtools.sampling.loading import Loaded
     from rmtools.sampling.sample_prompts import SamplerSettings
 
+SAMPLES = "samples.jsonl"
 # What the audit's prediction of N holds for.
 PREDICTED = {"pool_size": 1, "resampling": "multinomial", "ess_threshold": 1.0, "mh_steps": 0, "sweeps": 0}
 
@@ -55,6 +57,16 @@ def requested(
     return settings_for("smc", **{**given, **PREDICTED, "n_particles": 1}), wanted
 
 
+@contextlib.contextmanager
+def output_file(out: Path | None, typed: bool) -> Iterator[tuple[Path, bool]]:
+    """Yield the file to write, and whether it is kept: solutions of typed prompts without ``out`` are only printed."""
+    if out is not None or not typed or this_process().size > 1:
+        yield out or Path(SAMPLES), True
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder, SAMPLES), False
+
+
 @dataclass(frozen=True)
 class Inputs:
     """The models, the task and the prompts that the options name."""
@@ -76,7 +88,15 @@ class Inputs:
 
         device, server = device_for(self.device), self.server
         if server is None:
-            return load(self.model, self.policy, self.task, self.horizon, share=True, device=device)
+            return load(
+                self.model,
+                self.policy,
+                self.task,
+                self.horizon,
+                share=True,
+                device=device,
+                task_needed=False,
+            )
         if self.policy is not None:
             raise UserError("--policy and --server both name a policy", "leave one of them out")
         return load(
@@ -86,9 +106,10 @@ class Inputs:
             self.horizon,
             device=device,
             connect=partial(connect_policy, server, seed=seed),
+            task_needed=False,
         )
 
-    def prompts(self, task: "Task") -> tuple[list[str], bool]:
+    def prompts(self, task: "Task | None") -> tuple[list[str], bool]:
         """Return the prompts, and whether they were typed: such prompts have no right answer beside them."""
         from rmtools.data.prompts import read_prompts, read_stream, typed_prompts
 
@@ -118,12 +139,13 @@ def sample(
     accuracy: "Accuracy | None",
     audit: Path,
     out: Path,
+    kept: bool,
     trace: Path | None,
     block_size: int | None,
     overwrite: bool,
     seed: int,
 ) -> None:
-    """Sample every prompt into ``out``, and print the report.
+    """Sample every prompt into ``out``, and print the report, which does not name a file that is not ``kept``.
 
     Raises
     ------
@@ -134,6 +156,7 @@ def sample(
     from rmtools.data.prompts import check_prompts
     from rmtools.data.tasks import AnswerTask
     from rmtools.jobs.samples import SampleFile
+    from rmtools.sampling.report import report
     from rmtools.sampling.sample_prompts import usual_block
 
     process = this_process()
@@ -149,8 +172,11 @@ def sample(
 
         disable_progress_bar()
     loaded = inputs.load(seed)
+    if loaded.task is None and settings.terminal == "verifier":
+        raise UserError("`terminal` verifier needs a task, and none is named", "name it with `task`")
     prompts, typed = inputs.prompts(loaded.task)
-    judged = not (typed and settings.terminal == "model" and isinstance(loaded.task, AnswerTask))
+    unanswered = typed and settings.terminal == "model" and isinstance(loaded.task, AnswerTask)
+    judged = loaded.task is not None and not unanswered
     check_prompts(prompts, loaded.task if judged else None, loaded.policy)
     plan = plan_for(inputs.model, loaded, settings, prompts, seed, trace is not None)
     if accuracy is not None:
@@ -163,16 +189,16 @@ def sample(
     draw, bar = drawing(loaded, settings, trace is not None, judged)
     made = SampleFile(out, plan, process, trace).make(prompts, draw, bar, overwrite)
     if process.main:
-        finish(loaded.policy, out, trace, made, typed)
+        text = report(out, typed)
+        finish(loaded.policy, text if kept else text.replace(f" in {out}", "", 1), trace, made)
 
 
-def finish(policy: "StepPolicy", out: Path, trace: Path | None, made: bool, typed: bool) -> None:
+def finish(policy: "StepPolicy", text: str, trace: Path | None, made: bool) -> None:
     """Print the report of the file, the solutions of typed prompts, and what was asked of a server."""
     from rmtools.cli.server import summary
-    from rmtools.sampling.report import report
     from rmtools.serving.server import ServerPolicy
 
-    print(f"{'' if made else 'finished already; '}{report(out, typed)}")
+    print(f"{'' if made else 'finished already; '}{text}")
     if trace is not None:
         print(f"trace: {trace} (`rmtools plot trace {trace}` draws it)")
     if isinstance(policy, ServerPolicy):

@@ -39,7 +39,9 @@ HUB_NAME = re.compile(r"(?P<name>\w[\w.-]*/\w[\w.-]*)(/(?P<config>\w[\w.-]*))?(:
 
 
 def load_rollouts(
-    source: "str | Path | Dataset | Sequence[Rollout] | Sequence[Mapping[str, Any]]", data_format: str = ""
+    source: "str | Path | Dataset | Sequence[Rollout] | Sequence[Mapping[str, Any]]",
+    data_format: str = "",
+    skip_bad: bool = False,
 ) -> Rollouts:
     r"""Load rollouts, with their metadata as far as it is known.
 
@@ -53,6 +55,8 @@ def load_rollouts(
         schema of docs/formats.md, or one of the public formats there.
     data_format : str
         Name of the public format; default: found from the fields of the first rows.
+    skip_bad : bool
+        Leave out rows that break their public format, with their number in a warning, instead of raising.
 
     Returns
     -------
@@ -80,10 +84,10 @@ def load_rollouts(
     if isinstance(source, Rollouts):
         return source
     if not isinstance(source, str | Path):
-        return _from_rows(source, data_format)
+        return _from_rows(source, data_format, skip_bad=skip_bad)
     folder, named = Path(source), HUB_NAME.fullmatch(str(source))
     if not folder.exists() and named and folder.suffix not in SUFFIXES:
-        return _from_rows(_from_hub(str(source), **named.groupdict()), data_format, str(source))
+        return _from_rows(_from_hub(str(source), **named.groupdict()), data_format, str(source), skip_bad)
     if not folder.exists() or any((folder / file).exists() for file in (META_FILE, PLAN_FILE, DATA)):
         if data_format and folder.exists():
             raise UserError(
@@ -91,7 +95,7 @@ def load_rollouts(
                 "leave data_format out",
             )
         return Rollouts(*read_rollouts(folder), str(source))
-    return _read(read_rows(folder), data_format, str(source))
+    return _read(read_rows(folder), data_format, str(source), skip_bad)
 
 
 def _from_hub(source: str, name: str, config: str | None, split: str | None) -> "Dataset":
@@ -108,7 +112,7 @@ def _from_hub(source: str, name: str, config: str | None, split: str | None) -> 
         ) from error
 
 
-def _from_rows(source: Iterable[Any], data_format: str, name: str = "") -> Rollouts:
+def _from_rows(source: Iterable[Any], data_format: str, name: str = "", skip_bad: bool = False) -> Rollouts:
     """Return the rollouts of rows in memory, or of a `datasets.Dataset`."""
     if isinstance(source, Mapping):  # of several splits
         raise UserError(
@@ -125,10 +129,10 @@ def _from_rows(source: Iterable[Any], data_format: str, name: str = "") -> Rollo
             "give one kind of them, such as table.to_dict('records') of a pandas table",
         )
     places = ((f"{name}, row {i}" if name else f"row {i}", row) for i, row in enumerate(rows))
-    return _read(places, data_format, name)
+    return _read(places, data_format, name, skip_bad)
 
 
-def _read(rows: Iterator[tuple[str, Any]], data_format: str, source: str) -> Rollouts:
+def _read(rows: Iterator[tuple[str, Any]], data_format: str, source: str, skip_bad: bool) -> Rollouts:
     """Read rows of our schema or of a public format."""
     first = list(itertools.islice(rows, LOOK))
     if not first:
@@ -140,7 +144,7 @@ def _read(rows: Iterator[tuple[str, Any]], data_format: str, source: str) -> Rol
         found = [_own_row(values, str(place)) for place, values in rows]
     else:
         tally.format = data_format or detect([values for _, values in first], source)
-        found = list(convert(rows, Options(), False, tally))
+        found = list(convert(rows, Options(), skip_bad, tally))
     left_out = "; ".join(f"{n}: {reason}" for reason, n in tally.dropped.most_common())
     if not found:
         raise UserError(

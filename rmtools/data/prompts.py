@@ -130,7 +130,7 @@ def fill_references(prompts: Sequence[Prompt], task: Task | None, source: str) -
     return [p.text for p in prompts]
 
 
-def read_stream(stream: Iterable[str], task: Task) -> tuple[list[str], bool]:
+def read_stream(stream: Iterable[str], task: Task | None) -> tuple[list[str], bool]:
     """Return the prompts of standard input, and whether they are plain lines.
 
     Input that begins with ``{`` is JSON lines, read as a file of prompts; otherwise every line that is not blank is a prompt
@@ -138,16 +138,18 @@ def read_stream(stream: Iterable[str], task: Task) -> tuple[list[str], bool]:
     """
     name, lines = "standard input", list(stream)
     if "".join(lines).lstrip().startswith("{"):
-        rows = [read_prompt(row, f"{name}, line {n}", task.delimiter) for n, row in json_lines(lines, name)]
+        delimiter = "\n" if task is None else task.delimiter
+        rows = [read_prompt(row, f"{name}, line {n}", delimiter) for n, row in json_lines(lines, name)]
         return fill_references(rows, task, name), False
     return typed_prompts([line.rstrip("\r\n") for line in lines if line.strip()], task), True
 
 
-def typed_prompts(texts: Sequence[str], task: Task) -> list[str]:
+def typed_prompts(texts: Sequence[str], task: Task | None) -> list[str]:
     """Return texts as prompts that end with the task's delimiter; raise ``UserError`` if there is none or one is blank."""
     if not texts or not all(text.strip() for text in texts):
         raise UserError("a prompt is blank" if texts else "standard input has no prompt", "give a text")
-    return [text if text.endswith(task.delimiter) else text + task.delimiter for text in texts]
+    delimiter = "\n" if task is None else task.delimiter
+    return [text if text.endswith(delimiter) else text + delimiter for text in texts]
 
 
 def read_prompt(row: Any, where: str, delimiter: str = "\n") -> Prompt:

@@ -89,7 +89,7 @@ def prompts_hash(prompts: Sequence[str], references: Sequence[str | None]) -> st
     return hashlib.sha256(json.dumps([list(prompts), list(references)]).encode()).hexdigest()[:16]
 
 
-def drawn_from(policy: StepPolicy, task: Task, prompts: Sequence[str], seed: int) -> dict[str, Any]:
+def drawn_from(policy: StepPolicy, task: Task | None, prompts: Sequence[str], seed: int) -> dict[str, Any]:
     """Return what a plan says of the policy, the task and the prompts that its work is drawn from."""
     return {
         "policy": policy.name,
@@ -97,12 +97,14 @@ def drawn_from(policy: StepPolicy, task: Task, prompts: Sequence[str], seed: int
         "device": policy.device.type,
         "temperature": policy.temperature,
         "steps": policy.steps.settings,
-        "task": task.name,
+        "task": "" if task is None else task.name,
         "task_sha256": code_hash(task),
-        "horizon": task.horizon,
+        "horizon": policy.steps.settings.max_steps if task is None else task.horizon,
         "seed": seed,
         "prompts": len(prompts),
-        "prompts_sha256": prompts_hash(prompts, [task.reference(p) for p in prompts]),
+        "prompts_sha256": prompts_hash(
+            prompts, [None if task is None else task.reference(p) for p in prompts]
+        ),
     }
 
 

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from rmtools.lm.value import ValueModel
 
 
+NO_TASK = "none"
+
+
 @dataclass(frozen=True)
 class Loaded:
     """A checkpoint ready to use."""
@@ -23,7 +26,7 @@ class Loaded:
     value: "ValueModel"
     settings: "CheckpointSettings"
     policy: Any
-    task: "Task"
+    task: Any
 
 
 def load(
@@ -34,32 +37,65 @@ def load(
     share: bool = False,
     device: "torch.device | None" = None,
     connect: "Callable[..., StepPolicy] | None" = None,
+    task_needed: bool = True,
 ) -> Loaded:
     """Load a checkpoint with the policy and task it remembers, or those that are named instead.
 
     A task that compares answers does not know them yet: ``read_prompts(path, task)`` and ``prompts_from`` read them from the
     prompts file. With ``share`` an adapter on the policy's own weights uses these, in memory once. ``connect(steps,
-    temperature, device=device)``, if given, makes the policy instead.
+    temperature, device=device)``, if given, makes the policy instead. Unless ``task_needed``, the task may be None: nothing
+    names one, or `NO_TASK` is named.
 
     Raises
     ------
     UserError
         Also if the task has another number of steps than the checkpoint was trained for.
     """
-    from rmtools.lm.checkpoint import CheckpointSettings, load_value_model
+    from rmtools.lm.checkpoint import load_value_model
     from rmtools.lm.hub import find_model
     from rmtools.lm.policy import load_policy
 
     model = find_model(model).pinned
-    settings = CheckpointSettings.load(model)
-    chosen = task_of(model, settings, task, horizon)
+    settings = loadable_settings(model)
+    without = not task_needed and (task == NO_TASK or not (task or settings.task))
+    chosen = None if without else task_of(model, settings, task, horizon)
     if connect is not None:
         value, settings = load_value_model(model, device=device)
         served = connect(value.steps, settings.temperature, device=value.device)
         return Loaded(value, settings, served, chosen)
+    if not policy:
+        require_recorded(model, "policy", settings.policy)
     source = load_policy(policy or settings.policy, settings.steps, settings.temperature, device)
     value, settings = load_value_model(model, device=device, beside=source if share else None)
     return Loaded(value, settings, source, chosen)
+
+
+def loadable_settings(checkpoint: str | Path) -> "CheckpointSettings":
+    """Return the settings of a checkpoint; raise ``UserError`` if it is an adapter whose base cannot be found."""
+    from rmtools.lm.checkpoint import CheckpointSettings
+    from rmtools.lm.hub import find_model
+
+    folder = find_model(checkpoint).folder
+    settings = CheckpointSettings.load(folder)
+    if (folder / "adapter_config.json").exists():
+        require_recorded(checkpoint, "base", settings.base, settings.base_revision)
+    return settings
+
+
+def require_recorded(checkpoint: str | Path, role: str, model: str, revision: str = "") -> None:
+    """Raise ``UserError`` unless the "policy" or "base" that a checkpoint records can be found."""
+    from rmtools.lm.checkpoint import SETTINGS_FILE
+    from rmtools.lm.hub import find_model
+
+    try:
+        find_model(model, revision)
+    except UserError as error:
+        other = ", or pass `policy`" if role == "policy" else ""
+        raise UserError(
+            f"{checkpoint}/{SETTINGS_FILE} records {model} as the {role} of the checkpoint, and it is not there: "
+            f"{error.fact}",
+            f"put it back there, or the checkpoint where it was{other}",
+        ) from error
 
 
 def task_of(

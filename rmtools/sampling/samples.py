@@ -11,14 +11,14 @@ import numpy as np
 from rmtools.data.prompts import Prompt, check_prompts, prompt_texts
 from rmtools.data.tasks import Answering, Task, load_task
 from rmtools.errors import UserError
-from rmtools.lm.checkpoint import CheckpointSettings, load_value_model
+from rmtools.lm.checkpoint import load_value_model
 from rmtools.lm.hub import find_model
 from rmtools.lm.particles import Terminal
 from rmtools.lm.policy import Policy, load_policy
 from rmtools.lm.protocol import Scorer, StepPolicy
 from rmtools.particles.arguments import check_seed
 from rmtools.particles.protocol import Observe
-from rmtools.sampling.loading import task_of
+from rmtools.sampling.loading import loadable_settings, require_recorded, task_of
 from rmtools.sampling.report import resampling, sampler
 from rmtools.sampling.sample_prompts import SamplerSettings, sample_prompts, settings_for, usual_block
 from rmtools.sampling.trace import Trace
@@ -393,7 +393,9 @@ def _models(
     """Return value model, policy and task, loaded if they are named; an adapter on the policy's weights shares them."""
     if isinstance(model, str | Path):
         model = find_model(model).pinned
-        known = CheckpointSettings.load(model)
+        known = loadable_settings(model)
+        if policy is None:
+            require_recorded(model, "policy", known.policy)
         steps, temperature, policy = known.steps, known.temperature, policy or known.policy
         if isinstance(task, str) or (task is None and known.task):
             task = task_of(model, known, task, None)

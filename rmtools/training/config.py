@@ -177,7 +177,12 @@ class PRMConfig(TrainingArguments):
         self._check_evaluation()
         Tilt(self.floor)
         if self.fp16 and (self.use_cpu or not torch.accelerator.is_available()):
-            raise UserError("fp16 needs a GPU", "set fp16: false, or bf16: true, which a CPU can do")
+            raise UserError("fp16 needs a GPU", "set fp16: false")
+        if self.bf16 and not self.use_cpu and not torch.accelerator.is_available():
+            raise UserError(
+                "bf16 needs a GPU, and torch finds none",
+                "leave bf16 out, or set use_cpu: true to train on the CPU in bf16",
+            )
         named = self.deepspeed
         if isinstance(named, str) and not named.startswith("{") and not Path(named).is_file():
             raise UserError(f"deepspeed: there is no file {named}", "name its JSON configuration")

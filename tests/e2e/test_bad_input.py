@@ -69,7 +69,8 @@ def test_a_policy_that_is_none(run, tmp_path):
         (None, ["cannot be read"]),
         (json.dumps({"prompt": "r2 . \n" + "c13 . \n" * 40}) + "\n", ["123 tokens", "takes 64"]),
         ('{"prompt": "what is 2+2?"}\n', ["crossing"]),
-        ('{"prompt": "r2 . \\nc13 . \\n"}\n', ["has 1 columns", "set --horizon to 1"]),
+        ('{"prompt": "r2 . \\nc13 . \\n"}\n', ["has 1 columns", "prompts with 3 columns"]),
+        ('{"prompt": "r2 . c13 . c02 ."}\n', ["has no columns", "a column is one line"]),
     ],
 )
 def test_wrong_prompts_files(run, tmp_path, value_folder, policy_folder, text, words):

@@ -3,17 +3,22 @@
 import errno
 import io
 import json
+import shutil
 import tempfile
+from dataclasses import replace
+from pathlib import Path
 from typing import get_args
 
 import pytest
 from checks import check_error
 
+import rmtools as rm
 from rmtools.cli import convert, main, sample
 from rmtools.cli.loading import device_for
 from rmtools.data.readers import READERS
 from rmtools.data.tasks import load_task
 from rmtools.errors import UserError
+from rmtools.lm.checkpoint import CheckpointSettings
 from rmtools.particles.resampling import RESAMPLING
 from rmtools.sampling.settings import OUTPUTS, PRESETS
 
@@ -48,6 +53,54 @@ def test_plain_lines_are_prompts(run, tmp_path, value_folder, monkeypatch):
     assert task.references == {"6 * 7?\n": "42"}
     with pytest.raises(UserError, match="standard input, line 2 is not valid JSON"):
         read_stream([row + "\n", "{\n"], task)
+
+
+def test_a_typed_prompt_without_a_file_is_only_printed(run, tmp_path, value_folder, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for text in (r"r2 . \nc13 . \nc13 . \nc02 . ", r"r1 . \nc13 . \nc13 . \nc02 . "):
+        result = run("sample", "--model", value_folder, "--prompt", text, "-n", 2)
+        assert result.code == 0, result.err
+        assert text[:2] in result.out
+        assert "samples.jsonl" not in result.out
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_checkpoint_without_task_samples_without_one(run, tmp_path, value_folder):
+    lone = copied(value_folder, tmp_path / "lone", task="")
+    prompt, out = r"r2 . \nc13 . \nc13 . \nc02 . ", tmp_path / "s.jsonl"
+    assert run("sample", "--model", lone, "--prompt", prompt, "-n", 2, "--out", out).code == 0
+    none = tmp_path / "none.jsonl"
+    options = ("sample", "--model", value_folder, "--task", "none", "--prompt", prompt, "-n", 2)
+    assert run(*options, "--out", none).code == 0
+    record, same = json.loads(out.read_text()), json.loads(none.read_text())
+    python = rm.sample(lone, [prompt.replace(r"\n", "\n") + "\n"], n_particles=2)[0].record
+    for key in ("samples", "log_z", "chosen"):
+        assert record[key] == same[key] == python[key]
+    assert not any("reward" in s for s in record["samples"])
+    check_error(run(*options, "--terminal", "verifier"), "--terminal verifier", "--task")
+
+
+@pytest.mark.parametrize("role", ["policy", "base"])
+def test_a_checkpoint_without_its_models(run, tmp_path, value_folder, prompts_file, role):
+    lone = copied(value_folder, tmp_path / "lone", **{role: "../gone"})
+    words = ["rmtools.json", "../gone", role]
+    check_error(run("sample", "--model", lone, "--prompts", prompts_file, "--out", tmp_path / "s"), *words)
+    with pytest.raises(UserError, match=role):
+        rm.sample(lone, rm.load_prompts(prompts_file))
+    if role == "base":
+        with pytest.raises(UserError, match="base"):
+            rm.audit("nowhere", lone)
+
+
+def copied(checkpoint, folder, **changes):
+    """Copy a checkpoint with other settings; its models are found from there."""
+    shutil.copytree(checkpoint, folder)
+    known = CheckpointSettings.load(checkpoint)
+    settings = replace(known, policy=str(Path(known.policy).resolve()), base=str(Path(known.base).resolve()))
+    settings.save(folder)
+    file = folder / "rmtools.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    return folder
 
 
 def test_a_typed_prompt_needs_no_right_answer(run, tmp_path, value_folder):

@@ -42,6 +42,7 @@ RECIPE = ROOT / "recipes" / "train_prm.py"
         ({}, ["--max_grad_norm", -1], ["max_grad_norm"]),
         ({}, ["--weight_decay", "nan"], ["weight_decay is nan"]),
         ({}, ["--fp16", "true"], ["fp16 needs a GPU"]),
+        ({}, ["--bf16", "true", "--use_cpu", "false"], ["bf16 needs a GPU", "leave bf16 out"]),
         ({"seed": 99999999999}, [], ["seed", "below 2^32"]),
         (
             {"eval_rollouts": None, "eval_strategy": "no", "metric_for_best_model": "foo"},

@@ -126,3 +126,19 @@ def test_a_data_set_of_the_hub_without_network():
     with pytest.raises(UserError, match=r"no such folder or file.*some/rows") as error:
         load_rollouts("some/rows")
     assert "owner/name" in error.value.fix
+
+
+TRL_ROW = {"prompt": "1 + 1?", "completions": ["It is 2."], "labels": [1.0]}
+
+
+def test_bad_rows_can_be_left_out(caplog):
+    rows = [TRL_ROW, TRL_ROW | {"labels": ["yes"]}]
+    with pytest.raises(UserError, match="skip_bad"):
+        load_rollouts(rows)
+    assert len(load_rollouts(rows, skip_bad=True)) == 1
+    assert "left out 1" in caplog.text
+
+
+def test_a_version_in_a_row_of_a_public_format_is_refused():
+    with pytest.raises(UserError, match="schema_version"):
+        load_rollouts([TRL_ROW | {"schema_version": 9}])

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rmtools.codec import VERSION
 from rmtools.data.readers import outcomes, stepwise, trees
 from rmtools.data.readers.files import read_rows
 from rmtools.data.readers.row import Dropped, Field, Options, RowError
@@ -146,6 +147,10 @@ def convert(
     for place, values in rows:
         tally.rows += 1
         try:
+            if isinstance(values, dict) and VERSION in values:
+                raise Field(values)[VERSION].wrong(
+                    f"is not of the format {tally.format}: its meaning is not known"
+                )
             found = list(read(Field(values), options))
         except RowError as error:
             if not skip_bad:

@@ -78,10 +78,16 @@ class Crossing:
 
     def check_prompt(self, prompt: str) -> None:
         """Raise ``UserError`` if ``prompt`` is no grid of ``horizon`` columns."""
-        if (columns := len(parse_grid(prompt)[1])) != self.horizon:
+        columns = len(parse_grid(prompt)[1])
+        if not columns:
+            raise UserError(
+                f"the prompt {prompt[:40]!r} has no columns: a column is one line, below the line of the start row",
+                "prompts look like 'r2 . \\nc13 . \\n…', as `rmtools prompts` writes them",
+            )
+        if columns != self.horizon:
             raise UserError(
                 f"the prompt {prompt[:40]!r} has {columns} columns, the task {self.name} is set to {self.horizon} steps",
-                f"set `horizon` to {columns}, or pass prompts with {self.horizon} columns",
+                f"pass prompts with {self.horizon} columns, or a model and a task of {columns} steps",
             )
 
     def reference(self, prompt: str) -> None:
