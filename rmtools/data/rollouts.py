@@ -166,8 +166,8 @@ class Rollouts(Sequence[Rollout]):
     8 rows of 2 prompts, rollouts
     policy       ...
     task         crossing, up to 3 steps
-    children     3 per prefix
-    completions  2 per prefix
+    children     3 per prefix with the trajectory's own
+    completions  2 per prefix with the trajectory's own
     mean reward  ...
     """
 
@@ -226,7 +226,11 @@ class Rollouts(Sequence[Rollout]):
         figures["task"] += f", up to {known.horizon} steps"
         for name in ("children", "completions"):
             most = 1 + max((len(at) for r in self.rows for at in getattr(r, name)), default=0)
-            figures[name] = f"{most} per prefix" if most > 1 else "none beside the trajectory's own"
+            figures[name] = (
+                f"{most} per prefix with the trajectory's own"
+                if most > 1
+                else "none beside the trajectory's own"
+            )
         figures["mean reward"] = (
             f"{sum(rewards) / len(rewards):.3g}" if rewards else "no rewards, only step labels"
         )

@@ -28,7 +28,7 @@ from rmtools.particles.logspace import log_mean_columns
 ROW_SUM_TOLERANCE = 1e-9
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class FiniteModel:
     """A policy, a value and a potential on a finite tree or layered chain.
 
@@ -76,6 +76,9 @@ class FiniteModel:
         object.__setattr__(self, "policy", checked_policy)
         object.__setattr__(self, "log_value", checked_value)
         object.__setattr__(self, "children", _check_children(checked_policy, checked_value, children))
+
+    def __repr__(self) -> str:
+        return f"FiniteModel(horizon={self.horizon}, states={sum(map(len, self.log_value))})"
 
     @property
     def horizon(self) -> int:

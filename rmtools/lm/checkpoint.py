@@ -133,7 +133,9 @@ class CheckpointSettings:
 def _from_here(folder: Path, model: str) -> str:
     """Return a model's folder relative to the working directory, if it was named relative to the checkpoint."""
     local = folder / model
-    return os.path.relpath(local) if model and not Path(model).is_absolute() and local.is_dir() else model
+    if not model or Path(model).is_absolute() or not local.is_dir():
+        return model
+    return os.path.relpath(local.resolve())  # `..` of a linked folder is beside what it links to
 
 
 def load_value_model(

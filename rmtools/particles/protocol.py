@@ -87,13 +87,13 @@ class Particles(Protocol):
 P = TypeVar("P", bound=Particles)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Step(Generic[P]):
     """One step of a run, as `smc` shows it to `observe`, once it is drawn.
 
     The arrays are the sampler's own and therefore read-only. `children.select(index)` are the parents of the next step, and
-    after the last one `SMCResult.particles`. All G groups are shown at every step, finished ones too: their `log_increment`
-    is 0 and `resampled` False.
+    after the last one `SMCResult.particles`. All G groups are shown at every step, finished ones too: `resampled` is False
+    there.
 
     Attributes
     ----------
@@ -135,6 +135,10 @@ class Step(Generic[P]):
     ess: np.ndarray
     resampled: np.ndarray
     log_increment: np.ndarray
+
+    def __repr__(self) -> str:
+        n_groups, n = self.index.shape
+        return f"Step(t={self.t}, groups={n_groups}, n_particles={n}, resampled={int(self.resampled.sum())})"
 
 
 Observe = Callable[[Step[P]], object]

@@ -318,7 +318,7 @@ def _read_only(x: np.ndarray) -> np.ndarray:
 
 
 def _increment(pool: np.ndarray, state: _State[P], out: np.ndarray | None) -> np.ndarray:
-    """Return each parent's log increment; exactly 0 for ended or zero-weight parents, hence for finished groups."""
+    """Return each parent's log increment; exactly 0 for ended parents and those of value zero."""
     n_groups, n = state.log_value.shape
     log_mean = pool if pool.shape[1] == n else log_mean_columns(pool.reshape(n_groups, n, -1))
     with np.errstate(invalid="ignore"):  # -inf - -inf, replaced below

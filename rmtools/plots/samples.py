@@ -25,10 +25,12 @@ def ess_of_records(records: Sequence[Values]) -> "Figure":
 
 
 def rewards_and_lengths(rewards: Sequence[float], lengths: Sequence[int]) -> "Figure":
-    """Draw how many prompts have which mean reward, and how many trajectories have which number of steps."""
-    with drawing(4.6, rows=2) as (figure, (above, below)):
-        above.hist(rewards, bins=20, range=(0, 1), color=COLOURS[0])
-        above.set(xlabel="mean reward of a prompt", ylabel="prompts")
+    """Draw how many prompts have which mean reward, if any, and how many trajectories have which number of steps."""
+    with drawing(4.6 if rewards else 2.6, rows=1 + bool(rewards)) as (figure, axes):
+        below = axes[-1]
+        if rewards:
+            axes[0].hist(rewards, bins=20, range=(0, 1), color=COLOURS[0])
+            axes[0].set(xlabel="mean reward of a prompt", ylabel="prompts")
         longest = max(lengths, default=1)
         below.bar(range(1, longest + 1), [lengths.count(n) for n in range(1, longest + 1)], color=COLOURS[0])
         below.set(xlabel="steps", ylabel="trajectories")

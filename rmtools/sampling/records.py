@@ -28,7 +28,8 @@ def record(source: Source, prompt: str, drawn: PromptSamples, settings: SamplerS
     cut, steps = count_cut(source.policy.steps, drawn.steps)
     single = drawn.runs[0] if len(drawn.runs) == 1 else None
     runs = [
-        {"log_z": r.log_z, "ess": r.ess, "ancestors": r.ancestors, "tokens": r.tokens} for r in drawn.runs
+        {name: getattr(run, name) for name in ("log_z", "ess", "ancestors", "resampled", "tokens")}
+        for run in drawn.runs
     ]
     chains = (("accepted", drawn.accepted), ("kept", drawn.kept))
     budget = None if drawn.spent is None else to_json(drawn.spent)
@@ -49,6 +50,7 @@ def record(source: Source, prompt: str, drawn: PromptSamples, settings: SamplerS
             "samples": samples(source, prompt, drawn, answers),
             "ess": single and single.ess,
             "ancestors": single and single.ancestors,
+            "resampled": single and single.resampled,
             "runs": None if single else runs,
             "chain": {name: done for name, done in chains if done is not None} or None,
             "budget": budget,

@@ -61,33 +61,22 @@ def sampler(settings: dict[str, Any]) -> str:
 
 
 def resampling(records: Records) -> list[str]:
-    """Return a line on how often the sampler resampled; nothing where its settings say it: beams, Gibbs, N = 1."""
+    """Return a line on how often the sampler resampled; nothing where its settings say it: beams, Gibbs, N = 1.
+
+    Records of rmtools 0.1.0 do not say it.
+    """
     settings = records[0]["sampler"]
-    if settings["resampling"] == "top_k" or settings["sweeps"] or settings["n_particles"] == 1:
+    runs = [run for record in records for run in runs_of(record)]
+    told = settings["resampling"] == "top_k" or settings["sweeps"] or settings["n_particles"] == 1
+    if told or not all("resampled" in run for run in runs):
         return []
-    counts = [count_resampled(record, run, i) for record in records for i, run in enumerate(runs_of(record))]
-    resampled, steps = (sum(column) for column in zip(*counts, strict=True))
-    return [f"resampled {resampling_in_words(resampled, steps, settings['pool_size'])}"]
+    steps = [step for run in runs for step in run["resampled"]]
+    return [f"resampled {resampling_in_words(sum(steps), len(steps), settings['pool_size'])}"]
 
 
 def runs_of(record: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the runs of a record; a single run's history stands in the record itself."""
     return [record] if record["runs"] is None else list(record["runs"])
-
-
-def count_resampled(record: dict[str, Any], run: dict[str, Any], number: int) -> tuple[int, int]:
-    """Return at how many of its steps a run resampled, and the number of its steps.
-
-    A run has as many steps as its longest solution, though its batch may have taken more; without a solution of positive
-    weight, as it took to lose them all. It does not resample after the last one.
-    """
-    settings, n = record["sampler"], record["sampler"]["n_particles"]
-    own = record["samples"][number * n : (number + 1) * n]
-    lengths = [len(s["steps"]) for s in own if s["log_weight"] is not None]
-    steps = max(lengths) if lengths else 1 + sum(x > 0 for x in run["ess"])
-    share = 0.0 if settings["resampling"] == "none" else settings["ess_threshold"]
-    low = [x for x in run["ess"][: steps - 1] if x <= share * n or share == 1]
-    return len(low) if share else 0, steps
 
 
 def shares(records: Records) -> list[str]:

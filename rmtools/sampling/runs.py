@@ -32,6 +32,8 @@ class Run:
         Nats. None if no Z is estimated.
     ess, ancestors : list
         By step: effective sample size; N indices.
+    resampled : list of bool
+        By step of its own: those at which it had a prefix of positive weight to extend.
     tokens : float
         Generated.
     trace : Trace or None
@@ -43,6 +45,7 @@ class Run:
     log_z: float | None
     ess: list[float]
     ancestors: list[list[int]]
+    resampled: list[bool]
     tokens: float
     trace: Trace | None = None
 
@@ -85,6 +88,7 @@ def runs_of(result: SMCResult[Any], seen: RunObserver, sampler: Mapping[str, Any
             None if result.log_z is None else float(result.log_z[g]),
             result.ess[:, g].tolist(),
             result.ancestors[:, g].tolist(),
+            result.resampled[result.live[:, g], g].tolist(),
             float(seen.tokens[g]),
             trace,
         )

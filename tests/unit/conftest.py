@@ -1,5 +1,6 @@
 """Rollouts to train on, and what a checkpoint trained on them remembers."""
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -27,3 +28,20 @@ def remembered(policy_folder, settings, rollouts, tmp_path):
     weights = fingerprint(policy_folder)
     metadata = RolloutMetadata(str(policy_folder), weights, "crossing", 3, settings, 1.6, 5)
     return checkpoint_settings(str(policy_folder), Rollouts(rollouts, metadata, "rollouts"), config(tmp_path))
+
+
+@pytest.fixture(scope="session")
+def uneven(policy):
+    """The policy with the end token at a fifth of the mass of every token: solutions end at any depth."""
+    from rmtools.lm.policy import Policy
+
+    model = copy.deepcopy(policy.model)
+    forward = model.forward
+
+    def ending(*args, **kwargs):
+        out = forward(*args, **kwargs)
+        out.logits[..., policy.steps.eos_id] = out.logits.logsumexp(-1) - 1.6
+        return out
+
+    model.forward = ending
+    return Policy(model, policy.steps, name="uneven")

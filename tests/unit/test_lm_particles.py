@@ -269,3 +269,22 @@ def test_records_without_a_verifier_and_bad_settings(policy, value, prompts):
     for wrong in ({"n_particles": 0}, {"n_particles": 2, "pool_size": 0}):
         with pytest.raises(UserError, match="at least 1"):
             SamplerSettings(**wrong)
+
+
+def test_a_reference_shorter_than_the_run_stays_in_its_slot(uneven, value, prompts):
+    """An ended reference is its own next prefix, while the particles beside it are extended further."""
+    root = LMParticles.start(uneven, value, prompts)
+    first = particle_gibbs(root, 4, 1, rng=np.random.default_rng(0))
+    ends = [texts[0] for texts in first.path[-1].steps()]
+    seen = []
+    particle_gibbs(
+        root,
+        4,
+        1,
+        rng=np.random.default_rng(1),
+        reference=first.path,
+        observe=lambda s: seen.append(s.children.steps()),
+    )
+    assert len(seen) > min(map(len, ends))
+    for t, texts in enumerate(seen, 1):
+        assert [group[0] for group in texts] == [steps[:t] for steps in ends]

@@ -148,3 +148,11 @@ def test_a_chain_of_runs_is_watched_through_its_sampler():
     model = product(4, 2.0)
     metropolis(lambda r: smc(model.particles(3), 2, rng=r, observe=steps.append), 2, rng())
     assert [step.t for step in steps] == [1, 2, 3, 4] * 3
+
+
+def test_a_step_and_a_model_print_in_a_line():
+    model = product(horizon=6, ratio=3.0)
+    steps = []
+    smc(model.particles(groups=4), 32, rng=np.random.default_rng(0), observe=steps.append)
+    assert f"t=1, groups=4, n_particles=32, resampled={steps[0].resampled.sum()}" in repr(steps[0])
+    assert repr(model) == f"FiniteModel(horizon=6, states={sum(map(len, model.log_value))})"

@@ -52,7 +52,9 @@ def test_the_argmax_is_of_the_final_value_not_of_the_weight():
 
 def run_of(log_z, log_weight, name="r"):
     n = len(log_weight)
-    return Run([[f"{name}{i}"] for i in range(n)], log_weight, np.zeros(n), log_z, [1.0], [[0] * n], 6.0)
+    return Run(
+        [[f"{name}{i}"] for i in range(n)], log_weight, np.zeros(n), log_z, [1.0], [[0] * n], [False], 6.0
+    )
 
 
 def test_runs_are_pooled_by_their_estimates_of_z():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from rmtools.sampling.report import count_resampled, intervals, resampling, runs_of
+from rmtools.sampling.report import intervals, resampling, runs_of
 from rmtools.sampling.sample_prompts import sample_prompts, settings_for
 
 
@@ -39,14 +39,14 @@ def test_prompts_that_differ_are_resampled():
         {"n_particles": 4, "mh_steps": 2, "ess_threshold": 0.9},
     ],
 )
-def test_resampled_steps_are_counted_from_the_records(policy, value, prompts, task, given):
-    """As the results of the runs say, though a record holds ESS and samples alone."""
+def test_resampled_steps_are_counted_as_the_runs_had_them(uneven, value, prompts, task, given):
+    """Also where solutions are of uneven lengths: resampling may drop the longest, or all that are not finished."""
     results = []
     settings = settings_for(None, terminal="verifier", **given)
     found = sample_prompts(
-        policy,
+        uneven,
         value,
-        prompts[:3],
+        prompts[:6],
         settings,
         np.random.default_rng(4),
         task.reward,
@@ -56,7 +56,7 @@ def test_resampled_steps_are_counted_from_the_records(policy, value, prompts, ta
     for g, record in enumerate(records):
         for i, run in enumerate(runs_of(record)):
             live, resampled = results[i].live[:, g], results[i].resampled[:, g]
-            assert count_resampled(record, run, i) == (resampled.sum(), live.sum())
+            assert run["resampled"] == resampled[live].tolist()
     (line,) = resampling(records)
     total = sum(result.resampled.sum() for result in results)
     assert (f"at {total} of" in line) == (total > 0) != ("importance sampling" in line)
