@@ -9,7 +9,7 @@ tests run them over every implementation in the package (docs/contracts.md has a
 """
 
 import copy
-from collections import Counter
+import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
@@ -46,6 +46,11 @@ def _require_all(holds: np.ndarray, law: str) -> None:
         raise AssertionError(f"{law}, first at index {np.argwhere(~holds)[0].tolist()}")
 
 
+def _near(found: Any, expected: Any, tolerance: float) -> np.ndarray:
+    """Return where two arrays are equal, infinities and NaN included, or differ by at most ``tolerance``."""
+    return np.isclose(found, expected, rtol=0, atol=tolerance, equal_nan=True)
+
+
 @dataclass(frozen=True)
 class _Seen:
     """Everything that can be seen of particles, copied: (G, n) arrays, and the path of each prefix if it is known."""
@@ -61,12 +66,10 @@ class _Seen:
             np.take_along_axis(self.ended, index, 1), np.take_along_axis(self.log_value, index, 1), path
         )
 
-    def require_same(self, other: "_Seen", law: str, tolerance: float = 0.0) -> None:
+    def require_same(self, other: "_Seen", law: str, tolerance: float) -> None:
         """Raise ``AssertionError`` if the two differ."""
         _require(np.array_equal(self.ended, other.ended), f"{law}: which prefixes have ended differs")
-        close = np.isclose(self.log_value, other.log_value, rtol=0, atol=tolerance)
-        close |= self.log_value == other.log_value
-        _require_all(close, f"{law}: log values differ")
+        _require_all(_near(self.log_value, other.log_value, tolerance), f"{law}: log values differ")
         if self.path is not None and other.path is not None:
             _require_all(self.path == other.path, f"{law}: the prefixes differ")
 
@@ -77,9 +80,7 @@ def _look(particles: Particles, paths: Paths | None, when: str) -> _Seen:
     _require(len(shape) == 2 and min(shape) >= 1, f"shape is the pair (G, n), got {shape} {when}")
     ended, log_value = np.array(particles.ended), np.array(particles.log_value())
     for name, array in (("ended", ended), ("log_value()", log_value)):
-        _require(
-            array.shape == shape, f"{name} has the shape of the particles {shape}, got {array.shape} {when}"
-        )
+        _require(array.shape == shape, f"{name} has the particles' shape {shape}, got {array.shape} {when}")
     _require(ended.dtype == bool, f"ended is bool, got {ended.dtype} {when}")
     fine = log_value < np.inf  # False for NaN
     _require(fine.all(), f"log values are numbers below inf, got {log_value[~fine][:1]} {when}")
@@ -100,6 +101,7 @@ def check_particles(
     paths: Paths | None = None,
     seeded: bool = True,
     max_steps: int = 100,
+    tolerance: float = 1e-4,
 ) -> None:
     """Check the contract of :class:`rmtools.particles.protocol.Particles`, from ``root`` to the end of every prefix.
 
@@ -120,6 +122,8 @@ def check_particles(
         Whether draws depend on the generator alone. Not so behind some servers.
     max_steps : int
         Steps after which every prefix must have ended.
+    tolerance : float
+        Nats by which log values of one prefix may differ between calls or batches.
 
     Raises
     ------
@@ -132,19 +136,22 @@ def check_particles(
         seen = _look(here, paths, f"after {t} steps")
         seed = int(rng.integers(2**32))
         child = here.extend(pool_size, np.random.default_rng(seed))
-        _look(here, paths, f"after {t} steps").require_same(seen, f"extend changed its parent at step {t}")
-        _check_children(seen, _look(child, paths, f"in the children of step {t}"), pool_size, t)
+        _look(here, paths, f"after {t} steps").require_same(
+            seen, f"extend changed its parent at step {t}", tolerance
+        )
+        children = _look(child, paths, f"in the children of step {t}")
+        _check_children(seen, children, pool_size, t, tolerance)
         if seeded:
             again = _look(here.extend(pool_size, np.random.default_rng(seed)), paths, f"at step {t}")
             law = f"two extensions by generators of one seed differ at step {t}"
-            again.require_same(_look(child, paths, ""), law, 1e-4)
+            again.require_same(children, law, tolerance)
         if seen.ended.all():
             return
         _require(t < max_steps, f"some prefixes have not ended after {max_steps} steps")
-        here, t = _check_select(child, paths, rng, t), t + 1
+        here, t = _check_select(child, paths, rng, t, tolerance), t + 1
 
 
-def _check_children(parent: _Seen, child: _Seen, pool_size: int, t: int) -> None:
+def _check_children(parent: _Seen, child: _Seen, pool_size: int, t: int, tolerance: float) -> None:
     """Check the (G, n * M) children of one step: order, length, and ended parents."""
     groups, n = parent.ended.shape
     _require(
@@ -155,7 +162,7 @@ def _check_children(parent: _Seen, child: _Seen, pool_size: int, t: int) -> None
     before = parent.at(index)
     over = before.ended
     _require_all(child.ended | ~over, f"an ended prefix is absorbing: a child of one is alive at step {t}")
-    kept = ~over | (child.log_value == before.log_value)
+    kept = ~over | _near(child.log_value, before.log_value, tolerance)
     _require_all(kept, f"an ended prefix keeps its value: one changed at step {t}")
     if before.path is None or child.path is None:
         return
@@ -171,26 +178,28 @@ def _check_children(parent: _Seen, child: _Seen, pool_size: int, t: int) -> None
             _require(len(new) == len(old) + 1, f"a child is one step longer: {new} after {old} ({where})")
 
 
-def _check_select(child: P, paths: Paths | None, rng: np.random.Generator, t: int) -> P:
+def _check_select(child: P, paths: Paths | None, rng: np.random.Generator, t: int, tolerance: float) -> P:
     """Check ``select`` and ``join`` on the children of step ``t``; return a few of them to continue from."""
     seen, (groups, n) = _look(child, paths, f"at step {t}"), child.shape
     first, second = rng.integers(n, size=(groups, n)), rng.integers(n, size=(groups, 4))
     one = child.select(first)
     law = f"select(index) gives the prefixes at index, step {t}"
-    _look(one, paths, "after select").require_same(seen.at(first), law)
-    _look(child, paths, f"at step {t}").require_same(seen, f"select changed its parent at step {t}")
+    _look(one, paths, "after select").require_same(seen.at(first), law, tolerance)
+    _look(child, paths, f"at step {t}").require_same(
+        seen, f"select changed its parent at step {t}", tolerance
+    )
     two = one.select(second)
     both = np.take_along_axis(first, second, 1)
     law = f"select(a).select(b) is select(a[b]), step {t}"
-    _look(two, paths, "after two selections").require_same(seen.at(both), law)
+    _look(two, paths, "after two selections").require_same(seen.at(both), law, tolerance)
     if hasattr(child, "join"):
         joined = child.select(second).join(two)
         law = f"select(a).join(select(b)) is select([a, b]), step {t}"
-        _look(joined, paths, "after join").require_same(seen.at(np.hstack([second, both])), law)
+        _look(joined, paths, "after join").require_same(seen.at(np.hstack([second, both])), law, tolerance)
         two = joined.select(np.tile([1, 6, 3, 4], (groups, 1)))
         law = f"a selection of joined prefixes is those prefixes, step {t}"
         expected = seen.at(np.stack([second[:, 1], both[:, 2], second[:, 3], both[:, 0]], 1))
-        _look(two, paths, "").require_same(expected, law)
+        _look(two, paths, "").require_same(expected, law, tolerance)
     return two
 
 
@@ -201,8 +210,12 @@ def check_law(
     *,
     paths: Paths | None = None,
     draws: int = 2000,
+    false_alarm: float = 1e-6,
 ) -> None:
-    """Check that the first step of ``root`` follows ``law``, by a chi-square test in each group.
+    """Check that first steps of ``root`` follow ``law`` independently of one another, by exact two-sided binomial tests.
+
+    Counted are each step in each group; the extensions in which a step is drawn about as often as expected (systematic draws:
+    too many); and pairs of steps at neighbouring children, groups and extensions. A step of probability 0 always fails.
 
     Parameters
     ----------
@@ -214,33 +227,47 @@ def check_law(
     paths : callable, optional
         As in :func:`check_particles`; the last entry of a path is the step.
     draws : int
-        Children per group. Cells with an expected count below 5 are merged.
+        Children per group, drawn in about the square root of as many extensions.
+    false_alarm : float
+        Upper bound of the probability that a right implementation fails: tests are exact, and share it equally (Bonferroni).
 
     Raises
     ------
     AssertionError
-        If a group's counts have a probability below 1e-6, so also if the draws depend on one another.
+        If a count has a probability below ``false_alarm`` / (number of tests).
     """
-    from scipy.stats import chi2
+    from scipy.stats import binom
 
-    child = root.extend(draws, rng)
-    of = paths or (lambda p: p.steps())
-    other = max(0.0, 1.0 - sum(law.values()))
-    for g, row in enumerate(of(child)):
-        counts = Counter(path[-1] for path in row)
-        cells = [(counts.pop(step, 0), draws * p) for step, p in law.items()]
-        cells.append((counts.total(), draws * other))
-        never = [c for c, expected in cells if expected < 1e-9]
-        _require(sum(never) == 0, f"a step of probability 0 was drawn {sum(never)} times in group {g}")
-        cells = sorted(((c, e) for c, e in cells if e >= 1e-9), key=lambda cell: cell[1])
-        while len(cells) > 1 and cells[0][1] < 5:
-            (c, e), (d, f), *rest = cells
-            cells = sorted([(c + d, e + f), *rest], key=lambda cell: cell[1])
-        statistic = sum((seen - expected) ** 2 / expected for seen, expected in cells)
-        p = float(chi2.sf(statistic, max(1, len(cells) - 1)))
-        _require(
-            p > 1e-6, f"the steps of group {g} do not follow their law: chi-square {statistic:.1f}, p {p:.1e}"
-        )
+    of = paths or (lambda particles: particles.steps())
+    p = np.append(list(law.values()), max(0.0, 1.0 - sum(law.values())))
+    cell = {step: k for k, step in enumerate(law)}
+    width = -(-draws // math.isqrt(draws))
+    extensions = [of(root.extend(width, rng)) for _ in range(math.isqrt(draws))]
+    steps = np.array([[[cell.get(path[-1], len(law)) for path in g] for g in e] for e in extensions])
+    never = int((p[steps] < 1e-12).sum())
+    _require(never == 0, f"a step of probability 0 was drawn {never} times")
+
+    times = (steps[..., None] == np.arange(len(p))).sum(2)  # (extensions, G, cells)
+    told = "the steps of group {} do not follow their law"
+    tests = [(told.format(g), seen, width * len(times), p) for g, seen in enumerate(times.sum(0))]
+    grid = np.arange(width + 1)[:, None]
+    usual = np.abs(grid - width * p) < 1
+    about = np.minimum(1.0, (binom.pmf(grid, width, p) * usual).sum(0))
+    near = np.take_along_axis(usual, times.reshape(-1, len(p)), 0)
+    tests.append(("draws of one extension depend on one another", near.sum(0), len(near), about))
+    pairs = np.append(np.outer(p, p), np.sum(p**2))
+    for axis, what in enumerate(("extensions", "groups", "children")):
+        for start in (0, 1):
+            line = np.moveaxis(steps, axis, 0)[start:]
+            one, two = line[: len(line) // 2 * 2 : 2].ravel(), line[1::2].ravel()
+            found = np.append(np.bincount(one * len(p) + two, minlength=len(p) ** 2), (one == two).sum())
+            tests.append((f"neighbouring {what} depend on one another", found, len(one), pairs))
+    level = false_alarm / sum(len(seen) for _, seen, _, _ in tests)
+    for what, seen, n, expected in tests:
+        tail = 2 * np.minimum(binom.cdf(seen, n, expected), binom.sf(seen - 1, n, expected))
+        k = int(tail.argmin())
+        where = f"{seen[k]} of {n} where {n * expected[k]:.4g} are expected, p {tail[k]:.1e}"
+        _require(tail[k] > level, f"{what}: {where}")
 
 
 def check_scorer(scorer: Scorer, rollouts: Sequence[Rollout], *, tolerance: float = 1e-4) -> None:
@@ -256,51 +283,41 @@ def check_scorer(scorer: Scorer, rollouts: Sequence[Rollout], *, tolerance: floa
     rollouts : sequence of Rollout
         At least two, better of different lengths and with children.
     tolerance : float
-        Nats, for values that are computed in different batches.
+        Nats by which values of one prefix may differ between batches, and by which V may leave [floor, 1].
 
     Raises
     ------
     AssertionError
         Names the law, and the rollout or depth.
     """
-    _require(isinstance(scorer.name, str) and scorer.name, f"name is text, got {scorer.name!r}")
-    _require(
-        isinstance(scorer.is_probability, bool), f"is_probability is a bool, got {scorer.is_probability!r}"
-    )
+    _require(isinstance(scorer.name, str), f"name is text, got {scorer.name!r}")
+    fine = isinstance(scorer.is_probability, bool)
+    _require(fine, f"is_probability is a bool, got {scorer.is_probability!r}")
     texts = [[[c.text for c in at] for at in r.children] for r in rollouts]
     encode = scorer.steps.encode
     trees = [encode(r.prompt, r.steps, c) for r, c in zip(rollouts, texts, strict=True)]
     done: list[int] = []
     values = scorer.score(trees, progress=done.append)
     _require(sum(done) == len(trees), f"progress counts every tree once: {sum(done)} of {len(trees)}")
-    _require(
-        len(values) == len(trees), f"score gives one TreeValues per tree: {len(values)} for {len(trees)}"
-    )
+    _require(len(values) == len(trees), f"score gives one value per tree: {len(values)} for {len(trees)}")
     for i, (tree, found) in enumerate(zip(trees, values, strict=True)):
-        _check_tree(scorer, tree, found, i)
+        _check_tree(scorer, tree, found, i, tolerance)
     _check_context(scorer, rollouts, trees, values, tolerance)
     _Increments(scorer, trees, values, tolerance).check()
 
 
-def _check_tree(scorer: Scorer, tree: EncodedTree, found: TreeValues, i: int) -> None:
+def _check_tree(scorer: Scorer, tree: EncodedTree, found: TreeValues, i: int, tolerance: float) -> None:
     """Check shapes and ranges of one trajectory's values."""
     shapes = [np.shape(found.log_value), *map(np.shape, found.children)]
     expected = [(len(tree.reads),), *((len(at),) for at in tree.child_reads)]
-    _require(
-        shapes == expected,
-        f"values of rollout {i} have shapes {expected} (T + 1, then children), got {shapes}",
-    )
+    law = f"values of rollout {i} have shapes {expected} (T + 1, then children), got {shapes}"
+    _require(shapes == expected, law)
     every = np.concatenate([found.log_value, *found.children])
-    _require(
-        (every < np.inf).all(),
-        f"log values are numbers below inf: rollout {i} has {every[~(every < np.inf)]}",
-    )
+    _require((every < np.inf).all(), f"log values are numbers below inf: rollout {i} has {every}")
     if scorer.is_probability:
-        low = scorer.tilt.log_potential(np.zeros(1)) - 1e-6
-        _require(
-            ((every >= low) & (every <= 1e-6)).all(),
-            f"V is in [floor, 1]: rollout {i} has log values {every}",
-        )
+        low = scorer.tilt.log_potential(np.zeros(1)) - tolerance
+        fine = ((every >= low) & (every <= tolerance)).all()
+        _require(fine, f"V is in [floor, 1]: rollout {i} has log values {every}")
 
 
 def _check_context(
@@ -312,10 +329,13 @@ def _check_context(
 ) -> None:
     """Check that values do not depend on order, other trees and children, and that children are valued like steps."""
     trunks = scorer.score([t.trunk() for t in reversed(trees)])[::-1]
-    for i, (found, alone) in enumerate(zip(values, trunks, strict=True)):
-        _require_close(
-            found.log_value, alone.log_value, tolerance, f"a value depends on its prefix alone: rollout {i}"
-        )
+    for i, (tree, found, trunk) in enumerate(zip(trees, values, trunks, strict=True)):
+        law = f"a value depends on its prefix alone: rollout {i}"
+        _require_close(found.log_value, trunk.log_value, tolerance, law)
+        (alone,) = scorer.score([tree])
+        _require_close(found.log_value, alone.log_value, tolerance, law)
+        for at, same in zip(found.children, alone.children, strict=True):
+            _require_close(at, same, tolerance, law)
     forks = [
         (i, t, k) for i, v in enumerate(values) for t, at in enumerate(v.children) for k in range(len(at))
     ]
@@ -332,8 +352,7 @@ def _check_context(
 
 
 def _require_close(found: Any, expected: Any, tolerance: float, law: str) -> None:
-    close = np.isclose(found, expected, rtol=0, atol=tolerance) | (np.asarray(found) == np.asarray(expected))
-    _require(np.all(close), f"{law}: {np.asarray(found)} against {np.asarray(expected)}")
+    _require_all(_near(found, expected, tolerance), f"{law}: {found} against {expected}")
 
 
 @dataclass(frozen=True)
@@ -359,7 +378,7 @@ class _Increments:
             expected = [self.values[i].log_value[t + 1] for i in at]
             self._compare(new[at], expected, f"score is start and then advance: step {t}")
             rest = [i for i, row in enumerate(rows) if not row]
-            kept = torch.isnan(new[rest]) | torch.isclose(new[rest].double(), last[rest].double())
+            kept = torch.isnan(new[rest]) | torch.isclose(new[rest], last[rest].to(new), 0, self.tolerance)
             _require(kept.all(), f"a row without a token gets NaN or its value as it was: step {t}")
             self._check_states(state, tokens, new, t)
             forks = [(i, k, ids) for i in at for k, ids in enumerate(parts[i][2][t])]
@@ -388,9 +407,7 @@ class _Increments:
         self._compare(read, new[order].tolist(), f"select(a).join(select(b)) is select([a, b]): step {t}")
 
     def _compare(self, found: Tensor, expected: Sequence[float], law: str) -> None:
-        got, wanted = found.double().cpu().numpy(), np.asarray(expected, dtype=np.float64)
-        close = (got == wanted) | np.isclose(got, wanted, rtol=0, atol=self.tolerance, equal_nan=True)
-        _require_all(close, f"{law}: {got} against {wanted}")
+        _require_close(found.double().cpu().numpy(), expected, self.tolerance, law)
 
 
 def check_policy(
@@ -399,7 +416,8 @@ def check_policy(
     """Check the contract of :class:`rmtools.lm.protocol.StepPolicy`, from ``prompts`` to the end of every solution.
 
     A step ends where the step settings say, and only there; equal prefixes are held once; an ended prefix is absorbing and gets
-    no token; ``decode_step`` leaves its state as it was; ``select`` and ``join`` reindex states; the same seed draws the same.
+    no token; ``decode_step`` leaves its state as it was. If ``seeded``, the same seed draws the same, also from a state reindexed
+    by ``select`` and ``join``; a state started anew at the prefixes draws the same first 4 tokens, 9 times in 10 (rounding).
     The law itself is checked by :func:`check_law` on particles over the policy.
 
     Parameters
@@ -418,7 +436,7 @@ def check_policy(
         Names the law, and the step.
     """
     _require(policy.temperature > 0, f"temperature is positive, got {policy.temperature}")
-    _require(isinstance(policy.name, str) and policy.name, f"name is text, got {policy.name!r}")
+    _require(isinstance(policy.name, str), f"name is text, got {policy.name!r}")
     ids = [policy.steps.prompt_ids(p) for p in prompts]
     policy.check_length(ids)
     state: StepState = policy.start(ids)
@@ -427,13 +445,12 @@ def check_policy(
     )
     _require(not state.ended.any(), "start: no prompt has ended")
     node = torch.arange(len(ids), device=policy.device).repeat_interleave(particles)
+    read = [list(i) for i in ids]
     for t in range(policy.steps.settings.max_steps + 1):
         before = state.pending.tolist(), state.ended.tolist()
         step = policy.decode_step(state, node, torch.Generator(policy.device).manual_seed(seed + t))
-        _require(
-            (state.pending.tolist(), state.ended.tolist()) == before,
-            f"decode_step changed its state at step {t}",
-        )
+        after = state.pending.tolist(), state.ended.tolist()
+        _require(after == before, f"decode_step changed its state at step {t}")
         _check_decoded(policy, state, node, step, t)
         if seeded:
             again = policy.decode_step(state, node, torch.Generator(policy.device).manual_seed(seed + t))
@@ -442,6 +459,10 @@ def check_policy(
         if bool(state.ended.all()):
             return
         state, node = _reindexed(step.state, step.node, t)
+        rows = zip(step.parent.tolist(), step.tokens.tolist(), strict=True)
+        read = [[*read[u], *(i for i in row if i >= 0)] for u, row in rows][::-1]
+        if seeded:
+            _check_reading(policy, step.state, state, read, seed + t)
     raise AssertionError(
         f"max_steps is {policy.steps.settings.max_steps}, and some prefixes have not ended by then"
     )
@@ -459,13 +480,10 @@ def _check_decoded(policy: StepPolicy, state: StepState, node: Tensor, step: Dec
     rows, parent = step.tokens.tolist(), step.parent.tolist()
     _require(step.node.shape == node.shape, f"node has one entry per particle, step {t}")
     _require(step.parent[step.node].equal(node), f"parent[node] is where each particle was before step {t}")
-    _require(
-        len({(u, *row) for u, row in zip(parent, rows, strict=True)}) == len(rows),
-        f"a prefix is held twice, step {t}",
-    )
-    _require(
-        set(step.node.tolist()) == set(range(len(rows))), f"every prefix held is some particle's, step {t}"
-    )
+    held = {(u, *row) for u, row in zip(parent, rows, strict=True)}
+    _require(len(held) == len(rows), f"a prefix is held twice, step {t}")
+    used = set(step.node.tolist())
+    _require(used == set(range(len(rows))), f"every prefix held is some particle's, step {t}")
     settings, eos = policy.steps.settings, policy.steps.eos_id
     for u, (row, before) in enumerate(zip(rows, parent, strict=True)):
         ids, where = [i for i in row if i >= 0], f"step {t}, prefix {u}"
@@ -473,10 +491,8 @@ def _check_decoded(policy: StepPolicy, state: StepState, node: Tensor, step: Dec
         _require(row[: len(ids)] == ids, f"-1 stands only behind the end of a step: {row}, {where}")
         if state.ended[before]:
             _require(ended and not ids, f"an ended prefix is absorbing and gets no token: {ids}, {where}")
-            _require(
-                step.state.pending[u] == state.pending[before],
-                f"an ended prefix keeps its pending token: {where}",
-            )
+            same = step.state.pending[u] == state.pending[before]
+            _require(same, f"an ended prefix keeps its pending token: {where}")
             continue
         _require(ids, f"a step has at least one token: {where}")
         _require(step.state.pending[u] == ids[-1], f"pending is the last token: {where}")
@@ -504,14 +520,41 @@ def _reindexed(state: StepState, node: Tensor, t: int) -> tuple[StepState, Tenso
     return new, len(order) - 1 - node
 
 
+def _check_reading(
+    policy: StepPolicy, old: StepState, new: StepState, read: list[list[int]], seed: int
+) -> None:
+    """Check that ``new``, which is ``old`` in reverse, holds the prefixes ``read`` (token ids)."""
+
+    def draw(state: StepState, node: Tensor) -> Decoded[Any]:
+        return policy.decode_step(state, node, torch.Generator(policy.device).manual_seed(seed))
+
+    node = torch.arange(len(read), device=policy.device).repeat_interleave(16)
+    same = _texts(policy, draw(old, len(read) - 1 - node)) == _texts(policy, draw(new, node))
+    _require(same, "select and join reindex all of a state: other steps follow the same prefixes")
+    live = (~new.ended).nonzero()[:, 0]
+    if len(live):
+        node = torch.arange(len(live), device=policy.device).repeat_interleave(16)
+        fresh = policy.start([read[u] for u in live.tolist()])
+        one, two = draw(new.select(live), node), draw(fresh, node)
+        begun = ([step.tokens[u, :4].tolist() for u in step.node.tolist()] for step in (one, two))
+        alike = np.mean([a[: len(b)] == b[: len(a)] for a, b in zip(*begun, strict=True)])
+        _require(alike >= 0.9, f"a state has read its prefixes: {alike:.0%} of steps are a new state's")
+
+
 def check_task(
-    task: Task, rng: np.random.Generator, *, prompts: Sequence[str] | None = None, n: int = 8
+    task: Task,
+    rng: np.random.Generator,
+    *,
+    prompts: Sequence[str] | None = None,
+    n: int = 8,
+    solutions: Mapping[str, Sequence[str]] | None = None,
 ) -> None:
     """Check the contract of :class:`rmtools.data.tasks.protocol.Task`.
 
     Its prompts can be verified and are drawn by the generator alone; rewards are in [0, 1] and the same whenever a solution is
     verified; listed steps end with the delimiter and make well-formed solutions. Of an exact task also: demonstrations are
-    well-formed, and what earns a reward of 1 has right steps only.
+    well-formed, one of full care earns a reward, what earns 1 has right steps only, and steps that are not listed are not right.
+    Which listed steps are right, and whether wrong solutions of other tasks earn too much, is not checked.
 
     Parameters
     ----------
@@ -521,6 +564,8 @@ def check_task(
         Default: the task draws them. Needed if its prompts come from a file.
     n : int
         Prompts to draw.
+    solutions : mapping of str to sequence of str, optional
+        For some prompts a right solution, which is well-formed and earns 1. Otherwise that is not checked of inexact tasks.
 
     Raises
     ------
@@ -531,18 +576,25 @@ def check_task(
     _require(task.delimiter, "the delimiter is not empty")
     _require(task.horizon >= 1, f"the horizon is at least 1, got {task.horizon}")
     prompts = _drawn_prompts(task, n, int(rng.integers(2**32))) if prompts is None else prompts
-    solutions = [(p, s) for p in prompts for s in _solutions(task, p, rng)]
+    found = [(p, s) for p in prompts for s in _solutions(task, p, rng)]
     for prompt in prompts:
         try:
             task.check_prompt(prompt)
         except UserError as error:
             raise AssertionError(f"prompts can be verified: {prompt!r} is refused, {error}") from error
-    rewards = [task.reward(p, s) for p, s in solutions]
-    for (prompt, steps), reward in zip(solutions, rewards, strict=True):
+    for prompt, right in (solutions or {}).items():
+        fine = task.well_formed(right) and task.reward(prompt, right) == 1
+        _require(fine, f"a right solution is well-formed and earns 1: {right} of {prompt!r}")
+        found.append((prompt, list(right)))
+    if isinstance(task, ExactTask):
+        careful = ((p, task.demonstration(p, 1.0, rng)) for _ in range(20) for p in prompts)
+        _require(any(task.reward(p, s) > 0 for p, s in careful), "some careful demonstration earns a reward")
+    rewards = [task.reward(p, s) for p, s in found]
+    for (prompt, steps), reward in zip(found, rewards, strict=True):
         _require(0 <= reward <= 1, f"rewards are in [0, 1], got {reward} for {steps} of {prompt!r}")
-        _require(isinstance(task.well_formed(steps), bool), f"well_formed gives a bool: {steps}")
-    again = [task.reward(p, s) for p, s in reversed(solutions)][::-1]
-    for (prompt, steps), one, two in zip(solutions, rewards, again, strict=True):
+        _require(isinstance(task.well_formed(steps), bool | np.bool_), f"well_formed gives a bool: {steps}")
+    again = [task.reward(p, s) for p, s in reversed(found)][::-1]
+    for (prompt, steps), one, two in zip(found, rewards, again, strict=True):
         _require(one == two, f"the verifier is deterministic: {one}, then {two} for {steps} of {prompt!r}")
 
 
@@ -571,6 +623,8 @@ def _solutions(task: Task, prompt: str, rng: np.random.Generator) -> list[list[s
             all(map(task.well_formed, found[3:])), f"solutions of listed steps are well-formed: {found[3:]}"
         )
     if isinstance(task, ExactTask):
+        fine = not any(task.right_steps(prompt, found[1]))
+        _require(fine, f"a step that is not listed is not right: {found[1]}")
         for care in (0.0, 0.5, 1.0):
             steps = task.demonstration(prompt, care, rng)
             fine = 1 <= len(steps) <= task.horizon and task.well_formed(steps)
@@ -590,13 +644,14 @@ def check_reader(
     rows: Sequence[Mapping[str, Any]],
     *,
     steps: Sequence[Sequence[str]] | None = None,
+    rewards: Sequence[Sequence[float | None]] | None = None,
     options: Options | None = None,
 ) -> None:
     """Check the contract of a reader, declared with :func:`rmtools.data.readers.row.public_format`.
 
     A row of the format becomes valid rollouts, or is reported as dropped, and is never lost in silence; the text of its steps
     keeps its order; a row is read the same whatever was read before, and stays as it was; a row without a field of the format
-    is refused with ``RowError``.
+    is refused with ``RowError``. Without ``steps`` and ``rewards``, a reader that drops every row or turns rewards round passes.
 
     Parameters
     ----------
@@ -605,6 +660,8 @@ def check_reader(
         Right rows of the format.
     steps : sequence of sequence of str, optional
         For each row, texts that its rollouts' steps must hold in this order.
+    rewards : sequence of sequence of (float or None), optional
+        For each row, the rewards of its rollouts in order, and so their number.
     options : Options, optional
 
     Raises
@@ -633,6 +690,9 @@ def check_reader(
             except UserError as error:
                 raise AssertionError(f"rollouts are valid: {error}") from error
             _require(same, f"rollouts are valid: row {i} changes when it is written and read")
+        if rewards is not None:
+            got = [rollout.reward for rollout in kept]
+            _require(got == list(rewards[i]), f"row {i} has rollouts of rewards {rewards[i]}, got {got}")
         text = "".join(s for rollout in kept for s in rollout.steps)
         for piece in steps[i] if steps is not None else ():
             _require(piece in text, f"steps keep their order and none is lost: row {i} lacks {piece!r} there")

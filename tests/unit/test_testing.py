@@ -2,7 +2,7 @@
 
 import copy
 import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ from rmtools.data.readers.row import Dropped, Options, public_format, rollout
 from rmtools.data.rollouts import Child, Rollout, RolloutMetadata, write_rollouts
 from rmtools.data.tasks import AnswerChecker, AnswerTask, CallableTask, Crossing, load_task
 from rmtools.errors import UserError
-from rmtools.exact.finite_model import FiniteParticles
+from rmtools.exact.finite_model import FiniteModel, FiniteParticles
 from rmtools.lm.enumerate import tabulate
 from rmtools.lm.implicit import ImplicitValue
 from rmtools.lm.particles import LMParticles
@@ -212,21 +212,134 @@ def test_broken_particles_are_caught(kind, law):
         check_particles(root, rng(), paths=branches, max_steps=8)
 
 
-class OneDraw(FiniteParticles):
-    """All children of a prefix are one draw."""
+class Noisy(Broken):
+    """Log values are computed anew on every call, in another order of sums."""
+
+    noise = rng(2)
+
+    def log_value(self):
+        return super().log_value() + self.noise.uniform(-1e-7, 1e-7, self.shape)
+
+
+def test_rounding_is_not_a_broken_law():
+    root = Noisy(tree(), 0, np.zeros((2, 1), dtype=np.int64))
+    check_particles(root, rng(), paths=branches)
+    with pytest.raises(AssertionError, match="log value"):
+        check_particles(root, rng(), paths=branches, tolerance=1e-9)
+
+
+class Drawn(FiniteParticles):
+    """First steps of a finite model; ``draw(p, (G, M), rng)`` gives the branches."""
+
+    def __init__(self, p, draw, groups=3):
+        super().__init__(first_step(p), 0, np.zeros((groups, 1), dtype=np.int64))
+        object.__setattr__(self, "draw", draw)
 
     def extend(self, pool_size, rng):
-        child = super().extend(1, rng)
-        return FiniteParticles(self.model, child.depth, child.state.repeat(pool_size, 1))
+        state = self.draw(np.array(self.model.policy[0][0]), (len(self.state), pool_size), rng)
+        return FiniteParticles(self.model, 1, np.asarray(state))
 
 
-def test_draws_that_depend_on_one_another_are_caught():
-    model = tree()
-    law = dict(enumerate(model.policy[0][0].tolist()))
+def first_step(p):
+    return FiniteModel([[p]], [np.zeros(1), np.zeros(len(p))])
+
+
+def ends(particles):
+    return particles.state[..., None].tolist()
+
+
+def law_of(p, law, draw, seed=0, **kwargs):
+    check_law(Drawn(p, draw), dict(enumerate(law)), rng(seed), paths=ends, **kwargs)
+
+
+def independent(p, shape, rng):
+    return rng.choice(len(p), size=shape, p=p)
+
+
+def in_equal_pairs(p, shape, rng):
+    return independent(p, (shape[0], -(-shape[1] // 2)), rng).repeat(2, 1)[:, : shape[1]]
+
+
+def one_draw(p, shape, rng):
+    return independent(p, (shape[0], 1), rng).repeat(shape[1], 1)
+
+
+def systematic(p, shape, rng):
+    at = (np.arange(shape[1]) + rng.random((shape[0], 1))) / shape[1]
+    return np.searchsorted(p.cumsum()[:-1], at, side="right")
+
+
+def shuffled_systematic(p, shape, rng):
+    return rng.permuted(systematic(p, shape, rng), axis=1)
+
+
+def shared_by_groups(p, shape, rng):
+    return independent(p, (1, shape[1]), rng).repeat(shape[0], 0)
+
+
+def same_each_time(p, shape, _):
+    return independent(p, shape, rng(5))
+
+
+def first_group_otherwise(p, shape, rng):
+    state = independent(p, shape, rng)
+    state[0] = independent(np.roll(p, 1), shape[1], rng)
+    return state
+
+
+@pytest.mark.parametrize(
+    ("drawn", "law"),
+    [
+        ([0.0, 1.0], [0.998, 0.002]),
+        ([0.0, 0.5, 0.5], [0.998, 0.001, 0.001]),
+        ([0.58, 0.42], [0.5, 0.5]),
+        ([0.97, 0.03], [0.99, 0.01]),
+    ],
+)
+def test_another_law_is_caught(drawn, law):
+    law_of(law, law, independent)
+    law_of(drawn, drawn, independent)
     with pytest.raises(AssertionError, match="do not follow their law"):
-        check_law(OneDraw(model, 0, np.zeros((1, 1), dtype=np.int64)), law, rng(), paths=branches)
+        law_of(drawn, law, independent)
+
+
+def test_a_step_of_probability_zero_is_caught():
+    p = np.array([0.999, 0.001])
     with pytest.raises(AssertionError, match="probability 0 was drawn"):
-        check_law(model.particles(1), {0: 1.0}, rng(), paths=branches)
+        law_of(p, [1.0, 0.0], independent)
+    with pytest.raises(AssertionError, match="probability 0 was drawn"):
+        law_of(p, [1.0], independent)
+
+
+@pytest.mark.parametrize(
+    ("draw", "law"),
+    [
+        (in_equal_pairs, "children depend"),
+        (one_draw, "do not follow"),
+        (systematic, "depend on one another"),
+        (shuffled_systematic, "draws of one extension"),
+        (shared_by_groups, "groups depend"),
+        (same_each_time, "do not follow|extensions depend"),
+        (first_group_otherwise, "group 0"),
+    ],
+)
+def test_draws_that_depend_on_one_another_are_caught(draw, law):
+    with pytest.raises(AssertionError, match=law):
+        law_of([0.5, 0.3, 0.2], [0.5, 0.3, 0.2], draw)
+
+
+@pytest.mark.parametrize("p", [[0.5, 0.3, 0.2], [0.9965, 0.0025, 0.001]])
+def test_a_right_law_fails_as_rarely_as_is_said(p):
+    """Never in 100 seeds at 1e-6; at 10 %, at most 10 in 100 are expected, and more than 21 in a share of 4e-4."""
+    failed = {1e-6: 0, 0.1: 0}
+    for level in failed:
+        for seed in range(100):
+            try:
+                law_of(p, p, independent, seed, draws=400, false_alarm=level)
+            except AssertionError:
+                failed[level] += 1
+    assert failed[1e-6] == 0
+    assert failed[0.1] <= 21
 
 
 # Scorers
@@ -328,6 +441,19 @@ class ByBatch(Around):
         return [TreeValues(v.log_value - shift, v.children) for v in super().score(trees, progress)]
 
 
+class ByCount(Around):
+    """A value depends on how many are scored with it."""
+
+    def score(self, trees, progress=None):
+        scale = 0.99 ** len(trees)
+        return [TreeValues(v.log_value * scale, v.children) for v in super().score(trees, progress)]
+
+
+class TooLow(Around):
+    def score(self, trees, progress=None):
+        return [TreeValues(v.log_value - 9, v.children) for v in super().score(trees, progress)]
+
+
 class ChildrenOfOthers(Around):
     def score(self, trees, progress=None):
         return [
@@ -406,6 +532,7 @@ class Mutates(Holding):
         (AnotherAdvance, "start and then advance"),
         (Reversed, "shapes|prefix alone|start at"),
         (Unscaled, r"\[floor, 1\]"),
+        (TooLow, r"\[floor, 1\]"),
         (ByBatch, "prefix alone"),
         (ChildrenOfOthers, "a trajectory that takes it"),
         (Silent, "progress"),
@@ -422,12 +549,43 @@ def test_broken_scorers_are_caught(make, law, value, rows):
         check_scorer(make(value), rows)
 
 
+def test_a_value_that_depends_on_how_many_are_scored_is_caught(value, rows):
+    with pytest.raises(AssertionError, match="prefix alone"):
+        check_scorer(ByCount(value), [replace(r, children=[[] for _ in r.steps]) for r in rows])
+
+
+class Half(Around):
+    """Values in half precision, at the floor."""
+
+    def score(self, trees, progress=None):
+        low = self.tilt.log_potential(np.zeros(1)).astype(np.float16)[0] - np.float16(2e-3)
+        found = super().score(trees, progress)
+        return [
+            TreeValues(v.log_value * 0 + low, [np.asarray(c) * 0 + low for c in v.children]) for v in found
+        ]
+
+    def start(self, prompts):
+        values, state = super().start(prompts)
+        return values * 0 + float(self.tilt.log_potential(np.zeros(1))[0]), state
+
+    def advance(self, state, tokens):
+        values, state = super().advance(state, tokens)
+        return values * 0 + float(self.tilt.log_potential(np.zeros(1))[0]), state
+
+
+def test_half_precision_may_leave_the_range_by_the_tolerance(value, rows):
+    check_scorer(Half(value), rows, tolerance=5e-3)
+    with pytest.raises(AssertionError, match="floor"):
+        check_scorer(Half(value), rows, tolerance=1e-5)
+
+
 # Policies
 
 
 def test_policies_keep_the_contract(policy, remote, prompts):
     check_policy(policy, prompts[:3])
     check_policy(remote, prompts[:3])
+    check_policy(Policy(policy.model, policy.steps), prompts[:1])
 
 
 class Wrong:
@@ -490,6 +648,54 @@ def cut_short(step, state, node):
     return replace(step, tokens=tokens, state=replace(step.state, pending=pending))
 
 
+def renamed_end(step, state, node):
+    """An ended prefix gets another pending token."""
+    pending = torch.where(state.ended[step.parent], step.state.pending + 1, step.state.pending)
+    return replace(step, state=replace(step.state, pending=pending))
+
+
+@dataclass(frozen=True)
+class SortsCache:
+    """A state whose ``select`` sorts the rows of the cache and gives the right ``pending`` and ``ended``."""
+
+    inner: object
+    pending = property(lambda self: self.inner.pending)
+    ended = property(lambda self: self.inner.ended)
+
+    def select(self, rows):
+        cache = self.inner.cache.select(rows.sort().values)
+        return SortsCache(replace(self.inner.select(rows), cache=cache))
+
+    def join(self, other):
+        return SortsCache(self.inner.join(other.inner))
+
+
+class Caching:
+    """A policy with states of ``SortsCache``; with ``mixed``, the states it decodes hold another's cache instead."""
+
+    def __init__(self, policy, mixed):
+        self.policy, self.mixed = policy, mixed
+        self.steps, self.temperature, self.name = policy.steps, policy.temperature, policy.name
+        self.device, self.check_length = policy.device, policy.check_length
+
+    def start(self, prompts):
+        state = self.policy.start(prompts)
+        return state if self.mixed else SortsCache(state)
+
+    def decode_step(self, state, node, generator):
+        step = self.policy.decode_step(state if self.mixed else state.inner, node, generator)
+        if not self.mixed:
+            return replace(step, state=SortsCache(step.state))
+        cache = step.state.cache.select(torch.arange(len(step.parent)).flip(0))
+        return replace(step, state=replace(step.state, cache=cache))
+
+
+@pytest.mark.parametrize(("mixed", "law"), [(False, "reindex all"), (True, "has read its prefixes")])
+def test_a_policy_that_mixes_up_its_cache_is_caught(mixed, law, policy, prompts):
+    with pytest.raises(AssertionError, match=law):
+        check_policy(Caching(policy, mixed), prompts[:3])
+
+
 def mutating(step, state, node):
     with torch.inference_mode():
         state.ended.fill_(True)
@@ -515,6 +721,7 @@ def fresh(step, state, node):
         (shuffled, "where each particle was"),
         (stale, "pending is the last token"),
         (cut_short, "a step ends with the delimiter"),
+        (renamed_end, "keeps its pending"),
         (mutating, "decode_step changed its state"),
         (fresh, "one seed differ"),
     ],
@@ -551,7 +758,34 @@ def test_tasks_with_answers_keep_the_contract(name):
 
 
 def test_a_task_of_ones_own_keeps_the_contract():
-    check_task(LAST_LINE, rng(), prompts=list(LAST_LINE.references))
+    right = {p: [f"{answer}\n"] for p, answer in LAST_LINE.references.items()}
+    check_task(LAST_LINE, rng(), prompts=list(right), solutions=right)
+    with pytest.raises(AssertionError, match="a right solution"):
+        check_task(LAST_LINE, rng(), prompts=list(right), solutions={"1+1=\n": ["3\n"]})
+
+
+class OfNumpy(Crossing):
+    def well_formed(self, steps):
+        return np.bool_(super().well_formed(steps))
+
+
+def test_a_bool_of_numpy_is_a_bool():
+    check_task(OfNumpy(4), rng())
+
+
+class Stingy(Crossing):
+    def reward(self, prompt, steps):
+        return 0.0
+
+
+class Agreeing(Crossing):
+    def right_steps(self, prompt, steps):
+        return [True] * len(steps)
+
+
+class Vague(Crossing):
+    def well_formed(self, steps):
+        return int(super().well_formed(steps))
 
 
 class Generous(Crossing):
@@ -617,6 +851,9 @@ class OwnPrompts(Crossing):
         (Nonsense, "listed steps are well-formed"),
         (Careless, "a demonstration is well-formed"),
         (Blind, "has right steps only"),
+        (Stingy, "some careful demonstration"),
+        (Agreeing, "not listed"),
+        (Vague, "gives a bool"),
         (OwnPrompts, "drawings of prompts"),
     ],
 )
@@ -730,12 +967,20 @@ def test_broken_readers_are_caught(read, law):
         check_reader(form(read), copy.deepcopy(MINE), steps=steps)
 
 
-def test_what_is_dropped_may_be_said():
+def test_what_is_dropped_may_be_said_and_what_is_kept_expected():
     def says(row, options):
         found = next(right(row, options))
         yield found if row["right"].flag() else Dropped("not right")
 
-    check_reader(form(says), MINE)
+    def flips(row, options):
+        found = next(right(row, options))
+        yield replace(found, reward=1 - found.reward)
+
+    check_reader(form(says), MINE, rewards=[[1.0], []])
+    check_reader(form(right), MINE, rewards=[[1.0], [0.0]])
+    for read in (says, flips):
+        with pytest.raises(AssertionError, match="has rollouts of rewards"):
+            check_reader(form(read), MINE, rewards=[[1.0], [0.0]])
 
 
 # The documentation
