@@ -165,7 +165,7 @@ def test_no_audit_at_all(sampled, tmp_path):
     for place in (tmp_path, tmp_path / "none", tmp_path / "none.json"):
         with pytest.raises(UserError, match="there is none at"):
             particles_for(Accuracy("tv", 0.1), place, sampled)
-    for text, words in (("{", "not valid JSON"), ("[]", "schema version None")):
+    for text, words in (("{", "not valid JSON"), ("[]", "no JSON object")):
         (tmp_path / "audit.json").write_text(text)
         with pytest.raises(UserError, match=words):
             particles_for(Accuracy("tv", 0.1), tmp_path, sampled)

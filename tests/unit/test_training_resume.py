@@ -117,7 +117,7 @@ def test_what_to_resume_from(tmp_path):
         ("adapter_model.safetensors", "", "adapter_model.safetensors is damaged"),
         ("trainer_state.json", "{}", "trainer_state.json names no global_step"),
         ("trainer_state.json", '{"global_step": "x"}', "trainer_state.json names no global_step"),
-        (SETTINGS_FILE, "{}", "schema version None"),
+        (SETTINGS_FILE, "{}", "no schema version"),
         (TARGET_NETWORK_FILE, None, f"it has no {TARGET_NETWORK_FILE}"),
     ],
 )
