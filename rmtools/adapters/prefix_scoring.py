@@ -1,7 +1,8 @@
 """What the scorers of other packages share: prefixes as prompt texts and steps, from and to a sampler's token ids.
 
 A scorer gives ``log_values(prompts, steps)``, the log value (nats) of each prefix; the functions here make of it the ``score``,
-``start`` and ``advance`` of a :class:`rmtools.lm.protocol.Scorer` (an example: docs/contracts.md).
+``start`` and ``advance`` of a :class:`rmtools.lm.protocol.Scorer` (an example: docs/contracts.md). They raise
+``UserError`` unless ``log_values`` gives one number per prefix.
 """
 
 import asyncio
@@ -18,6 +19,7 @@ from torch import Tensor
 from rmtools.errors import UserError
 from rmtools.lm.protocol import TreeValues, ValueState
 from rmtools.lm.retokenise import prompt_text
+from rmtools.lm.scorer_checks import require_shape
 from rmtools.lm.steps import EncodedTree, StepTokenizer
 
 Steps = tuple[tuple[int, ...], ...]
@@ -65,7 +67,7 @@ def score_trees(
         shapes.append([len(trunk), *(len(kids) for kids in children)])
         prefixes += [*trunk, *forked]
         prompts += [prompt_text(tokenizer, prompt)] * (len(trunk) + len(forked))
-    values, found, at = log_values(prompts, prefixes), [], 0
+    values, found, at = _called(log_values, prompts, prefixes), [], 0
     for counts in shapes:
         parts = np.split(values[at : at + sum(counts)], np.cumsum(counts)[:-1])
         found.append(TreeValues(parts[0], parts[1:]))
@@ -80,7 +82,7 @@ def start_prefixes(
 ) -> tuple[Tensor, PrefixState]:
     """Return log values (B,) nats of prompts given as token ids, and the state."""
     state = PrefixState(tuple(prompt_text(tokenizer, p) for p in prompts), ((),) * len(prompts))
-    return torch.from_numpy(log_values(state.prompts, state.steps)), state
+    return torch.from_numpy(_called(log_values, state.prompts, state.steps)), state
 
 
 def advance_prefixes(state: ValueState, tokens: Tensor, log_values: LogValues) -> tuple[Tensor, PrefixState]:
@@ -90,8 +92,15 @@ def advance_prefixes(state: ValueState, tokens: Tensor, log_values: LogValues) -
     steps = tuple((*s, ids) if ids else s for s, ids in zip(state.steps, new, strict=True))
     at = [i for i, ids in enumerate(new) if ids]
     values = np.full(len(new), np.nan)
-    values[at] = log_values([state.prompts[i] for i in at], [steps[i] for i in at])
+    values[at] = _called(log_values, [state.prompts[i] for i in at], [steps[i] for i in at])
     return torch.from_numpy(values), PrefixState(state.prompts, steps)
+
+
+def _called(log_values: LogValues, prompts: Sequence[str], steps: Sequence[Steps]) -> np.ndarray:
+    found = np.asarray(log_values(prompts, steps))
+    name = getattr(log_values, "__qualname__", type(log_values).__name__)
+    require_shape(name, found, (len(prompts),), f"{len(prompts)} prefixes")
+    return found
 
 
 def answer_text(tokenizer: StepTokenizer, steps: Steps) -> str:

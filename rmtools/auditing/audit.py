@@ -51,8 +51,8 @@ def audit(
 
     Parameters
     ----------
-    rollouts : path, or sequence of Rollout, or (rollouts, RolloutMetadata)
-        A folder written by `rmtools rollout` or `rmtools convert`, or its rows.
+    rollouts : path, datasets.Dataset, sequence of Rollout or dict, or (rollouts, RolloutMetadata)
+        What `rmtools.load_rollouts` reads: a folder written by `rmtools rollout` or `rmtools convert`, a file, or rows.
     value_model : path, hub name or Scorer
         A checkpoint (a folder, ``org/name`` or ``org/name@revision``), or anything that scores prefixes.
     controls : bool
@@ -77,7 +77,8 @@ def audit(
     Raises
     ------
     UserError
-        If there are no rollouts, an outcome is missing, or a model gives NaN (the prefix is named).
+        If there are no rollouts, an outcome is missing, a model is no Scorer or gives values of the wrong shape, or NaN
+        (the prefix is named).
 
     Examples
     --------

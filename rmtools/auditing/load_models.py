@@ -15,6 +15,7 @@ from rmtools.data.scoring import ScoredRollouts, score_rollouts
 from rmtools.errors import UserError
 from rmtools.lm.checkpoint import load_value_model
 from rmtools.lm.hub import find_model
+from rmtools.lm.scorer_checks import AUDITED, require_scorer
 from rmtools.lm.value import ConstantValue
 from rmtools.stats.paired import ModelEstimates, PairedDifference, paired_estimator
 from rmtools.stats.sigma2 import sigma2_parts
@@ -85,7 +86,10 @@ def loaded(
     model: "str | Path | Scorer", device: "torch.device | None" = None
 ) -> "tuple[Scorer, CheckpointSettings | None]":
     """Return a scorer, and its settings if it is a checkpoint."""
-    return load_value_model(model, device=device) if isinstance(model, str | Path) else (model, None)
+    if isinstance(model, str | Path):
+        return load_value_model(model, device=device)
+    require_scorer(model, AUDITED)
+    return model, None
 
 
 def _model(role: str, scorer: "Scorer", terminal: str) -> AuditedModel:

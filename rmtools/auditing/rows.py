@@ -1,35 +1,38 @@
 """The audited rollouts, and where they and the model come from."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from rmtools.errors import UserError
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+
     from rmtools.data.rollouts import Rollout, RolloutMetadata
     from rmtools.lm.checkpoint import CheckpointSettings
     from rmtools.lm.protocol import Scorer
 
-    Rollouts = str | Path | Sequence[Rollout] | tuple[Sequence[Rollout], RolloutMetadata]
+    Source: TypeAlias = str | Path | Dataset | Sequence[Rollout] | Sequence[Mapping[str, Any]]
+    Rollouts: TypeAlias = Source | tuple[Source, RolloutMetadata]
 
 
 def rows_of(rollouts: "Rollouts") -> "tuple[list[Rollout], RolloutMetadata | None]":
     """Return the rows, one id per prompt text, and their metadata if they have any."""
-    from rmtools.data.rollouts import RolloutMetadata, Rollouts, read_rollouts
+    from rmtools.data.load import load_rollouts
+    from rmtools.data.rollouts import Rollout, RolloutMetadata
 
     metadata: RolloutMetadata | None = None
-    if isinstance(rollouts, str | Path):
-        rows, metadata = read_rollouts(rollouts)
-    elif isinstance(rollouts, Rollouts):
-        rows, metadata = rollouts.rows, rollouts.metadata
-    elif len(rollouts) == 2 and isinstance(rollouts[1], RolloutMetadata):
-        rows, metadata = list(rollouts[0]), rollouts[1]  # type: ignore[arg-type]
+    if isinstance(rollouts, tuple) and len(rollouts) == 2 and isinstance(rollouts[1], RolloutMetadata):
+        rollouts, metadata = rollouts[0], rollouts[1]
+    if isinstance(rollouts, list | tuple) and all(isinstance(row, Rollout) for row in rollouts):
+        rows = list(rollouts)
     else:
-        rows = list(rollouts)  # type: ignore[arg-type]
+        found = load_rollouts(rollouts)
+        rows, metadata = found.rows, metadata or found.metadata
     if not rows:
         raise UserError("there are no rollouts to audit", "make some with `rmtools rollout`")
     return _one_id_per_prompt(rows), metadata

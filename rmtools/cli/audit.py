@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from rmtools.auditing import AuditReport
     from rmtools.data.collect import Branching
     from rmtools.data.rollouts import RolloutMetadata
+    from rmtools.data.rollouts import Rollouts as LoadedRollouts
     from rmtools.data.tasks import Task
     from rmtools.lm.policy import Policy
     from rmtools.lm.protocol import Scorer
@@ -52,7 +53,7 @@ Compare = Annotated[
     model_option(help="Another checkpoint, on the same rollouts, paired. May be given again."),
 ]
 Rollouts = Annotated[
-    Path | None, data_option(help="Folder written by `rmtools rollout`; default: drawn here.")
+    Path | None, data_option(help="Rollouts: a folder, a file or a hub data set; default: drawn here.")
 ]
 Prompts = Annotated[str, data_option(help="JSONL file, a task's name, or how many to draw from the task.")]
 DeltaCv = Annotated[
@@ -157,7 +158,7 @@ class AuditInputs:
     policy: "Policy | None"
     task: "Task | None"
     unknown: str
-    rollouts: Path | None
+    rollouts: "LoadedRollouts | None"
     prompts: str
     folder: Path
     device: "torch.device"
@@ -178,7 +179,7 @@ Named = tuple[str | None, str | None, int | None, "torch.device"]
 
 def _inputs(model: str, named: Named, rollouts: Path | None, prompts: str, out: Path | None) -> AuditInputs:
     """Load what the options name."""
-    from rmtools.data.rollouts import read_metadata
+    from rmtools.data.load import load_rollouts
     from rmtools.data.tasks.load import NAMES
     from rmtools.files import claim_folder
     from rmtools.lm.hub import find_model
@@ -186,7 +187,8 @@ def _inputs(model: str, named: Named, rollouts: Path | None, prompts: str, out: 
     policy, task, horizon, device = named
     if prompts in NAMES:
         task, prompts = task or prompts, DEFAULT_PROMPTS
-    known = None if rollouts is None else read_metadata(rollouts)
+    loaded = None if rollouts is None else load_rollouts(str(rollouts))
+    known = None if loaded is None else loaded.metadata
     if known is not None and known.task and task and task != known.task:
         raise UserError(f"the rollouts are of the task {known.task}, --task names {task}", "leave --task out")
     named = (policy, task, horizon, device)
@@ -198,7 +200,7 @@ def _inputs(model: str, named: Named, rollouts: Path | None, prompts: str, out: 
         raise UserError(f"{kind} model has no folder for its audit", "name one with --out")
     folder = claim_folder(out, "audit.json", "rollouts")
     found = _implicit(model, named, known) if source is None else _checkpoint(source.pinned, named, known)
-    return AuditInputs(*found, rollouts, prompts, folder, device)
+    return AuditInputs(*found, loaded, prompts, folder, device)
 
 
 Found = tuple["str | Scorer", "Policy | None", "Task | None", str]
@@ -297,7 +299,7 @@ def _with_sampler(report: "AuditReport", inputs: AuditInputs, seed: int) -> "Aud
 
     policy, task = inputs.require_policy("--verify needs")
     if inputs.rollouts is not None:
-        _require_same_policy(policy, inputs.rollouts)
+        _require_same_policy(policy, inputs.rollouts.metadata)
     prompts = [p.prompt for p in report.model.breakdowns.by_prompt]
     scorer, _ = loaded(inputs.value, inputs.device)
     n, delta, rng = report.model.cost.n_for_cv, report.provenance["delta_cv"], generator("audit verify", seed)
@@ -305,12 +307,10 @@ def _with_sampler(report: "AuditReport", inputs: AuditInputs, seed: int) -> "Aud
         return replace(report, measured=measure_accuracy(policy, scorer, task, prompts, n, delta, rng, tick))
 
 
-def _require_same_policy(policy: "Policy", rollouts: Path) -> None:
+def _require_same_policy(policy: "Policy", known: "RolloutMetadata") -> None:
     """Raise ``UserError`` unless the sampler would run the policy that drew the rollouts."""
-    from rmtools.data.rollouts import read_metadata
     from rmtools.lm.checkpoint import has_fingerprint
 
-    known = read_metadata(rollouts)
     same = has_fingerprint(policy.name, known.policy_fingerprint)
     if not same or policy.temperature != known.temperature:
         raise UserError(

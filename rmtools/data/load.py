@@ -84,6 +84,11 @@ def load_rollouts(
     if isinstance(source, Rollouts):
         return source
     if not isinstance(source, str | Path):
+        if not isinstance(source, Iterable):
+            raise UserError(
+                f"rollouts cannot be read from {source!r}",
+                "name a folder, a file or a data set, or give rows",
+            )
         return _from_rows(source, data_format, skip_bad=skip_bad)
     folder, named = Path(source), HUB_NAME.fullmatch(str(source))
     if not folder.exists() and named and folder.suffix not in SUFFIXES:

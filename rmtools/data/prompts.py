@@ -61,6 +61,11 @@ def load_prompts(path: str | Path, delimiter: str = "\n") -> list[Prompt]:
     >>> len(prompts), prompts[0].text, prompts[0].reference
     (8, 'r1 . \nc13 . \nc23 . \nc24 . \n', None)
     """
+    if not isinstance(path, str | Path):
+        raise UserError(
+            f"`path` must name a JSONL file, got {type(path).__name__}",
+            "prompts in memory need no loading: pass the list itself to rmtools.sample or rmtools.collect_rollouts",
+        )
     try:
         lines = read_json_lines(Path(path))
         found = [read_prompt(row, f"{path}, line {number}", delimiter) for number, row in lines]

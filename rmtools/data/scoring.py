@@ -9,6 +9,7 @@ from rmtools.data.rollouts import Rollout
 from rmtools.errors import UserError
 from rmtools.lm.particles import Terminal
 from rmtools.lm.protocol import Scorer, TreeValues
+from rmtools.lm.scorer_checks import require_tree_values
 from rmtools.lm.value import BROKEN, NaNValueError
 from rmtools.particles.tilt import Tilt
 from rmtools.stats.prefix_errors import PrefixErrors, prefix_errors
@@ -84,6 +85,11 @@ def score_rollouts(
         Value of an ended prefix: the potential of its reward, or the model's own value.
     progress : callable, optional
         ``progress(n)`` reports n more scored rows.
+
+    Raises
+    ------
+    UserError
+        If the scorer's values do not have the shapes of `TreeValues`, or one is NaN (the prefix is named).
     """
     for row in rows[:64]:
         scorer.steps.check(row.prompt, row.steps)
@@ -93,7 +99,13 @@ def score_rollouts(
         found = scorer.score(trees, progress=progress)
     except NaNValueError as error:
         raise _nan_at(rows[error.trajectory], error.step, scorer.name) from error
-    for row, v in zip(rows, found, strict=True):
+    if len(found) != len(rows):
+        raise UserError(
+            f"{scorer.name} scored {len(found)} of {len(rows)} rollouts",
+            "score returns one TreeValues per tree",
+        )
+    for row, v, named in zip(rows, found, texts, strict=True):
+        require_tree_values(scorer.name, v, len(row.steps), [len(known) for known in named])
         _refuse_nan(row, v, scorer.name)
     own = [v.log_value for v in found]
     reward = np.asarray([r.outcome for r in rows])

@@ -18,6 +18,7 @@ from rmtools.errors import UserError
 from rmtools.lm.policy import distinct
 from rmtools.lm.protocol import Scorer, StepPolicy, StepState, ValueState
 from rmtools.lm.retokenise import shared_tokens
+from rmtools.lm.scorer_checks import checked_values
 
 Terminal = Literal["verifier", "model"]
 Reward = Callable[[str, Sequence[str]], float]
@@ -92,8 +93,9 @@ class LMParticles:
         Raises
         ------
         UserError
-            If ``terminal`` is "verifier" without ``reward``, a prompt is too long, or the value model
-            can read neither the tokens of the policy nor their text.
+            If ``terminal`` is "verifier" without ``reward``, a prompt is too long, the value model can read neither
+            the tokens of the policy nor their text, or its values are no log values (shape, NaN, +inf, or a probability
+            above 1: the prefix is named); the last also from ``extend``.
         """
         check_terminal(terminal, reward)
         value = shared_tokens(policy, value)
@@ -102,13 +104,14 @@ class LMParticles:
             policy.steps.check(prompt, [])
         ids = [policy.steps.prompt_ids(p) for p in distinct_prompts]
         state = policy.start(ids)
-        values, scored = value.start(ids)
+        given, scored = value.start(ids)
+        values = checked_values(value, given, len(ids), lambda i: distinct_prompts[i])
         row = {p: i for i, p in enumerate(distinct_prompts)}
         node = torch.tensor([row[p] for p in prompts], device=policy.device)
         setup = Setup(policy, value, distinct_prompts, len(prompts), terminal, reward)
         slot = torch.arange(len(ids), device=policy.device)
         none = np.zeros(len(prompts), dtype=int)
-        return cls(setup, node, slot, state, scored, to_numpy(values), np.arange(len(ids)), none)
+        return cls(setup, node, slot, state, scored, values, np.arange(len(ids)), none)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -254,9 +257,15 @@ class LMParticles:
         live = _live_rows(self.slot)
         if not len(live):
             return self
-        new, scored = self.setup.value.advance(self.scored, self.blocks[-1][live])
+        setup, rows = self.setup, live.cpu().numpy()
+        new, scored = setup.value.advance(self.scored, self.blocks[-1][live])
+
+        def text(i: int) -> str:
+            steps = step_texts(setup.policy, self.blocks, rows[[i]])[0]
+            return setup.prompts[self.prompt[rows[i]]] + "".join(steps)
+
         values = self.values.copy()
-        values[live.cpu().numpy()] = to_numpy(new)
+        values[rows] = checked_values(setup.value, new, len(rows), text)
         return replace(self, scored=scored, values=values)
 
     def _without_ended(self) -> Self:

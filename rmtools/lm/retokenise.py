@@ -46,7 +46,7 @@ class Retokenised:
         self.steps = steps
         self.tilt = value.tilt
         self.name = value.name
-        self.is_probability = value.is_probability
+        self.is_probability = getattr(value, "is_probability", True)
         self._known: dict[tuple[int, ...], list[int]] = {}
 
     def start(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, ValueState]:

@@ -44,6 +44,12 @@ def check_seed(seed: object) -> None:
         raise UserError(f"`seed` must be an integer in 0 to {2**32 - 1}, got {seed!r}", fix="seed=0")
 
 
+def check_callable(name: str, value: object) -> None:
+    """Raise UserError unless `value` can be called or is None."""
+    if value is not None and not callable(value):
+        raise UserError(f"`{name}` must be a function, got {value!r}", fix=f"leave {name} out")
+
+
 def is_number(value: object) -> bool:
     """Whether `value` is a real scalar of Python or numpy; bools are not."""
     return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)

@@ -26,7 +26,7 @@ from typing import Generic, Protocol, Self, TypeVar
 import numpy as np
 
 from rmtools.errors import UserError
-from rmtools.particles.arguments import check_count
+from rmtools.particles.arguments import check_callable, check_count
 from rmtools.particles.protocol import Observe, Particles, SMCResult, Step
 from rmtools.particles.resampling import multinomial
 from rmtools.particles.smc import Settings, check_root, check_settings, run
@@ -143,6 +143,7 @@ def particle_gibbs(
         )
     check_count("n_particles", n_particles, 2, "one of them is the reference", fix=8)
     check_count("sweeps", sweeps, fix=10)
+    check_callable("observe", observe)
     check_root(root)
     if reference is None:
         path, alive = first_paths(root, n_particles, pool_size, rng, observe)

@@ -22,7 +22,7 @@ from typing import Any, Generic
 import numpy as np
 
 from rmtools.errors import UserError
-from rmtools.particles.arguments import check_count, check_generator, is_number
+from rmtools.particles.arguments import check_callable, check_count, check_generator, is_number
 from rmtools.particles.logspace import MANY_COLUMNS, log_mean_columns, log_mean_exp, log_normalise, shift_of
 from rmtools.particles.protocol import Observe, P, SMCResult, Step
 from rmtools.particles.resampling import Resampler, none, resolve, search_rows, top_k
@@ -91,6 +91,7 @@ def smc(
     resampler, rng = check_settings(n_particles, pool_size, resampling, ess_threshold, rng)
     threshold = 0.0 if resampler is none else float(ess_threshold)
     check_root(root)
+    check_callable("observe", observe)
     settings = Settings(int(n_particles), int(pool_size), resampler, threshold)
     return run(root, settings, rng, history, observe)
 

@@ -12,6 +12,7 @@ import numpy as np
 from rmtools.errors import UserError
 from rmtools.lm.particles import LMParticles, Reward
 from rmtools.lm.protocol import Scorer, StepPolicy
+from rmtools.particles.arguments import check_callable
 from rmtools.particles.protocol import Observe
 from rmtools.sampling.algorithms import PARTICLES_PER_BATCH, draw_batch
 from rmtools.sampling.records import SCHEMA_VERSION, record, traces
@@ -83,6 +84,7 @@ def sample_prompts(
     UserError
         If a majority has no ``answer``, or particle Gibbs is to be traced; and see `draw_batch`.
     """
+    check_callable("observe", observe)
     if settings.output.endswith("majority") and answer is None:
         raise UserError(
             f"`output` {settings.output} counts answers, and nothing says what the answer of a solution is",

@@ -1,8 +1,10 @@
 """Sample prompts from Python: `sample` loads what is named, `Samples` holds what was drawn."""
 
+import inspect
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack, overload
 
@@ -16,6 +18,7 @@ from rmtools.lm.hub import find_model
 from rmtools.lm.particles import Terminal
 from rmtools.lm.policy import Policy, load_policy
 from rmtools.lm.protocol import Scorer, StepPolicy
+from rmtools.lm.scorer_checks import SAMPLED, require_scorer
 from rmtools.particles.arguments import check_seed
 from rmtools.particles.protocol import Observe
 from rmtools.sampling.loading import loadable_settings, require_recorded, task_of
@@ -332,8 +335,11 @@ def sample(
     (3, 1.0, (3,))
     """
     if unknown := sorted(options.keys() - SamplerOptions.__annotations__):
+        known = [*inspect.signature(sample).parameters, *SamplerOptions.__annotations__]
+        nearest = "".join(f"; the nearest is {near!r}" for near in get_close_matches(unknown[0], known, 1))
         raise TypeError(
-            f"sample() has no argument {unknown[0]!r}; its options: {', '.join(SamplerOptions.__annotations__)}"
+            f"sample() has no argument {unknown[0]!r}{nearest}; "
+            f"its options: {', '.join(SamplerOptions.__annotations__)}"
         )
     settings = settings_for(algorithm, n_particles=n_particles, terminal=terminal, **options)
     check_seed(seed)
@@ -399,12 +405,8 @@ def _models(
         steps, temperature, policy = known.steps, known.temperature, policy or known.policy
         if isinstance(task, str) or (task is None and known.task):
             task = task_of(model, known, task, None)
-    elif not all(hasattr(model, name) for name in ("start", "advance", "steps")):
-        raise UserError(
-            f"`model` must be a checkpoint or a Scorer, got {type(model).__name__}",
-            "name the folder of a checkpoint; rmtools.Scorer says what a Scorer has",
-        )
     else:
+        require_scorer(model, SAMPLED)
         steps, temperature = model.steps.settings, 1.0
         if isinstance(task, str):
             task = load_task(task, steps.max_steps, steps.delimiter)

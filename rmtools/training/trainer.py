@@ -116,6 +116,7 @@ class PRMTrainer(Trainer):
         settings: CheckpointSettings | None = None,
         **kwargs: Any,
     ) -> None:
+        _check_types(model, args)
         name = str(model) if isinstance(model, str | Path) else str(model.name_or_path)
         args = args or PRMConfig(f"{Path(split_name(name)[0]).name}-prm")
         require_outside(Path(str(args.output_dir)), [name])  # saving replaces the model there
@@ -392,6 +393,20 @@ class PRMTrainer(Trainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         if self.target_network is not None:
             self.target_network.load(folder)
+
+
+def _check_types(model: object, args: object) -> None:
+    """Raise ``UserError`` unless the trainer's first two arguments are of the types it takes."""
+    if not isinstance(model, str | Path) and not hasattr(model, "name_or_path"):
+        raise UserError(
+            f"`model` must be a folder, a hub name or a model, got {type(model).__name__}",
+            "name a language model",
+        )
+    if not isinstance(args, PRMConfig | None):
+        raise UserError(
+            f"`args` must be a PRMConfig, got {type(args).__name__}",
+            "PRMConfig(**args) makes one of a dictionary",
+        )
 
 
 def _rows(train: Any, held_out: Any, steps: StepSettings | None) -> tuple[Rollouts, list[Rollout]]:

@@ -6,6 +6,7 @@ import shutil
 import pytest
 from checks import check_error, check_late
 
+from rmtools.data.load import load_rollouts
 from rmtools.verify.language_model import FEWEST_RUNS
 
 BRANCHES = ("--trajectories", 6, "--children", 4, "--completions", 4)
@@ -107,6 +108,22 @@ def test_a_checkpoint_that_knows_no_task_scores_rollouts(run, tmp_path, checkpoi
         "--task",
     )
     assert not (tmp_path / "b" / "audit.json").exists()
+
+
+def test_a_file_of_rows(run, tmp_path, checkpoint, rollouts):
+    file = tmp_path / "rows.jsonl"
+    rows = load_rollouts(rollouts)
+    fields = ("prompt_id", "prompt", "steps", "reward")
+    file.write_text("".join(json.dumps({f: getattr(r, f) for f in fields}) + "\n" for r in rows))
+    options = ("--model", checkpoint, "--rollouts", file)
+    result = run("audit", *options, "--out", tmp_path / "a")
+    assert result.code == 0, result.err
+    found = audit_file(tmp_path / "a")
+    assert found["provenance"]["n_trajectories"] == len(rows)
+    assert any("do not say which policy" in text for text in found["warnings"])
+    check_late(
+        run("audit", *options, "--verify", "--out", tmp_path / "b"), "--verify would run another policy"
+    )
 
 
 def test_rollouts_of_another_temperature_are_noted(run, tmp_path, checkpoint, rollouts):

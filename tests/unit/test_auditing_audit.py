@@ -5,6 +5,7 @@ import json
 import math
 from dataclasses import replace
 
+import datasets
 import numpy as np
 import pytest
 
@@ -16,12 +17,14 @@ from rmtools.auditing.table import as_text
 from rmtools.codec import from_json, to_json
 from rmtools.core import solve
 from rmtools.data.collect import Branching, Collector
+from rmtools.data.load import load_rollouts
 from rmtools.data.rollouts import RolloutMetadata
 from rmtools.errors import UserError
 from rmtools.exact.bounds import paper_counts, particle_bound
 from rmtools.lm.checkpoint import fingerprint, load_value_model
 from rmtools.lm.enumerate import tabulate
 from rmtools.lm.policy import Policy
+from rmtools.lm.protocol import TreeValues
 from rmtools.lm.value import ConstantValue
 from rmtools.particles.tilt import Tilt
 from rmtools.stats.alternative_costs import alternative_costs
@@ -232,6 +235,50 @@ def test_nan_of_a_model_names_the_prefix(rows, policy):
 
     with pytest.raises(UserError, match=rf"NaN at a prefix of prompt {rows[3].prompt_id} after 2 steps"):
         audit(rows, Broken(0.3, policy.steps, TILT))
+
+
+def test_rows_from_anywhere_are_the_same_audit(rows, policy, tmp_path):
+    """A file, dictionaries, a data set: what `load_rollouts` reads, with the metadata it knows."""
+    value = ConstantValue(0.3, policy.steps, TILT)
+    flat = [
+        {"prompt_id": r.prompt_id, "prompt": r.prompt, "steps": r.steps, "reward": r.reward} for r in rows
+    ]
+    file = tmp_path / "ours.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in flat))
+    expected = to_json(audit(load_rollouts(flat), value))
+    for given in (flat, str(file), file, datasets.Dataset.from_list(flat)):
+        assert to_json(audit(given, value)) == expected
+    trl = [{"prompt": "1 + 1?\n", "completions": ["2", "3"], "labels": [True, False]}]
+    with pytest.raises(UserError, match="reward"):  # step labels without an outcome
+        audit(trl, value)
+    with pytest.raises(UserError, match="None"):
+        audit(None, value)
+
+
+@pytest.mark.parametrize("given", [object(), None, 3])
+def test_what_is_no_scorer_is_refused(rows, policy, given):
+    with pytest.raises(UserError, match="steps, tilt, name, score"):
+        audit(rows, given)
+    with pytest.raises(UserError, match="steps, tilt, name, score"):
+        audit(rows, ConstantValue(0.3, policy.steps, TILT), compare=[given])
+
+
+@pytest.mark.parametrize("change", ["rows", "prefixes", "column", "depths", "children"])
+def test_values_of_the_wrong_shape_are_refused(rows, policy, change):
+    class Misshapen(ConstantValue):
+        def score(self, trees, progress=None):
+            found = super().score(trees, progress)
+            v = found[3]
+            new = {
+                "prefixes": (v.log_value[1:], v.children),
+                "column": (v.log_value[:, None], v.children),
+                "depths": (v.log_value, v.children[1:]),
+                "children": (v.log_value, [np.append(v.children[0], 0.0), *v.children[1:]]),
+            }
+            return found[1:] if change == "rows" else [*found[:3], TreeValues(*new[change]), *found[4:]]
+
+    with pytest.raises(UserError, match=r"constant 0\.3"):
+        audit(rows, Misshapen(0.3, policy.steps, TILT), controls=False)
 
 
 def test_ids_and_texts_of_prompts(rows, policy):

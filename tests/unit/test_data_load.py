@@ -79,6 +79,8 @@ def test_rows_of_our_schema_without_ids_get_those_of_their_prompts():
         ([OURS[0], TRL[0]], ["got Rollout"]),
         ({"train": [], "test": []}, ["splits: train, test"]),
         ("", ["no rollouts"]),
+        (None, ["None"]),
+        (5, ["5"]),
         ("nowhere", ["no rollouts at nowhere"]),
         ("nowhere.jsonl", ["no rollouts at nowhere.jsonl"]),
     ],

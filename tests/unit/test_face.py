@@ -337,6 +337,8 @@ class TestSample:
             ({"terminal": "end"}, "terminal"),
             ({"algorithm": "smcc"}, "algorithm"),
             ({"task": "crosing"}, "crosing"),
+            ({"observe": 3}, "observe"),
+            ({"model": object(), "policy": "policy"}, "steps, tilt, name, start, advance"),
         ],
     )
     def test_wrong_arguments(self, change, word, workspace, prompts):
@@ -347,6 +349,8 @@ class TestSample:
     def test_an_unknown_option_lists_the_known_ones(self):
         with pytest.raises(TypeError, match=r"n_particle'.*pool_size"):
             rm.sample("prm", ["a"], n_particle=3)
+        with pytest.raises(TypeError, match=r"particles'.*nearest is 'n_particles'"):
+            rm.sample("prm", ["a"], particles=3)
 
     def test_a_scorer_needs_a_policy(self, value, prompts):
         with pytest.raises(rm.UserError, match="policy"):
@@ -390,6 +394,8 @@ def test_a_prompts_file_without_prompts(tmp_path):
     for name, word in (("empty.jsonl", "empty"), ("rows.jsonl", "line 1"), ("none.jsonl", "cannot be read")):
         with pytest.raises(rm.UserError, match=word):
             rm.load_prompts(tmp_path / name)
+    with pytest.raises(rm.UserError, match="list"):
+        rm.load_prompts([{"prompt": "a"}])
 
 
 RESULTS = ("AuditReport", "ExactResult", "Rollouts", "SMCResult", "Samples")

@@ -1,7 +1,10 @@
 """The laws of the particles: order of children, immutability, values that follow their prefix, independence."""
 
+import math
+
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 
 from rmtools.data.tasks import Crossing
@@ -203,6 +206,53 @@ def test_a_verifier_must_be_there(policy, value, prompts):
         LMParticles.start(policy, value, prompts[:1], terminal="verifier")
     with pytest.raises(UserError, match="the terminals are: verifier, model"):
         LMParticles.start(policy, value, prompts[:1], terminal="judge")
+
+
+class Wrong(ConstantValue):
+    """A constant whose value at the second of the prefixes read after ``steps`` steps is another one."""
+
+    def __init__(self, policy, steps, change):
+        super().__init__(0.5, policy.steps, Tilt(0.05))
+        self.left, self.change = steps, change
+
+    def advance(self, state, tokens):
+        values, state = super().advance(state, tokens)
+        self.left -= 1
+        return (self.change(values) if self.left == -1 else values), state
+
+
+def with_second(number):
+    return lambda values: torch.where(torch.arange(len(values)) == 1, number, values)
+
+
+@pytest.mark.parametrize("steps", [0, 1])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (with_second(math.nan), ["NaN", "prefix"]),
+        (with_second(math.inf), ["inf", "prefix"]),
+        (with_second(0.3), ["0.3", "at most 0"]),
+        (lambda values: values[1:], ["expected"]),
+        (lambda values: values[:, None], ["expected"]),
+        (lambda values: values.numpy(), ["ndarray", "expected"]),
+    ],
+)
+def test_values_that_are_none_are_refused_where_they_enter(policy, prompts, steps, change, words):
+    with pytest.raises(UserError) as error:
+        LMParticles.start(policy, Wrong(policy, steps, change), prompts).extend(2, np.random.default_rng(0))
+    assert all(word in error.value.fact for word in ["constant 0.5", *words]), error.value
+    if steps == 0 and words[-1] != "expected":
+        assert repr(prompts[1][-120:]) in error.value.fact
+    elif words[-1] != "expected":  # the text of a step is in it, behind a prompt
+        assert any(repr(p[-20:])[1:-1] in error.value.fact for p in prompts)
+
+
+def test_a_value_above_1_is_allowed_if_it_is_no_probability_and_so_is_rounding(policy, prompts):
+    value = Wrong(policy, 0, with_second(0.3))
+    value.is_probability = False
+    assert LMParticles.start(policy, value, prompts).log_value()[1, 0] == pytest.approx(0.3)
+    rounded = Wrong(policy, 0, lambda values: with_second(1e-7)(values.float()))
+    assert LMParticles.start(policy, rounded, prompts).log_value()[1, 0] == pytest.approx(1e-7)
 
 
 def test_another_tokenizer_reads_the_text_of_the_steps(policy, value, prompts, task):

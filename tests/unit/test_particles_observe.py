@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from rmtools.core import RESAMPLING, Tilt, metropolis, particle_gibbs, product, random_tree, smc, solve
+from rmtools.errors import UserError
 from rmtools.lm.particles import LMParticles
 
 ARRAYS = ("log_weights", "log_z", "ess", "log_increments", "ancestors", "resampled", "live")
@@ -24,6 +25,12 @@ def observed(root, n, m, scheme, threshold, **settings):
     steps = []
     result = smc(root, n, m, scheme, threshold, rng(7), observe=steps.append, **settings)
     return steps, result
+
+
+def test_what_cannot_be_called_is_refused():
+    for run, counts in ((smc, (4,)), (particle_gibbs, (4, 2))):
+        with pytest.raises(UserError, match="`observe`"):
+            run(tree().particles(2), *counts, rng=rng(), observe=3)
 
 
 @pytest.mark.parametrize("history", [True, False])

@@ -173,6 +173,8 @@ def test_it_resumes_its_newest_checkpoint_and_no_other_training(policy_folder, f
         ({"eval_dataset": TRL[:2]}, ["2 prompts"]),
         ({"eval_dataset": []}, ["is empty"]),
         ({"peft_config": "qlora"}, ["`peft_config`"]),
+        ({"model": None}, ["`model`"]),
+        ({"args": {"max_steps": 2}}, ["`args`", "dict"]),
     ],
 )
 def test_bad_input(policy_folder, tmp_path, changes, words):
