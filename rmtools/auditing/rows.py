@@ -27,7 +27,7 @@ def rows_of(rollouts: "Rollouts") -> "tuple[list[Rollout], RolloutMetadata | Non
 
     metadata: RolloutMetadata | None = None
     if isinstance(rollouts, tuple) and len(rollouts) == 2 and isinstance(rollouts[1], RolloutMetadata):
-        rollouts, metadata = rollouts[0], rollouts[1]
+        rollouts, metadata = rollouts  # type: ignore[assignment]
     if isinstance(rollouts, list | tuple) and all(isinstance(row, Rollout) for row in rollouts):
         rows = list(rollouts)
     else:
