@@ -77,8 +77,7 @@ def audit(
     Raises
     ------
     UserError
-        If there are no rollouts, an outcome is missing, a model is no Scorer or gives values of the wrong shape, or NaN
-        (the prefix is named).
+        If there are no rollouts, an outcome is missing, or a model is no Scorer or gives values of a wrong shape or NaN.
 
     Examples
     --------
