@@ -1,5 +1,6 @@
 """The process reward model trainer: transformers' Trainer with targets, divergences and a target network."""
 
+import contextlib
 import logging
 import math
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from transformers import IntervalStrategy, PreTrainedModel, Trainer
 from rmtools.data.load import load_rollouts
 from rmtools.data.rollouts import Rollout, Rollouts
 from rmtools.errors import UserError
-from rmtools.files import replacing_files
+from rmtools.files import left_as_found, replacing_files
 from rmtools.lm.architectures import require_full_attention, require_rotations
 from rmtools.lm.checkpoint import MODEL_FILES, SETTINGS_FILE, CheckpointSettings
 from rmtools.lm.classifier import float32_head, require_tensors, source_name, unreadable_weights
@@ -144,6 +145,8 @@ class PRMTrainer(Trainer):
         if packed and self.objective.children != "none":
             require_full_attention(trained.config, max(packed))
         self.targets_per_row = sum(map(self.objective.count, examples)) / len(examples)
+        out = Path(str(args.output_dir))
+        made = [folder for folder in (out, *out.parents) if not folder.exists()]
         with library_errors():
             super().__init__(
                 model=trained,
@@ -154,6 +157,9 @@ class PRMTrainer(Trainer):
                 processing_class=tokenizer,
                 **kwargs,
             )
+        with contextlib.suppress(OSError):
+            for folder in made:  # transformers makes it at once; saving makes it again
+                folder.rmdir()
         self._constant = self._constant_metrics() if self.eval_rollouts else {}
         self._check_resolved(args)
         self.target_network: TargetNetwork | None = None
@@ -305,7 +311,8 @@ class PRMTrainer(Trainer):
             resume_from_checkpoint = checkpoint_to_resume("last", Path(str(self.args.output_dir)))
         if resume_from_checkpoint:
             require_same_training(str(resume_from_checkpoint), self.settings)
-        return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+        with left_as_found(Path(str(self.args.output_dir))):
+            return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Do nothing: the card is written with the weights (:mod:`rmtools.training.model_card`)."""

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from test_training_trainer import config
+from transformers import TrainerCallback
 
 from rmtools.data.load import load_rollouts
 from rmtools.data.rollouts import Rollout, RolloutMetadata, Rollouts, write_rollouts
@@ -87,6 +88,17 @@ def test_rows_with_labels_only_choose_the_target(policy_folder, tmp_path, caplog
     assert len([r for r in caplog.records if "target is labels" in r.message]) == 1
     named = config(tmp_path, target="labels", divergence="bce")
     assert PRMTrainer(policy_folder, named, TRL).settings.training == training
+
+
+def test_a_training_that_fails_leaves_no_empty_folder(policy_folder, tmp_path):
+    class Fails(TrainerCallback):
+        def on_step_end(self, *args, **kwargs):
+            raise ZeroDivisionError
+
+    trainer = PRMTrainer(policy_folder, config(tmp_path), TRL, callbacks=[Fails()])
+    with pytest.raises(ZeroDivisionError):
+        trainer.train()
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_target_or_divergence_that_was_set_is_kept(policy_folder, tmp_path):
