@@ -139,6 +139,7 @@ def test_a_training_that_ended_meanwhile_is_not_replaced(tmp_path):
     """The folder was empty when it was claimed; under the lock it is looked at again."""
     out = tmp_path / "prm"
     claim_output(out, None, False)
+    out.mkdir()
     (out / "rmtools.json").write_text("{}")
     with pytest.raises(UserError, match="holds an earlier training"), held_output(out):
         pass

@@ -199,9 +199,7 @@ def test_silence_changes_how_failures_read_and_nothing_else():
             assert reward == float(all(loud.step_labels(prompt, steps)))
     assert silent.step_choices("", []) == [c for c in CHOICES if "x" not in c]
     assert set(loud.vocabulary()) - set(silent.vocabulary()) == {"x "}
-    with pytest.raises(
-        UserError, match=r"the task crossing-silent is set to 3 steps; fix: set `horizon` to 2"
-    ):
+    with pytest.raises(UserError, match=r"has 2 columns, the task crossing-silent is set to 3 steps"):
         silent.reward(PROMPT, [])
 
 

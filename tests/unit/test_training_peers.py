@@ -61,6 +61,7 @@ def test_a_row_without_labels_after_truncation_does_not_make_the_loss_nan(
     assert all(math.isfinite(row["loss"]) for row in trainer.state.log_history if "loss" in row)
 
 
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # plain peft's own
 def test_the_head_is_saved_with_the_adapter(policy_folder, step_tokenizer, tmp_path):
     """And it is the trained one: values after reloading through plain peft are those before saving."""
     from peft import AutoPeftModelForTokenClassification
