@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 LISTED_MUCH = 0.02
 EQUAL_REWARDS = "every reward is"
 NO_CHILDREN, NO_COMPLETIONS = "no children", "no completions"
-# What draws them.
-FLAGS = {NO_CHILDREN: "--children 8", NO_COMPLETIONS: "--completions 3"}
+# The argument of `collect_rollouts` that draws them.
+DRAWN_BY = {NO_CHILDREN: "children=8", NO_COMPLETIONS: "completions=3"}
 # Weights are normalised within a prompt and depth: with few trajectories there they are nearly equal.
 FEWEST_GUIDED = 16
 

@@ -11,7 +11,7 @@ from rmtools.auditing.cost import MeasuredAccuracy
 from rmtools.auditing.figures import audit_plots
 from rmtools.auditing.metrics import records
 from rmtools.auditing.model_audit import ModelAudit
-from rmtools.auditing.notes import FLAGS
+from rmtools.auditing.notes import DRAWN_BY
 from rmtools.auditing.table import (
     NOT_AVAILABLE,
     TERMINALS,
@@ -106,7 +106,9 @@ class AuditReport:
 
     def _remarks(self, shown: Table) -> list[str]:
         """Return what stands below the first rows: at most five lines, four if errors were enumerated."""
-        missing = [flag for why, flag in FLAGS.items() if any(row[1].endswith(why) for row in shown.rows)]
+        missing = [
+            drawn for why, drawn in DRAWN_BY.items() if any(row[1].endswith(why) for row in shown.rows)
+        ]
         paired = [
             f"{role}, paired: mean b^2 {_known(pair.mean_square_corrected)}"
             for role, pair in self.pairs.items()
@@ -115,7 +117,7 @@ class AuditReport:
             *(["the model minus " + "; ".join(paired)] if paired else []),
             f"terminal: {TERMINALS[self.model.terminal]}; particles: for multinomial resampling at every step",
             *(
-                [f"not available without: rmtools rollout {' '.join(missing)}"]
+                [f"to draw them: collect_rollouts(policy, prompts, {', '.join(missing)})"]
                 if missing and self.model.error.exact is None
                 else []
             ),

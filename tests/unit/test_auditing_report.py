@@ -83,7 +83,7 @@ def test_figures_that_are_missing_say_why(degenerate, which):
     why = {"one prompt": [], "no children": ["no completions"] * 3 + ["no children"]}.get(which, [which] * 3)
     assert [line.partition("not available: ")[2].split("  ")[0] for line in cells if "not av" in line] == why
     assert (", no intervals" in lines[0]) == (which == "one prompt")
-    assert ("rmtools rollout --children 8 --completions 3" in text) == (which == "no children")
+    assert ("children=8, completions=3" in text) == (which == "no children")
     assert ("of 1 prompt," in lines[0]) == (which == "one prompt")
     for shown in (text, report.table(), markdown(report)):
         assert "[?, ?]" not in shown

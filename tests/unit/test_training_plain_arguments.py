@@ -258,7 +258,7 @@ def test_upload(policy_folder, rollouts, settings, tmp_path, monkeypatch, caplog
 
 @pytest.mark.filterwarnings("ignore:Could not find a config file:UserWarning")  # peft asks the real hub
 def test_training_on_a_model_of_the_hub(hub, policy_folder, rollouts, settings, tmp_path):
-    """The checkpoint is of the commit it began with, under names that others can load."""
+    """The checkpoint records the commit that training started from, under names that others can load."""
     commit = hub.put("org/policy", policy_folder)
     metadata = RolloutMetadata(f"org/policy@{commit}", commit, "crossing", 3, settings, 1.0, 5)
     trainer = PRMTrainer("org/policy", config(tmp_path), Rollouts(rollouts, metadata))
