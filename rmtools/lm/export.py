@@ -103,7 +103,7 @@ def _require_complete(folder: Path) -> None:
     if (folder / "adapter_config.json").exists() and Path(settings.base).is_dir():
         raise UserError(
             f"{folder} is an adapter on a folder of this machine ({settings.base}): nobody else could load it",
-            "push a whole model: `rmtools export --merge` writes one",
+            "push a whole model: export it with `merge` first",
         )
     if not (folder / CARD_FILE).exists():
         raise UserError(
@@ -119,7 +119,7 @@ def _not_pushed(folder: Path, name: str, private: bool, error: Exception) -> Use
         if refused
         else "check the network and HF_HUB_OFFLINE"
     )
-    again = f"rmtools export --model {folder} --push {name}{' --private' if private else ''}"
+    again = f"export `model` {folder} `push` {name}{' `private`' if private else ''}"
     return UserError(
         f"{folder} could not be pushed to {name}: {reason(error)}; the folder is complete",
         f"{how}, then push again: {again}",
