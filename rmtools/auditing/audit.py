@@ -152,7 +152,7 @@ def _checkpoint(subject: Subject, value_model: "str | Path | Scorer") -> dict[st
 
 def _require_bases(models: "Sequence[str | Path | Scorer]") -> None:
     """Raise ``UserError`` if a checkpoint is an adapter whose base cannot be found: before the rows are read."""
-    from rmtools.sampling.loading import loadable_settings
+    from rmtools.lm.checkpoint import loadable_settings
 
     for model in models:
         if isinstance(model, str | Path):

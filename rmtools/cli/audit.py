@@ -103,7 +103,7 @@ def command(
     """
     from rmtools.auditing.audit import check_accuracies
     from rmtools.auditing.metrics import not_met, thresholds
-    from rmtools.cli.loading import device_for
+    from rmtools.cli.device import device_for
     from rmtools.data.collect import Branching
     from rmtools.files import left_as_found
     from rmtools.lm.checkpoint import CheckpointSettings
@@ -209,7 +209,8 @@ Found = tuple["str | Scorer", "Policy | None", "Task | None", str]
 
 def _checkpoint(model: str, named: Named, known: "RolloutMetadata | None") -> Found:
     """Return a checkpoint with its policy and task; None and the reason if rollouts are given and neither is found."""
-    from rmtools.sampling.loading import load, loadable_settings
+    from rmtools.lm.checkpoint import loadable_settings
+    from rmtools.sampling.loading import load
 
     loadable_settings(model)  # a wrong checkpoint is an error even if rollouts are given
     try:

@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from rmtools.errors import UserError
+
 # More of anything does not fit in memory.
 MOST = 1_000_000
 
@@ -18,6 +20,18 @@ work_option = partial(typer.Option, rich_help_panel="Work and seed")
 output_option = partial(typer.Option, rich_help_panel="Output")
 
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
+
+
+def _computes_in_float64(name: DeviceName) -> DeviceName:
+    """Refuse mps while the options are read, before anything is loaded."""
+    if name == "mps":
+        raise UserError(
+            "--device mps cannot be used: steps are drawn in float64, which Apple's GPUs do not have",
+            "pass --device cpu, or leave --device out",
+        )
+    return name
+
+
 TerminalName = Literal["verifier", "model"]
 
 Policy = Annotated[str, model_option(help="Folder or hub name of the policy.")]
@@ -38,7 +52,11 @@ Horizon = Annotated[
     ),
 ]
 Device = Annotated[
-    DeviceName, model_option(help="Where models run. auto: a CUDA GPU if there is one, else the CPU.")
+    DeviceName,
+    model_option(
+        callback=_computes_in_float64,
+        help="Where models run. auto: a CUDA GPU if there is one, else the CPU. mps is refused: it has no float64.",
+    ),
 ]
 Terminal = Annotated[TerminalName, sampler_option("--terminal", help="What a finished solution is worth.")]
 # The range that numpy's and torch's global generators take.

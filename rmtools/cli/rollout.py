@@ -90,7 +90,7 @@ def command(
 
     Rerun an interrupted command to resume. Under `accelerate launch` the processes share the work; the rows are the same.
     """
-    from rmtools.cli.loading import device_for
+    from rmtools.cli.device import device_for
     from rmtools.data.collect import Branching
     from rmtools.data.tasks import load_task
     from rmtools.jobs.rollouts import Sharding

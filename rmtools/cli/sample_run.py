@@ -82,7 +82,7 @@ class Inputs:
 
     def load(self, seed: int) -> "Loaded":
         """Load value model, policy and task, or connect to the server."""
-        from rmtools.cli.loading import device_for
+        from rmtools.cli.device import device_for
         from rmtools.cli.server import connect_policy
         from rmtools.sampling.loading import load
 

@@ -44,7 +44,7 @@ def lm(
     seed: Seed = 0,
 ) -> None:
     """Measure N Var(Z-hat) / Z^2 over repeated runs and compare it with the sigma^2 predicted."""
-    from rmtools.cli.loading import device_for
+    from rmtools.cli.device import device_for
     from rmtools.cli.progress import progress
     from rmtools.codec import save_json
     from rmtools.data.prompts import check_prompts, prompts_from

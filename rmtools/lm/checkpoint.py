@@ -138,6 +138,31 @@ def _from_here(folder: Path, model: str) -> str:
     return os.path.relpath(local.resolve())  # `..` of a linked folder is beside what it links to
 
 
+def loadable_settings(checkpoint: str | Path, untrained: bool = False) -> CheckpointSettings:
+    """Return the settings of a checkpoint; raise ``UserError`` if the base that it is loaded on cannot be found.
+
+    An adapter is loaded on its base, and so is the untrained control of any checkpoint.
+    """
+    folder = find_model(checkpoint).folder
+    settings = CheckpointSettings.load(folder)
+    if untrained or (folder / "adapter_config.json").exists():
+        require_recorded(checkpoint, "base", settings.base, settings.base_revision)
+    return settings
+
+
+def require_recorded(checkpoint: str | Path, role: str, model: str, revision: str = "") -> None:
+    """Raise ``UserError`` unless the "policy" or "base" that a checkpoint records can be found."""
+    try:
+        find_model(model, revision)
+    except UserError as error:
+        other = ", or pass `policy`" if role == "policy" else ""
+        raise UserError(
+            f"{checkpoint}/{SETTINGS_FILE} records {model} as the {role} of the checkpoint, and it is not there: "
+            f"{error.fact}",
+            f"put it back there, or the checkpoint where it was{other}",
+        ) from error
+
+
 def load_value_model(
     folder: str | Path,
     *,
@@ -163,7 +188,7 @@ def load_value_model(
     ------
     UserError
         See :meth:`CheckpointSettings.load`; also if the weights lack the head or cannot be read, or the model under the
-        adapter is another one than in training.
+        adapter cannot be found, or is another one than in training.
 
     Examples
     --------
@@ -174,7 +199,7 @@ def load_value_model(
     """
     source = find_model(folder)
     folder = source.folder
-    settings = CheckpointSettings.load(folder)
+    settings = loadable_settings(source.pinned, untrained)
     require_head(folder)
     is_adapter = (folder / "adapter_config.json").exists()
     if is_adapter:

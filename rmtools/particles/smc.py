@@ -198,7 +198,7 @@ class _History:
         """Call the observer, if any, with the step whose other figures were written last."""
         if self.observe is not None:
             arrays = (index, self.ess[-1], self.resampled[-1], log_increment)
-            self.observe(Step(self.n_steps, parents, children, *(_read_only(x) for x in arrays)))
+            self.observe(Step(self.n_steps, parents, children, *(_frozen(x) for x in arrays)))
 
 
 def check_settings(
@@ -312,10 +312,11 @@ def _pin(children: Any, pinned: Sequence[Any], t: int) -> Any:
     return children.join(pinned[min(t, len(pinned) - 1)]).select(index)
 
 
-def _read_only(x: np.ndarray) -> np.ndarray:
-    view = x.view()
-    view.flags.writeable = False
-    return view
+def _frozen(x: np.ndarray) -> np.ndarray:
+    """Return a read-only copy: of a view, an observer could make the array below it writeable again."""
+    copy = x.copy()
+    copy.flags.writeable = False
+    return copy
 
 
 def _increment(pool: np.ndarray, state: _State[P], out: np.ndarray | None) -> np.ndarray:

@@ -51,7 +51,7 @@ def load(
     UserError
         Also if the task has another number of steps than the checkpoint was trained for.
     """
-    from rmtools.lm.checkpoint import load_value_model
+    from rmtools.lm.checkpoint import load_value_model, loadable_settings, require_recorded
     from rmtools.lm.hub import find_model
     from rmtools.lm.policy import load_policy
 
@@ -68,34 +68,6 @@ def load(
     source = load_policy(policy or settings.policy, settings.steps, settings.temperature, device)
     value, settings = load_value_model(model, device=device, beside=source if share else None)
     return Loaded(value, settings, source, chosen)
-
-
-def loadable_settings(checkpoint: str | Path) -> "CheckpointSettings":
-    """Return the settings of a checkpoint; raise ``UserError`` if it is an adapter whose base cannot be found."""
-    from rmtools.lm.checkpoint import CheckpointSettings
-    from rmtools.lm.hub import find_model
-
-    folder = find_model(checkpoint).folder
-    settings = CheckpointSettings.load(folder)
-    if (folder / "adapter_config.json").exists():
-        require_recorded(checkpoint, "base", settings.base, settings.base_revision)
-    return settings
-
-
-def require_recorded(checkpoint: str | Path, role: str, model: str, revision: str = "") -> None:
-    """Raise ``UserError`` unless the "policy" or "base" that a checkpoint records can be found."""
-    from rmtools.lm.checkpoint import SETTINGS_FILE
-    from rmtools.lm.hub import find_model
-
-    try:
-        find_model(model, revision)
-    except UserError as error:
-        other = ", or pass `policy`" if role == "policy" else ""
-        raise UserError(
-            f"{checkpoint}/{SETTINGS_FILE} records {model} as the {role} of the checkpoint, and it is not there: "
-            f"{error.fact}",
-            f"put it back there, or the checkpoint where it was{other}",
-        ) from error
 
 
 def task_of(

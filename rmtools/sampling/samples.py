@@ -13,7 +13,7 @@ import numpy as np
 from rmtools.data.prompts import Prompt, check_prompts, prompt_texts
 from rmtools.data.tasks import Answering, Task, load_task
 from rmtools.errors import UserError
-from rmtools.lm.checkpoint import load_value_model
+from rmtools.lm.checkpoint import load_value_model, loadable_settings, require_recorded
 from rmtools.lm.hub import find_model
 from rmtools.lm.particles import Terminal
 from rmtools.lm.policy import Policy, load_policy
@@ -21,7 +21,7 @@ from rmtools.lm.protocol import Scorer, StepPolicy
 from rmtools.lm.scorer_checks import SAMPLED, require_scorer
 from rmtools.particles.arguments import check_seed
 from rmtools.particles.protocol import Observe
-from rmtools.sampling.loading import loadable_settings, require_recorded, task_of
+from rmtools.sampling.loading import task_of
 from rmtools.sampling.report import resampling, sampler
 from rmtools.sampling.sample_prompts import SamplerSettings, sample_prompts, settings_for, usual_block
 from rmtools.sampling.trace import Trace

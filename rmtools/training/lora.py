@@ -68,7 +68,7 @@ def build_model(
 ) -> Any:
     """Return ``base`` as a token classifier, under LoRA adapters if ``use_peft`` is set; in fp32 unless ``dtype`` differs.
 
-    Head and adapters are drawn with ``seed``. Raises ``UserError`` if the model cannot be loaded, or peft refuses an argument.
+    ``base`` may be ``org/name@revision``. Head and adapters are drawn with ``seed``. Raises ``UserError`` if the model cannot be loaded, or peft refuses an argument.
     """
     from peft import prepare_model_for_kbit_training
 
@@ -81,8 +81,7 @@ def build_model(
         with library_errors():
             options["quantization_config"] = get_quantization_config(arguments)
         options["quantization_config"].llm_int8_skip_modules = ["score"]
-    revision = "" if arguments.model_revision == "main" else arguments.model_revision
-    model = new_token_classifier(base, seed, revision=revision, **options)
+    model = new_token_classifier(base, seed, **options)
     if is_quantised(arguments):
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=activation_checkpointing)
     return with_adapter(model, lora_config(arguments), seed) if arguments.use_peft else model

@@ -13,6 +13,7 @@ from rmtools.data.load import load_rollouts
 from rmtools.data.rollouts import Rollout, RolloutMetadata, Rollouts
 from rmtools.errors import UserError
 from rmtools.files import left_as_found
+from rmtools.lm.hub import split_name
 from rmtools.training.config import CHECKPOINTING, DataArguments, PRMConfig
 from rmtools.training.lora import build_model, check_model_arguments
 from rmtools.training.resume import (
@@ -50,7 +51,7 @@ def train(data: DataArguments, config: PRMConfig, model_arguments: "ModelConfig"
     check_model_arguments(model_arguments)
     rows, held_out = load_data(data)
     config.resolve_target(rows)
-    base = require_base(model_arguments.model_name_or_path, rows.metadata)
+    base = require_base(model_arguments, rows.metadata)
     out, overwrite = Path(str(config.output_dir)), config.overwrite_output_dir
     needed = (TARGET_NETWORK_FILE,) if config.objective().bootstraps and config.ema_decay > 0 else ()
     resume = checkpoint_to_resume(config.resume_from_checkpoint, out, needed)
@@ -82,14 +83,32 @@ def load_data(arguments: DataArguments) -> tuple[Rollouts, Rollouts | None]:
     return replace(found, rows=rows), replace(found, rows=held_out) if held_out else None
 
 
-def require_base(named: str | None, metadata: RolloutMetadata) -> str:
-    """Return the model to start from: the named one, or the policy of the rollouts."""
-    if not named and not metadata.policy:
+def require_base(arguments: "ModelConfig", metadata: RolloutMetadata) -> str:
+    """Return the model to start from, with its revision: the named one, or the policy of the rollouts.
+
+    Raises ``UserError`` if neither is known, or ``model_revision`` names another revision than the model's name, or one of
+    a folder.
+    """
+    named, revision = arguments.model_name_or_path or metadata.policy, arguments.model_revision
+    if not named:
         raise UserError(
             "the training data do not say which policy made them, and no model is named",
             "name the model to start from with model_name_or_path",
         )
-    return named or metadata.policy
+    if revision in (None, "", "main"):
+        return named
+    repository, own = split_name(named)
+    if Path(named).is_dir():
+        raise UserError(
+            f"model_revision is {revision}, but {named} is a folder: only a hub model has revisions",
+            "leave model_revision out",
+        )
+    if own not in ("", revision):
+        raise UserError(
+            f"the model to start from is {named}, and model_revision names another revision: {revision}",
+            f"leave model_revision out, or set model_name_or_path to {repository}",
+        )
+    return f"{repository}@{revision}"
 
 
 def hold_out(rows: Sequence[Rollout], share: float) -> tuple[list[Rollout], list[Rollout]]:

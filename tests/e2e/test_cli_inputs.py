@@ -14,7 +14,7 @@ from checks import check_error
 
 import rmtools as rm
 from rmtools.cli import convert, main, sample
-from rmtools.cli.loading import device_for
+from rmtools.cli.device import device_for
 from rmtools.data.readers import READERS
 from rmtools.data.tasks import load_task
 from rmtools.errors import UserError
@@ -259,18 +259,29 @@ def test_devices(run, tmp_path, monkeypatch, policy_folder):
     assert device_for("cpu").type == "cpu"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert device_for("auto").type == "cpu"
-    for name, words in (("cuda", "torch finds no CUDA GPU"), ("mps", "--device mps cannot be used")):
-        with pytest.raises(UserError, match=words):
-            device_for(name)
-        out = tmp_path / "o"
-        check_error(run("rollout", "--policy", policy_folder, "--device", name, "--out", out), words)
-        assert not out.exists()
+    with pytest.raises(UserError, match="torch finds no CUDA GPU"):
+        device_for("cuda")
+    out = tmp_path / "o"
+    refused = run("rollout", "--policy", policy_folder, "--device", "cuda", "--out", out)
+    check_error(refused, "torch finds no CUDA GPU")
+    assert not out.exists()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("LOCAL_RANK", "3")
     assert str(device_for("auto")) == str(device_for("cuda")) == "cuda:1"
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     assert device_for("auto").type == "cpu"
+
+
+@pytest.mark.parametrize("verb", ["rollout", "audit", "sample", "verify lm"])
+def test_a_device_without_float64_is_refused_before_anything_is_looked_for(run, tmp_path, verb):
+    """No model, rollouts or prompts of these names exist: they would be refused next."""
+    model = "--policy" if verb == "rollout" else "--model"
+    prompts = ("--prompts", "none.jsonl") if verb == "sample" else ()
+    out = tmp_path / "o"
+    refused = run(*verb.split(), model, tmp_path / "none", *prompts, "--device", "mps", "--out", out)
+    check_error(refused, "--device mps", "float64")
+    assert not out.exists()
 
 
 def test_env_names_no_folder(run, tmp_path, monkeypatch):

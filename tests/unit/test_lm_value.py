@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from rmtools.errors import UserError
 from rmtools.lm.checkpoint import load_value_model
 from rmtools.lm.policy import Policy
 from rmtools.lm.tree_scoring import tree_batch, tree_mask
@@ -204,3 +205,15 @@ def test_an_adapter_with_biases_of_its_own_does_not_share(value_folder, policy):
     apart, _ = load_value_model(folder, beside=policy)
     own = {p.data_ptr() for p in policy.model.parameters()}
     assert not any(p.data_ptr() in own for p in apart.model.parameters())
+
+
+@pytest.mark.parametrize("untrained", [False, True])
+def test_an_adapter_moved_away_from_its_base_says_what_is_missing(value_folder, tmp_path, untrained):
+    """`rmtools.json` names the base relative to the checkpoint."""
+    moved = tmp_path / "deep" / "er" / "prm"
+    shutil.copytree(value_folder, moved)
+    with pytest.raises(UserError) as error:
+        load_value_model(moved, untrained=untrained)
+    base = json.loads((moved / "rmtools.json").read_text())["base"]
+    assert all(word in error.value.fact for word in (str(moved), base, "base of the checkpoint"))
+    assert "put it back" in error.value.fix

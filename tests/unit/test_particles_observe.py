@@ -116,7 +116,28 @@ def test_a_step_is_frozen_and_its_arrays_are_read_only():
     for name in ("index", "ess", "resampled", "log_increment"):
         with pytest.raises(ValueError, match="read-only"):
             getattr(step, name)[...] = 0
+    shown = step.log_increment.copy()
     result.log_increments[0] = 1.0  # what the caller gets is the caller's
+    np.testing.assert_array_equal(step.log_increment, shown)
+
+
+@pytest.mark.parametrize("m", [1, 4])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_an_observer_that_writes_into_a_step_changes_nothing(scheme, m):
+    """Also one that makes the arrays writeable first, or shares their memory."""
+
+    def spoil(step):
+        for name in ("index", "ess", "resampled", "log_increment"):
+            array = getattr(step, name)
+            array.flags.writeable = True
+            array[...] = 1
+
+    root = tree().particles(20)
+    spoiled = smc(root, 6, m, scheme, 0.6, rng(7), observe=spoil)
+    plain = smc(root, 6, m, scheme, 0.6, rng(7))
+    for name in ARRAYS:
+        np.testing.assert_array_equal(getattr(spoiled, name), getattr(plain, name))
+    np.testing.assert_array_equal(spoiled.particles.state, plain.particles.state)
 
 
 def test_what_the_observer_raises_comes_out_as_it_is():

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+from trl import ModelConfig
 
 from rmtools.data.rollouts import Rollout, RolloutMetadata
 from rmtools.errors import UserError
@@ -34,9 +35,34 @@ def test_a_share_that_leaves_nothing():
         hold_out(rows_of(1), 0.01)
 
 
+METADATA = RolloutMetadata.unknown(rows_of(1))
+
+
+def base(metadata=METADATA, **named):
+    return require_base(ModelConfig(**named), metadata)
+
+
 def test_a_model_is_named_by_the_rollouts_or_the_user():
-    metadata = RolloutMetadata.unknown(rows_of(1))
     with pytest.raises(UserError, match="no model is named"):
-        require_base(None, metadata)
-    assert require_base("some/model", metadata) == "some/model"
-    assert require_base(None, replace(metadata, policy="its/policy")) == "its/policy"
+        base()
+    assert base(model_name_or_path="some/model") == "some/model"
+    assert base(replace(METADATA, policy="its/policy")) == "its/policy"
+
+
+@pytest.mark.parametrize("by_rollouts", [False, True])
+def test_a_revision_is_named_once(by_rollouts, tmp_path):
+    def named(model, revision):
+        if by_rollouts:
+            return base(replace(METADATA, policy=model), model_revision=revision)
+        return base(model_name_or_path=model, model_revision=revision)
+
+    assert (
+        named("some/model", "v2")
+        == named("some/model@v2", "v2")
+        == named("some/model@v2", None)
+        == "some/model@v2"
+    )
+    for model, words in (("some/model@v1", "some/model@v1.*v2"), (str(tmp_path), "is a folder")):
+        with pytest.raises(UserError, match=words) as error:
+            named(model, "v2")
+        assert "model_revision" in error.value.fix

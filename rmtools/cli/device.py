@@ -15,8 +15,7 @@ if TYPE_CHECKING:
 def device_for(name: "DeviceName") -> "torch.device":
     """Return the device of ``--device`` for this process: one GPU of several.
 
-    ``auto`` is the CPU without a CUDA GPU, or if accelerate is set to use the CPU. Raises ``UserError`` for a device that is not
-    there, or that cannot run the sampler.
+    ``auto`` is the CPU without a CUDA GPU, or if accelerate is set to use the CPU. Raises ``UserError`` if there is no CUDA GPU.
     """
     import torch
 
@@ -24,12 +23,6 @@ def device_for(name: "DeviceName") -> "torch.device":
     if name == "auto":
         on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true")
         name = "cuda" if gpus and not on_cpu else "cpu"
-    if name == "mps":
-        missing = "there is no such device here" if not torch.backends.mps.is_available() else ""
-        raise UserError(
-            f"--device mps cannot be used: {missing or 'steps are drawn in float64, which it does not have'}",
-            "pass --device cpu, or leave --device out",
-        )
     if name == "cuda" and not gpus:
         raise UserError(
             "--device cuda cannot be used: torch finds no CUDA GPU",
