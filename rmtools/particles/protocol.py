@@ -91,9 +91,9 @@ P = TypeVar("P", bound=Particles)
 class Step(Generic[P]):
     """One step of a run, as `smc` shows it to `observe`, once it is drawn.
 
-    The arrays are read-only copies: what an observer keeps stays as it was shown. `children.select(index)` are the parents of the next step, and
-    after the last one `SMCResult.particles`. All G groups are shown at every step, finished ones too: `resampled` is False
-    there.
+    The arrays are read-only copies: what an observer keeps stays as it was shown. `children.select(index)` are the parents
+    of the next step, and after the last one `SMCResult.particles`. All G groups are shown at every step, finished ones too:
+    `resampled` is False there.
 
     Attributes
     ----------

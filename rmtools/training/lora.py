@@ -68,7 +68,8 @@ def build_model(
 ) -> Any:
     """Return ``base`` as a token classifier, under LoRA adapters if ``use_peft`` is set; in fp32 unless ``dtype`` differs.
 
-    ``base`` may be ``org/name@revision``. Head and adapters are drawn with ``seed``. Raises ``UserError`` if the model cannot be loaded, or peft refuses an argument.
+    ``base`` may be ``org/name@revision``. Head and adapters are drawn with ``seed``. Raises ``UserError`` if the model cannot be
+    loaded, or peft refuses an argument.
     """
     from peft import prepare_model_for_kbit_training
 
