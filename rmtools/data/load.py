@@ -6,6 +6,7 @@ r"""Rollouts from whatever holds them: a folder, a file, a data set of the hub o
 (['It is 2.\n'], [0.75], 1)
 """
 
+import contextlib
 import itertools
 import logging
 import re
@@ -24,10 +25,12 @@ from rmtools.data.rollouts import (
     RolloutMetadata,
     Rollouts,
     parse_row,
+    parse_rows,
     read_rollouts,
 )
-from rmtools.data.shards import DATA, FIELDS, PLAN_FILE, REMEDY
+from rmtools.data.shards import DATA, PLAN_FILE
 from rmtools.errors import UserError
+from rmtools.lm.hub import ask, not_found
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -37,6 +40,8 @@ logger = logging.getLogger(__name__)
 # owner/name, owner/name/configuration, either with :split
 HUB_NAME = re.compile(r"(?P<name>\w[\w.-]*/\w[\w.-]*)(/(?P<config>\w[\w.-]*))?(:(?P<split>\w[\w.-]*))?")
 
+HOW_TO_NAME = "name a folder, a file, or a data set of the hub as owner/name, owner/name/configuration or owner/name:split"
+
 
 def load_rollouts(
     source: "str | Path | Dataset | Sequence[Rollout] | Sequence[Mapping[str, Any]]",
@@ -45,7 +50,7 @@ def load_rollouts(
 ) -> Rollouts:
     r"""Load rollouts, with their metadata as far as it is known.
 
-    Rows that cannot be used, such as those without any label, are counted in a warning.
+    Rows of a public format that cannot be used, such as those without any label, are counted in a warning.
 
     Parameters
     ----------
@@ -56,7 +61,7 @@ def load_rollouts(
     data_format : str
         Name of the public format; default: found from the fields of the first rows.
     skip_bad : bool
-        Leave out rows that break their public format, with their number in a warning, instead of raising.
+        Leave out rows that break the schema or their public format, with their number in a warning, instead of raising.
 
     Returns
     -------
@@ -99,22 +104,44 @@ def load_rollouts(
                 f"data_format is {data_format}, but {source} holds rollouts of rmtools",
                 "leave data_format out",
             )
-        return Rollouts(*read_rollouts(folder), str(source))
+        left_out: list[UserError] = []
+        rows, metadata = read_rollouts(folder, left_out if skip_bad else None)
+        _tell(str(source), len(rows), left_out)
+        return Rollouts(rows, metadata, str(source))
     return _read(read_rows(folder), data_format, str(source), skip_bad)
 
 
 def _from_hub(source: str, name: str, config: str | None, split: str | None) -> "Dataset":
+    """Return a data set of the hub; the one in the cache if the hub does not answer."""
     from datasets import load_dataset
+    from huggingface_hub.errors import HTTPError
 
+    refused: Exception | None = None
     try:
-        return load_dataset(name, config, split=split or "train")
-    except (OSError, ValueError) as error:
+        ask(name, data_set=True)
+    except (OSError, HTTPError) as error:
+        refused = error
+    try:
+        with _from_cache() if refused else contextlib.nullcontext():
+            return load_dataset(name, config, split=split or "train")
+    except (OSError, HTTPError, ValueError) as error:
+        if refused is not None and isinstance(error, OSError):
+            raise not_found(name, "", refused, "data set", HOW_TO_NAME) from refused
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(
-            f"there are no rollouts at {source}: no such folder or file, and no data set of the hub can be loaded: {reason}",
-            "name a folder, a file, or a data set as owner/name, owner/name/configuration or owner/name:split (without "
-            "network: one that was loaded before)",
-        ) from error
+        raise UserError(f"the hub's data set {source} cannot be loaded: {reason}", HOW_TO_NAME) from error
+
+
+@contextlib.contextmanager
+def _from_cache() -> Iterator[None]:
+    """Make `datasets` read its cache alone: it tries an unreachable hub six times."""
+    from datasets import config
+
+    before = config.HF_HUB_OFFLINE
+    config.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        config.HF_HUB_OFFLINE = before
 
 
 def _from_rows(source: Iterable[Any], data_format: str, name: str = "", skip_bad: bool = False) -> Rollouts:
@@ -145,11 +172,14 @@ def _read(rows: Iterator[tuple[str, Any]], data_format: str, source: str, skip_b
             f"there are no rollouts: {source or 'the data set'} is empty", "give at least one row"
         )
     rows, tally = itertools.chain(first, rows), Tally(data_format)
-    if not data_format and all(_is_ours(values) for _, values in first):
-        found = [_own_row(values, str(place)) for place, values in rows]
-    else:
-        tally.format = data_format or detect([values for _, values in first], source)
-        found = list(convert(rows, Options(), skip_bad, tally))
+    ours = map(_is_ours, (values for _, values in first))
+    if not data_format and (any(ours) if skip_bad else all(ours)):
+        wrong: list[UserError] = []
+        found = list(parse_rows(rows, _own_row, wrong if skip_bad else None))
+        _tell(source or "the data set", len(found), wrong)
+        return Rollouts(found, RolloutMetadata.unknown(found), source)
+    tally.format = data_format or detect([values for _, values in first], source)
+    found = list(convert(rows, Options(), skip_bad, tally))
     left_out = "; ".join(f"{n}: {reason}" for reason, n in tally.dropped.most_common())
     if not found:
         raise UserError(
@@ -161,24 +191,31 @@ def _read(rows: Iterator[tuple[str, Any]], data_format: str, source: str, skip_b
     return Rollouts(found, RolloutMetadata.unknown(found), source)
 
 
+def _tell(source: str, kept: int, left_out: Sequence[UserError]) -> None:
+    """Warn of rows that break the schema and were left out; raise ``UserError`` if no other is left."""
+    if not left_out:
+        return
+    what = f"rows that break the schema (such as {left_out[0].fact})"
+    if not kept:
+        raise UserError(f"there are no rollouts: {source} has only {what}", left_out[0].fix)
+    logger.warning("%s: left out %d %s", source, len(left_out), what)
+
+
 def _is_ours(row: Any) -> bool:
     """Return whether a row has the schema of this package, whatever its values are."""
     return isinstance(row, Mapping) and {"prompt", "steps"} <= row.keys() and "correctness" not in row
 
 
-def _own_row(row: Mapping[str, Any], place: str) -> Rollout:
+def _own_row(row: Any, place: str) -> Rollout:
     """Return the rollout of a row of our schema; a prompt without id gets the one that `rmtools rollout` gives."""
+    if not isinstance(row, Mapping):
+        return parse_row(row, place)
     values = dict(row)
     version = values.pop(VERSION, SCHEMA_VERSION)
     if version != SCHEMA_VERSION:
         raise UserError(
             f"{place} has schema version {version!r}, this release reads {SCHEMA_VERSION}",
             "make the rollouts again with `rmtools rollout`",
-        )
-    if unknown := sorted(values.keys() - set(FIELDS)):
-        raise UserError(
-            f"{place} has unknown fields {', '.join(unknown)}; it has {', '.join(FIELDS)}",
-            f"drop them; {REMEDY}",
         )
     if values.get("prompt_id") is None and isinstance(values.get("prompt"), str):
         from rmtools.data.collect import prompt_id

@@ -8,7 +8,7 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, overload
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Self, overload
 from rmtools.codec import VERSION, check_ranges, load_json, to_json
 from rmtools.data.shards import (
     DATA,
+    FIELDS,
     FORMATS,
     PLAN_FILE,
     REMEDY,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 2
 META_FILE = "metadata.json"
+BAD_ROW = f"repair the row ({REMEDY}), or leave such rows out: load_rollouts(..., skip_bad=True)"
 
 
 @dataclass(frozen=True)
@@ -298,8 +300,10 @@ def write_rollouts(
         described.write_text(metadata_text(replace(metadata, rows=total, shards=parts)), encoding="utf-8")
 
 
-def read_rollouts(folder: str | Path) -> tuple[list[Rollout], RolloutMetadata]:
-    """Read and validate a rollout folder.
+def read_rollouts(
+    folder: str | Path, left_out: list[UserError] | None = None
+) -> tuple[list[Rollout], RolloutMetadata]:
+    """Read and validate a rollout folder; ``left_out``, if given, takes the errors of rows that break the schema.
 
     Raises
     ------
@@ -310,12 +314,13 @@ def read_rollouts(folder: str | Path) -> tuple[list[Rollout], RolloutMetadata]:
     folder = Path(folder)
     metadata = read_metadata(folder)
     shards = find_shards(folder)
-    rows = [r for path in shards for r in read_shard(path)]
-    if not rows:
+    rows = [r for path in shards for r in read_shard(path, left_out)]
+    n = len(rows) + len(left_out or ())
+    if not n:
         raise UserError(f"the rollouts at {folder} are empty", "make them with `rmtools rollout`")
-    if (len(rows), len(shards)) != (metadata.rows, metadata.shards):
+    if (n, len(shards)) != (metadata.rows, metadata.shards):
         raise UserError(
-            f"{folder / META_FILE} counts {metadata.rows} rows in {metadata.shards} shards, there are {len(rows)} in "
+            f"{folder / META_FILE} counts {metadata.rows} rows in {metadata.shards} shards, there are {n} in "
             f"{len(shards)}: files were changed or mixed",
             "make the rollouts again",
         )
@@ -337,22 +342,42 @@ def read_metadata(folder: Path) -> RolloutMetadata:
     return load_json(RolloutMetadata, folder / META_FILE, "the rollout metadata", SCHEMA_VERSION, again)
 
 
-def read_shard(path: Path) -> list[Rollout]:
+def read_shard(path: Path, left_out: list[UserError] | None = None) -> list[Rollout]:
     """Return the validated rows of one shard; raise ``UserError`` that names file, row or line, and field."""
-    return [parse_row(row, place) for place, row in read_rows(path)]
+    return list(parse_rows(read_rows(path), parse_row, left_out))
+
+
+def parse_rows(
+    rows: Iterable[tuple[str, Any]], parse: Callable[[Any, str], Rollout], left_out: list[UserError] | None
+) -> Iterator[Rollout]:
+    """Yield the rollouts of rows with their places; an error is raised, or added to ``left_out`` if that is given."""
+    for place, row in rows:
+        try:
+            yield parse(row, place)
+        except UserError as error:
+            if left_out is None:
+                raise
+            left_out.append(error)
 
 
 Wrong = Callable[[str, str], UserError]
 
 
-def parse_row(row: dict[str, Any], where: str) -> Rollout:
+def parse_row(row: Any, where: str) -> Rollout:
     """Return the rollout of a row as read from a file: what may be null may also be absent.
 
     Raises ``UserError`` if the row breaks the schema; ``where`` (file and row) and the field are named.
     """
+    if not isinstance(row, Mapping):
+        raise UserError(f"{where} is not an object with the fields of a rollout", BAD_ROW)
+    if unknown := sorted(set(map(str, row)) - {*FIELDS}):
+        raise UserError(
+            f"{where} has unknown fields {', '.join(unknown)}; it has {', '.join(FIELDS)}",
+            f"drop them; {REMEDY}",
+        )
 
     def wrong(name: str, why: str) -> UserError:
-        return UserError(f"{where}, field {name}: {why}", REMEDY)
+        return UserError(f"{where}, field {name}: {why}", BAD_ROW)
 
     for name in ("prompt_id", "prompt"):
         if not _is_text(row.get(name)):
@@ -381,7 +406,7 @@ def parse_row(row: dict[str, Any], where: str) -> Rollout:
     )
 
 
-def _labels(row: dict[str, Any], n_steps: int, wrong: Wrong) -> list[float | None] | None:
+def _labels(row: Mapping[str, Any], n_steps: int, wrong: Wrong) -> list[float | None] | None:
     labels = row.get("labels")
     if labels is None:
         return None
@@ -393,7 +418,7 @@ def _labels(row: dict[str, Any], n_steps: int, wrong: Wrong) -> list[float | Non
     return [None if x is None else float(x) for x in labels]
 
 
-def _reward(row: dict[str, Any], labels: list[float | None] | None, wrong: Wrong) -> float | None:
+def _reward(row: Mapping[str, Any], labels: list[float | None] | None, wrong: Wrong) -> float | None:
     reward = row.get("reward")
     if reward is None and any(x is not None for x in labels or ()):
         return None
@@ -402,7 +427,7 @@ def _reward(row: dict[str, Any], labels: list[float | None] | None, wrong: Wrong
     return float(reward)  # type: ignore[arg-type]
 
 
-def _depths(row: dict[str, Any], name: str, n_steps: int, wrong: Wrong) -> list[list[Any]]:
+def _depths(row: Mapping[str, Any], name: str, n_steps: int, wrong: Wrong) -> list[list[Any]]:
     """Return the branches at each depth; null or empty if there are no branches."""
     branch = row.get(name) or []
     found = [at for at in branch if isinstance(at, list)] if isinstance(branch, list) else []

@@ -88,7 +88,7 @@ def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     pq.write_table(pa.Table.from_pylist(list(rows), schema=schema()), path)
 
 
-Rows = list[tuple[str, dict[str, Any]]]
+Rows = list[tuple[str, Any]]
 
 
 def read_rows(path: Path) -> Rows:
@@ -121,18 +121,10 @@ def _check_columns(path: Path, names: Sequence[str]) -> None:
 
 
 def _json_rows(path: Path) -> Rows:
-    rows = []
     try:
-        for number, row in read_json_lines(path):
-            place = f"{path}, line {number}"
-            if not isinstance(row, dict):
-                raise UserError(f"{place} is not an object with the fields of a rollout", REMEDY)
-            if unknown := [n for n in row if n not in FIELDS]:
-                raise UserError(f"{place} has unknown fields {', '.join(unknown)}", f"drop them; {REMEDY}")
-            rows.append((place, row))
+        return [(f"{path}, line {number}", row) for number, row in read_json_lines(path)]
     except (OSError, UnicodeDecodeError) as error:
         raise _unreadable(path, error) from error
-    return rows
 
 
 def _unreadable(path: Path, error: Exception) -> UserError:

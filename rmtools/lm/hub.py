@@ -1,7 +1,7 @@
 """Models by name: a local folder, or a model of the hub as ``org/name`` or ``org/name@revision``.
 
 A folder that exists wins over a model of the hub. What is downloaded lies in the cache of ``huggingface_hub``, which
-transformers shares; without network a cached model is used.
+transformers shares; without network a cached model is used. `ask` and `not_found` are for data sets as well.
 """
 
 import re
@@ -16,7 +16,7 @@ NOT_READ = ("*/*", "consolidated*")
 PICKLED = ("pytorch_model*.bin",)
 """Weights of models that have no safetensors."""
 SECONDS = 10.0
-"""How long the hub may take to say whether it has a model; a cached one is used after that."""
+"""How long the hub may take to say whether it has a model or data set; a cached one is used after that."""
 COMMIT = re.compile(r"[0-9a-f]{40}")
 HOW_TO_NAME = (
     "name a folder written by save_pretrained (config.json, weights, tokenizer), or a hub model as org/name or "
@@ -124,18 +124,28 @@ def cached_commit(name: str) -> str:
 
 def _download(repository: str, revision: str) -> Path:
     """Return the folder of a hub model in the cache; download what is missing there."""
-    import huggingface_hub
     from huggingface_hub.errors import HTTPError
 
     try:
-        # Downloading alone would wait for ever on a network that drops packets.
-        huggingface_hub.HfApi().model_info(repository, revision=revision or None, timeout=SECONDS)
+        ask(repository, revision)
         return _snapshot(repository, revision, local=False)
     except (OSError, HTTPError) as error:
         try:
             return _snapshot(repository, revision, local=True)
         except FileNotFoundError:
             raise not_found(repository, revision, error) from error
+
+
+def ask(repository: str, revision: str = "", data_set: bool = False) -> None:
+    """Ask the hub whether it has a model or data set, for `SECONDS` at most: raise what its client raises.
+
+    Downloading alone would try again for half a minute without network, and wait for ever if packets are dropped.
+    """
+    import huggingface_hub
+
+    client = huggingface_hub.HfApi()
+    about = client.dataset_info if data_set else client.model_info
+    about(repository, revision=revision or None, timeout=SECONDS)
 
 
 def _snapshot(repository: str, revision: str, local: bool) -> Path:
@@ -156,29 +166,30 @@ def _snapshot(repository: str, revision: str, local: bool) -> Path:
     return found if any(found.glob("*.safetensors")) else folder(*FILES, *PICKLED)
 
 
-def not_found(repository: str, revision: str, error: Exception) -> UserError:
-    """Return the error for a name that is no folder and cannot be had from the hub."""
+def not_found(
+    repository: str, revision: str, error: Exception, kind: str = "model", how: str = HOW_TO_NAME
+) -> UserError:
+    """Return the error for a name that is no folder and cannot be had from the hub; ``how`` says how to name a ``kind``."""
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
-    log_in = "for a private or gated model run `hf auth login` with an account that may read it"
+    log_in = f"for a private or gated {kind} run `hf auth login` with an account that may read it"
     here = f"there is no folder {repository} here"
+    page = f"https://huggingface.co/{'' if kind == 'model' else 'datasets/'}{repository}"
     if isinstance(error, RevisionNotFoundError):
         return UserError(
-            f"the hub's model {repository} has no revision {revision}",
+            f"the hub's {kind} {repository} has no revision {revision}",
             "name a branch, a tag or a commit of it",
         )
     if isinstance(error, GatedRepoError) or status(error) == 403:
         return UserError(
-            f"{here}, and the hub's model {repository} is gated: this account may not read it",
-            f"ask for access at https://huggingface.co/{repository}; {log_in}",
+            f"{here}, and the hub's {kind} {repository} is gated: this account may not read it",
+            f"ask for access at {page}; {log_in}",
         )
     if isinstance(error, RepositoryNotFoundError) or status(error) == 401:
-        return UserError(
-            f"{here}, and the hub has no such model, or a private one", f"{HOW_TO_NAME}; {log_in}"
-        )
+        return UserError(f"{here}, and the hub has no such {kind}, or a private one", f"{how}; {log_in}")
     return UserError(
-        f"{here}, and the hub's model {repository} is not cached and the hub cannot be reached: {reason(error)}",
-        f"{HOW_TO_NAME}; a hub model needs network once (and no HF_HUB_OFFLINE)",
+        f"{here}, and the hub's {kind} {repository} is not cached and the hub cannot be reached: {reason(error)}",
+        f"{how}; a hub {kind} needs network once (and no HF_HUB_OFFLINE)",
     )
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -182,3 +183,27 @@ def test_the_real_client(policy_folder, tmp_path):
         server.server_close()
     assert find(pinned) == f"{pinned} {folder}"
     assert "cannot be reached" in find("org/none")
+
+
+def test_a_hub_that_never_answers_is_given_up(tmp_path):
+    """Models and data sets alike, within the limit: the real clients would try again, or wait for ever."""
+    program = (
+        "import time, datasets, torch, rmtools as rm; from rmtools.lm import hub; hub.SECONDS = 0.5\n"
+        "for call in (rm.load_value_model, rm.load_rollouts):\n"
+        "    began = time.monotonic()\n"
+        "    try: call('org/none')\n"
+        "    except rm.UserError as error: print('org/none' in error.fact, 'network' in error.fix, time.monotonic() - began)"
+    )
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        base = {"HF_HOME": str(tmp_path), "HF_ENDPOINT": f"http://127.0.0.1:{silent.getsockname()[1]}"}
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            env={**os.environ, **base, "HF_HUB_OFFLINE": "0"},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=True,
+        )
+    said = [line.split() for line in done.stdout.splitlines()]
+    assert [words[:2] for words in said] == [["True", "True"]] * 2
+    assert all(float(seconds) < 5 for *_, seconds in said)

@@ -9,6 +9,7 @@ import pytest
 from rmtools.data.load import load_rollouts
 from rmtools.data.rollouts import Child, Rollout, RolloutMetadata, Rollouts, write_rollouts
 from rmtools.errors import UserError
+from rmtools.lm.hub import SECONDS
 from rmtools.lm.steps import StepSettings
 
 TRL = [
@@ -124,10 +125,31 @@ def test_data_sets_of_the_hub(monkeypatch, tmp_path, named, asked):
     assert (found[0].labels, found.source) == ([0.0], named)
 
 
-def test_a_data_set_of_the_hub_without_network():
-    with pytest.raises(UserError, match=r"no such folder or file.*some/rows") as error:
-        load_rollouts("some/rows")
-    assert "owner/name" in error.value.fix
+def test_a_data_set_that_the_hub_does_not_give_comes_from_the_cache(monkeypatch):
+    """The hub is asked once, with a limit; then `datasets` may not try it again and again."""
+    limits, offline = [], []
+
+    def dataset_info(self, name, revision=None, timeout=None):
+        limits.append(timeout)
+        raise ConnectionError("no route")
+
+    def load_dataset(name, config=None, split=None):
+        offline.append(datasets.config.HF_HUB_OFFLINE)
+        if name == "some/cached":
+            return datasets.Dataset.from_list([TRL[1]])
+        raise {"some/split": ValueError, "some/rows": ConnectionError}[name]("as it says")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", dataset_info)
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    assert load_rollouts("some/cached")[0].labels == [0.0]
+    for name, words in (("some/rows", "no folder some/rows.*no route"), ("some/split:x", "as it says")):
+        with pytest.raises(UserError, match=words) as error:
+            load_rollouts(name)
+        assert "owner/name" in error.value.fix
+    assert offline == [True] * 3
+    assert limits == [SECONDS] * 3
+    assert not datasets.config.HF_HUB_OFFLINE
 
 
 TRL_ROW = {"prompt": "1 + 1?", "completions": ["It is 2."], "labels": [1.0]}
@@ -144,3 +166,40 @@ def test_bad_rows_can_be_left_out(caplog):
 def test_a_version_in_a_row_of_a_public_format_is_refused():
     with pytest.raises(UserError, match="schema_version"):
         load_rollouts([TRL_ROW | {"schema_version": 9}])
+
+
+BAD_ROWS = {
+    "no object": 5,
+    "a missing field": {"steps": ["a\n"], "reward": 1.0},
+    "an unknown field": {**asdict(OURS[1]), "value": 1.0},
+    "a wrong number": {**asdict(OURS[1]), "reward": 2.0},
+    "a wrong list": {**asdict(OURS[0]), "children": [[]]},
+}
+
+
+@pytest.mark.parametrize("bad", BAD_ROWS.values(), ids=BAD_ROWS.keys())
+@pytest.mark.parametrize("source", ["folder", "file", "rows"])
+def test_bad_rows_of_our_schema_can_be_left_out(source, bad, tmp_path, caplog):
+    rows = [*(asdict(r) for r in OURS), bad, bad]
+    lines = "".join(json.dumps(r) + "\n" for r in rows)
+    given = tmp_path / "r" if source == "folder" else tmp_path / "rows.jsonl"
+    if source == "folder":
+        write_rollouts(given, [*OURS, *OURS], METADATA, form="jsonl")
+        next(given.glob("data/*")).write_text(lines)
+    else:
+        given.write_text(lines)
+    if source == "rows":
+        given = [row for row in rows if isinstance(row, dict)]
+    dropped = len(rows) - len(OURS) if source != "rows" or isinstance(bad, dict) else 0
+    if dropped:
+        with pytest.raises(UserError):
+            load_rollouts(given)
+    found = load_rollouts(given, skip_bad=True)
+    assert found.rows == OURS
+    assert (f"left out {dropped} rows" in caplog.text) == bool(dropped)
+
+
+def test_rows_that_are_all_bad_are_an_error_in_any_case():
+    for skip_bad in (False, True):
+        with pytest.raises(UserError, match="row 0, field reward"):
+            load_rollouts([{"prompt": "p", "steps": ["a"], "reward": 2}] * 3, skip_bad=skip_bad)
