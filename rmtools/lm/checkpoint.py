@@ -16,8 +16,9 @@ from rmtools.codec import check_ranges, load_json, save_json
 from rmtools.errors import UserError
 from rmtools.files import read_json
 from rmtools.lm.classifier import adapted, merged, new_token_classifier, require_head, saved_classifier
-from rmtools.lm.hub import COMMIT, cached_commit, find_model, split_name, with_commit
+from rmtools.lm.hub import COMMIT, PICKLED, cached_commit, find_model, split_name, with_commit
 from rmtools.lm.policy import Policy, best_device, load_tokenizer
+from rmtools.lm.precision import Dtype, on_device, weights_in
 from rmtools.lm.steps import StepSettings, StepTokenizer
 from rmtools.lm.value import ValueModel
 from rmtools.particles.tilt import Tilt
@@ -169,6 +170,7 @@ def load_value_model(
     untrained: bool = False,
     device: torch.device | None = None,
     beside: Policy | None = None,
+    dtype: Dtype = "auto",
 ) -> tuple[ValueModel, CheckpointSettings]:
     """Load a checkpoint written by rmtools: a LoRA adapter with its head, or a whole model.
 
@@ -183,6 +185,8 @@ def load_value_model(
     beside : Policy, optional
         If the checkpoint is an adapter on this policy's own weights, hold these in memory once, at the policy's
         precision; the adapter then stays apart instead of being merged (values agree to rounding).
+    dtype : {"auto", "float32", "bfloat16"}
+        Precision of the weights; head and log values are fp32. auto: float32 on a CPU, that of the files on a GPU.
 
     Raises
     ------
@@ -197,8 +201,8 @@ def load_value_model(
     >>> settings.task, settings.steps.max_steps, value.tilt
     ('crossing', 3, Tilt(floor=0.05))
     """
-    source = find_model(folder)
-    folder = source.folder
+    source, device = find_model(folder), device or best_device()
+    folder, precision = source.folder, weights_in(dtype, device)
     settings = loadable_settings(source.pinned, untrained)
     require_head(folder)
     is_adapter = (folder / "adapter_config.json").exists()
@@ -207,7 +211,10 @@ def load_value_model(
     steps, tilt = StepTokenizer(load_tokenizer(folder), settings.steps), Tilt(settings.floor)
 
     def base(**options: Any) -> "PreTrainedModel":
-        return new_token_classifier(settings.base, settings.seed, revision=settings.base_revision, **options)
+        given = {"dtype": precision, **options}
+        return new_token_classifier(
+            settings.base, settings.seed, revision=settings.base_revision, device=device, **given
+        )
 
     if untrained:
         model = base()
@@ -218,8 +225,8 @@ def load_value_model(
     elif is_adapter:
         model = merged(adapted(base(), folder), folder)
     else:
-        model = saved_classifier(folder)
-    model = model.to(device or best_device())  # type: ignore[arg-type]
+        model = saved_classifier(folder, precision)
+    model = on_device(model, device)
     name = f"{source} (untrained head)" if untrained else str(source)
     return ValueModel(model, steps, tilt, name), settings
 
@@ -266,7 +273,7 @@ def fingerprint(model: str | Path) -> str:
     if not Path(model).is_dir():
         return cached_commit(str(model))
     digest = hashlib.sha256()
-    files = sorted(Path(model).glob("*.safetensors"))
+    files = sorted(Path(model).glob("*.safetensors")) or sorted(Path(model).glob(PICKLED))
     for file in files:
         with file.open("rb") as stream:
             while block := stream.read(1 << 20):

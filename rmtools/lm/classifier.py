@@ -14,6 +14,7 @@ import torch
 from rmtools.errors import UserError, reason
 from rmtools.lm.hub import find_model, with_commit
 from rmtools.lm.policy import LOAD_ERRORS, not_a_model
+from rmtools.lm.precision import placed, quantisation, quantised_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -32,11 +33,13 @@ class Float32Head(torch.nn.Linear):
             return torch.nn.functional.linear(input.float(), self.weight.float(), bias)
 
 
-def new_token_classifier(model: str, seed: int, *, revision: str = "", **options: Any) -> "PreTrainedModel":
+def new_token_classifier(
+    model: str, seed: int, *, revision: str = "", device: torch.device | None = None, **options: Any
+) -> "PreTrainedModel":
     """Return the weights of ``model`` under a two-label fp32 head drawn with ``seed``, dropout off.
 
-    ``revision`` is that of a hub model (default: its newest); ``options`` are those of ``from_pretrained``, such as
-    ``dtype``.
+    ``revision`` is that of a hub model (default: its newest), ``device`` where quantised weights are read; ``options`` are
+    those of ``from_pretrained``, such as ``dtype`` and ``quantization_config``.
 
     Raises
     ------
@@ -51,12 +54,23 @@ def new_token_classifier(model: str, seed: int, *, revision: str = "", **options
         torch.manual_seed(seed)
         try:
             config = _classifier_config(source.folder)
-            # fp32 unless asked otherwise: transformers would take the precision the weights are stored in.
-            found = AutoModelForTokenClassification.from_pretrained(
-                source.folder, config=config, **{"dtype": torch.float32, **options}
-            )
+            if "quantization_config" in options:
+                config.quantization_config = options["quantization_config"]
+            how = quantisation(config)
+            with quantised_weights(source, how):
+                # fp32 unless asked otherwise: transformers would take the precision the weights are stored in.
+                found, loading = AutoModelForTokenClassification.from_pretrained(
+                    source.folder,
+                    config=config,
+                    output_loading_info=True,
+                    ignore_mismatched_sizes=True,  # an error, below
+                    **{"dtype": torch.float32, **placed(how, device), **options},
+                )
+        except UserError:
+            raise
         except (OSError, ValueError, ImportError, SafetensorError) as error:
             raise not_a_model(model, error) from error
+    _require_shapes(source, loading["mismatched_keys"])
     if not isinstance(getattr(found, "score", None), torch.nn.Linear):
         raise UserError(
             f"the token classifier of {model} ({type(found).__name__}) has no linear head called score",
@@ -66,6 +80,21 @@ def new_token_classifier(model: str, seed: int, *, revision: str = "", **options
     found.name_or_path = found.config._name_or_path = source.name
     found.config._commit_hash = source.commit or None
     return found
+
+
+def _require_shapes(model: object, mismatched: Iterable[tuple[str, Any, Any]]) -> None:
+    """Raise ``UserError`` if tensors (name, their shape, the shape needed) do not fit: a head of one or three labels."""
+    for name, found, needed in sorted(mismatched):
+        if name.startswith("score."):
+            raise UserError(
+                f"{model} is a classifier with a head of {found[0]} labels, a value model needs 2 (wrong, right)",
+                "name the language model under it: a new head is drawn",
+            )
+        raise UserError(
+            f"the weights of {model} do not fit its configuration: {name} is {tuple(found)}, the configuration needs "
+            f"{tuple(needed)}",
+            "name a model that was saved whole",
+        )
 
 
 def source_name(model: Any) -> str:
@@ -110,17 +139,35 @@ def _without_notices() -> Iterator[None]:
         logging.set_verbosity(level)
 
 
-def saved_classifier(folder: Path) -> "PreTrainedModel":
-    """Return the whole classifier saved in ``folder``; raise ``UserError`` if its weights are damaged or incomplete."""
+def saved_classifier(folder: Path, dtype: "torch.dtype | str" = torch.float32) -> "PreTrainedModel":
+    """Return the whole classifier saved in ``folder``, its head in fp32 whatever the ``dtype`` of the other weights.
+
+    Raises ``UserError`` if its weights are damaged or incomplete.
+    """
     from transformers import AutoModelForTokenClassification
 
     with unreadable_weights(folder, *LOAD_ERRORS):
         model, loading = AutoModelForTokenClassification.from_pretrained(
-            folder, dtype=torch.float32, output_loading_info=True
+            folder, dtype=dtype, output_loading_info=True
         )
     _require_whole(folder, loading["missing_keys"], loading["unexpected_keys"], model)
     model.score = float32_head(model.score)
+    if model.dtype != torch.float32:
+        model.score.load_state_dict(_saved_head(folder))
     return model
+
+
+def _saved_head(folder: Path) -> dict[str, torch.Tensor]:
+    """Return the tensors of the head saved in ``folder``, in their own precision."""
+    from safetensors.torch import load_file
+
+    found: dict[str, torch.Tensor] = {}
+    for file in folder.glob("*.safetensors"):
+        if any(name.startswith("score.") for name in _tensor_names(file)):
+            found |= {
+                n.removeprefix("score."): w for n, w in load_file(file).items() if n.startswith("score.")
+            }
+    return found
 
 
 @contextlib.contextmanager

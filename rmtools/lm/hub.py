@@ -13,7 +13,7 @@ from rmtools.errors import UserError, reason
 FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja", "README.md")
 """The files of a model that are read: weights, configuration, tokenizer, card."""
 NOT_READ = ("*/*", "consolidated*")
-PICKLED = ("pytorch_model*.bin",)
+PICKLED = "pytorch_model*.bin"
 """Weights of models that have no safetensors."""
 SECONDS = 10.0
 """How long the hub may take to say whether it has a model or data set; a cached one is used after that."""
@@ -163,7 +163,7 @@ def _snapshot(repository: str, revision: str, local: bool) -> Path:
         )
 
     found = folder(*FILES)
-    return found if any(found.glob("*.safetensors")) else folder(*FILES, *PICKLED)
+    return found if any(found.glob("*.safetensors")) else folder(*FILES, PICKLED)
 
 
 def not_found(

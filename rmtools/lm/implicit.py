@@ -116,12 +116,12 @@ class ImplicitValue:
     def _tree_log_probabilities(self, law: Policy, trees: Sequence[EncodedTree]) -> list[np.ndarray]:
         """Return (L,) nats of each tree's tokens given those before them; 0 for those of the prompt."""
         model = law.model
-        inputs = tree_batch(trees, self.steps.pad_id, model.device, model.dtype)
+        inputs = tree_batch(trees, self.steps.pad_id, law.device, model.dtype)
         logits = model(**inputs, use_cache=False).logits
         out = []
         for row, ids, tree in zip(logits, inputs["input_ids"], trees, strict=True):
             start, end = int(tree.reads[0]) + 1, len(tree.ids)
-            before = torch.from_numpy(predecessors(tree)[start:]).to(model.device)
+            before = torch.from_numpy(predecessors(tree)[start:]).to(law.device)
             found = self._log_probabilities(law, row[before], ids[start:end])
             out.append(np.concatenate([np.zeros(start), found.double().cpu().numpy()]))
         return out

@@ -19,6 +19,15 @@ from torch import Tensor
 from rmtools.errors import UserError, reason
 from rmtools.lm.hub import HOW_TO_NAME, find_model
 from rmtools.lm.kv.cache import PrefixCache
+from rmtools.lm.precision import (
+    Dtype,
+    input_device,
+    on_device,
+    placed,
+    quantisation,
+    quantised_weights,
+    weights_in,
+)
 from rmtools.lm.protocol import Decoded
 from rmtools.lm.steps import StepSettings, StepTokenizer
 
@@ -155,8 +164,8 @@ class Policy:
 
     @property
     def device(self) -> torch.device:
-        """The device of the model's weights."""
-        return self.model.device
+        """The device of the model's inputs: of several that hold its weights, that of the embeddings."""
+        return input_device(self.model)
 
     @property
     def context(self) -> int | None:
@@ -280,7 +289,11 @@ def best_device() -> torch.device:
 
 
 def load_policy(
-    path: str | Path, settings: StepSettings, temperature: float = 1.0, device: torch.device | None = None
+    path: str | Path,
+    settings: StepSettings,
+    temperature: float = 1.0,
+    device: torch.device | None = None,
+    dtype: Dtype = "auto",
 ) -> Policy:
     r"""Load a causal language model and its tokenizer.
 
@@ -294,11 +307,14 @@ def load_policy(
         Of the softmax that tokens are drawn from.
     device : torch.device, optional
         Default: CUDA if available.
+    dtype : {"auto", "float32", "bfloat16"}
+        Precision of the weights. auto: float32 on a CPU, that of the files on a GPU.
 
     Raises
     ------
     UserError
-        If there is no model, or its tokenizer has no end-of-sequence token or an unstable delimiter.
+        If there is no model, the library that reads its quantised weights is missing, or its tokenizer has no
+        end-of-sequence token or an unstable delimiter.
 
     Examples
     --------
@@ -308,9 +324,9 @@ def load_policy(
     ('policy', 1.0, 's r2 \n')
     """
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    source = find_model(path)
+    source, device = find_model(path), device or best_device()
     path = source.folder
     if (path / "rmtools.json").exists() or (path / "adapter_config.json").exists():
         raise UserError(
@@ -319,8 +335,15 @@ def load_policy(
         )
     tokenizer = load_tokenizer(path)
     try:
-        found: Any = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True)
+        config = AutoConfig.from_pretrained(path)
+        how = quantisation(config)
+        with quantised_weights(source, how):
+            found: Any = AutoModelForCausalLM.from_pretrained(
+                path, output_loading_info=True, dtype=weights_in(dtype, device), **placed(how, device)
+            )
         model, loading = found
+    except UserError:
+        raise
     except (OSError, ValueError, SafetensorError) as error:
         raise not_a_model(source, error) from error
     if loading["missing_keys"]:
@@ -330,8 +353,7 @@ def load_policy(
             "name a causal language model that was saved whole",
         )
     require_vocabulary(tokenizer, model.config, str(source))
-    model = model.to(device or best_device())
-    return Policy(model, StepTokenizer(tokenizer, settings), temperature, source.pinned)
+    return Policy(on_device(model, device), StepTokenizer(tokenizer, settings), temperature, source.pinned)
 
 
 def require_vocabulary(

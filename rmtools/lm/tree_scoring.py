@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from rmtools.lm.kv.batch import MaskedBatch, attention
+from rmtools.lm.precision import input_device
 from rmtools.lm.steps import EncodedTree
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def tree_logits(model: "PreTrainedModel", trees: Sequence[EncodedTree], pad_id: 
 
     The model has full attention (``require_full_attention``). Beyond a tree's last token logits have no meaning.
     """
-    device = model.device
+    device = input_device(model)
     length = [int(t.reads[-1]) + 1 for t in trees]
     trunks = padded([t.ids[:n] for t, n in zip(trees, length, strict=True)], pad_id, device)
     # Pads stand behind everything that is read, and no child's fork reaches them.

@@ -17,6 +17,7 @@ from rmtools.errors import UserError
 from rmtools.lm.architectures import require_scorable
 from rmtools.lm.kv.batch import attention
 from rmtools.lm.kv.cache import PrefixCache
+from rmtools.lm.precision import input_device
 from rmtools.lm.protocol import TreeValues, ValueState
 from rmtools.lm.steps import EncodedTree, StepTokenizer
 from rmtools.lm.tree_scoring import batches_by_length, padded, tree_logits
@@ -101,8 +102,8 @@ class ValueModel:
 
     @property
     def device(self) -> torch.device:
-        """The device of the model's weights."""
-        return self.model.device
+        """The device of the model's inputs: of several that hold its weights, that of the embeddings."""
+        return input_device(self.model)
 
     @torch.inference_mode()
     def score(

@@ -1,0 +1,81 @@
+"""Which precision weights are held in, and reading weights that are quantised.
+
+On a CPU float32 is the default: without bf16 instructions bfloat16 is slower (docs/precision.md), and the same seed draws the
+same on every CPU. On a GPU the default is the precision of the files. Heads and log values are fp32 in any case.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+
+from rmtools.errors import UserError, reason
+
+Dtype = Literal["auto", "float32", "bfloat16"]
+DTYPES: tuple[Dtype, ...] = ("auto", "float32", "bfloat16")
+
+
+def weights_in(dtype: str, device: torch.device) -> "torch.dtype | str":
+    """Return the ``dtype`` for ``from_pretrained``: ``auto`` is float32 on a CPU and the precision of the files elsewhere.
+
+    Raises ``UserError`` for an unknown ``dtype``.
+    """
+    if dtype not in DTYPES:
+        raise UserError(f"unknown `dtype` {dtype!r}", f"choose one of: {', '.join(DTYPES)}")
+    if dtype == "auto":
+        return torch.float32 if device.type == "cpu" else "auto"
+    found: torch.dtype = getattr(torch, dtype)
+    return found
+
+
+def placed(how: dict[str, Any], device: torch.device | None) -> dict[str, Any]:
+    """Return the options of ``from_pretrained`` that put weights quantised as ``how`` on ``device``: most cannot be moved."""
+    return {"device_map": {"": device}} if how and device else {}
+
+
+def quantisation(config: Any) -> dict[str, Any]:
+    """Return how the weights of a model with this configuration are quantised; {} if they are not."""
+    found = getattr(config, "quantization_config", None) or {}
+    return dict(found if isinstance(found, dict) else found.to_dict())
+
+
+def precision_of(holder: Any) -> str:
+    """Return the precision of a policy's or a value model's weights, such as "bfloat16"; "" if it holds none."""
+    model = getattr(holder, "model", None)
+    dtype = getattr(model, "dtype", None)
+    if not isinstance(dtype, torch.dtype):
+        return ""
+    name, how = str(dtype).removeprefix("torch."), quantisation(getattr(model, "config", None))
+    if not how:
+        return name
+    bits = " 4 bit" if how.get("load_in_4bit") else " 8 bit" if how.get("load_in_8bit") else ""
+    return f"{how.get('quant_method', 'quantised')}{bits}, {name}"
+
+
+def on_device(model: Any, device: torch.device) -> Any:
+    """Return the model on ``device``; quantised weights are there already."""
+    return model if quantisation(model.config) else model.to(device)
+
+
+def input_device(model: Any) -> torch.device:
+    """Return the device of a model's inputs: with a ``device_map`` over several, that of the embeddings."""
+    embeddings = getattr(model, "get_input_embeddings", None)
+    found: torch.device = model.device if embeddings is None else embeddings().weight.device
+    return found
+
+
+@contextlib.contextmanager
+def quantised_weights(name: object, how: dict[str, Any]) -> Iterator[None]:
+    """Turn what a missing library or device raises while weights quantised as ``how`` are read into a ``UserError``."""
+    try:
+        yield
+    except (ImportError, RuntimeError, ValueError) as error:
+        if not how:
+            raise
+        raise UserError(
+            f"the weights of {name} are quantised ({how.get('quant_method', 'unknown method')}) and cannot be read here: "
+            f"{reason(error)}",
+            "install the library that reads them (bitsandbytes: pip install bitsandbytes), or name a model whose weights are "
+            "not quantised",
+        ) from error
