@@ -244,7 +244,7 @@ def test_a_second_run_in_the_same_folder_is_refused(policy, task, many_prompts, 
     collect(policy, task, many_prompts, out)
     with held(out, Process(rank, 6)):
         (out / ".partial" / str(rank) / "half").write_text("a shard in the making")
-        with pytest.raises(UserError, match="another run is at work on the rollouts"):
+        with pytest.raises(UserError, match="another run"):
             collect(policy, task, many_prompts, out)
         assert (out / ".partial" / str(rank) / "half").exists()
     collect(policy, task, many_prompts, out)
@@ -262,7 +262,7 @@ def test_rollouts_that_others_work_on_are_not_replaced(run, policy_folder, many_
 
 def test_a_process_without_a_main_one(policy, task, many_prompts, tmp_path, monkeypatch):
     monkeypatch.setattr("rmtools.jobs.job.PATIENCE", 0.0)
-    with pytest.raises(UserError, match="main process has not begun"):
+    with pytest.raises(UserError, match="main process"):
         collect(policy, task, many_prompts, tmp_path / "r", process=Process(1, 2))
     assert not (tmp_path / "r").exists()
 

@@ -279,7 +279,7 @@ def test_a_second_run_is_refused(policy, value, task, many, tmp_path):
     out = tmp_path / "s.jsonl"
     with (
         held(folder_of(out), ALONE),
-        pytest.raises(UserError, match=r"another run is at work on the samples for .*s\.jsonl"),
+        pytest.raises(UserError, match=r"another run.*s\.jsonl"),
     ):
         make(policy, value, task, many, out)
     assert make(policy, value, task, many, out)
@@ -297,7 +297,7 @@ def test_processes_without_work_and_late_ones_just_end(policy, value, task, many
     assert make(policy, value, task, many, out, Process(1, 2)) is False
     assert not folder_of(out).exists()
     monkeypatch.setattr("rmtools.jobs.job.PATIENCE", 0.0)
-    with pytest.raises(UserError, match="main process has not begun these samples"):
+    with pytest.raises(UserError, match="main process"):
         make(policy, value, task, many, tmp_path / "t.jsonl", Process(1, 2))
 
 

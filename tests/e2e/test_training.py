@@ -141,7 +141,7 @@ def test_a_training_that_ended_meanwhile_is_not_replaced(tmp_path):
     claim_output(out, None, False)
     out.mkdir()
     (out / "rmtools.json").write_text("{}")
-    with pytest.raises(UserError, match="holds an earlier training"), held_output(out):
+    with pytest.raises(UserError, match="earlier training"), held_output(out):
         pass
     assert [p.name for p in out.iterdir()] == ["rmtools.json"]
 

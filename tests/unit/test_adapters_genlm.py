@@ -356,26 +356,26 @@ def test_what_cannot_be_used_is_refused(value, prompts):
     def scorer(weight, vocabulary=tuple(range(256))):
         return GenlmScorer(Fixed(weight, list(vocabulary)), value.steps, value.tilt)
 
-    with pytest.raises(UserError, match="weight zero to the empty sequence"):
+    with pytest.raises(UserError, match="empty sequence"):
         scorer(-np.inf).start(ids)
     for bad in (np.nan, np.inf):
         with pytest.raises(UserError, match="no log weights"):
             scorer(bad).start(ids)
-    with pytest.raises(UserError, match=r"reads Atomic\(str\), which the adapter does not write.*context="):
+    with pytest.raises(UserError, match=r"Atomic\(str\).*context="):
         scorer(0.0, ["up", "down"]).start(ids)
     few = scorer(0.0, token_vocabulary(value.steps)[:3])
-    with pytest.raises(UserError, match="does not know token"):
+    with pytest.raises(UserError, match="know token"):
         few.advance(few.start(ids)[1], torch.tensor([value.steps.step_ids("u r3 \n")]))
-    with pytest.raises(UserError, match=r"not of genlm's tokens.*over='bytes'"):
+    with pytest.raises(UserError, match="over='bytes'"):
         ValuePotential(value, prompts[0], [b"a", b"b"])
     with_end = token_vocabulary(SimpleNamespace(eos_id=-1, tokenizer=value.steps.tokenizer))
-    with pytest.raises(UserError, match="holds the end of the sequence, '<eos>'"):
+    with pytest.raises(UserError, match="'<eos>'"):
         ValuePotential(value, prompts[0], with_end)
-    with pytest.raises(UserError, match="unknown over 'words'"):
+    with pytest.raises(UserError, match="over 'words'"):
         ValuePotential(value, prompts[0], over="words")
-    with pytest.raises(UserError, match="needs a verifier"):
+    with pytest.raises(UserError, match="verifier"):
         ValuePotential(value, prompts[0], terminal="verifier")
-    with pytest.raises(UserError, match="bytes have no vocabulary"):
+    with pytest.raises(UserError, match="vocabulary"):
         ValuePotential(value, prompts[0], token_vocabulary(value.steps), over="bytes")
     with pytest.raises(ValueError, match="non-empty"):
         wait(ValuePotential(value, prompts[0]).batch_prefix([]))

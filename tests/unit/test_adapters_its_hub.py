@@ -114,7 +114,7 @@ def test_ratio_scores_have_the_incremental_weight_as_odds(value, prompts):
 
 def test_a_chat_of_several_messages_takes_a_template(value, prompts):
     chat = [ChatMessage(role="system", content="be brief"), ChatMessage(role="user", content=prompts[0])]
-    with pytest.raises(UserError, match=r"a conversation of 2 messages is no prompt.*template"):
+    with pytest.raises(UserError, match=r"2 messages.*template"):
         ItsHubReward(value).score(chat, ANSWERS)
     found = ItsHubReward(value, template=lambda c: c[-1].content).score(chat, ANSWERS)
     assert found == ItsHubReward(value).score(prompts[0], ANSWERS)
@@ -125,11 +125,11 @@ def test_what_cannot_be_scored_is_refused(value, prompts):
         UserError, match=r"4 steps, the value model's horizon is 3.*max_steps=2.*step_token='\\n'"
     ):
         ItsHubReward(value).score(prompts[0], ["u r3 \n" * 4])
-    with pytest.raises(UserError, match="2 conversations stand beside 3 answers"):
+    with pytest.raises(UserError, match=r"2 conversations.*3 answers"):
         ItsHubReward(value).score(list(prompts[:2]), ANSWERS[:3])
-    with pytest.raises(UserError, match="unknown scores 'odds'"):
+    with pytest.raises(UserError, match="'odds'"):
         ItsHubReward(value, scores="odds")
-    with pytest.raises(UserError, match=r"is no probability.*ratio"):
+    with pytest.raises(UserError, match=r"probability.*ratio"):
         ItsHubReward(SimpleNamespace(is_probability=False, name="a ratio"))
 
 
@@ -279,7 +279,7 @@ def test_scores_that_are_no_probabilities_are_refused(step_tokenizer, prompts, b
         ItsHubScorer(Bad(), step_tokenizer, Tilt(0.05)).score(
             [step_tokenizer.encode(prompts[0], ["u r3 \n"])]
         )
-    with pytest.raises(UserError, match="root must be a probability, got 2"):
+    with pytest.raises(UserError, match=r"root.*got 2"):
         ItsHubScorer(Bad(), step_tokenizer, Tilt(0.05), root=2)
 
 

@@ -375,7 +375,7 @@ def test_the_audit_is_in_the_metadata_of_the_card(tmp_path):
     write_card(tmp_path, "## Audit", {"brier": 0.5})
     assert ModelCard(path.read_text()).data.eval_results[0].metric_value == 0.5
     path.write_text("---\na: [\n---\n# Mine\n")
-    with pytest.raises(UserError, match=r"the metadata of .* cannot be read"):
+    with pytest.raises(UserError, match="metadata"):
         write_card(tmp_path, "## Audit", {"brier": 0.5})
     assert path.read_text() == "---\na: [\n---\n# Mine\n"
 
@@ -399,9 +399,9 @@ def test_the_sampler_at_a_given_number_of_particles(policy, task, prompts, value
     cost, z_square = np.sum(exact, axis=0)
     assert result.cv.estimate == pytest.approx(math.sqrt(cost / z_square / n), rel=0.1)
     assert result.target_success == pytest.approx(np.mean(right), abs=0.05)
-    with pytest.raises(UserError, match="needs a predicted number"):
+    with pytest.raises(UserError, match="predicted number"):
         measure_accuracy(policy, value, task, prompts, None, 0.25, np.random.default_rng(0))
-    with pytest.raises(UserError, match="the most that are run"):
+    with pytest.raises(UserError, match="1000000"):
         measure_accuracy(
             policy, value, task, prompts, Interval(1e6, None, None), 0.25, np.random.default_rng(0)
         )

@@ -241,10 +241,10 @@ def test_shrinkage_that_makes_no_sense_is_refused():
     rng = np.random.default_rng(0)
     rows = draw(rng, "p", 4, 4)
     for wrong in (-1.0, np.nan, np.inf):
-        with pytest.raises(UserError, match="`shrinkage` must be at least 0"):
+        with pytest.raises(UserError, match="`shrinkage`"):
             monte_carlo_oracle(rows, TILT, rng, shrinkage=wrong)
     bare = [replace(r, completions=[[], *r.completions[1:]]) for r in rows]
-    with pytest.raises(UserError, match="field completions: 1 prompts have none before the first step"):
+    with pytest.raises(UserError, match="field completions: 1 prompts"):
         monte_carlo_oracle(bare, TILT, rng, shrinkage=1.0)
 
 

@@ -66,7 +66,7 @@ def test_position_says_what_it_was_fitted_on(step_tokenizer):
     value = position_only(rows, step_tokenizer, TILT, np.random.default_rng(0))
     assert value.name == "position only"
     assert "5 trajectories of 2 prompts" in value.fitted_on
-    with pytest.raises(UserError, match="1 prompt: the value of a depth is fitted on half"):
+    with pytest.raises(UserError, match="1 prompt"):
         position_only(FIRST, step_tokenizer, TILT, np.random.default_rng(0))
     labelled = replace(FIRST[0], reward=None, labels=[1.0, 1.0, 1.0])
     with pytest.raises(UserError, match="field reward"):

@@ -177,9 +177,9 @@ def test_tokens_and_cut_steps_are_counted(policy, prompts, task):
 
 @pytest.mark.parametrize("name", ["trajectories", "children", "completions"])
 def test_counts_below_one_are_refused(name):
-    with pytest.raises(UserError, match=f"{name} must be at least 1"):
+    with pytest.raises(UserError, match=name):
         Branching(**{name: 0})
-    with pytest.raises(UserError, match="depths must be all or at least 1"):
+    with pytest.raises(UserError, match="depths"):
         Branching(depths=0)
 
 
@@ -188,7 +188,7 @@ def test_too_little_memory(policy, prompts, task, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(policy, "start", full)
-    with pytest.raises(UserError, match=r"too little memory to decode 5 prompts.*`batch_size`"):
+    with pytest.raises(UserError, match=r"5 prompts.*`batch_size`"):
         collect(policy, task, prompts[:5], Branching(2))
 
 

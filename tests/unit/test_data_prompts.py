@@ -107,13 +107,13 @@ def test_two_answers_to_one_prompt(tmp_path):
     path.write_text('{"prompt": "a", "answer": "1"}\n{"prompt": "a", "answer": 1}\n{"prompt": "a"}\n')
     assert read_prompts(path, AnswerTask()) == ["a", "a", "a"]
     path.write_text('{"prompt": "a", "answer": "1"}\n{"prompt": "a", "answer": "2"}\n')
-    with pytest.raises(UserError, match="two answers to the prompt 'a': '1' and '2'"):
+    with pytest.raises(UserError, match="prompt 'a': '1' and '2'"):
         read_prompts(path, AnswerTask())
 
 
 def test_prompts_are_checked_before_any_work(policy, prompts):
     check_prompts(prompts, Crossing(3), policy)
-    with pytest.raises(UserError, match="has no reference answer"):
+    with pytest.raises(UserError, match="reference answer"):
         check_prompts(prompts, AnswerTask({prompts[0]: "1"}), policy)
 
     def broken(prompt, steps, reference):

@@ -125,8 +125,8 @@ def test_what_cannot_be_read(tmp_path, name, content, words):
 
 
 def test_missing_places(tmp_path):
-    with pytest.raises(UserError, match="there is no file"):
+    with pytest.raises(UserError, match="no file"):
         read_public(tmp_path / "nowhere.json")
     (tmp_path / "state.json").write_text("{}")
-    with pytest.raises(UserError, match="holds no file of rows"):
+    with pytest.raises(UserError, match="no file of rows"):
         read_public(tmp_path)

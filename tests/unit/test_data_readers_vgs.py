@@ -73,7 +73,7 @@ def test_bad_rows(read, row, tmp_path):
 
 
 def test_without_a_tokenizer(read, row):
-    with pytest.raises(UserError, match="stores token ids, and no tokenizer is named; fix: name its folder"):
+    with pytest.raises(UserError, match="no tokenizer"):
         read(row)
-    with pytest.raises(UserError, match="cannot be loaded"):
+    with pytest.raises(UserError, match="/nowhere"):
         read(row, tokenizer="/nowhere")

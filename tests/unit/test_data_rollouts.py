@@ -126,7 +126,7 @@ def test_a_failure_while_writing_keeps_the_old(tmp_path):
 def test_rollouts_with_a_plan_are_not_written_over(tmp_path):
     write_rollouts(tmp_path, ROWS, META)
     (tmp_path / "plan.json").write_text("{}")
-    with pytest.raises(UserError, match="belongs to `rmtools rollout`"):
+    with pytest.raises(UserError, match="`rmtools rollout`"):
         write_rollouts(tmp_path, ROWS[:1], META)
     assert read_rollouts(tmp_path)[0] == ROWS
 
@@ -253,7 +253,7 @@ def test_a_missing_row_is_noticed(tmp_path):
     path = write_raw(tmp_path, [GOOD, GOOD, GOOD], form="jsonl")
     lines = path.read_text().splitlines()
     path.write_text("\n".join([lines[0], "", lines[2]]) + "\n")
-    with pytest.raises(UserError, match=r"counts 3 rows in 1 shards, there are 2"):
+    with pytest.raises(UserError, match=r"3 rows\b.*\b2\b"):
         read_rollouts(tmp_path)
 
 
@@ -270,13 +270,13 @@ def test_the_good_row_is_good(tmp_path):
 @pytest.mark.parametrize("form", FORMATS)
 def test_no_rows(tmp_path, form):
     write_raw(tmp_path, [], form=form)
-    with pytest.raises(UserError, match="are empty"):
+    with pytest.raises(UserError, match="empty"):
         read_rollouts(tmp_path)
 
 
 def test_no_folder_or_no_metadata(tmp_path):
     for folder in (tmp_path / "missing", tmp_path):
-        with pytest.raises(UserError, match="there are no rollouts"):
+        with pytest.raises(UserError, match="no rollouts"):
             read_rollouts(folder)
 
 
@@ -284,7 +284,7 @@ def test_no_folder_or_no_metadata(tmp_path):
 def test_another_schema_version_is_refused(tmp_path, version):
     write_raw(tmp_path, [GOOD], {**asdict(META), "schema_version": version})
     stated = "no schema version" if version is None else f"schema version {version}"
-    with pytest.raises(UserError, match=f"{stated}, this release reads 2"):
+    with pytest.raises(UserError, match=f"{stated}.*2"):
         read_rollouts(tmp_path)
 
 
@@ -310,7 +310,7 @@ def test_missing_unknown_and_wrong_metadata(tmp_path, meta, words):
 def test_metadata_that_is_no_object(tmp_path):
     write_raw(tmp_path, [GOOD])
     (tmp_path / META_FILE).write_text("[1]")
-    with pytest.raises(UserError, match=r"metadata.json is no JSON object"):
+    with pytest.raises(UserError, match=r"metadata.json"):
         read_rollouts(tmp_path)
     (tmp_path / META_FILE).write_text("{")
     with pytest.raises(UserError, match="not valid JSON"):
@@ -329,7 +329,7 @@ def test_a_missing_shard_is_named(tmp_path, form):
     assert read_rollouts(tmp_path)[0] == ROWS
     for path in (tmp_path / "data").iterdir():
         path.unlink()
-    with pytest.raises(UserError, match="there are no rollouts in"):
+    with pytest.raises(UserError, match="no rollouts in"):
         read_rollouts(tmp_path)
 
 
@@ -337,12 +337,12 @@ def test_mixed_shards_are_refused(tmp_path):
     write_rollouts(tmp_path, ROWS, META, 2)
     other = tmp_path / "data" / shard_name(0, 1, "jsonl")
     other.write_text(json.dumps(GOOD))
-    with pytest.raises(UserError, match="more than one dataset"):
+    with pytest.raises(UserError, match="more than one"):
         read_rollouts(tmp_path)
     other.unlink()
     values = json.loads((tmp_path / META_FILE).read_text())
     (tmp_path / META_FILE).write_text(json.dumps({**values, "rows": 5}))
-    with pytest.raises(UserError, match="5 rows in 2 shards, there are 4 in 2"):
+    with pytest.raises(UserError, match=r"5 rows in 2 shards.*4 in 2"):
         read_rollouts(tmp_path)
 
 

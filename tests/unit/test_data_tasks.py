@@ -29,7 +29,7 @@ def walk(prompt, moves):
 def test_parse_grid():
     assert parse_grid(PROMPT) == (2, ({1, 3}, {0, 2}))
     for wrong in ("", "2+2=\n", "r2 . \ncx . \n", "\n"):
-        with pytest.raises(UserError, match="not a prompt of the task crossing"):
+        with pytest.raises(UserError, match=r"prompt.*crossing"):
             parse_grid(wrong)
 
 
@@ -138,16 +138,16 @@ def test_choices_and_vocabulary():
 
 @pytest.mark.parametrize("horizon", [0, -1])
 def test_horizons_are_checked(horizon):
-    with pytest.raises(UserError, match="horizon must be at least 1"):
+    with pytest.raises(UserError, match=r"horizon.*at least 1"):
         Crossing(horizon)
-    with pytest.raises(UserError, match="horizon must be at least 1"):
+    with pytest.raises(UserError, match=r"horizon.*at least 1"):
         load_task("crossing", horizon)
 
 
 def test_tasks_by_name():
     assert load_task("crossing") == Crossing(8)
     assert load_task("crossing", 3) == Crossing(3)
-    with pytest.raises(UserError, match="the tasks are: crossing"):
+    with pytest.raises(UserError, match="crossing, crossing-silent"):
         load_task("chess")
 
 
@@ -161,12 +161,12 @@ def test_every_task_by_name():
     assert defaults == {"gsm8k": (16, "\n"), "math": (32, "\n\n"), "answers": (16, "\n")}
     assert load_task("math", 5, "\n").delimiter == "\n"
     assert load_task("crossing", None, "\n") == Crossing(8)
-    with pytest.raises(UserError, match="ends with a newline"):
+    with pytest.raises(UserError, match="newline"):
         load_task("crossing", None, "\n\n")
-    with pytest.raises(UserError, match="the exact tasks are: crossing, crossing-silent"):
+    with pytest.raises(UserError, match="crossing, crossing-silent"):
         load_exact_task("gsm8k")
     for name in ANSWERS:
-        with pytest.raises(UserError, match="horizon must be at least 1"):
+        with pytest.raises(UserError, match=r"horizon.*at least 1"):
             load_task(name, 0)
 
 
@@ -199,7 +199,7 @@ def test_silence_changes_how_failures_read_and_nothing_else():
             assert reward == float(all(loud.step_labels(prompt, steps)))
     assert silent.step_choices("", []) == [c for c in CHOICES if "x" not in c]
     assert set(loud.vocabulary()) - set(silent.vocabulary()) == {"x "}
-    with pytest.raises(UserError, match=r"has 2 columns, the task crossing-silent is set to 3 steps"):
+    with pytest.raises(UserError, match=r"2 columns.*crossing-silent.*3 steps"):
         silent.reward(PROMPT, [])
 
 

@@ -297,7 +297,7 @@ def test_math_verify_that_is_missing(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("limit", [0, -1, float("inf"), float("nan")])
 def test_limits_are_checked(limit):
-    with pytest.raises(UserError, match="limit must be a positive number"):
+    with pytest.raises(UserError, match="limit"):
         AnswerChecker(limit)
 
 
@@ -310,9 +310,9 @@ def test_the_task():
     assert not task.well_formed(["so 42\n"])
     assert task.step_choices("6*7=\n", []) is None
     assert (task.reference("6*7=\n"), task.reference("6*8=\n")) == ("42", None)
-    with pytest.raises(UserError, match=r"'6\*8=.*has no reference answer: the task gsm8k"):
+    with pytest.raises(UserError, match=r"'6\*8=.*gsm8k"):
         task.reward("6*8=\n", ["#### 48"])
-    with pytest.raises(UserError, match="cannot draw prompts; fix: name a JSONL file"):
+    with pytest.raises(UserError, match="JSONL"):
         task.prompts(3, np.random.default_rng(0))
 
 

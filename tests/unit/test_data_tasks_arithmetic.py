@@ -17,7 +17,7 @@ def test_parse_worksheet():
     assert parse_worksheet(PROMPT) == (7, 7)
     assert parse_worksheet("9 + 9 \n") == (8,)
     for wrong in ("", "\n", "3+4\n", "3 + 4 \n2 - 5 ", "3 + 4 \nx\n", "3 + 14 \n", "3 * 4 \n", "٣ + 4 \n"):
-        with pytest.raises(UserError, match="not a prompt of the task arithmetic"):
+        with pytest.raises(UserError, match=r"prompt.*arithmetic"):
             parse_worksheet(wrong)
 
 
@@ -105,7 +105,7 @@ def test_prompts_are_seeded_and_checked():
     found = task.prompts(300, np.random.default_rng(0))[0]
     assert found == task.prompts(300, np.random.default_rng(0))[0]
     assert len(set(found)) == 300
-    with pytest.raises(UserError, match="has 2 problems, the task arithmetic is set to 6 steps"):
+    with pytest.raises(UserError, match=r"2 problems.*arithmetic.*6 steps"):
         task.reward(PROMPT, [])
-    with pytest.raises(UserError, match="horizon must be at least 1"):
+    with pytest.raises(UserError, match=r"horizon.*at least 1"):
         Arithmetic(0)

@@ -88,12 +88,12 @@ def test_whole_attention_is_packed_and_decoded(values):
 @pytest.mark.parametrize("values", WINDOWS)
 def test_holes_in_a_window_are_refused(values):
     require_window(Config(**values), 16)
-    with pytest.raises(UserError, match="looks back 16 tokens"):
+    with pytest.raises(UserError, match="16 tokens"):
         require_window(Config(**values), 17)
 
 
 def test_distances_in_columns_and_states_of_another_kind_are_refused():
-    with pytest.raises(UserError, match="of type mpt count distances in columns"):
+    with pytest.raises(UserError, match="mpt"):
         require_forks(transformers.MptConfig())
     with pytest.raises(UserError, match="linear_attention"):
         require_forks(Config(layer_types=["linear_attention"]))
@@ -108,7 +108,7 @@ def test_where_rotations_turn(config, most):
     assert fixed_rope_length(config) == most
     require_rotations(config, 16)
     if most:
-        with pytest.raises(UserError, match="beyond 16 the model's rotations depend on the longest"):
+        with pytest.raises(UserError, match="beyond 16"):
             require_rotations(config, 17)
 
 

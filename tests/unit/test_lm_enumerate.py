@@ -85,7 +85,7 @@ def test_steps_below_the_threshold_are_left_out_not_spread(policy, prompts, choi
 
 def test_steps_of_different_length_are_refused(policy, prompts):
     state = policy.start([policy.steps.prompt_ids(prompts[0])])
-    with pytest.raises(UserError, match="steps of different length are not enumerated"):
+    with pytest.raises(UserError, match="different length"):
         expand(policy, state, [[1, 2], [3]])
 
 
@@ -156,7 +156,7 @@ def test_table_against_brute_force(short, prompts, task, choices):
 
 def test_a_policy_off_its_format_is_said(short, prompts, task):
     policy, value = short
-    with pytest.raises(UserError, match="no listed step above min_probability"):
+    with pytest.raises(UserError, match="min_probability"):
         tabulate(policy, value, prompts[0], ["s x \n"], task.reward, 0.9)
 
 

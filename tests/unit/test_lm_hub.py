@@ -107,14 +107,14 @@ def test_without_network_a_cached_model_is_used(hub, tmp_path, monkeypatch):
     hub.online = False
     monkeypatch.setattr(names, "_downloaded", {})
     assert find_model("org/m").commit == commit
-    with pytest.raises(UserError, match=r"no folder org/other here.*cannot be reached.*offline") as error:
+    with pytest.raises(UserError, match=r"org/other.*offline") as error:
         find_model("org/other")
     assert "HF_HUB_OFFLINE" in error.value.fix
 
 
 def test_what_the_hub_refuses(hub, tmp_path):
     hub.put("org/m", _folder(tmp_path / "1", a=""))
-    with pytest.raises(UserError, match="no folder org/none here, and the hub has no such model") as error:
+    with pytest.raises(UserError, match="org/none") as error:
         find_model("org/none")
     assert "hf auth login" in error.value.fix
     with pytest.raises(UserError, match="no revision v9"):
@@ -245,10 +245,10 @@ def test_an_adapter_replaces_merged_weights_of_an_earlier_upload(hub, remote, tm
 
 
 def test_what_is_not_pushed(hub, remote, value_folder, tmp_path):
-    with pytest.raises(UserError, match="adapter on a folder of this machine"):
+    with pytest.raises(UserError, match="this machine"):
         push(value_folder, "org/mine")
     for name in ("prm", "org/a/b", "org/prm@v1", "./prm"):
-        with pytest.raises(UserError, match="no name on the hub"):
+        with pytest.raises(UserError, match=f"'{name}'"):
             push(remote.folder, name)
     with pytest.raises(UserError, match="is public"):
         push(remote.folder, remote.prm, private=True)
@@ -259,7 +259,7 @@ def test_what_is_not_pushed(hub, remote, value_folder, tmp_path):
         push(remote.folder, "org/mine")
     assert "hf auth login" in error.value.fix
     hub.writable, hub.online = True, False
-    with pytest.raises(UserError, match="could not be pushed"):
+    with pytest.raises(UserError, match="pushed to org/mine"):
         push(remote.folder, "org/mine")
     hub.online = True
     (remote.folder / "README.md").unlink()

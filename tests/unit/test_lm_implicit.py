@@ -249,16 +249,14 @@ def test_nan_names_model_and_prefix(at, which):
     broken = Policy(Spoiled(getattr(value, which).model, token, torch.nan), value.steps, name="broken")
     laws = {"target": value.target, "policy": value.policy} | {which: broken}
     value = ImplicitValue(laws["target"], laws["policy"], TILT)
-    with pytest.raises(
-        UserError, match="broken gives NaN to a token of an alternative to step 3 of trajectory 0"
-    ):
+    with pytest.raises(UserError, match=r"broken.*alternative to step 3 of trajectory 0"):
         value.score(encoded(value)[:1])
     prompt, steps = "r1 . \n", ["u r2 \n", "u r4 \n"]
-    with pytest.raises(UserError, match="broken gives NaN to a token of step 2 of trajectory 1"):
+    with pytest.raises(UserError, match=r"broken.*step 2 of trajectory 1"):
         value.score([value.steps.encode("r1 . \n", ["\n"]), value.steps.encode(prompt, steps)])
     _, state = value.start([value.steps.prompt_ids(prompt)] * 2)
     block = torch.tensor([value.steps.step_ids(s) for s in steps])
-    with pytest.raises(UserError, match="not a number at prefix 1 of 2"):
+    with pytest.raises(UserError, match="prefix 1 of 2"):
         value.advance(state, block)
 
 
@@ -269,10 +267,10 @@ def test_what_the_policy_cannot_write_is_refused(at):
     model.logit = torch.full((value.policy.model.config.vocab_size,), -torch.inf)
     model.logit[0] = 0.0
     strict = ImplicitValue(value.target, Policy(model, value.steps, name="strict"), TILT)
-    with pytest.raises(UserError, match="strict gives probability zero to a token of step 1 of trajectory 0"):
+    with pytest.raises(UserError, match=r"strict.*step 1 of trajectory 0"):
         strict.score([value.steps.encode("r1 . \n", ["u r4 \n"])])
     _, state = strict.start([value.steps.prompt_ids("r1 . \n")])
-    with pytest.raises(UserError, match="not a number at prefix 0 of 1"):
+    with pytest.raises(UserError, match="prefix 0 of 1"):
         strict.advance(state, torch.tensor([value.steps.step_ids("u r4 \n")]))
     # The other way round it is a value of zero.
     reverse = ImplicitValue(Policy(model, value.steps, name="strict"), value.policy, TILT)

@@ -202,9 +202,9 @@ def test_a_constant_value_samples_too(policy, value, prompts, task):
 
 
 def test_a_verifier_must_be_there(policy, value, prompts):
-    with pytest.raises(UserError, match="terminal 'verifier' needs a verifier"):
+    with pytest.raises(UserError, match="'verifier'"):
         LMParticles.start(policy, value, prompts[:1], terminal="verifier")
-    with pytest.raises(UserError, match="the terminals are: verifier, model"):
+    with pytest.raises(UserError, match="verifier, model"):
         LMParticles.start(policy, value, prompts[:1], terminal="judge")
 
 
@@ -273,7 +273,7 @@ def test_different_step_settings_are_refused(policy, value, prompts, task):
 
 def test_a_prompt_that_is_too_long_is_refused(policy, value, task):
     long = Crossing(30).prompts(1, rng(0))[0][0]
-    with pytest.raises(UserError, match="prompt 0 has 93 tokens, the model takes 64"):
+    with pytest.raises(UserError, match=r"prompt 0\b.*\b93\b.*\b64\b"):
         start(policy, value, [long], task)
 
 

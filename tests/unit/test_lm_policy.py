@@ -244,7 +244,7 @@ def test_a_token_that_holds_the_delimiter_and_more_closes_a_step(policy, generat
 
 
 def test_prompts_longer_than_the_context_are_refused(policy):
-    with pytest.raises(UserError, match="prompt 1 has 64 tokens, the model takes 64"):
+    with pytest.raises(UserError, match=r"prompt 1\b.*\b64\b.*\b64\b"):
         policy.start([[4] * 10, [4] * 64])
     policy.start([[4] * 63])
 
@@ -258,7 +258,7 @@ def test_one_logit_that_is_no_number_raises(policy, prompts, generator, word, lo
             return out
 
     broken = Policy(Broken(policy.model, {}), policy.steps)
-    with pytest.raises(ValueError, match="the policy returned NaN logits"):
+    with pytest.raises(ValueError, match=r"policy.*NaN"):
         broken.decode_step(start(policy, prompts[:1]), torch.zeros(3, dtype=torch.long), generator(0))
 
 
@@ -269,25 +269,25 @@ def test_nan_logits_raise(policy, prompts, generator):
             return SimpleNamespace(logits=out.logits * torch.nan)
 
     broken = Policy(Broken(policy.model, {}), policy.steps)
-    with pytest.raises(ValueError, match="the policy returned NaN logits"):
+    with pytest.raises(ValueError, match=r"policy.*NaN"):
         broken.decode_step(start(policy, prompts[:1]), torch.zeros(1, dtype=torch.long), generator(0))
 
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])
 def test_a_temperature_without_a_law_is_refused(policy, temperature):
-    with pytest.raises(UserError, match="`temperature` must be in 1e-6 to 1e6"):
+    with pytest.raises(UserError, match=r"`temperature`.*1e-6 to 1e6"):
         Policy(policy.model, policy.steps, temperature)
 
 
 def test_loading_what_is_no_model(tmp_path, policy_folder, settings, tokenizer):
-    with pytest.raises(UserError, match="no model can be loaded from"):
+    with pytest.raises(UserError, match="no model"):
         load_policy(tmp_path, settings)
     with pytest.raises(UserError, match="no such folder"):
         load_policy(tmp_path / "missing" / "model", settings)
     folder = tmp_path / "no_weights"
     tokenizer.save_pretrained(folder)
     (folder / "config.json").write_text((policy_folder / "config.json").read_text())
-    with pytest.raises(UserError, match="no model can be loaded from"):
+    with pytest.raises(UserError, match="no model"):
         load_policy(folder, settings)
     assert best_device().type in ("cpu", "cuda")
 
@@ -329,5 +329,5 @@ def test_a_configuration_with_impossible_values_is_refused(policy_folder, settin
     folder = shutil.copytree(policy_folder, tmp_path / "policy")
     file = folder / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
-    with pytest.raises(UserError, match="no model can be loaded"):
+    with pytest.raises(UserError, match="no model"):
         load_policy(folder, settings)

@@ -136,7 +136,7 @@ def test_a_delimiter_that_is_no_boundary_is_refused(policy, value):
 
 def test_an_end_that_cannot_be_written_is_refused(policy, foreign):
     foreign.steps.tokenizer.eos_token = None
-    with pytest.raises(UserError, match="foreign has no end-of-sequence token that can be written as text"):
+    with pytest.raises(UserError, match=r"foreign.*end-of-sequence"):
         shared_tokens(policy, foreign)
 
 

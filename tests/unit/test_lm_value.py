@@ -98,7 +98,7 @@ def test_nan_weights_raise_and_name_the_tree(value_folder):
     with torch.no_grad():
         broken.model.score.weight.fill_(torch.nan)
     trees = [broken.steps.encode(*row) for row in RAGGED]
-    with pytest.raises(ValueError, match=r"returned NaN at step 0 of trajectory \d"):
+    with pytest.raises(ValueError, match=r"NaN at step 0 of trajectory \d"):
         broken.score(trees)
     with pytest.raises(ValueError, match=r"value model .*prm returned NaN"):
         broken.start([broken.steps.prompt_ids("r2 . \n")])
@@ -119,7 +119,7 @@ def test_nan_at_one_child_names_its_trajectory(value):
             logits[:, 1:] += 0 * logits[:, :-1]  # spreads by one position, to the step's newline
             return SimpleNamespace(logits=logits)
 
-    with pytest.raises(ValueError, match="returned NaN at step 2 of trajectory 0"):
+    with pytest.raises(ValueError, match="NaN at step 2 of trajectory 0"):
         ValueModel(Spoiled(), value.steps, value.tilt).score(trees[:1])
 
 

@@ -308,6 +308,6 @@ def test_finished_stages_are_kept_and_later_ones_follow_a_new_result(tmp_path, c
 
 def test_a_stage_that_fails_ends_the_run(tmp_path):
     stages = [script(tmp_path / "a.txt", ""), script(tmp_path / "b.txt", "raise SystemExit(3)")]
-    with pytest.raises(UserError, match="the stage 'b' ended with exit code 3; fix: read its output above"):
+    with pytest.raises(UserError, match=r"'b'.*exit code 3"):
         run_stages(stages, tmp_path / "stages.json")
     assert [s["name"] for s in json.loads((tmp_path / "stages.json").read_text())["stages"]] == ["a"]

@@ -93,10 +93,10 @@ def test_a_broken_trace_is_named(tmp_path, lines, edit, word):
 
 def test_broken_files_are_named(tmp_path, traces, lines):
     file = write(tmp_path / "t.jsonl", lines, end="\n" + json.dumps(lines[0])[:-40])
-    with pytest.raises(UserError, match=r"t.jsonl, line 4: the line is cut off"):
+    with pytest.raises(UserError, match=r"t.jsonl, line 4"):
         read_trace(file)
     assert read_traced_prompt(file, 0) == traces[0]
-    with pytest.raises(UserError, match=r"there is no prompt 9 in .*: it has 4; fix: choose one of 0 to 3"):
+    with pytest.raises(UserError, match=r"prompt 9.*0 to 3"):
         read_traced_prompt(file, 9)
     for text, what in (
         ("", "is empty"),
@@ -113,7 +113,7 @@ def test_broken_files_are_named(tmp_path, traces, lines):
     with pytest.raises(UserError, match="is empty"):
         read_traced_prompt(file, 0)
     file.write_bytes(b"\xff\xfe\n")
-    with pytest.raises(UserError, match="is not UTF-8 text"):
+    with pytest.raises(UserError, match="UTF-8"):
         read_trace(file)
-    with pytest.raises(UserError, match="cannot be read: No such file"):
+    with pytest.raises(UserError, match="No such file"):
         read_trace(tmp_path / "none")

@@ -1,6 +1,7 @@
 """What can go wrong on the way to a server, one by one: fact, reason and fix, and the API key in none of them."""
 
 import logging
+import re
 import threading
 import time
 import urllib.parse
@@ -46,31 +47,31 @@ def everything_said(error):
         (
             "limited",
             2,
-            r"limits the rate of requests \(429\), and asks to wait 3600 s: too many requests; fix: lower `concurrency`",
+            r"429.*3600 s: too many requests.*`concurrency`",
         ),
-        ("failing", 0.2, r"fails \(500\): out of memory; fix: look at the server's log"),
+        ("failing", 0.2, r"500.*out of memory"),
         (
             "html",
             0.2,
-            "is no OpenAI-compatible completions endpoint: it answers something that is not JSON; fix: name",
+            "not JSON",
         ),
-        ("garbled", 0.2, "is no OpenAI-compatible completions endpoint: it answers without choices"),
+        ("garbled", 0.2, "without choices"),
         (
             "nested",
             0.2,
-            "is no OpenAI-compatible completions endpoint: it answers something that is not JSON",
+            "not JSON",
         ),
         (
             "halves",
             0.2,
-            "is no OpenAI-compatible completions endpoint: it answers something that is not JSON",
+            "not JSON",
         ),
-        ("dribbling", 0, r"did not answer within 0.3 s"),
-        ("hanging", 0, r"did not answer within 0.3 s; fix: lower `concurrency`"),
-        ("locked", 9, r"asks for an API key \(401\); fix: set OPENAI_API_KEY in the environment"),
-        ("forbidden", 9, r"asks for an API key \(403\)"),
-        ("moved", 9, "redirects to http://elsewhere.invalid, which is not followed: the API key"),
-        ("strict", 9, r"refuses the request \(400\): unknown fields: \['min_p'\]"),
+        ("dribbling", 0, r"within 0\.3 s"),
+        ("hanging", 0, r"within 0\.3 s.*`concurrency`"),
+        ("locked", 9, "401.*OPENAI_API_KEY"),
+        ("forbidden", 9, "403.*OPENAI_API_KEY"),
+        ("moved", 9, "http://elsewhere.invalid"),
+        ("strict", 9, r"400.*\['min_p'\]"),
     ],
 )
 def test_failures_are_told(endpoint, kind, patience, message):
@@ -91,13 +92,13 @@ def test_failures_are_told(endpoint, kind, patience, message):
 )
 def test_an_environment_without_a_way_out(monkeypatch, name, value):
     monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match=f"no connection can be set up: .*; fix: .*{name}"):
+    with pytest.raises(UserError, match=name):
         Endpoint("http://127.0.0.1:9", np.random.default_rng(0), ServerSettings())
 
 
 @pytest.mark.parametrize("host", [".invalid", "a" * 300])
 def test_names_that_no_host_has(host):
-    with pytest.raises(UserError, match=r"is not the address of a server|no server answers"):
+    with pytest.raises(UserError, match=re.escape(host)):
         Endpoint(f"http://{host}/v1", np.random.default_rng(0), ServerSettings(patience=0)).models()
 
 
@@ -112,7 +113,7 @@ def test_negative_counts_of_tokens_are_none():
 
 def test_nobody_at_home(step_tokenizer):
     """At the beginning of a run at once; in the middle not before patience runs out."""
-    message = "no server answers at http://127.0.0.1:9/v1: .*; fix: start it"
+    message = "no server answers at http://127.0.0.1:9/v1"
     with pytest.raises(UserError, match=message):
         connect("http://127.0.0.1:9", step_tokenizer, np.random.default_rng(0), ServerSettings(patience=60))
     begun = time.monotonic()
@@ -125,14 +126,14 @@ def test_a_wrong_address_is_told_at_once(endpoint, server, step_tokenizer, caplo
     """No request is sent again, also where the name of a model is given, so that the list of models need not be read."""
     for kind, message in (
         ("html", "not JSON"),
-        ("failing", r"fails \(500\)"),
+        ("failing", "500"),
         ("garbled", "without choices"),
     ):
         with pytest.raises(UserError, match=message):
             connect(server.url(kind), step_tokenizer, np.random.default_rng(0), ServerSettings(model="tiny"))
     with pytest.raises(UserError, match="not JSON"):
         endpoint("html", patience=60).models()
-    with pytest.raises(UserError, match=r"has no list of models \(404\)"):
+    with pytest.raises(UserError, match="404"):
         endpoint("nameless", patience=60).models()
     assert not [m for m in caplog.messages if "trying again" in m]
 
@@ -144,17 +145,15 @@ def test_models(server, step_tokenizer, endpoint):
         ).template.model
 
     assert name("vllm") == name("several", "tiny") == name("nameless", "tiny") == "tiny"
-    with pytest.raises(UserError, match="has 2 models; fix: name one of its models: tiny, large"):
+    with pytest.raises(UserError, match="tiny, large"):
         name("several")
-    with pytest.raises(UserError, match=r"has no model 'huge'; fix: name one of its models: tiny, large"):
+    with pytest.raises(UserError, match=r"'huge'.*tiny, large"):
         name("several", "huge")
-    with pytest.raises(UserError, match="has no list of models"):
+    with pytest.raises(UserError, match="list of models"):
         name("nameless")
-    with pytest.raises(
-        UserError, match=r"not of the model asked for \(404\): The model huge does not exist.*are: renamed"
-    ):
+    with pytest.raises(UserError, match=r"404.*huge.*renamed"):
         endpoint("other").ask(BODY | {"model": "huge"}, "x")
-    with pytest.raises(UserError, match="has no model; fix: start it with one"):
+    with pytest.raises(UserError, match="no model"):
         choose_model([], None, "http://x")
     assert choose_model([ModelCard("a", 7)], None, "http://x") == ModelCard("a", 7)
 
@@ -200,7 +199,7 @@ def test_the_key_is_sent_and_never_said(server, step_tokenizer, monkeypatch, end
             assert "(500): out of memory, key Bearer ***; fix" in str(caught.value)
         if kind == "locked":
             assert "refused the API key (401); fix: set OPENAI_API_KEY" in str(caught.value)
-        with pytest.raises(TypeError, match="cannot be copied or saved"):
+        with pytest.raises(TypeError, match="copied"):
             found.__reduce_ex__(2)
     policy = connect(server.url("locked"), step_tokenizer, np.random.default_rng(0))
     assert policy.template.model == "tiny"
@@ -229,7 +228,7 @@ def test_keys_that_cannot_be_are_refused_unsaid(monkeypatch):
         "sk-wrong\x00098".replace("\x00", "\x7f"),
     ):
         monkeypatch.setenv("OPENAI_API_KEY", broken)
-        with pytest.raises(UserError, match="holds characters that no API key has") as caught:
+        with pytest.raises(UserError, match="API key") as caught:
             api_key()
         assert all("sk-wrong" not in said for said in everything_said(caught.value))
 
@@ -252,7 +251,7 @@ def test_addresses(given, used):
     "given", ["localhost:8000", "", "ftp://host", "http://", "http://host:80x", "http://a b", "8000"]
 )
 def test_addresses_that_are_none(given):
-    with pytest.raises(UserError, match="name its base URL, such as http://localhost:8000/v1"):
+    with pytest.raises(UserError, match="http://localhost:8000/v1"):
         base_url(given)
 
 
@@ -260,7 +259,7 @@ def test_addresses_that_are_none(given):
     "given", ["http://me:secret@host", "https://host/v1?key=secret", "me:secret@host", "http://h/#secret"]
 )
 def test_addresses_with_secrets_are_refused_unsaid(given):
-    with pytest.raises(UserError, match="it must hold no secret") as caught:
+    with pytest.raises(UserError, match="secret") as caught:
         base_url(given)
     assert all("secret@" not in s and "=secret" not in s for s in everything_said(caught.value))
 
@@ -268,7 +267,7 @@ def test_addresses_with_secrets_are_refused_unsaid(given):
 def test_settings_that_cannot_be():
     zero = ("concurrency", "timeout", "temperature", "prompts_per_request")
     for wrong in (*({name: 0} for name in zero), {"patience": -1}, {"temperature": float("nan")}):
-        with pytest.raises(UserError, match=f"{next(iter(wrong))} must be"):
+        with pytest.raises(UserError, match=next(iter(wrong))):
             ServerSettings(**wrong)
 
 
@@ -332,7 +331,7 @@ def test_a_job_that_fails_ends_the_others():
         time.sleep(0.05)
         raise UserError("no", "none")
 
-    with pytest.raises(UserError, match="no; fix: none"):
+    with pytest.raises(UserError, match=r"^no"):
         run_all([waits, fails, *[waits] * 50], 2)
     assert stopped.wait(5)
     assert len(begun) == 1

@@ -66,9 +66,7 @@ def test_what_a_server_can_do_is_seen(server, to, kind, extras, stops, choices, 
 
 
 def test_completions_that_are_no_draws_are_refused(to):
-    with pytest.raises(
-        UserError, match=r"answers a prompt alike whatever the seed.*start it without a fixed"
-    ):
+    with pytest.raises(UserError, match="whatever the seed"):
         to("fixed")
 
 
@@ -232,12 +230,10 @@ def test_a_prompt_without_room_is_refused(to, prompts):
     policy = to("vllm")
     assert policy.context == 64
     long = Crossing(30).prompts(1, rng())[0][0]
-    with pytest.raises(UserError, match="prompt 0 has 93 tokens, the model takes 64"):
+    with pytest.raises(UserError, match=r"prompt 0\b.*\b93\b.*\b64\b"):
         start(policy, [long])
     policy.context = None
-    with pytest.raises(
-        UserError, match=r"do not fit into the context.*\(400\): .*maximum context length is 64"
-    ):
+    with pytest.raises(UserError, match=r"400.*context length is 64"):
         policy.decode_step(start(policy, [long]), torch.zeros(1, dtype=torch.long), torch.Generator())
 
 
@@ -254,7 +250,7 @@ def test_a_prefix_that_fills_the_context_has_ended(to, tokenizer, generator):
 
 
 def test_a_prompt_with_unknown_words_is_refused(to):
-    with pytest.raises(UserError, match="the text of a prompt cannot be told from its tokens"):
+    with pytest.raises(UserError, match="text of a prompt"):
         start(to("vllm"), ["r2 . \nhello \n"])
 
 
@@ -264,9 +260,7 @@ def test_a_step_that_the_tokenizer_cannot_read_is_refused(to, task, settings, pr
     words = [w for w in task.vocabulary() if w not in ("u ", "s ")]
     policy = to("vllm")
     policy.steps = StepTokenizer(word_tokenizer(words), settings)
-    with pytest.raises(
-        UserError, match=r"cannot read what the server wrote: .*use the tokenizer of the model"
-    ):
+    with pytest.raises(UserError, match="tokenizer"):
         policy.decode_step(start(policy, prompts[:1]), torch.zeros(20, dtype=torch.long), torch.Generator())
 
 
@@ -295,14 +289,14 @@ def test_a_filtered_completion_is_no_draw(to, prompts, generator):
     policy = to("filtered")
     policy.template = replace(policy.template, can=replace(policy.template.can, stops=False))
     policy.steps = StepTokenizer(policy.steps.tokenizer, StepSettings("\n", 3, 1))
-    with pytest.raises(UserError, match="a step that ended by 'content_filter': it is not a draw"):
+    with pytest.raises(UserError, match="content_filter"):
         policy.decode_step(start(policy, prompts[:1]), torch.zeros(8, dtype=torch.long), generator(0))
 
 
 @pytest.mark.parametrize("kind", ["talkative", "uncounted"])
 def test_a_server_that_does_not_keep_to_max_tokens_is_refused(to, prompts, generator, kind):
     policy = to(kind)
-    with pytest.raises(UserError, match="gave more than the 6 tokens per step that were asked for"):
+    with pytest.raises(UserError, match=r"more than the 6\b"):
         policy.decode_step(start(policy, prompts[:1]), torch.zeros(4, dtype=torch.long), generator(0))
 
 
@@ -314,5 +308,5 @@ def test_what_the_command_line_connects_with(server, step_tokenizer, prompts, ge
     assert "20 steps in 2 requests, " in summary(policy)
     assert f"{policy.generated_tokens} tokens, {policy.truncated_steps} steps cut at the l" in summary(policy)
     assert summary(policy).endswith("0 requests sent again")
-    with pytest.raises(UserError, match="temperature must be positive, got 0"):
+    with pytest.raises(UserError, match=r"temperature.*got 0"):
         connect_policy(options, step_tokenizer, 0.0, seed=0)

@@ -292,7 +292,7 @@ def test_export_over_something_else_is_refused(value_folder, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match="holds something else"):
         export_merged(value_folder, tmp_path)
-    with pytest.raises(UserError, match="is the checkpoint itself"):
+    with pytest.raises(UserError, match="checkpoint itself"):
         export_merged(value_folder, value_folder)
     shutil.copytree(value_folder, tmp_path / "trained")
     with pytest.raises(UserError, match="holds something else"):

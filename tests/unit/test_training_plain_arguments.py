@@ -222,7 +222,7 @@ def test_models_that_cannot_be_trained(policy_folder, value_folder, rollouts, tm
 
 
 def test_the_base_is_not_saved_over(policy_folder, tmp_path):
-    with pytest.raises(UserError, match="lies in output_dir"):
+    with pytest.raises(UserError, match="output_dir"):
         PRMTrainer(policy_folder, config(tmp_path, output_dir=str(policy_folder), target="labels"), TRL)
 
 

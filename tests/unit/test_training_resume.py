@@ -101,7 +101,7 @@ def test_what_to_resume_from(tmp_path):
     assert checkpoint_to_resume(None, tmp_path) is None
     assert checkpoint_to_resume("false", tmp_path) is None
     for named in ("last", str(tmp_path / "checkpoint-9")):
-        with pytest.raises(UserError, match="no intact checkpoint to resume from"):
+        with pytest.raises(UserError, match="no intact checkpoint"):
             checkpoint_to_resume(named, tmp_path)
     three, twelve, twenty = (stub_checkpoint(tmp_path, n) for n in (3, 12, 20))
     for name in NEEDED_TO_RESUME:
@@ -312,7 +312,7 @@ def test_a_checkpoint_is_no_whole_one_before_it_is_removed(tmp_path, monkeypatch
     with pytest.raises(KeyboardInterrupt):
         remove_checkpoint(path)
     assert path.exists()
-    with pytest.raises(UserError, match=r"it has no trainer_state.json"):
+    with pytest.raises(UserError, match=r"trainer_state.json"):
         checkpoint_to_resume(str(path), tmp_path)
 
 
@@ -394,7 +394,7 @@ def test_another_training_is_not_resumed(
 def test_a_checkpoint_of_an_older_release_is_not_resumed(tmp_path, remembered):
     arguments = {k: v for k, v in remembered.training.items() if not k.startswith("configuration")}
     replace(remembered, training={**arguments, "arguments": {"seed": 0}}).save(tmp_path)
-    with pytest.raises(UserError, match=r"an older release wrote it; fix: resume it with rmtools 0\.1\.0"):
+    with pytest.raises(UserError, match=r"rmtools 0\.1\.0"):
         require_same_training(str(tmp_path), remembered)
 
 
