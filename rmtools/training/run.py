@@ -17,7 +17,6 @@ from rmtools.lm.hub import split_name
 from rmtools.training.config import CHECKPOINTING, DataArguments, PRMConfig
 from rmtools.training.lora import build_model, check_model_arguments
 from rmtools.training.resume import (
-    PruneCheckpoints,
     checkpoint_to_resume,
     claim_output,
     held_output,
@@ -61,8 +60,6 @@ def train(data: DataArguments, config: PRMConfig, model_arguments: "ModelConfig"
         model = build_model(base, model_arguments, config.seed, bool(getattr(config, CHECKPOINTING)))
         with held_output(out, resume, overwrite):
             trainer = PRMTrainer(model, config, rows, held_out)
-            if overwrite or resume:
-                trainer.add_callback(PruneCheckpoints(out, None if overwrite else resume))
             with _out_of_memory():
                 trainer.train(resume_from_checkpoint=resume)
             trainer.save_model()

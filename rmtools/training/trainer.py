@@ -34,12 +34,14 @@ from rmtools.training.metrics import ShardedScorer, held_out_metrics
 from rmtools.training.objective import Objective, Values, read_values
 from rmtools.training.provenance import checkpoint_settings, write_records
 from rmtools.training.resume import (
+    PruneCheckpoints,
     checkpoint_to_resume,
+    claim_output,
     remove_checkpoint,
     require_outside,
     require_same_training,
 )
-from rmtools.training.target_network import TargetNetwork
+from rmtools.training.target_network import TARGET_NETWORK_FILE, TargetNetwork
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -168,6 +170,7 @@ class PRMTrainer(Trainer):
             self.target_network = TargetNetwork(trained, args.ema_decay)
             self.add_callback(self.target_network)
         self.model_accepts_loss_kwargs = False
+        self._claimed: set[Path] = set()
 
     def _check_resolved(self, args: PRMConfig) -> None:
         """Raise ``UserError`` if the encoded rows make no batch, or do not resolve the metric of the best model."""
@@ -302,23 +305,49 @@ class PRMTrainer(Trainer):
         trial: Any = None,
         ignore_keys_for_eval: Any = None,
     ) -> Any:
-        """Train; ``True`` resumes from the newest intact checkpoint of ``output_dir``.
+        """Train; ``True`` or ``"last"`` resumes from the newest intact checkpoint of ``output_dir``.
 
-        Raises ``UserError`` if the checkpoint belongs to another training, the loss or the gradients are not finite, or the
-        disk is full.
+        Default: ``args.resume_from_checkpoint``. Raises ``UserError`` if ``output_dir`` holds a training of another trainer
+        that is neither resumed nor replaced (``args.overwrite_output_dir``), the checkpoint belongs to another training, the
+        loss or the gradients are not finite, or the disk is full.
         """
-        if resume_from_checkpoint is True:
-            resume_from_checkpoint = checkpoint_to_resume("last", Path(str(self.args.output_dir)))
-        if resume_from_checkpoint:
-            require_same_training(str(resume_from_checkpoint), self.settings)
-        with left_as_found(Path(str(self.args.output_dir))):
-            return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+        out, given = Path(str(self.args.output_dir)), resume_from_checkpoint
+        named = self.args.resume_from_checkpoint if given is None else given
+        needed = (TARGET_NETWORK_FILE,) if self.target_network is not None else ()
+        resume = checkpoint_to_resume(str(named or ""), out, needed)
+        if resume:
+            require_same_training(resume, self.settings)
+        self._claim(out, resume)
+        with left_as_found(out):
+            return super().train(resume, trial, ignore_keys_for_eval)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write weights, head, tokenizer, settings, log and card; default: into ``args.output_dir``.
+
+        Raises ``UserError`` if a training of another trainer is there, unless ``args.overwrite_output_dir`` is set.
+        """
+        checkpoint = _internal_call and output_dir is not None
+        if self.args.should_save and not checkpoint:
+            self._claim(Path(output_dir or str(self.args.output_dir)))
+        super().save_model(output_dir, _internal_call)
+
+    def _claim(self, folder: Path, resume: str | None = None) -> None:
+        """Check the first time that ``folder`` may be written: what this trainer wrote there, it may replace."""
+        if folder.resolve() in self._claimed:
+            return
+        overwrite = self.args.overwrite_output_dir
+        claim_output(folder, resume, overwrite)
+        self._claimed.add(folder.resolve())
+        if overwrite or resume:
+            self.add_callback(PruneCheckpoints(folder, None if overwrite else resume))
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Do nothing: the card is written with the weights (:mod:`rmtools.training.model_card`)."""
 
     def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
         """Upload weights, head, tokenizer, settings, log and card; arguments as ``transformers.Trainer.push_to_hub``."""
+        if self.args.should_save:
+            self._claim(Path(str(self.args.output_dir)))  # it is saved there first
         if (
             hasattr(self.accelerator.unwrap_model(self.model), "peft_config")
             and Path(self.settings.base).is_dir()

@@ -171,6 +171,66 @@ def test_it_resumes_its_newest_checkpoint_and_no_other_training(policy_folder, f
         )
 
 
+def trained(model, rows, tmp_path, **changes):
+    trainer = PRMTrainer(model, config(tmp_path, **changes), rows)
+    trainer.train()
+    return trainer
+
+
+def files(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.mark.parametrize("finished", ["saved", "checkpoint", "something else"])
+@pytest.mark.parametrize("act", ["train", "save_model", "push_to_hub"])
+def test_another_training_is_not_replaced_silently(
+    policy_folder, folder, tmp_path, finished, act, monkeypatch
+):
+    """By no way to write into the folder, whatever of a training stands there."""
+    monkeypatch.setattr("transformers.trainer.hf_api", None)  # refused before the hub is called
+    out = tmp_path / "out"
+    if finished == "something else":
+        out.mkdir()
+        (out / "notes.txt").write_text("mine")
+    else:
+        saves = {"save_strategy": "steps", "save_steps": 1} if finished == "checkpoint" else {}
+        first = trained(policy_folder, folder, tmp_path, **saves)
+        if finished == "saved":
+            first.save_model()
+    before = files(out)
+    trainer = PRMTrainer(policy_folder, config(tmp_path), folder)
+    with pytest.raises(UserError) as error:
+        getattr(trainer, act)()
+    assert str(out) in error.value.fact
+    assert finished == "something else" or "overwrite_output_dir" in error.value.fix
+    assert files(out) == before
+    trainer.save_model(str(tmp_path / "elsewhere"))
+    assert (tmp_path / "elsewhere" / "rmtools.json").exists()
+
+
+def test_a_trainer_replaces_what_it_wrote_itself(policy_folder, folder, tmp_path):
+    trainer = trained(policy_folder, folder, tmp_path, save_strategy="steps", save_steps=1)
+    trainer.save_model()
+    one = files(tmp_path / "out")
+    trainer.train()
+    trainer.save_model()
+    assert files(tmp_path / "out").keys() == one.keys()
+    PRMTrainer(policy_folder, config(tmp_path), folder).evaluate(TRL)  # writes nothing
+
+
+def test_overwriting_removes_the_checkpoints_of_the_earlier_training(policy_folder, folder, tmp_path):
+    saves = {"save_strategy": "steps", "save_steps": 1}
+    trained(policy_folder, folder, tmp_path, **saves, max_steps=3).save_model()
+    trainer = trained(policy_folder, folder, tmp_path, **saves, max_steps=2, overwrite_output_dir=True)
+    trainer.save_model()
+    assert {p.name for p in (tmp_path / "out").glob("checkpoint-*")} == {"checkpoint-1", "checkpoint-2"}
+    last = config(tmp_path, **saves, max_steps=3, resume_from_checkpoint="last")
+    resumed = PRMTrainer(policy_folder, last, folder)
+    resumed.train()
+    resumed.save_model()
+    assert [row["step"] for row in resumed.state.log_history if "loss" in row] == [1, 2, 3]
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
