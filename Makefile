@@ -6,7 +6,7 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: quickstart fast test ruff lint install clean
+.PHONY: quickstart fast test ruff lint install assets clean
 
 # Files that need no model: a new test file of these rooms is taken by its name.
 FAST := $(wildcard tests/unit/test_particles_*.py tests/unit/test_exact_*.py tests/unit/test_stats_*.py tests/laws/test_*.py)
@@ -18,7 +18,7 @@ quickstart: $(VENV)/.installed
 fast: ruff
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(FAST)
 
-test: lint
+test: lint assets
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 ruff: $(VENV)/.installed
@@ -28,7 +28,11 @@ ruff: $(VENV)/.installed
 lint: ruff
 	$(BIN)/mypy
 
-install: $(VENV)/.installed
+install: $(VENV)/.installed assets
+
+# Real tokenizers, for the tests alone; what is there already is kept.
+assets: $(VENV)/.installed
+	$(BIN)/python tests/assets.py
 
 # torch first, at the tested version: an open range would pull whatever build is newest.
 $(VENV)/.installed: pyproject.toml constraints.txt
