@@ -185,16 +185,10 @@ def test_a_table_finds_the_true_value(tree, target, name):
 
 @pytest.mark.parametrize(
     ("target", "name"),
-    [
-        ("td", "itakura_saito"),
-        ("td", "bce"),
-        ("mc", "itakura_saito"),
-        ("td_lambda", "poisson"),
-        ("n_step", "mse"),
-        ("labels", "bce"),
-    ],
+    [("td", "itakura_saito"), ("n_step", "mse"), ("labels", "bce")],
 )
 def test_a_transformer_finds_the_true_value(tree, target, name):
+    """Shared weights change no minimiser: a few of the pairs that a table is fitted with above."""
     found = fit(tree, Objective(target, name, FLOOR, n_step=2), steps=700, lr=2e-3, model=Transformer())
     np.testing.assert_allclose(found[: 2**T - 1], tree.true[: 2**T - 1], atol=0.03)
     assert rms_bellman(tree, found) < 0.02

