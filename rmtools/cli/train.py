@@ -6,6 +6,7 @@ of a YAML file.
 
 import argparse
 import difflib
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, get_type_hints
@@ -163,8 +164,18 @@ def check_yaml(path: str | Path, dataclasses: list[Any], known: Collection[str])
         from_json(hints[key], value, what, fix)
 
 
+def _without_peft() -> None:
+    """Hide peft from a process that was started to print the help, and ends with it.
+
+    transformers imports peft beside its arguments, which takes longer than all the rest; the help needs nothing of it.
+    """
+    if "transformers" not in sys.modules and {*HELP} & {*sys.orig_argv}:
+        sys.modules.setdefault("peft", None)  # type: ignore[arg-type]
+
+
 def print_help(everything: bool) -> None:
     """Print the arguments people set, by panel; with ``everything`` the inherited ones below them."""
+    _without_peft()
     from rich.console import Console
 
     from rmtools.training.config import CHECKPOINTING

@@ -40,6 +40,23 @@ def test_help_shows_our_arguments_and_all_of_them_when_asked(run):
     assert everything.index("--train_rollouts") < everything.index("--adam_beta1")
 
 
+@pytest.mark.parametrize("flag", ["--help", "--help-all"])
+def test_help_waits_for_nothing_it_does_not_need(run, flag):
+    """peft and what it imports are most of what transformers loads with its arguments; the text is the same."""
+    code = """
+import atexit, sys
+unneeded = {"peft", "bitsandbytes", "datasets", "scipy", "trl.trainer.sft_trainer", "transformers.modeling_utils"}
+atexit.register(lambda: print(unneeded & {name for name, module in sys.modules.items() if module}, file=sys.stderr))
+from rmtools.cli.main import run
+run()
+"""
+    command = [sys.executable, "-c", code, "train", flag]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stderr == "set()\n"
+    assert done.stdout == run("train", flag).out
+    assert sys.modules.get("peft", True)  # hidden from that process alone
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
