@@ -72,7 +72,13 @@ FailAbove = Annotated[
     ),
 ]
 Card = Annotated[bool, output_option("--card", help="Write the audit into the checkpoint's README.md too.")]
-Folder = Annotated[Path | None, output_option(help="Output folder; default: audit inside the checkpoint.")]
+Folder = Annotated[
+    Path | None,
+    output_option(
+        help="Output folder; default: audit inside the checkpoint. An earlier audit there is replaced, and so are "
+        "rollouts drawn there with other arguments."
+    ),
+]
 
 
 def command(

@@ -6,7 +6,9 @@ from typing import Annotated
 from rmtools.cli.options import Model, output_option
 from rmtools.errors import UserError
 
-ExportFolder = Annotated[Path | None, output_option(help="Output folder of --merge.")]
+ExportFolder = Annotated[
+    Path | None, output_option(help="Output folder of --merge; an earlier export there is replaced.")
+]
 Push = Annotated[
     str | None,
     output_option(

@@ -9,7 +9,6 @@ from rmtools.cli.options import (
     Device,
     Horizon,
     Model,
-    Out,
     Seed,
     TaskName,
     TrainedPolicy,
@@ -25,6 +24,9 @@ app = typer.Typer(
     callback=help_without_verb,
     invoke_without_command=True,
 )
+Out = Annotated[
+    Path, output_option(help="Output folder; an earlier result of this command there is replaced.")
+]
 
 
 @app.command("lm")
