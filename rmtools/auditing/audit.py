@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from rmtools.auditing.load_models import AuditedModel, Scored
     from rmtools.auditing.rows import Rollouts
-    from rmtools.data.rollouts import Rollout
+    from rmtools.data.rollouts import Rollout, RolloutMetadata
     from rmtools.data.tasks import Task
     from rmtools.lm.policy import Policy
     from rmtools.lm.protocol import Scorer
@@ -77,7 +77,7 @@ def audit(
     Raises
     ------
     UserError
-        If there are no rollouts, an outcome is missing, or a model is no Scorer or gives values of a wrong shape or NaN.
+        If there are no rollouts or outcomes, a model takes prompts of another format, is no Scorer, or gives wrong values.
 
     Examples
     --------
@@ -95,9 +95,9 @@ def audit(
     _require_bases((value_model, *compare))
     rows, metadata = rows_of(rollouts)
     fingerprint, rows = rollouts_fingerprint(rows), limited(rows, prompts_limit)
-    shown = progress or _no_progress
-    value_model = pinned(value_model)
+    shown, value_model = progress or _no_progress, pinned(value_model)
     models, settings = load_models(rows, value_model, compare, controls, terminal, seed, device)
+    _require_formats(metadata, [m.scorer for m in models])
     scored = [_score(model, rows, shown) for model in models]
     enumerated = enumerate_rollouts(rows, metadata, models, policy, task, shown)
     options = AuditOptions(delta_cv, delta_tv, tokens_of(rows, models[0].scorer))
@@ -157,6 +157,18 @@ def _require_bases(models: "Sequence[str | Path | Scorer]") -> None:
     for model in models:
         if isinstance(model, str | Path):
             loadable_settings(model)
+
+
+def _require_formats(metadata: "RolloutMetadata | None", scorers: "Sequence[Scorer]") -> None:
+    """Raise ``UserError`` if the rollouts' prompts are of another format than those a checkpoint was trained on."""
+    from rmtools.lm.prompt_format import require_same_format
+
+    if metadata is None or not metadata.format_known:
+        return
+    for scorer in scorers:
+        recorded = getattr(scorer, "prompt_format", None)
+        if recorded is not None:
+            require_same_format(metadata.prompt_format, recorded, "the rollouts'")
 
 
 def check_accuracies(delta_cv: float, delta_tv: float) -> None:

@@ -70,9 +70,11 @@ def enumerate_rollouts(
     """
     if policy is None or task is None or metadata is None:
         return None
+    from rmtools.data.prompts import task_of_rows
     from rmtools.lm.checkpoint import has_fingerprint
     from rmtools.lm.enumerate import enumerate_prefixes, exact_ratios
 
+    task = task_of_rows(task, rows)
     choices = task.step_choices(rows[0].prompt, [])
     prompts = list(dict.fromkeys(r.prompt for r in rows))
     if not choices:

@@ -69,6 +69,11 @@ def provenance_notes(
     elif metadata.temperature != settings.temperature:
         both = f"{metadata.temperature}, the checkpoint was trained at {settings.temperature}"
         out.append(f"the rollouts were sampled at temperature {both}")
+    if metadata.prompt_format != settings.prompt_format:  # of known formats this is refused
+        out.append(
+            f"the rows do not say in which format their prompts are: they are taken as they stand, the checkpoint's is "
+            f"{settings.prompt_format}"
+        )
     return out
 
 

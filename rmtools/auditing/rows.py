@@ -79,6 +79,7 @@ def provenance_of(
         same = (*known, "horizon", "temperature", "removed_prompts", "generated_tokens")
         known = {name: getattr(metadata, name) for name in same}
         known |= {"rollouts_seed": metadata.seed, "rollouts_source": metadata.source}
+        known["prompt_format"] = str(metadata.prompt_format)
     return {
         **known,
         "n_prompts": len({r.prompt_id for r in rows}),

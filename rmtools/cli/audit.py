@@ -11,9 +11,12 @@ from rmtools.cli.options import (
     Children,
     Completions,
     Device,
+    FewShot,
+    FormatName,
     Horizon,
     PromptsLimit,
     Seed,
+    System,
     TaskName,
     Terminal,
     TrainedPolicy,
@@ -22,6 +25,7 @@ from rmtools.cli.options import (
     model_option,
     output_option,
     sampler_option,
+    unescaped,
 )
 from rmtools.errors import UserError
 
@@ -34,6 +38,7 @@ if TYPE_CHECKING:
     from rmtools.data.rollouts import Rollouts as LoadedRollouts
     from rmtools.data.tasks import Task
     from rmtools.lm.policy import Policy
+    from rmtools.lm.prompt_format import AskedFormat, PromptFormat
     from rmtools.lm.protocol import Scorer
 
 IMPLICIT = "implicit:"
@@ -91,6 +96,9 @@ def command(
     rollouts: Rollouts = None,
     prompts: Prompts = DEFAULT_PROMPTS,
     prompts_limit: PromptsLimit = None,
+    prompt_format: FormatName = "auto",
+    system: System = None,
+    few_shot: FewShot = None,
     trajectories: Trajectories = 16,
     children: Children = 16,
     completions: Completions = 4,
@@ -120,7 +128,8 @@ def command(
     for other in compare or []:
         CheckpointSettings.load(other)
     known = (policy, task, horizon, device_for(device))
-    inputs = _inputs(model, known, rollouts, prompts, out)
+    asked = prompt_format, system and unescaped(system), few_shot
+    inputs = _inputs(model, known, rollouts, prompts, asked, out)
     branching = Branching(trajectories, children, completions)
     with left_as_found(inputs.folder):
         if rollouts is None or verify:
@@ -157,7 +166,8 @@ class AuditInputs:
     """What is audited, and where its rollouts come from.
 
     ``value`` is a checkpoint's name or an implicit model; policy and task are None if ``unknown`` says why: then nothing can
-    be drawn or enumerated. ``rollouts`` is None if they are to be drawn, for ``prompts``, a file or a number.
+    be drawn or enumerated. ``rollouts`` is None if they are to be drawn, for ``prompts``, a file or a number, in the format
+    that is ``asked`` for or the checkpoint's (``recorded``; None: an implicit model).
     """
 
     value: "str | Scorer"
@@ -166,6 +176,8 @@ class AuditInputs:
     unknown: str
     rollouts: "LoadedRollouts | None"
     prompts: str
+    asked: "AskedFormat"
+    recorded: "PromptFormat | None"
     folder: Path
     device: "torch.device"
 
@@ -183,11 +195,20 @@ Named = tuple[str | None, str | None, int | None, "torch.device"]
 """The options --policy, --task, --horizon, and the device."""
 
 
-def _inputs(model: str, named: Named, rollouts: Path | None, prompts: str, out: Path | None) -> AuditInputs:
+def _inputs(
+    model: str,
+    named: Named,
+    rollouts: Path | None,
+    prompts: str,
+    asked: tuple[str, str | None, Path | None],
+    out: Path | None,
+) -> AuditInputs:
     """Load what the options name."""
     from rmtools.data.load import load_rollouts
+    from rmtools.data.prompts import asked_format
     from rmtools.data.tasks.load import NAMES
     from rmtools.files import claim_folder
+    from rmtools.lm.checkpoint import CheckpointSettings
     from rmtools.lm.hub import find_model
 
     policy, task, horizon, device = named
@@ -206,7 +227,27 @@ def _inputs(model: str, named: Named, rollouts: Path | None, prompts: str, out: 
         raise UserError(f"{kind} model has no folder for its audit", "name one with --out")
     folder = claim_folder(out, "audit.json", "rollouts")
     found = _implicit(model, named, known) if source is None else _checkpoint(source.pinned, named, known)
-    return AuditInputs(*found, loaded, prompts, folder, device)
+    recorded = None if source is None else CheckpointSettings.load(source.pinned).prompt_format
+    delimiter = "\n" if found[2] is None else found[2].delimiter
+    form = asked_format(*asked, delimiter)
+    if loaded is not None and form.given:
+        loaded = _rendered(loaded, form, recorded, found)
+    return AuditInputs(*found, loaded, prompts, form, recorded, folder, device)
+
+
+def _rendered(
+    rollouts: "LoadedRollouts", asked: "AskedFormat", recorded: "PromptFormat | None", found: "Found"
+) -> "LoadedRollouts":
+    """Return rows that do not tell their format in the one that is asked for; raise ``UserError`` if others have another."""
+    from rmtools.data.prompts import render_rows, rows_in_format
+    from rmtools.lm.hub import find_model
+    from rmtools.lm.policy import load_tokenizer
+
+    value = found[0]
+    tokenizer = load_tokenizer(find_model(value).folder) if isinstance(value, str) else value.steps.tokenizer
+    if recorded is None or rollouts.metadata.format_known:
+        return rows_in_format(rollouts, asked, tokenizer)
+    return render_rows(rollouts, asked.as_recorded(recorded, tokenizer), tokenizer)
 
 
 Found = tuple["str | Scorer", "Policy | None", "Task | None", str]
@@ -293,7 +334,17 @@ def _draw_rollouts(inputs: AuditInputs, branching: "Branching", prompts_limit: i
     if prompts_limit is not None and prompts.isdigit():
         prompts = str(min(int(prompts), prompts_limit))
     source = inputs.require_policy("rollouts need")
-    make_rollouts(*source, prompts, branching, folder, seed, Sharding(overwrite=True), verb="audit")
+    make_rollouts(
+        *source,
+        prompts,
+        branching,
+        folder,
+        seed,
+        Sharding(overwrite=True),
+        verb="audit",
+        asked=inputs.asked,
+        recorded=inputs.recorded,
+    )
     return folder
 
 
@@ -301,6 +352,8 @@ def _with_sampler(report: "AuditReport", inputs: AuditInputs, seed: int) -> "Aud
     """Return the report with the accuracy of the sampler at the predicted particles."""
     from rmtools.auditing.load_models import loaded
     from rmtools.cli.progress import progress
+    from rmtools.data.load import load_rollouts
+    from rmtools.data.prompts import task_of_rows
     from rmtools.seeds import generator
     from rmtools.verify.language_model import measure_accuracy
 
@@ -308,6 +361,7 @@ def _with_sampler(report: "AuditReport", inputs: AuditInputs, seed: int) -> "Aud
     if inputs.rollouts is not None:
         _require_same_policy(policy, inputs.rollouts.metadata)
     prompts = [p.prompt for p in report.model.breakdowns.by_prompt]
+    task = task_of_rows(task, inputs.rollouts or load_rollouts(inputs.folder / "rollouts"))
     scorer, _ = loaded(inputs.value, inputs.device)
     n, delta, rng = report.model.cost.n_for_cv, report.provenance["delta_cv"], generator("audit verify", seed)
     with progress("running the sampler at the predicted particles", len(prompts)) as tick:

@@ -69,6 +69,24 @@ Completions = Annotated[
     int,
     data_option(min=1, max=MOST, help="R: continuations from each prefix, including the trajectory's own."),
 ]
+FormatName = Annotated[
+    Literal["auto", "raw", "chat"],
+    data_option(
+        "--prompt-format",
+        help="How a question becomes a prompt: raw (as it stands), or chat (turns, rendered by the chat template of the "
+        "policy's tokenizer). auto: the checkpoint's; without one chat if there is a template.",
+    ),
+]
+System = Annotated[
+    str | None, data_option(metavar="TEXT", help=r"System turn of a chat, \n and \t as escapes.")
+]
+FewShot = Annotated[
+    Path | None,
+    data_option(
+        metavar="FILE",
+        help='JSONL file of examples in front of every question: {"question": "…", "solution": "…"}.',
+    ),
+]
 PromptsLimit = Annotated[int | None, data_option(min=1, help="Use only the first so many prompts.")]
 Out = Annotated[Path, output_option(help="Output folder.")]
 

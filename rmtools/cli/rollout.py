@@ -1,5 +1,6 @@
 """``rmtools rollout``: branching rollouts of a policy, for training and for audits."""
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -8,10 +9,13 @@ from rmtools.cli.options import (
     Children,
     Completions,
     Device,
+    FewShot,
+    FormatName,
     Horizon,
     Out,
     Policy,
     Seed,
+    System,
     TaskName,
     Trajectories,
     data_option,
@@ -28,6 +32,7 @@ if TYPE_CHECKING:
     from rmtools.data.tasks import Task
     from rmtools.jobs.rollouts import Sharding
     from rmtools.lm.policy import Policy as LoadedPolicy
+    from rmtools.lm.prompt_format import AskedFormat, PromptFormat
 
 Depths = Annotated[
     str,
@@ -74,6 +79,9 @@ def command(
     ] = 64,
     device: Device = "auto",
     prompts: Annotated[str, data_option(help="JSONL file, or how many to draw from the task.")] = "64",
+    prompt_format: FormatName = "auto",
+    system: System = None,
+    few_shot: FewShot = None,
     trajectories: Trajectories = 8,
     children: Children = 1,
     completions: Completions = 1,
@@ -92,6 +100,7 @@ def command(
     """
     from rmtools.cli.device import device_for
     from rmtools.data.collect import Branching
+    from rmtools.data.prompts import asked_format
     from rmtools.data.tasks import load_task
     from rmtools.jobs.rollouts import Sharding
     from rmtools.lm.policy import load_policy
@@ -99,6 +108,7 @@ def command(
 
     process = this_process()
     chosen = load_task(task or "crossing", horizon)
+    asked = asked_format(prompt_format, system and unescaped(system), few_shot, chosen.delimiter)
     branching = Branching(trajectories, children, completions, _depths(depths, chosen.horizon))
     if not process.main:
         from transformers.utils.logging import disable_progress_bar
@@ -107,7 +117,7 @@ def command(
     settings = StepSettings(_delimiter(chosen, delimiter), chosen.horizon, max_step_tokens)
     loaded = load_policy(policy, settings, temperature, device_for(device))
     sharding = Sharding(batch_size, shard_size, form, overwrite)
-    make_rollouts(loaded, chosen, prompts, branching, out, seed, sharding, process)
+    make_rollouts(loaded, chosen, prompts, branching, out, seed, sharding, process, asked=asked)
 
 
 def _delimiter(task: "Task", given: str | None) -> str:
@@ -150,20 +160,29 @@ def make_rollouts(
     sharding: "Sharding | None" = None,
     process: Process = Process(),  # noqa: B008 - frozen
     verb: str = "rollout",
+    asked: "AskedFormat | None" = None,
+    recorded: "PromptFormat | None" = None,
 ) -> None:
     """Collect the missing rollouts of ``out`` with a progress bar; print a summary.
 
-    Shard sizes that are not given are those ``out`` was begun with, or else the defaults. Raises ``UserError`` if a prompt
-    does not fit the task, and as `collect_into` does.
+    Shard sizes that are not given are those ``out`` was begun with, or else the defaults. Prompts are rendered in the format
+    that is ``asked`` for, or ``recorded`` by a checkpoint. Raises ``UserError`` if a prompt does not fit the task, or the
+    format is not the checkpoint's, and as `collect_into` does.
     """
     from rmtools.cli.progress import progress
-    from rmtools.data.prompts import check_prompts, prompts_from
+    from rmtools.data.prompts import check_prompts, enter_prompts, prompts_from
     from rmtools.jobs.job import read_plan
     from rmtools.jobs.rollouts import Sharding, collect_into, rollout_settings
+    from rmtools.lm.prompt_format import AskedFormat
     from rmtools.seeds import generator
 
     sharding = sharding or Sharding()
-    found, removed = prompts_from(prompts, task, generator(verb, seed))
+    given, removed = prompts_from(prompts, task, generator(verb, seed))
+    asked, tokenizer = asked or AskedFormat(), policy.steps.tokenizer
+    found, task, form = enter_prompts(given, task, asked, tokenizer, recorded, source=prompts)
+    said = asked.chosen(form, policy.name, "--prompt-format raw")
+    if said and recorded is None and process.main:
+        print(said, file=sys.stderr)
     check_prompts(found, task, policy)
     old = (None if sharding.overwrite else read_plan(out)) or {}
     sharding = replace(
@@ -172,6 +191,7 @@ def make_rollouts(
         shard_size=sharding.shard_size or old.get("shard_size"),
     )
     settings = rollout_settings(policy, task, found, branching, seed, sharding, removed, verb)
+    settings = replace(settings, prompt_format=form)
     done = collect_into(out, settings, policy, task, found, progress, process, sharding.overwrite)
     if process.main and done is not None:
         print(

@@ -6,9 +6,12 @@ from typing import Annotated, Literal
 from rmtools.cli.options import (
     TASKS,
     Device,
+    FewShot,
+    FormatName,
     Horizon,
     Model,
     Seed,
+    System,
     Terminal,
     TrainedPolicy,
     data_option,
@@ -134,6 +137,9 @@ def command(
     model: Model,
     prompts: Prompts = None,
     prompt: PromptTexts = None,
+    prompt_format: FormatName = "auto",
+    system: System = None,
+    few_shot: FewShot = None,
     policy: TrainedPolicy = None,
     task: SampledTask = None,
     horizon: Horizon = None,
@@ -187,7 +193,8 @@ def command(
     if wanted is not None and audit is None and source.commit:
         raise UserError(f"{model} is a hub model, and has no folder of its audits", "name one with --audit")
     served = server_options(server, server_model, concurrency, server_batch)
-    inputs = Inputs(source.pinned, policy, task, horizon, device, prompts, prompt or [], served)
+    asked = (prompt_format, system, few_shot)
+    inputs = Inputs(source.pinned, policy, task, horizon, device, prompts, prompt or [], served, asked)
     audit = audit or source.folder / "audit"
     with output_file(out, bool(prompt)) as (file, kept):
         sample(inputs, settings, wanted, audit, file, kept, trace, block_size, overwrite, seed)

@@ -24,9 +24,12 @@ if TYPE_CHECKING:
     from rmtools.data.tasks import Task
     from rmtools.jobs.job import Bar
     from rmtools.jobs.samples import Draw, SamplePlan
+    from rmtools.lm.prompt_format import PromptFormat
     from rmtools.lm.protocol import StepPolicy
     from rmtools.sampling.loading import Loaded
     from rmtools.sampling.sample_prompts import SamplerSettings
+
+    Entered = tuple[list[str], Task | None, PromptFormat]
 
 SAMPLES = "samples.jsonl"
 # What the audit's prediction of N holds for.
@@ -69,7 +72,7 @@ def output_file(out: Path | None, typed: bool) -> Iterator[tuple[Path, bool]]:
 
 @dataclass(frozen=True)
 class Inputs:
-    """The models, the task and the prompts that the options name."""
+    """The models, the task and the prompts that the options name; ``asked`` is their format."""
 
     model: str
     policy: str | None
@@ -79,6 +82,7 @@ class Inputs:
     file: str | None
     texts: Sequence[str]
     server: "Server | None" = None
+    asked: tuple[str, str | None, Path | None] = ("auto", None, None)
 
     def load(self, seed: int) -> "Loaded":
         """Load value model, policy and task, or connect to the server."""
@@ -109,15 +113,29 @@ class Inputs:
             task_needed=False,
         )
 
-    def prompts(self, task: "Task | None") -> tuple[list[str], bool]:
-        """Return the prompts, and whether they were typed: such prompts have no right answer beside them."""
-        from rmtools.data.prompts import read_prompts, read_stream, typed_prompts
+    def prompts(self, loaded: "Loaded") -> "tuple[Entered, bool]":
+        """Return the prompts in the checkpoint's format, and whether they were typed: these have no right answer."""
+        from rmtools.data.prompts import (
+            asked_format,
+            enter_prompts,
+            load_prompts,
+            read_stream,
+            typed_prompts,
+        )
 
+        delimiter = "\n" if loaded.task is None else loaded.task.delimiter
+        typed = self.file is None
         if self.file == "-":
-            return read_stream(sys.stdin, task)
-        if self.file is not None:
-            return read_prompts(self.file, task), False
-        return typed_prompts([unescaped(text) for text in self.texts], task), True
+            found, typed = read_stream(sys.stdin, delimiter)
+        elif self.file is not None:
+            found = load_prompts(self.file, delimiter)
+        else:
+            found = typed_prompts([unescaped(text) for text in self.texts], delimiter)
+        kind, system, few_shot = self.asked
+        asked = asked_format(kind, system and unescaped(system), few_shot, delimiter)
+        tokenizer, form = loaded.policy.steps.tokenizer, loaded.settings.prompt_format
+        source = "standard input" if self.file == "-" else self.file or "--prompt"
+        return enter_prompts(found, loaded.task, asked, tokenizer, form, source=source), typed
 
     def check(self, process: Process) -> None:
         """Raise ``UserError`` unless the prompts come from one place that every process can read."""
@@ -174,8 +192,10 @@ def sample(
     loaded = inputs.load(seed)
     if loaded.task is None and settings.terminal == "verifier":
         raise UserError("`terminal` verifier needs a task, and none is named", "name it with `task`")
-    prompts, typed = inputs.prompts(loaded.task)
-    unanswered = typed and settings.terminal == "model" and isinstance(loaded.task, AnswerTask)
+    unverifiable = settings.terminal == "model" and isinstance(loaded.task, AnswerTask)
+    (prompts, task, _), typed = inputs.prompts(loaded)
+    loaded = replace(loaded, task=task)
+    unanswered = typed and unverifiable
     judged = loaded.task is not None and not unanswered
     check_prompts(prompts, loaded.task if judged else None, loaded.policy)
     plan = plan_for(inputs.model, loaded, settings, prompts, seed, trace is not None)
@@ -308,6 +328,7 @@ def plan_for(
         block_size=1,
         traced=traced,
         rmtools=rmtools.__version__,
+        prompt_format=loaded.settings.prompt_format,
     )
 
 

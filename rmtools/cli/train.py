@@ -25,7 +25,10 @@ SEE = "`rmtools train --help` lists the arguments"
 EPILOGUE = "All others of transformers.TrainingArguments: rmtools train --help-all"
 # The arguments people set, by the panel of the help they stand in; those of the model are added there.
 PANELS: dict[str, tuple[str, ...]] = {
-    "Data": ("config", "train_rollouts", "eval_rollouts", "eval_share", "data_format", "max_length"),
+    "Data": (
+        *("config", "train_rollouts", "eval_rollouts", "eval_share", "data_format", "max_length"),
+        *("prompt_format", "system", "few_shot"),
+    ),
     "Target and loss": (
         *(
             "target",

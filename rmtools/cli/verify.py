@@ -1,7 +1,7 @@
 """``rmtools verify``: the theory's predictions beside measurements."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,6 +18,9 @@ from rmtools.cli.options import (
     sampler_option,
     work_option,
 )
+
+if TYPE_CHECKING:
+    from rmtools.data.tasks import Task
 
 app = typer.Typer(
     help="Compare what the theory predicts with what the sampler does.",
@@ -49,8 +52,9 @@ def lm(
     from rmtools.cli.device import device_for
     from rmtools.cli.progress import progress
     from rmtools.codec import save_json
-    from rmtools.data.prompts import check_prompts, prompts_from
+    from rmtools.data.prompts import check_prompts, enter_prompts, prompts_from
     from rmtools.files import claim_folder
+    from rmtools.lm.prompt_format import AskedFormat
     from rmtools.sampling.loading import load
     from rmtools.seeds import generator
     from rmtools.verify.language_model import (
@@ -63,12 +67,15 @@ def lm(
     claim_folder(out, "verify.json")
     loaded = load(model, policy, task, horizon, device=device_for(device))
     rng = generator("verify", seed)
-    found, _ = prompts_from(prompts, loaded.task, rng)
-    check_prompts(found, loaded.task, loaded.policy)
-    listed_steps(loaded.task, found[0])
+    given, _ = prompts_from(prompts, loaded.task, rng)
+    judge: Task = loaded.task
+    tokenizer, form = loaded.policy.steps.tokenizer, loaded.settings.prompt_format
+    found, judge, _ = enter_prompts(given, judge, AskedFormat(), tokenizer, form, source=prompts)
+    check_prompts(found, judge, loaded.policy)
+    listed_steps(judge, found[0])
     with progress(f"verifying {n_prompts} prompts, {runs} runs each", n_prompts) as tick:
         size = VerificationSize(n_prompts, runs, max_particles)
-        result = verify_lm(loaded.policy, loaded.value, loaded.task, found, size, rng, tick)
+        result = verify_lm(loaded.policy, loaded.value, judge, found, size, rng, tick)
     save_json(out / "verify.json", result, VERIFICATION_VERSION)
     print(result)
 

@@ -1,36 +1,54 @@
-r"""Prompts on disk: JSON lines with ``prompt`` and, if a task needs it, the right ``answer``.
+r"""Prompts on disk: JSON lines with ``prompt`` or ``messages`` and, if a task needs it, the right ``answer``.
 
-A ``prompt`` is taken as it stands. A ``question`` (the files of GSM8K) or ``problem`` (MATH) becomes a prompt by
-appending the task's delimiter, so that prompt and steps tokenise apart. Of an ``answer`` with ``####`` (GSM8K) the rest
-after it counts. Unknown fields, such as ``prompt_id``, are ignored.
+A ``prompt`` is taken as it stands; ``messages``, or a list as ``prompt``, are the turns of a chat. A ``question`` (the files
+of GSM8K) or ``problem`` (MATH) becomes a prompt by appending the task's delimiter, so that prompt and steps tokenise apart.
+Of an ``answer`` with ``####`` (GSM8K) the rest after it counts. Unknown fields, such as ``prompt_id``, are ignored.
 
 >>> read_prompt({"question": "6 * 7?", "answer": "It is 42.\\n#### 42"}, "test.jsonl, line 1")
-Prompt(text='6 * 7?\n', reference='42')
+Prompt(text='6 * 7?\n', reference='42', turns=())
 """
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from rmtools.data.collect import prompt_id
-from rmtools.data.tasks import Referenced, Task
+from rmtools.data.rollouts import Rollout, Rollouts
+from rmtools.data.tasks import Referenced, Task, rendered_task
 from rmtools.errors import UserError
 from rmtools.files import json_lines, read_json_lines
+from rmtools.lm.prompt_format import RAW, AskedFormat, Kind, PromptFormat, PromptRenderer, Turn
 from rmtools.lm.protocol import StepPolicy
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 QUESTIONS = ("question", "problem")
+SOLUTIONS = ("solution", "answer")
+ROLES = ("system", "user", "assistant")
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt and, if the file gives it, its right answer."""
+    """A prompt as it is given: `enter_prompts` renders it.
+
+    Attributes
+    ----------
+    text : str
+        The question, which a task reads: of chat messages what the user says last.
+    reference : str or None
+        The right answer, if the file gives it.
+    turns : tuple of (str, str)
+        Role and text of chat messages; () for a prompt given as text.
+    """
 
     text: str
     reference: str | None = None
+    turns: tuple[Turn, ...] = ()
 
 
 def load_prompts(path: str | Path, delimiter: str = "\n") -> list[Prompt]:
@@ -39,7 +57,8 @@ def load_prompts(path: str | Path, delimiter: str = "\n") -> list[Prompt]:
     Parameters
     ----------
     path : path
-        One object per line, with ``prompt``, ``question`` (GSM8K) or ``problem`` (MATH), and perhaps ``answer``.
+        One object per line, with ``prompt``, ``messages`` (a chat), ``question`` (GSM8K) or ``problem`` (MATH), and perhaps
+        ``answer``.
     delimiter : str
         Text that ends a step; appended to a question or problem, never to a ``prompt``.
 
@@ -79,27 +98,109 @@ def load_prompts(path: str | Path, delimiter: str = "\n") -> list[Prompt]:
     return found
 
 
-def read_prompts(path: str | Path, task: Task | None = None) -> list[str]:
-    """Return the texts of `load_prompts`; fill the answers into a ``task`` that compares them.
-
-    Raises ``UserError`` as `load_prompts` does, and if a prompt has two answers.
-    """
-    return fill_references(load_prompts(path, "\n" if task is None else task.delimiter), task, str(path))
+T = TypeVar("T", bound=Task | None)
 
 
-def prompt_texts(prompts: Sequence[Any], task: Task | None) -> list[str]:
-    """Return the texts of prompts given in Python; fill their answers into a ``task`` that compares them.
+def enter_prompts(
+    prompts: Sequence[Prompt],
+    task: T,
+    asked: AskedFormat,
+    tokenizer: "PreTrainedTokenizerBase",
+    recorded: PromptFormat | None = None,
+    auto: Kind | None = None,
+    source: str = "the list of prompts",
+) -> tuple[list[str], T, PromptFormat]:
+    """Render prompts, once: what is behind this sees text.
 
     Parameters
     ----------
-    prompts : sequence of str, Prompt or dict
-        Dictionaries are rows as `load_prompts` reads them.
-    task : Task or None
+    prompts, task
+    asked : AskedFormat
+    tokenizer : transformers.PreTrainedTokenizerBase
+        The policy's.
+    recorded : PromptFormat, optional
+        The checkpoint's; without one the prompts are in the format that is asked for, and ``auto`` is the default of texts.
+    auto : {"raw", "chat"}, optional
+    source : str
+        Names the prompts in errors.
+
+    Returns
+    -------
+    texts : list of str
+    task
+        Holds the answers of the prompts (if it compares answers) and is asked about their questions.
+    form : PromptFormat
 
     Raises
     ------
     UserError
-        If ``prompts`` is no sequence or empty, an item is none of these, or a prompt has two answers.
+        If the format is not the checkpoint's, a prompt has no such form (`PromptRenderer.render`), or two answers.
+    """
+    turns = any(p.turns for p in prompts)
+    if recorded is None:
+        form = asked.resolve(tokenizer, turns=turns, auto=auto)
+    else:
+        form = asked.as_recorded(recorded, tokenizer, turns=turns)
+    renderer = PromptRenderer(form, tokenizer)
+    texts = [renderer.render(p.text, p.turns, f"{source}: prompt {i}") for i, p in enumerate(prompts)]
+    if task is None:
+        return texts, task, form
+    if isinstance(task, Referenced):
+        task.references.update(_references(prompts, source))
+    rendered: Any = rendered_task(task, {text: p.text for text, p in zip(texts, prompts, strict=True)})
+    return texts, rendered, form
+
+
+def render_rows(rows: Rollouts, form: PromptFormat, tokenizer: "PreTrainedTokenizerBase | None") -> Rollouts:
+    """Return rows with their prompts rendered, as which ``question`` stays, and the format in the metadata.
+
+    Raises ``UserError`` if a prompt has no such form.
+    """
+    if form == RAW:
+        return rows
+    renderer = PromptRenderer(form, tokenizer)
+    prompts = dict.fromkeys(r.prompt for r in rows)
+    texts = {q: renderer.render(q, where=f"prompt {i} of the rows") for i, q in enumerate(prompts)}
+    found = [replace(r, prompt=texts[r.prompt], question=r.question or r.prompt) for r in rows]
+    return replace(rows, rows=found, metadata=replace(rows.metadata, prompt_format=form))
+
+
+def rows_in_format(rows: Rollouts, asked: AskedFormat, tokenizer: "PreTrainedTokenizerBase") -> Rollouts:
+    """Return rows as they are if their format is known; otherwise rendered as ``asked`` for, by default raw.
+
+    Raises ``UserError`` if another format than the known one is asked for, or a prompt has no such form.
+    """
+    if not rows.metadata.format_known:
+        return render_rows(rows, asked.resolve(tokenizer, auto="raw"), tokenizer)
+    if not asked.agrees(rows.metadata.prompt_format):
+        raise UserError(
+            f"the prompts of the rollouts are rendered already, in the format {rows.metadata.prompt_format}",
+            "leave `prompt_format`, `system` and `few_shot` out, or make rollouts in the other format",
+        )
+    return rows
+
+
+def task_of_rows(task: Task, rows: Iterable[Rollout]) -> Task:
+    """Return a task that is asked about the questions of rollouts."""
+    return rendered_task(task, {r.prompt: r.question or r.prompt for r in rows})
+
+
+def _references(prompts: Sequence[Prompt], source: str) -> dict[str, str]:
+    """Return the right answers by question; raise ``UserError`` if a question has two."""
+    found: dict[str, str] = {}
+    for p in prompts:
+        if p.reference is not None and found.setdefault(p.text, p.reference) != p.reference:
+            raise UserError(
+                f"{source} has two answers to the prompt {p.text[:40]!r}: {found[p.text]!r} and {p.reference!r}",
+                "keep one of them",
+            )
+    return found
+
+
+def given_prompts(prompts: Sequence[Any], delimiter: str) -> list[Prompt]:
+    """Return prompts given in Python: texts, `Prompt` objects, or rows as `load_prompts` reads them.
+
+    Raises ``UserError`` if ``prompts`` is no sequence or empty, or an item is none of these.
     """
     if isinstance(prompts, str | bytes) or not isinstance(prompts, Sequence):
         raise UserError(
@@ -108,7 +209,6 @@ def prompt_texts(prompts: Sequence[Any], task: Task | None) -> list[str]:
         )
     if not prompts:
         raise UserError("`prompts` is empty", "pass at least one")
-    delimiter = "\n" if task is None else task.delimiter
     found = []
     for i, given in enumerate(prompts):
         if not isinstance(given, str | dict | Prompt):
@@ -118,24 +218,10 @@ def prompt_texts(prompts: Sequence[Any], task: Task | None) -> list[str]:
             )
         row = {"prompt": given} if isinstance(given, str) else given
         found.append(row if isinstance(row, Prompt) else read_prompt(row, f"prompt {i}", delimiter))
-    return fill_references(found, task, "the list of prompts")
+    return found
 
 
-def fill_references(prompts: Sequence[Prompt], task: Task | None, source: str) -> list[str]:
-    """Return the texts; give the answers to a ``task`` that compares them; raise ``UserError`` if a prompt has two."""
-    if isinstance(task, Referenced):
-        found: dict[str, str] = {}
-        for p in prompts:
-            if p.reference is not None and found.setdefault(p.text, p.reference) != p.reference:
-                raise UserError(
-                    f"{source} has two answers to the prompt {p.text[:40]!r}: {found[p.text]!r} and {p.reference!r}",
-                    "keep one of them",
-                )
-        task.references.update(found)
-    return [p.text for p in prompts]
-
-
-def read_stream(stream: Iterable[str], task: Task | None) -> tuple[list[str], bool]:
+def read_stream(stream: Iterable[str], delimiter: str) -> tuple[list[Prompt], bool]:
     """Return the prompts of standard input, and whether they are plain lines.
 
     Input that begins with ``{`` is JSON lines, read as a file of prompts; otherwise every line that is not blank is a prompt
@@ -143,37 +229,118 @@ def read_stream(stream: Iterable[str], task: Task | None) -> tuple[list[str], bo
     """
     name, lines = "standard input", list(stream)
     if "".join(lines).lstrip().startswith("{"):
-        delimiter = "\n" if task is None else task.delimiter
-        rows = [read_prompt(row, f"{name}, line {n}", delimiter) for n, row in json_lines(lines, name)]
-        return fill_references(rows, task, name), False
-    return typed_prompts([line.rstrip("\r\n") for line in lines if line.strip()], task), True
+        return [read_prompt(row, f"{name}, line {n}", delimiter) for n, row in json_lines(lines, name)], False
+    return typed_prompts([line.rstrip("\r\n") for line in lines if line.strip()], delimiter), True
 
 
-def typed_prompts(texts: Sequence[str], task: Task | None) -> list[str]:
-    """Return texts as prompts that end with the task's delimiter; raise ``UserError`` if there is none or one is blank."""
+def typed_prompts(texts: Sequence[str], delimiter: str) -> list[Prompt]:
+    """Return texts as prompts that end with ``delimiter``; raise ``UserError`` if there is none or one is blank."""
     if not texts or not all(text.strip() for text in texts):
         raise UserError("a prompt is blank" if texts else "standard input has no prompt", "give a text")
-    delimiter = "\n" if task is None else task.delimiter
-    return [text if text.endswith(delimiter) else text + delimiter for text in texts]
+    return [Prompt(text if text.endswith(delimiter) else text + delimiter) for text in texts]
 
 
 def read_prompt(row: Any, where: str, delimiter: str = "\n") -> Prompt:
     """Return the prompt of a row, with ``delimiter`` appended to a question; raise ``UserError`` naming ``where``."""
     values = row if isinstance(row, dict) else {}
-    name = next((n for n in ("prompt", *QUESTIONS) if n in values), "prompt")
-    text = values.get(name)
-    if not isinstance(text, str) or not text:
-        raise UserError(
-            f'{where} has no text field "prompt" (or {" or ".join(QUESTIONS)})',
-            'each line looks like {"prompt": "…"} or {"prompt": "…", "answer": "…"}',
-        )
     answer = values.get("answer")
     if isinstance(answer, bool) or not isinstance(answer, str | int | float | None):
         raise UserError(f'{where}: the field "answer" is no text or number', "write it as text")
-    return Prompt(
-        text if name == "prompt" else text.strip() + delimiter,
-        None if answer is None else str(answer).rsplit("####", 1)[-1].strip() or None,
-    )
+    reference = None if answer is None else str(answer).rsplit("####", 1)[-1].strip() or None
+    name, given = _first_field(values, ("messages", "prompt", *QUESTIONS))
+    if name == "messages" or (name == "prompt" and isinstance(given, list)):
+        turns = _read_turns(given, f"{where}, field {name}")
+        return Prompt(turns[-1][1].strip() + delimiter, reference, turns)
+    if not isinstance(given, str) or not given:
+        raise UserError(
+            f'{where} has no text field "prompt" (or {" or ".join(QUESTIONS)}), and no "messages"',
+            'each line looks like {"prompt": "…"} or {"prompt": "…", "answer": "…"}',
+        )
+    return Prompt(given if name == "prompt" else given.strip() + delimiter, reference)
+
+
+def _first_field(values: dict[str, Any], names: Sequence[str]) -> tuple[str, Any]:
+    """Return the first of the fields that a row has, with its value."""
+    name = next((n for n in names if n in values), "")
+    return name, values.get(name)
+
+
+def _read_turns(given: Any, where: str) -> tuple[Turn, ...]:
+    """Return chat messages as turns; raise ``UserError`` unless each has a role and a text, and the user speaks last."""
+    turns = []
+    for i, message in enumerate(given if isinstance(given, list) else []):
+        values = message if isinstance(message, dict) else {}
+        role, content = values.get("role"), values.get("content")
+        if role not in ROLES:
+            raise UserError(
+                f"{where}: message {i} has the role {role!r}",
+                f"the roles of a prompt are: {', '.join(ROLES)}",
+            )
+        if isinstance(content, list) and all(
+            isinstance(x, dict) and x.get("type") == "text" for x in content
+        ):
+            content = "".join(str(x.get("text", "")) for x in content)
+        if not isinstance(content, str) or not content.strip():
+            raise UserError(f'{where}: message {i} has no text "content"', "write it as text")
+        if role == "system" and i:
+            raise UserError(f"{where}: message {i} is a system turn behind others", "put it first")
+        turns.append((role, content))
+    if not turns:
+        raise UserError(f"{where} has no message", 'give [{"role": "user", "content": "…"}]')
+    if turns[-1][0] != "user":
+        raise UserError(
+            f"{where}: the last message is the {turns[-1][0]}'s, and a prompt ends with a user's",
+            "drop it if it is the solution; add the question if it is an example",
+        )
+    return tuple(turns)
+
+
+def asked_format(
+    prompt_format: str = "auto",
+    system: str | None = None,
+    few_shot: "str | Path | Sequence[Any] | None" = None,
+    delimiter: str = "\n",
+) -> AskedFormat:
+    """Return the format that a user asks for, with the examples read; ``delimiter`` closes their questions.
+
+    ``few_shot`` is a JSONL file, or a list of such rows or of (prompt, solution) pairs. Raises ``UserError`` if the format
+    is unknown or an example is wrong.
+    """
+    return AskedFormat(prompt_format, system, _read_examples(few_shot, delimiter))  # type: ignore[arg-type]
+
+
+def _read_examples(
+    given: "str | Path | Sequence[Any] | None", delimiter: str
+) -> tuple[tuple[str, str], ...] | None:
+    if given is None:
+        return None
+    try:
+        if isinstance(given, str | Path):
+            rows = [(f"{given}, line {number}", row) for number, row in read_json_lines(Path(given))]
+        else:
+            rows = [(f"example {i} of `few_shot`", row) for i, row in enumerate(given)]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"the few-shot file {given} cannot be read: {error}",
+            'name a JSONL file with lines like {"question": "…", "solution": "…"}',
+        ) from error
+    found = []
+    for where, row in rows:
+        if isinstance(row, tuple | list) and len(row) == 2:
+            row = {"prompt": row[0], "solution": row[1]}
+        values = row if isinstance(row, dict) else {}
+        name, question = _first_field(values, ("prompt", *QUESTIONS))
+        _, solution = _first_field(values, SOLUTIONS)
+        if not all(isinstance(text, str) and text.strip() for text in (question, solution)):
+            raise UserError(
+                f"{where} is no example: it needs a text prompt (or {' or '.join(QUESTIONS)}) and a text "
+                f"{' or '.join(SOLUTIONS)}",
+                'write {"question": "…", "solution": "…"}',
+            )
+        found.append((question if name == "prompt" else question.strip() + delimiter, solution))
+    if not found:
+        raise UserError(f"`few_shot` {given} has no example", "leave it out, or give at least one")
+    return tuple(found)
 
 
 def prompts_text(prompts: Sequence[str]) -> str:
@@ -182,13 +349,19 @@ def prompts_text(prompts: Sequence[str]) -> str:
     return "\n".join(rows) + "\n"
 
 
-def prompts_from(source: str, task: Task, rng: np.random.Generator) -> tuple[list[str], int]:
+def prompts_from(source: str, task: Task, rng: np.random.Generator) -> tuple[list[Prompt], int]:
     """Return prompts of a file, or drawn from the task if ``source`` is a number, and the number of unsolvable ones."""
     if not source.lstrip("-").isdigit():
-        return read_prompts(source, task), 0
+        return load_prompts(source, task.delimiter), 0
     if int(source) < 1:
         raise UserError(f"the number of prompts must be at least 1, got {source}", "ask for 64, say")
-    return task.prompts(int(source), rng)
+    return drawn_prompts(int(source), task, rng)
+
+
+def drawn_prompts(n: int, task: Task, rng: np.random.Generator) -> tuple[list[Prompt], int]:
+    """Return ``n`` prompts drawn from the task, and the number of unsolvable ones that were left out."""
+    texts, removed = task.prompts(n, rng)
+    return [Prompt(text) for text in texts], removed
 
 
 def check_prompts(prompts: Sequence[str], task: Task | None, policy: StepPolicy) -> None:

@@ -18,6 +18,7 @@ from rmtools.data.shards import (
     DATA,
     FIELDS,
     FORMATS,
+    OPTIONAL,
     PLAN_FILE,
     REMEDY,
     find_shards,
@@ -27,6 +28,7 @@ from rmtools.data.shards import (
 )
 from rmtools.errors import UserError
 from rmtools.files import json_text, replacing
+from rmtools.lm.prompt_format import RAW, PromptFormat
 from rmtools.lm.steps import StepSettings
 from rmtools.summary import Summary
 
@@ -55,6 +57,7 @@ class Rollout:
     Attributes
     ----------
     prompt_id, prompt : str
+        The prompt is the text that models see.
     steps : list of str
         T steps, verbatim: prompt and steps concatenated are the text the policy saw.
     reward : float or None
@@ -68,6 +71,8 @@ class Rollout:
         Given labels of the T steps, hard or soft, in [0, 1]; None for a step without label.
     reference : str or None
         The right answer, if the task has one.
+    question : str or None
+        What the task judges solutions of, if the prompt renders it in a format; None: the prompt.
     """
 
     prompt_id: str
@@ -78,6 +83,7 @@ class Rollout:
     completions: list[list[float]] = field(default_factory=list)
     labels: list[float | None] | None = None
     reference: str | None = None
+    question: str | None = None
 
     @property
     def outcome(self) -> float:
@@ -115,6 +121,8 @@ class RolloutMetadata:
         Trajectories, children, completions, depths; {} for converted data.
     rows, shards : int
         Number of rows and shards; ``write_rollouts`` counts them itself.
+    prompt_format : PromptFormat
+        How the prompts were rendered.
     """
 
     policy: str
@@ -131,6 +139,7 @@ class RolloutMetadata:
     branching: dict[str, Any] = field(default_factory=dict)
     rows: int = 0
     shards: int = 0
+    prompt_format: PromptFormat = RAW
 
     def __post_init__(self) -> None:
         hot = self.temperature
@@ -140,6 +149,11 @@ class RolloutMetadata:
             temperature=(hot is None or 0 < hot < math.inf, "positive and finite"),
             seed=(0 <= self.seed < 2**32, "at least 0 and below 2^32"),
         )
+
+    @property
+    def format_known(self) -> bool:
+        """Whether the format is that of the prompts: rows of a public file do not tell theirs."""
+        return bool(self.policy) or self.prompt_format != RAW
 
     @classmethod
     def unknown(cls, rows: Sequence[Rollout]) -> Self:
@@ -387,9 +401,9 @@ def parse_row(row: Any, where: str) -> Rollout:
         raise wrong("steps", "there is no step")
     if not all(_is_text(s) for s in steps):
         raise wrong("steps", "a step is empty or no text")
-    reference = row.get("reference")
-    if not (reference is None or isinstance(reference, str)):
-        raise wrong("reference", f"must be text or null, got {reference!r}")
+    for name in ("reference", "question"):
+        if not isinstance(row.get(name), str | None):
+            raise wrong(name, f"must be text or null, got {row[name]!r}")
     labels = _labels(row, len(steps), wrong)
     completions = _depths(row, "completions", len(steps), wrong)
     if not all(_in_unit_interval(r) for at in completions for r in at):
@@ -402,7 +416,8 @@ def parse_row(row: Any, where: str) -> Rollout:
         children=[[_child(c, wrong) for c in at] for at in _depths(row, "children", len(steps), wrong)],
         completions=[[float(r) for r in at] for at in completions],
         labels=labels,
-        reference=reference,
+        reference=row.get("reference"),
+        question=row.get("question"),
     )
 
 
@@ -467,5 +482,6 @@ def rollouts_fingerprint(rows: Sequence[Rollout]) -> str:
     """Return a short hash of everything in ``rows``."""
     digest = hashlib.sha256()
     for row in rows:
-        digest.update(json.dumps(asdict(row)).encode())
+        values = {k: v for k, v in asdict(row).items() if v is not None or k not in OPTIONAL}
+        digest.update(json.dumps(values).encode())
     return digest.hexdigest()[:16]

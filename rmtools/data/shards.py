@@ -21,7 +21,12 @@ DATA = "data"
 PLAN_FILE = "plan.json"
 FORMATS = ("parquet", "jsonl")
 NAME = re.compile(r"train-(\d{5,})-of-(\d{5,})\.(parquet|jsonl)")
-FIELDS = ("prompt_id", "prompt", "steps", "reward", "children", "completions", "labels", "reference")
+FIELDS = (
+    *("prompt_id", "prompt", "steps", "reward", "children", "completions", "labels", "reference"),
+    "question",
+)
+# Not in files of earlier releases.
+OPTIONAL = ("question",)
 REMEDY = "see docs/formats.md for the schema"
 
 
@@ -32,7 +37,7 @@ def schema() -> "pa.Schema":
     text, number = pa.string(), pa.float64()
     child = pa.struct([("text", text), ("ended", pa.bool_()), ("reward", number)])
     per_depth = pa.list_(pa.list_(child)), pa.list_(pa.list_(number))
-    kinds = (text, text, pa.list_(text), number, *per_depth, pa.list_(number), text)
+    kinds = (text, text, pa.list_(text), number, *per_depth, pa.list_(number), text, text)
     return pa.schema(list(zip(FIELDS, kinds, strict=True)))
 
 
@@ -114,7 +119,7 @@ def _parquet_rows(path: Path) -> Rows:
 
 
 def _check_columns(path: Path, names: Sequence[str]) -> None:
-    if missing := [n for n in FIELDS if n not in names]:
+    if missing := [n for n in FIELDS if n not in (*names, *OPTIONAL)]:
         raise UserError(f"{path} lacks the columns {', '.join(missing)}", REMEDY)
     if unknown := [n for n in names if n not in FIELDS]:
         raise UserError(f"{path} has unknown columns {', '.join(unknown)}", f"drop them; {REMEDY}")

@@ -3,26 +3,37 @@
 Once all shards are there, any process may write the metadata: all would write the same.
 """
 
+import logging
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from rmtools.codec import to_json
 from rmtools.data.collect import Branching, Collector, prompts_per_batch
 from rmtools.data.load import load_rollouts
-from rmtools.data.prompts import Prompt, check_prompts, prompt_texts
+from rmtools.data.prompts import (
+    Prompt,
+    asked_format,
+    check_prompts,
+    drawn_prompts,
+    enter_prompts,
+    given_prompts,
+)
 from rmtools.data.rollouts import META_FILE, Rollout, RolloutMetadata, Rollouts, metadata_text, read_metadata
 from rmtools.data.shards import shard_name, write_rows
-from rmtools.data.tasks import Task, load_task
+from rmtools.data.tasks import RenderedTask, Task, load_task
 from rmtools.errors import UserError
 from rmtools.jobs.job import Bar, Blocks, Job, Tick, drawn_from
 from rmtools.jobs.processes import Process
 from rmtools.lm.policy import Policy, load_policy
+from rmtools.lm.prompt_format import RAW, PromptFormat
 from rmtools.lm.steps import StepSettings
 from rmtools.particles.arguments import check_count, check_seed
 from rmtools.seeds import block_generator, generator
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -44,6 +55,7 @@ class RolloutSettings:
     batch_size, shard_size : int
         Prompts decoded together, and prompts of a shard.
     format : {"parquet", "jsonl"}
+    prompt_format : PromptFormat
     """
 
     verb: str
@@ -63,6 +75,7 @@ class RolloutSettings:
     batch_size: int
     shard_size: int
     format: str
+    prompt_format: PromptFormat = RAW
 
     @property
     def shards(self) -> Blocks:
@@ -165,6 +178,8 @@ def collect_shard(
     rng = block_generator(settings.verb, settings.seed, shard)
     collector = Collector(policy, task, settings.branching, rng)
     rows = collector.collect(prompts[settings.shards.of(shard)], settings.batch_size, tick)
+    if isinstance(task, RenderedTask):
+        rows = [replace(row, question=task.question(row.prompt)) for row in rows]
     tally = collector.tally
     return rows, ShardCounts(len(rows), sum(r.outcome for r in rows), tally.tokens, tally.truncated)
 
@@ -204,6 +219,9 @@ def collect_rollouts(
     seed: int = 0,
     out: str | Path | None = None,
     progress: Bar | None = None,
+    prompt_format: str = "auto",
+    system: str | None = None,
+    few_shot: str | Path | Sequence[Any] | None = None,
 ) -> Rollouts:
     """Collect branching rollouts of a policy: the rows of ``rmtools rollout`` for the same arguments.
 
@@ -229,6 +247,9 @@ def collect_rollouts(
         Folder to write; an interrupted call resumes there. Default: rows in memory only.
     progress : callable, optional
         ``progress(label, total)`` returns a context manager that yields a tick.
+    prompt_format, system, few_shot
+        How questions become prompts (docs/prompts.md): auto, raw or chat; the system turn; examples in front (a JSONL file,
+        rows, or pairs of question and solution). auto: chat if the policy's tokenizer has a template.
 
     Raises
     ------
@@ -248,23 +269,37 @@ def collect_rollouts(
     if isinstance(policy, str | Path):
         steps = StepSettings(chosen.delimiter, chosen.horizon, max_step_tokens)
         policy = load_policy(policy, steps, temperature)
-    removed = 0
-    if isinstance(prompts, int):
-        check_count("prompts", prompts)
-        texts, removed = chosen.prompts(prompts, generator("rollout", seed))
-    else:
-        texts = prompt_texts(prompts, chosen)
+    asked = asked_format(prompt_format, system, few_shot, chosen.delimiter)
+    given, removed = _given_or_drawn(prompts, chosen, seed)
+    texts, chosen, form = enter_prompts(given, chosen, asked, policy.steps.tokenizer)
+    if said := asked.chosen(form, policy.name):
+        logger.warning(said)
     check_prompts(texts, chosen, policy)
     shown = progress or (lambda label, total: nullcontext(lambda n: None))
     settings = rollout_settings(policy, chosen, texts, branching, seed, Sharding(batch_size), removed)
-    if out is not None:
-        collect_into(Path(out), settings, policy, chosen, texts, shown)
-        return load_rollouts(out)
+    settings = replace(settings, prompt_format=form)
+    if out is None:
+        return _collect_in_memory(settings, policy, chosen, texts, shown)
+    collect_into(Path(out), settings, policy, chosen, texts, shown)
+    return load_rollouts(out)
+
+
+def _given_or_drawn(prompts: int | Sequence[Any], task: Task, seed: int) -> tuple[list[Prompt], int]:
+    """Return prompts that are given, or drawn from the task, and the number of unsolvable ones."""
+    if not isinstance(prompts, int):
+        return given_prompts(prompts, task.delimiter), 0
+    check_count("prompts", prompts)
+    return drawn_prompts(prompts, task, generator("rollout", seed))
+
+
+def _collect_in_memory(
+    settings: RolloutSettings, policy: Policy, task: Task, prompts: Sequence[str], bar: Bar
+) -> Rollouts:
     rows: list[Rollout] = []
     counts: list[ShardCounts] = []
-    with shown(f"rollouts of {len(texts)} prompts", len(texts)) as tick:
+    with bar(f"rollouts of {len(prompts)} prompts", len(prompts)) as tick:
         for shard in range(settings.shards.count):
-            own, count = collect_shard(settings, policy, chosen, texts, shard, tick)
+            own, count = collect_shard(settings, policy, task, prompts, shard, tick)
             rows += own
             counts.append(count)
     return Rollouts(rows, metadata_of(settings, counts))

@@ -24,6 +24,7 @@ from rmtools.files import replacing
 from rmtools.jobs.job import TALLY, Bar, Blocks, Job, Tick, differences, read_plan
 from rmtools.jobs.lock import PARTIAL, is_free, remove
 from rmtools.jobs.processes import Process
+from rmtools.lm.prompt_format import RAW, PromptFormat
 from rmtools.lm.steps import StepSettings
 from rmtools.sampling.settings import SamplerSettings
 from rmtools.seeds import block_generator
@@ -53,6 +54,7 @@ class SamplePlan:
         Whether the blocks hold traces too.
     rmtools : str
         Version.
+    prompt_format : PromptFormat
     """
 
     model: str
@@ -74,6 +76,7 @@ class SamplePlan:
     block_size: int
     traced: bool = False
     rmtools: str = ""
+    prompt_format: PromptFormat = RAW
 
     @property
     def blocks(self) -> Blocks:

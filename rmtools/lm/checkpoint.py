@@ -19,6 +19,7 @@ from rmtools.lm.classifier import adapted, merged, new_token_classifier, require
 from rmtools.lm.hub import COMMIT, PICKLED, cached_commit, find_model, split_name, with_commit
 from rmtools.lm.policy import Policy, best_device, load_tokenizer
 from rmtools.lm.precision import Dtype, on_device, weights_in
+from rmtools.lm.prompt_format import RAW, PromptFormat
 from rmtools.lm.steps import StepSettings, StepTokenizer
 from rmtools.lm.value import ValueModel
 from rmtools.particles.tilt import Tilt
@@ -65,6 +66,8 @@ class CheckpointSettings:
         Mean reward of the training rollouts: the constant control.
     training : dict
         Target, divergence, data fingerprint, versions: provenance only.
+    prompt_format : PromptFormat
+        How the prompts it was trained on were rendered.
     """
 
     policy: str
@@ -80,6 +83,7 @@ class CheckpointSettings:
     seed: int
     base_rate: float
     training: dict[str, Any] = field(default_factory=dict)
+    prompt_format: PromptFormat = RAW
 
     def __post_init__(self) -> None:
         check_ranges(
@@ -221,14 +225,18 @@ def load_value_model(
     elif is_adapter and beside is not None and _leaves_weights(folder, settings, beside):
         shared = base(dtype=beside.model.dtype).to(beside.device)  # type: ignore[arg-type]
         _share_weights(shared.base_model, beside.model.base_model)
-        return ValueModel(adapted(shared, folder).eval(), steps, tilt, str(source)), settings
+        value = ValueModel(adapted(shared, folder).eval(), steps, tilt, str(source))
+        value.prompt_format = settings.prompt_format
+        return value, settings
     elif is_adapter:
         model = merged(adapted(base(), folder), folder)
     else:
         model = saved_classifier(folder, precision)
     model = on_device(model, device)
     name = f"{source} (untrained head)" if untrained else str(source)
-    return ValueModel(model, steps, tilt, name), settings
+    value = ValueModel(model, steps, tilt, name)
+    value.prompt_format = settings.prompt_format
+    return value, settings
 
 
 def _require_same_base(folder: Path, settings: CheckpointSettings) -> None:

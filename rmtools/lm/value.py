@@ -18,6 +18,7 @@ from rmtools.lm.architectures import require_scorable
 from rmtools.lm.kv.batch import attention
 from rmtools.lm.kv.cache import PrefixCache
 from rmtools.lm.precision import input_device
+from rmtools.lm.prompt_format import PromptFormat
 from rmtools.lm.protocol import TreeValues, ValueState
 from rmtools.lm.steps import EncodedTree, StepTokenizer
 from rmtools.lm.tree_scoring import batches_by_length, padded, tree_logits
@@ -89,10 +90,12 @@ class ConstantValue:
 class ValueModel:
     """A reward model over prefixes: scores whole trajectories in one pass, or new steps incrementally.
 
-    ``model`` returns logits (B, L, 2); ``name`` is for provenance.
+    ``model`` returns logits (B, L, 2); ``name`` is for provenance. ``prompt_format`` is that of the prompts it was trained
+    on, None if it is not known.
     """
 
     is_probability = True
+    prompt_format: PromptFormat | None = None
 
     def __init__(self, model: "PreTrainedModel", steps: StepTokenizer, tilt: Tilt, name: str = "") -> None:
         self.model = model.eval()

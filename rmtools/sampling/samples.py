@@ -1,7 +1,7 @@
 """Sample prompts from Python: `sample` loads what is named, `Samples` holds what was drawn."""
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack, overload
 
 import numpy as np
 
-from rmtools.data.prompts import Prompt, check_prompts, prompt_texts
+from rmtools.data.prompts import (
+    Prompt,
+    asked_format,
+    check_prompts,
+    enter_prompts,
+    given_prompts,
+)
 from rmtools.data.tasks import Answering, Task, load_task
 from rmtools.errors import UserError
 from rmtools.lm.checkpoint import load_value_model, loadable_settings, require_recorded
@@ -282,6 +288,9 @@ def sample(
     observe: Observe[Any] | None = None,
     device: "torch.device | None" = None,
     progress: Progress | None = None,
+    prompt_format: str = "auto",
+    system: str | None = None,
+    few_shot: str | Path | Sequence[Any] | None = None,
     **options: Unpack[SamplerOptions],
 ) -> Samples:
     r"""Sample solutions of prompts, guided by a value model: the records of ``rmtools sample`` for the same arguments.
@@ -296,11 +305,11 @@ def sample(
         N: particles per prompt. Default: 16, or the algorithm's.
     algorithm : str, optional
         smc (the default), sp-gsmc, guided, mh, gibbs, importance, best-of-n, majority, weighted-majority or beam: names for
-        settings of one sampler, which the arguments below change as far as the name allows.
+        settings of one sampler, which other arguments change as far as the name allows.
     seed : int
         Seed of every draw. Prompts are drawn in blocks, so a solution depends on the list it is in.
     policy : path, hub name or StepPolicy, optional
-        What solutions are drawn from. Default: the policy the checkpoint was trained for; a Scorer remembers none.
+        Default: the policy the checkpoint was trained for; a Scorer remembers none.
     task : str or Task, optional
         Verifies the solutions and reads their answers. Default: the checkpoint's; without one there are no rewards.
     terminal : {"model", "verifier"}
@@ -313,6 +322,8 @@ def sample(
         Where models are loaded. Default: CUDA if available.
     progress : callable, optional
         ``progress(label, total)`` returns a context manager that yields a tick.
+    prompt_format, system, few_shot
+        How questions become prompts, as in `collect_rollouts`. auto: the checkpoint's format, another is refused.
     **options
         Further settings of the sampler (`SamplerOptions`); by default the algorithm's. ``output`` names the solution that
         ``best`` is: draw, argmax, majority or weighted-majority.
@@ -334,6 +345,30 @@ def sample(
     >>> samples[0].best.count("\n"), round(float(samples[0].weights.sum()), 6), samples[0].ess.shape
     (3, 1.0, (3,))
     """
+    _check_options(options)
+    settings = settings_for(algorithm, n_particles=n_particles, terminal=terminal, **options)
+    check_seed(seed)
+    value, source, verifier = _models(model, policy, task, device)
+    texts, verifier = _prompts(prompts, (value, source, verifier), (prompt_format, system, few_shot))
+    hooks = Hooks(observe, trace, progress)
+    return Samples(tuple(_draw((value, source, verifier), texts, settings, seed, hooks)))
+
+
+def _prompts(
+    prompts: Sequence[Any], models: tuple[Scorer, StepPolicy, Task | None], asked: tuple[str, str | None, Any]
+) -> tuple[list[str], Task | None]:
+    """Return prompts in the checkpoint's format, and the task that judges their solutions."""
+    value, policy, task = models
+    delimiter = "\n" if task is None else task.delimiter
+    form, given = asked_format(*asked, delimiter), given_prompts(prompts, delimiter)
+    recorded, tokenizer = getattr(value, "prompt_format", None), policy.steps.tokenizer
+    texts, task, _ = enter_prompts(given, task, form, tokenizer, recorded, auto="raw")
+    check_prompts(texts, task, policy)
+    return texts, task
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    """Raise ``TypeError`` for an argument that `sample` does not have."""
     if unknown := sorted(options.keys() - SamplerOptions.__annotations__):
         known = [*inspect.signature(sample).parameters, *SamplerOptions.__annotations__]
         nearest = "".join(f"; the nearest is {near!r}" for near in get_close_matches(unknown[0], known, 1))
@@ -341,13 +376,6 @@ def sample(
             f"sample() has no argument {unknown[0]!r}{nearest}; "
             f"its options: {', '.join(SamplerOptions.__annotations__)}"
         )
-    settings = settings_for(algorithm, n_particles=n_particles, terminal=terminal, **options)
-    check_seed(seed)
-    value, source, verifier = _models(model, policy, task, device)
-    texts = prompt_texts(prompts, verifier)
-    check_prompts(texts, verifier, source)
-    hooks = Hooks(observe, trace, progress)
-    return Samples(tuple(_draw((value, source, verifier), texts, settings, seed, hooks)))
 
 
 @dataclass(frozen=True)

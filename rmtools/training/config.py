@@ -16,6 +16,7 @@ from transformers.training_args import trainer_log_levels
 
 from rmtools.data.rollouts import Rollout
 from rmtools.errors import UserError
+from rmtools.lm.prompt_format import KINDS
 from rmtools.particles.tilt import Tilt
 from rmtools.training.batching import ORDERS
 from rmtools.training.losses import DIVERGENCES
@@ -156,6 +157,15 @@ class PRMConfig(TrainingArguments):
     )
     pqm_margin: float = _argument(4.0, "margin of divergence pqm, nats")
     floor: float = _argument(0.01, "value of certain failure, far below the success rate")
+    prompt_format: str = _argument(
+        "auto",
+        "how the prompts of rows that do not tell their format become text: raw (as they stand), or chat (rendered by the "
+        "chat template of the model's tokenizer); auto: raw",
+    )
+    system: str | None = _argument(None, "system turn of prompt_format chat")
+    few_shot: str | None = _argument(
+        None, 'JSONL file of examples in front of every question: {"question": "…", "solution": "…"}'
+    )
     max_length: int | None = _argument(
         None, "tokens; longer rows lose their last steps. Default: the model's limit"
     )
@@ -209,6 +219,7 @@ class PRMConfig(TrainingArguments):
             "target": TARGETS,
             "divergence": DIVERGENCES,
             "train_sampling_strategy": ORDERS,
+            "prompt_format": KINDS,
             "log_level": trainer_log_levels,
             "log_level_replica": trainer_log_levels,
         }

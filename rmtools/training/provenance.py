@@ -39,6 +39,7 @@ IGNORED = (
     *("*_checkpointing*", "torch_*", "tf32", "bf16", "fp16", "use_*", "liger_*", "average_tokens*"),
     *("accelerator_config", "parallelism_config", "ddp_*", "fsdp*", "deepspeed", "local_rank"),
     *("dataloader_[!d]*", "remove_unused_columns", "label_names", "length_column_name"),
+    *("prompt_format", "system", "few_shot"),  # the rows' fingerprint tells them
 )
 # The parameters of an adapter, by the flags that set them.
 ADAPTER = {
@@ -76,6 +77,7 @@ def checkpoint_settings(
         temperature=1.0 if metadata.temperature is None else metadata.temperature,
         seed=config.seed,
         base_rate=base_rate(rollouts),
+        prompt_format=metadata.prompt_format,
         training={
             "target": config.target,
             "divergence": config.divergence,

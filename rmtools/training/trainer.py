@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from transformers import IntervalStrategy, PreTrainedModel, Trainer
 
 from rmtools.data.load import load_rollouts
+from rmtools.data.prompts import asked_format, rows_in_format
 from rmtools.data.rollouts import Rollout, Rollouts
 from rmtools.errors import UserError
 from rmtools.files import left_as_found, replacing_files
@@ -23,6 +24,7 @@ from rmtools.lm.checkpoint import MODEL_FILES, SETTINGS_FILE, CheckpointSettings
 from rmtools.lm.classifier import float32_head, require_tensors, source_name, unreadable_weights
 from rmtools.lm.hub import split_name
 from rmtools.lm.policy import load_tokenizer, require_vocabulary
+from rmtools.lm.prompt_format import PromptFormat, require_same_format
 from rmtools.lm.steps import StepSettings, StepTokenizer
 from rmtools.lm.value import ConstantValue, ValueModel
 from rmtools.particles.tilt import Tilt
@@ -136,10 +138,15 @@ class PRMTrainer(Trainer):
             raise UserError("the model has no name that tells its tokenizer", "give `processing_class`")
         tokenizer = processing_class or load_tokenizer(name)
         require_vocabulary(tokenizer, trained.config, name or "the model")
+        self.asked_format = asked_format(
+            args.prompt_format, args.system, args.few_shot, rollouts.metadata.steps.delimiter
+        )
+        rollouts = rows_in_format(rollouts, self.asked_format, tokenizer)
+        eval_rows = self._in_format(held_out, tokenizer, rollouts.metadata.prompt_format)
         self.steps = StepTokenizer(tokenizer, rollouts.metadata.steps)
         self.limit = args.max_length or getattr(trained.config, "max_position_embeddings", None)
         self.prepared = prepare(rollouts, self.steps, self.tilt, args.target, self.limit)
-        self.eval_rollouts = within(held_out, self.steps, self.limit)
+        self.eval_rollouts = within(eval_rows, self.steps, self.limit)
         self.settings = settings or checkpoint_settings(name, rollouts, args, trained)
         examples = self.prepared.examples
         require_rotations(trained.config, max(int(e.tree.positions.max()) + 1 for e in examples))
@@ -188,7 +195,7 @@ class PRMTrainer(Trainer):
                 "choose one of these, or give held-out rollouts with children and outcomes of both kinds",
             )
 
-    def _check_rows(self, args: PRMConfig, train: Sequence[Rollout], held_out: Sequence[Rollout]) -> None:
+    def _check_rows(self, args: PRMConfig, train: Rollouts, held_out: Rollouts | None) -> None:
         """Raise ``UserError`` if the rows do not fit the arguments."""
         given = {
             "eval_strategy": args.eval_strategy != "no",
@@ -200,7 +207,7 @@ class PRMTrainer(Trainer):
                 f"{asked[0]} needs evaluations, but there are no held-out rollouts",
                 f"set eval_rollouts (`eval_dataset` of the trainer), or leave {' and '.join(asked)} out",
             )
-        shared = {r.prompt for r in train} & {r.prompt for r in held_out}
+        shared = {r.prompt for r in train} & {r.prompt for r in held_out or ()}
         if shared:
             raise UserError(
                 f"{len(shared)} prompts are in the training and in the held-out rollouts: the metrics would describe "
@@ -217,6 +224,17 @@ class PRMTrainer(Trainer):
                 "bellman_residual needs outcomes, and a training row has reward null",
                 "give rollouts with rewards, or set bellman_residual: 0",
             )
+
+    def _in_format(
+        self, held_out: Rollouts | None, tokenizer: "PreTrainedTokenizerBase", form: PromptFormat
+    ) -> Sequence[Rollout]:
+        """Return held-out rows with rendered prompts; raise ``UserError`` unless ``form`` is theirs, too."""
+        if held_out is None:
+            return []
+        found = rows_in_format(held_out, self.asked_format, tokenizer)
+        if found.metadata.format_known:
+            require_same_format(found.metadata.prompt_format, form, "the held-out rollouts'")
+        return found
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         args = self.args
@@ -264,7 +282,8 @@ class PRMTrainer(Trainer):
         """
         rows = self.eval_rollouts
         if eval_dataset is not None:
-            rows = within(load_rollouts(eval_dataset), self.steps, self.limit)
+            given, form = load_rollouts(eval_dataset), self.settings.prompt_format
+            rows = within(self._in_format(given, self.steps.tokenizer, form), self.steps, self.limit)
         if not rows:
             raise UserError("there are no held-out rollouts to evaluate on", "give `eval_dataset`")
         model = self.accelerator.unwrap_model(self.model)
@@ -445,7 +464,7 @@ def _check_types(model: object, args: object) -> None:
         )
 
 
-def _rows(train: Any, held_out: Any, steps: StepSettings | None) -> tuple[Rollouts, list[Rollout]]:
+def _rows(train: Any, held_out: Any, steps: StepSettings | None) -> tuple[Rollouts, Rollouts | None]:
     """Return the rows to train on, with the metadata that the checkpoint records, and the held-out ones."""
     if train is None:
         raise UserError("there are no rollouts to train on", "give `train_dataset`")
@@ -454,7 +473,7 @@ def _rows(train: Any, held_out: Any, steps: StepSettings | None) -> tuple[Rollou
         rollouts = replace(
             rollouts, metadata=replace(rollouts.metadata, steps=steps, horizon=steps.max_steps)
         )
-    return rollouts, [] if held_out is None else load_rollouts(held_out).rows
+    return rollouts, None if held_out is None else load_rollouts(held_out)
 
 
 def _model(model: Any, peft_config: Any, args: PRMConfig) -> Any:

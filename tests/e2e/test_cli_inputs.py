@@ -44,15 +44,15 @@ def test_prompts_by_hand_are_those_of_a_file(run, tmp_path, value_folder, prompt
 
 
 def test_plain_lines_are_prompts(run, tmp_path, value_folder, monkeypatch):
-    from rmtools.data.prompts import read_stream
+    from rmtools.data.prompts import Prompt, read_stream
 
     task = load_task("answers", 3)
-    assert read_stream(["6 * 7?\n", "\n", "1 + 1?"], task) == (["6 * 7?\n", "1 + 1?\n"], True)
+    found, plain = read_stream(["6 * 7?\n", "\n", "1 + 1?"], task.delimiter)
+    assert ([p.text for p in found], plain) == (["6 * 7?\n", "1 + 1?\n"], True)
     row = json.dumps({"question": "6 * 7?", "answer": "42"})
-    assert read_stream(["\n", row], task) == (["6 * 7?\n"], False)
-    assert task.references == {"6 * 7?\n": "42"}
+    assert read_stream(["\n", row], task.delimiter) == ([Prompt("6 * 7?\n", "42")], False)
     with pytest.raises(UserError, match="standard input, line 2 is not valid JSON"):
-        read_stream([row + "\n", "{\n"], task)
+        read_stream([row + "\n", "{\n"], task.delimiter)
 
 
 def test_a_typed_prompt_without_a_file_is_only_printed(run, tmp_path, value_folder, monkeypatch):

@@ -3,22 +3,38 @@
 import numpy as np
 import pytest
 
-from rmtools.data.prompts import Prompt, check_prompts, prompts_from, prompts_text, read_prompt, read_prompts
+from rmtools.data.prompts import (
+    Prompt,
+    check_prompts,
+    enter_prompts,
+    load_prompts,
+    prompts_from,
+    prompts_text,
+    read_prompt,
+)
 from rmtools.data.tasks import AnswerTask, CallableTask, Crossing, load_task
 from rmtools.errors import UserError
+from rmtools.lm.prompt_format import AskedFormat
+
+
+def texts(path, task=None):
+    """Return the prompts of a file as they stand, with their answers in ``task``."""
+    given = load_prompts(path, "\n" if task is None else task.delimiter)
+    return enter_prompts(given, task, AskedFormat(), None, source=str(path))[0]
 
 
 def test_prompts_file_round_trip(tmp_path):
     found = Crossing(4).prompts(5, np.random.default_rng(0))[0]
     (tmp_path / "p.jsonl").write_text(prompts_text(found))
-    assert read_prompts(tmp_path / "p.jsonl") == found
-    assert prompts_from(str(tmp_path / "p.jsonl"), Crossing(4), np.random.default_rng(0)) == (found, 0)
+    assert texts(tmp_path / "p.jsonl") == found
+    given, removed = prompts_from(str(tmp_path / "p.jsonl"), Crossing(4), np.random.default_rng(0))
+    assert ([p.text for p in given], removed) == (found, 0)
     assert [p.name for p in tmp_path.iterdir()] == ["p.jsonl"]
 
 
 def test_a_number_draws_prompts():
     found, removed = prompts_from("7", Crossing(4), np.random.default_rng(0))
-    assert (found, removed) == Crossing(4).prompts(7, np.random.default_rng(0))
+    assert ([p.text for p in found], removed) == Crossing(4).prompts(7, np.random.default_rng(0))
     for wrong in ("0", "-3"):
         with pytest.raises(UserError, match="at least 1"):
             prompts_from(wrong, Crossing(4), np.random.default_rng(0))
@@ -43,23 +59,23 @@ def test_broken_prompts_files(tmp_path, text, why):
     path = tmp_path / "p.jsonl"
     path.write_text(text)
     with pytest.raises(UserError, match=why):
-        read_prompts(path)
+        texts(path)
 
 
 def test_a_line_separator_inside_a_prompt_does_not_shift_lines(tmp_path):
     """JSON allows U+2028 in a string: only newlines end a line."""
     path = tmp_path / "p.jsonl"
     path.write_text('{"prompt": "a\u2028b"}\n{"prompt": "c"}\n', encoding="utf-8")
-    assert read_prompts(path) == ["a\u2028b", "c"]
+    assert texts(path) == ["a\u2028b", "c"]
 
 
 def test_unreadable_prompts_files(tmp_path):
     for path in (tmp_path / "missing.jsonl", tmp_path):
         with pytest.raises(UserError, match="cannot be read"):
-            read_prompts(path)
+            texts(path)
     (tmp_path / "latin.jsonl").write_bytes(b'{"prompt": "\xe9"}')
     with pytest.raises(UserError, match="cannot be read"):
-        read_prompts(tmp_path / "latin.jsonl")
+        texts(tmp_path / "latin.jsonl")
 
 
 @pytest.mark.parametrize(
@@ -88,27 +104,27 @@ def test_answers_of_another_kind(answer):
 def test_a_byte_order_mark_is_no_part_of_a_prompt(tmp_path):
     path = tmp_path / "p.jsonl"
     path.write_text('{"prompt": "a"}\n', encoding="utf-8-sig")
-    assert read_prompts(path) == ["a"]
+    assert texts(path) == ["a"]
 
 
 def test_the_task_is_told_the_answers(tmp_path):
     path = tmp_path / "p.jsonl"
     path.write_text('{"question": "6*7?", "answer": "42"}\n{"question": "why?"}\n')
     for task in (load_task("gsm8k"), CallableTask(lambda p, s, reference: 1.0)):
-        assert prompts_from(str(path), task, np.random.default_rng(0)) == (["6*7?\n", "why?\n"], 0)
+        assert texts(path, task) == ["6*7?\n", "why?\n"]
         assert task.reference("6*7?\n") == "42"
         assert task.reference("why?\n") is None
-    assert read_prompts(path, load_task("math")) == ["6*7?\n\n", "why?\n\n"]
-    assert read_prompts(path, Crossing(2)) == ["6*7?\n", "why?\n"]
+    assert texts(path, load_task("math")) == ["6*7?\n\n", "why?\n\n"]
+    assert texts(path, Crossing(2)) == ["6*7?\n", "why?\n"]
 
 
 def test_two_answers_to_one_prompt(tmp_path):
     path = tmp_path / "p.jsonl"
     path.write_text('{"prompt": "a", "answer": "1"}\n{"prompt": "a", "answer": 1}\n{"prompt": "a"}\n')
-    assert read_prompts(path, AnswerTask()) == ["a", "a", "a"]
+    assert texts(path, AnswerTask()) == ["a", "a", "a"]
     path.write_text('{"prompt": "a", "answer": "1"}\n{"prompt": "a", "answer": "2"}\n')
     with pytest.raises(UserError, match="prompt 'a': '1' and '2'"):
-        read_prompts(path, AnswerTask())
+        texts(path, AnswerTask())
 
 
 def test_prompts_are_checked_before_any_work(policy, prompts):

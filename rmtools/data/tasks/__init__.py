@@ -16,6 +16,7 @@ from rmtools.data.tasks.custom import CallableTask
 from rmtools.data.tasks.extract import final_answer
 from rmtools.data.tasks.load import load_exact_task, load_task
 from rmtools.data.tasks.protocol import Answering, ExactTask, Referenced, Task, Verifier
+from rmtools.data.tasks.rendered import RenderedTask, rendered_task
 
 __all__ = [
     "AnswerChecker",
@@ -26,9 +27,11 @@ __all__ = [
     "Crossing",
     "ExactTask",
     "Referenced",
+    "RenderedTask",
     "Task",
     "Verifier",
     "final_answer",
     "load_exact_task",
     "load_task",
+    "rendered_task",
 ]

@@ -38,6 +38,7 @@ from rmtools.data.tasks.answers import from_a_file
 from rmtools.data.tasks.checker import spelled
 from rmtools.data.tasks.extract import final_answer
 from rmtools.data.tasks.protocol import check_horizon
+from rmtools.data.tasks.rendered import RenderedTask
 from rmtools.errors import UserError
 
 Judge = Callable[[str, list[str], str | None], float]
@@ -123,6 +124,8 @@ class CallableTask:
 
 def code_hash(task: object) -> str:
     """Return a short hash of the file of a task's function, "" for built-in tasks."""
+    if isinstance(task, RenderedTask):
+        task = task.task
     if not isinstance(task, CallableTask):
         return ""
     file = getattr(sys.modules.get(getattr(task.function, "__module__", "")), "__file__", None)
