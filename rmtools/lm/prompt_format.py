@@ -13,7 +13,6 @@ trained on one format say nothing about prompts of another.
 '1 + 1?\nIt is 2.\n\n2 + 2?\n'
 """
 
-import datetime
 import hashlib
 import json
 from collections.abc import Sequence
@@ -33,8 +32,8 @@ Turn = tuple[str, str]
 Example = tuple[str, str]
 """Question and solution."""
 
-# Templates that write the date would make another prompt every day.
-DATE = datetime.datetime(2024, 7, 26)
+# In front of a template that writes the date: it would make another prompt every day.
+FIXED_DATE = "{%- macro strftime_now(format) -%}26 Jul 2024{%- endmacro -%}"
 
 
 @dataclass(frozen=True)
@@ -236,10 +235,12 @@ class PromptRenderer:
         from jinja2 import TemplateError
 
         messages = [{"role": role, "content": text} for role, text in turns]
+        template = chat_template(self.tokenizer)
+        template = FIXED_DATE + template if "strftime_now" in template else template
         try:
             return str(
                 self.tokenizer.apply_chat_template(
-                    messages, tokenize=False, add_generation_prompt=True, strftime_now=DATE.strftime
+                    messages, chat_template=template, tokenize=False, add_generation_prompt=True
                 )
             )
         except TemplateError as error:
