@@ -32,6 +32,11 @@ def rows_of(rollouts: "Rollouts") -> "tuple[list[Rollout], RolloutMetadata | Non
         rows = list(rollouts)
     else:
         found = load_rollouts(rollouts)
+        if found.turns:
+            raise UserError(
+                "the prompts of the rows are chat messages, and an audit reads texts",
+                "write the messages' text as the prompt, or rows of `rmtools rollout`, which renders them",
+            )
         rows, metadata = found.rows, metadata or found.metadata
     if not rows:
         raise UserError("there are no rollouts to audit", "make some with `rmtools rollout`")

@@ -230,7 +230,7 @@ def _inputs(
     recorded = None if source is None else CheckpointSettings.load(source.pinned).prompt_format
     delimiter = "\n" if found[2] is None else found[2].delimiter
     form = asked_format(*asked, delimiter)
-    if loaded is not None and form.given:
+    if loaded is not None and (form.given or loaded.turns):
         loaded = _rendered(loaded, form, recorded, found)
     return AuditInputs(*found, loaded, prompts, form, recorded, folder, device)
 
@@ -247,7 +247,8 @@ def _rendered(
     tokenizer = load_tokenizer(find_model(value).folder) if isinstance(value, str) else value.steps.tokenizer
     if recorded is None or rollouts.metadata.format_known:
         return rows_in_format(rollouts, asked, tokenizer)
-    return render_rows(rollouts, asked.as_recorded(recorded, tokenizer), tokenizer)
+    form = asked.as_recorded(recorded, tokenizer, turns=bool(rollouts.turns))
+    return render_rows(rollouts, form, tokenizer)
 
 
 Found = tuple["str | Scorer", "Policy | None", "Task | None", str]

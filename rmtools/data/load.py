@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rmtools.codec import VERSION
+from rmtools.data.messages import read_turns
 from rmtools.data.readers.files import SUFFIXES, read_rows
 from rmtools.data.readers.read import LOOK, Tally, convert, detect, require_format
 from rmtools.data.readers.row import Options
@@ -31,6 +32,7 @@ from rmtools.data.rollouts import (
 from rmtools.data.shards import DATA, PLAN_FILE
 from rmtools.errors import UserError
 from rmtools.lm.hub import ask, not_found
+from rmtools.lm.prompt_format import Turn
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -166,6 +168,8 @@ def _from_rows(source: Iterable[Any], data_format: str, name: str = "", skip_bad
 
 def _read(rows: Iterator[tuple[str, Any]], data_format: str, source: str, skip_bad: bool) -> Rollouts:
     """Read rows of our schema or of a public format."""
+    turns: dict[str, tuple[Turn, ...]] = {}
+    rows = ((place, _said(values, str(place), turns, skip_bad)) for place, values in rows)
     first = list(itertools.islice(rows, LOOK))
     if not first:
         raise UserError(
@@ -177,7 +181,7 @@ def _read(rows: Iterator[tuple[str, Any]], data_format: str, source: str, skip_b
         wrong: list[UserError] = []
         found = list(parse_rows(rows, _own_row, wrong if skip_bad else None))
         _tell(source or "the data set", len(found), wrong)
-        return Rollouts(found, RolloutMetadata.unknown(found), source)
+        return Rollouts(found, RolloutMetadata.unknown(found), source, turns)
     tally.format = data_format or detect([values for _, values in first], source)
     found = list(convert(rows, Options(), skip_bad, tally))
     left_out = "; ".join(f"{n}: {reason}" for reason, n in tally.dropped.most_common())
@@ -188,7 +192,30 @@ def _read(rows: Iterator[tuple[str, Any]], data_format: str, source: str, skip_b
         )
     if left_out:
         logger.warning("%s (%s): left out %s", source or "rows", tally.format, left_out)
-    return Rollouts(found, RolloutMetadata.unknown(found), source)
+    return Rollouts(found, RolloutMetadata.unknown(found), source, turns)
+
+
+def _said(row: Any, place: str, turns: dict[str, tuple[Turn, ...]], skip_bad: bool) -> Any:
+    """Return a row whose prompt is chat messages with what the user says last; put the messages into ``turns``.
+
+    With ``skip_bad`` a row of wrong messages is left to its reader, to which its prompt is no text.
+    """
+    if not isinstance(row, Mapping) or not isinstance(row.get("prompt"), list):
+        return row
+    try:
+        found = read_turns(row["prompt"], f"{place}, field prompt")
+        prompt = found[-1][1].strip() + "\n"
+        if turns.get(prompt, found) != found:
+            raise UserError(
+                f"{place}, field prompt: another conversation ends with the same message {prompt[:40]!r}",
+                "render the prompts yourself, or leave one of the two out",
+            )
+    except UserError:
+        if skip_bad:
+            return row
+        raise
+    turns[prompt] = found
+    return {**row, "prompt": prompt}
 
 
 def _tell(source: str, kept: int, left_out: Sequence[UserError]) -> None:

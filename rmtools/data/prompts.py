@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from rmtools.data.collect import prompt_id
+from rmtools.data.messages import read_turns
 from rmtools.data.rollouts import Rollout, Rollouts
 from rmtools.data.tasks import Referenced, Task, rendered_task
 from rmtools.errors import UserError
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 QUESTIONS = ("question", "problem")
 SOLUTIONS = ("solution", "answer")
-ROLES = ("system", "user", "assistant")
 
 
 @dataclass(frozen=True)
@@ -156,13 +156,18 @@ def render_rows(rows: Rollouts, form: PromptFormat, tokenizer: "PreTrainedTokeni
 
     Raises ``UserError`` if a prompt has no such form.
     """
-    if form == RAW:
+    if form == RAW and not rows.turns:
         return rows
     renderer = PromptRenderer(form, tokenizer)
     prompts = dict.fromkeys(r.prompt for r in rows)
-    texts = {q: renderer.render(q, where=f"prompt {i} of the rows") for i, q in enumerate(prompts)}
-    found = [replace(r, prompt=texts[r.prompt], question=r.question or r.prompt) for r in rows]
-    return replace(rows, rows=found, metadata=replace(rows.metadata, prompt_format=form))
+    texts = {
+        q: renderer.render(q, rows.turns.get(q, ()), f"prompt {i} of the rows") for i, q in enumerate(prompts)
+    }
+    found = [
+        r if texts[r.prompt] == r.prompt else replace(r, prompt=texts[r.prompt], question=r.prompt)
+        for r in rows
+    ]
+    return replace(rows, rows=found, metadata=replace(rows.metadata, prompt_format=form), turns={})
 
 
 def rows_in_format(rows: Rollouts, asked: AskedFormat, tokenizer: "PreTrainedTokenizerBase") -> Rollouts:
@@ -171,7 +176,8 @@ def rows_in_format(rows: Rollouts, asked: AskedFormat, tokenizer: "PreTrainedTok
     Raises ``UserError`` if another format than the known one is asked for, or a prompt has no such form.
     """
     if not rows.metadata.format_known:
-        return render_rows(rows, asked.resolve(tokenizer, auto="raw"), tokenizer)
+        form = asked.resolve(tokenizer, auto="raw", turns=bool(rows.turns))
+        return render_rows(rows, form, tokenizer)
     if not asked.agrees(rows.metadata.prompt_format):
         raise UserError(
             f"the prompts of the rollouts are rendered already, in the format {rows.metadata.prompt_format}",
@@ -249,7 +255,7 @@ def read_prompt(row: Any, where: str, delimiter: str = "\n") -> Prompt:
     reference = None if answer is None else str(answer).rsplit("####", 1)[-1].strip() or None
     name, given = _first_field(values, ("messages", "prompt", *QUESTIONS))
     if name == "messages" or (name == "prompt" and isinstance(given, list)):
-        turns = _read_turns(given, f"{where}, field {name}")
+        turns = read_turns(given, f"{where}, field {name}")
         return Prompt(turns[-1][1].strip() + delimiter, reference, turns)
     if not isinstance(given, str) or not given:
         raise UserError(
@@ -263,36 +269,6 @@ def _first_field(values: dict[str, Any], names: Sequence[str]) -> tuple[str, Any
     """Return the first of the fields that a row has, with its value."""
     name = next((n for n in names if n in values), "")
     return name, values.get(name)
-
-
-def _read_turns(given: Any, where: str) -> tuple[Turn, ...]:
-    """Return chat messages as turns; raise ``UserError`` unless each has a role and a text, and the user speaks last."""
-    turns = []
-    for i, message in enumerate(given if isinstance(given, list) else []):
-        values = message if isinstance(message, dict) else {}
-        role, content = values.get("role"), values.get("content")
-        if role not in ROLES:
-            raise UserError(
-                f"{where}: message {i} has the role {role!r}",
-                f"the roles of a prompt are: {', '.join(ROLES)}",
-            )
-        if isinstance(content, list) and all(
-            isinstance(x, dict) and x.get("type") == "text" for x in content
-        ):
-            content = "".join(str(x.get("text", "")) for x in content)
-        if not isinstance(content, str) or not content.strip():
-            raise UserError(f'{where}: message {i} has no text "content"', "write it as text")
-        if role == "system" and i:
-            raise UserError(f"{where}: message {i} is a system turn behind others", "put it first")
-        turns.append((role, content))
-    if not turns:
-        raise UserError(f"{where} has no message", 'give [{"role": "user", "content": "…"}]')
-    if turns[-1][0] != "user":
-        raise UserError(
-            f"{where}: the last message is the {turns[-1][0]}'s, and a prompt ends with a user's",
-            "drop it if it is the solution; add the question if it is an example",
-        )
-    return tuple(turns)
 
 
 def asked_format(

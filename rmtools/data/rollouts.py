@@ -28,7 +28,7 @@ from rmtools.data.shards import (
 )
 from rmtools.errors import UserError
 from rmtools.files import json_text, replacing
-from rmtools.lm.prompt_format import RAW, PromptFormat
+from rmtools.lm.prompt_format import RAW, PromptFormat, Turn
 from rmtools.lm.steps import StepSettings
 from rmtools.summary import Summary
 
@@ -173,6 +173,8 @@ class Rollouts(Sequence[Rollout]):
         That of the whole folder, also for a slice; of rows from elsewhere what `RolloutMetadata.unknown` says.
     source : str
         Folder, file or hub data set they were read from; "" for rows in memory.
+    turns : mapping
+        Chat messages of prompts that are not rendered yet, by prompt (what the user says last).
 
     Examples
     --------
@@ -190,6 +192,7 @@ class Rollouts(Sequence[Rollout]):
     rows: list[Rollout]
     metadata: RolloutMetadata
     source: str = ""
+    turns: Mapping[str, tuple[Turn, ...]] = field(default_factory=dict)
 
     @overload
     def __getitem__(self, index: int) -> Rollout: ...
@@ -198,7 +201,7 @@ class Rollouts(Sequence[Rollout]):
     def __getitem__(self, index: int | slice) -> "Rollout | Rollouts":
         """Return a row, or the rows of a slice with the same metadata."""
         if isinstance(index, slice):
-            return Rollouts(self.rows[index], self.metadata, self.source)
+            return replace(self, rows=self.rows[index])
         return self.rows[index]
 
     def __len__(self) -> int:

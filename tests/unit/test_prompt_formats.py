@@ -115,7 +115,11 @@ def test_auto(chat_tokenizer, tokenizer):
 
 
 def test_what_no_tokenizer_can_render(chat_tokenizer, tokenizer):
-    for asked, turns in ((AskedFormat("chat"), False), (AskedFormat(), True), (AskedFormat(system="s"), False)):
+    for asked, turns in (
+        (AskedFormat("chat"), False),
+        (AskedFormat(), True),
+        (AskedFormat(system="s"), False),
+    ):
         with pytest.raises(UserError, match="no chat template") as caught:
             asked.resolve(tokenizer, turns=turns)
         assert "`prompt_format` raw" in caught.value.fix
@@ -128,8 +132,16 @@ def test_what_no_tokenizer_can_render(chat_tokenizer, tokenizer):
 @pytest.mark.parametrize(
     ("template", "turns", "why"),
     [
-        ("{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}", 1, "no system"),
-        ("{% for m in messages %}{% if m.role != 'system' %}{{ m.content }}{% endif %}{% endfor %}", 1, "drops"),
+        (
+            "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}",
+            1,
+            "no system",
+        ),
+        (
+            "{% for m in messages %}{% if m.role != 'system' %}{{ m.content }}{% endif %}{% endfor %}",
+            1,
+            "drops",
+        ),
     ],
 )
 def test_a_template_that_takes_no_system_turn(chat_tokenizer, monkeypatch, template, turns, why):
@@ -295,7 +307,7 @@ def test_a_policy_with_another_template(chat_checkpoint, chat_rollouts, chat_fol
     value, settings = rm.load_value_model(str(chat_checkpoint))
     policy = rm.load_policy(chat_folder, settings.steps)
     policy.steps.tokenizer.chat_template = "{# new #}" + TEMPLATE
-    with pytest.raises(UserError, match="format is chat with .*, the checkpoint's is chat with") as caught:
+    with pytest.raises(UserError, match=r"format is chat with .*, the checkpoint's is chat with") as caught:
         rm.sample(value, ["r1 . \nc13 . \nc13 . \nc02 . \n"], policy=policy, n_particles=2)
     assert "chat template is another" in caught.value.fix
 
@@ -378,3 +390,32 @@ def test_the_task_crossing_reads_what_a_user_says():
     question = Crossing(2).prompts(1, np.random.default_rng(0))[0][0]
     found = read_prompt({"messages": [message("user", question)]}, "f")
     assert found.text == question.strip() + "\n"
+
+
+def test_rows_whose_prompts_are_messages(chat_folder, chat_tokenizer, chat_checkpoint, tmp_path, prompts):
+    """The layout of trl's conversational data sets."""
+    said = [message("user", "r1 ."), message("assistant", "u ."), message("user", prompts[0])]
+    rows = [
+        {"prompt": said, "completions": ["u r3 \n"], "labels": [True]},
+        {"prompt": [message("user", prompts[1])], "completions": ["u r3 \n"], "labels": [False]},
+    ]
+    chat = trainer(chat_folder, tmp_path, rows)
+    renderer = PromptRenderer(AskedFormat("chat").resolve(chat_tokenizer), chat_tokenizer)
+    turns = tuple((m["role"], m["content"]) for m in said)
+    texts = [renderer.render("", turns), renderer.render(prompts[1])]
+    assert chat.settings.prompt_format == renderer.form
+    trees = [e.tree for e in chat.prepared.examples]
+    assert [t.ids[: t.reads[0] + 1].tolist() for t in trees] == [chat.steps.prompt_ids(t) for t in texts]
+    raw = trainer(chat_folder, tmp_path, rows[1:], prompt_format="raw")
+    text = prompts[1].strip() + "\n"
+    assert raw.prepared.examples[0].tree.ids[
+        : len(raw.steps.prompt_ids(text))
+    ].tolist() == raw.steps.prompt_ids(text)
+    with pytest.raises(UserError, match="only a single user turn"):
+        trainer(chat_folder, tmp_path, rows, prompt_format="raw")
+    with pytest.raises(UserError, match="row 1, field prompt: another conversation ends with the same"):
+        rm.load_rollouts([rows[0], {**rows[1], "prompt": said[2:]}])
+    with pytest.raises(UserError, match="row 0, field prompt: the last message is the assistant's"):
+        rm.load_rollouts([{**rows[0], "prompt": said[:2]}])
+    with pytest.raises(UserError, match="an audit reads texts"):
+        rm.audit([{"prompt": said, "steps": ["u r3 \n"], "reward": 1.0}], str(chat_checkpoint))
