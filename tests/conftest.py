@@ -18,6 +18,10 @@ import pytest
 
 HORIZON = 3
 FLOOR = 0.05
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}{{ '<|' + m.role + '|>' + m.content + ' \n' }}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
 _frozen_modules = 0
 
 
@@ -159,6 +163,46 @@ def value(value_folder):
     from rmtools.lm.checkpoint import load_value_model
 
     return load_value_model(value_folder)[0]
+
+
+@pytest.fixture(scope="session")
+def chat_tokenizer(task):
+    """Whole words, a template that writes the beginning-of-sequence token, and marks that are special tokens."""
+    from tokenizers import AddedToken
+
+    from rmtools.lm.tokenizers import word_tokenizer
+
+    tokenizer = word_tokenizer(task.vocabulary())
+    marks = [AddedToken(f"<|{role}|>", special=True) for role in ("system", "user", "assistant")]
+    tokenizer.add_tokens(marks, special_tokens=True)
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def chat_folder(chat_tokenizer, tmp_path_factory):
+    """A policy with random weights whose tokenizer has a template."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(chat_tokenizer),
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            max_position_embeddings=128,
+            bos_token_id=1,
+            eos_token_id=2,
+            pad_token_id=0,
+        )
+    )
+    folder = tmp_path_factory.mktemp("chat") / "policy"
+    model.save_pretrained(folder)
+    chat_tokenizer.save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

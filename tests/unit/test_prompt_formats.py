@@ -12,51 +12,9 @@ from rmtools.data.tasks import Crossing, rendered_task
 from rmtools.errors import UserError
 from rmtools.lm.checkpoint import CheckpointSettings
 from rmtools.lm.prompt_format import RAW, AskedFormat, PromptFormat, PromptRenderer
-from rmtools.lm.tokenizers import word_tokenizer
 
-TEMPLATE = (
-    "{{ bos_token }}{% for m in messages %}{{ '<|' + m.role + '|>' + m.content + ' \n' }}{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
-)
+DATED = "{{ strftime_now('%d %b %Y') }}"
 SOLVED = [{"prompt": "r1 . \nc13 . \n", "solution": "u r3 \nd r3 \n"}]
-
-
-@pytest.fixture(scope="module")
-def chat_tokenizer(task):
-    """Whole words, a template that writes the beginning-of-sequence token, and marks that are special tokens."""
-    from tokenizers import AddedToken
-
-    tokenizer = word_tokenizer(task.vocabulary())
-    marks = [AddedToken(f"<|{role}|>", special=True) for role in ("system", "user", "assistant")]
-    tokenizer.add_tokens(marks, special_tokens=True)
-    tokenizer.chat_template = TEMPLATE
-    return tokenizer
-
-
-@pytest.fixture(scope="module")
-def chat_folder(chat_tokenizer, tmp_path_factory):
-    """A policy with random weights whose tokenizer has a template."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(chat_tokenizer),
-            hidden_size=16,
-            intermediate_size=32,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            max_position_embeddings=128,
-            bos_token_id=1,
-            eos_token_id=2,
-            pad_token_id=0,
-        )
-    )
-    folder = tmp_path_factory.mktemp("chat") / "policy"
-    model.save_pretrained(folder)
-    chat_tokenizer.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +58,7 @@ def test_chat_prompts(chat_tokenizer):
 
 
 def test_a_template_that_writes_the_date_gives_the_same_text_every_day(chat_tokenizer, monkeypatch):
-    monkeypatch.setattr(chat_tokenizer, "chat_template", "{{ strftime_now('%d %b %Y') }}" + TEMPLATE)
+    monkeypatch.setattr(chat_tokenizer, "chat_template", DATED + chat_tokenizer.chat_template)
     form = AskedFormat("chat").resolve(chat_tokenizer)
     assert PromptRenderer(form, chat_tokenizer).render("r1 .").startswith("26 Jul 2024<bos>")
 
@@ -306,7 +264,7 @@ def test_samples_take_the_checkpoints_format(chat_checkpoint, chat_rollouts, tas
 def test_a_policy_with_another_template(chat_checkpoint, chat_rollouts, chat_folder):
     value, settings = rm.load_value_model(str(chat_checkpoint))
     policy = rm.load_policy(chat_folder, settings.steps)
-    policy.steps.tokenizer.chat_template = "{# new #}" + TEMPLATE
+    policy.steps.tokenizer.chat_template += "{# new #}"
     with pytest.raises(UserError, match=r"format is chat with .*, the checkpoint's is chat with") as caught:
         rm.sample(value, ["r1 . \nc13 . \nc13 . \nc02 . \n"], policy=policy, n_particles=2)
     assert "chat template is another" in caught.value.fix
