@@ -31,24 +31,52 @@ def shots(tmp_path):
     return path
 
 
+JUDGE = """
+def reward(prompt, steps, reference):
+    assert prompt.startswith("r") and "<|" not in prompt and prompt.endswith("\\n"), prompt
+    return float(len("".join(steps)) % 2)
+"""
+
+
 @pytest.fixture
-def drawn(run, chat_folder, tmp_path, shots):
+def questions(tmp_path, prompts):
+    """A file of questions, and a task that fails if it is asked about anything else."""
+    (tmp_path / "judge.py").write_text(JUDGE)
+    path = tmp_path / "questions.jsonl"
+    path.write_text("".join(json.dumps({"prompt": p}) + "\n" for p in prompts[:4]))
+    return path
+
+
+@pytest.fixture
+def drawn(run, chat_folder, tmp_path, questions):
     """``drawn(name, options)``: rollouts in a folder; the result of the command."""
 
     def draw(name, *options):
-        sizes = ("--horizon", 3, "--prompts", 4, "--trajectories", 2, "--children", 2, "--max-step-tokens", 4)
-        return run("rollout", "--policy", chat_folder, *sizes, *options, "--out", tmp_path / name)
+        sizes = (
+            "--horizon",
+            3,
+            "--prompts",
+            questions,
+            "--trajectories",
+            2,
+            "--children",
+            2,
+            "--max-step-tokens",
+            4,
+        )
+        task = ("--task", f"{tmp_path / 'judge.py'}:reward")
+        return run("rollout", "--policy", chat_folder, *task, *sizes, *options, "--out", tmp_path / name)
 
     return draw
 
 
-def test_one_format_through_the_chain(run, drawn, tmp_path, shots):
+def test_one_format_through_the_chain(run, drawn, tmp_path, shots, questions):
     options = ("--system", "u .", "--few-shot", shots)
     result = drawn("chat", *options)
     assert (result.code, result.err.count("rendered by the chat template")) == (0, 1)
     assert "--prompt-format raw" in result.err
     assert "finished already" in drawn("chat", *options).out
-    check_error(drawn("chat", "--prompt-format", "raw"), "prompt_format", "--overwrite")
+    check_error(drawn("chat", "--prompt-format", "raw"), "kind", "chat", "raw", "--overwrite")
     rows, metadata = read_rollouts(tmp_path / "chat")
     form = metadata.prompt_format
     assert (form.kind, form.system, len(form.few_shot)) == ("chat", "u .", 1)
@@ -59,28 +87,20 @@ def test_one_format_through_the_chain(run, drawn, tmp_path, shots):
 
     file = tmp_path / "prompts.jsonl"
     file.write_text(json.dumps({"messages": [{"role": "user", "content": rows[0].question}]}) + "\n")
-    sample = ("sample", "--model", prm, "-n", 2, "--task", "none", "--prompts", file)
+    sample = ("sample", "--model", prm, "-n", 2, "--prompts", file)
     assert run(*sample, "--out", tmp_path / "s.jsonl").code == 0
-    assert json.loads((tmp_path / "s.jsonl").read_text())["prompt"] == rows[0].prompt
+    record = json.loads((tmp_path / "s.jsonl").read_text())
+    assert record["prompt"] == rows[0].prompt
+    assert all(s["reward"] in (0, 1) for s in record["samples"])
     for other in (("--prompt-format", "raw"), ("--system", "s"), ("--few-shot", file)):
         if other[0] != "--few-shot":
             check_error(run(*sample, *other), str(form).split(" (")[0], "leave --prompt-format, --system and")
     check_error(run(*sample, "--few-shot", file), "line 1 is no example")
 
-    audit = (
-        "audit",
-        "--model",
-        prm,
-        "--prompts",
-        2,
-        "--trajectories",
-        2,
-        "--children",
-        2,
-        "--completions",
-        1,
-    )
-    assert run(*audit, "--out", tmp_path / "audit").code == 0
+    sizes = ("--trajectories", 4, "--children", 3, "--completions", 3)
+    audit = ("audit", "--model", prm, "--prompts", questions, *sizes)
+    result = run(*audit, "--out", tmp_path / "audit")
+    assert result.code == 0, result.lines
     assert read_rollouts(tmp_path / "audit" / "rollouts")[1].prompt_format == form
     assert not drawn("raw", "--prompt-format", "raw").err.count("chat template")
     audit = ("audit", "--model", prm, "--out", tmp_path / "other", "--rollouts")
