@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from checks import Result, check_error
 
+from rmtools.cli import main
 from rmtools.data.rollouts import read_rollouts
 from rmtools.data.shards import find_shards
 from rmtools.errors import UserError
@@ -186,16 +187,27 @@ def test_the_real_command_killed(run, whole, policy_folder, many_prompts, tmp_pa
     check_same(tmp_path / "r", whole[0])
 
 
+def rank_of_two(rank, words, said):
+    """Run the command as a launcher's process of this rank does: accelerate's and torchrun's set these variables."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    sys.argv = ["rmtools", *words]
+    with said.open("w") as sys.stdout, Path(os.devnull).open("w") as sys.stderr:
+        main.run()
+
+
 def test_several_processes(whole, policy_folder, many_prompts, tmp_path):
-    """Two through accelerate: one bar, one line, the same rows as one process."""
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    launch += ["--main_process_port", "0", "-m", "rmtools"]
-    command = [*launch, *arguments(policy_folder, many_prompts, tmp_path / "r")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert len(done.stdout.strip().splitlines()) == 1
-    assert "60 trajectories" in done.stdout
+    """Two that a launcher starts: one line, the same rows as one process."""
+    words = arguments(policy_folder, many_prompts, tmp_path / "r")
+    fork = multiprocessing.get_context("fork").Process
+    processes = [fork(target=rank_of_two, args=(rank, words, tmp_path / f"{rank}")) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    said = "".join((tmp_path / f"{rank}").read_text() for rank in range(2))
+    assert len(said.strip().splitlines()) == 1
+    assert "60 trajectories" in said
     check_same(tmp_path / "r", whole[0])
 
 
