@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rmtools.auditing.enumerated import Progress, enumerate_rollouts
-from rmtools.auditing.model_audit import AuditOptions, Subject, audit_model
+from rmtools.auditing.enumerated import EnumeratedRollouts, Progress, enumerate_rollouts
+from rmtools.auditing.model_audit import AuditOptions, ModelAudit, audit_model
 from rmtools.auditing.notes import notes
 from rmtools.auditing.report import AuditReport
 from rmtools.auditing.rows import limited, provenance_of, rows_of, tokens_of
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from rmtools.data.rollouts import Rollout, RolloutMetadata
     from rmtools.data.tasks import Task
     from rmtools.lm.policy import Policy
+    from rmtools.lm.precision import Dtype
     from rmtools.lm.protocol import Scorer
 
 
@@ -45,6 +46,7 @@ def audit(
     prompts_limit: int | None = None,
     seed: int = 0,
     device: "torch.device | None" = None,
+    dtype: "Dtype" = "auto",
     progress: Progress | None = None,
 ) -> AuditReport:
     """Audit a reward model on branching rollouts.
@@ -65,12 +67,10 @@ def audit(
         What a finished solution is worth to the models; controls always use the verifier.
     delta_cv, delta_tv : float
         Accuracies for which particles are predicted.
-    prompts_limit : int, optional
-        Audit only the first so many prompts.
-    seed : int
-        Seed of the bootstrap.
-    device : torch.device, optional
-        Where checkpoints are loaded; default: CUDA if available.
+    prompts_limit, seed : int
+        Audit only the first so many prompts; seed of the bootstrap.
+    device, dtype : torch.device, {"auto", "float32", "bfloat16"}
+        Where checkpoints are loaded (default: CUDA if available), and in which precision, as by `rmtools.load_value_model`.
     progress : callable, optional
         ``progress(label, total)`` returns a context manager that yields a tick.
 
@@ -88,6 +88,7 @@ def audit(
     from rmtools.auditing.load_models import load_models, pinned
     from rmtools.data.rollouts import rollouts_fingerprint
     from rmtools.lm.particles import check_terminal_name
+    from rmtools.lm.precision import Placement
 
     check_accuracies(delta_cv, delta_tv)
     check_seed(seed)
@@ -96,20 +97,20 @@ def audit(
     rows, metadata = rows_of(rollouts)
     fingerprint, rows = rollouts_fingerprint(rows), limited(rows, prompts_limit)
     shown, value_model = progress or _no_progress, pinned(value_model)
-    models, settings = load_models(rows, value_model, compare, controls, terminal, seed, device)
+    where = Placement(device, dtype)
+    models, known = load_models(rows, value_model, compare, controls, terminal, seed, where)
     _require_formats(metadata, [m.scorer for m in models])
     scored = [_score(model, rows, shown) for model in models]
     enumerated = enumerate_rollouts(rows, metadata, models, policy, task, shown)
     options = AuditOptions(delta_cv, delta_tv, tokens_of(rows, models[0].scorer))
-    found = []
-    for k, (model, its) in enumerate(zip(models, scored, strict=True)):
-        exact = (None, None) if enumerated is None else (enumerated.log_errors(model), enumerated.cost(model))
-        found.append(audit_model(model.subject, *its, options, np.random.default_rng([seed, k]), *exact))
+    found = [
+        _audited(model, its, enumerated, options, np.random.default_rng([seed, k]))
+        for k, (model, its) in enumerate(zip(models, scored, strict=True))
+    ]
     outside = None if enumerated is None else enumerated.coverage()
-    provenance = provenance_of(rows, metadata, settings["model"])
-    provenance |= _checkpoint(models[0].subject, value_model)
+    provenance = provenance_of(rows, metadata, known["model"]) | _checkpoint(models[0], value_model)
     asked = {"seed": seed, "delta_cv": delta_cv, "delta_tv": delta_tv, "rollouts_fingerprint": fingerprint}
-    warnings = tuple(notes(rows, metadata, settings, found, fingerprint, outside))
+    warnings = tuple(notes(rows, metadata, known, found, fingerprint, outside))
     return AuditReport(tuple(found), _pairs(models, scored, seed), provenance | asked, outside, warnings)
 
 
@@ -138,13 +139,27 @@ def _score(model: "AuditedModel", rows: "Sequence[Rollout]", progress: Progress)
         return model.score(rows, tick)
 
 
-def _checkpoint(subject: Subject, value_model: "str | Path | Scorer") -> dict[str, Any]:
+def _audited(
+    model: "AuditedModel",
+    scored: "Scored",
+    enumerated: EnumeratedRollouts | None,
+    options: AuditOptions,
+    rng: np.random.Generator,
+) -> ModelAudit:
+    exact = (None, None) if enumerated is None else (enumerated.log_errors(model), enumerated.cost(model))
+    return audit_model(model.subject, *scored, options, rng, *exact)
+
+
+def _checkpoint(model: "AuditedModel", value_model: "str | Path | Scorer") -> dict[str, Any]:
     """Return the provenance of the audited model; a scorer has no fingerprint."""
     from rmtools.lm.checkpoint import fingerprint
+    from rmtools.lm.precision import precision_of
 
+    subject = model.subject
     return {
         "checkpoint": subject.name,
         "checkpoint_fingerprint": fingerprint(value_model) if isinstance(value_model, str | Path) else "",
+        "checkpoint_dtype": precision_of(model.scorer),
         "terminal": subject.terminal,
         "floor": subject.tilt.floor,
     }

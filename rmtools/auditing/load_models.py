@@ -15,14 +15,13 @@ from rmtools.data.scoring import ScoredRollouts, score_rollouts
 from rmtools.errors import UserError
 from rmtools.lm.checkpoint import load_value_model
 from rmtools.lm.hub import find_model
+from rmtools.lm.precision import Placement
 from rmtools.lm.scorer_checks import AUDITED, require_scorer
 from rmtools.lm.value import ConstantValue
 from rmtools.stats.paired import ModelEstimates, PairedDifference, paired_estimator
 from rmtools.stats.sigma2 import sigma2_parts
 
 if TYPE_CHECKING:
-    import torch
-
     from rmtools.data.rollouts import Rollout
     from rmtools.lm.checkpoint import CheckpointSettings
     from rmtools.lm.protocol import Scorer
@@ -64,16 +63,16 @@ def load_models(
     controls: bool,
     terminal: str,
     seed: int,
-    device: "torch.device | None" = None,
+    placement: "Placement | None" = None,
 ) -> "tuple[list[AuditedModel], dict[str, CheckpointSettings | None]]":
     """Return the model, those it is compared with and the controls; and the settings of checkpoints by role."""
     found, settings = [], {}
     for k, given in enumerate((value_model, *compare)):
         role = f"compare {k}" if k else "model"
-        scorer, settings[role] = loaded(given, device)
+        scorer, settings[role] = loaded(given, placement)
         found.append(_model(role, scorer, terminal))
     if controls:
-        found += _controls(rows, value_model, found[0].scorer, settings["model"], seed, device)
+        found += _controls(rows, value_model, found[0].scorer, settings["model"], seed, placement)
     return found, settings
 
 
@@ -83,11 +82,12 @@ def pinned(model: "str | Path | Scorer") -> "str | Scorer":
 
 
 def loaded(
-    model: "str | Path | Scorer", device: "torch.device | None" = None
+    model: "str | Path | Scorer", placement: "Placement | None" = None
 ) -> "tuple[Scorer, CheckpointSettings | None]":
     """Return a scorer, and its settings if it is a checkpoint."""
     if isinstance(model, str | Path):
-        return load_value_model(model, device=device)
+        where = placement or Placement()
+        return load_value_model(model, device=where.device, dtype=where.dtype)
     require_scorer(model, AUDITED)
     return model, None
 
@@ -107,7 +107,7 @@ def _controls(
     scorer: "Scorer",
     settings: "CheckpointSettings | None",
     seed: int,
-    device: "torch.device | None",
+    placement: "Placement | None",
 ) -> list[AuditedModel]:
     """Return the controls that apply to these rollouts, all with the model's tilt and the verifier's ends."""
 
@@ -124,7 +124,10 @@ def _controls(
         by_depth = position_only(rows, scorer.steps, scorer.tilt, generator(b"controls"))
         found.append(control("position only", by_depth, fitted=True))
     if settings is not None and _has_base(settings):
-        untrained, _ = load_value_model(str(value_model), untrained=True, device=device)
+        where = placement or Placement()
+        untrained, _ = load_value_model(
+            str(value_model), untrained=True, device=where.device, dtype=where.dtype
+        )
         found.append(control("untrained", untrained, fitted=False))
     if extra_completions(rows) >= 3:
         oracle = Subject("oracle", "half of the completions", scorer.tilt, fitted=True, knows_end=True)

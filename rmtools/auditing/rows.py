@@ -83,7 +83,7 @@ def provenance_of(
     if metadata is not None:
         same = (*known, "horizon", "temperature", "removed_prompts", "generated_tokens")
         known = {name: getattr(metadata, name) for name in same}
-        known |= {"rollouts_seed": metadata.seed, "rollouts_source": metadata.source}
+        known |= {"rollouts_seed": metadata.seed, "rollouts_source": metadata.source, "dtype": metadata.dtype}
         known["prompt_format"] = str(metadata.prompt_format)
     return {
         **known,

@@ -11,6 +11,7 @@ from rmtools.cli.options import (
     Children,
     Completions,
     Device,
+    Dtype,
     FewShot,
     FormatName,
     Horizon,
@@ -30,14 +31,13 @@ from rmtools.cli.options import (
 from rmtools.errors import UserError
 
 if TYPE_CHECKING:
-    import torch
-
     from rmtools.auditing import AuditReport
     from rmtools.data.collect import Branching
     from rmtools.data.rollouts import RolloutMetadata
     from rmtools.data.rollouts import Rollouts as LoadedRollouts
     from rmtools.data.tasks import Task
     from rmtools.lm.policy import Policy
+    from rmtools.lm.precision import Placement
     from rmtools.lm.prompt_format import AskedFormat, PromptFormat
     from rmtools.lm.protocol import Scorer
 
@@ -93,6 +93,7 @@ def command(
     task: TaskName = None,
     horizon: Horizon = None,
     device: Device = "auto",
+    dtype: Dtype = "auto",
     rollouts: Rollouts = None,
     prompts: Prompts = DEFAULT_PROMPTS,
     prompts_limit: PromptsLimit = None,
@@ -117,7 +118,7 @@ def command(
     """
     from rmtools.auditing.audit import check_accuracies
     from rmtools.auditing.metrics import not_met, thresholds
-    from rmtools.cli.device import device_for
+    from rmtools.cli.device import placement_for
     from rmtools.data.collect import Branching
     from rmtools.files import left_as_found
     from rmtools.lm.checkpoint import CheckpointSettings
@@ -127,7 +128,7 @@ def command(
     _check_ends(model, terminal, verify, card)
     for other in compare or []:
         CheckpointSettings.load(other)
-    known = (policy, task, horizon, device_for(device))
+    known = (policy, task, horizon, placement_for(device, dtype))
     asked = prompt_format, system and unescaped(system), few_shot
     inputs = _inputs(model, known, rollouts, prompts, asked, out)
     branching = Branching(trajectories, children, completions)
@@ -179,7 +180,7 @@ class AuditInputs:
     asked: "AskedFormat"
     recorded: "PromptFormat | None"
     folder: Path
-    device: "torch.device"
+    placement: "Placement"
 
     def require_policy(self, what: str) -> "tuple[Policy, Task]":
         """Return policy and task; raise ``UserError`` if they are unknown."""
@@ -191,8 +192,8 @@ class AuditInputs:
         return self.policy, self.task
 
 
-Named = tuple[str | None, str | None, int | None, "torch.device"]
-"""The options --policy, --task, --horizon, and the device."""
+Named = tuple[str | None, str | None, int | None, "Placement"]
+"""The options --policy, --task, --horizon, and where models run."""
 
 
 def _inputs(
@@ -211,14 +212,14 @@ def _inputs(
     from rmtools.lm.checkpoint import CheckpointSettings
     from rmtools.lm.hub import find_model
 
-    policy, task, horizon, device = named
+    policy, task, horizon, placement = named
     if prompts in NAMES:
         task, prompts = task or prompts, DEFAULT_PROMPTS
     loaded = None if rollouts is None else load_rollouts(str(rollouts))
     known = None if loaded is None else loaded.metadata
     if known is not None and known.task and task and task != known.task:
         raise UserError(f"the rollouts are of the task {known.task}, --task names {task}", "leave --task out")
-    named = (policy, task, horizon, device)
+    named = (policy, task, horizon, placement)
     source = None if model.startswith(IMPLICIT) else find_model(model)
     if source is not None and not source.commit:
         out = out or source.folder / "audit"
@@ -232,7 +233,7 @@ def _inputs(
     form = asked_format(*asked, delimiter)
     if loaded is not None and (form.given or loaded.turns):
         loaded = _rendered(loaded, form, recorded, found)
-    return AuditInputs(*found, loaded, prompts, form, recorded, folder, device)
+    return AuditInputs(*found, loaded, prompts, form, recorded, folder, placement)
 
 
 def _rendered(
@@ -257,21 +258,24 @@ Found = tuple["str | Scorer", "Policy | None", "Task | None", str]
 
 def _checkpoint(model: str, named: Named, known: "RolloutMetadata | None") -> Found:
     """Return a checkpoint with its policy and task; None and the reason if rollouts are given and neither is found."""
+    from rmtools.cli.device import print_precision
     from rmtools.lm.checkpoint import loadable_settings
     from rmtools.sampling.loading import load
 
     loadable_settings(model)  # a wrong checkpoint is an error even if rollouts are given
     try:
-        loaded = load(model, *named[:3], device=named[3])
+        loaded = load(model, *named[:3], placement=named[3])
     except UserError as error:
         if known is None or any(named[:3]):
             raise
         return model, None, None, error.fact
+    print_precision(policy=loaded.policy, value_model=loaded.value)
     return model, loaded.policy, loaded.task, ""
 
 
 def _implicit(model: str, named: Named, known: "RolloutMetadata | None") -> Found:
     """Return the log ratio of the named language model to the policy, the policy, and the task if one is known."""
+    from rmtools.cli.device import print_precision
     from rmtools.data.tasks import load_task
     from rmtools.lm.hub import with_commit
     from rmtools.lm.implicit import load_implicit
@@ -279,7 +283,7 @@ def _implicit(model: str, named: Named, known: "RolloutMetadata | None") -> Foun
     from rmtools.lm.steps import StepSettings
     from rmtools.particles.tilt import Tilt
 
-    policy, task, horizon, device = named
+    policy, task, horizon, placement = named
     name = policy or (with_commit(known.policy, known.policy_fingerprint) if known else "")
     if not name:
         raise UserError(
@@ -292,8 +296,9 @@ def _implicit(model: str, named: Named, known: "RolloutMetadata | None") -> Foun
     else:
         assert chosen is not None  # crossing, if none is named
         settings, temperature = StepSettings(chosen.delimiter, chosen.horizon), 1.0
-    source = load_policy(name, settings, temperature, device)
-    scorer = load_implicit(model.removeprefix(IMPLICIT), source, Tilt(DEFAULT_FLOOR))
+    source = load_policy(name, settings, temperature, placement.device, placement.dtype)
+    scorer = load_implicit(model.removeprefix(IMPLICIT), source, Tilt(DEFAULT_FLOOR), dtype=placement.dtype)
+    print_precision(policy=source, value_model=scorer)
     return scorer, source, chosen, "no task is named"
 
 
@@ -321,7 +326,8 @@ def _audit(
         delta_tv=deltas[1],
         prompts_limit=prompts_limit,
         seed=seed,
-        device=inputs.device,
+        device=inputs.placement.device,
+        dtype=inputs.placement.dtype,
         progress=progress,
     )
 
@@ -363,7 +369,7 @@ def _with_sampler(report: "AuditReport", inputs: AuditInputs, seed: int) -> "Aud
         _require_same_policy(policy, inputs.rollouts.metadata)
     prompts = [p.prompt for p in report.model.breakdowns.by_prompt]
     task = task_of_rows(task, inputs.rollouts or load_rollouts(inputs.folder / "rollouts"))
-    scorer, _ = loaded(inputs.value, inputs.device)
+    scorer, _ = loaded(inputs.value, inputs.placement)
     n, delta, rng = report.model.cost.n_for_cv, report.provenance["delta_cv"], generator("audit verify", seed)
     with progress("running the sampler at the predicted particles", len(prompts)) as tick:
         return replace(report, measured=measure_accuracy(policy, scorer, task, prompts, n, delta, rng, tick))

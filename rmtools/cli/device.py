@@ -1,15 +1,16 @@
-"""The device that a process of a command runs on."""
+"""Where a process of a command runs its models, and in which precision."""
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rmtools.errors import UserError
-from rmtools.jobs.processes import local_rank
+from rmtools.jobs.processes import local_rank, this_process
 
 if TYPE_CHECKING:
     import torch
 
-    from rmtools.cli.options import DeviceName
+    from rmtools.cli.options import DeviceName, DtypeName
+    from rmtools.lm.precision import Placement
 
 
 def device_for(name: "DeviceName") -> "torch.device":
@@ -29,3 +30,20 @@ def device_for(name: "DeviceName") -> "torch.device":
             "pass --device cpu, or install a torch with CUDA; `rmtools env` shows what torch finds",
         )
     return torch.device("cuda", local_rank() % gpus) if name == "cuda" else torch.device(name)
+
+
+def placement_for(device: "DeviceName", dtype: "DtypeName") -> "Placement":
+    """Return what ``--device`` and ``--dtype`` ask for; errors as of `device_for`."""
+    from rmtools.lm.precision import Placement
+
+    return Placement(device_for(device), dtype)
+
+
+def print_precision(**models: Any) -> None:
+    """Print the precision of models that are in memory, named by keyword: once, by the main process."""
+    from rmtools.lm.precision import precision_of
+
+    found = [(name.replace("_", " "), precision_of(m), m) for name, m in models.items()]
+    held = [(name, how, m) for name, how, m in found if how]
+    if held and this_process().main:
+        print(f"{', '.join(f'{name} in {how}' for name, how, _ in held)}, on {held[0][2].device.type}")

@@ -20,6 +20,7 @@ work_option = partial(typer.Option, rich_help_panel="Work and seed")
 output_option = partial(typer.Option, rich_help_panel="Output")
 
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
+DtypeName = Literal["auto", "float32", "bfloat16"]
 
 
 def _computes_in_float64(name: DeviceName) -> DeviceName:
@@ -56,6 +57,13 @@ Device = Annotated[
     model_option(
         callback=_computes_in_float64,
         help="Where models run. auto: a CUDA GPU if there is one, else the CPU. mps is refused: it has no float64.",
+    ),
+]
+Dtype = Annotated[
+    DtypeName,
+    model_option(
+        help="Precision of policy and value model; heads and log values are float32. auto: float32 on the CPU, that of the "
+        "files on a GPU."
     ),
 ]
 Terminal = Annotated[TerminalName, sampler_option("--terminal", help="What a finished solution is worth.")]

@@ -9,6 +9,7 @@ from rmtools.cli.options import (
     Children,
     Completions,
     Device,
+    Dtype,
     FewShot,
     FormatName,
     Horizon,
@@ -78,6 +79,7 @@ def command(
         int, model_option(min=1, help="Close a step without delimiter after this many tokens.")
     ] = 64,
     device: Device = "auto",
+    dtype: Dtype = "auto",
     prompts: Annotated[str, data_option(help="JSONL file, or how many to draw from the task.")] = "64",
     prompt_format: FormatName = "auto",
     system: System = None,
@@ -98,7 +100,7 @@ def command(
 
     Rerun an interrupted command to resume. Under `accelerate launch` the processes share the work; the rows are the same.
     """
-    from rmtools.cli.device import device_for
+    from rmtools.cli.device import device_for, print_precision
     from rmtools.data.collect import Branching
     from rmtools.data.prompts import asked_format
     from rmtools.data.tasks import load_task
@@ -115,7 +117,8 @@ def command(
 
         disable_progress_bar()
     settings = StepSettings(_delimiter(chosen, delimiter), chosen.horizon, max_step_tokens)
-    loaded = load_policy(policy, settings, temperature, device_for(device))
+    loaded = load_policy(policy, settings, temperature, device_for(device), dtype)
+    print_precision(policy=loaded)
     sharding = Sharding(batch_size, shard_size, form, overwrite)
     make_rollouts(loaded, chosen, prompts, branching, out, seed, sharding, process, asked=asked)
 

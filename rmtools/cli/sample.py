@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from rmtools.cli.options import (
     TASKS,
     Device,
+    Dtype,
     FewShot,
     FormatName,
     Horizon,
@@ -144,6 +145,7 @@ def command(
     task: SampledTask = None,
     horizon: Horizon = None,
     device: Device = "auto",
+    dtype: Dtype = "auto",
     algorithm: Algorithm = None,
     n: Particles = None,
     pool_size: PoolSize = None,
@@ -194,7 +196,7 @@ def command(
         raise UserError(f"{model} is a hub model, and has no folder of its audits", "name one with --audit")
     served = server_options(server, server_model, concurrency, server_batch)
     asked = (prompt_format, system, few_shot)
-    inputs = Inputs(source.pinned, policy, task, horizon, device, prompts, prompt or [], served, asked)
+    inputs = Inputs(source.pinned, policy, task, horizon, device, dtype, prompts, prompt or [], served, asked)
     audit = audit or source.folder / "audit"
     with output_file(out, bool(prompt)) as (file, kept):
         sample(inputs, settings, wanted, audit, file, kept, trace, block_size, overwrite, seed)

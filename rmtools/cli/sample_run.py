@@ -19,7 +19,7 @@ from rmtools.jobs.processes import Process, this_process
 
 if TYPE_CHECKING:
     from rmtools.auditing.accuracy import Accuracy, Sampled
-    from rmtools.cli.options import DeviceName
+    from rmtools.cli.options import DeviceName, DtypeName
     from rmtools.cli.server import Server
     from rmtools.data.tasks import Task
     from rmtools.jobs.job import Bar
@@ -79,6 +79,7 @@ class Inputs:
     task: str | None
     horizon: int | None
     device: "DeviceName"
+    dtype: "DtypeName"
     file: str | None
     texts: Sequence[str]
     server: "Server | None" = None
@@ -86,11 +87,11 @@ class Inputs:
 
     def load(self, seed: int) -> "Loaded":
         """Load value model, policy and task, or connect to the server."""
-        from rmtools.cli.device import device_for
+        from rmtools.cli.device import placement_for
         from rmtools.cli.server import connect_policy
         from rmtools.sampling.loading import load
 
-        device, server = device_for(self.device), self.server
+        placement, server = placement_for(self.device, self.dtype), self.server
         if server is None:
             return load(
                 self.model,
@@ -98,7 +99,7 @@ class Inputs:
                 self.task,
                 self.horizon,
                 share=True,
-                device=device,
+                placement=placement,
                 task_needed=False,
             )
         if self.policy is not None:
@@ -108,7 +109,7 @@ class Inputs:
             None,
             self.task,
             self.horizon,
-            device=device,
+            placement=placement,
             connect=partial(connect_policy, server, seed=seed),
             task_needed=False,
         )
@@ -171,6 +172,7 @@ def sample(
         For a broken prompts file, files that cannot be written, and what `SampleFile.make` refuses.
     """
     from rmtools.auditing.accuracy import particles_for
+    from rmtools.cli.device import print_precision
     from rmtools.data.prompts import check_prompts
     from rmtools.data.tasks import AnswerTask
     from rmtools.jobs.samples import SampleFile
@@ -190,6 +192,7 @@ def sample(
 
         disable_progress_bar()
     loaded = inputs.load(seed)
+    print_precision(policy=loaded.policy, value_model=loaded.value)
     if loaded.task is None and settings.terminal == "verifier":
         raise UserError("`terminal` verifier needs a task, and none is named", "name it with `task`")
     unverifiable = settings.terminal == "model" and isinstance(loaded.task, AnswerTask)
@@ -317,11 +320,13 @@ def plan_for(
     from rmtools.jobs.job import drawn_from
     from rmtools.jobs.samples import SamplePlan
     from rmtools.lm.checkpoint import fingerprint
+    from rmtools.lm.precision import precision_of
 
     return SamplePlan(
         **drawn_from(loaded.policy, loaded.task, prompts, seed),
         model=model,
         model_fingerprint=fingerprint(model),
+        model_dtype=precision_of(loaded.value),
         floor=loaded.value.tilt.floor,
         sampler=settings,
         accuracy=None,

@@ -7,6 +7,7 @@ import typer
 
 from rmtools.cli.options import (
     Device,
+    Dtype,
     Horizon,
     Model,
     Seed,
@@ -39,6 +40,7 @@ def lm(
     task: TaskName = None,
     horizon: Horizon = None,
     device: Device = "auto",
+    dtype: Dtype = "auto",
     prompts: Annotated[str, data_option(help="JSONL file, or how many to draw from the task.")] = "64",
     n_prompts: Annotated[int, data_option(min=1, help="Number of prompts to measure.")] = 8,
     runs: Annotated[int, sampler_option(min=2, help="Independent runs per prompt.")] = 400,
@@ -49,7 +51,7 @@ def lm(
     seed: Seed = 0,
 ) -> None:
     """Measure N Var(Z-hat) / Z^2 over repeated runs and compare it with the sigma^2 predicted."""
-    from rmtools.cli.device import device_for
+    from rmtools.cli.device import placement_for, print_precision
     from rmtools.cli.progress import progress
     from rmtools.codec import save_json
     from rmtools.data.prompts import check_prompts, enter_prompts, prompts_from
@@ -65,7 +67,8 @@ def lm(
     )
 
     claim_folder(out, "verify.json")
-    loaded = load(model, policy, task, horizon, device=device_for(device))
+    loaded = load(model, policy, task, horizon, placement=placement_for(device, dtype))
+    print_precision(policy=loaded.policy, value_model=loaded.value)
     rng = generator("verify", seed)
     given, _ = prompts_from(prompts, loaded.task, rng)
     judge: Task = loaded.task

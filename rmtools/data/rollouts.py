@@ -123,6 +123,8 @@ class RolloutMetadata:
         Number of rows and shards; ``write_rollouts`` counts them itself.
     prompt_format : PromptFormat
         How the prompts were rendered.
+    dtype : str
+        Precision of the policy's weights; "" if unknown.
     """
 
     policy: str
@@ -140,6 +142,7 @@ class RolloutMetadata:
     rows: int = 0
     shards: int = 0
     prompt_format: PromptFormat = RAW
+    dtype: str = ""
 
     def __post_init__(self) -> None:
         hot = self.temperature

@@ -42,6 +42,7 @@ from rmtools.files import claim_folder, json_text, left_as_found, read_json, rep
 from rmtools.jobs.lock import PARTIAL, held, remove, require_alone
 from rmtools.jobs.processes import Process
 from rmtools.lm.checkpoint import fingerprint
+from rmtools.lm.precision import precision_of
 from rmtools.lm.protocol import StepPolicy
 
 PLAN_VERSION = 2
@@ -95,6 +96,7 @@ def drawn_from(policy: StepPolicy, task: Task | None, prompts: Sequence[str], se
         "policy": policy.name,
         "policy_fingerprint": fingerprint(policy.name),
         "device": policy.device.type,
+        "dtype": precision_of(policy),
         "temperature": policy.temperature,
         "steps": policy.steps.settings,
         "task": "" if task is None else task.name,

@@ -56,6 +56,8 @@ class RolloutSettings:
         Prompts decoded together, and prompts of a shard.
     format : {"parquet", "jsonl"}
     prompt_format : PromptFormat
+    dtype : str
+        Precision of the policy's weights.
     """
 
     verb: str
@@ -76,6 +78,7 @@ class RolloutSettings:
     shard_size: int
     format: str
     prompt_format: PromptFormat = RAW
+    dtype: str = ""
 
     @property
     def shards(self) -> Blocks:

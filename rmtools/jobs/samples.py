@@ -44,6 +44,8 @@ class SamplePlan:
     ----------
     model, model_fingerprint : str
         Name and hash of the weights of the value model.
+    dtype, model_dtype : str
+        Precision of the weights of policy and value model; "" for a policy behind a server.
     floor : float
         Of the tilt.
     accuracy : dict or None
@@ -77,6 +79,8 @@ class SamplePlan:
     traced: bool = False
     rmtools: str = ""
     prompt_format: PromptFormat = RAW
+    dtype: str = ""
+    model_dtype: str = ""
 
     @property
     def blocks(self) -> Blocks:
@@ -90,7 +94,10 @@ class SamplePlan:
 
     def provenance(self) -> dict[str, Any]:
         """Return what every record says about where it comes from."""
-        names = ("model", "model_fingerprint", "policy", "policy_fingerprint", "task", "seed", "block_size")
+        names = (
+            *("model", "model_fingerprint", "model_dtype", "policy", "policy_fingerprint", "dtype"),
+            *("task", "seed", "block_size"),
+        )
         return {name: getattr(self, name) for name in names} | {"accuracy": self.accuracy, "run": self.run}
 
 

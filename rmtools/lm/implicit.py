@@ -18,6 +18,7 @@ from rmtools.errors import UserError
 from rmtools.lm.architectures import require_scorable
 from rmtools.lm.kv.cache import PrefixCache
 from rmtools.lm.policy import Policy, left_padded, load_policy
+from rmtools.lm.precision import Dtype
 from rmtools.lm.protocol import TreeValues, ValueState
 from rmtools.lm.steps import EncodedTree
 from rmtools.lm.tree_scoring import batches_by_length, tree_batch
@@ -192,13 +193,18 @@ class ImplicitValue:
 
 
 def load_implicit(
-    path: str | Path, policy: Policy, tilt: Tilt, temperature: float = 1.0, name: str = ""
+    path: str | Path,
+    policy: Policy,
+    tilt: Tilt,
+    temperature: float = 1.0,
+    name: str = "",
+    dtype: Dtype = "auto",
 ) -> ImplicitValue:
-    """Load the language model pi_a, with its own ``temperature``, and return its ratio to ``policy``.
+    """Load the language model pi_a, with its own ``temperature`` and ``dtype``, and return its ratio to ``policy``.
 
     Raises ``UserError`` if there is no language model at ``path``, or its tokenizer is not the policy's.
     """
-    target = load_policy(path, policy.steps.settings, temperature, policy.device)
+    target = load_policy(path, policy.steps.settings, temperature, policy.device, dtype)
     return ImplicitValue(target, policy, tilt, name)
 
 

@@ -6,6 +6,7 @@ same on every CPU. On a GPU the default is the precision of the files. Heads and
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -14,6 +15,14 @@ from rmtools.errors import UserError, reason
 
 Dtype = Literal["auto", "float32", "bfloat16"]
 DTYPES: tuple[Dtype, ...] = ("auto", "float32", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where models run (None: CUDA if available) and in which precision."""
+
+    device: torch.device | None = None
+    dtype: Dtype = "auto"
 
 
 def weights_in(dtype: str, device: torch.device) -> "torch.dtype | str":
@@ -42,7 +51,7 @@ def quantisation(config: Any) -> dict[str, Any]:
 
 def precision_of(holder: Any) -> str:
     """Return the precision of a policy's or a value model's weights, such as "bfloat16"; "" if it holds none."""
-    model = getattr(holder, "model", None)
+    model = getattr(getattr(holder, "target", holder), "model", None)  # of a ratio: its numerator
     dtype = getattr(model, "dtype", None)
     if not isinstance(dtype, torch.dtype):
         return ""

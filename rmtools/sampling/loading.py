@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 from rmtools.errors import UserError
 
 if TYPE_CHECKING:
-    import torch
-
     from rmtools.data.tasks import Task
     from rmtools.lm.checkpoint import CheckpointSettings
+    from rmtools.lm.precision import Placement
     from rmtools.lm.protocol import StepPolicy
     from rmtools.lm.value import ValueModel
 
@@ -35,7 +34,7 @@ def load(
     task: str | None,
     horizon: int | None,
     share: bool = False,
-    device: "torch.device | None" = None,
+    placement: "Placement | None" = None,
     connect: "Callable[..., StepPolicy] | None" = None,
     task_needed: bool = True,
 ) -> Loaded:
@@ -54,19 +53,25 @@ def load(
     from rmtools.lm.checkpoint import load_value_model, loadable_settings, require_recorded
     from rmtools.lm.hub import find_model
     from rmtools.lm.policy import load_policy
+    from rmtools.lm.precision import Placement
 
+    where = placement or Placement()
     model = find_model(model).pinned
     settings = loadable_settings(model)
     without = not task_needed and (task == NO_TASK or not (task or settings.task))
     chosen = None if without else task_of(model, settings, task, horizon)
     if connect is not None:
-        value, settings = load_value_model(model, device=device)
+        value, settings = load_value_model(model, device=where.device, dtype=where.dtype)
         served = connect(value.steps, settings.temperature, device=value.device)
         return Loaded(value, settings, served, chosen)
     if not policy:
         require_recorded(model, "policy", settings.policy)
-    source = load_policy(policy or settings.policy, settings.steps, settings.temperature, device)
-    value, settings = load_value_model(model, device=device, beside=source if share else None)
+    source = load_policy(
+        policy or settings.policy, settings.steps, settings.temperature, where.device, where.dtype
+    )
+    value, settings = load_value_model(
+        model, device=where.device, beside=source if share else None, dtype=where.dtype
+    )
     return Loaded(value, settings, source, chosen)
 
 

@@ -229,7 +229,8 @@ def test_the_same_command_again_is_finished_already(sample):
     before = out.read_bytes()
     again, _ = sample("-n", 3, "--seed", 2)
     assert again.code == 0
-    assert again.out == f"finished already; {first.out}"
+    precision, _, report = first.out.partition("\n")
+    assert again.out == f"{precision}\nfinished already; {report}"
     assert out.read_bytes() == before
     for change in (("--seed", 3), ("-n", 4), ("--block-size", 2)):
         other, _ = sample("-n", 3, "--seed", 2, *change, "--overwrite")
@@ -266,7 +267,7 @@ def test_n_from_the_audit(sample, audited):
     assert len(record["samples"]) == record["sampler"]["n_particles"] == n
     assert (record["sampler"]["resampling"], record["sampler"]["ess_threshold"]) == ("multinomial", 1.0)
     assert record["provenance"]["accuracy"]["asked"] == "tv=0.1"
-    assert result.out.startswith(f"N = {n} for tv=0.1 (total variation")
+    assert result.out.splitlines()[1].startswith(f"N = {n} for tv=0.1 (total variation")
     assert str(audited) in result.out
 
 
