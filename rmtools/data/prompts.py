@@ -2,7 +2,7 @@ r"""Prompts on disk: JSON lines with ``prompt`` or ``messages`` and, if a task n
 
 A ``prompt`` is taken as it stands; ``messages``, or a list as ``prompt``, are the turns of a chat. A ``question`` (the files
 of GSM8K) or ``problem`` (MATH) becomes a prompt by appending the task's delimiter, so that prompt and steps tokenise apart.
-Of an ``answer`` with ``####`` (GSM8K) the rest after it counts. Unknown fields, such as ``prompt_id``, are ignored.
+Of an ``answer`` with ``####`` (GSM8K) the rest after it counts. Other fields, such as ``prompt_id``, are ignored.
 
 >>> read_prompt({"question": "6 * 7?", "answer": "It is 42.\\n#### 42"}, "test.jsonl, line 1")
 Prompt(text='6 * 7?\n', reference='42', turns=())
@@ -18,8 +18,10 @@ import numpy as np
 
 from rmtools.data.collect import prompt_id
 from rmtools.data.messages import read_turns
+from rmtools.data.readers.files import SUFFIXES, read_rows
 from rmtools.data.rollouts import Rollout, Rollouts
 from rmtools.data.tasks import Referenced, Task, rendered_task
+from rmtools.data.tasks.extract import BOXED, marked_answer, visible
 from rmtools.errors import UserError
 from rmtools.files import json_lines, read_json_lines
 from rmtools.lm.prompt_format import RAW, AskedFormat, Kind, PromptFormat, PromptRenderer, Turn
@@ -52,13 +54,14 @@ class Prompt:
 
 
 def load_prompts(path: str | Path, delimiter: str = "\n") -> list[Prompt]:
-    r"""Load the prompts of a JSONL file, in order.
+    r"""Load the prompts of a file, in order.
 
     Parameters
     ----------
     path : path
-        One object per line, with ``prompt``, ``messages`` (a chat), ``question`` (GSM8K) or ``problem`` (MATH), and perhaps
-        ``answer``.
+        JSON lines, or a JSON array (``.json``) or table (``.parquet``, ``.arrow``). A row has ``prompt``, ``messages`` (a
+        chat), ``question`` (GSM8K) or ``problem`` (MATH), and perhaps its right ``answer``; verl's ``reward_model`` and what
+        MATH's ``solution`` has boxed are answers, too.
     delimiter : str
         Text that ends a step; appended to a question or problem, never to a ``prompt``.
 
@@ -82,16 +85,19 @@ def load_prompts(path: str | Path, delimiter: str = "\n") -> list[Prompt]:
     """
     if not isinstance(path, str | Path):
         raise UserError(
-            f"`path` must name a JSONL file, got {type(path).__name__}",
+            f"`path` must name a file of prompts, got {type(path).__name__}",
             "prompts in memory need no loading: pass the list itself to rmtools.sample or rmtools.collect_rollouts",
         )
     try:
-        lines = read_json_lines(Path(path))
-        found = [read_prompt(row, f"{path}, line {number}", delimiter) for number, row in lines]
+        if Path(path).suffix in SUFFIXES and Path(path).suffix != ".jsonl":
+            rows = read_rows(Path(path))
+        else:
+            rows = ((f"{path}, line {number}", row) for number, row in read_json_lines(Path(path)))
+        found = [read_prompt(row, place, delimiter) for place, row in rows]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"the prompts file {path} cannot be read: {error}",
-            "name a JSONL file with one prompt per line; `rmtools prompts` writes one",
+            "name a file with a prompt per line (JSON lines) or row; `rmtools prompts` writes one",
         ) from error
     if not found:
         raise UserError(f"the prompts file {path} is empty", "`rmtools prompts` writes one")
@@ -249,10 +255,7 @@ def typed_prompts(texts: Sequence[str], delimiter: str) -> list[Prompt]:
 def read_prompt(row: Any, where: str, delimiter: str = "\n") -> Prompt:
     """Return the prompt of a row, with ``delimiter`` appended to a question; raise ``UserError`` naming ``where``."""
     values = row if isinstance(row, dict) else {}
-    answer = values.get("answer")
-    if isinstance(answer, bool) or not isinstance(answer, str | int | float | None):
-        raise UserError(f'{where}: the field "answer" is no text or number', "write it as text")
-    reference = None if answer is None else str(answer).rsplit("####", 1)[-1].strip() or None
+    reference = _reference(values, where)
     name, given = _first_field(values, ("messages", "prompt", *QUESTIONS))
     if name == "messages" or (name == "prompt" and isinstance(given, list)):
         turns = read_turns(given, f"{where}, field {name}")
@@ -265,9 +268,23 @@ def read_prompt(row: Any, where: str, delimiter: str = "\n") -> Prompt:
     return Prompt(given if name == "prompt" else given.strip() + delimiter, reference)
 
 
+def _reference(values: dict[str, Any], where: str) -> str | None:
+    """Return the right answer of a row: ``answer``, verl's ``ground_truth``, or what MATH's ``solution`` has boxed."""
+    name, answer = "answer", values.get("answer")
+    if answer is None and isinstance(values.get("reward_model"), dict):
+        name, answer = "reward_model.ground_truth", values["reward_model"].get("ground_truth")
+    if isinstance(answer, bool) or not isinstance(answer, str | int | float | None):
+        raise UserError(f'{where}: the field "{name}" is no text or number', "write it as text")
+    if answer is not None:
+        return str(answer).rsplit("####", 1)[-1].strip() or None
+    solution = values.get("solution")
+    boxed = isinstance(solution, str) and BOXED.search(solution)
+    return marked_answer(visible(str(solution))) if boxed else None
+
+
 def _first_field(values: dict[str, Any], names: Sequence[str]) -> tuple[str, Any]:
-    """Return the first of the fields that a row has, with its value."""
-    name = next((n for n in names if n in values), "")
+    """Return the first of the fields that a row has and that is not null, with its value."""
+    name = next((n for n in names if values.get(n) is not None), "")
     return name, values.get(name)
 
 

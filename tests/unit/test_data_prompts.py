@@ -1,5 +1,7 @@
 """Prompts files: what is read, what is refused, and how answers reach the task."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -89,6 +91,10 @@ def test_unreadable_prompts_files(tmp_path):
         ({"question": "6*7? ", "answer": "It is <<6*7=42>>42\n#### 42"}, Prompt("6*7?|", "42")),
         ({"problem": "6*7?", "solution": "\\boxed{42}", "answer": "\\frac12"}, Prompt("6*7?|", "\\frac12")),
         ({"prompt": "p", "question": "q", "answer": "1"}, Prompt("p", "1")),
+        ({"prompt": None, "messages": None, "question": "q"}, Prompt("q|")),
+        ({"problem": "6*7?", "solution": "It is \\boxed{\\frac{84}{2}}."}, Prompt("6*7?|", "\\frac{84}{2}")),
+        ({"problem": "6*7?", "solution": "It is 42."}, Prompt("6*7?|")),
+        ({"prompt": "p", "reward_model": {"style": "rule", "ground_truth": 42}}, Prompt("p", "42")),
     ],
 )
 def test_rows(row, prompt):
@@ -136,3 +142,23 @@ def test_prompts_are_checked_before_any_work(policy, prompts):
         raise AssertionError
 
     check_prompts(prompts, CallableTask(broken), policy)  # only finished solutions are its business
+
+
+def test_prompts_in_tables_and_arrays(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = [{"question": "6*7?", "answer": "#### 42"}, {"question": "why?", "answer": None}]
+    (tmp_path / "p.json").write_text(json.dumps(rows))
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "p.parquet")
+    said = [{"prompt": [{"role": "user", "content": "6*7?"}], "reward_model": {"ground_truth": "42"}}]
+    pq.write_table(pa.Table.from_pylist(said), tmp_path / "verl.parquet")
+    for name in ("p.json", "p.parquet"):
+        assert load_prompts(tmp_path / name) == [Prompt("6*7?\n", "42"), Prompt("why?\n")]
+    assert load_prompts(tmp_path / "verl.parquet") == [Prompt("6*7?\n", "42", (("user", "6*7?"),))]
+    (tmp_path / "bad.json").write_text(json.dumps([rows[0], {"text": "a"}]))
+    with pytest.raises(UserError, match=r"bad.json, row 1 has no text field"):
+        load_prompts(tmp_path / "bad.json")
+    (tmp_path / "cut.parquet").write_bytes((tmp_path / "p.parquet").read_bytes()[:100])
+    with pytest.raises(UserError, match=r"cut.parquet cannot be read"):
+        load_prompts(tmp_path / "cut.parquet")
