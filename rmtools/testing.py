@@ -484,7 +484,7 @@ def _check_decoded(policy: StepPolicy, state: StepState, node: Tensor, step: Dec
     _require(len(held) == len(rows), f"a prefix is held twice, step {t}")
     used = set(step.node.tolist())
     _require(used == set(range(len(rows))), f"every prefix held is some particle's, step {t}")
-    settings, eos = policy.steps.settings, policy.steps.eos_id
+    settings, steps = policy.steps.settings, policy.steps
     for u, (row, before) in enumerate(zip(rows, parent, strict=True)):
         ids, where = [i for i in row if i >= 0], f"step {t}, prefix {u}"
         ended = bool(step.state.ended[u])
@@ -496,15 +496,15 @@ def _check_decoded(policy: StepPolicy, state: StepState, node: Tensor, step: Dec
             continue
         _require(ids, f"a step has at least one token: {where}")
         _require(step.state.pending[u] == ids[-1], f"pending is the last token: {where}")
-        early = [k for k in range(1, len(ids)) if ids[k - 1] == eos or policy.steps.closes(ids[:k])]
+        early = [k for k in range(1, len(ids)) if steps.ends(ids[:k]) or steps.closes(ids[:k])]
         _require(not early, f"a step ends with its first delimiter or end of sequence: {ids}, {where}")
-        over = ids[-1] == eos or policy.steps.closes(ids) or len(ids) >= settings.max_step_tokens
+        over = steps.ends(ids) or steps.closes(ids) or len(ids) >= settings.max_step_tokens
         _require(
             over or ended,
             f"a step ends with the delimiter, the end of the sequence or max_step_tokens: {ids}, {where}",
         )
         _require(
-            ended or (ids[-1] != eos and t + 1 < settings.max_steps),
+            ended or (not steps.ends(ids) and t + 1 < settings.max_steps),
             f"the end of the sequence and max_steps end a prefix: {where}",
         )
 

@@ -38,7 +38,7 @@ def cut_tokens(steps: StepTokenizer, ids: Sequence[int]) -> Cut:
         if len(found) == settings.max_steps:
             break
         step = tuple(ids[start : i + 1])
-        if len(step) >= settings.max_step_tokens or steps.closes(step):
+        if len(step) >= settings.max_step_tokens or steps.closes(step) or steps.ends(step):
             found.append(step)
             start = i + 1
     rest = tuple(ids[start:])
@@ -47,11 +47,15 @@ def cut_tokens(steps: StepTokenizer, ids: Sequence[int]) -> Cut:
 
 def cut_bytes(steps: StepTokenizer, text: bytes) -> Cut:
     """Cut bytes into steps at the delimiter's text; bytes that are not UTF-8 are read as the replacement character."""
-    delimiter = steps.settings.delimiter.encode()
-    pieces = text.split(delimiter)
-    whole = [p + delimiter for p in pieces[:-1]][: steps.settings.max_steps]
-    found = tuple(tuple(steps.step_ids(p.decode(errors="replace"))) for p in whole)
+    pieces = steps.settings.rule.split(text.decode(errors="surrogateescape"))
+    whole = [p for p in pieces if steps.settings.rule.held_by(p)][: steps.settings.max_steps]
+    found = tuple(tuple(steps.step_ids(_readable(p))) for p in whole)
     full = len(found) == steps.settings.max_steps
-    rest = b"" if full else pieces[-1]
-    written = tuple(steps.step_ids(rest.decode(errors="replace"))) if rest else ()
-    return Cut(found, rest, (*written, steps.eos_id), full)
+    rest = "" if full else "".join(pieces[len(whole) :])
+    written = tuple(steps.step_ids(_readable(rest))) if rest else ()
+    return Cut(found, rest.encode(errors="surrogateescape"), (*written, steps.eos_id), full)
+
+
+def _readable(text: str) -> str:
+    """Return text with the replacement character for bytes that are not UTF-8."""
+    return text.encode(errors="surrogateescape").decode(errors="replace")

@@ -158,10 +158,11 @@ class ValuePotential(_BatchPotential):
 
     @cached_property
     def _may_close(self) -> np.ndarray:
-        ends, may = self.value.steps.closing
+        ends = self.value.steps.token_ends
+        may = ends.closes | ends.closes_begun | ends.completes
         ids = np.asarray([t.token_id for t in self.vocab])
-        known = ids < len(ends)
-        return np.flatnonzero(known & (ends | may)[np.where(known, ids, 0)])
+        known = ids < len(may)
+        return np.flatnonzero(known & may[np.where(known, ids, 0)])
 
     def _cut(self, context: Sequence[Any]) -> Cut:
         if self.over == "bytes":

@@ -31,7 +31,7 @@ from rmtools.adapters.prefix_scoring import (
 )
 from rmtools.errors import UserError
 from rmtools.lm.protocol import Scorer, TreeValues, ValueState
-from rmtools.lm.steps import EncodedTree, StepTokenizer, split_steps
+from rmtools.lm.steps import EncodedTree, StepTokenizer
 from rmtools.particles.tilt import Tilt
 
 try:
@@ -130,7 +130,7 @@ class ItsHubReward(AbstractProcessRewardModel):
 
     def _cut(self, answer: str) -> list[str]:
         settings = self.value.steps.settings
-        steps = split_steps(answer, settings.delimiter)
+        steps = settings.rule.split(answer)
         if len(steps) > settings.max_steps:
             raise UserError(
                 f"an answer has {len(steps)} steps, the value model's horizon is {settings.max_steps}",

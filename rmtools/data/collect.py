@@ -118,14 +118,13 @@ class Collector:
         return rows
 
     def _batch(self, prompts: Sequence[str]) -> list[Rollout]:
-        for prompt in prompts:
-            self.policy.steps.check(prompt, [])
         owner = np.repeat(np.arange(len(prompts)), self.branching.trajectories)
         state = self.policy.start([self.policy.steps.prompt_ids(p) for p in prompts])
         grown = _Growing(
             state,
             torch.as_tensor(owner, device=self.policy.device),
             [prompts[i] for i in owner.tolist()],
+            [[] for _ in owner],
             [[] for _ in owner],
         )
         children: list[list[list[Child]]] = [[] for _ in owner]
@@ -142,8 +141,10 @@ class Collector:
             grown = self._step(grown)
             depth += 1
         return [
-            Rollout(prompt_id(p), p, s, self.task.reward(p, s), c, r, reference=self.task.reference(p))
-            for p, s, c, r in zip(grown.prompts, grown.steps, children, completions, strict=True)
+            Rollout(prompt_id(p), p, s, self.task.reward(p, s), c, r, reference=self.task.reference(p), ids=i)
+            for p, s, c, r, i in zip(
+                grown.prompts, grown.steps, children, completions, grown.ids, strict=True
+            )
         ]
 
     def _children(self, grown: "_Growing", at: np.ndarray) -> list[list[Child]]:
@@ -152,8 +153,8 @@ class Collector:
         extra = self.branching.children - 1
         after = self._step(grown.select(np.repeat(at, extra)))
         found = [
-            Child(s[-1], bool(e), self.task.reward(p, s) if e else None)
-            for p, s, e in zip(after.prompts, after.steps, after.ended, strict=True)
+            Child(s[-1], bool(e), self.task.reward(p, s) if e else None, tuple(i[-1]))
+            for p, s, e, i in zip(after.prompts, after.steps, after.ended, after.ids, strict=True)
         ]
         return [found[k : k + extra] for k in range(0, len(found), extra)]
 
@@ -171,28 +172,32 @@ class Collector:
         """Decode one step of every trajectory that has not ended."""
         generator = torch.Generator(self.policy.device).manual_seed(int(self.rng.integers(2**63)))
         new = self.policy.decode_step(grown.state, grown.node, generator)
-        texts = [self.policy.steps.step_text([i for i in row if i >= 0]) for row in new.tokens.tolist()]
-        lengths = (new.tokens >= 0).sum(1).tolist()
+        tokenizer = self.policy.steps
+        tokens = [[i for i in row if i >= 0] for row in new.tokens.tolist()]
+        texts = [tokenizer.step_text(row) for row in tokens]
         cut = [
-            last != self.policy.steps.eos_id and not text.endswith(self.policy.steps.settings.delimiter)
-            for last, text in zip(new.state.pending.tolist(), texts, strict=True)
+            bool(row) and not tokenizer.ends(row) and not tokenizer.settings.rule.held_by(text)
+            for row, text in zip(tokens, texts, strict=True)
         ]
         steps: list[list[str]] = []
-        for old, ended, i in zip(grown.steps, grown.ended, new.node.tolist(), strict=True):
+        ids: list[list[list[int]]] = []
+        for old, known, ended, i in zip(grown.steps, grown.ids, grown.ended, new.node.tolist(), strict=True):
             steps.append(old if ended else [*old, texts[i]])
-            self.tally.tokens += 0 if ended else lengths[i]
+            ids.append(known if ended else [*known, tokens[i]])
+            self.tally.tokens += 0 if ended else len(tokens[i])
             self.tally.truncated += not ended and cut[i]
-        return _Growing(new.state, new.node, grown.prompts, steps)
+        return _Growing(new.state, new.node, grown.prompts, steps, ids)
 
 
 @dataclass(frozen=True)
 class _Growing:
-    """Unfinished trajectories: the distinct prefixes, the prefix of each trajectory, and their texts."""
+    """Unfinished trajectories: the distinct prefixes, the prefix of each trajectory, the texts and ids of their steps."""
 
     state: PolicyState
     node: Tensor
     prompts: list[str]
     steps: list[list[str]]
+    ids: list[list[list[int]]]
 
     @property
     def ended(self) -> np.ndarray:
@@ -202,9 +207,8 @@ class _Growing:
     def select(self, rows: np.ndarray) -> "_Growing":
         """Return trajectories ``rows``; a repeated one is forked."""
         used, node = distinct(self.node[torch.as_tensor(rows, device=self.node.device)])
-        return _Growing(
-            self.state.select(used), node, [self.prompts[i] for i in rows], [self.steps[i] for i in rows]
-        )
+        own = ([known[i] for i in rows] for known in (self.prompts, self.steps, self.ids))
+        return _Growing(self.state.select(used), node, *own)
 
 
 def _place(found: Sequence[list[Any]], at: np.ndarray, live: np.ndarray, into: list[list[list[Any]]]) -> None:

@@ -43,11 +43,12 @@ BAD_ROW = f"repair the row ({REMEDY}), or leave such rows out: load_rollouts(...
 
 @dataclass(frozen=True)
 class Child:
-    """An alternative next step at a prefix; ``reward`` is set when the step ends the solution."""
+    """An alternative next step at a prefix; ``reward`` is set when the step ends the solution; ``ids`` as in `Rollout`."""
 
     text: str
     ended: bool
     reward: float | None
+    ids: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,8 @@ class Rollout:
         The right answer, if the task has one.
     question : str or None
         What the task judges solutions of, if the prompt renders it in a format; None: the prompt.
+    ids : list of list of int, or None
+        The token ids of the T steps as the policy emitted them; None where only the text is known.
     """
 
     prompt_id: str
@@ -84,6 +87,7 @@ class Rollout:
     labels: list[float | None] | None = None
     reference: str | None = None
     question: str | None = None
+    ids: list[list[int]] | None = None
 
     @property
     def outcome(self) -> float:
@@ -424,7 +428,21 @@ def parse_row(row: Any, where: str) -> Rollout:
         labels=labels,
         reference=row.get("reference"),
         question=row.get("question"),
+        ids=_ids(row.get("ids"), len(steps), wrong),
     )
+
+
+def _ids(given: Any, n_steps: int, wrong: Wrong) -> list[list[int]] | None:
+    if given is None:
+        return None
+    if not isinstance(given, list) or len(given) != n_steps or not all(map(_is_ids, given)):
+        raise wrong("ids", f"must be a list of token ids for each of the {n_steps} steps")
+    return given
+
+
+def _is_ids(x: Any) -> bool:
+    """Return whether ``x`` is the token ids of a step."""
+    return isinstance(x, list) and bool(x) and all(type(i) is int and i >= 0 for i in x)
 
 
 def _labels(row: Mapping[str, Any], n_steps: int, wrong: Wrong) -> list[float | None] | None:
@@ -464,14 +482,18 @@ def _child(values: Any, wrong: Wrong) -> Child:
         or type(values.get("ended")) is not bool
     ):
         raise wrong("children", "a child has no text, or does not say whether it ended")
-    if unknown := set(values) - {"text", "ended", "reward"}:
+    if unknown := set(values) - {"text", "ended", "reward", "ids"}:
         raise wrong("children", f"a child has unknown fields {', '.join(sorted(unknown))}")
     reward = values.get("reward")
     if values["ended"] and reward is None:
         raise wrong("children", "an ended child has no reward")
     if reward is not None and not _in_unit_interval(reward):
         raise wrong("children", f"a reward must be in [0, 1], got {reward!r}")
-    return Child(values["text"], values["ended"], None if reward is None else float(reward))
+    ids = values.get("ids")
+    if ids is not None and not _is_ids(ids):
+        raise wrong("children", "the ids of a child must be a list of token ids")
+    known = None if ids is None else tuple(ids)
+    return Child(values["text"], values["ended"], None if reward is None else float(reward), known)
 
 
 def _is_text(x: Any) -> bool:
@@ -485,9 +507,13 @@ def _in_unit_interval(x: Any) -> bool:
 
 
 def rollouts_fingerprint(rows: Sequence[Rollout]) -> str:
-    """Return a short hash of everything in ``rows``."""
+    """Return a short hash of everything in ``rows`` but the token ids."""
     digest = hashlib.sha256()
     for row in rows:
-        values = {k: v for k, v in asdict(row).items() if v is not None or k not in OPTIONAL}
-        digest.update(json.dumps(values).encode())
+        known = asdict(row)
+        for x in (known, *(c for at in known["children"] for c in at)):
+            del x["ids"]
+        if row.question is None:
+            del known["question"]
+        digest.update(json.dumps(known).encode())
     return digest.hexdigest()[:16]

@@ -1,11 +1,14 @@
 """Score rollouts: the values of a model at every prefix and child, for the audit and the training metrics."""
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from rmtools.data.rollouts import Rollout
+from rmtools.data.encoding import encode_row, keeps_ids_of
+from rmtools.data.rollouts import Child, Rollout
 from rmtools.errors import UserError
 from rmtools.lm.particles import Terminal
 from rmtools.lm.protocol import Scorer, TreeValues
@@ -13,6 +16,8 @@ from rmtools.lm.scorer_checks import require_tree_values
 from rmtools.lm.value import BROKEN, NaNValueError
 from rmtools.particles.tilt import Tilt
 from rmtools.stats.prefix_errors import PrefixErrors, prefix_errors
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -91,10 +96,17 @@ def score_rollouts(
     UserError
         If the scorer's values do not have the shapes of `TreeValues`, or one is NaN (the prefix is named).
     """
-    for row in rows[:64]:
-        scorer.steps.check(row.prompt, row.steps)
-    texts = [[sorted({c.text for c in at}) for at in r.children] for r in rows]
-    trees = [scorer.steps.encode(r.prompt, r.steps, t) for r, t in zip(rows, texts, strict=True)]
+    emitted = keeps_ids_of(rows, scorer.steps)
+    texts = [[distinct_alternatives(at, emitted=emitted) for at in r.children] for r in rows]
+    trees = [
+        encode_row(r, scorer.steps, [list(at.values()) for at in t], emitted=emitted)
+        for r, t in zip(rows, texts, strict=True)
+    ]
+    inexact = sum(not tree.exact for tree in trees)
+    if inexact:
+        logger.warning(
+            "%d of %d rows: a step ends within a token; its value is read there", inexact, len(rows)
+        )
     try:
         found = scorer.score(trees, progress=progress)
     except NaNValueError as error:
@@ -114,7 +126,9 @@ def score_rollouts(
         for values, phi in zip(log_value, scorer.tilt.log_potential(reward), strict=True):
             values[-1] = phi
     children = [
-        _children(row, values, [v.children[t][_places(row, t, known)] for t, known in enumerate(named)])
+        _children(
+            row, values, [v.children[t][_places(row, t, known, emitted)] for t, known in enumerate(named)]
+        )
         for row, values, v, named in zip(rows, log_value, found, texts, strict=True)
     ]
     if terminal == "verifier":
@@ -164,10 +178,19 @@ def _nan_at(row: Rollout, t: int, name: str) -> UserError:
     )
 
 
-def _places(row: Rollout, t: int, known: list[str]) -> np.ndarray:
-    """Return the index of each alternative at depth t among the distinct texts, which are scored once."""
-    index = {text: i for i, text in enumerate(known)}
-    return np.asarray([index[c.text] for c in row.children[t]], dtype=np.int64)
+def distinct_alternatives(at: Sequence[Child], *, emitted: bool) -> dict[tuple[Any, ...], Child]:
+    """Return the distinct alternatives of a depth by what tells them apart, in an order of their own."""
+    return dict(sorted((_key(c, emitted), c) for c in at))
+
+
+def _key(child: Child, emitted: bool) -> tuple[Any, ...]:
+    return child.text, (child.ids or ()) if emitted else ()
+
+
+def _places(row: Rollout, t: int, known: dict[tuple[Any, ...], Child], emitted: bool) -> np.ndarray:
+    """Return the index of each alternative at depth t among the distinct ones, which are scored once."""
+    index = {key: i for i, key in enumerate(known)}
+    return np.asarray([index[_key(c, emitted)] for c in row.children[t]], dtype=np.int64)
 
 
 def _children(row: Rollout, values: np.ndarray, alternatives: list[np.ndarray]) -> list[np.ndarray]:

@@ -23,10 +23,10 @@ FORMATS = ("parquet", "jsonl")
 NAME = re.compile(r"train-(\d{5,})-of-(\d{5,})\.(parquet|jsonl)")
 FIELDS = (
     *("prompt_id", "prompt", "steps", "reward", "children", "completions", "labels", "reference"),
-    "question",
+    *("question", "ids"),
 )
-# Not in files of earlier releases.
-OPTIONAL = ("question",)
+# Not in files of earlier releases, and in none where nothing is known of them.
+OPTIONAL = ("question", "ids")
 REMEDY = "see docs/formats.md for the schema"
 
 
@@ -34,10 +34,10 @@ def schema() -> "pa.Schema":
     """Return the arrow schema of a row; every column but prompt_id, prompt and steps may be null."""
     import pyarrow as pa
 
-    text, number = pa.string(), pa.float64()
-    child = pa.struct([("text", text), ("ended", pa.bool_()), ("reward", number)])
+    text, number, ids = pa.string(), pa.float64(), pa.list_(pa.int32())
+    child = pa.struct([("text", text), ("ended", pa.bool_()), ("reward", number), ("ids", ids)])
     per_depth = pa.list_(pa.list_(child)), pa.list_(pa.list_(number))
-    kinds = (text, text, pa.list_(text), number, *per_depth, pa.list_(number), text, text)
+    kinds = (text, text, pa.list_(text), number, *per_depth, pa.list_(number), text, text, pa.list_(ids))
     return pa.schema(list(zip(FIELDS, kinds, strict=True)))
 
 

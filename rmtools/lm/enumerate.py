@@ -106,7 +106,8 @@ def follow(policy: Policy, state: PolicyState, tokens: Tensor) -> PolicyState:
     )
     pending = fed[torch.arange(len(fed), device=fed.device), length]
     n_steps = state.n_steps + (length > 0).long()
-    ended = state.ended | (n_steps >= policy.steps.settings.max_steps) | (pending == policy.steps.eos_id)
+    over = torch.isin(pending, torch.tensor(policy.steps.end_ids, device=pending.device))
+    ended = state.ended | (n_steps >= policy.steps.settings.max_steps) | over
     return PolicyState(cache, pending, n_steps, ended)
 
 

@@ -6,7 +6,6 @@ import numpy as np
 import torch
 
 from rmtools.lm.policy import Policy, left_padded
-from rmtools.lm.steps import split_steps
 
 
 @torch.inference_mode()
@@ -18,9 +17,9 @@ def generate_once(
     Returns
     -------
     steps : list of list of str
-        Cut at the delimiter, without the end-of-sequence token.
+        Cut where the policy ends them, without the end token.
     closed : list of bool
-        Whether the end-of-sequence token was reached.
+        Whether an end token was reached.
     """
     ids, present = left_padded(
         [policy.steps.prompt_ids(p) for p in prompts], policy.steps.pad_id, policy.device
@@ -37,11 +36,11 @@ def generate_once(
             top_p=1.0,
             max_new_tokens=max_new_tokens,
             pad_token_id=policy.steps.pad_id,
-            eos_token_id=policy.steps.eos_id,
+            eos_token_id=list(policy.steps.end_ids),
         )
     steps, closed = [], []
     for row in out[:, ids.shape[1] :].tolist():
-        closed.append(policy.steps.eos_id in row)
-        kept = row[: row.index(policy.steps.eos_id)] if closed[-1] else row
-        steps.append(split_steps(policy.steps.step_text(kept), policy.steps.settings.delimiter))
+        end = next((i for i, token in enumerate(row) if token in policy.steps.end_ids), len(row))
+        closed.append(end < len(row))
+        steps.append([policy.steps.step_text(ids) for ids in policy.steps.cut(row[:end])])
     return steps, closed

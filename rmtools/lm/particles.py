@@ -100,8 +100,6 @@ class LMParticles:
         check_terminal(terminal, reward)
         value = shared_tokens(policy, value)
         distinct_prompts = tuple(dict.fromkeys(prompts))
-        for prompt in distinct_prompts:
-            policy.steps.check(prompt, [])
         ids = [policy.steps.prompt_ids(p) for p in distinct_prompts]
         state = policy.start(ids)
         given, scored = value.start(ids)
@@ -179,7 +177,7 @@ class LMParticles:
         """Return (U',) which new steps were closed at the length limit: of full length, without delimiter or end."""
         steps = self.setup.policy.steps
         longest = (lengths >= steps.settings.max_step_tokens).nonzero()[:, 0]
-        found = [ids[-1] != steps.eos_id and not steps.closes(ids) for ids in tokens[longest].tolist()]
+        found = [not steps.ends(ids) and not steps.closes(ids) for ids in tokens[longest].tolist()]
         out = torch.zeros_like(lengths, dtype=torch.bool)
         return out.index_copy(0, longest, torch.tensor(found, dtype=torch.bool, device=out.device))
 

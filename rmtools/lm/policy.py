@@ -2,10 +2,11 @@
 
 Equal prefixes are decoded once: a state holds the distinct ones, ``node`` gives the one that each particle is at, and
 particles part when they draw different tokens. Resampled copies cost nothing until they differ. The law of the steps is that
-of one-shot sampling: a step is decoded token by token from the model's own softmax at ``temperature`` until the delimiter,
-the end-of-sequence token, or ``max_step_tokens``.
+of one-shot sampling: a step is decoded token by token from the model's own softmax at ``temperature`` until its text holds
+the delimiter, an end token comes, or it has ``max_step_tokens``.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -32,7 +33,7 @@ from rmtools.lm.protocol import Decoded
 from rmtools.lm.steps import StepSettings, StepTokenizer
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -68,11 +69,12 @@ class PolicyState:
 
 @dataclass(frozen=True)
 class _PartialStep:
-    """A step being decoded: its U distinct beginnings, the one each particle is at, and which are complete."""
+    """A step being decoded: its U distinct beginnings, the one each particle is at, which are complete, and which not blank."""
 
     parent: Tensor
     node: Tensor
     done: Tensor
+    begun: Tensor
     columns: tuple[Tensor, ...] = ()
 
     def append(self, token: Tensor) -> tuple["_PartialStep", Tensor | None, Tensor]:
@@ -86,7 +88,40 @@ class _PartialStep:
         key, node = torch.unique(self.node * TOKEN_SPAN + (token + 1), return_inverse=True)
         origin, token = key // TOKEN_SPAN, key % TOKEN_SPAN - 1
         columns = (*(c[origin] for c in self.columns), token)
-        return _PartialStep(self.parent[origin], node, self.done[origin], columns), origin, token
+        begun = self.begun[origin]
+        return _PartialStep(self.parent[origin], node, self.done[origin], begun, columns), origin, token
+
+
+@dataclass(frozen=True)
+class _Tables:
+    """`StepTokenizer`'s tables as wide as the embeddings, then False: what a missing token, -1, reads.
+
+    ``parted`` says whether a match may lie in several tokens at all; ``stops`` are those of the stop texts.
+    """
+
+    ends: Tensor
+    closes: Tensor
+    closes_begun: Tensor
+    begins: Tensor
+    opens: Tensor
+    completes: Tensor
+    stops: Tensor
+    parted: bool
+
+    @classmethod
+    def of(cls, steps: StepTokenizer, width: int, device: torch.device) -> "_Tables":
+        """Return the tables of ``steps`` for ``width`` embeddings."""
+        known = steps.token_ends
+        rows = [known.closes, known.closes_begun, known.begins, known.opens, known.completes]
+        wide = np.zeros((len(rows) + 3, width + 1), dtype=bool)
+        size = len(known.closes)
+        wide[:, :size] = np.stack([*rows, *(steps.token_stops if steps.settings.stop else wide[:3, :size])])
+        wide[2, size:-1] = True
+        ends = np.zeros(width + 1, dtype=bool)
+        ends[list(steps.end_ids)] = True
+        table = torch.from_numpy(wide).to(device)
+        parted = bool(known.opens.any() and known.completes.any())
+        return cls(torch.from_numpy(ends).to(device), *table[:5], table[5:], parted)
 
 
 # What transformers and peft raise on a damaged configuration depends on which byte is wrong. For their own calls only.
@@ -196,9 +231,9 @@ class Policy:
 
         ``node`` (B,) says at which of the U prefixes of ``state`` each particle is; ``generator`` is on the policy's device.
         """
-        step = _PartialStep(torch.arange(len(state.pending), device=self.device), node, state.ended)
-        cache, pending = state.cache, state.pending
-        eos = torch.zeros_like(state.ended)
+        none = torch.zeros_like(state.ended)
+        step = _PartialStep(torch.arange(len(state.pending), device=self.device), node, state.ended, none)
+        cache, pending, over = state.cache, state.pending, none
         # Ask the device once per token: every answer waits for all the work before it.
         n_done = int(step.done.sum())
         if n_done == len(step.done):
@@ -209,11 +244,14 @@ class Policy:
             p = torch.softmax(logits[:, -1].float() / self.temperature, dim=-1)
             step, origin, token = step.append(_draw_live(p, step, n_done > 0, generator))
             if origin is not None:
-                cache, eos, pending = cache.select(origin), eos[origin], pending[origin]
-            eos = eos | (token == self.steps.eos_id)
+                cache, over, pending = cache.select(origin), over[origin], pending[origin]
+            # A complete step has no new token: index -1 of every table is False.
+            over = over | self._tables.ends[token]
+            if self.steps.settings.stop:
+                over = over | self._stopped(step, state)
             pending = torch.where(token >= 0, token, pending)
-            done = step.done | eos | self._closes(step.columns) | self._out_of_context(cache)
-            step = replace(step, done=done)
+            done = step.done | over | self._closes(step) | self._out_of_context(cache)
+            step = replace(step, done=done, begun=step.begun | self._tables.begins[token])
             # One NaN or infinite logit makes its whole row of p NaN: the first column tells.
             n_done, broken = torch.stack([done.sum(), torch.isnan(p[:, 0]).sum()]).tolist()
             if broken:
@@ -221,29 +259,42 @@ class Policy:
             if n_done == len(done):
                 break
         before = state.n_steps[step.parent], state.ended[step.parent]
-        counted = count_step(self.steps.settings, *before, eos | self._out_of_context(cache))
+        counted = count_step(self.steps.settings, *before, over | self._out_of_context(cache))
         after = PolicyState(cache.packed(), pending, *counted)
         return Decoded(torch.stack(step.columns, dim=1), after, step.parent, step.node)
 
-    def _closes(self, columns: tuple[Tensor, ...]) -> Tensor:
-        """Return which beginnings of a step end with the delimiter; for most the last token decides."""
-        ends, may = self._closing
-        closed = ends[columns[-1]]
-        if may is None:
+    def _closes(self, step: _PartialStep) -> Tensor:
+        """Return which beginnings of a step are complete with their last token; for most it decides alone."""
+        tables, columns = self._tables, step.columns
+        last = columns[-1]
+        closed = tables.closes[last] | (tables.closes_begun[last] & step.begun)
+        if len(columns) == 1 or not tables.parted:
             return closed
-        unsure = may[columns[-1]].nonzero()[:, 0]
-        begun = torch.stack([c[unsure] for c in columns], dim=1).tolist()
-        found = [self.steps.ends_step([i for i in ids if i >= 0]) for ids in begun]
-        return closed.index_copy(0, unsure, torch.tensor(found, dtype=torch.bool, device=closed.device))
+        unsure = (tables.completes[last] & tables.opens[columns[-2]] & ~closed).nonzero()[:, 0]
+        return closed.index_copy(0, unsure, self._read(columns, unsure, self.steps.settings.rule.held_by))
+
+    def _stopped(self, step: _PartialStep, state: PolicyState) -> Tensor:
+        """Return which beginnings of a step hold a stop text, be it begun in the last token of the step before."""
+        holds, opens, completes = self._tables.stops
+        # The prompt is no part of the solution.
+        before = torch.where(state.n_steps > 0, state.pending, -1)[step.parent]
+        columns = (before, *step.columns)
+        found = holds[columns[-1]]
+        unsure = (completes[columns[-1]] & opens[columns[-2]] & ~found).nonzero()[:, 0]
+        stops = self.steps.settings.stop
+        texts = self._read(columns, unsure, lambda text: any(stop in text for stop in stops))
+        return found.index_copy(0, unsure, texts)
+
+    def _read(self, columns: tuple[Tensor, ...], rows: Tensor, holds: Callable[[str], bool]) -> Tensor:
+        """Return for some beginnings whether ``holds`` of their text."""
+        begun = torch.stack([c[rows] for c in columns], dim=1).tolist() if len(rows) else []
+        found = [holds(self.steps.step_text([i for i in ids if i >= 0])) for ids in begun]
+        return torch.tensor(found, dtype=torch.bool, device=rows.device)
 
     @cached_property
-    def _closing(self) -> tuple[Tensor, Tensor | None]:
-        """`StepTokenizer.closing` as wide as the embeddings, then False: what a missing token, -1, reads."""
-        ends, may = self.steps.closing
-        wide = np.zeros((2, max(len(ends), self.model.config.get_text_config().vocab_size) + 1), dtype=bool)
-        wide[:, : len(ends)] = ends, may
-        table = torch.from_numpy(wide).to(self.device)
-        return table[0], table[1] if may.any() else None
+    def _tables(self) -> "_Tables":
+        width = max(len(self.steps.tokenizer), self.model.config.get_text_config().vocab_size)
+        return _Tables.of(self.steps, width, self.device)
 
     def _out_of_context(self, cache: PrefixCache) -> Tensor:
         if self.context is None:
@@ -353,7 +404,15 @@ def load_policy(
             "name a causal language model that was saved whole",
         )
     require_vocabulary(tokenizer, model.config, str(source))
-    return Policy(on_device(model, device), StepTokenizer(tokenizer, settings), temperature, source.pinned)
+    ends = end_ids(model.generation_config, tokenizer)
+    return Policy(on_device(model, device), StepTokenizer(tokenizer, settings, ends), temperature, source.pinned)
+
+
+def end_ids(generation: "GenerationConfig | None", tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """Return the tokens that end a solution: those of the model's generation settings, and the tokenizer's own."""
+    found = None if generation is None else generation.eos_token_id
+    given = [] if found is None else [found] if isinstance(found, int) else list(found)
+    return sorted({int(tokenizer.eos_token_id), *given})
 
 
 def require_vocabulary(

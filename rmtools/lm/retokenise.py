@@ -1,7 +1,7 @@
 """A value model behind a policy with another tokenizer: what the policy emits is read again as text.
 
-The value model's own tokenizer encodes the prompt and every step separately, as always (docs/formats.md). Nothing is lost
-by going through the text if, in both tokenizers, a token ends where the delimiter ends; that is checked.
+The value model's own tokenizer encodes the prompt and every step by itself, whole trajectories as well as a run in
+progress, so that both have the same values.
 """
 
 from collections.abc import Callable, Sequence
@@ -71,10 +71,10 @@ class Retokenised:
 
     def _tree(self, tree: EncodedTree) -> EncodedTree:
         prompt, steps, children = tree.parts()
-        return self.value.steps.encode(
-            self._prompt(prompt),
-            [self._text(s) for s in steps],
-            [[self._text(c) for c in at] for at in children],
+        return EncodedTree.of(
+            self.value.steps.prompt_ids(self._prompt(prompt)),
+            [self._step_ids(tuple(s)) for s in steps],
+            [[self._step_ids(tuple(c)) for c in at] for at in children],
         )
 
     def _prompt(self, ids: Sequence[int]) -> str:
@@ -84,7 +84,7 @@ class Retokenised:
 
     def _text(self, ids: Sequence[int]) -> str:
         """Return a step's text for the value model, with its own end-of-sequence token in place of the policy's."""
-        if ids and ids[-1] == self.steps.eos_id:
+        if ids and ids[-1] in self.steps.end_ids:
             return self.steps.step_text(ids[:-1]) + str(self.value.steps.tokenizer.eos_token)
         return self.steps.step_text(ids)
 
@@ -102,7 +102,7 @@ class Retokenised:
 def shared_tokens(policy: StepPolicy, value: Scorer) -> Scorer:
     """Return a scorer that takes the tokens ``policy`` emits: ``value`` itself, or `Retokenised`.
 
-    Raises ``UserError`` if they disagree on what a step is, or in one of them no token ends where the delimiter ends.
+    Raises ``UserError`` if they disagree on what a step is, or the value model cannot read the end of a solution as text.
     """
     same = policy.steps.vocabulary == value.steps.vocabulary
     mine, its = policy.steps.settings, value.steps.settings
@@ -113,18 +113,8 @@ def shared_tokens(policy: StepPolicy, value: Scorer) -> Scorer:
             f"policy and value model have different step settings: {mine} and {its}",
             "load the policy with the checkpoint's step settings",
         )
-    for steps in (policy.steps, value.steps):
-        try:
-            # Checked again: a tokenizer may have been changed since its StepTokenizer was made.
-            fresh = StepTokenizer(steps.tokenizer, mine)
-        except UserError as error:
-            raise UserError(
-                f"policy {policy.name} and value model {value.name} have different tokenizers, and steps cannot be "
-                f"read again as text: {error.fact}",
-                "use the policy that the checkpoint was trained for, or train the value model with another delimiter",
-            ) from error
-    eos = fresh.tokenizer.eos_token
-    if not isinstance(eos, str) or fresh.step_ids(eos) != [fresh.eos_id]:
+    eos = value.steps.tokenizer.eos_token
+    if not isinstance(eos, str) or value.steps.step_ids(eos) != [value.steps.eos_id]:
         raise UserError(
             f"the tokenizer of the value model {value.name} has no end-of-sequence token that can be written as text: "
             "the end of a solution cannot be read again",

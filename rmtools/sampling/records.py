@@ -84,9 +84,12 @@ def count_cut(tokenizer: StepTokenizer, solutions: Sequence[Sequence[str]]) -> t
 
     They were cut at ``max_step_tokens`` or at the end of the context.
     """
-    ends = (tokenizer.settings.delimiter, tokenizer.step_text([tokenizer.eos_id]))
+    ends = tuple(
+        filter(None, (*map(tokenizer.step_text, [[i] for i in tokenizer.end_ids]), *tokenizer.settings.stop))
+    )
     texts = [s for steps in solutions for s in steps]
-    return sum(not s.endswith(tuple(filter(None, ends))) for s in texts), len(texts)
+    held = tokenizer.settings.rule.held_by
+    return sum(not held(s) and not any(e in s for e in ends) for s in texts), len(texts)
 
 
 def traces(drawn: PromptSamples, samples: Sequence[dict[str, Any]]) -> list[Trace]:

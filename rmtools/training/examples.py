@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rmtools.data.encoding import encode_row, is_own_step, keeps_ids_of
 from rmtools.data.rollouts import Child, Rollout
 from rmtools.errors import UserError
 from rmtools.lm.steps import EncodedTree, StepTokenizer
@@ -60,16 +61,18 @@ class Example:
         return len(self.tree.reads) - 1
 
 
-def example(row: Rollout, steps: StepTokenizer, tilt: Tilt, keep: int | None = None) -> Example:
-    """Encode a rollout, or its first ``keep`` steps."""
+def example(
+    row: Rollout, steps: StepTokenizer, tilt: Tilt, keep: int | None = None, *, emitted: bool = False
+) -> Example:
+    """Encode a rollout, or its first ``keep`` steps; ``emitted`` as for `encode_row`."""
     kept = len(row.steps) if keep is None else keep
-    own = row.steps[:kept]
     counted = [list(Counter(at).items()) for at in row.children[:kept]]  # in order of first appearance
+    own = [[is_own_step(row, t, c, emitted=emitted) for c, _ in at] for t, at in enumerate(counted)]
     unfinished = [
-        [c.text for c, _ in at if not c.ended and c.text != s]
-        for at, s in zip(counted, own, strict=bool(counted))
+        [c for (c, _), same in zip(at, is_own, strict=True) if not c.ended and not same]
+        for at, is_own in zip(counted, own, strict=True)
     ]
-    tree = steps.encode(row.prompt, own, unfinished)
+    tree = encode_row(row, steps, unfinished, keep=kept, emitted=emitted)
     return Example(
         tree=tree,
         log_potential=float(_log_potential([row.reward], tilt)[0]),
@@ -84,12 +87,12 @@ def example(row: Rollout, steps: StepTokenizer, tilt: Tilt, keep: int | None = N
     )
 
 
-def _child_reads(tree: EncodedTree, t: int, at: Sequence[tuple[Child, int]], own: str) -> np.ndarray:
-    encoded = iter(tree.child_reads[t].tolist())
-    return np.asarray(
-        [-1 if c.ended else int(tree.reads[t + 1]) if c.text == own else next(encoded) for c, _ in at],
-        dtype=np.int64,
-    )
+def _child_reads(
+    tree: EncodedTree, t: int, at: Sequence[tuple[Child, int]], own: Sequence[bool]
+) -> np.ndarray:
+    encoded, here = iter(tree.child_reads[t].tolist()), int(tree.reads[t + 1])
+    found = [-1 if c.ended else here if same else next(encoded) for (c, _), same in zip(at, own, strict=True)]
+    return np.asarray(found, dtype=np.int64)
 
 
 def _log_potential(rewards: Sequence[float | None], tilt: Tilt) -> np.ndarray:
@@ -124,15 +127,15 @@ def prepare(
     Raises ``UserError`` if a row lacks what ``target`` needs (row and field named), or no row is left.
     """
     _require_fields(rows, target)
-    found = Prepared([], 0, [])
+    found, emitted = Prepared([], 0, []), keeps_ids_of(rows, steps)
     for i, row in enumerate(rows):
-        keep = _steps_that_fit(row, steps, max_length)
-        why = _unusable(row, keep, target, steps)
+        keep = _steps_that_fit(row, steps, max_length, emitted)
+        why = _unusable(row, keep, target)
         if why:
             found.dropped.append(f"{_name(i, row)}: {why}")
             continue
         found.shortened += keep < len(row.steps)
-        found.examples.append(example(row, steps, tilt, keep))
+        found.examples.append(example(row, steps, tilt, keep, emitted=emitted))
     if not found.examples:
         raise UserError(
             f"no row is left to train on: {found.dropped[0]}",
@@ -141,6 +144,13 @@ def prepare(
     if target in BOOTSTRAPPED:
         _require_outcomes(found.examples, max_length)
     _require_known(found.examples, steps)
+    inexact = sum(not e.tree.exact for e in found.examples)
+    if inexact:
+        logger.warning(
+            "%d of %d rows: a step ends within a token; its value is read there",
+            inexact,
+            len(found.examples),
+        )
     if found.shortened or found.dropped:
         lost = (
             f", and with them the outcome that target {target} learns from" if target in BOOTSTRAPPED else ""
@@ -198,12 +208,12 @@ def _require_fields(rows: Sequence[Rollout], target: str) -> None:
             raise UserError(f"{_name(i, row)}, field {field}: is null, target {target} needs {need}", fix)
 
 
-def _steps_that_fit(row: Rollout, steps: StepTokenizer, max_length: int | None) -> int:
+def _steps_that_fit(row: Rollout, steps: StepTokenizer, max_length: int | None, emitted: bool) -> int:
     """Return how many steps fit into ``max_length`` tokens, -1 if the prompt alone does not."""
     if max_length is None:
         return len(row.steps)
-    sizes = [len(steps.prompt_ids(row.prompt)), *(len(steps.step_ids(s)) for s in row.steps)]
-    return int(np.searchsorted(np.cumsum(sizes), max_length, side="right")) - 1
+    ends = encode_row(row, steps, emitted=emitted).reads + 1
+    return int(np.searchsorted(ends, max_length, side="right")) - 1
 
 
 def within(rows: Sequence[Rollout], steps: StepTokenizer, max_length: int | None) -> list[Rollout]:
@@ -211,7 +221,8 @@ def within(rows: Sequence[Rollout], steps: StepTokenizer, max_length: int | None
 
     A cut solution has no outcome, and held-out metrics need outcomes.
     """
-    kept = [r for r in rows if _steps_that_fit(r, steps, max_length) == len(r.steps)]
+    emitted = keeps_ids_of(rows, steps)
+    kept = [r for r in rows if _steps_that_fit(r, steps, max_length, emitted) == len(r.steps)]
     if rows and not kept:
         raise UserError(
             f"all {len(rows)} held-out rows are longer than {max_length} tokens",
@@ -223,7 +234,7 @@ def within(rows: Sequence[Rollout], steps: StepTokenizer, max_length: int | None
     return kept
 
 
-def _unusable(row: Rollout, keep: int, target: str, steps: StepTokenizer) -> str:
+def _unusable(row: Rollout, keep: int, target: str) -> str:
     """Return why the row's first ``keep`` steps give no example, or an empty string."""
     if keep < 0:
         return "its prompt alone is longer than max_length"
@@ -233,8 +244,4 @@ def _unusable(row: Rollout, keep: int, target: str, steps: StepTokenizer) -> str
         )
     if keep == 0 and target != "mc":
         return "not one step fits into max_length"
-    try:
-        steps.check(row.prompt, row.steps)
-    except UserError as error:
-        return error.fact
     return ""

@@ -57,7 +57,7 @@ def test_children_know_whether_they_ended(rows, task):
 def test_the_text_is_what_the_policy_saw(rows, warm):
     """Ragged, early and malformed steps included: prompt and steps concatenated give the same ids."""
     for r in rows:
-        warm.steps.check(r.prompt, r.steps)
+        assert warm.steps.encode(r.prompt, r.steps).exact
         assert all(r.steps)
         for at in r.children:
             assert all(c.text for c in at)

@@ -165,7 +165,7 @@ def test_bellman_error_is_zero_over_every_token_sequence(at, prompts, temperatur
     value = at(*temperatures, StepTokenizer(tokenizer, StepSettings("\n", 3, 2)))
     _, state = value.start([value.steps.prompt_ids(prompts[0])])
     size = value.policy.model.config.vocab_size
-    ends = [i for i in range(size) if value.steps.ends_step([i]) or i == value.steps.eos_id]
+    ends = [i for i in range(size) if value.steps.closes([i]) or i == value.steps.eos_id]
     steps = [(i, -1) for i in ends]
     steps += [(i, j) for i, j in itertools.product(range(size), repeat=2) if i not in ends]
     for _ in range(2):

@@ -240,7 +240,7 @@ def test_a_token_that_holds_the_delimiter_and_more_closes_a_step(policy, generat
     step = scripted.decode_step(state, torch.zeros(1, dtype=torch.long), generator(0))
     assert step.tokens.tolist() == [[a, stop]]
     assert steps.step_text(step.tokens[0].tolist()) == "a.\n"
-    steps.check("b.\n", ["a.\n"])
+    assert steps.encode("b.\n", ["a.\n"]).exact
 
 
 def test_prompts_longer_than_the_context_are_refused(policy):
