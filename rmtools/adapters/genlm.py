@@ -258,7 +258,7 @@ class PolicyPotential(_BatchPotential):
             ]
             if bool(torch.isnan(chosen).any()):
                 raise ValueError("the policy returned NaN logits: its weights or its precision are broken")
-            yield torch.log_softmax(chosen.double() / self.policy.temperature, -1)
+            yield self.policy.law.log_probabilities(chosen.double())
 
     def __repr__(self) -> str:
         return f"PolicyPotential({self.policy.name!r})"

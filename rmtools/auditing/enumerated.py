@@ -82,7 +82,7 @@ def enumerate_rollouts(
     listed = [s for s in models if s.enumerable and _reads_tokens(s.scorer, policy, prompts, choices)]
     # Ratios under another policy than the rollouts' would stand beside sampled ones as if they were the same.
     same_weights = has_fingerprint(policy.name, metadata.policy_fingerprint)
-    if not listed or not same_weights or policy.temperature != metadata.temperature:
+    if not listed or not same_weights or policy.law != metadata.law:
         return None
     solutions = [(r.prompt, r.steps) for r in rows]
     with progress("enumerating one-step children", len(rows)) as tick:

@@ -66,9 +66,9 @@ def provenance_notes(
         out.append("another policy drew the rollouts than the checkpoint was trained for")
     if metadata.temperature is None:
         out.append("the rollouts do not say at which temperature they were sampled")
-    elif metadata.temperature != settings.temperature:
-        both = f"{metadata.temperature}, the checkpoint was trained at {settings.temperature}"
-        out.append(f"the rollouts were sampled at temperature {both}")
+    elif metadata.law != settings.law:
+        there = f"{metadata.law.described()}, the checkpoint was trained for {settings.law.described()}"
+        out.append(f"the rollouts were sampled at {there}")
     if metadata.prompt_format != settings.prompt_format:  # of known formats this is refused
         out.append(
             f"the rows do not say in which format their prompts are: they are taken as they stand, the checkpoint's is "

@@ -280,6 +280,7 @@ def _implicit(model: str, named: Named, known: "RolloutMetadata | None") -> Foun
     from rmtools.lm.hub import with_commit
     from rmtools.lm.implicit import load_implicit
     from rmtools.lm.policy import load_policy
+    from rmtools.lm.sampling_law import SamplingLaw
     from rmtools.lm.steps import StepSettings
     from rmtools.particles.tilt import Tilt
 
@@ -292,11 +293,11 @@ def _implicit(model: str, named: Named, known: "RolloutMetadata | None") -> Foun
     wanted = task or ("crossing" if known is None else known.task)
     chosen = load_task(wanted, horizon or (known.horizon if known else None)) if wanted else None
     if known is not None:
-        settings, temperature = known.steps, known.temperature or 1.0
+        settings, law = known.steps, known.law
     else:
         assert chosen is not None  # crossing, if none is named
-        settings, temperature = StepSettings(chosen.delimiter, chosen.horizon), 1.0
-    source = load_policy(name, settings, temperature, placement.device, placement.dtype)
+        settings, law = StepSettings(chosen.delimiter, chosen.horizon), SamplingLaw()
+    source = load_policy(name, settings, law, placement.device, placement.dtype)
     scorer = load_implicit(model.removeprefix(IMPLICIT), source, Tilt(DEFAULT_FLOOR), dtype=placement.dtype)
     print_precision(policy=source, value_model=scorer)
     return scorer, source, chosen, "no task is named"
@@ -380,9 +381,9 @@ def _require_same_policy(policy: "Policy", known: "RolloutMetadata") -> None:
     from rmtools.lm.checkpoint import has_fingerprint
 
     same = has_fingerprint(policy.name, known.policy_fingerprint)
-    if not same or policy.temperature != known.temperature:
+    if not same or policy.law != known.law:
         raise UserError(
-            "--verify would run another policy or temperature than the rollouts were drawn with",
+            "--verify would run another policy or sampling law than the rollouts were drawn with",
             "name theirs with --policy, or leave --rollouts out",
         )
 

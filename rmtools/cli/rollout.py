@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from rmtools.jobs.rollouts import Sharding
     from rmtools.lm.policy import Policy as LoadedPolicy
     from rmtools.lm.prompt_format import AskedFormat, PromptFormat
+    from rmtools.lm.steps import StepSettings
 
 Depths = Annotated[
     str,
@@ -43,6 +44,24 @@ Depths = Annotated[
         "drawn for each trajectory beforehand, among all that a solution may have.",
     ),
 ]
+StepEnds = Annotated[
+    str | None,
+    model_option(
+        "--steps",
+        metavar="newline|paragraph|sentence|tokens=K",
+        help="What ends a step: a line, an empty line, [.!?] and white space, or K tokens. Blank lines are no steps. "
+        "Default: the task's.",
+    ),
+]
+Stop = Annotated[
+    list[str] | None,
+    model_option(
+        "--stop", help=r"Text that ends a solution, \n and \t as escapes; may be given several times."
+    ),
+]
+DELIMITERS = {"newline": "\n", "paragraph": "\n\n"}
+# Share of steps closed by the length limit from which on a run warns.
+MOST_CUT = 0.02
 Format = Literal["parquet", "jsonl"]
 BatchSize = Annotated[
     int | None,
@@ -74,10 +93,24 @@ def command(
     task: TaskName = "crossing",
     horizon: Horizon = None,
     temperature: Annotated[float, model_option(help="Sampling temperature of the policy.")] = 1.0,
+    top_k: Annotated[
+        int, model_option("--top-k", min=0, help="Draw among the k most probable tokens; 0: among all.")
+    ] = 0,
+    top_p: Annotated[
+        float, model_option("--top-p", help="Then among the most probable ones that reach this mass.")
+    ] = 1.0,
+    min_p: Annotated[
+        float,
+        model_option(
+            "--min-p", help="Then among those of at least this fraction of the largest probability."
+        ),
+    ] = 0.0,
+    steps: StepEnds = None,
     delimiter: Delimiter = None,
+    stop: Stop = None,
     max_step_tokens: Annotated[
-        int, model_option(min=1, help="Close a step without delimiter after this many tokens.")
-    ] = 64,
+        int, model_option(min=1, help="Close a step after this many tokens if nothing else did.")
+    ] = 256,
     device: Device = "auto",
     dtype: Dtype = "auto",
     prompts: Annotated[str, data_option(help="JSONL file, or how many to draw from the task.")] = "64",
@@ -106,7 +139,7 @@ def command(
     from rmtools.data.tasks import load_task
     from rmtools.jobs.rollouts import Sharding
     from rmtools.lm.policy import load_policy
-    from rmtools.lm.steps import StepSettings
+    from rmtools.lm.sampling_law import SamplingLaw
 
     process = this_process()
     chosen = load_task(task or "crossing", horizon)
@@ -116,11 +149,37 @@ def command(
         from transformers.utils.logging import disable_progress_bar
 
         disable_progress_bar()
-    settings = StepSettings(_delimiter(chosen, delimiter), chosen.horizon, max_step_tokens)
-    loaded = load_policy(policy, settings, temperature, device_for(device), dtype)
+    settings = step_settings(chosen, steps, delimiter, stop, max_step_tokens)
+    law = SamplingLaw(temperature, top_k, top_p, min_p)
+    loaded = load_policy(policy, settings, law, device_for(device), dtype)
     print_precision(policy=loaded)
     sharding = Sharding(batch_size, shard_size, form, overwrite)
     make_rollouts(loaded, chosen, prompts, branching, out, seed, sharding, process, asked=asked)
+
+
+def step_settings(
+    task: "Task", steps: str | None, delimiter: str | None, stop: list[str] | None, max_step_tokens: int
+) -> "StepSettings":
+    """Return what the options say of the end of a step and of a solution.
+
+    Raises ``UserError`` for an unknown ``--steps``, both it and ``--delimiter``, or another delimiter than the task's steps have.
+    """
+    from rmtools.lm.steps import StepSettings
+
+    stops = tuple(unescaped(text) for text in stop or ())
+    if steps is None or steps in DELIMITERS:
+        if steps is not None and delimiter is not None:
+            raise UserError("--steps and --delimiter both say what ends a step", "pass one of them")
+        text = _delimiter(task, delimiter if steps is None else DELIMITERS[steps])
+        return StepSettings(text, task.horizon, max_step_tokens, stop=stops)
+    kind, _, size = steps.partition("=")
+    if steps == "sentence":
+        return StepSettings(task.delimiter, task.horizon, max_step_tokens, "sentence", stops)
+    if kind == "tokens" and size.isdigit() and int(size) >= 1:
+        return StepSettings(task.delimiter, task.horizon, int(size), "tokens", stops)
+    raise UserError(
+        f"--steps must be newline, paragraph, sentence or tokens=K, got {steps!r}", "--steps tokens=64, say"
+    )
 
 
 def _delimiter(task: "Task", given: str | None) -> str:
@@ -200,6 +259,12 @@ def make_rollouts(
         print(
             f"{'finished already; ' if done.already else ''}{done.metadata.rows} trajectories of {len(found)} prompts in "
             f"{out}; {removed} prompts without a solution were left out; mean reward {done.mean_reward:.4f}; "
-            f"{done.metadata.generated_tokens} tokens, {done.metadata.truncated_steps} steps cut at "
+            f"{done.metadata.generated_tokens} tokens, {done.metadata.truncated_steps} of {done.steps} steps cut at "
             f"{settings.steps.max_step_tokens} tokens"
         )
+        if done.share_cut > MOST_CUT:
+            print(
+                f"warning: {done.share_cut:.1%} of the steps were cut at {settings.steps.max_step_tokens} tokens before they "
+                "ended: a larger --max-step-tokens, or another --steps, gives whole ones",
+                file=sys.stderr,
+            )

@@ -10,6 +10,7 @@ from rmtools.seeds import generator
 if TYPE_CHECKING:
     import torch
 
+    from rmtools.lm.sampling_law import SamplingLaw
     from rmtools.lm.steps import StepTokenizer
     from rmtools.serving.server import ServerPolicy
 
@@ -67,7 +68,7 @@ def server_options(url: str | None, model: str | None, concurrency: int, batch: 
 def connect_policy(
     server: Server,
     steps: "StepTokenizer",
-    temperature: float,
+    law: "SamplingLaw",
     seed: int,
     device: "torch.device | None" = None,
 ) -> "ServerPolicy":
@@ -79,7 +80,13 @@ def connect_policy(
     from rmtools.serving.endpoint import ServerSettings
     from rmtools.serving.server import connect
 
-    settings = ServerSettings(server.model, temperature, server.concurrency, server.batch)
+    if law.truncates:
+        raise UserError(
+            f"the checkpoint was trained for a policy sampled at {law.described()}: in which order a server applies these is "
+            "not known",
+            "sample without --server, or train on rollouts without top-k, top-p and min-p",
+        )
+    settings = ServerSettings(server.model, law.temperature, server.concurrency, server.batch)
     return connect(server.url, steps, generator("server", seed), settings, device)
 
 

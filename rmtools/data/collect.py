@@ -69,9 +69,10 @@ class Branching:
 
 @dataclass
 class Tally:
-    """Tokens generated and steps cut at the length limit, for the metadata."""
+    """Tokens and steps drawn, and steps cut at the length limit."""
 
     tokens: int = 0
+    steps: int = 0
     truncated: int = 0
 
 
@@ -176,7 +177,10 @@ class Collector:
         tokens = [[i for i in row if i >= 0] for row in new.tokens.tolist()]
         texts = [tokenizer.step_text(row) for row in tokens]
         cut = [
-            bool(row) and not tokenizer.ends(row) and not tokenizer.settings.rule.held_by(text)
+            len(row) >= tokenizer.settings.max_step_tokens
+            and tokenizer.settings.end != "tokens"
+            and not tokenizer.ends(row)
+            and not tokenizer.settings.rule.held_by(text)
             for row, text in zip(tokens, texts, strict=True)
         ]
         steps: list[list[str]] = []
@@ -185,6 +189,7 @@ class Collector:
             steps.append(old if ended else [*old, texts[i]])
             ids.append(known if ended else [*known, tokens[i]])
             self.tally.tokens += 0 if ended else len(tokens[i])
+            self.tally.steps += not ended
             self.tally.truncated += not ended and cut[i]
         return _Growing(new.state, new.node, grown.prompts, steps, ids)
 

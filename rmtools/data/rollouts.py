@@ -18,7 +18,6 @@ from rmtools.data.shards import (
     DATA,
     FIELDS,
     FORMATS,
-    OPTIONAL,
     PLAN_FILE,
     REMEDY,
     find_shards,
@@ -29,6 +28,7 @@ from rmtools.data.shards import (
 from rmtools.errors import UserError
 from rmtools.files import json_text, replacing
 from rmtools.lm.prompt_format import RAW, PromptFormat, Turn
+from rmtools.lm.sampling_law import SamplingLaw
 from rmtools.lm.steps import StepSettings
 from rmtools.summary import Summary
 
@@ -114,6 +114,8 @@ class RolloutMetadata:
     steps : StepSettings
     temperature : float or None
         Sampling temperature of the policy; None if unknown.
+    top_k, top_p, min_p : int, float, float
+        The rest of its sampling law (`rmtools.lm.sampling_law`).
     seed : int
     removed_prompts : int
         Prompts drawn without a solution and left out.
@@ -147,6 +149,9 @@ class RolloutMetadata:
     shards: int = 0
     prompt_format: PromptFormat = RAW
     dtype: str = ""
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
 
     def __post_init__(self) -> None:
         hot = self.temperature
@@ -161,6 +166,11 @@ class RolloutMetadata:
     def format_known(self) -> bool:
         """Whether the format is that of the prompts: rows of a public file do not tell theirs."""
         return bool(self.policy) or self.prompt_format != RAW
+
+    @property
+    def law(self) -> SamplingLaw:
+        """The law that the policy was sampled from; at temperature 1 if that is unknown."""
+        return SamplingLaw(self.temperature or 1.0, self.top_k, self.top_p, self.min_p)
 
     @classmethod
     def unknown(cls, rows: Sequence[Rollout]) -> Self:

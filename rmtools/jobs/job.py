@@ -29,7 +29,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -44,6 +44,7 @@ from rmtools.jobs.processes import Process
 from rmtools.lm.checkpoint import fingerprint
 from rmtools.lm.precision import precision_of
 from rmtools.lm.protocol import StepPolicy
+from rmtools.lm.sampling_law import SamplingLaw
 
 PLAN_VERSION = 2
 TALLY = "tally"
@@ -97,7 +98,7 @@ def drawn_from(policy: StepPolicy, task: Task | None, prompts: Sequence[str], se
         "policy_fingerprint": fingerprint(policy.name),
         "device": policy.device.type,
         "dtype": precision_of(policy),
-        "temperature": policy.temperature,
+        **asdict(getattr(policy, "law", None) or SamplingLaw(policy.temperature)),
         "steps": policy.steps.settings,
         "task": "" if task is None else task.name,
         "task_sha256": code_hash(task),

@@ -29,7 +29,8 @@ from rmtools.jobs.job import Bar, Blocks, Job, Tick, drawn_from
 from rmtools.jobs.processes import Process
 from rmtools.lm.policy import Policy, load_policy
 from rmtools.lm.prompt_format import RAW, PromptFormat
-from rmtools.lm.steps import StepSettings
+from rmtools.lm.sampling_law import SamplingLaw
+from rmtools.lm.steps import MAX_STEP_TOKENS, StepSettings
 from rmtools.particles.arguments import check_count, check_seed
 from rmtools.seeds import block_generator, generator
 
@@ -46,7 +47,7 @@ class RolloutSettings:
         The command: the same seed draws other rollouts for an audit than for training.
     policy, policy_fingerprint, device : str
         Name, hash of the weights ("" for a hub name), kind of device: random numbers differ between kinds.
-    task, horizon, steps, temperature, branching, seed
+    task, horizon, steps, temperature, top_k, top_p, min_p, branching, seed
         As in the metadata.
     task_sha256 : str
         Hash of the code of a user's own task, else "": edited code gives other rewards.
@@ -69,6 +70,9 @@ class RolloutSettings:
     horizon: int
     steps: StepSettings
     temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
     branching: Branching
     seed: int
     prompts: int
@@ -104,15 +108,22 @@ class ShardCounts:
     reward: float
     generated_tokens: int
     truncated_steps: int
+    steps: int
 
 
 @dataclass(frozen=True)
 class Collected:
-    """Finished rollouts; ``already`` if they were before this run."""
+    """Finished rollouts; ``steps``: how many were drawn, branches included; ``already`` if they were before this run."""
 
     metadata: RolloutMetadata
     mean_reward: float
+    steps: int
     already: bool
+
+    @property
+    def share_cut(self) -> float:
+        """Share of the steps that the length limit closed."""
+        return self.metadata.truncated_steps / max(1, self.steps)
 
 
 def rollout_settings(
@@ -171,7 +182,8 @@ def collect_into(
         metadata = metadata_of(settings, counts)
         if not _says(folder, metadata):
             job.write(folder / META_FILE, lambda path: path.write_text(metadata_text(metadata), "utf-8"))
-        return Collected(metadata, sum(c.reward for c in counts) / metadata.rows, already)
+        reward = sum(c.reward for c in counts) / metadata.rows
+        return Collected(metadata, reward, sum(c.steps for c in counts), already)
 
 
 def collect_shard(
@@ -184,7 +196,8 @@ def collect_shard(
     if isinstance(task, RenderedTask):
         rows = [replace(row, question=task.question(row.prompt)) for row in rows]
     tally = collector.tally
-    return rows, ShardCounts(len(rows), sum(r.outcome for r in rows), tally.tokens, tally.truncated)
+    reward = sum(r.outcome for r in rows)
+    return rows, ShardCounts(len(rows), reward, tally.tokens, tally.truncated, tally.steps)
 
 
 def metadata_of(settings: RolloutSettings, counts: Sequence[ShardCounts]) -> RolloutMetadata:
@@ -217,7 +230,10 @@ def collect_rollouts(
     completions: int = 1,
     depths: "int | Literal['all']" = "all",
     temperature: float = 1.0,
-    max_step_tokens: int = 64,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    max_step_tokens: int = MAX_STEP_TOKENS,
     batch_size: int | None = None,
     seed: int = 0,
     out: str | Path | None = None,
@@ -238,8 +254,8 @@ def collect_rollouts(
         Gives the rewards: crossing, arithmetic, gsm8k, math, answers, path/to/file.py:function, or an object.
     trajectories, children, completions, depths
         Per prompt and prefix, as in `rmtools.data.collect.Branching`.
-    temperature : float
-        Of the policy's sampling.
+    temperature, top_k, top_p, min_p
+        Of the policy's sampling, as in `rmtools.lm.sampling_law.SamplingLaw`.
     max_step_tokens : int
         A step without delimiter is closed after this many tokens.
     batch_size : int, optional
@@ -271,7 +287,7 @@ def collect_rollouts(
     branching = Branching(trajectories, children, completions, depths)
     if isinstance(policy, str | Path):
         steps = StepSettings(chosen.delimiter, chosen.horizon, max_step_tokens)
-        policy = load_policy(policy, steps, temperature)
+        policy = load_policy(policy, steps, SamplingLaw(temperature, top_k, top_p, min_p))
     asked = asked_format(prompt_format, system, few_shot, chosen.delimiter)
     given, removed = _given_or_drawn(prompts, chosen, seed)
     texts, chosen, form = enter_prompts(given, chosen, asked, policy.steps.tokenizer)

@@ -65,6 +65,9 @@ class SamplePlan:
     policy_fingerprint: str
     device: str
     temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
     floor: float
     task: str
     task_sha256: str

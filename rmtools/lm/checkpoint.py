@@ -20,6 +20,7 @@ from rmtools.lm.hub import COMMIT, PICKLED, cached_commit, find_model, split_nam
 from rmtools.lm.policy import Policy, best_device, load_tokenizer
 from rmtools.lm.precision import Dtype, on_device, weights_in
 from rmtools.lm.prompt_format import RAW, PromptFormat
+from rmtools.lm.sampling_law import SamplingLaw
 from rmtools.lm.steps import StepSettings, StepTokenizer
 from rmtools.lm.value import ValueModel
 from rmtools.particles.tilt import Tilt
@@ -58,8 +59,10 @@ class CheckpointSettings:
     steps : StepSettings
     floor : float
         Of the tilt.
-    temperature : float
+    temperature, top_k, top_p, min_p : float, int, float, float
         Of the policy's sampling.
+    end_ids : list of int
+        Tokens that end a solution beside the tokenizer's own.
     seed : int
         Of the head's initial weights: the untrained control is made again from it.
     base_rate : float
@@ -84,6 +87,15 @@ class CheckpointSettings:
     base_rate: float
     training: dict[str, Any] = field(default_factory=dict)
     prompt_format: PromptFormat = RAW
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    end_ids: list[int] = field(default_factory=list)
+
+    @property
+    def law(self) -> SamplingLaw:
+        """The law of the policy that it was trained for."""
+        return SamplingLaw(self.temperature, self.top_k, self.top_p, self.min_p)
 
     def __post_init__(self) -> None:
         check_ranges(
@@ -212,7 +224,8 @@ def load_value_model(
     is_adapter = (folder / "adapter_config.json").exists()
     if is_adapter:
         _require_same_base(folder, settings)
-    steps, tilt = StepTokenizer(load_tokenizer(folder), settings.steps), Tilt(settings.floor)
+    steps = StepTokenizer(load_tokenizer(folder), settings.steps, settings.end_ids)
+    tilt = Tilt(settings.floor)
 
     def base(**options: Any) -> "PreTrainedModel":
         given = {"dtype": precision, **options}

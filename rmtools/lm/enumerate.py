@@ -70,7 +70,7 @@ def expand(
     floor = math.log(min_probability) if min_probability > 0 else -math.inf
     for column in table.T:
         logits, cache = cache.forward(policy.model, pending[:, None])
-        conditional = torch.log_softmax(logits[:, -1].double() / policy.temperature, dim=-1)
+        conditional = policy.law.log_probabilities(logits[:, -1].double())
         node, token = _next_tokens(member, column, conditional.shape[1])
         new = log_p[node] + conditional[node, token]
         kept = new >= floor

@@ -134,7 +134,7 @@ class ImplicitValue:
         probability zero.
         """
         vocabulary = logits[..., : self.policy.model.config.vocab_size]
-        table = torch.log_softmax(vocabulary.float() / law.temperature, dim=-1)
+        table = law.law.log_probabilities(vocabulary.float())
         known = tokens < table.shape[-1]
         at = table.gather(-1, torch.where(known, tokens, 0)[..., None])[..., 0]
         return torch.where(known, at, -torch.inf)

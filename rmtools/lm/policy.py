@@ -2,8 +2,8 @@
 
 Equal prefixes are decoded once: a state holds the distinct ones, ``node`` gives the one that each particle is at, and
 particles part when they draw different tokens. Resampled copies cost nothing until they differ. The law of the steps is that
-of one-shot sampling: a step is decoded token by token from the model's own softmax at ``temperature`` until its text holds
-the delimiter, an end token comes, or it has ``max_step_tokens``.
+of one-shot sampling: a step is decoded token by token from `rmtools.lm.sampling_law` until its text holds the delimiter, an
+end token comes, or it has ``max_step_tokens``.
 """
 
 from collections.abc import Callable
@@ -30,6 +30,7 @@ from rmtools.lm.precision import (
     weights_in,
 )
 from rmtools.lm.protocol import Decoded
+from rmtools.lm.sampling_law import SamplingLaw
 from rmtools.lm.steps import StepSettings, StepTokenizer
 
 if TYPE_CHECKING:
@@ -178,24 +179,28 @@ class Policy:
         A causal language model.
     steps : StepTokenizer
         Its tokenizer and step settings.
-    temperature : float
-        Of the softmax; everywhere in rmtools "the policy" is the law at this temperature.
+    temperature : float or SamplingLaw
+        Of the softmax, or with truncation; everywhere in rmtools "the policy" is this law.
     name : str
         Folder or hub name, for provenance.
     """
 
     def __init__(
-        self, model: "PreTrainedModel", steps: StepTokenizer, temperature: float = 1.0, name: str = ""
+        self,
+        model: "PreTrainedModel",
+        steps: StepTokenizer,
+        temperature: float | SamplingLaw = 1.0,
+        name: str = "",
     ) -> None:
-        if not 1e-6 <= temperature <= 1e6:
-            raise UserError(
-                f"`temperature` must be in 1e-6 to 1e6, got {temperature}: the sampler needs a policy with a law",
-                "1 samples from the model's own law",
-            )
+        self.law = temperature if isinstance(temperature, SamplingLaw) else SamplingLaw(temperature)
         self.model = model.eval()
         self.steps = steps
-        self.temperature = temperature
         self.name = name
+
+    @property
+    def temperature(self) -> float:
+        """That of the law."""
+        return self.law.temperature
 
     @property
     def device(self) -> torch.device:
@@ -241,7 +246,7 @@ class Policy:
         for _ in range(0 if step.columns else self.steps.settings.max_step_tokens):
             present = ~step.done[:, None] if n_done else None
             logits, cache = cache.forward(self.model, pending[:, None], present)
-            p = torch.softmax(logits[:, -1].float() / self.temperature, dim=-1)
+            p = self.law.probabilities(logits[:, -1].float())
             step, origin, token = step.append(_draw_live(p, step, n_done > 0, generator))
             if origin is not None:
                 cache, over, pending = cache.select(origin), over[origin], pending[origin]
@@ -342,7 +347,7 @@ def best_device() -> torch.device:
 def load_policy(
     path: str | Path,
     settings: StepSettings,
-    temperature: float = 1.0,
+    temperature: float | SamplingLaw = 1.0,
     device: torch.device | None = None,
     dtype: Dtype = "auto",
 ) -> Policy:
@@ -354,8 +359,8 @@ def load_policy(
         A folder, or a hub model (``org/name``, ``org/name@revision``), whose commit becomes part of the policy's name.
     settings : StepSettings
         Where a step and a solution end.
-    temperature : float
-        Of the softmax that tokens are drawn from.
+    temperature : float or SamplingLaw
+        Of the softmax that tokens are drawn from; `rmtools.lm.sampling_law.SamplingLaw` truncates it too.
     device : torch.device, optional
         Default: CUDA if available.
     dtype : {"auto", "float32", "bfloat16"}
@@ -405,7 +410,9 @@ def load_policy(
         )
     require_vocabulary(tokenizer, model.config, str(source))
     ends = end_ids(model.generation_config, tokenizer)
-    return Policy(on_device(model, device), StepTokenizer(tokenizer, settings, ends), temperature, source.pinned)
+    return Policy(
+        on_device(model, device), StepTokenizer(tokenizer, settings, ends), temperature, source.pinned
+    )
 
 
 def end_ids(generation: "GenerationConfig | None", tokenizer: "PreTrainedTokenizerBase") -> list[int]:

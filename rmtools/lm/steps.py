@@ -5,7 +5,7 @@ The ids that are scored are those that the policy emitted: rollouts keep them. T
 and a step's value is read at the token in which its text ends.
 
 >>> StepSettings(delimiter="\n", max_steps=8).max_step_tokens
-64
+256
 """
 
 import copy
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 
 KINDS = ("delimiter", "sentence", "tokens")
+# No line of GSM8K's 34,193 training lines has more tokens of SmolLM2, and none of 2,082 paragraphs that models wrote for
+# it; a third of those have more than 64.
+MAX_STEP_TOKENS = 256
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class StepSettings:
 
     delimiter: str
     max_steps: int
-    max_step_tokens: int = 64
+    max_step_tokens: int = MAX_STEP_TOKENS
     end: Literal["delimiter", "sentence", "tokens"] = "delimiter"
     stop: tuple[str, ...] = ()
 

@@ -41,8 +41,8 @@ def load(
     """Load a checkpoint with the policy and task it remembers, or those that are named instead.
 
     A task that compares answers does not know them yet: ``read_prompts(path, task)`` and ``prompts_from`` read them from the
-    prompts file. With ``share`` an adapter on the policy's own weights uses these, in memory once. ``connect(steps,
-    temperature, device=device)``, if given, makes the policy instead. Unless ``task_needed``, the task may be None: nothing
+    prompts file. With ``share`` an adapter on the policy's own weights uses these, in memory once. ``connect(steps, law,
+    device=device)``, if given, makes the policy instead. Unless ``task_needed``, the task may be None: nothing
     names one, or `NO_TASK` is named.
 
     Raises
@@ -62,13 +62,11 @@ def load(
     chosen = None if without else task_of(model, settings, task, horizon)
     if connect is not None:
         value, settings = load_value_model(model, device=where.device, dtype=where.dtype)
-        served = connect(value.steps, settings.temperature, device=value.device)
+        served = connect(value.steps, settings.law, device=value.device)
         return Loaded(value, settings, served, chosen)
     if not policy:
         require_recorded(model, "policy", settings.policy)
-    source = load_policy(
-        policy or settings.policy, settings.steps, settings.temperature, where.device, where.dtype
-    )
+    source = load_policy(policy or settings.policy, settings.steps, settings.law, where.device, where.dtype)
     value, settings = load_value_model(
         model, device=where.device, beside=source if share else None, dtype=where.dtype
     )

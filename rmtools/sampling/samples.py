@@ -24,6 +24,7 @@ from rmtools.lm.hub import find_model
 from rmtools.lm.particles import Terminal
 from rmtools.lm.policy import Policy, load_policy
 from rmtools.lm.protocol import Scorer, StepPolicy
+from rmtools.lm.sampling_law import SamplingLaw
 from rmtools.lm.scorer_checks import SAMPLED, require_scorer
 from rmtools.particles.arguments import check_seed
 from rmtools.particles.protocol import Observe
@@ -430,12 +431,12 @@ def _models(
         known = loadable_settings(model)
         if policy is None:
             require_recorded(model, "policy", known.policy)
-        steps, temperature, policy = known.steps, known.temperature, policy or known.policy
+        steps, law, policy = known.steps, known.law, policy or known.policy
         if isinstance(task, str) or (task is None and known.task):
             task = task_of(model, known, task, None)
     else:
         require_scorer(model, SAMPLED)
-        steps, temperature = model.steps.settings, 1.0
+        steps, law = model.steps.settings, SamplingLaw()
         if isinstance(task, str):
             task = load_task(task, steps.max_steps, steps.delimiter)
     if policy is None:
@@ -443,7 +444,7 @@ def _models(
             "a Scorer does not remember its policy", "pass `policy`: a folder, a hub name or a StepPolicy"
         )
     if isinstance(policy, str | Path):
-        policy = load_policy(policy, steps, temperature, device)
+        policy = load_policy(policy, steps, law, device)
     elif not hasattr(policy, "decode_step"):
         raise UserError(
             f"`policy` must be a folder, a hub name or a StepPolicy, got {type(policy).__name__}",

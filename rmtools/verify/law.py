@@ -76,9 +76,8 @@ def path_test(
 ) -> dict[str, float]:
     """Test the frequencies of the first ``horizon`` steps against their exact probabilities (chi-square)."""
     settings = dataclasses.replace(policy.steps.settings, max_steps=horizon)
-    short = Policy(
-        policy.model, StepTokenizer(policy.steps.tokenizer, settings), policy.temperature, policy.name
-    )
+    steps = StepTokenizer(policy.steps.tokenizer, settings, policy.steps.end_ids)
+    short = Policy(policy.model, steps, policy.law, policy.name)
     table = tabulate(
         short,
         ConstantValue(0.5, short.steps, Tilt(0.01)),
