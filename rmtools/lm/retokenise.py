@@ -23,8 +23,7 @@ def prompt_text(steps: StepTokenizer, ids: Sequence[int]) -> str:
     """
     found = [int(i) for i in ids]
     unknown = steps.tokenizer.unk_token_id
-    added = len(steps.tokenizer("")["input_ids"])
-    for start in range(added, -1, -1):
+    for start in range(len(steps.front_ids), -1, -1):
         rest = found[start:]
         text = str(
             steps.tokenizer.decode(rest, skip_special_tokens=False, clean_up_tokenization_spaces=False)

@@ -230,7 +230,7 @@ class StepTokenizer:
         return found.ids, np.asarray(found.offsets, dtype=np.int64).reshape(-1, 2)
 
     @cached_property
-    def _front(self) -> list[int]:
+    def front_ids(self) -> list[int]:
         """The special tokens that the tokenizer puts in front of a text."""
         whole, own = list(self.tokenizer("a")["input_ids"]), self._spans("a")[0]
         return next((whole[:k] for k in range(len(whole)) if own and whole[k : k + len(own)] == own), [])
@@ -364,7 +364,7 @@ class StepTokenizer:
                     "a prompt is empty: it has no token to read a value at", "give every prompt some text"
                 )
             # A prompt rendered by a chat template begins with them as text.
-            front = [] if self._front and ids[: len(self._front)] == self._front else self._front
+            front = [] if self.front_ids and ids[: len(self.front_ids)] == self.front_ids else self.front_ids
             ids = [*front, *ids]
             self._remember((prompt, ""), ids)
         return ids

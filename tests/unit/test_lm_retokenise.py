@@ -116,22 +116,22 @@ def test_other_steps_are_refused(policy, foreign, other):
         shared_tokens(policy, ConstantValue(0.5, steps, foreign.tilt))
 
 
-def test_a_delimiter_that_is_no_boundary_is_refused(policy, value):
-    """The value model's tokenizer joins the delimiter to what follows: read apart, its tokens would be others."""
+def test_steps_are_read_by_themselves_whatever_the_tokenizer_joins(policy, value):
+    """The value model's tokenizer joins the delimiter to what follows: whole or step by step, the ids are the same."""
     from tokenizers import Tokenizer, decoders, models
     from transformers import PreTrainedTokenizerFast
 
     characters = ["<eos>", *(chr(c) for c in range(32, 127)), "\n"]
-    merges = [("\n", "b")]
-    bpe = Tokenizer(models.BPE({w: i for i, w in enumerate([*characters, "\nb"])}, merges))
+    bpe = Tokenizer(models.BPE({w: i for i, w in enumerate([*characters, "\ns"])}, [("\n", "s")]))
     bpe.decoder = decoders.Fuse()
-    steps = StepTokenizer.__new__(StepTokenizer)
-    steps.tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<eos>")
-    steps.settings = value.steps.settings
-    with pytest.raises(
-        UserError, match=r"have different tokenizers, and steps cannot be read again.*splits the delim"
-    ):
-        shared_tokens(policy, ConstantValue(0.5, steps, value.tilt))
+    joins = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<eos>")
+    steps = StepTokenizer(joins, value.steps.settings)
+    read = shared_tokens(policy, ConstantValue(0.5, steps, value.tilt))
+    own = ["u r3 \n", "s r3 \n"]
+    assert joins("".join(own))["input_ids"] != [i for s in own for i in steps.step_ids(s)]
+    tree = read._tree(policy.steps.encode("r2 . \n", own, [["s r3 \n"]]))
+    assert tree.parts()[1] == [steps.step_ids(s) for s in own]
+    assert [read._step_ids(tuple(policy.steps.step_ids(s))) for s in own] == tree.parts()[1]
 
 
 def test_an_end_that_cannot_be_written_is_refused(policy, foreign):
@@ -162,8 +162,8 @@ def test_the_text_of_a_prompt(policy, prompts, tokenizer):
     ids = steps.prompt_ids(prompts[0])
     assert ids[0] == begun.bos_token_id
     assert prompt_text(steps, ids) == prompts[0]
-    assert prompt_text(steps, steps.prompt_ids("<bos>" + prompts[0])) == "<bos>" + prompts[0]
-    for wrong in ([begun.bos_token_id], [begun.bos_token_id, begun.unk_token_id], ids[1:]):
+    assert steps.prompt_ids("<bos>" + prompts[0]) == ids
+    for wrong in ([begun.bos_token_id, begun.unk_token_id], ids[1:]):
         with pytest.raises(UserError, match="the text of a prompt cannot be told from its tokens"):
             prompt_text(steps, wrong)
 
