@@ -252,10 +252,8 @@ def collect_rollouts(
         How many to draw from the task; or texts, or items of `load_prompts`.
     task : str or Task
         Gives the rewards: crossing, arithmetic, gsm8k, math, answers, path/to/file.py:function, or an object.
-    trajectories, children, completions, depths
-        Per prompt and prefix, as in `rmtools.data.collect.Branching`.
-    temperature, top_k, top_p, min_p
-        Of the policy's sampling, as in `rmtools.lm.sampling_law.SamplingLaw`.
+    trajectories, children, completions, depths, temperature, top_k, top_p, min_p
+        As in `rmtools.data.collect.Branching` and `rmtools.lm.sampling_law.SamplingLaw`.
     max_step_tokens : int
         A step without delimiter is closed after this many tokens.
     batch_size : int, optional

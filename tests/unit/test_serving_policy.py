@@ -13,6 +13,7 @@ from rmtools.data.tasks import Crossing
 from rmtools.errors import UserError
 from rmtools.lm.particles import LMParticles
 from rmtools.lm.policy import Policy
+from rmtools.lm.sampling_law import SamplingLaw
 from rmtools.lm.steps import StepSettings, StepTokenizer
 from rmtools.particles.smc import smc
 from rmtools.serving import retry
@@ -302,7 +303,7 @@ def test_a_server_that_does_not_keep_to_max_tokens_is_refused(to, prompts, gener
 
 def test_what_the_command_line_connects_with(server, step_tokenizer, prompts, generator):
     options = Server(server.url("several"), "large", 16, 1)
-    policy = connect_policy(options, step_tokenizer, 0.7, seed=3)
+    policy = connect_policy(options, step_tokenizer, SamplingLaw(0.7), seed=3)
     assert (policy.temperature, policy.template.model, policy.device.type) == (0.7, "large", "cpu")
     policy.decode_step(start(policy, prompts[:1]), torch.zeros(20, dtype=torch.long), generator(0))
     assert "20 steps in 2 requests, " in summary(policy)

@@ -11,7 +11,6 @@ from test_training_trainer import adapted, config, perturb, trainer_for
 from rmtools.data.rollouts import Rollout
 from rmtools.errors import UserError
 from rmtools.lm.classifier import require_head
-from rmtools.lm.steps import StepSettings, StepTokenizer
 from rmtools.lm.value import ValueModel, log_value_from_logits
 from rmtools.particles.tilt import Tilt
 from rmtools.training.batching import Collator
@@ -88,12 +87,6 @@ def test_the_default_task_type_is_not_believed(policy_folder):
 
     assert ModelConfig().lora_task_type == "CAUSAL_LM"
     assert adapted(policy_folder).peft_config["default"].task_type == "TOKEN_CLS"
-
-
-def test_a_separator_that_depends_on_its_context_is_refused(tokenizer):
-    """As "ки" and " ки" do elsewhere: here "x" alone is no token, "x " is."""
-    with pytest.raises(UserError, match="splits the delimiter"):
-        StepTokenizer(tokenizer, StepSettings("x", 3))
 
 
 def test_logits_are_read_at_the_last_token_of_each_step(step_tokenizer):
