@@ -212,8 +212,13 @@ class _Growing:
     def select(self, rows: np.ndarray) -> "_Growing":
         """Return trajectories ``rows``; a repeated one is forked."""
         used, node = distinct(self.node[torch.as_tensor(rows, device=self.node.device)])
-        own = ([known[i] for i in rows] for known in (self.prompts, self.steps, self.ids))
-        return _Growing(self.state.select(used), node, *own)
+        return _Growing(
+            self.state.select(used),
+            node,
+            [self.prompts[i] for i in rows],
+            [self.steps[i] for i in rows],
+            [self.ids[i] for i in rows],
+        )
 
 
 def _place(found: Sequence[list[Any]], at: np.ndarray, live: np.ndarray, into: list[list[list[Any]]]) -> None:

@@ -120,9 +120,9 @@ class _Tables:
         wide[2, size:-1] = True
         ends = np.zeros(width + 1, dtype=bool)
         ends[list(steps.end_ids)] = True
-        table = torch.from_numpy(wide).to(device)
+        at = torch.from_numpy(wide).to(device)
         parted = bool(known.opens.any() and known.completes.any())
-        return cls(torch.from_numpy(ends).to(device), *table[:5], table[5:], parted)
+        return cls(torch.from_numpy(ends).to(device), at[0], at[1], at[2], at[3], at[4], at[5:], parted)
 
 
 # What transformers and peft raise on a damaged configuration depends on which byte is wrong. For their own calls only.
@@ -193,14 +193,10 @@ class Policy:
         name: str = "",
     ) -> None:
         self.law = temperature if isinstance(temperature, SamplingLaw) else SamplingLaw(temperature)
+        self.temperature = self.law.temperature
         self.model = model.eval()
         self.steps = steps
         self.name = name
-
-    @property
-    def temperature(self) -> float:
-        """That of the law."""
-        return self.law.temperature
 
     @property
     def device(self) -> torch.device:
