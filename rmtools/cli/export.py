@@ -44,7 +44,12 @@ def command(
         )
     if out is not None:
         print(f"merged model in {export_merged(model, out)}")
-        print(serving_notes(CheckpointSettings.load(out), out))
+        settings = CheckpointSettings.load(out)
+        if settings.base_quantization:
+            print(
+                "its base was quantised: the merged weights are in float32, dequantised, and give the same values"
+            )
+        print(serving_notes(settings, out))
     if push is not None:
         folder = out or Path(model)
         print(f"pushed: {upload(folder, push, private)}")

@@ -18,7 +18,7 @@ from rmtools.files import read_json
 from rmtools.lm.classifier import adapted, merged, new_token_classifier, require_head, saved_classifier
 from rmtools.lm.hub import COMMIT, PICKLED, cached_commit, find_model, split_name, with_commit
 from rmtools.lm.policy import Policy, best_device, load_tokenizer
-from rmtools.lm.precision import Dtype, on_device, weights_in
+from rmtools.lm.precision import Dtype, on_device, quantisation, require_quantiser, weights_in
 from rmtools.lm.prompt_format import RAW, PromptFormat
 from rmtools.lm.sampling_law import SamplingLaw
 from rmtools.lm.steps import StepSettings, StepTokenizer
@@ -71,6 +71,8 @@ class CheckpointSettings:
         Target, divergence, data fingerprint, versions: provenance only.
     prompt_format : PromptFormat
         How the prompts it was trained on were rendered.
+    base_quantization : dict
+        How the base's weights were quantised for the training: the adapter belongs on such weights. {} if they were not.
     """
 
     policy: str
@@ -91,6 +93,7 @@ class CheckpointSettings:
     top_p: float = 1.0
     min_p: float = 0.0
     end_ids: list[int] = field(default_factory=list)
+    base_quantization: dict[str, Any] = field(default_factory=dict)
 
     @property
     def law(self) -> SamplingLaw:
@@ -141,10 +144,23 @@ class CheckpointSettings:
                 RETRAIN,
             )
         found = load_json(cls, file, "the checkpoint's settings", SCHEMA_VERSION, RETRAIN)
+        _require_quantisation(folder, found)
         policy, base = _from_here(folder, found.policy), _from_here(folder, found.base)
         policy = with_commit(policy, found.policy_fingerprint)
         revision = found.base_revision or split_name(with_commit(base, found.base_fingerprint))[1]
         return replace(found, policy=policy, base=base, base_revision=revision)
+
+
+def _require_quantisation(folder: Path, settings: CheckpointSettings) -> None:
+    """Raise ``UserError`` for a checkpoint on a quantised base that does not say how it was quantised."""
+    made = settings.training.get("configuration") or settings.training.get("arguments") or {}
+    bits = [name for name in ("load_in_4bit", "load_in_8bit") if str(made.get(name)).lower() == "true"]
+    if bits and not settings.base_quantization:
+        raise UserError(
+            f"the checkpoint {folder} was trained with {bits[0]}, and does not say how its base was quantised: on another "
+            "base it would give other values",
+            "train it again with this release",
+        )
 
 
 def _from_here(folder: Path, model: str) -> str:
@@ -227,11 +243,8 @@ def load_value_model(
     steps = StepTokenizer(load_tokenizer(folder), settings.steps, settings.end_ids)
     tilt = Tilt(settings.floor)
 
-    def base(**options: Any) -> "PreTrainedModel":
-        given = {"dtype": precision, **options}
-        return new_token_classifier(
-            settings.base, settings.seed, revision=settings.base_revision, device=device, **given
-        )
+    def base(dtype: Any = precision) -> "PreTrainedModel":
+        return _base(settings, device, dtype)
 
     if untrained:
         model = base()
@@ -242,7 +255,9 @@ def load_value_model(
         value.prompt_format = settings.prompt_format
         return value, settings
     elif is_adapter:
-        model = merged(adapted(base(), folder), folder)
+        model = adapted(base(), folder)
+        if not quantisation(model.config):  # merging would round the adapter to the quantised weights
+            model = merged(model, folder)
     else:
         model = saved_classifier(folder, precision)
     model = on_device(model, device)
@@ -250,6 +265,23 @@ def load_value_model(
     value = ValueModel(model, steps, tilt, name)
     value.prompt_format = settings.prompt_format
     return value, settings
+
+
+def _base(settings: CheckpointSettings, device: torch.device, dtype: Any) -> "PreTrainedModel":
+    """Return the model under an adapter as it was before training, quantised as it was then."""
+    how = settings.base_quantization
+    if how:
+        require_quantiser(settings.base, how)
+    options = {"dtype": dtype, **({"quantization_config": how} if how else {})}
+    return new_token_classifier(
+        settings.base, settings.seed, revision=settings.base_revision, device=device, **options
+    )
+
+
+def dequantised(folder: Path, settings: CheckpointSettings) -> "PreTrainedModel":
+    """Return a checkpoint on a quantised base as a whole model in fp32: the base's weights as they were read in training."""
+    base: Any = _base(settings, torch.device("cpu"), torch.float32)
+    return merged(adapted(base.dequantize(), folder), folder)
 
 
 def _require_same_base(folder: Path, settings: CheckpointSettings) -> None:
@@ -265,7 +297,7 @@ def _require_same_base(folder: Path, settings: CheckpointSettings) -> None:
 
 def _leaves_weights(folder: Path, settings: CheckpointSettings, policy: Policy) -> bool:
     """Whether the checkpoint is an adapter on the weights of ``policy`` that leaves them as they are."""
-    if not settings.base_fingerprint:
+    if not settings.base_fingerprint or settings.base_quantization:
         return False
     # Trained biases are loaded in the place of the base's: the policy would be another.
     found = read_json(folder / "adapter_config.json", "the adapter's configuration")

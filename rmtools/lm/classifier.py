@@ -14,7 +14,7 @@ import torch
 from rmtools.errors import UserError, reason
 from rmtools.lm.hub import find_model, with_commit
 from rmtools.lm.policy import LOAD_ERRORS, not_a_model
-from rmtools.lm.precision import placed, quantisation, quantised_weights
+from rmtools.lm.precision import placed, quantisation_asked, quantised_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -54,9 +54,7 @@ def new_token_classifier(
         torch.manual_seed(seed)
         try:
             config = _classifier_config(source.folder)
-            if "quantization_config" in options:
-                config.quantization_config = options["quantization_config"]
-            how = quantisation(config)
+            how = quantisation_asked(config, options)
             with quantised_weights(source, how):
                 # fp32 unless asked otherwise: transformers would take the precision the weights are stored in.
                 found, loading = AutoModelForTokenClassification.from_pretrained(

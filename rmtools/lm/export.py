@@ -6,7 +6,7 @@ from pathlib import Path
 from rmtools.errors import UserError, reason
 from rmtools.files import claim_folder, replacing_files, write_json
 from rmtools.lm.card import CARD_FILE
-from rmtools.lm.checkpoint import MODEL_FILES, CheckpointSettings, fingerprint, load_value_model
+from rmtools.lm.checkpoint import MODEL_FILES, CheckpointSettings, dequantised, fingerprint, load_value_model
 from rmtools.lm.hub import FILES, NOT_READ, find_model, is_hub_name, status
 
 MARK_FILE = "export.json"
@@ -16,8 +16,8 @@ MARK_FILE = "export.json"
 def export_merged(checkpoint: str | Path, out: str | Path) -> Path:
     """Write ``checkpoint`` as an ``AutoModelForTokenClassification`` with its tokenizer and settings; return the folder.
 
-    rmtools reads it like the checkpoint itself. Raises ``UserError`` if the checkpoint cannot be loaded, or ``out`` holds
-    something else or cannot be written.
+    rmtools reads it like the checkpoint itself. The weights of a quantised base are written in fp32. Raises ``UserError`` if
+    the checkpoint cannot be loaded, or ``out`` holds something else or cannot be written.
     """
     import torch
     from safetensors import SafetensorError
@@ -26,11 +26,12 @@ def export_merged(checkpoint: str | Path, out: str | Path) -> Path:
     checkpoint = source.folder
     if out.resolve() == checkpoint.resolve():
         raise UserError(f"the output folder {out} is the checkpoint itself", "choose another folder")
-    value, settings = load_value_model(source.pinned, device=torch.device("cpu"))
+    value, settings = load_value_model(source.pinned, device=torch.device("cpu"), dtype="float32")
+    whole = dequantised(checkpoint, settings) if settings.base_quantization else value.model
     claim_folder(out, MARK_FILE)
     with replacing_files(out, last=MARK_FILE, instead_of=MODEL_FILES) as temporary:
         try:
-            value.model.save_pretrained(str(temporary))
+            whole.save_pretrained(str(temporary))
         except SafetensorError as error:  # a full disk is not an OSError there
             raise OSError(str(error)) from error
         value.steps.tokenizer.save_pretrained(str(temporary))

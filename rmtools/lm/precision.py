@@ -5,12 +5,14 @@ same on every CPU. On a GPU the default is the precision of the files. Heads and
 """
 
 import contextlib
+import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 
+from rmtools.codec import to_json
 from rmtools.errors import UserError, reason
 
 Dtype = Literal["auto", "float32", "bfloat16"]
@@ -45,8 +47,17 @@ def placed(how: dict[str, Any], device: torch.device | None) -> dict[str, Any]:
 
 def quantisation(config: Any) -> dict[str, Any]:
     """Return how the weights of a model with this configuration are quantised; {} if they are not."""
-    found = getattr(config, "quantization_config", None) or {}
-    return dict(found if isinstance(found, dict) else found.to_dict())
+    return _values(getattr(config, "quantization_config", None))
+
+
+def quantisation_asked(config: Any, options: dict[str, Any]) -> dict[str, Any]:
+    """Return the same of a model about to be loaded with these ``options`` of ``from_pretrained``."""
+    return _values(options.get("quantization_config")) or quantisation(config)
+
+
+def _values(found: Any) -> dict[str, Any]:
+    values: dict[str, Any] = to_json(dict(found or {}) if isinstance(found, dict | None) else found.to_dict())
+    return values
 
 
 def precision_of(holder: Any) -> str:
@@ -88,3 +99,12 @@ def quantised_weights(name: object, how: dict[str, Any]) -> Iterator[None]:
             "install the library that reads them (bitsandbytes: pip install bitsandbytes), or name a model whose weights are "
             "not quantised",
         ) from error
+
+
+def require_quantiser(model: object, how: dict[str, Any]) -> None:
+    """Raise ``UserError`` if bitsandbytes is needed for weights quantised as ``how`` and missing."""
+    if how.get("quant_method") == "bitsandbytes" and importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError(
+            f"{model} is read with quantised weights (bitsandbytes), and bitsandbytes is not installed",
+            "pip install bitsandbytes",
+        )

@@ -20,6 +20,7 @@ from rmtools.files import write_json, write_text
 from rmtools.lm.card import CARD_FILE
 from rmtools.lm.checkpoint import CheckpointSettings, fingerprint
 from rmtools.lm.hub import split_name
+from rmtools.lm.precision import quantisation
 from rmtools.training.config import PRMConfig
 from rmtools.training.model_card import model_card
 from rmtools.training.targets import BOOTSTRAPPED
@@ -81,6 +82,7 @@ def checkpoint_settings(
         seed=config.seed,
         base_rate=base_rate(rollouts),
         prompt_format=metadata.prompt_format,
+        base_quantization={} if model is None else to_json(quantisation(model.config)),
         training={
             "target": config.target,
             "divergence": config.divergence,

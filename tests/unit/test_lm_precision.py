@@ -149,3 +149,69 @@ def test_a_base_whose_weights_do_not_fit_its_configuration_is_refused(policy_fol
     file.write_text(json.dumps({**json.loads(file.read_text()), "vocab_size": 30}))
     with pytest.raises(UserError, match="embed_tokens"):
         new_token_classifier(str(folder), 0)
+
+
+@pytest.fixture(scope="module")
+def quantised(policy_folder, rollouts, tmp_path_factory):
+    """A checkpoint trained for a few steps on a base in 4 bits, and log values of the model in memory."""
+    from trl import ModelConfig
+
+    from rmtools.training.config import PRMConfig
+    from rmtools.training.lora import build_model
+    from rmtools.training.trainer import PRMTrainer
+
+    folder = tmp_path_factory.mktemp("quantised") / "prm"
+    arguments = ModelConfig(use_peft=True, load_in_4bit=True, lora_r=4)
+    model = build_model(str(policy_folder), arguments, 0)
+    config = PRMConfig(str(folder), max_steps=4, learning_rate=0.02, use_cpu=True, report_to="none")
+    trainer = PRMTrainer(model, config, rollouts)
+    trainer.train()
+    trainer.save_model()
+    trained = ValueModel(trainer.model, trainer.steps, trainer.tilt)
+    return folder, log_values(trained, rollouts)
+
+
+def log_values(value, rollouts):
+    trees = [value.steps.encode(r.prompt, r.steps) for r in rollouts[:16]]
+    return np.concatenate([t.log_value for t in value.score(trees)])
+
+
+def test_a_checkpoint_on_a_quantised_base_is_read_on_it(quantised, rollouts, policy, tmp_path):
+    """Loaded, beside the policy, and merged it has the values it was trained with; on the whole base it has others."""
+    quantised_folder, own = quantised
+    value, settings = load_value_model(quantised_folder, device=CPU)
+    assert settings.base_quantization["load_in_4bit"] is True
+    assert precision_of(value) == "bitsandbytes 4 bit, float32"
+    np.testing.assert_allclose(log_values(value, rollouts), own, atol=1e-5)
+    beside, _ = load_value_model(quantised_folder, beside=policy, device=CPU)
+    np.testing.assert_array_equal(log_values(beside, rollouts), log_values(value, rollouts))
+    export_merged(quantised_folder, tmp_path / "merged")
+    whole, _ = load_value_model(tmp_path / "merged", device=CPU)
+    assert precision_of(whole) == "float32"
+    np.testing.assert_allclose(log_values(whole, rollouts), own, atol=1e-4)
+    file = tmp_path / "unquantised"
+    shutil.copytree(quantised_folder, file)
+    found = json.loads((file / "rmtools.json").read_text())
+    found["base"], found["policy"] = settings.base, settings.policy
+    found["base_quantization"] = {}
+    (file / "rmtools.json").write_text(json.dumps(found))
+    with pytest.raises(UserError, match="load_in_4bit"):
+        load_value_model(file)
+    found["training"]["configuration"]["load_in_4bit"] = "False"
+    (file / "rmtools.json").write_text(json.dumps(found))
+    other, _ = load_value_model(file, device=CPU)
+    assert np.abs(log_values(other, rollouts) - own).max() > 1e-2
+
+
+def test_a_quantised_base_needs_its_library(quantised, monkeypatch):
+    import importlib.util
+
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name, *rest: None if name == "bitsandbytes" else found(name, *rest),
+    )
+    with pytest.raises(UserError, match="bitsandbytes is not installed") as caught:
+        load_value_model(quantised[0])
+    assert "pip install" in caught.value.fix
