@@ -1,10 +1,12 @@
 """Prompt formats: what is rendered, what is refused, and one format from rollouts to samples."""
 
+import itertools
 import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from assets import NAMES, real_tokenizer
 
 import rmtools as rm
 from rmtools.data.prompts import Prompt, asked_format, enter_prompts, read_prompt
@@ -12,6 +14,7 @@ from rmtools.data.tasks import Crossing, rendered_task
 from rmtools.errors import UserError
 from rmtools.lm.checkpoint import CheckpointSettings
 from rmtools.lm.prompt_format import RAW, AskedFormat, PromptFormat, PromptRenderer
+from rmtools.lm.steps import StepTokenizer
 
 DATED = "{{ strftime_now('%d %b %Y') }}"
 SOLVED = [{"prompt": "r1 . \nc13 . \n", "solution": "u r3 \nd r3 \n"}]
@@ -377,3 +380,75 @@ def test_rows_whose_prompts_are_messages(chat_folder, chat_tokenizer, chat_check
         rm.load_rollouts([{**rows[0], "prompt": said[:2]}])
     with pytest.raises(UserError, match="an audit reads texts"):
         rm.audit([{"prompt": said, "steps": ["u r3 \n"], "reward": 1.0}], str(chat_checkpoint))
+
+
+TEMPLATES = [name for name in NAMES if name != "gpt2"]
+QUESTIONS = [
+    "6 * 7?",
+    "  a {b} <c> & \\boxed{2}\n\n\t漢字 🙂  ",
+    "a\n\n<think>\nb\n</think>\n\nc",
+    "{{ messages }}",
+]
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_real_templates_render_what_transformers_renders(name):
+    """Also the ids: nothing is added to a text that its template has begun, and nothing put behind it."""
+    tokenizer = real_tokenizer(name)
+    shots = (("1 + 1?\n", "It is 2.\n#### 2\n"),)
+    systems = ("", "Reason step by step.") if name != "mistral" else ("",)
+    steps = StepTokenizer(tokenizer, rm.StepSettings("\n", 8))
+    for system, few_shot, question in itertools.product(systems, ((), shots), QUESTIONS):
+        renderer = PromptRenderer(AskedFormat("chat", system, few_shot).resolve(tokenizer), tokenizer)
+        text = renderer.render(question)
+        turns = [message("system", system)] if system else []
+        for q, s in few_shot:
+            turns += [message("user", q.strip()), message("assistant", s.strip())]
+        turns.append(message("user", question.strip()))
+        told = {"add_generation_prompt": True, "return_dict": False}
+        assert text == tokenizer.apply_chat_template(turns, tokenize=False, **told)
+        assert steps.prompt_ids(text) == tokenizer.apply_chat_template(turns, tokenize=True, **told)
+
+
+def test_mistral_takes_no_system_turn():
+    tokenizer = real_tokenizer("mistral")
+    form = AskedFormat("chat", "be brief").resolve(tokenizer)
+    with pytest.raises(UserError, match="refuses a system turn"):
+        PromptRenderer(form, tokenizer).render("q")
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_what_a_real_template_has_written_is_not_rendered_again(name):
+    tokenizer = real_tokenizer(name)
+    renderer = PromptRenderer(AskedFormat("chat").resolve(tokenizer), tokenizer)
+    with pytest.raises(UserError, match="rendered already"):
+        renderer.render(renderer.render("6 * 7?"))
+
+
+def with_ends(tokenizer, before, behind):
+    """Return a copy of a tokenizer that puts special tokens around every text."""
+    import copy
+
+    from tokenizers.processors import TemplateProcessing
+
+    found = copy.deepcopy(tokenizer)
+    names = [*before, *behind]
+    found.backend_tokenizer.post_processor = TemplateProcessing(
+        single=[*before, "$A", *behind],
+        special_tokens=[(name, found.convert_tokens_to_ids(name)) for name in dict.fromkeys(names)],
+    )
+    return found
+
+
+@pytest.mark.parametrize("before", [["<bos>"], []])
+@pytest.mark.parametrize("behind", [["<eos>"], []])
+def test_special_tokens_stand_once_in_front_and_never_behind(chat_tokenizer, before, behind):
+    tokenizer = with_ends(chat_tokenizer, before, behind)
+    steps = StepTokenizer(tokenizer, rm.StepSettings("\n", 3))
+    bos, eos, user = tokenizer.convert_tokens_to_ids(["<bos>", "<eos>", "<|user|>"])
+    text = PromptRenderer(AskedFormat("chat").resolve(tokenizer), tokenizer).render("r1 . \nc13 . \n")
+    ids = steps.prompt_ids(text)
+    assert (ids.count(bos), ids[:2], eos in ids) == (1, [bos, user], False)
+    raw = steps.prompt_ids("r1 . \nc13 . \n")
+    assert (raw[0] == bos, raw.count(bos), eos in raw) == (bool(before), len(before), False)
+    assert tokenizer.decode(ids) == text
