@@ -610,6 +610,11 @@ def revived(step, state, node):
     return replace(step, state=replace(step.state, ended=step.state.ended & False))
 
 
+def reborn(step, state, node):
+    """Only prefixes that had ended before live again."""
+    return replace(step, state=replace(step.state, ended=step.state.ended & ~state.ended[step.parent]))
+
+
 def undivided(step, state, node):
     """Every particle keeps a prefix of its own."""
     u = step.node
@@ -716,6 +721,7 @@ def fresh(step, state, node):
     ("change", "law"),
     [
         (revived, "absorbing|end a prefix"),
+        (reborn, "absorbing and gets no token"),
         (undivided, "held twice"),
         (overrun, "first delimiter|max_step_tokens"),
         (shuffled, "where each particle was"),
