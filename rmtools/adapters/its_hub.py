@@ -30,6 +30,7 @@ from rmtools.adapters.prefix_scoring import (
     start_prefixes,
 )
 from rmtools.errors import UserError
+from rmtools.lm.prompt_format import RAW, PromptRenderer
 from rmtools.lm.protocol import Scorer, TreeValues, ValueState
 from rmtools.lm.steps import EncodedTree, StepTokenizer
 from rmtools.particles.tilt import Tilt
@@ -56,8 +57,9 @@ class ItsHubReward(AbstractProcessRewardModel):
         Whether answers end with the delimiter of their last step, as with
         ``StepGeneration(include_stop_str_in_output=True)``. If not (its default), it is put back: the value is read there.
     template : callable, optional
-        Returns the prompt that the model was trained on, given a list of ``ChatMessage``. Without it, a single message is
-        the prompt itself and several are refused.
+        Returns the prompt that the model was trained on, given a list of ``ChatMessage``. Without it, a checkpoint that was
+        trained on chats renders messages (and texts that are not rendered yet) as these; for others a single message is the
+        prompt itself and several are refused.
 
     Raises
     ------
@@ -89,6 +91,8 @@ class ItsHubReward(AbstractProcessRewardModel):
         self.scores = scores
         self.include_delimiter = include_delimiter
         self.template = template
+        form = getattr(value, "prompt_format", None) or RAW
+        self._renderer = PromptRenderer(form, value.steps.tokenizer if form.kind == "chat" else None)
         # its_hub may have several questions in flight; tokenizer and model serve one at a time.
         self._busy = threading.Lock()
 
@@ -160,16 +164,19 @@ class ItsHubReward(AbstractProcessRewardModel):
     def _prompt(self, given: Any) -> str:
         messages = ChatMessages.from_prompt_or_messages(given)
         if messages.is_string:
-            return str(messages.to_prompt())
+            text = str(messages.to_prompt())
+            return text if self._renderer.written(text) else self._renderer.render(text)
         chat = [ChatMessage.from_dict(m) if isinstance(m, dict) else m for m in messages.to_chat_messages()]
         if self.template is not None:
             return self.template(chat)
+        if self._renderer.form.kind == "chat":
+            return self._renderer.render("", [(m.role, m.extract_text_content()) for m in chat])
         if len(chat) != 1:
             raise UserError(
                 f"a conversation of {len(chat)} messages is no prompt of the value model",
                 "pass template=, which makes the prompt it was trained on from the messages",
             )
-        return str(chat[0].extract_text_content())
+        return self._renderer.render(str(chat[0].extract_text_content()))
 
 
 class ItsHubScorer:

@@ -202,8 +202,18 @@ class PromptRenderer:
                 f"{where} has {len(turns)} chat turns, and `prompt_format` is raw: only a single user turn has a raw form",
                 "pass `prompt_format` chat, or write the prompt as one text",
             )
-        shown = [q + s.rstrip("\n") + "\n\n" for q, s in self.form.few_shot]
-        return "".join(shown) + question
+        return self._examples + question
+
+    def written(self, text: str) -> bool:
+        """Return whether a text is rendered already: it holds a special token that the template writes, or the examples."""
+        if self.form.kind == "chat":
+            return any(mark in text for mark in self._marks)
+        return bool(self._examples) and text.startswith(self._examples)
+
+    @property
+    def _examples(self) -> str:
+        """What stands in front of raw questions."""
+        return "".join(q + s.rstrip("\n") + "\n\n" for q, s in self.form.few_shot)
 
     def _chat(self, turns: Sequence[Turn], where: str) -> str:
         own = [text for role, text in turns[:1] if role == "system"]

@@ -23,6 +23,7 @@ from rmtools.errors import UserError
 from rmtools.lm.enumerate import tabulate
 from rmtools.lm.particles import LMParticles
 from rmtools.lm.policy import Policy
+from rmtools.lm.prompt_format import AskedFormat, PromptFormat
 from rmtools.lm.value import ConstantValue
 from rmtools.particles.smc import smc
 from rmtools.particles.tilt import Tilt
@@ -120,6 +121,21 @@ def test_a_chat_of_several_messages_takes_a_template(value, prompts):
         ItsHubReward(value).score(chat, ANSWERS)
     found = ItsHubReward(value, template=lambda c: c[-1].content).score(chat, ANSWERS)
     assert found == ItsHubReward(value).score(prompts[0], ANSWERS)
+
+
+def test_a_checkpoint_of_chats_renders_what_it_is_asked(value, chat_tokenizer, monkeypatch):
+    """The value model's own tokenizer does not know the marks: what is rendered is looked at, not its score."""
+    monkeypatch.setattr(value, "prompt_format", AskedFormat("chat", "u .").resolve(chat_tokenizer))
+    monkeypatch.setattr(value.steps, "tokenizer", chat_tokenizer)
+    reward = ItsHubReward(value)
+    text = "<bos><|system|>u . \n<|user|>r1 . \n<|assistant|>"
+    asked = [ChatMessage(role="user", content="r1 . ")]
+    assert reward._prompts([asked, "r1 . \n", text], 3) == [text] * 3
+    shown = [*asked, ChatMessage(role="assistant", content="d r1"), *asked]
+    told = "<bos><|system|>u . \n<|user|>r1 . \n<|assistant|>d r1 \n<|user|>r1 . \n<|assistant|>"
+    assert reward._prompts(shown, 1) == [told]
+    monkeypatch.setattr(value, "prompt_format", PromptFormat(few_shot=(("q\n", "s"),)))
+    assert ItsHubReward(value)._prompts(["r1 .\n", "q\ns\n\nr1 .\n"], 2) == ["q\ns\n\nr1 .\n"] * 2
 
 
 def test_what_cannot_be_scored_is_refused(value, prompts):
