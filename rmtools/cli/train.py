@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, get_type_hints
 import typer
 
 from rmtools.errors import UserError
+from rmtools.jobs.processes import this_process
 
 if TYPE_CHECKING:
     from trl import ModelConfig
@@ -74,7 +75,14 @@ def train(given: Sequence[str]) -> None:
     parsed = arguments(given)
     from rmtools.training.run import train
 
-    train(*parsed)
+    train(*parsed, on_model=_print_precision)
+
+
+def _print_precision(model: Any) -> None:
+    from rmtools.lm.precision import model_precision
+
+    if this_process().main:
+        print(f"weights of the base in {model_precision(model)}, head in float32", flush=True)
 
 
 def arguments(given: Sequence[str]) -> "tuple[DataArguments, PRMConfig, ModelConfig]":

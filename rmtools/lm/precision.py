@@ -62,7 +62,13 @@ def _values(found: Any) -> dict[str, Any]:
 
 def precision_of(holder: Any) -> str:
     """Return the precision of a policy's or a value model's weights, such as "bfloat16"; "" if it holds none."""
-    model = getattr(getattr(holder, "target", holder), "model", None)  # of a ratio: its numerator
+    return model_precision(
+        getattr(getattr(holder, "target", holder), "model", None)
+    )  # of a ratio: its numerator
+
+
+def model_precision(model: Any) -> str:
+    """Return the precision of a transformers model's weights; "" if it is none."""
     dtype = getattr(model, "dtype", None)
     if not isinstance(dtype, torch.dtype):
         return ""

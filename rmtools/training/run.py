@@ -2,10 +2,10 @@
 
 import contextlib
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -29,7 +29,12 @@ if TYPE_CHECKING:
     from trl import ModelConfig
 
 
-def train(data: DataArguments, config: PRMConfig, model_arguments: "ModelConfig") -> PRMTrainer:
+def train(
+    data: DataArguments,
+    config: PRMConfig,
+    model_arguments: "ModelConfig",
+    on_model: Callable[[Any], object] | None = None,
+) -> PRMTrainer:
     """Train a value model, resume or replace an earlier training, and write the result to ``output_dir``.
 
     Returns the trainer, with the trained model and its log.
@@ -40,6 +45,8 @@ def train(data: DataArguments, config: PRMConfig, model_arguments: "ModelConfig"
     config : PRMConfig
     model_arguments : trl.ModelConfig
         The model to start from (default: the policy of the rollouts), precision, adapters.
+    on_model : callable, optional
+        Called with the model before it is trained.
 
     Raises
     ------
@@ -58,6 +65,8 @@ def train(data: DataArguments, config: PRMConfig, model_arguments: "ModelConfig"
     claim_output(out, resume, overwrite)
     with left_as_found(out):
         model = build_model(base, model_arguments, config.seed, bool(getattr(config, CHECKPOINTING)))
+        if on_model is not None:
+            on_model(model)
         with held_output(out, resume, overwrite):
             trainer = PRMTrainer(model, config, rows, held_out)
             with _out_of_memory():

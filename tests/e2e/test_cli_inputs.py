@@ -240,6 +240,26 @@ def test_a_refusal_says_fact_reason_and_fix(run, arguments, words):
     check_error(run(*arguments), *words)
 
 
+@pytest.mark.parametrize("seed", [-1, 2**32, 5_000_000_000])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("rollout", "--policy", "p", "--out", "o"),
+        ("sample", "--model", "m", "--prompt", "x"),
+        ("audit", "--model", "m"),
+        ("prompts", "--out", "o"),
+        ("verify", "lm", "--model", "m"),
+        ("verify", "exact"),
+        ("train", "--train_rollouts", "r", "--output_dir", "o"),
+    ],
+    ids=lambda command: " ".join(command[:2]),
+)
+def test_every_command_refuses_a_seed_out_of_range_at_once(run, tmp_path, monkeypatch, command, seed):
+    monkeypatch.chdir(tmp_path)
+    check_error(run(*command, "--seed", seed), "seed", seed)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("words", "completed"), [("rmtools sa", "sample"), ("rmtools sample --algorithm gi", "gibbs")]
 )

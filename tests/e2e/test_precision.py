@@ -71,3 +71,12 @@ def test_an_audit_says_in_which_precision_values_were_read(rollout, run, tmp_pat
 
 def test_an_unknown_precision_is_refused(rollout):
     check_error(rollout("--dtype", "float8"), "--dtype", "bfloat16")
+
+
+def test_training_in_bf16_on_a_cpu_keeps_the_base_in_float32_and_says_so(run, drawn_rollouts, tmp_path):
+    options = ("--train_rollouts", drawn_rollouts / "rollouts", "--output_dir", tmp_path / "prm")
+    result = run("train", *options, "--max_steps", 1, "--bf16", "true", "--use_cpu", "true")
+    assert result.code == 0, result.err
+    assert result.out.splitlines()[0] == "weights of the base in float32, head in float32"
+    found = json.loads((tmp_path / "prm" / "rmtools.json").read_text())["training"]["configuration"]
+    assert (found["dtype"], found["mixed_precision"]) == ("float32", "bf16")

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rmtools.errors import UserError
+from rmtools.particles.arguments import check_seed
 from rmtools.verify.theorems import (
     algorithm2,
     bound,
@@ -83,6 +84,7 @@ def verify_exact(
     progress : callable, optional
         Called with 1 after each of the ``n_cases(quick)`` cases.
     """
+    check_seed(seed)
     start = time.perf_counter()
     todo = {(check.NAME, case.label): case for check in CHECKS for case in check.cases(quick)}
     done: dict[tuple[str, str], Figures] = {}
