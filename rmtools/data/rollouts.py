@@ -260,6 +260,8 @@ class Rollouts(Sequence[Rollout]):
         known, rewards = self.metadata, [r.reward for r in self.rows if r.reward is not None]
         figures = {"policy": known.policy or "unknown", "task": known.task or "unknown"}
         figures["task"] += f", up to {known.horizon} steps"
+        if known.prompt_format != RAW:
+            figures["prompts"] = str(known.prompt_format)
         for name in ("children", "completions"):
             most = 1 + max((len(at) for r in self.rows for at in getattr(r, name)), default=0)
             figures[name] = (

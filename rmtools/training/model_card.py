@@ -18,6 +18,7 @@ BODY = """
 A two-label token classifier over `{base}`, read at the last token of the prompt and of every step: softmax[1]
 estimates the probability that the solution will be right. Steps end with `{delimiter}`; prompt and steps are
 tokenised apart and joined. The value is f + (1 - f) p with floor f = {floor:g}.
+The prompts' format is {prompts}.
 
 Target `{target}`, divergence `{divergence}`, {steps} optimiser steps on {trajectories} trajectories; everything else is
 in `rmtools.json`.
@@ -59,6 +60,7 @@ def model_card(settings: CheckpointSettings, log: Sequence[dict[str, Any]]) -> M
         base=base,
         delimiter=json.dumps(settings.steps.delimiter),
         floor=settings.floor,
+        prompts=settings.prompt_format,
         target=training["target"],
         divergence=training["divergence"],
         steps=training["global_steps"],

@@ -224,6 +224,7 @@ def test_rollouts_hold_text_question_and_format(chat_rollouts, chat_folder, chat
     form = AskedFormat("chat", "u .").resolve(chat_tokenizer)
     assert found.metadata.prompt_format == form
     assert found[:] == rm.load_rollouts(folder)[:]
+    assert str(form) in str(found)
     renderer = PromptRenderer(form, chat_tokenizer)
     for row in found:
         task.check_prompt(row.question)
@@ -249,6 +250,7 @@ def test_raw_rollouts_of_a_policy_with_a_template(chat_folder, task, caplog):
 def test_samples_take_the_checkpoints_format(chat_checkpoint, chat_rollouts, task):
     recorded = chat_rollouts[1].metadata.prompt_format
     assert CheckpointSettings.load(chat_checkpoint).prompt_format == recorded
+    assert f"format is {recorded}." in (chat_checkpoint / "README.md").read_text()
     question = chat_rollouts[1][0].question
     given = {"n_particles": 2, "task": task}
     sampled = rm.sample(str(chat_checkpoint), [question], **given)
