@@ -59,7 +59,8 @@ class PromptFormat:
     def __str__(self) -> str:
         parts = [f"system {_short(self.system)}"] if self.system else []
         if self.few_shot:
-            parts.append(f"{len(self.few_shot)} few-shot examples ({_hash(json.dumps(self.few_shot))})")
+            many = "s" if len(self.few_shot) > 1 else ""
+            parts.append(f"{len(self.few_shot)} few-shot example{many} ({_hash(json.dumps(self.few_shot))})")
         parts += [f"template {self.template}"] if self.template else []
         return f"{self.kind} with {', '.join(parts)}" if parts else self.kind
 
