@@ -196,7 +196,7 @@ def rank_of_two(rank, words, said):
 
 
 def test_several_processes(whole, policy_folder, many_prompts, tmp_path):
-    """Two that a launcher starts: one line, the same rows as one process."""
+    """Two that a launcher starts: each line once, the same rows as one process."""
     words = arguments(policy_folder, many_prompts, tmp_path / "r")
     fork = multiprocessing.get_context("fork").Process
     processes = [fork(target=rank_of_two, args=(rank, words, tmp_path / f"{rank}")) for rank in range(2)]
@@ -206,8 +206,10 @@ def test_several_processes(whole, policy_folder, many_prompts, tmp_path):
         process.join()
         assert process.exitcode == 0
     said = "".join((tmp_path / f"{rank}").read_text() for rank in range(2))
-    assert len(said.strip().splitlines()) == 1
-    assert "60 trajectories" in said
+    assert [line.split()[:2] for line in said.strip().splitlines()] == [
+        ["policy", "in"],
+        ["60", "trajectories"],
+    ]
     check_same(tmp_path / "r", whole[0])
 
 
