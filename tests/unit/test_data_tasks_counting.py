@@ -19,7 +19,10 @@ PROMPT = "A box holds 2 eggs, 1 book and 4 shells. How many things are in the bo
     ("steps", "labels", "answer"),
     [
         (["2 + 1 = 3\n", "3 + 4 = 7\n", "Total: 7\n"], [1, 1, 1], "7"),
-        (["2 + 1 = 3\n", "3 + 4 = 7\n", "Total: 7"], [1, 1, 1], "7"),  # the end token in place of the newline
+        (["2 + 1 = 3\n", "3 + 4 = 7\n", "Total: 7"], [1, 1, 1], "7"),
+        (["2 + 1 = 3\n", "3 + 4 = 7\n", "Total: 7<|im_end|>"], [1, 1, 1], "7"),  # in place of the newline
+        (["2 + 1 = 3\n", "3 + 4 = 7\n", "Total: 7</s>"], [1, 1, 1], "7"),
+        (["2 + 1 = 3\n", "3 + 4 = 7<|im_end|>"], [1, 1], None),
         (["2 + 1 = 4\n", "4 + 4 = 8\n", "Total: 8"], [0, 0, 0], "8"),  # a wrong sum
         (
             ["2 + 4 = 6\n", "6 + 1 = 7\n", "Total: 7"],

@@ -10,7 +10,7 @@ solution. Policies learn the format from examples in front of the prompt: ``exam
 >>> prompt = "A box holds 2 eggs, 1 book and 4 shells. How many things are in the box?\n"
 >>> task.reference(prompt)
 '2 + 1 = 3\n3 + 4 = 7\nTotal: 7\n'
->>> steps = ["2 + 1 = 3\n", "3 + 4 = 8\n", "Total: 8"]
+>>> steps = ["2 + 1 = 3\n", "3 + 4 = 8\n", "Total: 8<|im_end|>"]
 >>> task.step_labels(prompt, steps), task.answer(prompt, steps)
 ([1.0, 0.0, 0.0], '8')
 """
@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from rmtools.data.tasks.extract import END_OF_SEQUENCE
 from rmtools.data.tasks.protocol import until_failure
 from rmtools.errors import UserError
 
@@ -108,7 +109,7 @@ class Counting:
         return until_failure((_line(s) == d for s, d in zip(steps, due, strict=False)), len(steps))
 
     def reward(self, prompt: str, steps: Sequence[str]) -> float:
-        """Return 1.0 if all ``horizon`` lines are right, else 0.0; the newline of the last one may be missing."""
+        """Return 1.0 if all ``horizon`` lines are right, else 0.0; the last may end as the policy ends."""
         self.check_prompt(prompt)
         return float(len(steps) == self.horizon and all(self.step_labels(prompt, steps)))
 
@@ -118,8 +119,8 @@ class Counting:
 
 
 def _line(step: str) -> str:
-    """Return a step without the newline that closes it."""
-    return step.removesuffix("\n")
+    """Return a step without the newline, or the end-of-sequence token, that closes it."""
+    return END_OF_SEQUENCE.sub("", step).removesuffix("\n")
 
 
 @functools.lru_cache(maxsize=1024)
