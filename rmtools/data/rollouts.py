@@ -454,7 +454,7 @@ def _ids(given: Any, n_steps: int, wrong: Wrong) -> list[list[int]] | None:
 
 def _is_ids(x: Any) -> bool:
     """Return whether ``x`` is the token ids of a step."""
-    return isinstance(x, list) and bool(x) and all(type(i) is int and i >= 0 for i in x)
+    return isinstance(x, list | tuple) and bool(x) and all(type(i) is int and i >= 0 for i in x)
 
 
 def _labels(row: Mapping[str, Any], n_steps: int, wrong: Wrong) -> list[float | None] | None:

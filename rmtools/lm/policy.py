@@ -136,38 +136,51 @@ LOAD_ERRORS = (
     StrictDataclassError,
 )
 
+# Vocabularies that are searched as a whole.
+FEW_WORDS = 4096
 # More than any vocabulary: a (prefix, token) pair is one integer.
 TOKEN_SPAN = 1 << 24
-# For smaller vocabularies one uniform per particle and a search are cheaper than a race of all words.
-FEW_WORDS = 4096
+# Words of a block: the sums of the blocks are searched first, and then the words of one.
+BLOCK = 512
 
 
 def search_words(p: Tensor, node: Tensor, generator: torch.Generator) -> Tensor:
-    """Draw a word (B,) for each particle from row ``node`` of ``p`` (U, V): one uniform each, sums in fp64."""
-    cumulative = p.double().cumsum(-1)
+    """Draw a word (B,) for each particle from row ``node`` of ``p`` (U, V): one uniform each, sums in fp64.
+
+    With many words, a particle's copy of its row would cost more than the model's own pass over a short step.
+    """
     uniform = torch.rand(len(node), dtype=torch.float64, device=p.device, generator=generator)
+    few = p.shape[-1] <= FEW_WORDS
+    cumulative = (p.double() if few else _block_sums(p)).cumsum(-1)
     # The largest uniform is 1 - 2^-53, and its product with any total is rounded to less than the total.
     at = uniform * cumulative[:, -1][node]
-    return torch.searchsorted(cumulative[node], at[:, None], right=True)[:, 0]
+    found = torch.searchsorted(cumulative[node], at[:, None], right=True)
+    if few:
+        return found[:, 0]
+    before = torch.where(found > 0, cumulative[node].gather(1, (found - 1).clamp(min=0)), 0.0)
+    words = found * BLOCK + torch.arange(BLOCK, device=p.device)
+    own = torch.where(words < p.shape[-1], p[node[:, None], words.clamp(max=p.shape[-1] - 1)], 0).double()
+    inside = torch.searchsorted(own.cumsum(-1), at[:, None] - before, right=True)
+    # Sums in another order differ in their last bit: never beyond the last word that has a probability.
+    last = BLOCK - 1 - (own > 0).flip(-1).long().argmax(-1, keepdim=True)
+    return (found * BLOCK + torch.minimum(inside, last))[:, 0]
+
+
+def _block_sums(p: Tensor) -> Tensor:
+    """Return the sums of the blocks of each row, (U, V / BLOCK) in fp64."""
+    whole = p.shape[-1] // BLOCK * BLOCK
+    sums = p[:, :whole].reshape(len(p), -1, BLOCK).sum(-1, dtype=torch.float64)
+    return torch.cat([sums, p[:, whole:].sum(-1, keepdim=True, dtype=torch.float64)], dim=1)
 
 
 def _draw_live(p: Tensor, step: _PartialStep, some_done: bool, generator: torch.Generator) -> Tensor:
     """Draw a token (B,) from ``p`` (U, V) for every particle whose step is not complete; -1 for the others."""
     if not some_done:
-        return _sample_words(p, step.node, generator)
+        return search_words(p, step.node, generator)
     live = (~step.done[step.node]).nonzero()[:, 0]
     token = torch.full_like(step.node, -1)
-    token[live] = _sample_words(p, step.node[live], generator)
+    token[live] = search_words(p, step.node[live], generator)
     return token
-
-
-def _sample_words(p: Tensor, node: Tensor, generator: torch.Generator) -> Tensor:
-    """Draw a word (B,) for each particle from row ``node`` of ``p`` (U, V)."""
-    if p.shape[-1] <= FEW_WORDS:
-        return search_words(p, node, generator)
-    at = p[node]
-    # The exponential race: as exact with many words as with few.
-    return (at / torch.empty_like(at).exponential_(generator=generator)).argmax(-1)
 
 
 class Policy:

@@ -7,7 +7,7 @@ import torch
 from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from rmtools.errors import UserError
-from rmtools.lm.policy import search_words
+from rmtools.lm.policy import BLOCK, FEW_WORDS, search_words
 from rmtools.lm.sampling_law import FEW, SamplingLaw
 
 LAWS = [
@@ -63,6 +63,27 @@ def test_a_token_that_is_left_out_is_never_drawn():
     counts = torch.bincount(drawn, minlength=5)
     assert counts[[1, 4]].tolist() == [0, 0]
     assert abs(counts[3] / n - p[0, 3]) < 4.5 * math.sqrt(0.25 / n)
+
+
+@pytest.mark.parametrize("words", [3 * BLOCK, FEW_WORDS + 1, 20 * BLOCK + 7])
+def test_words_of_large_vocabularies_are_drawn_by_their_probabilities(words):
+    """Chi-square of 100 equally probable sets of words, on two rows; a block without probability, one with a single word."""
+    rng = torch.Generator().manual_seed(3)
+    logits = 3 * torch.randn(2, words, generator=rng)
+    logits[0, : BLOCK + 1] = -math.inf
+    logits[0, BLOCK // 2] = 4.0
+    logits[1, -5:] = -math.inf
+    p, n = logits.softmax(-1), 20_000
+    drawn = search_words(p, torch.arange(2).repeat(n), rng).reshape(n, 2)
+    for row in range(2):
+        assert (p[row, drawn[:, row]] > 0).all()
+        order = torch.randperm(words, generator=rng)
+        sets = (p[row, order].double().cumsum(0) * 100).long().clamp(max=99)
+        place = torch.empty_like(order).scatter(0, order, sets)
+        expected = torch.zeros(100, dtype=torch.float64).index_add(0, place, p[row].double()) * n
+        seen = torch.bincount(place[drawn[:, row]], minlength=100)
+        square = ((seen - expected) ** 2 / expected)[expected > 5].sum()
+        assert square < 99 + 5 * math.sqrt(2 * 99)
 
 
 @pytest.mark.parametrize("law", LAWS, ids=SamplingLaw.described)
