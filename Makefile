@@ -6,7 +6,7 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: quickstart fast test ruff lint install assets clean
+.PHONY: quickstart fast test tests laws ruff lint types install assets clean
 
 # Files that need no model: a new test file of these rooms is taken by its name.
 FAST := $(wildcard tests/unit/test_particles_*.py tests/unit/test_exact_*.py tests/unit/test_stats_*.py tests/laws/test_*.py)
@@ -18,14 +18,24 @@ quickstart: $(VENV)/.installed
 fast: ruff
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(FAST)
 
-test: lint assets
+# Types are checked beside the tests: their last minute leaves a core idle.
+test: ruff assets
+	$(MAKE) --jobs 2 types tests
+
+tests: $(VENV)/.installed
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+# The long checks of laws and coverage that `make test` leaves out.
+laws: assets
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m slow
 
 ruff: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-lint: ruff
+lint: ruff types
+
+types: $(VENV)/.installed
 	$(BIN)/mypy
 
 install: $(VENV)/.installed assets

@@ -52,7 +52,7 @@ class StepSettings:
     --------
     >>> import rmtools as rm
     >>> rm.StepSettings(delimiter="\n", max_steps=8)
-    StepSettings(delimiter='\n', max_steps=8, max_step_tokens=64)
+    StepSettings(delimiter='\n', max_steps=8, max_step_tokens=256, end='delimiter', stop=())
     """
 
     delimiter: str

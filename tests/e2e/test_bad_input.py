@@ -36,23 +36,6 @@ def test_wrong_usage(run, tmp_path, monkeypatch, arguments):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_policy_whose_tokenizer_splits_the_delimiter(run, tmp_path, policy_folder):
-    from tokenizers import Tokenizer, models
-    from transformers import PreTrainedTokenizerFast
-
-    folder = tmp_path / "policy"
-    shutil.copytree(policy_folder, folder)
-    words = ["<eos>", *"ab12.A)Sx ", "\n", "\nb"]  # no more than the policy has embeddings
-    bpe = Tokenizer(models.BPE({w: i for i, w in enumerate(words)}, [("\n", "b")]))
-    PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<eos>", pad_token="<eos>").save_pretrained(
-        folder
-    )
-    check_error(
-        run("rollout", "--policy", folder, "--out", tmp_path / "o", "--horizon", 3), "splits the delimiter"
-    )
-    assert not (tmp_path / "o").exists()
-
-
 def test_a_policy_that_is_none(run, tmp_path):
     (tmp_path / "empty").mkdir()
     for name, words in (("empty", "no model can be loaded"), ("missing/policy", "there is no model at")):

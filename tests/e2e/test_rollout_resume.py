@@ -158,7 +158,7 @@ def dying(call, after, *args):
     collect(*args)
 
 
-@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("after", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_killed_at_every_rename(whole, policy, task, many_prompts, tmp_path, after):
     """The plan's, those of the first shard's two files, the last shard's, the metadata's."""
     last = 1 + 2 * SHARDS + 1

@@ -307,6 +307,7 @@ def test_intervals_by_themselves_are_those_of_the_audit():
     }
 
 
+@pytest.mark.slow
 def test_intervals_of_an_audit_cover_the_population():
     population = Population(300, 3, np.random.default_rng(80))
     truth, rng, replicates = population.truth(), np.random.default_rng(81), 300

@@ -41,8 +41,8 @@ def drawn_states(on_finite_model, model, settings, seed):
     "settings",
     [
         settings_for("mh", pool_size=4, mh_steps=40),
-        settings_for("mh", n_particles=4, pool_size=1, mh_steps=40),
-        settings_for("best-of-n", n_particles=2, mh_steps=60),
+        pytest.param(settings_for("mh", n_particles=4, pool_size=1, mh_steps=40), marks=pytest.mark.slow),
+        pytest.param(settings_for("best-of-n", n_particles=2, mh_steps=60), marks=pytest.mark.slow),
         settings_for("gibbs", n_particles=4, sweeps=30),
         settings_for("gibbs", n_particles=2, pool_size=3, sweeps=30),
     ],

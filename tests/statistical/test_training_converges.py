@@ -185,7 +185,11 @@ def test_a_table_finds_the_true_value(tree, target, name):
 
 @pytest.mark.parametrize(
     ("target", "name"),
-    [("td", "itakura_saito"), ("n_step", "mse"), ("labels", "bce")],
+    [
+        ("td", "itakura_saito"),
+        pytest.param("n_step", "mse", marks=pytest.mark.slow),
+        pytest.param("labels", "bce", marks=pytest.mark.slow),
+    ],
 )
 def test_a_transformer_finds_the_true_value(tree, target, name):
     """Shared weights change no minimiser: a few of the pairs that a table is fitted with above."""
@@ -254,6 +258,7 @@ def test_the_contrastive_loss_finds_it_up_to_a_factor_per_depth(tree, target):
         assert difference.max() - difference.min() < 0.05
 
 
+@pytest.mark.slow
 def test_a_sampled_chain_reaches_an_error_under_two_percent():
     """Itakura-Saito TD with an EMA copy on fresh samples of a chain, learning rate falling to zero."""
     rng = np.random.default_rng(3)

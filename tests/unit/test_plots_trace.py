@@ -106,7 +106,7 @@ def labels(figure):
     ], renderer
 
 
-@pytest.mark.parametrize("how", [(16, 1, 8), (16, 4, 5), (80, 1, 24)])
+@pytest.mark.parametrize("how", [(16, 1, 8), (16, 4, 5), pytest.param((80, 1, 24), marks=pytest.mark.slow)])
 def test_no_labels_overlap(how):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 

@@ -310,4 +310,6 @@ def test_what_the_command_line_connects_with(server, step_tokenizer, prompts, ge
     assert f"{policy.generated_tokens} tokens, {policy.truncated_steps} steps cut at the l" in summary(policy)
     assert summary(policy).endswith("0 requests sent again")
     with pytest.raises(UserError, match=r"temperature.*got 0"):
-        connect_policy(options, step_tokenizer, 0.0, seed=0)
+        connect_policy(options, step_tokenizer, SamplingLaw(0.0), seed=0)
+    with pytest.raises(UserError, match=r"top_p 0\.9.*--server"):
+        connect_policy(options, step_tokenizer, SamplingLaw(1.0, top_p=0.9), seed=0)
