@@ -11,7 +11,7 @@ has fewer branched depths.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -21,6 +21,7 @@ from torch import Tensor
 from rmtools.data.rollouts import Child, Rollout
 from rmtools.data.tasks import Verifier
 from rmtools.errors import UserError
+from rmtools.lm.memory import in_halves
 from rmtools.lm.policy import Policy, PolicyState, distinct
 
 
@@ -102,23 +103,28 @@ class Collector:
         Raises
         ------
         UserError
-            If the device has too little memory for a batch.
+            If the device has too little memory for a prompt. Prompts of a batch too large are decoded in halves.
         """
         rows: list[Rollout] = []
         for start in range(0, len(prompts), prompts_per_batch):
             batch = prompts[start : start + prompts_per_batch]
-            try:
-                rows += self._batch(batch)
-            except torch.OutOfMemoryError as error:
-                raise UserError(
-                    f"the device has too little memory to decode {len(batch)} prompts together",
-                    "choose a smaller `batch_size`, and another output: the rows depend on it",
-                ) from error
+            rows += in_halves(
+                self._batch, batch, "prompt", "fewer trajectories, children or completions, or shorter steps"
+            )
             if progress is not None:
                 progress(len(batch))
         return rows
 
     def _batch(self, prompts: Sequence[str]) -> list[Rollout]:
+        before = replace(self.tally)
+        try:
+            return self._rows(prompts)
+        except BaseException:
+            # What was drawn is lost, and must not be counted.
+            self.tally = before
+            raise
+
+    def _rows(self, prompts: Sequence[str]) -> list[Rollout]:
         owner = np.repeat(np.arange(len(prompts)), self.branching.trajectories)
         state = self.policy.start([self.policy.steps.prompt_ids(p) for p in prompts])
         grown = _Growing(

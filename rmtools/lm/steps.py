@@ -194,7 +194,7 @@ class StepTokenizer:
     Raises
     ------
     UserError
-        If the tokenizer is of another kind.
+        If the tokenizer is of another kind, or an end token holds the delimiter.
     """
 
     # Size of the vocabulary when it was last hashed, and the hash.
@@ -214,6 +214,13 @@ class StepTokenizer:
                 "use the model's fast tokenizer (tokenizer.json)",
             )
         self._known: dict[tuple[str, str], list[int]] = {}
+        for i in self.end_ids if settings.end == "delimiter" else ():
+            if settings.delimiter in self._decode([i]):
+                raise UserError(
+                    f"the delimiter {settings.delimiter!r} is a token that ends a solution ({self._decode([i])!r}): every "
+                    "solution would have one step",
+                    "choose another delimiter, such as a newline",
+                )
 
     @cached_property
     def _plain(self) -> Any:

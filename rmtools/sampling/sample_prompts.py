@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from rmtools.errors import UserError
+from rmtools.lm.memory import in_halves
 from rmtools.lm.particles import LMParticles, Reward
 from rmtools.lm.protocol import Scorer, StepPolicy
 from rmtools.particles.arguments import check_callable
@@ -96,7 +97,13 @@ def sample_prompts(
     size = prompts_per_batch(settings)
     for at in range(0, len(prompts), size):
         batch = prompts[at : at + size]
-        for prompt, drawn in zip(batch, draw_batch(source, batch, settings, rng), strict=True):
+        found_runs = in_halves(
+            lambda own: draw_batch(source, own, settings, rng),
+            batch,
+            "prompt",
+            "fewer particles, or shorter steps",
+        )
+        for prompt, drawn in zip(batch, found_runs, strict=True):
             found = record(source, prompt, drawn, settings)
             if on_traces is not None:
                 on_traces(traces(drawn, found["samples"]))

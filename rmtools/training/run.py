@@ -7,13 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from rmtools.data.load import load_rollouts
 from rmtools.data.rollouts import Rollout, RolloutMetadata, Rollouts
 from rmtools.errors import UserError
 from rmtools.files import left_as_found
 from rmtools.lm.hub import split_name
+from rmtools.lm.memory import out_of_memory
 from rmtools.training.config import CHECKPOINTING, DataArguments, PRMConfig
 from rmtools.training.lora import build_model, check_model_arguments
 from rmtools.training.resume import (
@@ -145,9 +144,8 @@ def _out_of_memory() -> Iterator[None]:
     """Raise ``UserError`` if a device is out of memory; pass every other error."""
     try:
         yield
-    except RuntimeError as error:
-        # A CPU's allocator has no exception of its own.
-        if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
             raise
         raise UserError(
             "the device is out of memory",

@@ -183,12 +183,42 @@ def test_counts_below_one_are_refused(name):
         Branching(depths=0)
 
 
-def test_too_little_memory(policy, prompts, task, monkeypatch):
+SHORT = [
+    torch.OutOfMemoryError("CUDA out of memory"),
+    RuntimeError("DefaultCPUAllocator: not enough"),
+    MemoryError(),
+]
+
+
+@pytest.mark.parametrize("error", SHORT, ids=lambda e: type(e).__name__)
+def test_too_little_memory_halves_a_batch(policy, prompts, task, monkeypatch, caplog, error):
+    """In the middle of a batch: what it drew is neither kept nor counted."""
+    decode = policy.decode_step
+
+    def short(state, node, generator):
+        if len(node) > 4 and int(state.n_steps.max()) == 1:
+            raise error
+        return decode(state, node, generator)
+
+    monkeypatch.setattr(policy, "decode_step", short)
+    collector = Collector(policy, task, Branching(2), np.random.default_rng(0))
+    rows = collector.collect(prompts[:5])
+    assert [r.prompt for r in rows] == [p for p in prompts[:5] for _ in range(2)]
+    assert collector.tally.tokens == sum(len(ids) for r in rows for ids in r.ids)
+    assert collector.tally.steps == sum(len(r.steps) for r in rows)
+    assert "5 prompts" in caplog.text
+    monkeypatch.setattr(policy, "decode_step", lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        collector.collect(prompts[:2])
+
+
+@pytest.mark.parametrize("error", SHORT, ids=lambda e: type(e).__name__)
+def test_too_little_memory_for_a_single_prompt(policy, prompts, task, monkeypatch, error):
     def full(*args):
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        raise error
 
     monkeypatch.setattr(policy, "start", full)
-    with pytest.raises(UserError, match=r"5 prompts.*`batch_size`"):
+    with pytest.raises(UserError, match=r"one prompt.*trajectories"):
         collect(policy, task, prompts[:5], Branching(2))
 
 

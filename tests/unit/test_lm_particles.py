@@ -338,3 +338,22 @@ def test_a_reference_shorter_than_the_run_stays_in_its_slot(uneven, value, promp
     assert len(seen) > min(map(len, ends))
     for t, texts in enumerate(seen, 1):
         assert [group[0] for group in texts] == [steps[:t] for steps in ends]
+
+
+def test_prompts_that_do_not_fit_together_are_sampled_in_halves(policy, value, prompts, monkeypatch, caplog):
+    """The copies of resampling included: whatever runs short, the rest of the work goes on."""
+    select = LMParticles.select
+
+    def short(self, index):
+        if self.shape[0] > 1:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return select(self, index)
+
+    monkeypatch.setattr(LMParticles, "select", short)
+    settings = SamplerSettings(4, 1, "systematic", 1.0)
+    records = list(sample_prompts(policy, value, prompts[:3], settings, rng(0)))
+    assert [r["prompt"] for r in records] == prompts[:3]
+    assert "3 prompts" in caplog.text
+    monkeypatch.setattr(LMParticles, "select", lambda self, index: torch.empty(1 << 60))
+    with pytest.raises(UserError, match="one prompt"):
+        list(sample_prompts(policy, value, prompts[:2], settings, rng(0)))

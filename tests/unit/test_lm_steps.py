@@ -196,6 +196,13 @@ def test_end_tokens_and_stop_texts_end_a_solution():
     assert not steps.ends(tokenizer("EN")["input_ids"])
 
 
+@pytest.mark.parametrize("delimiter", ["<eos>", "eos"])
+def test_an_end_token_that_holds_the_delimiter_is_refused(delimiter):
+    with pytest.raises(UserError, match="<eos>"):
+        StepTokenizer(merging_tokenizer([]), StepSettings(delimiter, 4))
+    StepTokenizer(merging_tokenizer([]), StepSettings(delimiter, 4, end="tokens"))
+
+
 @pytest.mark.parametrize("stop", ["", "\n"])
 def test_a_stop_text_that_begins_the_delimiter_is_refused(stop):
     with pytest.raises(UserError, match="stop text"):

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from rmtools.lm.kv.batch import MaskedBatch, packed
+from rmtools.lm.memory import out_of_memory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -186,8 +187,8 @@ def _forward(
     try:
         logits, after = batch.forward(model, ids, present, last_only)
         return [(logits, after, rows)]
-    except (torch.OutOfMemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error) or len(rows) < 2:
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error) or len(rows) < 2:
             raise
     _warn_once(len(rows))
     if ids.is_cuda:
@@ -197,10 +198,6 @@ def _forward(
         part = None if present is None else present[half]
         done += _forward(model, batch.select(half), rows[half], ids[half], part, last_only)
     return done
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 _warned: list[int] = []
