@@ -249,8 +249,13 @@ class SampleFile:
             if not all(is_free(lock) for lock in self.folder.glob(f"{PARTIAL}/*.lock")):
                 return
             plan = read_plan(self.folder)
-            done = self.finished or not any(self.folder.glob(f"{DATA}/*"))
-            if claimed if plan is None else done and not differences(plan, self.job.plan):
+            empty = not any(self.folder.glob(f"{DATA}/*"))
+            if plan is None:
+                # A kill behind the end of the work leaves unfinished files alone.
+                over = claimed or empty
+            else:
+                over = (self.finished or empty) and not differences(plan, self.job.plan)
+            if over:
                 remove(self.folder / PARTIAL)
                 self.job.discard()
         # Folders that are not empty stay: another process has just begun.

@@ -269,6 +269,18 @@ def test_blocks_without_a_plan_are_nobodys(policy, value, task, many, tmp_path):
     assert out.read_bytes() == fresh.read_bytes()
 
 
+def test_a_kill_behind_the_end_leaves_nothing_for_good(whole, policy, value, task, many, tmp_path):
+    """The file is in place and the plan gone; the lock and an unfinished file were left."""
+    out = tmp_path / "s.jsonl"
+    make(policy, value, task, many, out)
+    scratch = folder_of(out) / ".partial"
+    (scratch / "0").mkdir(parents=True)
+    (scratch / "0.lock").touch()
+    (scratch / "0" / "block-00000.jsonl").touch()
+    make(policy, value, task, many, out)
+    check_same(out, whole, many)
+
+
 def test_broken_blocks_are_drawn_again(whole, policy, value, task, many, tmp_path):
     out = tmp_path / "s.jsonl"
     leave_blocks(policy, value, task, many, out)
