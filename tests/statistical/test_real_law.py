@@ -15,7 +15,7 @@ from scipy import stats
 from rmtools.lm.policy import Policy, end_ids
 from rmtools.lm.steps import StepSettings, StepTokenizer
 
-NAMES = ["llama3_1", "qwen3", pytest.param("gemma3", marks=pytest.mark.slow)]
+NAMES = ["llama3_1", *(pytest.param(name, marks=pytest.mark.slow) for name in ("qwen3", "gemma3"))]
 SETTINGS = StepSettings("\n", max_steps=3, max_step_tokens=4)
 N, BATCH = 420, 60
 BY_GENERATE = 120  # it sorts and copies rows of 128,000 to 262,000 words

@@ -47,6 +47,7 @@ def test_paths_have_the_enumerated_law(server, value, task, prompts, table, kind
     assert p_value(paths, table) > 1e-5
 
 
+@pytest.mark.slow
 def test_another_temperature_has_another_law(server, value, task, prompts, table):
     """What the test above would say of a server that draws at temperature 1.2: it can fail."""
     hot = connect(server.url("vllm"), value.steps, np.random.default_rng(0), ServerSettings(temperature=1.2))

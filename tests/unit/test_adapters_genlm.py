@@ -188,6 +188,7 @@ def genlm_z(potential, critic, n, runs, seed):
     return np.exp([s.log_ml for s in found])
 
 
+@pytest.mark.slow
 def test_genlms_sampler_with_our_potentials_estimates_the_enumerated_z(cool, value, task, table, prompts):
     assert table.uncovered < 1e-3
     tilt = value.tilt
