@@ -25,7 +25,6 @@ def exact_squares(population):
     return float(full), float(by_depth)
 
 
-@pytest.mark.slow
 def test_unbiased_for_the_square_of_a_bin_and_below_the_mean_square():
     """One bin a depth, on trajectories of one tree: the exact binned square is known."""
     full, by_depth = exact_squares(TREE)
