@@ -66,6 +66,9 @@ class Sampled:
     floor: float
     task: str
     terminal: str
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -140,6 +143,9 @@ def _require_same(file: Path, provenance: Mapping[str, Any], sampled: Sampled) -
         ("other weights of the model", provenance.get("checkpoint_fingerprint"), sampled.model_fingerprint),
         ("another policy", *policies),
         ("another temperature of the policy", provenance.get("temperature"), sampled.temperature),
+        ("another top_k of the policy", provenance.get("top_k", 0), sampled.top_k),
+        ("another top_p of the policy", provenance.get("top_p", 1.0), sampled.top_p),
+        ("another min_p of the policy", provenance.get("min_p", 0.0), sampled.min_p),
         ("another floor of the tilt", provenance.get("floor"), sampled.floor),
         ("another task", provenance.get("task") or sampled.task, sampled.task),
         ("another terminal", provenance.get("terminal"), sampled.terminal),

@@ -81,7 +81,8 @@ def provenance_of(
 
     known: dict[str, Any] = {"policy": "", "policy_fingerprint": "", "task": ""}
     if metadata is not None:
-        same = (*known, "horizon", "temperature", "removed_prompts", "generated_tokens")
+        law = ("temperature", "top_k", "top_p", "min_p")
+        same = (*known, "horizon", *law, "removed_prompts", "generated_tokens")
         known = {name: getattr(metadata, name) for name in same}
         known |= {"rollouts_seed": metadata.seed, "rollouts_source": metadata.source, "dtype": metadata.dtype}
         known["prompt_format"] = str(metadata.prompt_format)

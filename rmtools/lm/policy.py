@@ -379,7 +379,7 @@ def load_policy(
     ------
     UserError
         If there is no model, the library that reads its quantised weights is missing, or its tokenizer has no
-        end-of-sequence token or an unstable delimiter.
+        end-of-sequence token, or one that holds the delimiter.
 
     Examples
     --------
@@ -429,6 +429,15 @@ def end_ids(generation: "GenerationConfig | None", tokenizer: "PreTrainedTokeniz
     found = None if generation is None else generation.eos_token_id
     given = [] if found is None else [found] if isinstance(found, int) else list(found)
     return sorted({int(tokenizer.eos_token_id), *given})
+
+
+def saved_end_ids(model: str, config: "PretrainedConfig", tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """Return `end_ids` of a folder or hub model whose weights are not loaded as a policy; "" is a model in memory alone."""
+    from transformers import GenerationConfig
+
+    if model and (find_model(model).folder / "generation_config.json").exists():
+        return end_ids(GenerationConfig.from_pretrained(find_model(model).folder), tokenizer)
+    return end_ids(GenerationConfig(eos_token_id=config.eos_token_id), tokenizer)
 
 
 def require_vocabulary(

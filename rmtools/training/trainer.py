@@ -23,7 +23,7 @@ from rmtools.lm.architectures import require_full_attention, require_rotations
 from rmtools.lm.checkpoint import MODEL_FILES, SETTINGS_FILE, CheckpointSettings
 from rmtools.lm.classifier import float32_head, require_tensors, source_name, unreadable_weights
 from rmtools.lm.hub import split_name
-from rmtools.lm.policy import load_tokenizer, require_vocabulary
+from rmtools.lm.policy import load_tokenizer, require_vocabulary, saved_end_ids
 from rmtools.lm.prompt_format import PromptFormat, require_same_format
 from rmtools.lm.steps import StepSettings, StepTokenizer
 from rmtools.lm.value import ConstantValue, ValueModel
@@ -143,11 +143,14 @@ class PRMTrainer(Trainer):
         )
         rollouts = rows_in_format(rollouts, self.asked_format, tokenizer)
         eval_rows = self._in_format(held_out, tokenizer, rollouts.metadata.prompt_format)
-        self.steps = StepTokenizer(tokenizer, rollouts.metadata.steps)
+        ends = saved_end_ids(name, trained.config, tokenizer)
+        self.steps = StepTokenizer(tokenizer, rollouts.metadata.steps, ends)
         self.limit = args.max_length or getattr(trained.config, "max_position_embeddings", None)
         self.prepared = prepare(rollouts, self.steps, self.tilt, args.target, self.limit)
         self.eval_rollouts = within(eval_rows, self.steps, self.limit)
-        self.settings = settings or checkpoint_settings(name, rollouts, args, trained)
+        self.settings = settings or replace(
+            checkpoint_settings(name, rollouts, args, trained), end_ids=list(self.steps.end_ids)
+        )
         examples = self.prepared.examples
         require_rotations(trained.config, max(int(e.tree.positions.max()) + 1 for e in examples))
         packed = [len(e.tree.ids) for e in examples if e.tree.segment[-1]]

@@ -1,6 +1,7 @@
 """The trainer from plain arguments: names, rows in memory, any model; what it saves can be loaded and uploaded."""
 
 import json
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,13 +11,15 @@ import numpy as np
 import pytest
 import torch
 from test_training_trainer import config
-from transformers import TrainerCallback
+from transformers import GenerationConfig, TrainerCallback
 
 from rmtools.data.load import load_rollouts
 from rmtools.data.rollouts import Rollout, RolloutMetadata, Rollouts, write_rollouts
 from rmtools.errors import UserError
 from rmtools.lm.checkpoint import fingerprint, load_value_model
 from rmtools.lm.classifier import new_token_classifier
+from rmtools.lm.policy import load_policy
+from rmtools.lm.sampling_law import SamplingLaw
 from rmtools.lm.steps import StepSettings
 from rmtools.lm.value import ValueModel
 from rmtools.training.trainer import PRMTrainer
@@ -53,6 +56,26 @@ def test_names_in_a_checkpoint_out(policy_folder, folder, rollouts, tmp_path):
         logits = trainer.model.eval()(input_ids=torch.as_tensor(tree[0].ids.astype(np.int64))[None]).logits
     p = float(torch.softmax(logits[0, -1], dim=-1)[1])
     assert np.exp(value.score(tree)[0].log_value[-1]) == pytest.approx(0.05 + 0.95 * p, rel=1e-4)
+
+
+def test_the_end_tokens_and_the_law_of_the_policy_reach_the_checkpoint(policy_folder, rollouts, tmp_path):
+    """Those of the base's generation settings, and what the rollouts were drawn with."""
+    base = tmp_path / "base"
+    shutil.copytree(policy_folder, base)
+    GenerationConfig(eos_token_id=[2, 7]).save_pretrained(base)
+    metadata = RolloutMetadata(
+        str(base), "", "crossing", 3, StepSettings("\n", 3, 6), 0.8, 5, top_k=4, top_p=0.9, min_p=0.01
+    )
+    write_rollouts(tmp_path / "rollouts", rollouts, metadata)
+    trainer = PRMTrainer(
+        str(base), train_dataset=str(tmp_path / "rollouts"), args=config(tmp_path, max_steps=1)
+    )
+    trainer.train()
+    trainer.save_model()
+    value, found = load_value_model(tmp_path / "out")
+    assert found.end_ids == [2, 7]
+    assert value.steps.end_ids == load_policy(base, found.steps).steps.end_ids == (2, 7)
+    assert found.law == SamplingLaw(0.8, 4, 0.9, 0.01)
 
 
 def test_every_kind_of_rows_is_the_same_training(policy_folder, rollouts, folder, tmp_path):
