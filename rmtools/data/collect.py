@@ -1,7 +1,7 @@
 """Collecting branching rollouts: trajectories of a policy, alternatives to their steps, extra completions.
 
 A prefix is decoded once: trajectories of one prompt fork the prompt's cache, children and completions fork the
-trajectory's.
+trajectory's. What does not branch any more is decoded to its end without waiting for the others at every step.
 
 Branches may be drawn at some depths only. These are drawn for each trajectory before its first step, among all depths
 that a solution may have, so they do not depend on the trajectory, not even on its length, and a branched prefix is a
@@ -21,8 +21,9 @@ from torch import Tensor
 from rmtools.data.rollouts import Child, Rollout
 from rmtools.data.tasks import Verifier
 from rmtools.errors import UserError
+from rmtools.lm.decoding import PolicyState
 from rmtools.lm.memory import in_halves
-from rmtools.lm.policy import Policy, PolicyState, distinct
+from rmtools.lm.policy import Policy, distinct
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class Tally:
 class Collector:
     """Collect rollouts of one policy on one task.
 
-    ``rng`` draws the depths, and seeds the policy's torch generator, one draw per decoded step.
+    ``rng`` draws the depths, and seeds the policy's torch generator, one draw each time steps or solutions are decoded.
     """
 
     def __init__(
@@ -138,7 +139,8 @@ class Collector:
         completions: list[list[list[float]]] = [[] for _ in owner]
         chosen = self.branching.draw_depths(len(owner), self.policy.steps.settings.max_steps, self.rng)
         depth = 0
-        while not grown.ended.all():
+        branches = self.branching.children > 1 or self.branching.completions > 1
+        while branches and not grown.ended.all():
             live = np.flatnonzero(~grown.ended)
             at = live[chosen[live, depth]]
             if self.branching.children > 1:
@@ -147,6 +149,8 @@ class Collector:
                 _place(self._completions(grown, at), at, live, completions)
             grown = self._step(grown)
             depth += 1
+        if not branches:
+            grown = self._finish(grown)
         return [
             Rollout(prompt_id(p), p, s, self.task.reward(p, s), c, r, reference=self.task.reference(p), ids=i)
             for p, s, c, r, i in zip(
@@ -169,35 +173,45 @@ class Collector:
         if not len(at):
             return []
         extra = self.branching.completions - 1
-        branch = grown.select(np.repeat(at, extra))
-        while not branch.ended.all():
-            branch = self._step(branch)
+        branch = self._finish(grown.select(np.repeat(at, extra)))
         found = [self.task.reward(p, s) for p, s in zip(branch.prompts, branch.steps, strict=True)]
         return [found[k : k + extra] for k in range(0, len(found), extra)]
 
     def _step(self, grown: "_Growing") -> "_Growing":
         """Decode one step of every trajectory that has not ended."""
-        generator = torch.Generator(self.policy.device).manual_seed(int(self.rng.integers(2**63)))
-        new = self.policy.decode_step(grown.state, grown.node, generator)
-        tokenizer = self.policy.steps
+        new = self.policy.decode_step(grown.state, grown.node, self._generator())
         tokens = [[i for i in row if i >= 0] for row in new.tokens.tolist()]
-        texts = [tokenizer.step_text(row) for row in tokens]
-        cut = [
-            len(row) >= tokenizer.settings.max_step_tokens
-            and tokenizer.settings.end != "tokens"
-            and not tokenizer.ends(row)
-            and not tokenizer.settings.rule.held_by(text)
-            for row, text in zip(tokens, texts, strict=True)
+        drawn = [
+            [] if ended else [tokens[i]] for ended, i in zip(grown.ended, new.node.tolist(), strict=True)
         ]
-        steps: list[list[str]] = []
-        ids: list[list[list[int]]] = []
-        for old, known, ended, i in zip(grown.steps, grown.ids, grown.ended, new.node.tolist(), strict=True):
-            steps.append(old if ended else [*old, texts[i]])
-            ids.append(known if ended else [*known, tokens[i]])
-            self.tally.tokens += 0 if ended else len(tokens[i])
-            self.tally.steps += not ended
-            self.tally.truncated += not ended and cut[i]
-        return _Growing(new.state, new.node, grown.prompts, steps, ids)
+        return self._longer(replace(grown, state=new.state, node=new.node), drawn)
+
+    def _finish(self, grown: "_Growing") -> "_Growing":
+        """Decode every trajectory to its end; their state stays that of before."""
+        return self._longer(grown, self.policy.decode_solutions(grown.state, grown.node, self._generator()))
+
+    def _generator(self) -> torch.Generator:
+        return torch.Generator(self.policy.device).manual_seed(int(self.rng.integers(2**63)))
+
+    def _longer(self, grown: "_Growing", drawn: Sequence[Sequence[list[int]]]) -> "_Growing":
+        """Return the trajectories with the token ids of the steps that each has ``drawn``, and count them."""
+        read = {ids: self._text(ids) for ids in {tuple(ids) for steps in drawn for ids in steps}}
+        steps, known = [], []
+        for old, ids, new in zip(grown.steps, grown.ids, drawn, strict=True):
+            found = [read[tuple(step)] for step in new]
+            steps.append([*old, *(text for text, _ in found)])
+            known.append([*ids, *new])
+            self.tally.tokens += sum(len(step) for step in new)
+            self.tally.steps += len(new)
+            self.tally.truncated += sum(cut for _, cut in found)
+        return replace(grown, steps=steps, ids=known)
+
+    def _text(self, ids: Sequence[int]) -> tuple[str, bool]:
+        """Return the text of a step, and whether the length limit cut it."""
+        tokenizer, settings = self.policy.steps, self.policy.steps.settings
+        text = tokenizer.step_text(ids)
+        longest = len(ids) >= settings.max_step_tokens and settings.end != "tokens"
+        return text, longest and not tokenizer.ends(ids) and not settings.rule.held_by(text)
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from rmtools.core import FiniteModel
 from rmtools.errors import UserError
+from rmtools.lm.decoding import PolicyState
 from rmtools.lm.particles import Reward, to_numpy
-from rmtools.lm.policy import Policy, PolicyState
+from rmtools.lm.policy import Policy
 from rmtools.lm.protocol import Scorer, ValueState
 from rmtools.lm.tree_scoring import padded
 

@@ -6,18 +6,16 @@ of one-shot sampling: a step is decoded token by token from `rmtools.lm.sampling
 end token comes, or it has ``max_step_tokens``.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
 from rmtools.errors import UserError, reason
+from rmtools.lm.decoding import Decoding, PolicyState, Source, Tables
 from rmtools.lm.hub import HOW_TO_NAME, find_model
 from rmtools.lm.kv.cache import PrefixCache
 from rmtools.lm.precision import (
@@ -37,94 +35,6 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
-@dataclass(frozen=True)
-class PolicyState:
-    """A batch of B prefixes in the middle of generation.
-
-    Attributes
-    ----------
-    cache : PrefixCache
-        All tokens but those pending.
-    pending, n_steps, ended : Tensor
-        (B,) last token of each prefix, fed at the start of the next step; steps so far; whether it has ended.
-    """
-
-    cache: PrefixCache
-    pending: Tensor
-    n_steps: Tensor
-    ended: Tensor
-
-    def select(self, rows: Tensor) -> "PolicyState":
-        """Return the prefixes ``rows`` (B',)."""
-        return PolicyState(self.cache.select(rows), self.pending[rows], self.n_steps[rows], self.ended[rows])
-
-    def join(self, other: "PolicyState") -> "PolicyState":
-        """Return these prefixes followed by those of ``other``."""
-        return PolicyState(
-            self.cache.join(other.cache),
-            torch.cat([self.pending, other.pending]),
-            torch.cat([self.n_steps, other.n_steps]),
-            torch.cat([self.ended, other.ended]),
-        )
-
-
-@dataclass(frozen=True)
-class _PartialStep:
-    """A step being decoded: its U distinct beginnings, the one each particle is at, which are complete, and which not blank."""
-
-    parent: Tensor
-    node: Tensor
-    done: Tensor
-    begun: Tensor
-    columns: tuple[Tensor, ...] = ()
-
-    def append(self, token: Tensor) -> tuple["_PartialStep", Tensor | None, Tensor]:
-        """Append each particle's ``token`` (B,); return the new beginnings, and (U',) the old one and the token of each.
-
-        The old ones are None if every particle was alone at its own.
-        """
-        if len(self.parent) == len(self.node):
-            at = torch.empty_like(token).index_copy_(0, self.node, token)
-            return replace(self, columns=(*self.columns, at)), None, at
-        key, node = torch.unique(self.node * TOKEN_SPAN + (token + 1), return_inverse=True)
-        origin, token = key // TOKEN_SPAN, key % TOKEN_SPAN - 1
-        columns = (*(c[origin] for c in self.columns), token)
-        begun = self.begun[origin]
-        return _PartialStep(self.parent[origin], node, self.done[origin], begun, columns), origin, token
-
-
-@dataclass(frozen=True)
-class _Tables:
-    """`StepTokenizer`'s tables as wide as the embeddings, then False: what a missing token, -1, reads.
-
-    ``parted`` says whether a match may lie in several tokens at all; ``stops`` are those of the stop texts.
-    """
-
-    ends: Tensor
-    closes: Tensor
-    closes_begun: Tensor
-    begins: Tensor
-    opens: Tensor
-    completes: Tensor
-    stops: Tensor
-    parted: bool
-
-    @classmethod
-    def of(cls, steps: StepTokenizer, width: int, device: torch.device) -> "_Tables":
-        """Return the tables of ``steps`` for ``width`` embeddings."""
-        known = steps.token_ends
-        rows = [known.closes, known.closes_begun, known.begins, known.opens, known.completes]
-        wide = np.zeros((len(rows) + 3, width + 1), dtype=bool)
-        size = len(known.closes)
-        wide[:, :size] = np.stack([*rows, *(steps.token_stops if steps.settings.stop else wide[:3, :size])])
-        wide[2, size:-1] = True
-        ends = np.zeros(width + 1, dtype=bool)
-        ends[list(steps.end_ids)] = True
-        at = torch.from_numpy(wide).to(device)
-        parted = bool(known.opens.any() and known.completes.any())
-        return cls(torch.from_numpy(ends).to(device), at[0], at[1], at[2], at[3], at[4], at[5:], parted)
-
-
 # What transformers and peft raise on a damaged configuration depends on which byte is wrong. For their own calls only.
 LOAD_ERRORS = (
     OSError,
@@ -135,52 +45,6 @@ LOAD_ERRORS = (
     ArithmeticError,
     StrictDataclassError,
 )
-
-# Vocabularies that are searched as a whole.
-FEW_WORDS = 4096
-# More than any vocabulary: a (prefix, token) pair is one integer.
-TOKEN_SPAN = 1 << 24
-# Words of a block: the sums of the blocks are searched first, and then the words of one.
-BLOCK = 512
-
-
-def search_words(p: Tensor, node: Tensor, generator: torch.Generator) -> Tensor:
-    """Draw a word (B,) for each particle from row ``node`` of ``p`` (U, V): one uniform each, sums in fp64.
-
-    With many words, a particle's copy of its row would cost more than the model's own pass over a short step.
-    """
-    uniform = torch.rand(len(node), dtype=torch.float64, device=p.device, generator=generator)
-    few = p.shape[-1] <= FEW_WORDS
-    cumulative = (p.double() if few else _block_sums(p)).cumsum(-1)
-    # The largest uniform is 1 - 2^-53, and its product with any total is rounded to less than the total.
-    at = uniform * cumulative[:, -1][node]
-    found = torch.searchsorted(cumulative[node], at[:, None], right=True)
-    if few:
-        return found[:, 0]
-    before = torch.where(found > 0, cumulative[node].gather(1, (found - 1).clamp(min=0)), 0.0)
-    words = found * BLOCK + torch.arange(BLOCK, device=p.device)
-    own = torch.where(words < p.shape[-1], p[node[:, None], words.clamp(max=p.shape[-1] - 1)], 0).double()
-    inside = torch.searchsorted(own.cumsum(-1), at[:, None] - before, right=True)
-    # Sums in another order differ in their last bit: never beyond the last word that has a probability.
-    last = BLOCK - 1 - (own > 0).flip(-1).long().argmax(-1, keepdim=True)
-    return (found * BLOCK + torch.minimum(inside, last))[:, 0]
-
-
-def _block_sums(p: Tensor) -> Tensor:
-    """Return the sums of the blocks of each row, (U, V / BLOCK) in fp64."""
-    whole = p.shape[-1] // BLOCK * BLOCK
-    sums = p[:, :whole].reshape(len(p), -1, BLOCK).sum(-1, dtype=torch.float64)
-    return torch.cat([sums, p[:, whole:].sum(-1, keepdim=True, dtype=torch.float64)], dim=1)
-
-
-def _draw_live(p: Tensor, step: _PartialStep, some_done: bool, generator: torch.Generator) -> Tensor:
-    """Draw a token (B,) from ``p`` (U, V) for every particle whose step is not complete; -1 for the others."""
-    if not some_done:
-        return search_words(p, step.node, generator)
-    live = (~step.done[step.node]).nonzero()[:, 0]
-    token = torch.full_like(step.node, -1)
-    token[live] = search_words(p, step.node[live], generator)
-    return token
 
 
 class Policy:
@@ -237,7 +101,6 @@ class Policy:
         """Raise ``UserError`` if a prompt leaves no room for a single token."""
         require_room(prompts, self.context)
 
-    @torch.inference_mode()
     def decode_step(
         self, state: PolicyState, node: Tensor, generator: torch.Generator
     ) -> Decoded[PolicyState]:
@@ -245,75 +108,26 @@ class Policy:
 
         ``node`` (B,) says at which of the U prefixes of ``state`` each particle is; ``generator`` is on the policy's device.
         """
-        none = torch.zeros_like(state.ended)
-        step = _PartialStep(torch.arange(len(state.pending), device=self.device), node, state.ended, none)
-        cache, pending, over = state.cache, state.pending, none
-        # Ask the device once per token: every answer waits for all the work before it.
-        n_done = int(step.done.sum())
-        if n_done == len(step.done):
-            step = replace(step, columns=(torch.full_like(pending, -1),))
-        for _ in range(0 if step.columns else self.steps.settings.max_step_tokens):
-            present = ~step.done[:, None] if n_done else None
-            logits, cache = cache.forward(self.model, pending[:, None], present)
-            p = self.law.probabilities(logits[:, -1].float())
-            step, origin, token = step.append(_draw_live(p, step, n_done > 0, generator))
-            if origin is not None:
-                cache, over, pending = cache.select(origin), over[origin], pending[origin]
-            # A complete step has no new token: index -1 of every table is False.
-            over = over | self._tables.ends[token]
-            if self.steps.settings.stop:
-                over = over | self._stopped(step, state)
-            pending = torch.where(token >= 0, token, pending)
-            done = step.done | over | self._closes(step) | self._out_of_context(cache)
-            step = replace(step, done=done, begun=step.begun | self._tables.begins[token])
-            # One NaN or infinite logit makes its whole row of p NaN: the first column tells.
-            n_done, broken = torch.stack([done.sum(), torch.isnan(p[:, 0]).sum()]).tolist()
-            if broken:
-                raise ValueError("the policy returned NaN logits: its weights or its precision are broken")
-            if n_done == len(done):
-                break
-        before = state.n_steps[step.parent], state.ended[step.parent]
-        counted = count_step(self.steps.settings, *before, over | self._out_of_context(cache))
-        after = PolicyState(cache.packed(), pending, *counted)
-        return Decoded(torch.stack(step.columns, dim=1), after, step.parent, step.node)
+        decoding = Decoding(self._source, state, node, whole=False)
+        decoding.run(generator)
+        return decoding.step()
 
-    def _closes(self, step: _PartialStep) -> Tensor:
-        """Return which beginnings of a step are complete with their last token; for most it decides alone."""
-        tables, columns = self._tables, step.columns
-        last = columns[-1]
-        closed = tables.closes[last] | (tables.closes_begun[last] & step.begun)
-        if len(columns) == 1 or not tables.parted:
-            return closed
-        unsure = (tables.completes[last] & tables.opens[columns[-2]] & ~closed).nonzero()[:, 0]
-        return closed.index_copy(0, unsure, self._read(columns, unsure, self.steps.settings.rule.held_by))
+    def decode_solutions(
+        self, state: PolicyState, node: Tensor, generator: torch.Generator
+    ) -> list[list[list[int]]]:
+        """Draw all further steps for each of B particles, as token ids; the law is that of `decode_step` again and again."""
+        decoding = Decoding(self._source, state, node, whole=True)
+        decoding.run(generator)
+        return decoding.solutions()
 
-    def _stopped(self, step: _PartialStep, state: PolicyState) -> Tensor:
-        """Return which beginnings of a step hold a stop text, be it begun in the last token of the step before."""
-        holds, opens, completes = self._tables.stops
-        # The prompt is no part of the solution.
-        before = torch.where(state.n_steps > 0, state.pending, -1)[step.parent]
-        columns = (before, *step.columns)
-        found = holds[columns[-1]]
-        unsure = (completes[columns[-1]] & opens[columns[-2]] & ~found).nonzero()[:, 0]
-        stops = self.steps.settings.stop
-        texts = self._read(columns, unsure, lambda text: any(stop in text for stop in stops))
-        return found.index_copy(0, unsure, texts)
-
-    def _read(self, columns: tuple[Tensor, ...], rows: Tensor, holds: Callable[[str], bool]) -> Tensor:
-        """Return for some beginnings whether ``holds`` of their text."""
-        begun = torch.stack([c[rows] for c in columns], dim=1).tolist() if len(rows) else []
-        found = [holds(self.steps.step_text([i for i in ids if i >= 0])) for ids in begun]
-        return torch.tensor(found, dtype=torch.bool, device=rows.device)
+    @property
+    def _source(self) -> Source:
+        return Source(self.model, self.law, self.steps, self._tables, self.context)
 
     @cached_property
-    def _tables(self) -> "_Tables":
+    def _tables(self) -> Tables:
         width = max(len(self.steps.tokenizer), self.model.config.get_text_config().vocab_size)
-        return _Tables.of(self.steps, width, self.device)
-
-    def _out_of_context(self, cache: PrefixCache) -> Tensor:
-        if self.context is None:
-            return torch.zeros_like(cache.length, dtype=torch.bool)
-        return cache.length + 1 >= self.context
+        return Tables.of(self.steps, width, self.device)
 
 
 def require_room(prompts: list[list[int]], context: int | None) -> None:
@@ -324,14 +138,6 @@ def require_room(prompts: list[list[int]], context: int | None) -> None:
                 f"prompt {i} has {len(ids)} tokens, the model takes {context}: no room is left for a step",
                 "shorten the prompt, or use or serve a model with more context",
             )
-
-
-def count_step(
-    settings: StepSettings, n_steps: Tensor, was_ended: Tensor, over: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return how many steps prefixes (B,) have after one more, and which have ended: also those that are ``over`` now."""
-    n_steps = n_steps + (~was_ended).long()
-    return n_steps, was_ended | over | (n_steps >= settings.max_steps)
 
 
 def left_padded(rows: list[list[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:

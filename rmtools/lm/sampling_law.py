@@ -18,6 +18,10 @@ from rmtools.errors import UserError
 
 # Words among which a nucleus is looked for before all are sorted.
 FEW = 1024
+# Vocabularies that are searched as a whole.
+FEW_WORDS = 4096
+# Words of a block: the sums of the blocks are searched first, and then the words of one.
+BLOCK = 512
 
 
 @dataclass(frozen=True)
@@ -105,3 +109,32 @@ def _nucleus(p: Tensor, mass: float) -> Tensor:
         if not bool(kept[..., -1].any()):
             break
     return torch.zeros_like(p, dtype=torch.bool).scatter(-1, at, kept)
+
+
+def search_words(p: Tensor, node: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw a word (B,) for each particle from row ``node`` of ``p`` (U, V): one uniform each, sums in fp64.
+
+    With many words, a particle's copy of its row would cost more than the model's own pass over a short step.
+    """
+    uniform = torch.rand(len(node), dtype=torch.float64, device=p.device, generator=generator)
+    few = p.shape[-1] <= FEW_WORDS
+    cumulative = (p.double() if few else _block_sums(p)).cumsum(-1)
+    # The largest uniform is 1 - 2^-53, and its product with any total is rounded to less than the total.
+    at = uniform * cumulative[:, -1][node]
+    found = torch.searchsorted(cumulative[node], at[:, None], right=True)
+    if few:
+        return found[:, 0]
+    before = torch.where(found > 0, cumulative[node].gather(1, (found - 1).clamp(min=0)), 0.0)
+    words = found * BLOCK + torch.arange(BLOCK, device=p.device)
+    own = torch.where(words < p.shape[-1], p[node[:, None], words.clamp(max=p.shape[-1] - 1)], 0).double()
+    inside = torch.searchsorted(own.cumsum(-1), at[:, None] - before, right=True)
+    # Sums in another order differ in their last bit: never beyond the last word that has a probability.
+    last = BLOCK - 1 - (own > 0).flip(-1).long().argmax(-1, keepdim=True)
+    return (found * BLOCK + torch.minimum(inside, last))[:, 0]
+
+
+def _block_sums(p: Tensor) -> Tensor:
+    """Return the sums of the blocks of each row, (U, V / BLOCK) in fp64."""
+    whole = p.shape[-1] // BLOCK * BLOCK
+    sums = p[:, :whole].reshape(len(p), -1, BLOCK).sum(-1, dtype=torch.float64)
+    return torch.cat([sums, p[:, whole:].sum(-1, keepdim=True, dtype=torch.float64)], dim=1)

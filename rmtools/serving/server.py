@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from rmtools.errors import UserError
-from rmtools.lm.policy import count_step, require_room
+from rmtools.lm.decoding import count_step
+from rmtools.lm.policy import require_room
 from rmtools.lm.protocol import Decoded
 from rmtools.lm.retokenise import prompt_text
 from rmtools.lm.steps import StepTokenizer

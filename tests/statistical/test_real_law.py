@@ -87,6 +87,15 @@ def drawn_here(policy):
     return found
 
 
+def drawn_whole(policy):
+    state = policy.start([policy.steps.prompt_ids("Q\n")])
+    found = []
+    for batch in range(N // BATCH):
+        generator = torch.Generator().manual_seed(1000 + batch)
+        found += policy.decode_solutions(state, torch.zeros(BATCH, dtype=torch.long), generator)
+    return [tuple(map(tuple, steps)) for steps in found]
+
+
 def drawn_by_generate(policy):
     found, rng = [], np.random.default_rng(5)
     most = SETTINGS.max_steps * SETTINGS.max_step_tokens
@@ -115,7 +124,7 @@ def test_decoding_and_generate_follow_the_exact_law(name):
     assert set(policy.steps.end_ids) == set(ASSETS[name].end_tokens)
     exact = solutions(law, lambda i: tokenizer.decode([i]), set(ASSETS[name].end_tokens))
     assert sum(exact.values()) > 0.8  # the rest is longer than any cell
-    for drawn in (drawn_here(policy), drawn_by_generate(policy)):
+    for drawn in (drawn_here(policy), drawn_whole(policy), drawn_by_generate(policy)):
         assert chi_square(drawn, exact) > 1e-4
         assert lengths(drawn, exact) > 1e-4
 

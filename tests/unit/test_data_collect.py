@@ -191,22 +191,31 @@ SHORT = [
 
 
 @pytest.mark.parametrize("error", SHORT, ids=lambda e: type(e).__name__)
-def test_too_little_memory_halves_a_batch(policy, prompts, task, monkeypatch, caplog, error):
+@pytest.mark.parametrize("branching", [Branching(2), Branching(2, 2)], ids=["plain", "branching"])
+def test_too_little_memory_halves_a_batch(policy, prompts, task, monkeypatch, caplog, error, branching):
     """In the middle of a batch: what it drew is neither kept nor counted."""
-    decode = policy.decode_step
+    step, solutions = policy.decode_step, policy.decode_solutions
 
-    def short(state, node, generator):
+    def short_step(state, node, generator):
         if len(node) > 4 and int(state.n_steps.max()) == 1:
             raise error
-        return decode(state, node, generator)
+        return step(state, node, generator)
 
-    monkeypatch.setattr(policy, "decode_step", short)
-    collector = Collector(policy, task, Branching(2), np.random.default_rng(0))
+    def short_solutions(state, node, generator):
+        if len(node) > 4:
+            raise error
+        return solutions(state, node, generator)
+
+    monkeypatch.setattr(policy, "decode_step", short_step)
+    monkeypatch.setattr(policy, "decode_solutions", short_solutions)
+    collector = Collector(policy, task, branching, np.random.default_rng(0))
     rows = collector.collect(prompts[:5])
     assert [r.prompt for r in rows] == [p for p in prompts[:5] for _ in range(2)]
-    assert collector.tally.tokens == sum(len(ids) for r in rows for ids in r.ids)
-    assert collector.tally.steps == sum(len(r.steps) for r in rows)
+    drawn = [len(ids) for r in rows for ids in (*r.ids, *(c.ids for at in r.children for c in at))]
+    assert collector.tally.tokens == sum(drawn)
+    assert collector.tally.steps == len(drawn)
     assert "5 prompts" in caplog.text
+    monkeypatch.setattr(policy, "decode_solutions", lambda *args: 1 / 0)
     monkeypatch.setattr(policy, "decode_step", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         collector.collect(prompts[:2])

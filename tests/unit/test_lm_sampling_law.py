@@ -7,8 +7,7 @@ import torch
 from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from rmtools.errors import UserError
-from rmtools.lm.policy import BLOCK, FEW_WORDS, search_words
-from rmtools.lm.sampling_law import FEW, SamplingLaw
+from rmtools.lm.sampling_law import BLOCK, FEW, FEW_WORDS, SamplingLaw, search_words
 
 LAWS = [
     SamplingLaw(temperature=0.7),
