@@ -21,9 +21,9 @@ from torch import Tensor
 from rmtools.data.rollouts import Child, Rollout
 from rmtools.data.tasks import Verifier
 from rmtools.errors import UserError
-from rmtools.lm.decoding import PolicyState
 from rmtools.lm.memory import in_halves
 from rmtools.lm.policy import Policy, distinct
+from rmtools.lm.protocol import StepPolicy
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Collector:
     """
 
     def __init__(
-        self, policy: Policy, task: Verifier, branching: Branching, rng: np.random.Generator
+        self, policy: StepPolicy, task: Verifier, branching: Branching, rng: np.random.Generator
     ) -> None:
         self.policy = policy
         self.task = task
@@ -187,8 +187,13 @@ class Collector:
         return self._longer(replace(grown, state=new.state, node=new.node), drawn)
 
     def _finish(self, grown: "_Growing") -> "_Growing":
-        """Decode every trajectory to its end; their state stays that of before."""
-        return self._longer(grown, self.policy.decode_solutions(grown.state, grown.node, self._generator()))
+        """Decode every trajectory to its end; only a server's policy does so step by step."""
+        if isinstance(self.policy, Policy):
+            drawn = self.policy.decode_solutions(grown.state, grown.node, self._generator())
+            return self._longer(grown, drawn)
+        while not grown.ended.all():
+            grown = self._step(grown)
+        return grown
 
     def _generator(self) -> torch.Generator:
         return torch.Generator(self.policy.device).manual_seed(int(self.rng.integers(2**63)))
@@ -218,7 +223,7 @@ class Collector:
 class _Growing:
     """Unfinished trajectories: the distinct prefixes, the prefix of each trajectory, the texts and ids of their steps."""
 
-    state: PolicyState
+    state: Any
     node: Tensor
     prompts: list[str]
     steps: list[list[str]]
