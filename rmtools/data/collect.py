@@ -21,7 +21,7 @@ from torch import Tensor
 from rmtools.data.rollouts import Child, Rollout
 from rmtools.data.tasks import Verifier
 from rmtools.errors import UserError
-from rmtools.lm.memory import in_halves
+from rmtools.lm.memory import USUAL_TOKENS, in_halves, sequences_that_fit
 from rmtools.lm.policy import Policy, distinct
 from rmtools.lm.protocol import StepPolicy
 
@@ -253,26 +253,20 @@ def _place(found: Sequence[list[Any]], at: np.ndarray, live: np.ndarray, into: l
         into[i].append(drawn.get(i, []))
 
 
-def prompts_per_batch(policy: Policy, branching: Branching, prompts: Sequence[str]) -> int:
-    """Return the number of prompts to decode together.
+def prompts_per_batch(policy: StepPolicy, branching: Branching, prompts: Sequence[str]) -> int:
+    """Return the number of prompts to decode together: as many as `rmtools.lm.memory` finds room for, on a CPU at most 32.
 
-    On the CPU 32: more is not faster there. On a GPU as many as fit into half of the memory that the weights leave, if
-    every solution were as long as the settings allow: key-value caches are copied when prefixes fork. The same on every
-    start on the same machine.
+    On a GPU every solution is taken to be as long as the settings allow, on a CPU no longer than `USUAL_TOKENS`. The same on
+    every start on the same machine.
     """
-    if policy.device.type != "cuda":
-        return 32
-    settings, config = policy.steps.settings, policy.model.config.get_text_config()
+    gpu, settings = policy.device.type == "cuda", policy.steps.settings
     longest = max(len(policy.steps.prompt_ids(p)) for p in prompts)
-    tokens = min(longest + settings.max_steps * settings.max_step_tokens, policy.context or 1 << 62)
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    cache = 2 * config.num_hidden_layers * heads * size * tokens * policy.model.dtype.itemsize
-    # Beside the caches: logits, probabilities and the race of one token, in fp32.
-    sequence = 2 * cache + 4 * 4 * config.vocab_size
-    weights = sum(p.numel() * p.element_size() for p in policy.model.parameters())
-    room = (torch.cuda.get_device_properties(policy.device).total_memory - weights) // 2
-    return max(1, room // (sequence * (branching.trajectories + branching.width)))
+    new = settings.max_steps * settings.max_step_tokens
+    tokens = longest + (new if gpu else min(new, USUAL_TOKENS))
+    tokens = min(tokens, getattr(policy, "context", None) or tokens)
+    width = branching.trajectories + branching.width if gpu else branching.width
+    most = max(1, sequences_that_fit([policy], tokens, policy.device) // width)
+    return most if gpu else min(32, most)
 
 
 def prompt_id(prompt: str) -> str:

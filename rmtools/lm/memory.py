@@ -1,12 +1,25 @@
-"""What to do where a device has too little memory: the same work in halves."""
+"""Memory: how many sequences fit, whether an allocation does, and the same work in halves where it does not."""
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
+import psutil
 import torch
 
 from rmtools.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# Keys and values of a batch on a CPU. More sequences at a time than this holds of a small model are not decoded faster.
+CPU_CACHE_BYTES = 1 << 30
+# Tokens of a solution that batches are sized for, if the settings allow more: most solutions of grade-school problems have fewer.
+USUAL_TOKENS = 256
+# Left to everything else on the machine.
+RESERVE_BYTES = 1 << 28
+CGROUP = Path("/sys/fs/cgroup")
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -42,3 +55,55 @@ def in_halves(work: Callable[[Sequence[T]], list[R]], items: Sequence[T], what: 
     )
     middle = len(items) // 2
     return [*in_halves(work, items[:middle], what, fix), *in_halves(work, items[middle:], what, fix)]
+
+
+def cache_bytes(model: "PreTrainedModel | None") -> int:
+    """Return the bytes of one token's keys and values; 0 without a model in this process."""
+    if model is None:
+        return 0
+    config = model.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(2 * config.num_hidden_layers * heads * size * model.dtype.itemsize)
+
+
+def sequences_that_fit(owners: Sequence[Any], tokens: int, device: torch.device) -> int:
+    """Return how many sequences of ``tokens`` to hold at a time for the models of ``owners`` (policy, value model), at least 1.
+
+    On a CPU their caches fit into `CPU_CACHE_BYTES`, or an eighth of a small machine's memory, on a GPU into half of what the
+    weights leave: they are copied where prefixes fork. The same at every start on the same machine.
+    """
+    models = [m for m in (getattr(owner, "model", None) for owner in owners) if m is not None]
+    bytes_each = sum(cache_bytes(m) for m in models) * tokens
+    if device.type != "cuda":
+        room = min(CPU_CACHE_BYTES, psutil.virtual_memory().total // 8)
+    else:
+        # Beside the caches: logits, probabilities and sums of one token, in fp32.
+        bytes_each = 2 * bytes_each + sum(4 * 4 * m.config.get_text_config().vocab_size for m in models)
+        weights = sum(p.numel() * p.element_size() for m in models for p in m.parameters())
+        room = (torch.cuda.get_device_properties(device).total_memory - weights) // 2
+    return max(1, room // max(1, bytes_each))
+
+
+def tokens_that_fit(model: "PreTrainedModel", most: int) -> int:
+    """Return how many tokens to read at a time, at most ``most``; on a CPU caches of an eighth of `CPU_CACHE_BYTES`."""
+    if model.device.type != "cpu":
+        return most
+    return max(1, min(most, CPU_CACHE_BYTES // 8 // max(1, cache_bytes(model))))
+
+
+def available_memory() -> int:
+    """Return the bytes that this process may still take: what the machine has, and what the limit of its control group leaves."""
+    found = int(psutil.virtual_memory().available)
+    try:
+        limit = int((CGROUP / "memory.max").read_text())
+        used = int((CGROUP / "memory.current").read_text())
+    except (OSError, ValueError):  # no control group, or one without a limit
+        return found
+    return min(found, limit - used)
+
+
+def require_memory(nbytes: int, device: torch.device) -> None:
+    """Raise ``MemoryError`` if a CPU has not ``nbytes`` left: the system would kill the process instead of refusing them."""
+    if device.type == "cpu" and nbytes > RESERVE_BYTES and nbytes > available_memory() - RESERVE_BYTES:
+        raise MemoryError(f"{nbytes:,} bytes are wanted, {available_memory():,} are available")

@@ -17,6 +17,7 @@ from rmtools.errors import UserError
 from rmtools.lm.architectures import require_scorable
 from rmtools.lm.kv.batch import attention
 from rmtools.lm.kv.cache import PrefixCache
+from rmtools.lm.memory import tokens_that_fit
 from rmtools.lm.precision import input_device
 from rmtools.lm.prompt_format import PromptFormat
 from rmtools.lm.protocol import TreeValues, ValueState
@@ -118,7 +119,7 @@ class ValueModel:
         """
         require_scorable(self.model.config, trees)
         found: dict[int, TreeValues] = {}
-        for batch in batches_by_length(trees, TOKENS_PER_BATCH):
+        for batch in batches_by_length(trees, tokens_that_fit(self.model, TOKENS_PER_BATCH)):
             logits = self._logits([trees[i] for i in batch])
             values = log_value_from_logits(logits, self.tilt.floor).cpu().numpy().astype(np.float64)
             # fp32 rounds log f: clip to the exact bounds.
@@ -133,7 +134,8 @@ class ValueModel:
         if any(t.segment[-1] for t in trees):
             return tree_logits(self.model, trees, self.steps.pad_id)
         with attention(self.device):
-            return self.model(input_ids=padded([t.ids for t in trees], self.steps.pad_id, self.device)).logits
+            ids = padded([t.ids for t in trees], self.steps.pad_id, self.device)
+            return self.model(input_ids=ids, use_cache=False).logits
 
     @torch.inference_mode()
     def start(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, ValueState]:

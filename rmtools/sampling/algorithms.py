@@ -15,8 +15,6 @@ from rmtools.sampling.settings import SamplerSettings
 from rmtools.sampling.source import Source
 from rmtools.sampling.trace import Tracer, trees_at
 
-PARTICLES_PER_BATCH = 4096
-
 
 def draw_batch(
     source: Source, prompts: Sequence[str], settings: SamplerSettings, rng: np.random.Generator
@@ -74,7 +72,7 @@ def within_budget(
 
     Runs go in batches of replicates of all prompts, which grow while there is budget for twice as many.
     """
-    most = max(1, PARTICLES_PER_BATCH // (settings.n_particles * settings.pool_size))
+    most = source.prompts_per_batch(settings, prompts)
     meters = [Meter(settings) for _ in prompts]
     runs: list[list[Run]] = [[] for _ in prompts]
     wanted = [1] * len(prompts)

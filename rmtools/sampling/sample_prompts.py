@@ -15,10 +15,10 @@ from rmtools.lm.particles import LMParticles, Reward
 from rmtools.lm.protocol import Scorer, StepPolicy
 from rmtools.particles.arguments import check_callable
 from rmtools.particles.protocol import Observe
-from rmtools.sampling.algorithms import PARTICLES_PER_BATCH, draw_batch
+from rmtools.sampling.algorithms import draw_batch
 from rmtools.sampling.records import SCHEMA_VERSION, record, traces
 from rmtools.sampling.settings import PRESETS, SamplerSettings, settings_for
-from rmtools.sampling.source import Answer, Source, Start, Watch
+from rmtools.sampling.source import PARTICLES_PER_BATCH, Answer, Source, Start, Watch
 from rmtools.sampling.trace import Trace
 
 # With a budget a prompt takes many runs.
@@ -94,7 +94,7 @@ def sample_prompts(
     if on_traces is not None:
         check_traceable(settings)
     source = Source(policy, value, reward, answer, start, watch, observe, on_traces is not None)
-    size = prompts_per_batch(settings)
+    size = min(prompts_per_batch(settings), source.prompts_per_batch(settings, prompts)) if prompts else 1
     for at in range(0, len(prompts), size):
         batch = prompts[at : at + size]
         found_runs = in_halves(

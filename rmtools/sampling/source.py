@@ -4,9 +4,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from rmtools.lm.memory import USUAL_TOKENS, sequences_that_fit
 from rmtools.lm.particles import LMParticles, Reward, Terminal
 from rmtools.lm.protocol import Scorer, StepPolicy
 from rmtools.particles.protocol import Observe, SMCResult
+from rmtools.sampling.settings import SamplerSettings
+
+PARTICLES_PER_BATCH = 4096
 
 Answer = Callable[[str, Sequence[str]], str | None]
 Start = Callable[..., Any]
@@ -42,6 +46,17 @@ class Source:
     watch: Watch | None = None
     observe: Observe[Any] | None = None
     traced: bool = False
+
+    def prompts_per_batch(self, settings: SamplerSettings, prompts: Sequence[str]) -> int:
+        """Return how many prompts run together: `PARTICLES_PER_BATCH`, fewer if their caches need more than there is room for."""
+        wide = settings.n_particles * settings.pool_size
+        if not any(hasattr(owner, "model") for owner in (self.policy, self.value)):
+            return max(1, PARTICLES_PER_BATCH // wide)
+        steps, limits = self.policy.steps, self.policy.steps.settings
+        longest = max(len(steps.prompt_ids(p)) for p in prompts)
+        tokens = longest + min(limits.max_steps * limits.max_step_tokens, USUAL_TOKENS)
+        fit = sequences_that_fit([self.policy, self.value], tokens, self.policy.device)
+        return max(1, min(PARTICLES_PER_BATCH, fit) // wide)
 
     def root(self, prompts: Sequence[str], terminal: Terminal) -> Any:
         """Return the root: one prefix per prompt; equal prompts are independent replicates."""

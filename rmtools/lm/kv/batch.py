@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from rmtools.lm.architectures import require_forks, require_window
+from rmtools.lm.memory import require_memory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -74,13 +75,16 @@ class MaskedBatch:
         """
         from rmtools.lm.kv.layer import SPARE_IF_FULL, SPARE_IF_RAGGED
 
-        cache = _fork(self.cache) if self.cache is not None else _new_cache(model)
         new = torch.ones_like(ids, dtype=torch.bool) if present is None else present
         mask = torch.cat([self.mask, new], dim=1)
         require_window(model.config, mask.shape[1])
         full = self.full and present is None
+        spare = SPARE_IF_FULL if full else SPARE_IF_RAGGED
+        if self.cache is not None:
+            self._reserve(ids.shape[1], spare)
+        cache = _fork(self.cache) if self.cache is not None else _new_cache(model)
         for layer in cache.layers:
-            layer.spare = SPARE_IF_FULL if full else SPARE_IF_RAGGED
+            layer.spare = spare
         positions = self.length[:, None] + (new.cumsum(1) - 1).clamp(min=0)
         options = {"logits_to_keep": 1} if last_only and _keeps_logits(model) else {}
         with attention(ids.device):
@@ -94,10 +98,17 @@ class MaskedBatch:
             )
         return output.logits, MaskedBatch(cache, mask, self.length + new.sum(1), full)
 
+    def _reserve(self, more: int, spare: float) -> None:
+        """Make room for ``more`` columns, a layer after the other: what was there is freed before the next one grows."""
+        require_memory(int(self.nbytes * spare) // 2, self.length.device)
+        for layer in self.cache.layers:
+            layer.reserve(more, spare)
+
     def select(self, rows: Tensor) -> "MaskedBatch":
         """Return the prefixes ``rows`` (B',), repeated or dropped as the index says."""
         cache = None
         if self.cache is not None:
+            require_memory(self.nbytes * len(rows) // max(1, len(self)), rows.device)
             cache = copy.copy(self.cache)
             cache.layers = [layer.selected(rows) for layer in self.cache.layers]
         mask = self.mask[rows]
@@ -111,6 +122,9 @@ def packed(parts: Sequence[tuple[MaskedBatch, Tensor]]) -> MaskedBatch:
     columns = [_right_columns(batch.mask[rows], width) for batch, rows in parts]
     cache = None
     if parts[0][0].cache is not None and width:
+        columns_held = sum(len(batch) * batch.width for batch, _ in parts)
+        held = sum(batch.nbytes for batch, _ in parts)
+        require_memory(held * len(length) * width // max(1, columns_held), length.device)
         from rmtools.lm.kv.layer import concatenated
 
         cache = copy.copy(parts[0][0].cache)

@@ -77,6 +77,16 @@ class GrowingLayer(DynamicLayer):
         self._view(buffer)
         return self.keys, self.values
 
+    def reserve(self, more: int, spare: float) -> None:
+        """Move to a larger buffer if this one is full; the contents stay."""
+        width, buffer = self.get_seq_length(), self.buffer
+        if buffer is None or buffer.filled != width or width + more <= buffer.keys.shape[2]:
+            return
+        larger = Buffer.like(buffer.keys, buffer.values, len(buffer.keys), width + more, spare)
+        larger.keys[:, :, :width], larger.values[:, :, :width] = self.keys, self.values
+        larger.filled = width
+        self._view(larger)
+
     def selected(self, rows: Tensor) -> "GrowingLayer":
         """Return rows ``rows`` (B',) in a buffer of their own."""
         width = self.keys.shape[2]
