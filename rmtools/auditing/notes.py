@@ -32,9 +32,12 @@ def notes(
 ) -> list[str]:
     """Return the notes: on provenance (``fingerprint`` of the rollouts), on the rollouts, on each model."""
     out = sample_notes(rows, found[0])
-    for role, its in settings.items():
-        about = provenance_notes(metadata, its, fingerprint)
-        out += about if role == "model" else [f"{role}: {text}" for text in about]
+    about = [
+        (role, text)
+        for role, its in settings.items()
+        for text in provenance_notes(metadata, its, fingerprint)
+    ]
+    out += [text if roles == ["model"] else f"{', '.join(roles)}: {text}" for text, roles in _by_text(about)]
     roles, own = {m.role for m in found}, settings.get("model")
     if own is not None and "constant" in roles and "untrained" not in roles:
         out.append(f"the untrained control is left out: the model it is made from, {own.base}, is not here")
@@ -43,9 +46,16 @@ def notes(
             f"enumerated figures condition the policy on listed steps: {uncovered['mean']:.1%} of the probability is outside "
             f"them, up to {uncovered['largest']:.0%} at a prefix; sampled figures do not"
         )
-    for m in found:
-        out += model_notes(m)
-    return out
+    about = [(role, text) for m in found for role, text in model_notes(m)]
+    return out + [f"{', '.join(roles)}: {text}" for text, roles in _by_text(about)]
+
+
+def _by_text(about: "Sequence[tuple[str, str]]") -> "list[tuple[str, list[str]]]":
+    """Return each text once, with the models it is said of."""
+    found: dict[str, list[str]] = {}
+    for role, text in about:
+        found.setdefault(text, []).append(role)
+    return list(found.items())
 
 
 def provenance_notes(
@@ -139,30 +149,27 @@ def guided_resolved(model: ModelAudit) -> bool:
     return model.error.best_guided is None or sizes[len(sizes) // 2] >= FEWEST_GUIDED
 
 
-def model_notes(m: ModelAudit) -> list[str]:
-    """Return what is not resolved of one model."""
+def model_notes(m: ModelAudit) -> list[tuple[str, str]]:
+    """Return what is not resolved of one model: the model, with a figure of its own in brackets, and the text."""
     if len(m.breakdowns.by_prompt) == 1:
         return []
-    out = []
+    out: list[tuple[str, str]] = []
     sampled, influence, sigma2 = m.error.sampled, m.cost.influence, m.cost.sigma2
     if sampled is not None and not sampled.resolved:
-        out.append(
-            "the sampled RMS log Bellman error is not resolved with this many children (K and K/2 differ by more than the "
-            "interval)"
-        )
+        text = "the sampled RMS log Bellman error is not resolved with this many children (K and K/2 differ by more than the "
+        out.append((m.role, f"{text}interval)"))
     if sampled is not None and m.error.exact is None and identical_share(sampled) > 0.5:
-        out.append(
-            "over half of the mean square is from prefixes whose children are all identical: forced steps, or good children "
-            "too rare for this many children to show"
-        )
+        text = "over half of the mean square is from prefixes whose children are all identical: forced steps, or good children "
+        out.append((m.role, f"{text}too rare for this many children to show"))
     if influence is not None and not influence.resolved and m.cost.counted_from == "rollouts":
-        out.append(
-            f"particles for the TV are not resolved: {influence.effective_trajectories:.1f} trajectories of a prompt carry "
-            f"the potential, it takes {FEWEST_TRAJECTORIES:g} for an interval that holds"
+        text = (
+            f"particles for the TV are not resolved: it takes {FEWEST_TRAJECTORIES:g} trajectories of a prompt that carry the "
+            "potential for an interval that holds (in brackets: how many do)"
         )
+        out.append((f"{m.role} ({influence.effective_trajectories:.1f})", text))
     if sigma2 is not None and not sigma2.resolved:
-        out.append("sigma^2 is not resolved (the interval of Z^2 reaches 0)")
-    return [f"{m.role}: {text}" for text in out]
+        out.append((m.role, "sigma^2 is not resolved (the interval of Z^2 reaches 0)"))
+    return out
 
 
 def identical_share(summary: BellmanSummary) -> float:

@@ -16,7 +16,7 @@ from rmtools.auditing.breakdowns import PromptAudit, WorstPrefix
 from rmtools.auditing.figures import audit_plots
 from rmtools.auditing.metrics import look
 from rmtools.auditing.report import AuditReport, save_report
-from rmtools.auditing.table import Line, counted, digits, sentences, table, whole
+from rmtools.auditing.table import Line, counted, digits, not_negative, sentences, table, whole
 from rmtools.files import write_text
 from rmtools.plots.page import Items, Plot, Section, Table, page
 from rmtools.plots.page import markdown as sections_markdown
@@ -235,7 +235,7 @@ def _by_model(
 def _prompts_table(prompts: tuple[PromptAudit, ...]) -> Table:
     rows = [
         (
-            *(_cut(p.prompt)[:80], p.success, p.root_value, p.z, p.signed_mean, p.sigma2),
+            *(_cut(p.prompt)[:80], p.success, p.root_value, p.z, p.signed_mean, _variance(p.sigma2)),
             *(_whole(p.n_for_cv), _whole(p.n_for_tv)),
         )
         for p in sorted(prompts, key=_needs, reverse=True)[:PROMPTS_SHOWN]
@@ -245,6 +245,10 @@ def _prompts_table(prompts: tuple[PromptAudit, ...]) -> Table:
         ("prompt", "right", "V(s0)", "Z", "mean b", "σ²", "N for CV", "N for TV"),
         rows,
     )
+
+
+def _variance(found: Interval | None) -> str:
+    return NONE if found is None or math.isnan(found.estimate) else not_negative(found)
 
 
 def _needs(prompt: PromptAudit) -> tuple[bool, float, float]:

@@ -117,7 +117,7 @@ class AuditReport:
             *(["the model minus " + "; ".join(paired)] if paired else []),
             f"terminal: {TERMINALS[self.model.terminal]}; particles: for multinomial resampling at every step",
             *(
-                [f"to draw them: collect_rollouts(policy, prompts, {', '.join(missing)})"]
+                [f"draw: rm.collect_rollouts(policy, prompts, task=task, {', '.join(missing)})"]
                 if missing and self.model.error.exact is None
                 else []
             ),

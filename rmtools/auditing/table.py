@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 # Widths of the text: in all, of the first model's column with its intervals, of every other model's.
 WIDTH, WIDE, NARROW = 80, 29, 14
 NOT_AVAILABLE, NOT_RESOLVED, VACUOUS = "not available", "not resolved", "vacuous: ≤ 0"
-SHORT_WORDS = {NOT_AVAILABLE: "-", NOT_RESOLVED: "unresolved", "at most ": "≤", " / ": "/"}
+SHORT_WORDS = {NOT_AVAILABLE: "-", "at most ": "≤", " / ": "/"}
 TERMINALS = {"verifier": "the verifier's", "model": "the model's own"}
 
 
@@ -72,6 +72,16 @@ class Line:
 
 def _marked(resolved: bool) -> str:
     return "" if resolved else f" {NOT_RESOLVED}"
+
+
+def not_negative(found: Interval, *, resolved: bool = True) -> str:
+    """Return a mean square or a variance, cut at 0, and whether it is resolved.
+
+    Estimates without bias subtract noise and may be negative, as may the ends of their intervals; the true figure cannot be.
+    Cutting an interval at 0 keeps its coverage; one that had to be cut does not tell the figure from 0.
+    """
+    reaches = min(x for x in (found.estimate, found.low, math.inf) if x is not None) < 0
+    return f"{found.map(lambda x: max(x, 0.0))}{_marked(resolved and not reaches)}"
 
 
 def _guided(found: BellmanSummary, model: "ModelAudit") -> str:
@@ -151,7 +161,9 @@ ROWS = (
     Row(
         "mean (rho - 1)^2",
         "error/best/ratio_error/mean_square",
-        "Mean squared relative error of one step, unbiased at any number of children.",
+        "Mean squared relative error of one step, unbiased at any number of children. 'Not resolved': cut at 0, from which "
+        "the sample does not tell it.",
+        lambda found, _: not_negative(found),
     ),
     Row(
         "mean (rho - 1)^2, at least",
@@ -208,8 +220,9 @@ ROWS = (
     Row(
         "sigma^2, pooled",
         "cost/sigma2",
-        "The sampler's cost: N particles estimate Z with relative variance σ²/N, with multinomial resampling at every step.",
-        lambda found, _: f"{found.estimate}{_marked(found.resolved)}",
+        "The sampler's cost: N particles estimate Z with relative variance σ²/N, with multinomial resampling at every step. "
+        "'Not resolved': cut at 0, or Z² cannot be told from 0.",
+        lambda found, _: not_negative(found.estimate, resolved=found.resolved),
     ),
     Row(
         "sigma^2, enumerated",
@@ -217,18 +230,20 @@ ROWS = (
         "The same exactly, for prompts whose solutions were enumerated under the policy and written out as tables. Left out: "
         "the probability of the steps that are not in a table, at most.",
         lambda found, _: (
-            f"{found.sigma2} ({counted(found.n_prompts, 'prompt')}, ≤ {found.uncovered:.1%} left out)"
+            f"{not_negative(found.sigma2)} ({counted(found.n_prompts, 'prompt')}, ≤ {found.uncovered:.1%} left out)"
         ),
     ),
     Row(
         "sigma^2 of a perfect value",
         "cost/tabulated/perfect",
         "What the true value would cost on the same tables.",
+        lambda found, _: not_negative(found),
     ),
     Row(
         "sigma^2 over a perfect value's",
         "cost/tabulated/ratio",
         "What the model's Bellman error costs: as many times the particles of a perfect value.",
+        lambda found, _: not_negative(found),
     ),
     Row(
         "particles for CV of Z {delta_cv:g}",

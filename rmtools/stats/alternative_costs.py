@@ -23,6 +23,9 @@ class AlternativeCosts:
     1 / Z solutions on average: exact draws from the target; None if a prompt has a single trajectory. Best-of-N needs a
     verifier to pick the right one: N is where one of N is right as often as a draw from the target, less the TV. It plugs in
     each prompt's share of right solutions, rough if there are few; None unless rewards are 0 or 1.
+
+    At least one solution is drawn: intervals are cut at 1, which keeps their coverage. The studentised bootstrap is symmetric in
+    the standard error, not in the range of a count: it reaches below 1 if few prompts carry most of the weight.
     """
 
     tokens_per_solution: float
@@ -52,7 +55,8 @@ def alternative_costs(
             sums["best"] = (columns, ratio_of_means)
 
     def result(found: Mapping[str, Interval]) -> AlternativeCosts:
-        rejection, best = found.get("rejection"), found.get("best")
+        counts = {name: n.map(lambda x: max(x, 1.0)) for name, n in found.items()}
+        rejection, best = counts.get("rejection"), counts.get("best")
         return AlternativeCosts(
             tokens_per_solution=tokens,
             smc_tokens=None,

@@ -28,7 +28,7 @@ from rmtools.lm.protocol import TreeValues
 from rmtools.lm.value import ConstantValue
 from rmtools.particles.tilt import Tilt
 from rmtools.stats.alternative_costs import alternative_costs
-from rmtools.stats.bootstrap import Interval
+from rmtools.stats.bootstrap import Interval, bootstrap_all
 from rmtools.verify.language_model import measure_accuracy, output_law
 
 TILT = Tilt(0.05)
@@ -180,6 +180,17 @@ def test_alternative_costs_by_hand():
     nobody = alternative_costs([np.zeros(2)] * 2, [np.full(2, 0.1)] * 2, 20.0, 0.05).bootstrap(rng)
     assert (nobody.best_of_n_solutions, nobody.smc_tokens) == (None, None)
     assert nobody.rejection_tokens.estimate == pytest.approx(200.0)
+    few = [(rng.random(4) < 0.3).astype(float) for _ in range(5)]
+    estimator = alternative_costs(few, [0.1 + 0.9 * r for r in few], 20.0, 0.05)
+    uncut = bootstrap_all(estimator.sums, np.random.default_rng(1))
+    found = estimator.bootstrap(np.random.default_rng(1))
+    for n, raw in (
+        (found.rejection_solutions, uncut["rejection"]),
+        (found.best_of_n_solutions, uncut["best"]),
+    ):
+        assert raw.low < 1
+        assert n == Interval(raw.estimate, 1.0, raw.high)
+    assert found.rejection_tokens.low == 20
     soft = alternative_costs([np.full(2, 0.5)], [np.full(2, 0.55)], 20.0, 0.05).bootstrap(rng)
     assert soft.best_of_n_solutions is None
 

@@ -1,15 +1,19 @@
 """A report as a user meets it: printed, in a notebook, as a data frame, as a plot; and of a scorer written elsewhere."""
 
+import ast
+import inspect
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from audit_example import example_report
 
+import rmtools as rm
 from rmtools.auditing import audit
 from rmtools.auditing.metrics import FURTHER, METRICS, figure
-from rmtools.auditing.page import markdown
-from rmtools.auditing.table import as_text, first_rows
+from rmtools.auditing.notes import notes
+from rmtools.auditing.page import PROMPTS, markdown, sections
+from rmtools.auditing.table import as_text, first_rows, not_negative
 from rmtools.data.collect import Branching, Collector
 from rmtools.data.rollouts import RolloutMetadata
 from rmtools.errors import UserError
@@ -45,7 +49,7 @@ def test_the_answer_comes_first(report):
     text = str(report)
     assert text.index("particles") < text.index("sigma^2") < text.index("RMS b")
     assert f"{np.ceil(cost.n_for_cv.estimate):.0f} [" in text
-    assert text.count("unresolved") == 2  # particles for the TV of both
+    assert text.count("not resolved") == 2  # particles for the TV of both
     row = next(line for line in text.splitlines() if line.startswith("RMS b, enumerated"))
     assert str(error.exact.corrected.rms) in row
     assert row.endswith(f"{report.models[1].error.exact.corrected.rms.estimate:.3g}")
@@ -94,7 +98,7 @@ def test_figures_that_are_missing_say_why(degenerate, which):
     ("bound", "shown"),
     [
         (Interval(-0.1, -0.2, 0.3), "vacuous: ≤ 0"),
-        (Interval(0.1, -0.2, 0.3), "unresolved"),
+        (Interval(0.1, -0.2, 0.3), "not resolved"),
         (Interval(0.2, 0.1, 0.3), "0.2 [0.1, 0.3]"),
     ],
 )
@@ -105,6 +109,48 @@ def test_a_bound_of_a_square_is_read_by_its_sign(degenerate, bound, shown):
     label, *cells = first_rows([model], 0.25, 0.05, report.warnings)[-1]
     assert "at least" in label
     assert cells == [shown]
+
+
+@pytest.mark.parametrize(
+    ("found", "shown"),
+    [
+        (Interval(2.0, 1.0, 3.0), "2 [1, 3]"),
+        (Interval(2.0, -1.0, 3.0), "2 [0, 3] not resolved"),
+        (Interval(-2.0, -3.0, 1.0), "0 [0, 1] not resolved"),
+        (Interval(2.0, None, None), "2"),
+    ],
+)
+def test_a_variance_is_not_negative(report, found, shown):
+    """In the first rows, in the table and by prompt; the figures themselves keep what the estimate without bias gives."""
+    assert not_negative(found) == shown
+    cost = replace(report.model.cost, sigma2=replace(report.model.cost.sigma2, estimate=found, resolved=True))
+    prompts = tuple(replace(p, sigma2=found) for p in report.model.breakdowns.by_prompt)
+    model = replace(report.model, cost=cost, breakdowns=replace(report.model.breakdowns, by_prompt=prompts))
+    changed = replace(report, models=(model, *report.models[1:]))
+    assert f"sigma^2, pooled {shown}" in " ".join(str(changed).split())
+    page = next(s for s in sections(changed, drawn=False) if s.title == PROMPTS)
+    assert shown in page.blocks[0].rows[0]
+    assert changed.to_frame().set_index(["model", "figure"]).estimate["model", "sigma2"] == found.estimate
+
+
+def test_the_call_that_draws_what_is_missing_works(degenerate):
+    line = next(x for x in str(degenerate("no children")).splitlines() if "collect_rollouts" in x)
+    call = ast.parse(line.removeprefix("draw: "), mode="eval").body
+    named = {k.arg: None for k in call.keywords}
+    assert ast.unparse(call.func) == "rm.collect_rollouts"
+    inspect.signature(rm.collect_rollouts).bind(*call.args, **named)
+    assert {"children", "completions"} <= named.keys()
+
+
+def test_a_warning_is_said_once(report):
+    """Of several models it names them."""
+    silent = [
+        replace(m, cost=replace(m.cost, sigma2=replace(m.cost.sigma2, resolved=False)))
+        for m in report.models[:2]
+    ]
+    texts = notes([], None, {}, silent, "")
+    assert sum("Z^2 reaches 0" in text for text in texts) == 1
+    assert any(text.startswith(f"{silent[0].role}, {silent[1].role}: sigma^2") for text in texts)
 
 
 def test_the_print_states_terminal_unit_and_resampling(report):
