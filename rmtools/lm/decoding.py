@@ -124,6 +124,8 @@ class Decoding:
         self.begun = torch.zeros_like(state.ended)
         # A stop text may begin in the token before a step, but not in the prompt.
         before = torch.where(state.n_steps > 0, state.pending, -1)
+        # Whether no one else holds the batches of the cache.
+        self.owned = False
         self.columns = [_Column(before, torch.ones_like(state.ended))]
         self.first = torch.ones_like(state.n_steps)  # the column of the current step's first token
         # Whole solutions: the particles that are left, and those that have ended, with their last column and row in it.
@@ -155,6 +157,7 @@ class Decoding:
         source = self.source
         present = ~self.done[:, None] if n_done else None
         logits, self.cache = self.cache.forward(source.model, self.pending[:, None], present)
+        self.owned = self.owned or present is None
         p = source.law.probabilities(logits[:, -1].float())
         if n_done:
             live = (~self.done[self.node]).nonzero()[:, 0]
@@ -199,7 +202,7 @@ class Decoding:
         return at
 
     def _select(self, rows: Tensor) -> None:
-        self.cache = self.cache.select(rows)
+        self.cache = self.cache.select(rows, consume=self.owned)
         self.pending, self.n_steps, self.parent = self.pending[rows], self.n_steps[rows], self.parent[rows]
         self.done, self.ended = self.done[rows], self.ended[rows]
         self.begun, self.first = self.begun[rows], self.first[rows]
@@ -215,7 +218,7 @@ class Decoding:
         self.particles, self.node = self.particles[~gone], place[self.node[~gone]]
         self.rows = self._unmapped(live)
         self._select(live)
-        self.cache = self.cache.packed()
+        self.cache = self.cache.packed(consume=self.owned)
 
     def _unmapped(self, at: Tensor) -> Tensor:
         """Return the rows of the last column that ``at`` are."""
@@ -267,7 +270,7 @@ class Decoding:
         rows = torch.arange(len(self.parent), device=self.node.device)
         drawn = len(self.columns) > 1
         tokens = self._back(rows, 1)[0] if drawn else torch.full_like(self.pending[:, None], -1)
-        after = PolicyState(self.cache.packed(), self.pending, self.n_steps, self.ended)
+        after = PolicyState(self.cache.packed(consume=self.owned), self.pending, self.n_steps, self.ended)
         return Decoded(tokens, after, self.parent, self.node)
 
     def solutions(self) -> list[list[list[int]]]:

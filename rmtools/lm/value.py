@@ -161,7 +161,9 @@ class ValueModel:
         if bool(torch.isnan(at).any()):
             raise UserError(f"the value model {self.name} returned NaN", BROKEN)
         value = log_value_from_logits(at, self.tilt.floor)
-        return torch.where(present.any(1), value, torch.nan), cache.packed()
+        # With a token for every row, no batch is one of ``state``.
+        every = bool(present.any(1).all())
+        return torch.where(present.any(1), value, torch.nan), cache.packed(consume=every)
 
 
 BROKEN = "look for weights that are not finite, or for a precision the model was not trained in"

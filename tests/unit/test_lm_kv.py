@@ -230,3 +230,30 @@ def test_several_tokens_at_once(model):
         logits, cache = cache.forward(model, block, present)
     check(model, logits, [[4, 5, 8, 9, 10, 11], [6, 7, 12, 13]])
     assert cache.length.tolist() == [6, 4]
+
+
+@torch.inference_mode()
+def test_a_consumed_cache_gives_the_same_and_is_freed(policy):
+    """Selecting and packing with and without freeing the source; the source has no layer left."""
+    rng = torch.Generator().manual_seed(0)
+    ids = torch.randint(4, 20, (6, 12), generator=rng)
+    present = torch.arange(12)[None] < torch.tensor([12, 3, 12, 5, 2, 9])[:, None]
+    token = torch.randint(4, 20, (6, 1), generator=rng)
+
+    def made():
+        return PrefixCache.empty(6, policy.device).forward(policy.model, ids, present)[1]
+
+    for change in (
+        lambda cache, consume: cache.select(torch.tensor([5, 0, 0, 3, 1, 2]), consume),
+        lambda cache, consume: cache.packed(consume),
+        lambda cache, consume: cache.packed().select(torch.tensor([4, 4, 3, 2, 1, 0]), consume),
+    ):
+        kept, consumed = made(), made()
+        one, other = change(kept, False), change(consumed, True)
+        expected, _ = one.forward(policy.model, token)
+        found, _ = other.forward(policy.model, token)
+        assert torch.equal(found, expected)
+        assert len(one) == len(other) == 6
+    source = made()
+    source.packed(consume=True)
+    assert all(layer is None for batch in source.batches for layer in batch.cache.layers)

@@ -104,36 +104,60 @@ class MaskedBatch:
         for layer in self.cache.layers:
             layer.reserve(more, spare)
 
-    def select(self, rows: Tensor) -> "MaskedBatch":
-        """Return the prefixes ``rows`` (B',), repeated or dropped as the index says."""
+    def select(self, rows: Tensor, consume: bool = False) -> "MaskedBatch":
+        """Return the prefixes ``rows`` (B',), repeated or dropped as the index says; see `PrefixCache.select`."""
         cache = None
         if self.cache is not None:
-            require_memory(self.nbytes * len(rows) // max(1, len(self)), rows.device)
+            if not consume:
+                require_memory(self.nbytes * len(rows) // max(1, len(self)), rows.device)
             cache = copy.copy(self.cache)
-            cache.layers = [layer.selected(rows) for layer in self.cache.layers]
+            cache.layers = []
+            for i, layer in enumerate(self.cache.layers):
+                cache.layers.append(layer.selected(rows))
+                if consume:
+                    self.cache.layers[i] = layer = None
         mask = self.mask[rows]
         return MaskedBatch(cache, mask, self.length[rows], self.full or bool(mask.all()))
 
 
-def packed(parts: Sequence[tuple[MaskedBatch, Tensor]]) -> MaskedBatch:
-    """Return rows (B',) of each of ``parts`` in one batch, in this order, tokens right-aligned, without spare holes."""
-    length = torch.cat([batch.length[rows] for batch, rows in parts])
-    width = int(length.max())
-    columns = [_right_columns(batch.mask[rows], width) for batch, rows in parts]
-    cache = None
-    if parts[0][0].cache is not None and width:
-        columns_held = sum(len(batch) * batch.width for batch, _ in parts)
-        held = sum(batch.nbytes for batch, _ in parts)
-        require_memory(held * len(length) * width // max(1, columns_held), length.device)
+def packed(runs: Sequence[Sequence[tuple[MaskedBatch, Tensor]]], consume: bool = False) -> list[MaskedBatch]:
+    """Return a batch for each of ``runs``: rows (B',) of each of its parts in this order, right-aligned, without spare holes.
+
+    With ``consume`` the layers of the parts are freed one by one as they are copied: the parts are not to be used again.
+    """
+    parts = [part for run in runs for part in run]
+    lengths = [torch.cat([batch.length[rows] for batch, rows in run]) for run in runs]
+    widths = [int(length.max()) for length in lengths]
+    columns = [
+        [_right_columns(batch.mask[rows], width) for batch, rows in run]
+        for run, width in zip(runs, widths, strict=True)
+    ]
+    sources = {id(batch): batch.cache for batch, _ in parts if batch.cache is not None}.values()
+    caches: list[Any] = [None] * len(runs)
+    if sources:
         from rmtools.lm.kv.layer import concatenated
 
-        cache = copy.copy(parts[0][0].cache)
-        cache.layers = [
-            concatenated(
-                [(b.cache.layers[i], rows, c) for (b, rows), c in zip(parts, columns, strict=True)], width
-            )
-            for i in range(len(cache.layers))
-        ]
+        held = sum(batch.nbytes for batch in {id(b): b for b, _ in parts}.values())
+        if not consume:
+            require_memory(held, parts[0][1].device)
+        first = next(iter(sources))
+        caches = [copy.copy(first) if width else None for width in widths]
+        for cache in caches:
+            if cache is not None:
+                cache.layers = []
+        for i in range(len(first.layers)):
+            for cache, run, own, width in zip(caches, runs, columns, widths, strict=True):
+                if cache is not None:
+                    layers = [(b.cache.layers[i], rows, c) for (b, rows), c in zip(run, own, strict=True)]
+                    cache.layers.append(concatenated(layers, width))
+                    del layers
+            if consume:
+                for source in sources:
+                    source.layers[i] = None
+    return [_right_aligned(*found) for found in zip(caches, lengths, widths, strict=True)]
+
+
+def _right_aligned(cache: Any, length: Tensor, width: int) -> MaskedBatch:
     behind = torch.arange(width, device=length.device)[None, :]
     mask = behind >= width - length[:, None]
     return MaskedBatch(cache, mask, length, bool(mask.all()))

@@ -100,13 +100,17 @@ class PrefixCache:
             logits[rows] = part
         return logits, cache
 
-    def select(self, rows: Tensor) -> "PrefixCache":
-        """Return the prefixes ``rows`` (B',), repeated or dropped as the index says."""
+    def select(self, rows: Tensor, consume: bool = False) -> "PrefixCache":
+        """Return the prefixes ``rows`` (B',), repeated or dropped as the index says.
+
+        With ``consume`` each layer is freed when it is copied: neither this cache nor one that shares a batch with it can be used
+        again.
+        """
         if len(rows) == len(self) and _is_identity(rows):
             return self
         if self._plain:
             return PrefixCache(
-                (self.batches[0].select(rows),), (torch.arange(len(rows), device=rows.device),)
+                (self.batches[0].select(rows, consume),), (torch.arange(len(rows), device=rows.device),)
             )
         batches, chosen = [], []
         for batch, own in zip(self.batches, self.rows, strict=True):
@@ -116,7 +120,7 @@ class PrefixCache:
             here = (at >= 0).nonzero()[:, 0]
             if len(here):
                 whole = len(here) == len(own) and _is_identity(at[here])
-                batches.append(batch if whole else batch.select(at[here]))
+                batches.append(batch if whole else batch.select(at[here], consume))
                 chosen.append(here)
         return PrefixCache(tuple(batches), tuple(chosen)) if batches else PrefixCache.empty(0, rows.device)
 
@@ -127,8 +131,11 @@ class PrefixCache:
         shifted = tuple(rows + len(self) for rows in other.rows)
         return PrefixCache(self.batches + other.batches, self.rows + shifted)
 
-    def packed(self) -> "PrefixCache":
-        """Return the same prefixes in as few batches as hold them with little waste; itself if they already are."""
+    def packed(self, consume: bool = False) -> "PrefixCache":
+        """Return the same prefixes in as few batches as hold them with little waste; itself if they already are.
+
+        ``consume`` as in `select`.
+        """
         if self._plain and self.batches[0].full:
             return self
         lengths = self.length.cpu().numpy()
@@ -137,7 +144,7 @@ class PrefixCache:
         taken = sum(len(batch) * batch.width for batch in self.batches)
         if len(self.batches) <= len(cuts) and taken <= MOST_WASTE * lengths.sum():
             return self
-        batches, chosen = [], []
+        runs, chosen = [], []
         for run in np.split(order, cuts[:-1]):
             wanted = torch.zeros(len(self), dtype=torch.bool, device=self.rows[0].device)
             wanted[torch.as_tensor(np.sort(run), device=wanted.device)] = True
@@ -146,9 +153,9 @@ class PrefixCache:
                 for batch, rows in zip(self.batches, self.rows, strict=True)
             ]
             parts = [part for part in parts if len(part[1])]
-            batches.append(packed([(batch, at) for batch, at, _ in parts]))
+            runs.append([(batch, at) for batch, at, _ in parts])
             chosen.append(torch.cat([rows[at] for _, at, rows in parts]))
-        return PrefixCache(tuple(batches), tuple(chosen))
+        return PrefixCache(tuple(packed(runs, consume)), tuple(chosen))
 
 
 def _forward_live(
