@@ -296,7 +296,7 @@ PARTS: dict[str, Callable[[str, Path, int, int], dict[str, Any]]] = {
     "memory of sample": lambda f, q, n, _: peak_memory("sample", f, q, n),
     "memory of audit": lambda f, q, n, _: peak_memory("audit", f, q, n),
 }
-PROMPTS = {"rollout": 16, "sample": 4, "memory of rollout": 64, "memory of sample": 24, "memory of audit": 64}
+PROMPTS = {"rollout": 16, "sample": 2, "memory of rollout": 24, "memory of sample": 4, "memory of audit": 64}
 
 
 def main() -> None:

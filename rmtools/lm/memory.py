@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 # Keys and values of a batch on a CPU. More sequences at a time than this holds of a small model are not decoded faster.
-CPU_CACHE_BYTES = 1 << 30
+CPU_CACHE_BYTES = 3 << 28
 # Tokens of a solution that batches are sized for, if the settings allow more: most solutions of grade-school problems have fewer.
 USUAL_TOKENS = 256
 # Left to everything else on the machine.

@@ -44,8 +44,8 @@ def test_bytes_of_a_token(policy):
 
 def test_sequences_of_a_real_model_are_few_and_of_a_small_one_many():
     one = SimpleNamespace(model=SMOLLM)
-    assert sequences_that_fit([one], 300, CPU) == CPU_CACHE_BYTES // (300 * 46_080) == 77
-    assert sequences_that_fit([one, one], 300, CPU) == 38
+    assert sequences_that_fit([one], 300, CPU) == CPU_CACHE_BYTES // (300 * 46_080) == 58
+    assert sequences_that_fit([one, one], 300, CPU) == 29
     assert sequences_that_fit([one], 10**9, CPU) == 1
     assert sequences_that_fit([SimpleNamespace(model=shaped(2, 2, 16))], 72, CPU) > PARTICLES_PER_BATCH
 
