@@ -17,7 +17,7 @@ from rmtools.auditing.notes import notes
 from rmtools.auditing.report import AuditReport
 from rmtools.auditing.rows import limited, provenance_of, rows_of, tokens_of
 from rmtools.errors import UserError
-from rmtools.particles.arguments import check_seed
+from rmtools.particles.arguments import check_bool, check_callable, check_number, check_seed
 from rmtools.stats.paired import PairedDifference
 
 if TYPE_CHECKING:
@@ -37,15 +37,15 @@ def audit(
     value_model: "str | Path | Scorer",
     *,
     controls: bool = True,
-    compare: "Sequence[str | Path | Scorer]" = (),
-    policy: "Policy | None" = None,
-    task: "Task | None" = None,
+    compare: "str | Path | Scorer | Sequence[str | Path | Scorer]" = (),
+    policy: "str | Path | Policy | None" = None,
+    task: "str | Task | None" = None,
     terminal: str = "verifier",
     delta_cv: float = 0.25,
     delta_tv: float = 0.05,
     prompts_limit: int | None = None,
     seed: int = 0,
-    device: "torch.device | None" = None,
+    device: "str | torch.device | None" = None,
     dtype: "Dtype" = "auto",
     progress: Progress | None = None,
 ) -> AuditReport:
@@ -59,9 +59,9 @@ def audit(
         A checkpoint (a folder, ``org/name`` or ``org/name@revision``), or anything that scores prefixes.
     controls : bool
         Audit the controls that apply too: constant, position only, untrained head, Monte-Carlo oracle.
-    compare : sequence of path, hub name or Scorer
+    compare : path, hub name or Scorer, or a sequence of them
         Further models, paired with the first.
-    policy, task : optional
+    policy, task : path, hub name or Policy; str or Task; optional
         With both, and terminal "verifier", the Bellman ratios are also enumerated where the task lists its steps.
     terminal : {"verifier", "model"}
         What a finished solution is worth to the models; controls always use the verifier.
@@ -69,7 +69,7 @@ def audit(
         Accuracies for which particles are predicted.
     prompts_limit, seed : int
         Audit only the first so many prompts; seed of the bootstrap.
-    device, dtype : torch.device, {"auto", "float32", "bfloat16"}
+    device, dtype : str or torch.device, {"auto", "float32", "bfloat16"}
         Where checkpoints are loaded (default: CUDA if available), and in which precision, as by `rmtools.load_value_model`.
     progress : callable, optional
         ``progress(label, total)`` returns a context manager that yields a tick.
@@ -85,23 +85,28 @@ def audit(
     >>> [model.role for model in rm.audit("rollouts", "prm").models]
     ['model', 'constant', 'position only', 'untrained']
     """
-    from rmtools.auditing.load_models import load_models, pinned
+    from rmtools.auditing.load_models import load_models, load_policy_and_task, pinned
     from rmtools.data.rollouts import rollouts_fingerprint
     from rmtools.lm.particles import check_terminal_name
-    from rmtools.lm.precision import Placement
+    from rmtools.lm.precision import Placement, check_dtype, device_of
 
     check_accuracies(delta_cv, delta_tv)
     check_seed(seed)
+    check_bool("controls", controls)
+    check_callable("progress", progress)
     check_terminal_name(terminal)
+    check_dtype(dtype)
+    where = Placement(device_of(device), dtype)
+    compare = _listed(compare)
     _require_bases((value_model, *compare))
     rows, metadata = rows_of(rollouts)
     fingerprint, rows = rollouts_fingerprint(rows), limited(rows, prompts_limit)
     shown, value_model = progress or _no_progress, pinned(value_model)
-    where = Placement(device, dtype)
     models, known = load_models(rows, value_model, compare, controls, terminal, seed, where)
     _require_formats(metadata, [m.scorer for m in models])
+    source, judge = load_policy_and_task(policy, task, metadata, models[0].scorer.steps.settings, where)
     scored = [_score(model, rows, shown) for model in models]
-    enumerated = enumerate_rollouts(rows, metadata, models, policy, task, shown)
+    enumerated = enumerate_rollouts(rows, metadata, models, source, judge, shown)
     options = AuditOptions(delta_cv, delta_tv, tokens_of(rows, models[0].scorer))
     found = [
         _audited(model, its, enumerated, options, np.random.default_rng([seed, k]))
@@ -112,6 +117,13 @@ def audit(
     asked = {"seed": seed, "delta_cv": delta_cv, "delta_tv": delta_tv, "rollouts_fingerprint": fingerprint}
     warnings = tuple(notes(rows, metadata, known, found, fingerprint, outside))
     return AuditReport(tuple(found), _pairs(models, scored, seed), provenance | asked, outside, warnings)
+
+
+def _listed(
+    compare: "str | Path | Scorer | Sequence[str | Path | Scorer]",
+) -> "Sequence[str | Path | Scorer]":
+    """Return the models to compare with as a sequence; one of them is a sequence of one."""
+    return compare if isinstance(compare, Sequence) and not isinstance(compare, str) else [compare]
 
 
 def _pairs(
@@ -188,6 +200,8 @@ def _require_formats(metadata: "RolloutMetadata | None", scorers: "Sequence[Scor
 
 def check_accuracies(delta_cv: float, delta_tv: float) -> None:
     """Raise ``UserError`` if particles cannot be predicted for these accuracies."""
+    check_number("delta_cv", delta_cv, 0, "it is a relative standard error", fix="delta_cv=0.25")
+    check_number("delta_tv", delta_tv, 0, "it is a total variation", fix="delta_tv=0.05")
     if not 0 < delta_cv < np.inf:
         raise UserError(f"`delta_cv` must be positive and finite, got {delta_cv}", "delta_cv=0.25")
     if not 0 < delta_tv < 1:

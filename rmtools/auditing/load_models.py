@@ -15,14 +15,18 @@ from rmtools.data.scoring import ScoredRollouts, score_rollouts
 from rmtools.errors import UserError
 from rmtools.lm.checkpoint import load_value_model
 from rmtools.lm.hub import find_model
+from rmtools.lm.policy import Policy, load_policy
 from rmtools.lm.precision import Placement
+from rmtools.lm.sampling_law import SamplingLaw
 from rmtools.lm.scorer_checks import AUDITED, require_scorer
+from rmtools.lm.steps import StepSettings
 from rmtools.lm.value import ConstantValue
 from rmtools.stats.paired import ModelEstimates, PairedDifference, paired_estimator
 from rmtools.stats.sigma2 import sigma2_parts
 
 if TYPE_CHECKING:
-    from rmtools.data.rollouts import Rollout
+    from rmtools.data.rollouts import Rollout, RolloutMetadata
+    from rmtools.data.tasks import Task
     from rmtools.lm.checkpoint import CheckpointSettings
     from rmtools.lm.protocol import Scorer
 
@@ -69,7 +73,7 @@ def load_models(
     found, settings = [], {}
     for k, given in enumerate((value_model, *compare)):
         role = f"compare {k}" if k else "model"
-        scorer, settings[role] = loaded(given, placement)
+        scorer, settings[role] = loaded(given, placement, "compare" if k else "value_model")
         found.append(_model(role, scorer, terminal))
     if controls:
         found += _controls(rows, value_model, found[0].scorer, settings["model"], seed, placement)
@@ -82,13 +86,13 @@ def pinned(model: "str | Path | Scorer") -> "str | Scorer":
 
 
 def loaded(
-    model: "str | Path | Scorer", placement: "Placement | None" = None
+    model: "str | Path | Scorer", placement: "Placement | None" = None, parameter: str = "value_model"
 ) -> "tuple[Scorer, CheckpointSettings | None]":
-    """Return a scorer, and its settings if it is a checkpoint."""
+    """Return a scorer, and its settings if it is a checkpoint; an error names the ``parameter`` it was given as."""
     if isinstance(model, str | Path):
         where = placement or Placement()
         return load_value_model(model, device=where.device, dtype=where.dtype)
-    require_scorer(model, AUDITED)
+    require_scorer(model, AUDITED, parameter)
     return model, None
 
 
@@ -133,6 +137,39 @@ def _controls(
         oracle = Subject("oracle", "half of the completions", scorer.tilt, fitted=True, knows_end=True)
         found.append(AuditedModel(oracle, scorer, enumerable=False, oracle=generator(b"oracle")))
     return found
+
+
+def load_policy_and_task(
+    policy: "str | Path | Policy | None",
+    task: "str | Task | None",
+    known: "RolloutMetadata | None",
+    steps: StepSettings,
+    placement: Placement,
+) -> "tuple[Policy | None, Task | None]":
+    """Return the policy and the task, loaded if they are named, as the rollouts (or else ``steps``) say.
+
+    Raises ``UserError`` if one is neither a name nor such an object.
+    """
+    from rmtools.data.tasks import load_task
+
+    law = SamplingLaw()
+    if known is not None and known.temperature is not None:
+        steps, law = known.steps, known.law
+    if isinstance(task, str):
+        task = load_task(task, steps.max_steps, steps.delimiter)
+    if task is not None and not hasattr(task, "step_choices"):
+        raise UserError(
+            f"`task` must be a name or a Task, got {type(task).__name__}",
+            "task='crossing', say, or leave it out",
+        )
+    if isinstance(policy, str | Path):
+        policy = load_policy(policy, steps, law, placement.device, placement.dtype)
+    if not isinstance(policy, Policy | None):
+        raise UserError(
+            f"`policy` must be a folder, a hub name or a Policy, got {type(policy).__name__}",
+            "rmtools.load_policy returns one; or leave it out",
+        )
+    return policy, task
 
 
 def _has_base(settings: "CheckpointSettings") -> bool:

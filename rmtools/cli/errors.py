@@ -89,7 +89,7 @@ def refusal(error: "TyperException") -> UserError:
     see = f"see `{verb} --help`"
     cause: Any = error.__cause__
     if option is None or not hasattr(cause, "errors"):
-        return UserError(error.format_message().rstrip("."), see)
+        return UserError(error.format_message().rstrip(".?"), see)
     found, name = cause.errors()[0], option.opts[-1]
     if found["type"] in NEEDS:
         need = NEEDS[found["type"]].format(**found.get("ctx", {}))
@@ -102,7 +102,7 @@ def refusal(error: "TyperException") -> UserError:
     if choices:
         listed = choices.replace("'", "").rstrip(".")
         return UserError(f"{name} has no choice {wrong}", f"choose one of {listed}")
-    return UserError(error.format_message().rstrip("."), see)
+    return UserError(error.format_message().rstrip(".?"), see)
 
 
 def _exit(line: str, code: int) -> None:

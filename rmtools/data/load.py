@@ -33,6 +33,7 @@ from rmtools.data.shards import DATA, PLAN_FILE
 from rmtools.errors import UserError
 from rmtools.lm.hub import ask, not_found
 from rmtools.lm.prompt_format import Turn
+from rmtools.particles.arguments import check_bool
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -56,7 +57,7 @@ def load_rollouts(
 
     Parameters
     ----------
-    source : path, datasets.Dataset, or sequence of Rollout or dict
+    source : path, datasets.Dataset, pandas.DataFrame, or sequence of Rollout or dict
         A folder of `rmtools rollout` or `rmtools convert`; a JSON, JSONL or parquet file; a hub data set
         (``owner/name``, with ``/configuration`` and ``:split`` if needed; default split: train); or rows. Rows have the
         schema of docs/formats.md, or one of the public formats there.
@@ -83,7 +84,8 @@ def load_rollouts(
     Rollouts(1 rows of 1 prompts)
     """
     require_format(data_format or None)
-    if source == "":
+    check_bool("skip_bad", skip_bad)
+    if isinstance(source, str) and source == "":
         raise UserError(
             "there are no rollouts: no folder, file or data set is named",
             "name one (train_rollouts when training)",
@@ -96,7 +98,10 @@ def load_rollouts(
                 f"rollouts cannot be read from {source!r}",
                 "name a folder, a file or a data set, or give rows",
             )
-        return _from_rows(source, data_format, skip_bad=skip_bad)
+        rows: Any = source
+        if hasattr(rows, "iterrows"):  # a pandas table
+            rows = rows.to_dict("records")
+        return _from_rows(rows, data_format, skip_bad=skip_bad)
     folder, named = Path(source), HUB_NAME.fullmatch(str(source))
     if not folder.exists() and named and folder.suffix not in SUFFIXES:
         return _from_rows(_from_hub(str(source), **named.groupdict()), data_format, str(source), skip_bad)

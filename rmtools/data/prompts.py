@@ -217,7 +217,7 @@ def given_prompts(prompts: Sequence[Any], delimiter: str) -> list[Prompt]:
     if isinstance(prompts, str | bytes) or not isinstance(prompts, Sequence):
         raise UserError(
             f"`prompts` must be a list of prompts, got {type(prompts).__name__}",
-            "pass [text], or rmtools.load_prompts(path) for a file",
+            "pass [text], rmtools.load_prompts(path) for a file, or table.to_dict('records') of a pandas table",
         )
     if not prompts:
         raise UserError("`prompts` is empty", "pass at least one")

@@ -371,9 +371,8 @@ def read_metadata(folder: Path) -> RolloutMetadata:
                 f"the rollouts at {folder} are not finished: no {META_FILE} in it yet",
                 "rerun the `rmtools rollout` command that began them: it resumes",
             )
-        raise UserError(
-            f"there are no rollouts at {folder}: no {META_FILE} in it", "make them with `rmtools rollout`"
-        )
+        known = f"no {META_FILE} in it" if folder.is_dir() else "there is no such folder or file"
+        raise UserError(f"there are no rollouts at {folder}: {known}", "make them with `rmtools rollout`")
     again = "make the rollouts again with `rmtools rollout`"
     return load_json(RolloutMetadata, folder / META_FILE, "the rollout metadata", SCHEMA_VERSION, again)
 

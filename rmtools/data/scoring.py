@@ -12,7 +12,7 @@ from rmtools.data.rollouts import Child, Rollout
 from rmtools.errors import UserError
 from rmtools.lm.particles import Terminal
 from rmtools.lm.protocol import Scorer, TreeValues
-from rmtools.lm.scorer_checks import require_tree_values
+from rmtools.lm.scorer_checks import require_range, require_scores, require_tree_values
 from rmtools.lm.value import BROKEN, NaNValueError
 from rmtools.particles.tilt import Tilt
 from rmtools.stats.prefix_errors import PrefixErrors, prefix_errors
@@ -111,14 +111,10 @@ def score_rollouts(
         found = scorer.score(trees, progress=progress)
     except NaNValueError as error:
         raise _nan_at(rows[error.trajectory], error.step, scorer.name) from error
-    if len(found) != len(rows):
-        raise UserError(
-            f"{scorer.name} scored {len(found)} of {len(rows)} rollouts",
-            "score returns one TreeValues per tree",
-        )
+    require_scores(scorer, found, len(rows))
     for row, v, named in zip(rows, found, texts, strict=True):
         require_tree_values(scorer.name, v, len(row.steps), [len(known) for known in named])
-        _refuse_nan(row, v, scorer.name)
+        _require_values(row, v, scorer)
     own = [v.log_value for v in found]
     reward = np.asarray([r.outcome for r in rows])
     log_value = [v.copy() for v in own]
@@ -161,12 +157,24 @@ def scored_rollouts(
     )
 
 
-def _refuse_nan(row: Rollout, values: TreeValues, name: str) -> None:
-    """Raise ``UserError`` naming the first prefix of ``row`` with the value NaN, or with a next step of value NaN."""
-    for t, value in enumerate(values.log_value):
-        children = values.children[t] if t < len(values.children) else np.zeros(0)
-        if np.isnan(value) or np.isnan(children).any():
-            raise _nan_at(row, t, name)
+def _require_values(row: Rollout, values: TreeValues, scorer: Scorer) -> None:
+    """Raise ``UserError`` naming the first prefix of ``row`` whose value, or that of a next step, is not in its range."""
+
+    def prefix(t: int) -> str:
+        return f"{row.prompt}{''.join(row.steps[:t])}"
+
+    own = np.asarray(values.log_value)
+    for t in range(len(own)):
+        if np.isnan(own[t]) or (t < len(values.children) and np.isnan(values.children[t]).any()):
+            raise _nan_at(row, t, scorer.name)
+    require_range(scorer, own, _precision(own), prefix)
+    for t, at in enumerate(values.children):
+        found = np.asarray(at)
+        require_range(scorer, found, _precision(found), lambda _, t=t: f"{prefix(t)}…")  # type: ignore[misc]
+
+
+def _precision(values: np.ndarray) -> float:
+    return float(np.finfo(values.dtype if values.dtype.kind == "f" else np.float64).eps)
 
 
 def _nan_at(row: Rollout, t: int, name: str) -> UserError:

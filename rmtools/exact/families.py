@@ -8,6 +8,8 @@ Every function raises UserError if an argument is out of range.
 [0.5, 0.1, 63.0]
 """
 
+import math
+
 import numpy as np
 
 from rmtools.errors import UserError
@@ -17,6 +19,8 @@ from rmtools.particles.logspace import log_mean_columns
 from rmtools.particles.tilt import Tilt
 
 LARGEST_LOG = 700.0
+# States whose arrays fit into a few GB; a layer of a chain takes as much memory as a hundred of them.
+LOG10_STATES, PER_LAYER = 8, 100
 KINDS = ("random_signs", "persistent", "terminal")
 
 
@@ -27,6 +31,7 @@ def product(horizon: int, ratio: float) -> FiniteModel:
     ratio / (1 + ratio).
     """
     _check_horizon(horizon)
+    _check_size(math.log10((horizon + 1) * (horizon + 2) / 2), f"product({horizon})")
     if not is_number(ratio) or not 0 < ratio < np.inf:
         raise UserError(f"`ratio` must be positive and finite, got {ratio!r}", fix="ratio=2.0")
     ones = [np.arange(t + 1) for t in range(horizon + 1)]
@@ -68,6 +73,7 @@ def needle(horizon: int, branching: int) -> FiniteModel:
     """
     _check_horizon(horizon)
     _check_branching(branching)
+    _check_size(math.log10(PER_LAYER * horizon), f"needle({horizon}, {branching})")
     flat = [np.zeros(1 if t == 0 else 2) for t in range(horizon)]
     potential = np.array([0.0, -2 * horizon * np.log(branching)])
     return _two_state_chain([1 / branching] * horizon, [*flat, potential])
@@ -82,6 +88,7 @@ def hidden_prefix(m: int, ratio: float) -> FiniteModel:
     prefix, or off it.
     """
     _check_horizon(m, "m")
+    _check_size(math.log10(PER_LAYER * m), f"hidden_prefix({m})", "`m`")
     if not is_number(ratio) or not ratio > 1:
         raise UserError(f"`ratio` must exceed 1, got {ratio!r}: it is L, or 1 + epsilon", fix="ratio=2")
     if 2 * m * np.log(ratio) > LARGEST_LOG:
@@ -111,6 +118,7 @@ def persistent(horizon: int, eps: float) -> FiniteModel:
     most T sinh(c / 2) ** 2 for eps = c / T. `horizon` >= 2, `eps` >= 0.
     """
     check_count("horizon", horizon, 2, "the error grows and shrinks again", fix=8)
+    _check_size(math.log10(PER_LAYER * horizon), f"persistent({horizon})")
     _check_eps(eps)
     depth = [min(t, horizon - t) for t in range(horizon + 1)]
     return FiniteModel(
@@ -137,6 +145,10 @@ def perturb(model: FiniteModel, eps: float, kind: str, rng: np.random.Generator 
     rng : np.random.Generator, optional
         Required for random signs.
     """
+    if not isinstance(model, FiniteModel):
+        raise UserError(
+            f"`model` must be a FiniteModel, got {type(model).__name__}", "rmtools.families has some"
+        )
     _check_eps(eps)
     if kind not in KINDS:
         raise UserError(f"unknown kind of perturbation {kind!r}", fix=f"choose one of {', '.join(KINDS)}")
@@ -195,11 +207,22 @@ def _random_policy(horizon: int, branching: int, rng: np.random.Generator) -> li
     _check_horizon(horizon)
     _check_branching(branching)
     check_generator(rng)
+    size = horizon * math.log10(branching) - math.log10(1 - 1 / branching)  # of a full tree
+    _check_size(size, f"a tree of {horizon} steps with {branching} branches", "`horizon` or `branching`")
     return [rng.dirichlet(np.ones(branching), size=branching**t) for t in range(horizon)]
 
 
 def _check_horizon(horizon: int, name: str = "horizon") -> None:
     check_count(name, horizon, 1, "it is a number of steps", fix=4)
+
+
+def _check_size(log10_states: float, model: str, lower: str = "`horizon`") -> None:
+    """Raise UserError if the states of `model` do not fit into memory; `lower` says which parameter to lower."""
+    if log10_states > LOG10_STATES:
+        raise UserError(
+            f"{model} needs the memory of about 10^{log10_states:.1f} states, at most 10^{LOG10_STATES} are held",
+            fix=f"lower {lower}",
+        )
 
 
 def _check_branching(branching: int) -> None:

@@ -21,7 +21,7 @@ import numpy as np
 
 from rmtools.errors import UserError
 from rmtools.exact.bounds import particles_for_cv, particles_for_tv
-from rmtools.exact.finite_model import FiniteModel
+from rmtools.exact.finite_model import FiniteModel, FiniteParticles
 from rmtools.exact.influence import InfluenceMad, leaf_influence, mean_absolute_deviation
 from rmtools.particles.arguments import check_count
 from rmtools.particles.logspace import log_mean_columns, log_sum_exp
@@ -169,7 +169,7 @@ class ExactResult:
 
 
 def solve(model: FiniteModel) -> ExactResult:
-    """Compute the `ExactResult` of `model`.
+    """Compute the `ExactResult` of `model`; raise UserError if it is no FiniteModel.
 
     Examples
     --------
@@ -178,6 +178,14 @@ def solve(model: FiniteModel) -> ExactResult:
     >>> round(exact.sigma2, 6), round(exact.n_for_cv(0.1), 6)
     (0.333333, 33.333333)
     """
+    if not isinstance(model, FiniteModel):
+        particles = isinstance(model, FiniteParticles)
+        raise UserError(
+            f"`model` must be a FiniteModel, got {type(model).__name__}",
+            fix="solve(model) takes the model itself, smc its model.particles(groups)"
+            if particles
+            else "rmtools.families.product(horizon=8, ratio=2.0) is one",
+        )
     true = model.log_true_value
     log_z = float(true[0][0])
     bellman = tuple(_log_bellman(model, t) for t in range(model.horizon))

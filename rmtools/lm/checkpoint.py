@@ -18,7 +18,7 @@ from rmtools.files import read_json
 from rmtools.lm.classifier import adapted, merged, new_token_classifier, require_head, saved_classifier
 from rmtools.lm.hub import COMMIT, PICKLED, cached_commit, find_model, split_name, with_commit
 from rmtools.lm.policy import Policy, best_device, load_tokenizer
-from rmtools.lm.precision import Dtype, on_device, quantisation, require_quantiser, weights_in
+from rmtools.lm.precision import Dtype, device_of, on_device, quantisation, require_quantiser, weights_in
 from rmtools.lm.prompt_format import RAW, PromptFormat
 from rmtools.lm.sampling_law import SamplingLaw
 from rmtools.lm.steps import StepSettings, StepTokenizer
@@ -200,7 +200,7 @@ def load_value_model(
     folder: str | Path,
     *,
     untrained: bool = False,
-    device: torch.device | None = None,
+    device: str | torch.device | None = None,
     beside: Policy | None = None,
     dtype: Dtype = "auto",
 ) -> tuple[ValueModel, CheckpointSettings]:
@@ -212,7 +212,7 @@ def load_value_model(
         A checkpoint's folder, or its hub name (``org/name``, ``org/name@revision``).
     untrained : bool
         Return the model as it was before its first update, made again from the saved seed: the control.
-    device : torch.device, optional
+    device : str or torch.device, optional
         Default: CUDA if available.
     beside : Policy, optional
         If the checkpoint is an adapter on this policy's own weights, hold these in memory once, at the policy's
@@ -233,7 +233,8 @@ def load_value_model(
     >>> settings.task, settings.steps.max_steps, value.tilt
     ('crossing', 3, Tilt(floor=0.05))
     """
-    source, device = find_model(folder), device or best_device()
+    device = device_of(device) or best_device()
+    source = find_model(folder)
     folder, precision = source.folder, weights_in(dtype, device)
     settings = loadable_settings(source.pinned, untrained)
     require_head(folder)

@@ -69,6 +69,10 @@ def find_model(name: str | Path, revision: str = "") -> FoundModel:
         If there is neither a folder nor such a hub model, it may not be read, or the hub cannot be reached and the model
         is not cached.
     """
+    if not isinstance(name, str | Path):
+        raise UserError(f"a model is named by a path or a text, got {name!r}", HOW_TO_NAME)
+    if Path(name).is_file():
+        raise UserError(f"there is no model at {name}: it is a file, no folder", HOW_TO_NAME)
     if str(name) and Path(name).is_dir():
         return FoundModel(str(name), Path(name))
     repository, named = split_name(str(name))

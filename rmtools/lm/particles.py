@@ -18,7 +18,7 @@ from rmtools.errors import UserError
 from rmtools.lm.policy import distinct
 from rmtools.lm.protocol import Scorer, StepPolicy, StepState, ValueState
 from rmtools.lm.retokenise import shared_tokens
-from rmtools.lm.scorer_checks import checked_values
+from rmtools.lm.scorer_checks import checked_values, values_and_state
 
 Terminal = Literal["verifier", "model"]
 Reward = Callable[[str, Sequence[str]], float]
@@ -102,7 +102,7 @@ class LMParticles:
         distinct_prompts = tuple(dict.fromkeys(prompts))
         ids = [policy.steps.prompt_ids(p) for p in distinct_prompts]
         state = policy.start(ids)
-        given, scored = value.start(ids)
+        given, scored = values_and_state(value, "start", value.start(ids))
         values = checked_values(value, given, len(ids), lambda i: distinct_prompts[i])
         row = {p: i for i, p in enumerate(distinct_prompts)}
         node = torch.tensor([row[p] for p in prompts], device=policy.device)
@@ -256,7 +256,8 @@ class LMParticles:
         if not len(live):
             return self
         setup, rows = self.setup, live.cpu().numpy()
-        new, scored = setup.value.advance(self.scored, self.blocks[-1][live])
+        read = setup.value.advance(self.scored, self.blocks[-1][live])
+        new, scored = values_and_state(setup.value, "advance", read)
 
         def text(i: int) -> str:
             steps = step_texts(setup.policy, self.blocks, rows[[i]])[0]

@@ -20,6 +20,7 @@ from rmtools.lm.hub import HOW_TO_NAME, find_model
 from rmtools.lm.kv.cache import PrefixCache
 from rmtools.lm.precision import (
     Dtype,
+    device_of,
     input_device,
     on_device,
     placed,
@@ -163,7 +164,7 @@ def load_policy(
     path: str | Path,
     settings: StepSettings,
     temperature: float | SamplingLaw = 1.0,
-    device: torch.device | None = None,
+    device: str | torch.device | None = None,
     dtype: Dtype = "auto",
 ) -> Policy:
     r"""Load a causal language model and its tokenizer.
@@ -176,7 +177,7 @@ def load_policy(
         Where a step and a solution end.
     temperature : float or SamplingLaw
         Of the softmax that tokens are drawn from; `rmtools.lm.sampling_law.SamplingLaw` truncates it too.
-    device : torch.device, optional
+    device : str or torch.device, optional
         Default: CUDA if available.
     dtype : {"auto", "float32", "bfloat16"}
         Precision of the weights. auto: float32 on a CPU, that of the files on a GPU.
@@ -197,7 +198,14 @@ def load_policy(
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    source, device = find_model(path), device or best_device()
+    if not isinstance(settings, StepSettings):
+        raise UserError(
+            f"`settings` must be StepSettings, got {settings!r}",
+            r"rmtools.StepSettings(delimiter='\n', max_steps=8), say",
+        )
+    law = temperature if isinstance(temperature, SamplingLaw) else SamplingLaw(temperature)
+    device = device_of(device) or best_device()
+    source = find_model(path)
     path = source.folder
     if (path / "rmtools.json").exists() or (path / "adapter_config.json").exists():
         raise UserError(
@@ -225,9 +233,7 @@ def load_policy(
         )
     require_vocabulary(tokenizer, model.config, str(source))
     ends = end_ids(model.generation_config, tokenizer)
-    return Policy(
-        on_device(model, device), StepTokenizer(tokenizer, settings, ends), temperature, source.pinned
-    )
+    return Policy(on_device(model, device), StepTokenizer(tokenizer, settings, ends), law, source.pinned)
 
 
 def end_ids(generation: "GenerationConfig | None", tokenizer: "PreTrainedTokenizerBase") -> list[int]:

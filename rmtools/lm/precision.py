@@ -19,6 +19,33 @@ Dtype = Literal["auto", "float32", "bfloat16"]
 DTYPES: tuple[Dtype, ...] = ("auto", "float32", "bfloat16")
 
 
+def device_of(given: "torch.device | str | None") -> torch.device | None:
+    """Return the device that is named "cpu", "cuda" or "cuda:1"; None for None and "auto".
+
+    Raises ``UserError`` if there is no such device, or models cannot run there.
+    """
+    if given is None or isinstance(given, torch.device) or given == "auto":
+        return given if isinstance(given, torch.device) else None
+    try:
+        found = torch.device(given)
+    except (RuntimeError, TypeError, ValueError):
+        raise UserError(f"there is no `device` {given!r}", "choose one of: auto, cpu, cuda, cuda:1") from None
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"the `device` {given} cannot be used: torch finds no such CUDA GPU", "device='cpu'")
+    if found.type not in ("cpu", "cuda"):
+        raise UserError(
+            f"the `device` {given} cannot be used: steps are drawn in float64, on a CPU or a CUDA GPU",
+            "device='cpu'",
+        )
+    return found
+
+
+def check_dtype(dtype: object) -> None:
+    """Raise ``UserError`` unless ``dtype`` is one of `DTYPES`."""
+    if dtype not in DTYPES:
+        raise UserError(f"unknown `dtype` {dtype!r}", f"choose one of: {', '.join(DTYPES)}")
+
+
 @dataclass(frozen=True)
 class Placement:
     """Where models run (None: CUDA if available) and in which precision."""
@@ -32,8 +59,7 @@ def weights_in(dtype: str, device: torch.device) -> "torch.dtype | str":
 
     Raises ``UserError`` for an unknown ``dtype``.
     """
-    if dtype not in DTYPES:
-        raise UserError(f"unknown `dtype` {dtype!r}", f"choose one of: {', '.join(DTYPES)}")
+    check_dtype(dtype)
     if dtype == "auto":
         return torch.float32 if device.type == "cpu" else "auto"
     found: torch.dtype = getattr(torch, dtype)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from rmtools.errors import UserError
+from rmtools.particles.arguments import is_number
 
 # Words among which a nucleus is looked for before all are sorted.
 FEW = 1024
@@ -50,6 +51,9 @@ class SamplingLaw:
     min_p: float = 0.0
 
     def __post_init__(self) -> None:
+        for name, usual in (("temperature", 1.0), ("top_k", 0), ("top_p", 1.0), ("min_p", 0.0)):
+            if not is_number(given := getattr(self, name)):
+                raise UserError(f"`{name}` must be a number, got {given!r}", f"{name}={usual}")
         ranges = {
             "temperature": (1e-6 <= self.temperature <= 1e6, "in 1e-6 to 1e6", "1 is the model's own law"),
             "top_k": (self.top_k >= 0 and self.top_k == int(self.top_k), "at least 0", "0 keeps all tokens"),

@@ -50,6 +50,12 @@ def check_callable(name: str, value: object) -> None:
         raise UserError(f"`{name}` must be a function, got {value!r}", fix=f"leave {name} out")
 
 
+def check_bool(name: str, value: object) -> None:
+    """Raise UserError unless `value` is True or False: other values are true or false by accident, "no" is true."""
+    if not isinstance(value, bool | np.bool_):
+        raise UserError(f"`{name}` must be True or False, got {value!r}", fix=f"{name}=True or {name}=False")
+
+
 def is_number(value: object) -> bool:
     """Whether `value` is a real scalar of Python or numpy; bools are not."""
     return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)

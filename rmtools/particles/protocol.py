@@ -114,6 +114,10 @@ class Step(Generic[P]):
     log_increment : np.ndarray
         (G, N) nats, as in `SMCResult.log_increments`: log of the mean value of a parent's candidates over its own value,
         in the order of the parents; for `top_k` in the order of the kept children.
+    log_z : np.ndarray or None
+        (G,) nats, log of an unbiased estimate of the mean value of prefixes of t steps under the policy, E[V(s_t)]: log of
+        the value at the root, plus the logs of the mean weights at every resampling so far, plus that of the weights since.
+        After the last step it is `SMCResult.log_z`. None for `top_k`.
 
     Examples
     --------
@@ -135,6 +139,7 @@ class Step(Generic[P]):
     ess: np.ndarray
     resampled: np.ndarray
     log_increment: np.ndarray
+    log_z: np.ndarray | None
 
     def __repr__(self) -> str:
         n_groups, n = self.index.shape

@@ -22,7 +22,7 @@ from typing import Any, Generic
 import numpy as np
 
 from rmtools.errors import UserError
-from rmtools.particles.arguments import check_callable, check_count, check_generator, is_number
+from rmtools.particles.arguments import check_bool, check_callable, check_count, check_generator, is_number
 from rmtools.particles.logspace import MANY_COLUMNS, log_mean_columns, log_mean_exp, log_normalise, shift_of
 from rmtools.particles.protocol import Observe, P, SMCResult, Step
 from rmtools.particles.resampling import Resampler, none, resolve, search_rows, top_k
@@ -92,6 +92,7 @@ def smc(
     threshold = 0.0 if resampler is none else float(ess_threshold)
     check_root(root)
     check_callable("observe", observe)
+    check_bool("history", history)
     settings = Settings(int(n_particles), int(pool_size), resampler, threshold)
     return run(root, settings, rng, history, observe)
 
@@ -194,11 +195,21 @@ class _History:
             "live": np.array(self.live, dtype=bool).reshape(shape),
         }
 
-    def show(self, parents: P, children: P, index: np.ndarray, log_increment: np.ndarray) -> None:
-        """Call the observer, if any, with the step whose other figures were written last."""
+    def show(
+        self,
+        parents: P,
+        children: P,
+        index: np.ndarray,
+        log_increment: np.ndarray,
+        weights: tuple[np.ndarray | None, np.ndarray] | None = None,
+    ) -> None:
+        """Call the observer, if any, with the step whose other figures were written last; `weights` as in `_State`."""
         if self.observe is not None:
-            arrays = (index, self.ess[-1], self.resampled[-1], log_increment)
-            self.observe(Step(self.n_steps, parents, children, *(_frozen(x) for x in arrays)))
+            at, ess, resampled, increment = (
+                _frozen(x) for x in (index, self.ess[-1], self.resampled[-1], log_increment)
+            )
+            log_z = None if weights is None else _frozen(_log_z(*weights, index.shape))
+            self.observe(Step(self.n_steps, parents, children, at, ess, resampled, increment, log_z))
 
 
 def check_settings(
@@ -295,7 +306,7 @@ def _step(
         index = _draw_candidates(pool, ancestors, settings.pool, rng)
         if settings.pinned:
             index[:, 0] = 0
-    history.show(state.particles, children, index, increment)
+    history.show(state.particles, children, index, increment, (left, log_const))
     if settings.pool == 1 and not due.any():
         return _State(children, child_ended, pool, left, log_const)
     particles = children.select(index)
@@ -464,13 +475,20 @@ def _beam_step(
     return _State(particles, _if_any(particles.ended), log_value, log_weight, state.log_const)
 
 
+def _log_z(log_weight: np.ndarray | None, log_const: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Return the estimate (G,) of log Z, nats, from what `_State` holds."""
+    found: np.ndarray = log_const + log_mean_exp(np.zeros(shape) if log_weight is None else log_weight)
+    return found
+
+
 def _finish(state: _State[P], settings: Settings, history: _History) -> SMCResult[P]:
     beam = settings.resampler is top_k
+    log_z = None if beam else _log_z(state.log_weight, state.log_const, state.log_value.shape)
     log_weight = np.zeros(state.log_value.shape) if state.log_weight is None else state.log_weight
     return SMCResult(
         particles=state.particles,
         log_weights=log_normalise(log_weight + state.log_value if beam else log_weight),
-        log_z=None if beam else state.log_const + log_mean_exp(log_weight),
+        log_z=log_z,
         **history.arrays(),
         pool_size=settings.pool,
     )

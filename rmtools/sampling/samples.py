@@ -23,10 +23,11 @@ from rmtools.lm.checkpoint import load_value_model, loadable_settings, require_r
 from rmtools.lm.hub import find_model
 from rmtools.lm.particles import Terminal
 from rmtools.lm.policy import Policy, load_policy
+from rmtools.lm.precision import device_of
 from rmtools.lm.protocol import Scorer, StepPolicy
 from rmtools.lm.sampling_law import SamplingLaw
 from rmtools.lm.scorer_checks import SAMPLED, require_scorer
-from rmtools.particles.arguments import check_seed
+from rmtools.particles.arguments import check_bool, check_callable, check_seed
 from rmtools.particles.protocol import Observe
 from rmtools.sampling.loading import task_of
 from rmtools.sampling.report import resampling, sampler
@@ -287,7 +288,7 @@ def sample(
     terminal: Terminal = "model",
     trace: bool = False,
     observe: Observe[Any] | None = None,
-    device: "torch.device | None" = None,
+    device: "str | torch.device | None" = None,
     progress: Progress | None = None,
     prompt_format: str = "auto",
     system: str | None = None,
@@ -319,7 +320,7 @@ def sample(
         Keep every candidate, for `SampledPrompt.plot`.
     observe : callable, optional
         Called with every `Step` of the sampler; prompts that run together are its groups.
-    device : torch.device, optional
+    device : str or torch.device, optional
         Where models are loaded. Default: CUDA if available.
     progress : callable, optional
         ``progress(label, total)`` returns a context manager that yields a tick.
@@ -349,7 +350,10 @@ def sample(
     _check_options(options)
     settings = settings_for(algorithm, n_particles=n_particles, terminal=terminal, **options)
     check_seed(seed)
-    value, source, verifier = _models(model, policy, task, device)
+    check_bool("trace", trace)
+    check_callable("observe", observe)
+    check_callable("progress", progress)
+    value, source, verifier = _models(model, policy, task, device_of(device))
     texts, verifier = _prompts(prompts, (value, source, verifier), (prompt_format, system, few_shot))
     hooks = Hooks(observe, trace, progress)
     return Samples(tuple(_draw((value, source, verifier), texts, settings, seed, hooks)))

@@ -231,7 +231,9 @@ def with_second(number):
     [
         (with_second(math.nan), ["NaN", "prefix"]),
         (with_second(math.inf), ["inf", "prefix"]),
-        (with_second(0.3), ["0.3", "at most 0"]),
+        (with_second(0.3), ["0.3", "[-2.99573, 0]"]),
+        (with_second(-4.0), ["-4", "[-2.99573, 0]"]),
+        (with_second(-math.inf), ["-inf", "[-2.99573, 0]"]),
         (lambda values: values[1:], ["expected"]),
         (lambda values: values[:, None], ["expected"]),
         (lambda values: values.numpy(), ["ndarray", "expected"]),

@@ -61,6 +61,24 @@ def test_nothing_changes_on_a_language_model(policy, value, prompts, task, schem
     assert tokens.tolist() == plain.particles.decoded.tolist()
 
 
+@pytest.mark.parametrize("threshold", [0.0, 0.6, 1.0])
+@pytest.mark.parametrize("m", [1, 4])
+def test_the_running_log_z_estimates_the_mean_value_of_each_depth(m, threshold):
+    """Unbiased at every step, with and without resampling; at the last step it is the result's."""
+    model = tree()
+    steps, result = observed(model.particles(4000), 8, m, "multinomial", threshold)
+    np.testing.assert_array_equal(steps[-1].log_z, result.log_z)
+    for step in steps:
+        truth = np.exp(model.log_reach[step.t] + model.log_value[step.t]).sum()
+        ratio = np.exp(step.log_z) / truth
+        assert abs(ratio.mean() - 1) < 4 * ratio.std() / np.sqrt(len(ratio)), step.t
+
+
+def test_a_beam_has_no_running_log_z():
+    steps, _ = observed(tree().particles(2), 6, 4, "top_k", 0.5)
+    assert [step.log_z for step in steps] == [None] * 5
+
+
 @pytest.mark.parametrize("m", [1, 4])
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_index_selects_the_parents_of_the_next_step(scheme, m):
