@@ -87,14 +87,9 @@ def audit(
     """
     from rmtools.auditing.load_models import load_models, load_policy_and_task, pinned
     from rmtools.data.rollouts import rollouts_fingerprint
-    from rmtools.lm.particles import check_terminal_name
     from rmtools.lm.precision import Placement, check_dtype, device_of
 
-    check_accuracies(delta_cv, delta_tv)
-    check_seed(seed)
-    check_bool("controls", controls)
-    check_callable("progress", progress)
-    check_terminal_name(terminal)
+    _check_arguments(controls, terminal, delta_cv, delta_tv, seed, progress)
     check_dtype(dtype)
     where = Placement(device_of(device), dtype)
     compare = _listed(compare)
@@ -117,6 +112,18 @@ def audit(
     asked = {"seed": seed, "delta_cv": delta_cv, "delta_tv": delta_tv, "rollouts_fingerprint": fingerprint}
     warnings = tuple(notes(rows, metadata, known, found, fingerprint, outside))
     return AuditReport(tuple(found), _pairs(models, scored, seed), provenance | asked, outside, warnings)
+
+
+def _check_arguments(
+    controls: object, terminal: str, delta_cv: float, delta_tv: float, seed: int, progress: object
+) -> None:
+    from rmtools.lm.particles import check_terminal_name
+
+    check_accuracies(delta_cv, delta_tv)
+    check_seed(seed)
+    check_bool("controls", controls)
+    check_callable("progress", progress)
+    check_terminal_name(terminal)
 
 
 def _listed(

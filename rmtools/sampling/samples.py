@@ -330,10 +330,6 @@ def sample(
         Further settings of the sampler (`SamplerOptions`); by default the algorithm's. ``output`` names the solution that
         ``best`` is: draw, argmax, majority or weighted-majority.
 
-    Returns
-    -------
-    Samples
-
     Raises
     ------
     UserError
