@@ -37,6 +37,7 @@ FURTHER = {
     "ratio_bound_50": "error/ratio_bound/quantiles/0.5",
     "largest_ratio": "error/ratio_bound/largest",
     "auc": "calibration/prefixes/auc",
+    "auc_within": "calibration/auc_within",
     "z_error": "calibration/root/difference",
     "sigma2_enumerated": "cost/tabulated/sigma2",
     "sigma2_perfect": "cost/tabulated/perfect",

@@ -16,6 +16,7 @@ from rmtools.auditing.breakdowns import (
     worst_prefixes,
 )
 from rmtools.auditing.cost import CostEstimates, Tabulated, cost_estimates, particles
+from rmtools.data.scoring import within_prompt_and_depth
 from rmtools.exact.bounds import PaperCounts, paper_counts
 from rmtools.particles.tilt import Tilt
 from rmtools.stats.alternative_costs import AlternativeCosts, alternative_costs
@@ -159,10 +160,21 @@ class CostAudit:
 
 @dataclass(frozen=True)
 class CalibrationAudit:
-    """p against outcomes at all prefixes, None if values are no probabilities; V(s_0) against Z, None if it was fitted."""
+    """Values against outcomes.
+
+    Attributes
+    ----------
+    prefixes : CalibrationSummary or None
+        p at all prefixes; None if values are no probabilities.
+    root : ZCheck or None
+        V(s_0) against Z; None if it was fitted.
+    auc_within : Interval or None
+        AUC over pairs of unfinished prefixes of one prompt and depth; NaN without a pair, None in audits before 0.2.0.
+    """
 
     prefixes: CalibrationSummary | None
     root: ZCheck | None
+    auc_within: Interval | None = None
 
 
 @dataclass(frozen=True)
@@ -242,7 +254,7 @@ def audit_model(
         found.get("by_value", ()),
         worst_prefixes(rows, scored, errors, exact_log_error) if branching else (),
     )
-    calibration = CalibrationAudit(found["calibration"], found["root"])
+    calibration = CalibrationAudit(found["calibration"], found["root"], within_prompt_and_depth(scored))
     return ModelAudit(subject.role, subject.name, subject.terminal, error, cost, calibration, breakdowns)
 
 

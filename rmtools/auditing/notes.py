@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from rmtools.auditing.model_audit import ModelAudit
 from rmtools.stats.bellman_error import BellmanSummary
+from rmtools.stats.calibration import ranking_note
 from rmtools.stats.influence import FEWEST_TRAJECTORIES
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def notes(
             f"enumerated figures condition the policy on listed steps: {uncovered['mean']:.1%} of the probability is outside "
             f"them, up to {uncovered['largest']:.0%} at a prefix; sampled figures do not"
         )
-    about = [(role, text) for m in found for role, text in model_notes(m)]
+    about = [(role, text) for m in found for role, text in [*model_notes(m), *ranking_notes(m, found)]]
     return out + [f"{', '.join(roles)}: {text}" for text, roles in _by_text(about)]
 
 
@@ -170,6 +171,18 @@ def model_notes(m: ModelAudit) -> list[tuple[str, str]]:
     if sigma2 is not None and not sigma2.resolved:
         out.append((m.role, "sigma^2 is not resolved (the interval of Z^2 reaches 0)"))
     return out
+
+
+def ranking_notes(m: ModelAudit, found: Sequence[ModelAudit]) -> list[tuple[str, str]]:
+    """Return what to say of a model that is more consistent than the constant and does not rank prefixes."""
+    constant = next((c.error.best for c in found if c.role == "constant"), None)
+    own, within = m.error.best, m.calibration.auc_within
+    trained = m.role == "model" or m.role.startswith("compare")
+    if not trained or own is None or constant is None or within is None or len(m.breakdowns.by_prompt) == 1:
+        return []
+    rms = own.corrected.rms.estimate, constant.corrected.rms.estimate
+    text = ranking_note(within, *rms)
+    return [] if text is None else [(m.role, text)]
 
 
 def identical_share(summary: BellmanSummary) -> float:

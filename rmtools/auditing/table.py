@@ -213,6 +213,13 @@ ROWS = (
         _ece_auc,
     ),
     Row(
+        "AUC within prompt and depth",
+        "calibration/auc_within",
+        "Chance that, of two unfinished prefixes of one prompt and depth, that of a success has the higher value (ties one "
+        "half): what resampling can use. A constant and a value of the position have .5; a useful model has more.",
+        lambda found, _: str(found),
+    ),
+    Row(
         "V(s0) minus Z",
         "calibration/root/difference",
         "Value of the prompt minus the mean potential that its solutions reach: 0 for a calibrated start.",

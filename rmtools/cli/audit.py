@@ -401,4 +401,6 @@ def _finish(report: "AuditReport", inputs: AuditInputs, card: bool) -> None:
     print(f"report: {inputs.folder / PAGE_FILE}")
     if card and isinstance(inputs.value, str):
         metrics = {name: figure(report.model, name) for name in METRICS}
+        within = report.model.calibration.auc_within
+        metrics["auc_within"] = None if within is None else within.estimate
         print(f"model card: {write_card(Path(inputs.value), markdown(report), metrics)}")

@@ -15,6 +15,8 @@ from rmtools.lm.protocol import Scorer, TreeValues
 from rmtools.lm.scorer_checks import require_range, require_scores, require_tree_values
 from rmtools.lm.value import BROKEN, NaNValueError
 from rmtools.particles.tilt import Tilt
+from rmtools.stats.bootstrap import Interval
+from rmtools.stats.calibration import auc_within
 from rmtools.stats.prefix_errors import PrefixErrors, prefix_errors
 
 logger = logging.getLogger(__name__)
@@ -72,6 +74,17 @@ class ScoredRollouts:
         present = self.child_present.copy()
         present[:, 0] = ~present[:, 1:].any(axis=1)
         return prefix_errors(self.prefix_log_value, self.child_log_value, present)
+
+
+def within_prompt_and_depth(scored: ScoredRollouts) -> Interval:
+    """Return the AUC over pairs of unfinished prefixes of one prompt and depth, the bare prompts left out."""
+    behind = scored.prefix_depth > 0
+    return auc_within(
+        scored.prefix_log_value[behind],
+        scored.reward[scored.prefix_trajectory[behind]],
+        scored.prefix_prompt[behind],
+        scored.prefix_depth[behind],
+    )
 
 
 def score_rollouts(

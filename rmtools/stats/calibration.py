@@ -208,14 +208,126 @@ def _auc_interval(
     good, bad = w * y, w * (1 - y)
     estimate = float(np.sum(good * below) / good.sum())
     influence = good * (below - estimate) / good.sum() + bad * (above - estimate) / bad.sum()
-    sums = cluster_sums(influence, clusters)[:, 0]
-    if len(sums) < 2 or not 0 < estimate < 1:
+    return _logit_interval(estimate, cluster_sums(influence, clusters)[:, 0], level)
+
+
+def _logit_interval(estimate: float, influence: np.ndarray, level: float) -> Interval:
+    """Interval on the logit scale from the influence (C,) of each cluster; without ends at 0 and 1."""
+    if len(influence) < 2 or not 0 < estimate < 1:
         return Interval(estimate, None, None)
-    error = math.sqrt(len(sums) / (len(sums) - 1) * float(sums @ sums)) / (estimate * (1 - estimate))
-    margin = NormalDist().inv_cdf((1 + level) / 2) * error
+    variance = len(influence) / (len(influence) - 1) * float(influence @ influence)
+    margin = NormalDist().inv_cdf((1 + level) / 2) * (math.sqrt(variance) / (estimate * (1 - estimate)))
     centre = math.log(estimate / (1 - estimate))
     low, high = (1 / (1 + math.exp(-(centre + sign * margin))) for sign in (-1, 1))
     return Interval(estimate, low, high)
+
+
+def auc_within(
+    score: np.ndarray, outcome: np.ndarray, prompt: np.ndarray, depth: np.ndarray, level: float = 0.95
+) -> Interval:
+    """AUC over pairs of prefixes of one prompt and one depth: what resampling has to choose between.
+
+    The AUC over all prefixes also rewards telling easy prompts from hard ones and late prefixes from early ones, which
+    moves no particle. Here a value that depends on prompt and depth only has exactly .5. Pass prefixes of 1 to T - 1
+    steps: the bare prompt is one and the same prefix, and a finished solution is easier and worth its reward.
+
+    Parameters
+    ----------
+    score : np.ndarray
+        (n,) values in any increasing scale, such as log values; finite.
+    outcome : np.ndarray
+        (n,) in [0, 1]; y in (0, 1) is a success of weight y and a failure of weight 1 - y, which make no pair.
+    prompt, depth : np.ndarray
+        (n,) labels; prompts are the clusters of the interval.
+    level : float
+        Nominal coverage.
+
+    Returns
+    -------
+    Interval
+        Wins over pairs, ties one half, every pair weighs the same; ends by the delta method on the logit scale. NaN
+        without a pair; ends None if the estimate is 0 or 1, or with fewer than two prompts that have pairs.
+
+    Raises
+    ------
+    UserError
+        If an entry is NaN, infinite or out of range, or the shapes differ.
+    """
+    x = np.asarray(score, dtype=np.float64)
+    if x.size == 0:
+        return Interval(math.nan, None, None)
+    refuse_nan("score", x)
+    order = np.unique(x, return_inverse=True)[1]
+    if not np.isfinite(x).all():
+        raise UserError("a score is infinite", fix="scores must be finite")
+    # Ranks from 0 to 1 pass the check of a probability; only their order matters.
+    _, y, _ = _checked(order / max(len(x), 1), outcome, None)
+    prompts, n_prompts = labels_of(prompt, len(x))
+    depths, n_depths = labels_of(depth, len(x), "depth")
+    group = np.unique(prompts * n_depths + depths, return_inverse=True)[1]
+    cells, cell = np.unique(group * len(x) + order, return_inverse=True)
+    at_good, at_bad, of = np.bincount(cell, y), np.bincount(cell, 1 - y), cells // len(x)
+    below = np.cumsum(at_bad) - at_bad
+    below -= below[np.searchsorted(of, of)]
+    prompt_of = np.zeros(int(group.max()) + 1, dtype=np.intp)
+    prompt_of[group] = prompts
+    own = np.bincount(prompts, y * (1 - y), n_prompts)
+    wins = np.bincount(prompt_of[of], at_good * (below + at_bad / 2), n_prompts) - own / 2
+    both = np.bincount(group, y) * np.bincount(group, 1 - y)
+    pairs = np.bincount(prompt_of, both, n_prompts) - own
+    known = pairs > 1e-12
+    if not known.any():
+        return Interval(math.nan, None, None)
+    wins, pairs = wins[known], pairs[known]
+    estimate = float(wins.sum() / pairs.sum())
+    return _logit_interval(estimate, (wins - estimate * pairs) / pairs.sum(), level)
+
+
+# An AUC within prompt and depth from which a value is worth resampling by.
+USEFUL_AUC = 0.65
+
+
+def ranks(within: Interval) -> bool | None:
+    """Return whether the AUC within prompt and depth is above .5, a guess.
+
+    None if that is not known: there is no interval, or it holds both .5 and `USEFUL_AUC`.
+    """
+    if math.isnan(within.estimate) or within.low is None or within.high is None:
+        return None
+    if within.low > 0.5:
+        return True
+    return False if within.high < USEFUL_AUC else None
+
+
+def ranking_note(
+    within: Interval, error: float, reference: float, name: str = "the constant's"
+) -> str | None:
+    """Return what to say of a value that is more consistent than a reference and does not rank; None if nothing.
+
+    Parameters
+    ----------
+    within : Interval
+        AUC within prompt and depth.
+    error, reference : float
+        RMS log Bellman error in nats of the value, and of the reference.
+    name : str
+        Whose error the reference is.
+    """
+    ranking = ranks(within)
+    if not error < reference or ranking:
+        return None
+    fact = f"the RMS log Bellman error is better than {name} ({error:.3g} against {reference:.3g} nats), but"
+    if ranking is None:
+        shown = "there is no such pair" if math.isnan(within.estimate) else f"AUC {within}"
+        return (
+            f"{fact} it is not known whether prefixes of one prompt and depth are ranked right ({shown}): use more prompts "
+            "that have both right and wrong solutions"
+        )
+    return (
+        f"{fact} prefixes of one prompt and depth are ranked no better than by a guess (AUC {within}; .5 is a guess), so that "
+        "resampling by these values gains nothing: train longer or on more prompts, try target mc or another learning "
+        "rate, and choose checkpoints by auc_within or brier"
+    )
 
 
 @dataclass(frozen=True, eq=False)

@@ -26,7 +26,7 @@ from rmtools.training.targets import TARGETS
 logger = logging.getLogger(__name__)
 
 # Held-out metrics that are better when larger; all others are better when smaller.
-GREATER_IS_BETTER = ("auc", "last_auc", "label_auc")
+GREATER_IS_BETTER = ("auc", "auc_within", "auc_within_low", "auc_within_high", "last_auc", "label_auc")
 SIGNED = ("mean_log_bellman",)
 # Recompute activations in the backward pass: transformers before 5.23 has the old name only.
 CHECKPOINTING = next(

@@ -11,6 +11,7 @@ from huggingface_hub.repocard import metadata_load
 
 from rmtools.lm.card import CARD_FILE, model_index
 from rmtools.lm.checkpoint import CheckpointSettings
+from rmtools.training.metrics import figures_at, ranking_warning
 
 BODY = """
 # Process reward model
@@ -30,15 +31,15 @@ in `rmtools.json`.
 """
 
 
-def model_card(settings: CheckpointSettings, log: Sequence[dict[str, Any]]) -> ModelCard:
-    """Return the model card of a checkpoint, with the last held-out metrics of the training ``log``."""
+def model_card(
+    settings: CheckpointSettings, log: Sequence[dict[str, Any]], step: int | None = None
+) -> ModelCard:
+    """Return the model card of a checkpoint, with the held-out metrics of the training ``log`` at ``step``, or the last."""
     training = settings.training
     local = Path(settings.base).is_dir()
     base = Path(settings.base).resolve().name if local else settings.base
-    last: dict[str, Any] = next(
-        (row for row in reversed(log) if any(name.startswith("eval_") for name in row)), {}
-    )
-    metrics = {k.removeprefix("eval_"): v for k, v in last.items() if k.startswith("eval_")}
+    at, metrics = figures_at(log, step)
+    warning = ranking_warning(log, step)
     data = ModelCardData(
         base_model=base,
         license=_licence(settings.base, settings.base_revision),
@@ -50,11 +51,12 @@ def model_card(settings: CheckpointSettings, log: Sequence[dict[str, Any]]) -> M
         eval_results=model_index({k: float(f"{v:.6g}") for k, v in metrics.items()}, "held out") or None,
     )
     table = [
-        f"Held-out metrics after {last.get('step')} optimiser steps:",
+        f"Held-out metrics after {at} optimiser steps:",
         "",
         "| metric | value |",
         "| --- | --- |",
         *(f"| {name} | {value:.4g} |" for name, value in metrics.items()),
+        *(["", f"Warning: {warning}."] if warning else []),
     ]
     body = BODY.format(
         base=base,

@@ -147,10 +147,19 @@ def base_rate(rows: Sequence[Rollout]) -> float:
     return float(np.mean(rewards or labels))
 
 
-def write_records(folder: Path, seen_from: Path, settings: CheckpointSettings, state: "TrainerState") -> None:
-    """Write log, settings and model card into ``folder``, whose files move to ``seen_from``."""
+def write_records(
+    folder: Path,
+    seen_from: Path,
+    settings: CheckpointSettings,
+    state: "TrainerState",
+    step: int | None = None,
+) -> None:
+    """Write log, settings and model card into ``folder``, whose files move to ``seen_from``.
+
+    The card has the held-out metrics of the evaluation at ``step``; default: of the last one.
+    """
     log = json.loads(json.dumps(state.log_history, default=float))
     write_json(folder / LOG_FILE, log)
     settings = replace(settings, training={**settings.training, "global_steps": state.global_step})
     settings.save(folder, seen_from=seen_from)
-    write_text(folder / CARD_FILE, str(model_card(settings, log)))
+    write_text(folder / CARD_FILE, str(model_card(settings, log, step)))

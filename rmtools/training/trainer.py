@@ -32,7 +32,7 @@ from rmtools.training.batching import Collator, RowOrder, Rows
 from rmtools.training.config import CHECKPOINTING, PRMConfig, library_errors
 from rmtools.training.examples import prepare, within
 from rmtools.training.lora import build_model, require_trainable, with_adapter
-from rmtools.training.metrics import ShardedScorer, held_out_metrics
+from rmtools.training.metrics import ShardedScorer, held_out_metrics, ranking_warning
 from rmtools.training.objective import Objective, Values, read_values
 from rmtools.training.provenance import checkpoint_settings, write_records
 from rmtools.training.resume import (
@@ -341,7 +341,16 @@ class PRMTrainer(Trainer):
             require_same_training(resume, self.settings)
         self._claim(out, resume)
         with left_as_found(out):
-            return super().train(resume, trial, ignore_keys_for_eval)
+            result = super().train(resume, trial, ignore_keys_for_eval)
+        warning = ranking_warning(self.state.log_history, self._saved_step())
+        if warning is not None and self.args.should_save:
+            chosen = self.args.metric_for_best_model
+            logger.warning("%s%s", f"the checkpoint chosen by {chosen}: " if chosen else "", warning)
+        return result
+
+    def _saved_step(self) -> int | None:
+        """Return the optimiser step of the best checkpoint if its weights are kept in the end, else None: the last step."""
+        return self.state.best_global_step if self.args.load_best_model_at_end else None
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write weights, head, tokenizer, settings, log and card; default: into ``args.output_dir``.
@@ -395,7 +404,8 @@ class PRMTrainer(Trainer):
             except SafetensorError as error:  # also for a full disk
                 raise OSError(str(error)) from error
             (temporary / "training_args.bin").unlink(missing_ok=True)  # a pickle of this machine's paths
-            write_records(temporary, folder, self.settings, self.state)
+            step = None if folder.name.startswith("checkpoint-") else self._saved_step()
+            write_records(temporary, folder, self.settings, self.state, step)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Write a checkpoint; first remove one of that name, which a run before the resume may have left."""

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from audit_example import example_report
+from audit_example import example_report, rollouts, scored
 
 import rmtools as rm
 from rmtools.auditing import audit
 from rmtools.auditing.metrics import FURTHER, METRICS, figure
-from rmtools.auditing.notes import notes
+from rmtools.auditing.notes import notes, ranking_notes
 from rmtools.auditing.page import PROMPTS, markdown, sections
 from rmtools.auditing.table import as_text, first_rows, not_negative
 from rmtools.data.collect import Branching, Collector
@@ -268,3 +268,39 @@ def test_a_scorer_without_states_is_audited(policy, policy_folder, settings, tas
     assert first.estimate == pytest.approx(halving)
     assert len(str(report).splitlines()) <= 12
     assert report.pairs["compare 1"].signed_mean == Interval(0.0, 0.0, 0.0)
+
+
+def ranking(report, **of_role):
+    """The notes on ranking if each model had this AUC within prompt and depth."""
+    models = [
+        replace(
+            m, calibration=replace(m.calibration, auc_within=of_role.get(m.role, Interval(0.5, 0.5, 0.5)))
+        )
+        for m in report.models
+    ]
+    return [text for m in models for _, text in ranking_notes(m, models)]
+
+
+def test_a_consistent_model_that_does_not_rank_is_named(report):
+    """The example's model has a smaller error than its constant; the constant itself is never named."""
+    assert len(ranking(report)) == 1
+    assert len(ranking(report, model=Interval(0.52, 0.46, 0.58))) == 1
+    assert ranking(report, model=Interval(0.7, 0.6, 0.8)) == []
+    unknown = ranking(report, model=Interval(0.7, 0.3, 0.9))
+    assert len(unknown) == 1
+    assert "not known" in unknown[0]
+
+
+def test_the_example_ranks_as_its_values_do(report):
+    """Of one prompt and depth, over prefixes of one and two steps, by a plain loop."""
+    rng = np.random.default_rng(3)
+    rows = rollouts(rng)
+    of_model = scored(rows, rng, 0.1)
+    wins = pairs = 0.0
+    for i, a in enumerate(rows):
+        for j, b in enumerate(rows):
+            if a.prompt == b.prompt and a.reward > b.reward:
+                better, worse = of_model.log_value[i][1:-1], of_model.log_value[j][1:-1]
+                wins += np.sum(better > worse) + np.sum(better == worse) / 2
+                pairs += len(better)
+    assert report.model.calibration.auc_within.estimate == pytest.approx(wins / pairs)

@@ -6,13 +6,17 @@ import pytest
 
 from rmtools.codec import from_json, to_json
 from rmtools.errors import UserError
+from rmtools.stats.bootstrap import Interval
 from rmtools.stats.calibration import (
     CalibrationSummary,
     auc,
     auc_interval,
+    auc_within,
     brier,
     calibration_estimator,
     expected_calibration_error,
+    ranking_note,
+    ranks,
     reliability_curve,
 )
 
@@ -138,3 +142,88 @@ def test_bad_input_is_named():
         brier(np.zeros(0), np.zeros(0))
     with pytest.raises(UserError, match="bins"):
         reliability_curve(P, Y, bins=0)
+
+
+def pairs_by_loop(score, outcome, prompt, depth):
+    wins = pairs = 0.0
+    for i in range(len(score)):
+        for j in range(len(score)):
+            if i != j and prompt[i] == prompt[j] and depth[i] == depth[j]:
+                weight = outcome[i] * (1 - outcome[j])
+                wins += weight * ((score[i] > score[j]) + 0.5 * (score[i] == score[j]))
+                pairs += weight
+    return wins / pairs if pairs else math.nan
+
+
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("seed", range(5))
+def test_auc_within_equals_the_pair_count(seed, soft):
+    rng = np.random.default_rng(seed)
+    score, prompt, depth = rng.integers(-5, 5, 80) / 3, rng.integers(0, 6, 80) - 2, rng.integers(1, 4, 80)
+    outcome = rng.random(80) if soft else rng.integers(0, 2, 80)
+    found = auc_within(score, outcome, prompt, depth)
+    assert found.estimate == pytest.approx(pairs_by_loop(score, outcome, prompt, depth), abs=1e-12)
+    assert found.low < found.estimate < found.high
+
+
+def test_auc_within_by_hand():
+    """Prompt 0 wins its only pair and ties another; prompt 1 loses one; depth 2 has no pair."""
+    score = np.array([0.9, 0.1, 0.9, 0.2, 0.3, 7.0])
+    outcome, prompt = np.array([1, 0, 0, 1, 0, 1]), np.array([0, 0, 0, 1, 1, 1])
+    depth = np.array([1, 1, 1, 1, 1, 2])
+    found = auc_within(score, outcome, prompt, depth)
+    assert found.estimate == 0.5
+    sums = (np.array([1.5, 0]) - 0.5 * np.array([2, 1])) / 3
+    error = math.sqrt(2 * float(sums @ sums)) / 0.25
+    assert found.high == pytest.approx(1 / (1 + math.exp(-1.959963984540054 * error)), abs=1e-12)
+    assert found.low == pytest.approx(1 - found.high, abs=1e-12)
+
+
+def test_auc_within_of_values_of_prompt_and_depth_is_a_guess():
+    rng = np.random.default_rng(0)
+    prompt, depth, y = np.repeat(np.arange(20), 6), np.tile([1, 2, 3], 40), rng.integers(0, 2, 120)
+    by_place = auc_within(prompt + depth / 7, y, prompt, depth)
+    assert (by_place.estimate, by_place.low, by_place.high) == (0.5, 0.5, 0.5)
+    assert ranks(by_place) is False
+
+
+def test_auc_within_without_a_pair_does_not_exist():
+    none = auc_within(np.array([0.1, 0.9]), np.array([0, 1]), np.array([0, 1]), np.array([1, 1]))
+    soft = auc_within(np.array([0.1]), np.array([0.3]), np.array([0]), np.array([1]))
+    empty = auc_within(np.zeros(0), np.zeros(0), np.zeros(0), np.zeros(0))
+    for found in (none, soft, empty):
+        assert math.isnan(found.estimate)
+        assert (found.low, found.high) == (None, None)
+        assert ranks(found) is None
+    one = auc_within(np.array([0.1, 0.9, 0.5]), np.array([0, 1, 1]), np.zeros(3), np.ones(3))
+    assert (one.estimate, one.low) == (1.0, None)
+    with pytest.raises(UserError, match="infinite"):
+        auc_within(np.array([-np.inf]), np.zeros(1), np.zeros(1), np.zeros(1))
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"), [(0.51, 0.9, True), (0.4, 0.6, False), (0.5, 0.5, False), (0.3, 0.8, None)]
+)
+def test_whether_a_value_ranks(low, high, expected):
+    assert ranks(Interval((low + high) / 2, low, high)) is expected
+
+
+def test_the_interval_of_auc_within_covers_the_truth():
+    """Scores of successes are higher by one standard deviation, and prompts differ: AUC is Phi(1 / sqrt 2)."""
+    rng, truth, held = np.random.default_rng(6), 0.7602499389065233, 0
+    prompt = np.repeat(np.arange(60), 8)
+    for _ in range(200):
+        y = (rng.random(480) < rng.random(60)[prompt]).astype(float)
+        score = rng.normal(size=480) + y + 3 * rng.normal(size=60)[prompt]
+        held += auc_within(score, y, prompt, np.ones(480)).contains(truth)
+    assert 178 <= held <= 199
+
+
+def test_what_is_said_of_consistency_without_ranking():
+    flat, good, unknown = Interval(0.5, 0.45, 0.55), Interval(0.7, 0.6, 0.8), Interval(0.6, 0.3, 0.8)
+    assert "no better than by a guess" in ranking_note(flat, 0.7, 1.2)
+    assert "not known" in ranking_note(unknown, 0.7, 1.2)
+    assert "not known" in ranking_note(Interval(math.nan, None, None), 0.7, 1.2)
+    assert ranking_note(good, 0.7, 1.2) is None
+    assert ranking_note(flat, 1.2, 0.7) is None
+    assert ranking_note(flat, math.nan, 0.7) is None

@@ -18,6 +18,7 @@ from rmtools.lm.export import export_merged
 from rmtools.lm.value import ValueModel
 from rmtools.particles.tilt import Tilt
 from rmtools.training.config import CHECKPOINTING
+from rmtools.training.metrics import ranking_warning
 from rmtools.training.model_card import model_card
 from rmtools.training.provenance import base_rate, checkpoint_settings
 
@@ -329,3 +330,50 @@ def test_a_card_needs_no_network(remembered, monkeypatch):
     assert "base_model: some/model" in str(
         model_card(replace(remembered, base="some/model", training=training), [])
     )
+
+
+RANKED = {"auc_within": 0.7, "auc_within_low": 0.6, "auc_within_high": 0.8, "brier": 0.2}
+NOT_RANKED = {"auc_within": 0.48, "auc_within_low": 0.42, "auc_within_high": 0.54, "brier": 0.2}
+
+
+@pytest.mark.parametrize(("figures", "warned"), [(RANKED, False), (NOT_RANKED, True)])
+def test_a_best_checkpoint_that_does_not_rank_is_not_chosen_silently(
+    policy_folder, step_tokenizer, rollouts, tmp_path, remembered, monkeypatch, caplog, figures, warned
+):
+    """The error is least at the first of two steps, whose figures are the card's."""
+    seen = iter([1.2, 0.7, 0.9])  # the constant's, then each step's
+    made = "rmtools.training.trainer.held_out_metrics"
+    monkeypatch.setattr(made, lambda rows, scorer: {**figures, "rms_log_bellman": next(seen)})
+    trainer = trainer_for(
+        policy_folder,
+        step_tokenizer,
+        rollouts[12:],
+        tmp_path,
+        rollouts[:12],
+        settings=remembered,
+        max_steps=2,
+        save_strategy="steps",
+        save_steps=1,
+        eval_strategy="steps",
+        eval_steps=1,
+        load_best_model_at_end=True,
+        metric_for_best_model="rms_log_bellman",
+    )
+    with caplog.at_level("WARNING"):
+        trainer.train()
+    said = [m for m in caplog.messages if "chosen by rms_log_bellman" in m]
+    assert len(said) == warned
+    assert all(text in m for m in said for text in ("0.7 against 1.2", "0.48 [0.42, 0.54]", "step 1"))
+    trainer.save_model(str(tmp_path / "prm"))
+    card = (tmp_path / "prm" / CARD_FILE).read_text()
+    assert "after 1 optimiser steps" in card
+    assert "| rms_log_bellman | 0.7 |" in card
+    assert ("0.48 [0.42, 0.54]" in card) == warned
+
+
+def test_consistency_that_improves_over_the_training_without_ranking_is_named():
+    log = [{"step": s, **{f"eval_{k}": v for k, v in NOT_RANKED.items()}} for s in (10, 20)]
+    log[0]["eval_rms_log_bellman"], log[1]["eval_rms_log_bellman"] = 0.9, 0.4
+    assert "at the first evaluation (0.4 against 0.9" in ranking_warning(log)
+    assert ranking_warning(log, 10) is None
+    assert ranking_warning([]) is None
