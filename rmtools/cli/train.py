@@ -75,14 +75,17 @@ def train(given: Sequence[str]) -> None:
     parsed = arguments(given)
     from rmtools.training.run import train
 
-    train(*parsed, on_model=_print_precision)
+    train(*parsed, on_model=lambda model: _print_choices(model, parsed[1]))
 
 
-def _print_precision(model: Any) -> None:
+def _print_choices(model: Any, config: "PRMConfig") -> None:
+    """Print what was chosen for the user: the precision, the floor."""
     from rmtools.lm.precision import model_precision
 
     if this_process().main:
         print(f"weights of the base in {model_precision(model)}, head in float32", flush=True)
+        rate = "not known" if config.success_rate is None else f"{config.success_rate:.3g}"
+        print(f"floor {config.floor:g}, success rate of the training rollouts {rate}", flush=True)
 
 
 def arguments(given: Sequence[str]) -> "tuple[DataArguments, PRMConfig, ModelConfig]":
@@ -125,8 +128,13 @@ def argument_parser() -> Any:
 
     parser: Any = TrlParser(dataclasses(), add_help=False)
     parser.set_defaults(use_peft=True)
+    next(action for action in parser._actions if action.dest == "floor").type = _floor
     parser.error = refuse
     return parser
+
+
+def _floor(text: str) -> float | None:
+    return None if text == "auto" else float(text)
 
 
 def refuse(message: str) -> NoReturn:
@@ -235,7 +243,8 @@ def _panel(title: str, names: Sequence[str], actions: Mapping[str, argparse.Acti
 
 def _kind(action: argparse.Action) -> str:
     kind = getattr(action.type, "__name__", "")
-    return f"<{ {'string_to_bool': 'bool', 'Path': 'path'}.get(kind, kind if kind in ('int', 'float') else 'str') }>"
+    named = {"string_to_bool": "bool", "Path": "path", "_floor": "float"}
+    return f"<{named.get(kind, kind if kind in ('int', 'float') else 'str')}>"
 
 
 def _described(action: argparse.Action) -> str:

@@ -119,8 +119,8 @@ class PRMConfig(TrainingArguments):
     --------
     >>> import rmtools as rm
     >>> config = rm.PRMConfig(output_dir="prm", max_steps=50, learning_rate=1e-3)
-    >>> config.target, config.divergence, config.floor
-    ('td_lambda', 'itakura_saito', 0.01)
+    >>> config.target, config.divergence, config.td_lambda
+    ('td_lambda', 'itakura_saito', 0.5)
     """
 
     save_strategy: str = _argument(
@@ -156,7 +156,11 @@ class PRMConfig(TrainingArguments):
         0.0, "weight of the double-sampled squared Bellman error (rho - 1)^2; needs children"
     )
     pqm_margin: float = _argument(4.0, "margin of divergence pqm, nats")
-    floor: float = _argument(0.01, "value of certain failure, far below the success rate")
+    floor: float = _argument(
+        None,
+        "value of certain failure, well below the success rate. Default: auto, a tenth of the training rollouts' success "
+        "rate, at most 0.01",
+    )
     prompt_format: str = _argument(
         "auto",
         "how the prompts of rows that do not tell their format become text: raw (as they stand), or chat (rendered by the "
@@ -185,7 +189,11 @@ class PRMConfig(TrainingArguments):
         self.target, self.divergence = self.target or "td_lambda", self.divergence or "itakura_saito"
         self._check_values()
         self._check_evaluation()
-        Tilt(self.floor)
+        self.success_rate: float | None = None
+        if self.floor in (None, "auto"):
+            self.floor = None  # type: ignore[assignment]
+        else:
+            Tilt(self.floor)
         if self.fp16 and (self.use_cpu or not torch.accelerator.is_available()):
             raise UserError("fp16 needs a GPU", "set fp16: false")
         if self.bf16 and not self.use_cpu and not torch.accelerator.is_available():
@@ -270,6 +278,28 @@ class PRMConfig(TrainingArguments):
             "the rows have labels and no rewards: target is labels, divergence %s (set `target` to choose another)",
             self.divergence,
         )
+
+    def resolve_floor(self, rows: Sequence[Rollout]) -> None:
+        """Set an automatic floor from the success rate of ``rows`` (mean reward, else mean label); warn if one is too high.
+
+        A floor f leaves failures the share f (1 - q) / (f + (1 - f) q) of the target at success rate q: about a tenth at
+        f = q / 10. The rate is taken to be at least one success in all rows: a rarer one cannot be seen there.
+        """
+        first = self.success_rate is None
+        rewards = [r.reward for r in rows if r.reward is not None]
+        known = rewards or [x for r in rows for x in r.labels or () if x is not None]
+        rate = self.success_rate = sum(known) / len(known) if known else None
+        if self.floor is None:
+            tenth = 0.01 if rate is None else max(rate, 1 / len(rows)) / 10
+            self.floor = min(0.01, float(f"{tenth:.2g}"))
+        if first and rate and self.floor > rate / 3:
+            logger.warning(
+                "the floor is %.3g, the success rate of the training rollouts %.3g: failures keep %.0f%% of the target "
+                "(leave `floor` out, or set it to a tenth of the success rate)",
+                self.floor,
+                rate,
+                100 * self.floor * (1 - rate) / (self.floor + (1 - self.floor) * rate),
+            )
 
     def objective(self) -> Objective:
         """Return the training objective."""

@@ -88,8 +88,8 @@ def claim_output(out: Path, resume: str | None, overwrite: bool) -> Path:
     if there and not resumes and not overwrite:
         raise UserError(
             f"{out} holds an earlier training ({', '.join(there[:3])})",
-            "choose another output_dir; resume_from_checkpoint='last' continues it (it needs a checkpoint-<n>), "
-            "overwrite_output_dir=True replaces it",
+            "choose another output_dir; to continue it (it needs a checkpoint-<n>) set resume_from_checkpoint to last, to "
+            "replace it overwrite_output_dir to true",
         )
     return out
 

@@ -65,6 +65,7 @@ def train(
     with left_as_found(out):
         model = build_model(base, model_arguments, config.seed, bool(getattr(config, CHECKPOINTING)))
         if on_model is not None:
+            config.resolve_floor(rows)
             on_model(model)
         with held_output(out, resume, overwrite):
             trainer = PRMTrainer(model, config, rows, held_out)

@@ -125,9 +125,10 @@ class PRMTrainer(Trainer):
         name = str(model) if isinstance(model, str | Path) else str(model.name_or_path)
         args = args or PRMConfig(f"{Path(split_name(name)[0]).name}-prm")
         require_outside(Path(str(args.output_dir)), [name])  # saving replaces the model there
-        self.tilt = Tilt(args.floor)
         rollouts, held_out = _rows(train_dataset, eval_dataset, steps)
         args.resolve_target(rollouts)
+        args.resolve_floor(rollouts)
+        self.tilt = Tilt(args.floor)
         self.objective: Objective = args.objective()
         if args.evaluates_by_default:
             args.eval_strategy = IntervalStrategy.EPOCH if held_out else IntervalStrategy.NO

@@ -342,6 +342,7 @@ def test_prompts_without_any_weight(sample, monkeypatch):
 
     monkeypatch.setattr(ValueModel, "advance", worthless)
     monkeypatch.setattr(ValueModel, "start", worth_something)
+    monkeypatch.setattr(ValueModel, "is_probability", False)  # a probability is never below the floor
     result, out = sample("-n", 4)
     assert result.code == 0, result.err
     assert "3 of 3 prompts have no sample of positive weight" in result.out

@@ -43,7 +43,7 @@ def test_training_then_sampling(run, training, tmp_path, prompts_file):
     names = sorted(p.name for p in (tmp_path / "prm").iterdir())
     before = (tmp_path / "prm" / "adapter_model.safetensors").read_bytes()
     again = ("--config", training(), "--learning_rate", 0.01)
-    check_error(run(*again, script=RECIPE), "holds an earlier training", "overwrite_output_dir: true")
+    check_error(run(*again, script=RECIPE), "holds an earlier training", "overwrite_output_dir to true")
     assert (tmp_path / "prm" / "adapter_model.safetensors").read_bytes() == before
     assert run(*again, "--overwrite_output_dir", "true", script=RECIPE).code == 0
     assert sorted(p.name for p in (tmp_path / "prm").iterdir()) == names

@@ -5,8 +5,10 @@ from dataclasses import replace
 import pytest
 from trl import ModelConfig
 
+from rmtools.cli.train import arguments
 from rmtools.data.rollouts import Rollout, RolloutMetadata
 from rmtools.errors import UserError
+from rmtools.training.config import PRMConfig
 from rmtools.training.run import hold_out, require_base
 
 
@@ -66,3 +68,54 @@ def test_a_revision_is_named_once(by_rollouts, tmp_path):
         with pytest.raises(UserError, match=words) as error:
             named(model, "v2")
         assert "model_revision" in error.value.fix
+
+
+@pytest.mark.parametrize(
+    ("successes", "rows", "expected"),
+    [(8, 16, 0.01), (2, 20, 0.01), (1, 20, 0.005), (0, 40, 0.0025), (3, 64, 0.0047)],
+)
+def test_the_automatic_floor_is_a_tenth_of_the_success_rate(tmp_path, successes, rows, expected):
+    given = [Rollout(str(i), f"p{i}", ["a\n"], float(i < successes)) for i in range(rows)]
+    for auto in (None, "auto"):
+        made = PRMConfig(str(tmp_path / "out"), use_cpu=True, floor=auto)
+        made.resolve_floor(given)
+        assert made.floor == expected
+        assert made.success_rate == successes / rows
+
+
+def test_a_floor_that_is_given_is_kept_and_warns_near_the_success_rate(tmp_path, caplog):
+    rows = [Rollout(str(i), f"p{i}", ["a\n"], float(i < 2)) for i in range(20)]
+    for floor, warned in ((0.03, False), (0.04, True)):
+        caplog.clear()
+        made = PRMConfig(str(tmp_path / "out"), use_cpu=True, floor=floor)
+        made.resolve_floor(rows)
+        made.resolve_floor(rows)
+        assert made.floor == floor
+        assert len(caplog.messages) == warned
+
+
+def test_the_floor_of_rows_with_labels_is_that_of_their_mean(tmp_path):
+    made = PRMConfig(str(tmp_path / "out"), use_cpu=True)
+    made.resolve_floor([Rollout("a", "p", ["a\n", "b\n"], None, labels=[0.1, None])] * 50)
+    assert made.floor == 0.01
+    made = PRMConfig(str(tmp_path / "out"), use_cpu=True)
+    made.resolve_floor([Rollout("a", "p", ["a\n"], None, labels=[0.02])] * 500)
+    assert made.floor == 0.002
+    assert PRMConfig(str(tmp_path / "out"), use_cpu=True).floor is None
+
+
+@pytest.mark.parametrize(
+    ("given", "floor"), [(["--floor", "auto"], None), (["--floor", "0.02"], 0.02), ([], None)]
+)
+def test_the_floor_as_a_flag(tmp_path, given, floor):
+    _, found, _ = arguments(["--output_dir", str(tmp_path), "--use_cpu", "true", *given])
+    assert found.floor == floor
+    with pytest.raises(UserError, match="floor"):
+        arguments(["--output_dir", str(tmp_path), "--floor", "low"])
+
+
+@pytest.mark.parametrize(("text", "floor"), [("auto", None), ("0.02", 0.02)])
+def test_the_floor_in_a_configuration(tmp_path, text, floor):
+    file = tmp_path / "train.yaml"
+    file.write_text(f"output_dir: {tmp_path / 'out'}\nuse_cpu: true\nfloor: {text}\n")
+    assert arguments(["--config", str(file)])[1].floor == floor

@@ -28,7 +28,7 @@ from rmtools.training.trainer import PRMTrainer
 def rollouts(policy, task, prompts):
     """Ragged rows with children and completions."""
     warm = Policy(policy.model, policy.steps, 1.6)
-    rows = Collector(warm, task, Branching(2, 3, 2), np.random.default_rng(0)).collect(prompts)
+    rows = Collector(warm, task, Branching(2, 3, 2), np.random.default_rng(2)).collect(prompts)
     assert len({len(r.steps) for r in rows}) > 1
     return rows
 
