@@ -121,7 +121,18 @@ class ValueState(Protocol):
 class Scorer(Protocol):
     """Anything that values prefixes: a trained model, or a control without weights.
 
-    If ``is_probability`` is False the value is not a tilted probability: it has no p and no calibration.
+    If ``is_probability`` is False the value is not a tilted probability: it has no p and no calibration. Fifteen lines of one's
+    own: docs/contracts.md.
+
+    Attributes
+    ----------
+    steps : StepTokenizer
+        Of the policy, or with a vocabulary of its own: texts are then tokenised again.
+    tilt : Tilt
+        Its floor; log values of probabilities lie in [log floor, 0].
+    name : str
+        For messages and provenance.
+    is_probability : bool
 
     Examples
     --------
