@@ -279,7 +279,7 @@ def peak_memory(part: str, folder: str, questions: Path, count: int) -> dict[str
     else:
         assert value is not None
         rows = drawn * (count // 4)
-        score_rollouts(value, rows)
+        score_rollouts(rows, value)
         needed = cache_bytes(value.model) * tokens_that_fit(value.model, TOKENS_PER_BATCH)
     peak = (resident("VmHWM") - left) / GB
     return {

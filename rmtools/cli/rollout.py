@@ -67,8 +67,8 @@ BatchSize = Annotated[
     int | None,
     work_option(
         min=1,
-        help="Prompts decoded together. Default: 32 on the CPU; on a GPU as many as fit into half of the memory that "
-        "the weights leave, if every solution were as long as the settings allow.",
+        help="Prompts decoded together. Default: on the CPU 32, fewer of a large model; on a GPU as many as fit into "
+        "half of the memory that the weights leave, if every solution were as long as the settings allow.",
     ),
 ]
 ShardSize = Annotated[

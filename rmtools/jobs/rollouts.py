@@ -257,7 +257,7 @@ def collect_rollouts(
     max_step_tokens : int
         A step without delimiter is closed after this many tokens.
     batch_size : int, optional
-        Prompts decoded together; the rows depend on it. Default: 32 on the CPU, what fits on a GPU.
+        Prompts decoded together; the rows depend on it. Default: on the CPU 32, fewer of a large model; what fits on a GPU.
     seed : int
         Seed of every draw.
     out : path, optional

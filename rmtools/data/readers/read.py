@@ -156,7 +156,8 @@ def convert(
             if not skip_bad:
                 raise UserError(
                     f"{place}, {error}",
-                    f"repair the row, set `skip_bad` to leave such rows out, or see docs/formats.md for {tally.format}",
+                    "repair the row, leave such rows out (`skip_bad`: rmtools convert, rm.load_rollouts), or see "
+                    f"docs/formats.md for {tally.format}",
                 ) from None
             tally.dropped[f"row breaks the format: field {error.kind}"] += 1
             continue
