@@ -46,6 +46,7 @@ PANELS: dict[str, tuple[str, ...]] = {
         *("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "max_steps", "num_train_epochs"),
         *("per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate", "lr_scheduler_type"),
         *("warmup_steps", "bf16", "eval_strategy", "save_strategy", "seed"),
+        *("early_stopping_patience", "metric_for_best_model"),
     ),
 }
 

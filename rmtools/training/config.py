@@ -5,10 +5,12 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, fields
+from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
 import torch
 from transformers import TrainingArguments, get_scheduler
@@ -28,6 +30,9 @@ logger = logging.getLogger(__name__)
 # Held-out metrics that are better when larger; all others are better when smaller.
 GREATER_IS_BETTER = ("auc", "auc_within", "auc_within_low", "auc_within_high", "last_auc", "label_auc")
 SIGNED = ("mean_log_bellman",)
+# What the best checkpoint is chosen by unless another metric is named: the first that the held-out rows resolve. A value
+# that is consistent and does not rank has an auc_within of .5, and can have the least Bellman error.
+BEST_BY = ("auc_within", "brier", "label_auc", "label_brier")
 # Recompute activations in the backward pass: transformers before 5.23 has the old name only.
 CHECKPOINTING = next(
     n
@@ -83,6 +88,13 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "max_steps": (lambda x: x == -1 or x >= 1, "at least 1, or -1 for num_train_epochs"),
     "num_train_epochs": (lambda x: 0 < x < math.inf, "above 0 and finite"),
     "max_length": (lambda x: x is None or x >= 1, "at least 1 token"),
+    "early_stopping_patience": (lambda x: x is None or x >= 1, "at least 1 evaluation"),
+}
+# What a value is, by the annotation of its field.
+NUMBERS: dict[type, tuple[type, str]] = {
+    bool: (bool, "true or false"),
+    int: (Integral, "an integer"),
+    float: (Real, "a number"),
 }
 
 
@@ -176,15 +188,20 @@ class PRMConfig(TrainingArguments):
     overwrite_output_dir: bool = _argument(
         False, "replace an earlier training in output_dir, checkpoints included"
     )
+    early_stopping_patience: int | None = _argument(
+        None,
+        "stop after so many evaluations in a row that are not the best by metric_for_best_model, and keep the best "
+        "checkpoint; evaluates and saves each epoch, or every eval_steps",
+    )
+    metric_for_best_model: str | None = _argument(
+        None,
+        "held-out metric of the best checkpoint. Default, if one is kept: auc_within, else brier, as the held-out rows allow",
+    )
 
     def __post_init__(self) -> None:
         """Check the arguments, then let transformers check its own."""
-        self.evaluates_by_default = self.eval_strategy is None and not self.load_best_model_at_end
-        self.eval_strategy = self.eval_strategy or (
-            self.save_strategy if self.load_best_model_at_end else "no"
-        )
-        if self.logging_steps is None:  # transformers evaluates as often as it logs
-            self.logging_steps, self.eval_steps = 10, self.eval_steps or 500
+        self._check_types()
+        self._choose_evaluations()
         self.target_by_default, self.divergence_by_default = self.target is None, self.divergence is None
         self.target, self.divergence = self.target or "td_lambda", self.divergence or "itakura_saito"
         self._check_values()
@@ -222,6 +239,37 @@ class PRMConfig(TrainingArguments):
             _check_compiler(str(self.torch_compile_backend))
         _check_schedule(self)
 
+    def _check_types(self) -> None:
+        """Raise ``UserError`` if a number or a truth value is of another type."""
+        for name, hint in get_type_hints(type(self)).items():
+            value, kinds = getattr(self, name, None), {*(get_args(hint) or (hint,))}
+            optional = NoneType in kinds or getattr(type(self), name, 0) is None
+            kinds -= {NoneType}
+            if (value is None and optional) or len(kinds) > 1 or not kinds <= NUMBERS.keys():
+                continue
+            kind, words = NUMBERS[kinds.pop()]
+            fits = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+            if not fits and (name, value) != ("floor", "auto"):
+                raise UserError(f"{name} is {value!r}", f"it must be {words}")
+
+    def _choose_evaluations(self) -> None:
+        """Set when to evaluate and save, as far as the arguments leave it open."""
+        stops = self.early_stopping_patience is not None
+        self.load_best_model_at_end |= stops
+        best, asked = self.load_best_model_at_end, self.eval_strategy
+        saves = str(getattr(self.save_strategy, "value", self.save_strategy))
+        self.evaluates_by_default = asked is None and not best
+        if asked is None and best:
+            by_default = "epoch" if self.eval_steps is None else "steps"
+            asked = saves if saves in ("steps", "epoch") else by_default if stops or saves == "best" else "no"
+        self.eval_strategy = asked or "no"
+        if self.logging_steps is None:  # transformers evaluates as often as it logs
+            self.logging_steps, self.eval_steps = 10, self.eval_steps or 500
+        if stops and saves == "no":
+            self.save_strategy = self.eval_strategy
+            if asked == "steps":
+                self.save_steps = self.eval_steps or self.logging_steps
+
     def _check_values(self) -> None:
         choices = {
             "target": TARGETS,
@@ -252,17 +300,19 @@ class PRMConfig(TrainingArguments):
                 f"metric_for_best_model {metric} is signed: neither its largest nor its smallest value is best",
                 "choose rms_log_bellman or mean_square_log_bellman",
             )
-        if self.load_best_model_at_end:
-            if str(getattr(self.eval_strategy, "value", self.eval_strategy)) == "no":
-                raise UserError(
-                    "load_best_model_at_end needs evaluations, and eval_strategy is no",
-                    "set eval_strategy and save_strategy to steps or epoch",
-                )
-            if not metric:
-                raise UserError(
-                    "load_best_model_at_end needs a metric: there is no evaluation loss",
-                    "set metric_for_best_model, for example to rms_log_bellman or brier",
-                )
+        if (
+            self.load_best_model_at_end
+            and str(getattr(self.eval_strategy, "value", self.eval_strategy)) == "no"
+        ):
+            stops = self.early_stopping_patience is not None
+            raise UserError(
+                f"{'early_stopping_patience' if stops else 'load_best_model_at_end'} needs evaluations, and "
+                "eval_strategy is no",
+                "set eval_strategy and save_strategy to steps or epoch",
+            )
+        self.best_by_default = self.load_best_model_at_end and not metric
+        if self.best_by_default:
+            metric = self.metric_for_best_model = BEST_BY[0]
         if metric and self.greater_is_better is None:
             self.greater_is_better = metric in GREATER_IS_BETTER
 
@@ -278,6 +328,12 @@ class PRMConfig(TrainingArguments):
             "the rows have labels and no rewards: target is labels, divergence %s (set `target` to choose another)",
             self.divergence,
         )
+
+    def resolve_best(self, resolved: Collection[str]) -> None:
+        """Set the metric of the best checkpoint, if none is named, to the first default among the ``resolved`` ones."""
+        if self.best_by_default:
+            self.metric_for_best_model = next((m for m in BEST_BY if m in resolved), BEST_BY[0])
+            self.greater_is_better = self.metric_for_best_model in GREATER_IS_BETTER
 
     def resolve_floor(self, rows: Sequence[Rollout]) -> None:
         """Set an automatic floor from the success rate of ``rows`` (mean reward, else mean label); warn if one is too high.

@@ -32,7 +32,14 @@ LOG_FILE = "training_log.json"
 # Arguments that do not decide the weights, as patterns. A training may also be made longer, moved to other devices, or
 # split into other forward passes.
 IGNORED = (
-    *("*output_dir", "resume_from_checkpoint", "save_*", "enable_jit_checkpoint", "restore_*"),
+    *(
+        "*output_dir",
+        "resume_from_checkpoint",
+        "save_*",
+        "early_stopping_*",
+        "enable_jit_checkpoint",
+        "restore_*",
+    ),
     *("log_*", "logging_*", "report_to", "run_name", "project", "trackio_*", "include_*", "disable_tqdm"),
     *("push_to_hub", "hub_*", "*_token", "debug", "skip_memory_metrics", "full_determinism"),
     *("do_*", "eval_*", "*_eval*", "prediction_loss_only", "load_best*", "metric_for_best*", "greater_is*"),

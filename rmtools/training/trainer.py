@@ -30,6 +30,7 @@ from rmtools.lm.value import ConstantValue, ValueModel
 from rmtools.particles.tilt import Tilt
 from rmtools.training.batching import Collator, RowOrder, Rows
 from rmtools.training.config import CHECKPOINTING, PRMConfig, library_errors
+from rmtools.training.early_stopping import EarlyStopping, kept_note
 from rmtools.training.examples import prepare, within
 from rmtools.training.lora import build_model, require_trainable, with_adapter
 from rmtools.training.metrics import ShardedScorer, held_out_metrics, ranking_warning
@@ -174,7 +175,10 @@ class PRMTrainer(Trainer):
             for folder in made:  # transformers makes it at once; saving makes it again
                 folder.rmdir()
         self._constant = self._constant_metrics() if self.eval_rollouts else {}
+        args.resolve_best(self._constant)
         self._check_resolved(args)
+        if args.early_stopping_patience is not None:
+            self.add_callback(EarlyStopping(args.early_stopping_patience))
         self.target_network: TargetNetwork | None = None
         if self.objective.bootstraps and args.ema_decay > 0:
             require_whole_weights(self.is_fsdp_enabled, self.is_deepspeed_enabled)
@@ -202,14 +206,17 @@ class PRMTrainer(Trainer):
     def _check_rows(self, args: PRMConfig, train: Rollouts, held_out: Rollouts | None) -> None:
         """Raise ``UserError`` if the rows do not fit the arguments."""
         given = {
+            "early_stopping_patience": args.early_stopping_patience,
+            "load_best_model_at_end": args.load_best_model_at_end,
             "eval_strategy": args.eval_strategy != "no",
-            "metric_for_best_model": args.metric_for_best_model,
+            "metric_for_best_model": args.metric_for_best_model and not args.best_by_default,
         }
         asked = [name for name, value in given.items() if value]
         if asked and not held_out:
             raise UserError(
                 f"{asked[0]} needs evaluations, but there are no held-out rollouts",
-                f"set eval_rollouts (`eval_dataset` of the trainer), or leave {' and '.join(asked)} out",
+                "set eval_rollouts or eval_share (`eval_dataset` of the trainer), or leave "
+                f"{' and '.join(asked)} out",
             )
         shared = {r.prompt for r in train} & {r.prompt for r in held_out or ()}
         if shared:
@@ -343,6 +350,8 @@ class PRMTrainer(Trainer):
         self._claim(out, resume)
         with left_as_found(out):
             result = super().train(resume, trial, ignore_keys_for_eval)
+        if self.args.load_best_model_at_end and self.args.should_save:
+            logger.warning("%s", kept_note(self.state, str(self.args.metric_for_best_model)))
         warning = ranking_warning(self.state.log_history, self._saved_step())
         if warning is not None and self.args.should_save:
             chosen = self.args.metric_for_best_model

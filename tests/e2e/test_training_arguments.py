@@ -87,6 +87,18 @@ RECIPE = ROOT / "recipes" / "train_prm.py"
             [],
             ["needs evaluations"],
         ),
+        ({"early_stopping_patience": 0}, [], ["early_stopping_patience is 0"]),
+        (
+            {"eval_rollouts": None, "eval_strategy": None},
+            ["--early_stopping_patience", 2],
+            ["no held-out", "eval_share"],
+        ),
+        (
+            {"eval_strategy": "no"},
+            ["--early_stopping_patience", 2],
+            ["early_stopping_patience", "eval_strategy is no"],
+        ),
+        ({}, ["--early_stopping_patience", "two"], ["early_stopping_patience"]),
     ],
 )
 def test_wrong_training_arguments(run, training, tmp_path, changes, flags, words):

@@ -377,3 +377,95 @@ def test_consistency_that_improves_over_the_training_without_ranking_is_named():
     assert "at the first evaluation (0.4 against 0.9" in ranking_warning(log)
     assert ranking_warning(log, 10) is None
     assert ranking_warning([]) is None
+
+
+def test_it_stops_early_and_keeps_the_best(
+    policy_folder, step_tokenizer, rollouts, tmp_path, remembered, monkeypatch, caplog
+):
+    """By auc_within: the error goes on falling while the ranking is lost. A resumed training counts on where it was."""
+    ranking = {0: 0.5, 1: 0.6, 2: 0.7, 3: 0.65, 4: 0.6, 5: 0.55}
+    seen = iter(ranking)
+    made = "rmtools.training.trainer.held_out_metrics"
+    monkeypatch.setattr(
+        made,
+        lambda rows, scorer: {
+            "auc_within": ranking[at := next(seen)],
+            "rms_log_bellman": 1 / (1 + at),
+            "brier": 0.2,
+        },
+    )
+    options = {"max_steps": 6, "eval_strategy": "steps", "eval_steps": 1, "early_stopping_patience": 2}
+
+    def trained(**more):
+        trainer = trainer_for(
+            policy_folder,
+            step_tokenizer,
+            rollouts[12:],
+            tmp_path,
+            rollouts[:12],
+            settings=remembered,
+            **options,
+            **more,
+        )
+        with caplog.at_level("WARNING"):
+            trainer.train()
+        return trainer
+
+    trainer = trained()
+    assert trainer.args.metric_for_best_model == "auc_within"
+    assert (trainer.state.global_step, trainer.state.best_global_step) == (4, 2)
+    assert any(
+        "optimiser step 2 are kept: auc_within 0.7" in m and "stopped at step 4 of 6" in m
+        for m in caplog.messages
+    )
+    best = load_value_model(tmp_path / "out" / "checkpoint-2")[0]
+    trainer.save_model()
+    trees = [step_tokenizer.encode(r.prompt, r.steps) for r in rollouts[:3]]
+    for a, b in zip(load_value_model(tmp_path / "out")[0].score(trees), best.score(trees), strict=True):
+        np.testing.assert_array_equal(a.log_value, b.log_value)
+    assert "after 2 optimiser steps" in (tmp_path / "out" / CARD_FILE).read_text()
+    seen = iter((0, 4))
+    resumed = trained(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-3"))
+    assert (resumed.state.global_step, resumed.state.best_global_step) == (4, 2)
+
+
+@pytest.mark.parametrize(
+    ("figures", "metric", "greater"),
+    [
+        ({"auc_within": 0.5, "rms_log_bellman": 1.0, "brier": 0.2}, "auc_within", True),
+        ({"rms_log_bellman": 1.0, "brier": 0.2, "auc": 0.5}, "brier", False),
+        ({"label_auc": 0.5, "label_brier": 0.2}, "label_auc", True),
+    ],
+)
+def test_the_default_metric_of_the_best_checkpoint_is_one_the_rows_resolve(
+    policy_folder, step_tokenizer, rollouts, tmp_path, monkeypatch, figures, metric, greater
+):
+    monkeypatch.setattr("rmtools.training.trainer.held_out_metrics", lambda rows, scorer: figures)
+    trainer = trainer_for(
+        policy_folder, step_tokenizer, rollouts[12:], tmp_path, rollouts[:12], early_stopping_patience=1
+    )
+    assert (trainer.args.metric_for_best_model, trainer.args.greater_is_better) == (metric, greater)
+
+
+def test_a_best_checkpoint_without_an_evaluation_is_the_last_and_said(
+    policy_folder, step_tokenizer, rollouts, tmp_path, caplog
+):
+    trainer = trainer_for(
+        policy_folder,
+        step_tokenizer,
+        rollouts[12:],
+        tmp_path,
+        rollouts[:12],
+        max_steps=1,
+        early_stopping_patience=1,
+        eval_steps=1,
+        eval_delay=50,
+    )
+    with caplog.at_level("WARNING"):
+        trainer.train()
+    assert any("never taken" in m for m in caplog.messages)
+
+
+def test_early_stopping_needs_held_out_rows(policy_folder, step_tokenizer, rollouts, tmp_path):
+    with pytest.raises(UserError, match="early_stopping_patience needs evaluations"):
+        trainer_for(policy_folder, step_tokenizer, rollouts, tmp_path, early_stopping_patience=1)

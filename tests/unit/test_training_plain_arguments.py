@@ -358,3 +358,51 @@ def test_training_on_a_model_of_the_hub(hub, policy_folder, rollouts, settings, 
     mine = ValueModel(trainer.model.eval(), trainer.steps, value.tilt).score(tree)
     for a, b in zip(mine, value.score(tree), strict=True):
         np.testing.assert_allclose(a.log_value, b.log_value, atol=1e-5)
+
+
+# Early stopping, and the metric of the best checkpoint
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, ("epoch", "epoch", 500)),
+        ({"eval_steps": 20}, ("steps", "steps", 20)),
+        ({"eval_strategy": "steps", "logging_steps": 7}, ("steps", "steps", 7)),
+        ({"save_strategy": "steps", "save_steps": 8, "eval_steps": 4}, ("steps", "steps", 8)),
+        ({"save_strategy": "best"}, ("epoch", "best", 500)),
+    ],
+)
+def test_early_stopping_evaluates_and_saves(tmp_path, changes, expected):
+    found = config(tmp_path, early_stopping_patience=2, **changes)
+    assert (found.eval_strategy, found.save_strategy, found.save_steps) == expected
+    assert found.load_best_model_at_end
+    assert (found.metric_for_best_model, found.greater_is_better) == ("auc_within", True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"early_stopping_patience": 0}, "early_stopping_patience is 0"),
+        ({"early_stopping_patience": 2, "eval_strategy": "no"}, "early_stopping_patience needs evaluations"),
+        ({"early_stopping_patience": 2, "metric_for_best_model": "mean_log_bellman"}, "is signed"),
+        ({"load_best_model_at_end": True}, "load_best_model_at_end needs evaluations"),
+        ({"max_steps": "5"}, "max_steps is '5'"),
+        ({"learning_rate": "fast"}, "learning_rate is 'fast'"),
+        ({"learning_rate": True}, "learning_rate is True"),
+        ({"seed": 1.5}, "seed is 1.5"),
+        ({"floor": "low"}, "floor is 'low'"),
+        ({"td_lambda": [0.5]}, "td_lambda"),
+        ({"bf16": "yes"}, "bf16 is 'yes'"),
+        ({"n_step": None}, "n_step is None"),
+        ({"early_stopping_patience": 1.5}, "early_stopping_patience is 1.5"),
+    ],
+)
+def test_values_that_a_training_refuses(tmp_path, changes, said):
+    with pytest.raises(UserError, match=said):
+        config(tmp_path, **changes)
+
+
+def test_numbers_of_numpy_and_whole_numbers_are_numbers(tmp_path):
+    found = config(tmp_path, learning_rate=1, max_steps=np.int64(5), td_lambda=np.float64(0.25))
+    assert (found.learning_rate, found.max_steps, found.td_lambda) == (1, 5, 0.25)
