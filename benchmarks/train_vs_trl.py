@@ -7,7 +7,8 @@ Same model, same rows, same LoRA, same batch, fp32, no activation checkpointing;
 in turn, medians over rounds. Cases: ``equal`` rows of 65 tokens; ``ragged`` the 5,276 model solutions of GSM8K, as both
 come (trl draws batches at random) and with trl told to group by length; ``children`` 8 alternatives at every
 prefix of those solutions: one row a child for trl, packed behind their trajectory here, with a loss on every child (``mc`` with
-the Bellman residual) and with bootstrap targets from them (``td``).
+the Bellman residual) and with bootstrap targets from them (``td``); ``real`` the same solutions, 8 a step, with the weights and
+the tokenizer of ``--model``.
 """
 
 import argparse
@@ -45,6 +46,17 @@ CASES: dict[str, dict[str, Any]] = {
             "trl": {},
             "trl, grouped by length": {"train_sampling_strategy": "group_by_length"},
             "rmtools": {"target": "labels"},
+        },
+    },
+    "real": {
+        "data": "ragged",
+        "batch": 8,
+        "steps": 6,
+        "sides": {
+            "trl": {},
+            "trl, grouped by length": {"train_sampling_strategy": "group_by_length"},
+            "rmtools": {"target": "labels"},
+            "rmtools, 1,024 tokens a pass": {"target": "labels", "max_tokens_per_batch": 1024},
         },
     },
     "children": {
@@ -256,6 +268,8 @@ def measure(args: argparse.Namespace) -> None:
     batch, steps = (16, 30) if children and not ours else (case["batch"], case["steps"])
     data = args.folder / (f"{case['data']}{'-packed' if children and ours else ''}.jsonl")
     model = str(args.folder / ("crossing" if case["data"] == "equal" else "gsm8k"))
+    if args.case == "real":
+        model = args.model
     timer = clock()
     with tempfile.TemporaryDirectory() as out:
         options = arguments(case, batch, steps, case["sides"][args.side], out)
@@ -283,7 +297,7 @@ def compare(args: argparse.Namespace) -> None:
             for _ in range(args.rounds):
                 for side in sides:
                     python = args.rmtools_python if side.startswith("rmtools") else args.trl_python
-                    found[side].append(one(python, case, side, folder))
+                    found[side].append(one(python, case, side, folder, args.model))
             results[case] = summary(found)
             print(case, json.dumps(results[case], indent=1), flush=True)
     if args.out:
@@ -291,8 +305,10 @@ def compare(args: argparse.Namespace) -> None:
         args.out.write_text(json.dumps(results, indent=2) + "\n")
 
 
-def one(python: str, case: str, side: str, folder: Path) -> dict[str, float]:
+def one(python: str, case: str, side: str, folder: Path, model: str | None) -> dict[str, float]:
     command = [python, __file__, "--measure", "--case", case, "--side", side, "--folder", str(folder)]
+    if model:
+        command += ["--model", model]
     done = subprocess.run(command, capture_output=True, text=True)
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     if not lines:
@@ -326,13 +342,17 @@ def main() -> None:
         help="of this side; trl's own to compare memory in one environment",
     )
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
+    parser.add_argument(
+        "--cases", nargs="+", choices=list(CASES), help="default: all, real with --model only"
+    )
+    parser.add_argument("--model", help="folder of a language model, for case real")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--case", help=argparse.SUPPRESS)
     parser.add_argument("--side", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    args.cases = args.cases or [case for case in CASES if case != "real" or args.model]
     measure(args) if args.measure else compare(args)
 
 

@@ -4,6 +4,7 @@ A hole in a cache or a pad in a batch must change nothing. It does if a layer lo
 state is not keys and values, if distance is counted in columns, or if rotations depend on the longest row.
 """
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,8 @@ from rmtools.errors import UserError
 from rmtools.lm.steps import EncodedTree
 
 ATTENTION = {"full_attention", "sliding_attention", "attention"}
+# The mask of a longer row takes more memory than its activations.
+LONGEST_ROW = 16_384
 # Their distances are counted in columns, holes included.
 BY_COLUMN = {"mpt"}
 
@@ -95,6 +98,23 @@ def require_full_attention(config: Any, longest: int) -> None:
             "value them differently than alone",
             "use rows without children (target mc or labels, no bellman_residual), shorter ones, or a model with full attention",
         )
+
+
+def longest_shared_row(model: Any) -> int:
+    """Return how many tokens a row with a mask of its own may have (`rmtools.lm.packing`); 0 if the model knows no such mask."""
+    config = model.config
+    masked = getattr(config, "_attn_implementation", "eager") in ("eager", "sdpa")
+    by_position = "position_ids" in inspect.signature(model.forward).parameters and not getattr(
+        config, "alibi", False
+    )
+    if (
+        not masked
+        or not by_position
+        or _other_layers(config)
+        or getattr(config, "model_type", None) in BY_COLUMN
+    ):
+        return 0
+    return min(_attention_window(config) or LONGEST_ROW, LONGEST_ROW)
 
 
 def require_scorable(config: Any, trees: Sequence[EncodedTree]) -> None:

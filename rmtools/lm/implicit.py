@@ -17,11 +17,12 @@ from torch import Tensor
 from rmtools.errors import UserError
 from rmtools.lm.architectures import require_scorable
 from rmtools.lm.kv.cache import PrefixCache
+from rmtools.lm.packing import Row, row_inputs
 from rmtools.lm.policy import Policy, left_padded, load_policy
 from rmtools.lm.precision import Dtype
 from rmtools.lm.protocol import TreeValues, ValueState
 from rmtools.lm.steps import EncodedTree
-from rmtools.lm.tree_scoring import batches_by_length, tree_batch
+from rmtools.lm.tree_scoring import batches_by_length
 from rmtools.lm.value import TOKENS_PER_BATCH
 from rmtools.particles.tilt import Tilt
 
@@ -117,13 +118,14 @@ class ImplicitValue:
     def _tree_log_probabilities(self, law: Policy, trees: Sequence[EncodedTree]) -> list[np.ndarray]:
         """Return (L,) nats of each tree's tokens given those before them; 0 for those of the prompt."""
         model = law.model
-        inputs = tree_batch(trees, self.steps.pad_id, law.device, model.dtype)
-        logits = model(**inputs, use_cache=False).logits
+        rows = [Row.of([tree]) for tree in trees]
+        logits = model(**row_inputs(rows, self.steps.pad_id, model.dtype, law.device), use_cache=False).logits
         out = []
-        for row, ids, tree in zip(logits, inputs["input_ids"], trees, strict=True):
-            start, end = int(tree.reads[0]) + 1, len(tree.ids)
-            before = torch.from_numpy(predecessors(tree)[start:]).to(law.device)
-            found = self._log_probabilities(law, row[before], ids[start:end])
+        for at, row, tree in zip(logits, rows, trees, strict=True):
+            start = int(tree.reads[0]) + 1
+            before = torch.from_numpy(row.places[0][predecessors(tree)[start:]]).to(law.device)
+            ids = torch.from_numpy(tree.ids[start:]).long().to(law.device)
+            found = self._log_probabilities(law, at[before], ids)
             out.append(np.concatenate([np.zeros(start), found.double().cpu().numpy()]))
         return out
 

@@ -1,9 +1,9 @@
 """Reading trajectories with their alternative next steps ("children") in few tokens.
 
-`tree_logits` reads each trajectory once, then its children behind the cached keys and values. In one packed sequence
-(`tree_batch`) every token is compared with every other, and most pairs are children that must not see one another. Spread over
-a few rows of about the trajectory's length, the pairs are several times fewer, and the keys and values at most about twice
-those of the packed sequence.
+`tree_logits` reads each trajectory once, then its children behind the cached keys and values. In one row
+(`rmtools.lm.packing`) every token is compared with every other, and most pairs are children that must not see one another.
+Spread over a few rows of about the trajectory's length, the pairs are several times fewer, and the keys and values at most
+about twice those of the one row.
 """
 
 from collections.abc import Sequence
@@ -38,34 +38,6 @@ def batches_by_length(trees: Sequence[EncodedTree], budget: int) -> list[list[in
         else:
             batches.append([i])
     return batches
-
-
-def tree_batch(
-    trees: Sequence[EncodedTree], pad_id: int, device: torch.device, dtype: torch.dtype
-) -> dict[str, Tensor]:
-    """Right-pad ``trees`` into model inputs; a 4-d attention mask is built only if there are children.
-
-    Pads stand behind everything that is read, so a causal mask alone keeps them out.
-    """
-    inputs = {"input_ids": padded([t.ids for t in trees], pad_id, device)}
-    if any(t.segment[-1] for t in trees):
-        inputs["position_ids"] = padded([t.positions for t in trees], 0, device)
-        segment, fork = (
-            padded([t.segment for t in trees], -1, device),
-            padded([t.fork for t in trees], 0, device),
-        )
-        zero = torch.zeros((), dtype=dtype, device=device)
-        mask = torch.where(tree_mask(segment, fork), zero, torch.finfo(dtype).min)
-        inputs["attention_mask"] = mask[:, None]
-    return inputs
-
-
-def tree_mask(segment: Tensor, fork: Tensor) -> Tensor:
-    """Return which token attends to which, (B, L, L) bool: the trajectory up to the fork, and the own branch."""
-    index = torch.arange(segment.shape[1], device=segment.device)
-    trunk = (segment[:, None, :] == 0) & (index[None, None, :] < fork[:, :, None])
-    own = (segment[:, :, None] == segment[:, None, :]) & (index[None, :, None] >= index[None, None, :])
-    return trunk | own
 
 
 def tree_logits(model: "PreTrainedModel", trees: Sequence[EncodedTree], pad_id: int) -> Tensor:

@@ -13,13 +13,33 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from rmtools.lm.packing import Row, distinct_tokens, row_inputs, share_rows
 from rmtools.lm.steps import EncodedTree
-from rmtools.lm.tree_scoring import tree_batch
 from rmtools.training.examples import Example
 
-ORDERS = ("group_by_length", "random", "sequential")
+ORDERS = ("group_by_prompt", "group_by_length", "random", "sequential")
 # So many batches of rows are sorted together: enough for batches of similar lengths, few enough to keep them random.
 BATCHES_PER_POOL = 50
+
+
+def prompts_of(examples: Sequence[Example]) -> list[int]:
+    """Return (N,) which prompt each example continues, numbered in order of appearance."""
+    known: dict[bytes, int] = {}
+    return [known.setdefault(e.tree.ids[: int(e.tree.reads[0]) + 1].tobytes(), len(known)) for e in examples]
+
+
+def chosen_order(examples: Sequence[Example], longest: int) -> str:
+    """Return the order of rows that suits them: by prompt where the rows of a prompt share most of their tokens.
+
+    Rows of a prompt tell less than as many of other prompts: it has to make them a third as dear.
+    """
+    if not longest:
+        return "group_by_length"
+    groups: dict[int, list[EncodedTree]] = {}
+    for prompt, e in zip(prompts_of(examples), examples, strict=True):
+        groups.setdefault(prompt, []).append(e.tree)
+    distinct = sum(map(distinct_tokens, groups.values()))
+    return "group_by_prompt" if 3 * distinct <= sum(len(e.tree.ids) for e in examples) else "group_by_length"
 
 
 class Rows(Dataset[Example]):
@@ -45,11 +65,11 @@ class RowOrder(Sampler[int]):
 
     Parameters
     ----------
-    lengths : sequence of int
-        (N,) tokens of each row; index N is the filler (:class:`Rows`).
+    lengths, prompts : sequence of int
+        (N,) tokens of each row, and which prompt it continues; index N is the filler (:class:`Rows`).
     strategy : str
         One of `ORDERS`. ``group_by_length``: every run of ``batch`` rows has similar lengths, and the runs come in random
-        order.
+        order. ``group_by_prompt``: the prompts come in random order, each with all of its rows.
     batch : int
         Rows of one optimiser step, over all processes.
     multiple : int
@@ -57,8 +77,17 @@ class RowOrder(Sampler[int]):
     seed : int
     """
 
-    def __init__(self, lengths: Sequence[int], strategy: str, batch: int, multiple: int, seed: int) -> None:
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        prompts: Sequence[int],
+        strategy: str,
+        batch: int,
+        multiple: int,
+        seed: int,
+    ) -> None:
         self.lengths = np.asarray(lengths)
+        self.prompts = np.asarray(prompts)
         self.strategy = strategy
         self.batch = batch
         self.fillers = -len(self.lengths) % multiple
@@ -83,6 +112,9 @@ class RowOrder(Sampler[int]):
             return np.arange(len(self.lengths))
         rng = np.random.default_rng([self.seed, self.epoch])
         order = rng.permutation(len(self.lengths))
+        if self.strategy == "group_by_prompt":
+            turn = rng.permutation(self.prompts.max() + 1)
+            return order[np.argsort(turn[self.prompts[order]], kind="stable")]
         return order if self.strategy == "random" else self._grouped(order, rng)
 
     def _grouped(self, order: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -99,49 +131,112 @@ class RowOrder(Sampler[int]):
 
 
 class Collator:
-    """Pads examples into model inputs and index tensors.
+    """Packs examples into model inputs and index tensors; rows that begin alike share the tokens (`rmtools.lm.packing`).
 
     Parameters
     ----------
     pad_id : int
-    dtype : torch.dtype
-        Of the attention mask that a batch with children needs.
     children : {"none", "bootstrap", "all"}
         Which forward passes read the alternatives: none, that of bootstrap values, or both.
+    dtype : torch.dtype
+        Of the attention mask that a batch with forks needs.
+    pairs, longest : int
+        As for `rmtools.lm.packing.share_rows`; with 0, the default, every example is read by itself.
+    max_tokens : int or None
+        Most tokens, pads included, of the forward pass of several examples; for :meth:`passes`.
     """
 
-    def __init__(self, pad_id: int, children: str = "all", dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        pad_id: int,
+        children: str = "all",
+        dtype: torch.dtype = torch.float32,
+        pairs: int = 1,
+        longest: int = 0,
+        max_tokens: int | None = None,
+    ) -> None:
         self.pad_id = pad_id
         self.children = children
         self.dtype = dtype
+        self.pairs = pairs
+        self.longest = longest
+        self.max_tokens = max_tokens
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
         """Return one padded batch of B trajectories of at most T steps.
 
-        The keys: ``model`` (inputs of the forward pass), ``bootstrap`` (inputs for bootstrap values; None: the same),
-        ``reads`` (B, T + 1), ``length``, ``complete``, ``counts`` and ``log_potential`` (B,), ``log_label`` (B, T),
-        ``child_reads``, ``child_log_potential`` and ``child_log_count`` (B, T, C), ``completion_log_potential`` (B, T + 1, R).
+        The keys: ``model`` (inputs of the forward pass) and ``reads`` (B, T + 1) and ``child_reads`` (B, T, C), places among
+        all its tokens, one row after the other (-1: not read); ``bootstrap`` (the same three for bootstrap values; None:
+        these); ``length``, ``complete``, ``counts`` and ``log_potential`` (B,), ``log_label`` (B, T), ``child_log_potential``
+        and ``child_log_count`` (B, T, C), ``completion_log_potential`` (B, T + 1, R).
         """
+        return self._batch(examples, self._shared(examples))
+
+    def passes(self, examples: Sequence[Example]) -> dict[str, list[dict[str, Any]]]:
+        """Return the batches of examples that are read one after the other, each of at most `max_tokens` if it holds several."""
+        rows = self._shared(examples)
+        if self.max_tokens is None:
+            return {"passes": [self._batch(examples, rows)]}
+        sizes = [distinct_tokens([self._tree(examples[i]) for i in row]) for row in rows]
+        cuts: list[list[list[int]]] = []
+        for k in sorted(range(len(rows)), key=sizes.__getitem__):
+            if cuts and (len(cuts[-1]) + 1) * sizes[k] <= self.max_tokens:
+                cuts[-1].append(rows[k])
+            else:
+                cuts.append([rows[k]])
+        found = []
+        for cut in cuts:
+            chosen = [examples[i] for row in cut for i in row]
+            ends = np.cumsum([len(row) for row in cut])
+            found.append(self._batch(chosen, [[*r] for r in np.split(np.arange(len(chosen)), ends[:-1])]))
+        return {"passes": found}
+
+    def _tree(self, example: Example) -> EncodedTree:
+        """Return what the larger forward pass reads of an example."""
+        return example.tree if self.children != "none" else example.tree.trunk()
+
+    def _shared(self, examples: Sequence[Example]) -> list[list[int]]:
+        most = self.longest if self.max_tokens is None else min(self.longest, self.max_tokens)
+        return share_rows([self._tree(e) for e in examples], self.pairs, most)
+
+    def _batch(self, examples: Sequence[Example], rows: Sequence[Sequence[int]]) -> dict[str, Any]:
+        """Return the batch in which the examples of each of ``rows`` share a row."""
         trees, trunks = [e.tree for e in examples], [e.tree.trunk() for e in examples]
         branches = any(len(a.ids) > len(b.ids) for a, b in zip(trees, trunks, strict=True))
         horizon = max(e.length for e in examples)
+        depths = horizon if self.children != "none" else 0
 
         def table(of: Callable[[Example], Sequence[np.ndarray]], fill: float) -> Tensor:
-            return ragged([of(e) if self.children != "none" else [] for e in examples], horizon, fill)
+            return ragged([of(e)[:depths] for e in examples], horizon, fill)
 
-        reads = np.zeros((len(trees), horizon + 1), dtype=np.int64)
-        for row, tree in zip(reads, trees, strict=True):
-            row[: len(tree.reads)] = tree.reads
+        def inputs(read: Sequence[EncodedTree]) -> dict[str, Any]:
+            packed = [Row.of([read[i] for i in row]) for row in rows]
+            width = max(len(row.ids) for row in packed)
+            places = {
+                i: k * width + place
+                for k, (row, found) in enumerate(zip(rows, packed, strict=True))
+                for i, place in zip(row, found.places, strict=True)
+            }
+            reads = np.zeros((len(read), horizon + 1), dtype=np.int64)
+            for i, tree in enumerate(read):
+                reads[i, : len(tree.reads)] = places[i][tree.reads]
+            children = [
+                [_placed(at, places[i]) for at in e.child_reads[:depths]] for i, e in enumerate(examples)
+            ]
+            return {
+                "model": row_inputs(packed, self.pad_id, self.dtype),
+                "reads": torch.from_numpy(reads),
+                "child_reads": ragged(children, horizon, -1).long(),
+            }
+
         return {
-            "model": self._inputs(trees if self.children == "all" else trunks),
-            "bootstrap": self._inputs(trees) if self.children == "bootstrap" and branches else None,
-            "reads": torch.from_numpy(reads),
+            **inputs(trees if self.children == "all" else trunks),
+            "bootstrap": inputs(trees) if self.children == "bootstrap" and branches else None,
             "length": torch.tensor([e.length for e in examples]),
             "complete": torch.tensor([e.complete for e in examples]),
             "counts": torch.tensor([e.counts for e in examples]),
             "log_potential": torch.tensor([e.log_potential for e in examples], dtype=torch.float32),
             "log_label": ragged([[e.log_label] for e in examples], 1, math.nan, horizon)[:, 0],
-            "child_reads": table(lambda e: e.child_reads, -1).long(),
             "child_log_potential": table(lambda e: e.child_log_potential, math.nan),
             "child_log_count": table(lambda e: e.child_log_count, -math.inf),
             "completion_log_potential": ragged(
@@ -149,8 +244,11 @@ class Collator:
             ),
         }
 
-    def _inputs(self, trees: Sequence[EncodedTree]) -> dict[str, Tensor]:
-        return tree_batch(trees, self.pad_id, torch.device("cpu"), self.dtype)
+
+def _placed(at: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Return where the tokens ``at`` of a tree are; -1 for one that ended (-1) or is not read."""
+    read = (at >= 0) & (at < len(places))
+    return np.where(read, places[np.where(read, at, 0)], -1)
 
 
 def ragged(

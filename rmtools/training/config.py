@@ -87,7 +87,9 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "output_dir": (lambda x: "\0" not in str(x), "a path"),
     "max_steps": (lambda x: x == -1 or x >= 1, "at least 1, or -1 for num_train_epochs"),
     "num_train_epochs": (lambda x: 0 < x < math.inf, "above 0 and finite"),
-    "max_length": (lambda x: x is None or x >= 1, "at least 1 token"),
+    **dict.fromkeys(
+        ("max_length", "max_tokens_per_batch"), (lambda x: x is None or x >= 1, "at least 1 token")
+    ),
     "early_stopping_patience": (lambda x: x is None or x >= 1, "at least 1 evaluation"),
 }
 # What a value is, by the annotation of its field.
@@ -147,7 +149,9 @@ class PRMConfig(TrainingArguments):
     )
     logging_first_step: bool = _argument(True, "log the first optimiser step")
     train_sampling_strategy: str = _argument(
-        "group_by_length", "group_by_length: batches of similar length; random; sequential"
+        "auto",
+        "group_by_prompt: rows of a prompt together, which share the passes over its tokens; group_by_length: batches of "
+        "similar length; random; sequential; auto: by prompt where that saves two thirds of the tokens, else by length",
     )
     ddp_find_unused_parameters: bool | None = _argument(
         False, "every trained weight takes part in every step"
@@ -184,6 +188,11 @@ class PRMConfig(TrainingArguments):
     )
     max_length: int | None = _argument(
         None, "tokens; longer rows lose their last steps. Default: the model's limit"
+    )
+    max_tokens_per_batch: int | None = _argument(
+        None,
+        "tokens of a forward pass, pads included, distinct ones where rows begin alike: a device's batch is read in as many "
+        "passes as that needs, with the same gradients. Default: one pass",
     )
     overwrite_output_dir: bool = _argument(
         False, "replace an earlier training in output_dir, checkpoints included"
@@ -274,7 +283,7 @@ class PRMConfig(TrainingArguments):
         choices = {
             "target": TARGETS,
             "divergence": DIVERGENCES,
-            "train_sampling_strategy": ORDERS,
+            "train_sampling_strategy": ("auto", *ORDERS),
             "prompt_format": KINDS,
             "log_level": trainer_log_levels,
             "log_level_replica": trainer_log_levels,
@@ -291,6 +300,12 @@ class PRMConfig(TrainingArguments):
             raise UserError(
                 "divergence contrastive compares the rows of a forward pass, per_device_train_batch_size is 1",
                 "raise it to at least 2",
+            )
+        if self.max_tokens_per_batch and (self.divergence == "contrastive" or self.deepspeed):
+            other = "divergence contrastive" if self.divergence == "contrastive" else "DeepSpeed"
+            raise UserError(
+                f"max_tokens_per_batch reads a batch in several passes, and {other} needs one",
+                "leave it out, and lower per_device_train_batch_size",
             )
 
     def _check_evaluation(self) -> None:

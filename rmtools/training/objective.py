@@ -36,18 +36,15 @@ def read_values(logits: Tensor, batch: Batch, floor: float) -> tuple[Tensor, Val
     Parameters
     ----------
     logits : Tensor
-        (B, L, 2) of every token. Values of children are arbitrary if their tokens are not among them.
+        (..., 2) of every token of the forward pass. Values of children are arbitrary if their tokens are not among them.
     batch : mapping
         What :class:`rmtools.training.batching.Collator` returns.
     floor : float
         Floor of the tilt.
     """
-    at = logits.gather(1, batch["reads"][..., None].expand(-1, -1, 2))
-    reads, ended = batch["child_reads"], batch["child_log_potential"]
-    flat = reads.clamp(0, logits.shape[1] - 1).flatten(1)
-    child = log_value_from_logits(logits.gather(1, flat[..., None].expand(-1, -1, 2)), floor).view(
-        reads.shape
-    )
+    every = logits.flatten(0, -2)
+    at, ended = every[batch["reads"]], batch["child_log_potential"]
+    child = log_value_from_logits(every[batch["child_reads"].clamp(min=0)], floor)
     return at, Values(log_value_from_logits(at, floor), torch.where(torch.isnan(ended), child, ended))
 
 

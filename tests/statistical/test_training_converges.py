@@ -126,7 +126,7 @@ def fit(tree, objective, loss=None, steps=600, lr=0.1, model=None):
     schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.01, steps)
     n = len(tree.batch["reads"])
     for _ in range(steps):
-        at, now = read_values(model().expand(n, -1, -1), tree.batch, objective.floor)
+        at, now = read_values(model(), tree.batch, objective.floor)
         value = loss(now) if loss else objective.loss(tree.batch, at, now, now) / n
         optimiser.zero_grad()
         value.backward()
@@ -275,10 +275,7 @@ def test_a_sampled_chain_reaches_an_error_under_two_percent():
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
     for _ in range(steps):
         batch = sampled_batch(chain, first, rows, rng)
-        values = [
-            read_values(torch.stack([torch.zeros_like(o), o], -1).expand(rows, -1, -1), batch, FLOOR)
-            for o in (odds, copy)
-        ]
+        values = [read_values(torch.stack([torch.zeros_like(o), o], -1), batch, FLOOR) for o in (odds, copy)]
         (at, now), (_, bar) = values
         loss = objective.loss(batch, at, now, bar) / rows
         optimiser.zero_grad()

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from rmtools.lm.tree_scoring import child_rows, padded, row_mask, tree_batch, tree_logits
+from rmtools.lm.packing import Row, row_inputs
+from rmtools.lm.tree_scoring import child_rows, padded, row_mask, tree_logits
 
 MOVES = ["u r1 \n", "s r2 \n", "d r3 \n", "u \n", "s x x \n", "d r0 . . . \n"]
 
@@ -25,12 +26,10 @@ def trees(value):
 
 @torch.inference_mode()
 def test_the_logits_are_those_of_one_packed_sequence(value, trees):
-    packed = value.model(**tree_batch(trees, 0, value.device, value.model.dtype)).logits
-    found = tree_logits(value.model, trees, 0)
-    assert found.shape == packed.shape
-    for tree, a, b in zip(trees, found, packed, strict=True):
-        n = len(tree.ids)
-        torch.testing.assert_close(a[:n], b[:n], atol=1e-5, rtol=1e-5)
+    rows = [Row.of([tree]) for tree in trees]
+    packed = value.model(**row_inputs(rows, 0, value.model.dtype)).logits
+    for tree, row, a, b in zip(trees, rows, tree_logits(value.model, trees, 0), packed, strict=True):
+        torch.testing.assert_close(a[: len(tree.ids)], b[row.places[0]], atol=1e-5, rtol=1e-5)
 
 
 def test_rows_hold_whole_children_once_each(trees):

@@ -12,7 +12,6 @@ import torch
 from rmtools.errors import UserError
 from rmtools.lm.checkpoint import load_value_model
 from rmtools.lm.policy import Policy
-from rmtools.lm.tree_scoring import tree_batch, tree_mask
 from rmtools.lm.value import ConstantValue, ValueModel, log_value_from_logits
 from rmtools.particles.tilt import Tilt
 
@@ -121,28 +120,6 @@ def test_nan_at_one_child_names_its_trajectory(value):
 
     with pytest.raises(ValueError, match="NaN at step 2 of trajectory 0"):
         ValueModel(Spoiled(), value.steps, value.tilt).score(trees[:1])
-
-
-def test_tree_mask_by_hand():
-    """Trajectory 0 1 2, one child at fork 1 (tokens 3 4), one at fork 2 (token 5)."""
-    mask = tree_mask(torch.tensor([[0, 0, 0, 1, 1, 2]]), torch.tensor([[1, 2, 3, 1, 1, 2]]))[0].int()
-    assert mask.tolist() == [
-        [1, 0, 0, 0, 0, 0],
-        [1, 1, 0, 0, 0, 0],
-        [1, 1, 1, 0, 0, 0],
-        [1, 0, 0, 1, 0, 0],
-        [1, 0, 0, 1, 1, 0],
-        [1, 1, 0, 0, 0, 1],
-    ]
-
-
-def test_no_mask_is_built_without_children(value):
-    trees = [value.steps.encode(p, s) for p, s, _ in RAGGED]
-    inputs = tree_batch(trees, 0, value.device, torch.float32)
-    assert "attention_mask" not in inputs
-    with_children = tree_batch([value.steps.encode(*RAGGED[0])], 0, value.device, torch.float32)
-    n = with_children["input_ids"].shape[1]
-    assert with_children["attention_mask"].shape == (1, 1, n, n)
 
 
 def test_constant_value(value):

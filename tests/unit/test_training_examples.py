@@ -1,5 +1,6 @@
 """From rollouts to batches: what is encoded, counted, cut and left out."""
 
+import itertools
 import logging
 import math
 from dataclasses import replace
@@ -45,7 +46,7 @@ def test_examples_keep_soft_rewards(step_tokenizer):
 def test_a_batch_by_hand(step_tokenizer):
     tilt = Tilt(FLOOR)
     batch = Collator(step_tokenizer.pad_id)([example(r, step_tokenizer, tilt) for r in ROWS])
-    assert batch["reads"].tolist() == [[2, 5, 8], [2, 4, 0]]
+    assert batch["reads"].tolist() == [[2, 5, 8], [14, 16, 0]]  # the second row begins at 12
     assert batch["length"].tolist() == [2, 1]
     assert batch["child_reads"].tolist() == [[[11], [-1]], [[-1], [-1]]]  # one child goes on, one ended
     assert batch["child_log_count"].exp().tolist() == [[[1], [1]], [[0], [0]]]
@@ -57,7 +58,7 @@ def test_a_batch_by_hand(step_tokenizer):
         [[True, True]] * 3,
     ]
     assert batch["model"]["input_ids"].shape == (2, 12)
-    ids = batch["model"]["input_ids"].gather(1, batch["reads"])
+    ids = batch["model"]["input_ids"].flatten()[batch["reads"]]
     (newline,) = step_tokenizer.step_ids("\n")
     assert ids[0].tolist() == [newline] * 3
     assert ids[1, :2].tolist() == [newline] * 2
@@ -239,7 +240,7 @@ def lengths(n):
 
 
 def order_of(size, strategy="group_by_length", multiple=1, seed=5):
-    return RowOrder(size, strategy, 8, multiple, seed)
+    return RowOrder(size, np.arange(len(size)) % 90, strategy, 8, multiple, seed)
 
 
 @pytest.mark.parametrize("strategy", ORDERS)
@@ -261,7 +262,7 @@ def test_fillers_make_the_last_forward_pass_whole_and_stand_last(strategy, n, fi
     assert found[n:] == [n] * fillers
 
 
-@pytest.mark.parametrize("strategy", ["group_by_length", "random"])
+@pytest.mark.parametrize("strategy", ["group_by_prompt", "group_by_length", "random"])
 def test_the_order_is_that_of_seed_and_epoch(strategy):
     a, b = (order_of(lengths(500), strategy) for _ in range(2))
     assert list(a) == list(b)
@@ -284,6 +285,15 @@ def test_batches_are_level_and_their_order_is_not():
     assert padding(order) < 0.05
     longest = size[np.asarray(order)].reshape(-1, 8).max(1)
     assert abs(np.corrcoef(longest[:-1], longest[1:])[0, 1]) < 0.2
+
+
+def test_by_prompt_the_rows_of_each_come_together():
+    sampler = order_of(lengths(1003), "group_by_prompt")
+    prompts = np.asarray(list(sampler)) % 90
+    turns = [prompt for prompt, _ in itertools.groupby(prompts)]
+    assert sorted(turns) == list(range(90)) != turns
+    sampler.set_epoch(1)
+    assert [p for p, _ in itertools.groupby(np.asarray(list(sampler)) % 90)] != turns
 
 
 def test_held_out_rows_are_whole_or_left_out(step_tokenizer, caplog):

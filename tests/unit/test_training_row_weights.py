@@ -55,11 +55,13 @@ def test_a_filler_changes_nothing(
     perturb(trainer.model)
     data = trainer.train_dataset
     without, filled = (
-        trainer.compute_loss(trainer.model, trainer.data_collator([data[i] for i in rows])).item()
+        trainer.compute_loss(
+            trainer.model, trainer.data_collator([data[i] for i in rows])["passes"][0]
+        ).item()
         for rows in ([0, 1, 2], [0, 1, len(data), 2, len(data)])
     )
     assert filled == pytest.approx(without, rel=1e-6)
-    only = trainer.compute_loss(trainer.model, trainer.data_collator([data[len(data)]] * 2))
+    only = trainer.compute_loss(trainer.model, trainer.data_collator([data[len(data)]] * 2)["passes"][0])
     only.backward()
     assert only.item() == 0
     trained = [p for p in trainer.model.parameters() if p.requires_grad]

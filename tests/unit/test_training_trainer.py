@@ -128,7 +128,8 @@ def test_training_lowers_the_loss(policy_folder, step_tokenizer, rollouts, tmp_p
 def batch_of(trainer, rows):
     from rmtools.training.examples import example
 
-    return trainer.data_collator([example(r, trainer.steps, trainer.tilt) for r in rows])
+    (batch,) = trainer.data_collator([example(r, trainer.steps, trainer.tilt) for r in rows])["passes"]
+    return batch
 
 
 def log_targets(trainer, batch):
