@@ -171,14 +171,7 @@ class PRMTrainer(Trainer):
             super().__init__(
                 model=trained,
                 args=args,
-                data_collator=Collator(
-                    self.steps.pad_id,
-                    self.objective.children,
-                    trained.dtype,
-                    pairs=PAIRS_PER_TOKEN * trained.config.get_text_config().hidden_size,
-                    longest=longest,
-                    max_tokens=args.max_tokens_per_batch,
-                ).passes,
+                data_collator=self._collator(trained, args, longest).passes,
                 train_dataset=Rows(examples),
                 eval_dataset=self.eval_rollouts or None,
                 processing_class=tokenizer,
@@ -199,6 +192,16 @@ class PRMTrainer(Trainer):
             self.add_callback(self.target_network)
         self.model_accepts_loss_kwargs = False
         self._claimed: set[Path] = set()
+
+    def _collator(self, model: Any, args: PRMConfig, longest: int) -> Collator:
+        return Collator(
+            self.steps.pad_id,
+            self.objective.children,
+            model.dtype,
+            pairs=PAIRS_PER_TOKEN * model.config.get_text_config().hidden_size,
+            longest=longest,
+            max_tokens=args.max_tokens_per_batch,
+        )
 
     def _check_resolved(self, args: PRMConfig) -> None:
         """Raise ``UserError`` if the encoded rows make no batch, or do not resolve the metric of the best model."""
