@@ -7,18 +7,25 @@ from rmtools.errors import UserError
 from rmtools.jobs.processes import local_rank, this_process
 
 if TYPE_CHECKING:
-    import torch
-
     from rmtools.cli.options import DeviceName, DtypeName
-    from rmtools.lm.precision import Placement
+    from rmtools.lm.precision import Placement, Where
 
 
-def device_for(name: "DeviceName") -> "torch.device":
+def device_for(name: "DeviceName") -> "Where":
     """Return the device of ``--device`` for this process: one GPU of several.
 
-    ``auto`` is the CPU without a CUDA GPU, or if accelerate is set to use the CPU. Raises ``UserError`` if there is no CUDA GPU.
+    ``auto`` is the CPU without a CUDA GPU, or if accelerate is set to use the CPU. Raises ``UserError`` if there is no CUDA GPU,
+    or each of several processes would spread its models over all of them.
     """
     import torch
+
+    if name == "spread":
+        if this_process().size > 1:
+            raise UserError(
+                f"--device spread puts a model on all GPUs, and {this_process().size} processes would each do so",
+                "start one process: `rmtools` without `accelerate launch`",
+            )
+        return "spread"
 
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":

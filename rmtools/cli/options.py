@@ -19,7 +19,7 @@ server_option = partial(typer.Option, rich_help_panel="A policy behind a server"
 work_option = partial(typer.Option, rich_help_panel="Work and seed")
 output_option = partial(typer.Option, rich_help_panel="Output")
 
-DeviceName = Literal["auto", "cpu", "cuda", "mps"]
+DeviceName = Literal["auto", "cpu", "cuda", "mps", "spread"]
 DtypeName = Literal["auto", "float32", "bfloat16"]
 
 
@@ -56,7 +56,8 @@ Device = Annotated[
     DeviceName,
     model_option(
         callback=_computes_in_float64,
-        help="Where models run. auto: a CUDA GPU if there is one, else the CPU. mps is refused: it has no float64.",
+        help="Where models run. auto: a CUDA GPU if there is one, else the CPU. spread: the layers of each model over "
+        "all GPUs of this machine, in one process. mps is refused: it has no float64.",
     ),
 ]
 Dtype = Annotated[

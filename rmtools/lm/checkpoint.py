@@ -17,8 +17,19 @@ from rmtools.errors import UserError
 from rmtools.files import read_json
 from rmtools.lm.classifier import adapted, merged, new_token_classifier, require_head, saved_classifier
 from rmtools.lm.hub import COMMIT, PICKLED, cached_commit, find_model, split_name, with_commit
-from rmtools.lm.policy import Policy, best_device, load_tokenizer
-from rmtools.lm.precision import Dtype, device_of, on_device, quantisation, require_quantiser, weights_in
+from rmtools.lm.policy import Policy, load_tokenizer
+from rmtools.lm.precision import (
+    SPREAD,
+    Dtype,
+    Where,
+    best_device,
+    device_of,
+    inputs_on,
+    on_device,
+    quantisation,
+    require_quantiser,
+    weights_in,
+)
 from rmtools.lm.prompt_format import RAW, PromptFormat
 from rmtools.lm.sampling_law import SamplingLaw
 from rmtools.lm.steps import StepSettings, StepTokenizer
@@ -213,7 +224,7 @@ def load_value_model(
     untrained : bool
         Return the model as it was before its first update, made again from the saved seed: the control.
     device : str or torch.device, optional
-        Default: CUDA if available.
+        Default: CUDA if available. "spread": the layers over all GPUs.
     beside : Policy, optional
         If the checkpoint is an adapter on this policy's own weights, hold these in memory once, at the policy's
         precision; the adapter then stays apart instead of being merged (values agree to rounding).
@@ -233,9 +244,9 @@ def load_value_model(
     >>> settings.task, settings.steps.max_steps, value.tilt
     ('crossing', 3, Tilt(floor=0.05))
     """
-    device = device_of(device) or best_device()
+    where = device_of(device) or best_device()
     source = find_model(folder)
-    folder, precision = source.folder, weights_in(dtype, device)
+    folder, precision = source.folder, weights_in(dtype, inputs_on(where))
     settings = loadable_settings(source.pinned, untrained)
     require_head(folder)
     is_adapter = (folder / "adapter_config.json").exists()
@@ -245,11 +256,11 @@ def load_value_model(
     tilt = Tilt(settings.floor)
 
     def base(dtype: Any = precision) -> "PreTrainedModel":
-        return _base(settings, device, dtype)
+        return _base(settings, where, dtype)
 
     if untrained:
         model = base()
-    elif is_adapter and beside is not None and _leaves_weights(folder, settings, beside):
+    elif is_adapter and beside is not None and where != SPREAD and _leaves_weights(folder, settings, beside):
         shared = base(dtype=beside.model.dtype).to(beside.device)  # type: ignore[arg-type]
         _share_weights(shared.base_model, beside.model.base_model)
         value = ValueModel(adapted(shared, folder).eval(), steps, tilt, str(source))
@@ -261,14 +272,14 @@ def load_value_model(
             model = merged(model, folder)
     else:
         model = saved_classifier(folder, precision)
-    model = on_device(model, device)
+    model = on_device(model, where)
     name = f"{source} (untrained head)" if untrained else str(source)
     value = ValueModel(model, steps, tilt, name)
     value.prompt_format = settings.prompt_format
     return value, settings
 
 
-def _base(settings: CheckpointSettings, device: torch.device, dtype: Any) -> "PreTrainedModel":
+def _base(settings: CheckpointSettings, device: Where, dtype: Any) -> "PreTrainedModel":
     """Return the model under an adapter as it was before training, quantised as it was then."""
     how = settings.base_quantization
     if how:

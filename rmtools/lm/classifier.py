@@ -14,7 +14,7 @@ import torch
 from rmtools.errors import UserError, reason
 from rmtools.lm.hub import find_model, with_commit
 from rmtools.lm.policy import LOAD_ERRORS, not_a_model
-from rmtools.lm.precision import placed, quantisation_asked, quantised_weights
+from rmtools.lm.precision import Where, placed, quantisation_asked, quantised_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -34,7 +34,7 @@ class Float32Head(torch.nn.Linear):
 
 
 def new_token_classifier(
-    model: str, seed: int, *, revision: str = "", device: torch.device | None = None, **options: Any
+    model: str, seed: int, *, revision: str = "", device: Where | None = None, **options: Any
 ) -> "PreTrainedModel":
     """Return the weights of ``model`` under a two-label fp32 head drawn with ``seed``, dropout off.
 

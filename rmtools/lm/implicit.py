@@ -19,7 +19,7 @@ from rmtools.lm.architectures import require_scorable
 from rmtools.lm.kv.cache import PrefixCache
 from rmtools.lm.packing import Row, row_inputs
 from rmtools.lm.policy import Policy, left_padded, load_policy
-from rmtools.lm.precision import Dtype
+from rmtools.lm.precision import SPREAD, Dtype, Where, is_spread
 from rmtools.lm.protocol import TreeValues, ValueState
 from rmtools.lm.steps import EncodedTree
 from rmtools.lm.tree_scoring import batches_by_length
@@ -206,7 +206,8 @@ def load_implicit(
 
     Raises ``UserError`` if there is no language model at ``path``, or its tokenizer is not the policy's.
     """
-    target = load_policy(path, policy.steps.settings, temperature, policy.device, dtype)
+    where: Where = SPREAD if is_spread(policy.model) else policy.device
+    target = load_policy(path, policy.steps.settings, temperature, where, dtype)
     return ImplicitValue(target, policy, tilt, name)
 
 

@@ -20,8 +20,10 @@ from rmtools.lm.hub import HOW_TO_NAME, find_model
 from rmtools.lm.kv.cache import PrefixCache
 from rmtools.lm.precision import (
     Dtype,
+    best_device,
     device_of,
     input_device,
+    inputs_on,
     on_device,
     placed,
     quantisation,
@@ -155,11 +157,6 @@ def distinct(node: Tensor) -> tuple[Tensor, Tensor]:
     return torch.unique(node, return_inverse=True)
 
 
-def best_device() -> torch.device:
-    """Return the CUDA device if available, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def load_policy(
     path: str | Path,
     settings: StepSettings,
@@ -178,7 +175,7 @@ def load_policy(
     temperature : float or SamplingLaw
         Of the softmax that tokens are drawn from; `rmtools.lm.sampling_law.SamplingLaw` truncates it too.
     device : str or torch.device, optional
-        Default: CUDA if available.
+        Default: CUDA if available. "spread": the layers over all GPUs.
     dtype : {"auto", "float32", "bfloat16"}
         Precision of the weights. auto: float32 on a CPU, that of the files on a GPU.
 
@@ -204,7 +201,7 @@ def load_policy(
             r"rmtools.StepSettings(delimiter='\n', max_steps=8), say",
         )
     law = temperature if isinstance(temperature, SamplingLaw) else SamplingLaw(temperature)
-    device = device_of(device) or best_device()
+    where = device_of(device) or best_device()
     source = find_model(path)
     path = source.folder
     if (path / "rmtools.json").exists() or (path / "adapter_config.json").exists():
@@ -218,7 +215,10 @@ def load_policy(
         how = quantisation(config)
         with quantised_weights(source, how):
             found: Any = AutoModelForCausalLM.from_pretrained(
-                path, output_loading_info=True, dtype=weights_in(dtype, device), **placed(how, device)
+                path,
+                output_loading_info=True,
+                dtype=weights_in(dtype, inputs_on(where)),
+                **placed(how, where),
             )
         model, loading = found
     except UserError:
@@ -233,7 +233,7 @@ def load_policy(
         )
     require_vocabulary(tokenizer, model.config, str(source))
     ends = end_ids(model.generation_config, tokenizer)
-    return Policy(on_device(model, device), StepTokenizer(tokenizer, settings, ends), law, source.pinned)
+    return Policy(on_device(model, where), StepTokenizer(tokenizer, settings, ends), law, source.pinned)
 
 
 def end_ids(generation: "GenerationConfig | None", tokenizer: "PreTrainedTokenizerBase") -> list[int]:

@@ -19,17 +19,26 @@ Dtype = Literal["auto", "float32", "bfloat16"]
 DTYPES: tuple[Dtype, ...] = ("auto", "float32", "bfloat16")
 
 
-def device_of(given: "torch.device | str | None") -> torch.device | None:
-    """Return the device that is named "cpu", "cuda" or "cuda:1"; None for None and "auto".
+SPREAD: Literal["spread"] = "spread"
+"""Instead of a device: the layers of a model over all GPUs, in one process."""
+Where = torch.device | Literal["spread"]
+
+
+def device_of(given: "torch.device | str | None") -> Where | None:
+    """Return the device that is named "cpu", "cuda" or "cuda:1", or `SPREAD`; None for None and "auto".
 
     Raises ``UserError`` if there is no such device, or models cannot run there.
     """
     if given is None or isinstance(given, torch.device) or given == "auto":
         return given if isinstance(given, torch.device) else None
+    if given == SPREAD:
+        return SPREAD
     try:
         found = torch.device(given)
     except (RuntimeError, TypeError, ValueError):
-        raise UserError(f"there is no `device` {given!r}", "choose one of: auto, cpu, cuda, cuda:1") from None
+        raise UserError(
+            f"there is no `device` {given!r}", "choose one of: auto, cpu, cuda, cuda:1, spread"
+        ) from None
     if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
         raise UserError(f"the `device` {given} cannot be used: torch finds no such CUDA GPU", "device='cpu'")
     if found.type not in ("cpu", "cuda"):
@@ -50,7 +59,7 @@ def check_dtype(dtype: object) -> None:
 class Placement:
     """Where models run (None: CUDA if available) and in which precision."""
 
-    device: torch.device | None = None
+    device: Where | None = None
     dtype: Dtype = "auto"
 
 
@@ -66,9 +75,9 @@ def weights_in(dtype: str, device: torch.device) -> "torch.dtype | str":
     return found
 
 
-def placed(how: dict[str, Any], device: torch.device | None) -> dict[str, Any]:
-    """Return the options of ``from_pretrained`` that put weights quantised as ``how`` on ``device``: most cannot be moved."""
-    return {"device_map": {"": device}} if how and device else {}
+def placed(how: dict[str, Any], where: Where | None) -> dict[str, Any]:
+    """Return the options of ``from_pretrained`` that put weights quantised as ``how`` there: most cannot be moved."""
+    return {"device_map": "auto" if where == SPREAD else {"": where}} if how and where else {}
 
 
 def quantisation(config: Any) -> dict[str, Any]:
@@ -105,9 +114,48 @@ def model_precision(model: Any) -> str:
     return f"{how.get('quant_method', 'quantised')}{bits}, {name}"
 
 
-def on_device(model: Any, device: torch.device) -> Any:
-    """Return the model on ``device``; quantised weights are there already."""
-    return model if quantisation(model.config) else model.to(device)
+def best_device() -> torch.device:
+    """Return the CUDA device if available, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def inputs_on(where: Where) -> torch.device:
+    """Return the device of the inputs of a model that is put there."""
+    return best_device() if where == SPREAD else where
+
+
+def on_device(model: Any, where: Where) -> Any:
+    """Return the model on a device, or spread over all GPUs; quantised weights are there already."""
+    if quantisation(model.config):
+        return model
+    return spread(model) if where == SPREAD else model.to(where)
+
+
+def spread(model: Any) -> Any:
+    """Put the layers of a model on all GPUs, about as much on each, and return it; on the CPU without a GPU.
+
+    Raises ``UserError`` if they have too little memory: layers in the CPU's memory cannot be sampled from beside others.
+    """
+    from accelerate.big_modeling import dispatch_model
+    from accelerate.utils import get_balanced_memory, infer_auto_device_map
+
+    model.tie_weights()
+    whole = list(model._no_split_modules or ())
+    memory = get_balanced_memory(model, no_split_module_classes=whole)
+    found = infer_auto_device_map(model, max_memory=memory, no_split_module_classes=whole)
+    places = {str(place) for place in found.values()}
+    if "disk" in places or ("cpu" in places and len(places) > 1):
+        raise UserError(
+            f"the GPUs have no room for {model.name_or_path or 'the model'}: {len(places)} places would be needed, "
+            "the CPU or the disk among them",
+            "use more or larger GPUs, `dtype` bfloat16, or a server for the policy",
+        )
+    return dispatch_model(model, found, skip_keys=getattr(model, "_skip_keys_device_placement", None))
+
+
+def is_spread(model: Any) -> bool:
+    """Return whether the layers of a model are on several devices."""
+    return len(set(getattr(model, "hf_device_map", {}).values())) > 1
 
 
 def input_device(model: Any) -> torch.device:

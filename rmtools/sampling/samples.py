@@ -23,7 +23,7 @@ from rmtools.lm.checkpoint import load_value_model, loadable_settings, require_r
 from rmtools.lm.hub import find_model
 from rmtools.lm.particles import Terminal
 from rmtools.lm.policy import Policy, load_policy
-from rmtools.lm.precision import device_of
+from rmtools.lm.precision import Where, device_of
 from rmtools.lm.protocol import Scorer, StepPolicy
 from rmtools.lm.sampling_law import SamplingLaw
 from rmtools.lm.scorer_checks import SAMPLED, require_scorer
@@ -423,7 +423,7 @@ def _models(
     model: str | Path | Scorer,
     policy: str | Path | StepPolicy | None,
     task: str | Task | None,
-    device: "torch.device | None",
+    device: "Where | None",
 ) -> tuple[Scorer, StepPolicy, Task | None]:
     """Return value model, policy and task, loaded if they are named; an adapter on the policy's weights shares them."""
     if isinstance(model, str | Path):

@@ -10,7 +10,8 @@ import torch
 from scipy import stats
 
 from rmtools.errors import UserError
-from rmtools.lm.policy import Policy, best_device, load_policy
+from rmtools.lm.policy import Policy, load_policy
+from rmtools.lm.precision import best_device
 from rmtools.lm.sampling_law import search_words
 from rmtools.lm.steps import StepSettings, StepTokenizer
 

@@ -10,12 +10,13 @@ import torch
 from accelerate import dispatch_model
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForTokenClassification
 
+from rmtools.cli.device import device_for
 from rmtools.errors import UserError
 from rmtools.lm.checkpoint import fingerprint, load_value_model
 from rmtools.lm.classifier import new_token_classifier
 from rmtools.lm.export import export_merged
 from rmtools.lm.policy import Policy, load_policy
-from rmtools.lm.precision import precision_of
+from rmtools.lm.precision import is_spread, precision_of, spread
 from rmtools.lm.value import ValueModel
 
 CPU = torch.device("cpu")
@@ -215,3 +216,51 @@ def test_a_quantised_base_needs_its_library(quantised, monkeypatch):
     with pytest.raises(UserError, match="bitsandbytes is not installed") as caught:
         load_value_model(quantised[0])
     assert "pip install" in caught.value.fix
+
+
+# Several devices
+
+
+def test_spread_on_a_cpu_gives_the_same_steps_and_values(
+    policy, policy_folder, value_folder, settings, generator, prompts
+):
+    drawn, values = [], []
+    for device in (CPU, "spread"):
+        found = load_policy(policy_folder, settings, device=device)
+        scorer = load_value_model(value_folder, device=device, beside=found)[0]
+        assert found.device == scorer.device == CPU
+        state = found.start([policy.steps.prompt_ids(p) for p in prompts])
+        drawn.append(found.decode_step(state, torch.arange(len(prompts)), generator(0)).tokens)
+        trees = [scorer.steps.encode(p, ["s r2 \n"]) for p in prompts]
+        values.append(np.concatenate([t.log_value for t in scorer.score(trees)]))
+    assert torch.equal(*drawn)
+    np.testing.assert_allclose(values[1], values[0], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("places", "refused"),
+    [({"model": 0, "lm_head": 1}, False), ({"model": 0, "lm_head": "cpu"}, True), ({"": "disk"}, True)],
+)
+def test_a_model_is_spread_over_gpus_and_never_into_the_memory_of_the_cpu(
+    policy_folder, settings, monkeypatch, places, refused
+):
+    model, seen = load_policy(policy_folder, settings, device=CPU).model, []
+    monkeypatch.setattr("accelerate.utils.infer_auto_device_map", lambda *a, **k: places)
+    monkeypatch.setattr(
+        "accelerate.big_modeling.dispatch_model",
+        lambda m, where, skip_keys: seen.append((where, skip_keys)) or m,
+    )
+    if refused:
+        with pytest.raises(UserError, match="no room"):
+            spread(model)
+        return
+    assert spread(model) is model
+    assert [(where, list(keys)) for where, keys in seen] == [(places, ["past_key_values"])]
+    model.hf_device_map = places
+    assert is_spread(model)
+
+
+def test_several_processes_do_not_spread_each(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="2 processes"):
+        device_for("spread")

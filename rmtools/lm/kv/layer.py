@@ -88,7 +88,8 @@ class GrowingLayer(DynamicLayer):
         self._view(larger)
 
     def selected(self, rows: Tensor) -> "GrowingLayer":
-        """Return rows ``rows`` (B',) in a buffer of their own."""
+        """Return rows ``rows`` (B',) in a buffer of their own, on the layer's device."""
+        rows = rows.to(self.keys.device)
         width = self.keys.shape[2]
         buffer = Buffer.like(self.keys, self.values, len(rows), width, self.spare)
         torch.index_select(self.keys, 0, rows, out=buffer.keys[:, :, :width])
@@ -111,6 +112,7 @@ def concatenated(parts: list[tuple[GrowingLayer, Tensor, Tensor]], width: int) -
     start = 0
     for layer, rows, columns in parts:
         end = start + len(rows)
+        rows, columns = rows.to(layer.keys.device), columns.to(layer.keys.device)
         for into, source in ((buffer.keys, layer.keys), (buffer.values, layer.values)):
             at = columns[:, None, :, None].expand(-1, source.shape[1], -1, source.shape[3])
             into[start:end, :, :width] = source.index_select(0, rows).gather(2, at)
