@@ -44,7 +44,8 @@ PANELS: dict[str, tuple[str, ...]] = {
     ),
     "Training": (
         *("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "max_steps", "num_train_epochs"),
-        *("per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate", "lr_scheduler_type"),
+        *("per_device_train_batch_size", "max_tokens_per_batch", "gradient_accumulation_steps"),
+        *("train_sampling_strategy", "learning_rate", "lr_scheduler_type"),
         *("warmup_steps", "bf16", "eval_strategy", "save_strategy", "seed"),
         *("early_stopping_patience", "metric_for_best_model"),
     ),
@@ -80,13 +81,14 @@ def train(given: Sequence[str]) -> None:
 
 
 def _print_choices(model: Any, config: "PRMConfig") -> None:
-    """Print what was chosen for the user: the precision, the floor."""
+    """Print what was chosen for the user: the precision, the floor, the learning rate."""
     from rmtools.lm.precision import model_precision
 
     if this_process().main:
         print(f"weights of the base in {model_precision(model)}, head in float32", flush=True)
         rate = "not known" if config.success_rate is None else f"{config.success_rate:.3g}"
         print(f"floor {config.floor:g}, success rate of the training rollouts {rate}", flush=True)
+        print(f"learning rate {config.learning_rate:g}", flush=True)
 
 
 def arguments(given: Sequence[str]) -> "tuple[DataArguments, PRMConfig, ModelConfig]":

@@ -60,6 +60,11 @@ def library_errors(*more: type[Exception]) -> Iterator[None]:
         ) from error
 
 
+# A learning rate at which adapters of rank 16 learned, by the width of the model (docs/real_model.md). Wider ones want less: 3e-3
+# at 128 (docs/log.md), 2e-4 to 5e-4 at 4,096 is common. All weights want about a tenth.
+ADAPTER_RATE, ADAPTER_WIDTH = 1e-3, 576
+
+
 def _seed(x: int | None) -> bool:
     return x is None or x in range(2**32)
 
@@ -177,6 +182,11 @@ class PRMConfig(TrainingArguments):
         "value of certain failure, well below the success rate. Default: auto, a tenth of the training rollouts' success "
         "rate, at most 0.01",
     )
+    learning_rate: float = _argument(
+        None,
+        "Default: by the width of the model, 1e-3 for adapters at 576, less for wider ones (as 1 / sqrt(width)); a tenth of that "
+        "for all weights",
+    )
     prompt_format: str = _argument(
         "auto",
         "how the prompts of rows that do not tell their format become text: raw (as they stand), or chat (rendered by the "
@@ -210,6 +220,9 @@ class PRMConfig(TrainingArguments):
     def __post_init__(self) -> None:
         """Check the arguments, then let transformers check its own."""
         self._check_types()
+        self.rate_by_default = self.learning_rate is None
+        if self.rate_by_default:
+            self.learning_rate = ADAPTER_RATE  # until the model is known
         self._choose_evaluations()
         self.target_by_default, self.divergence_by_default = self.target is None, self.divergence is None
         self.target, self.divergence = self.target or "td_lambda", self.divergence or "itakura_saito"
@@ -330,6 +343,12 @@ class PRMConfig(TrainingArguments):
             metric = self.metric_for_best_model = BEST_BY[0]
         if metric and self.greater_is_better is None:
             self.greater_is_better = metric in GREATER_IS_BETTER
+
+    def resolve_learning_rate(self, model: Any) -> None:
+        """Set the learning rate, as far as it is the default, to that of the model."""
+        if self.rate_by_default:
+            found = ADAPTER_RATE * math.sqrt(ADAPTER_WIDTH / model.config.get_text_config().hidden_size)
+            self.learning_rate = float(f"{found if hasattr(model, 'peft_config') else found / 10:.2g}")
 
     def resolve_target(self, rows: Sequence[Rollout]) -> None:
         """Set target and divergence, as far as they are the defaults, to those of rows that have labels only."""

@@ -66,6 +66,7 @@ def train(
         model = build_model(base, model_arguments, config.seed, bool(getattr(config, CHECKPOINTING)))
         if on_model is not None:
             config.resolve_floor(rows)
+            config.resolve_learning_rate(model)
             on_model(model)
         with held_output(out, resume, overwrite):
             trainer = PRMTrainer(model, config, rows, held_out)

@@ -139,6 +139,7 @@ class PRMTrainer(Trainer):
             args.eval_strategy = IntervalStrategy.EPOCH if held_out else IntervalStrategy.NO
         self._check_rows(args, rollouts, held_out)
         trained = _model(model, peft_config, args)
+        args.resolve_learning_rate(trained)
         name = source_name(trained)
         if not (processing_class or name):
             raise UserError("the model has no name that tells its tokenizer", "give `processing_class`")

@@ -406,3 +406,19 @@ def test_values_that_a_training_refuses(tmp_path, changes, said):
 def test_numbers_of_numpy_and_whole_numbers_are_numbers(tmp_path):
     found = config(tmp_path, learning_rate=1, max_steps=np.int64(5), td_lambda=np.float64(0.25))
     assert (found.learning_rate, found.max_steps, found.td_lambda) == (1, 5, 0.25)
+
+
+def test_the_learning_rate_is_that_of_the_model_unless_it_is_given(tmp_path):
+    """1e-3 for adapters at width 576; a quarter of the width doubles it, and all weights want a tenth."""
+
+    def rate(width, given=None, **adapters):
+        found = config(tmp_path, learning_rate=given)
+        inner = SimpleNamespace(hidden_size=width)
+        found.resolve_learning_rate(
+            SimpleNamespace(config=SimpleNamespace(get_text_config=lambda: inner), **adapters)
+        )
+        return found.learning_rate
+
+    assert [rate(w, peft_config={}) for w in (144, 576, 2304)] == [2e-3, 1e-3, 5e-4]
+    assert rate(576) == 1e-4
+    assert rate(576, given=3e-3, peft_config={}) == 3e-3
