@@ -187,7 +187,8 @@ class ValuePotential(_BatchPotential):
 
     def _rewarded(self, steps: Steps) -> float:
         assert self.reward is not None
-        return self.reward(self.prompt, [self.value.steps.step_text(s) for s in steps])
+        read = self.value.steps
+        return self.reward(self.prompt, read.written([read.step_text(s) for s in steps]))
 
     def __repr__(self) -> str:
         return f"ValuePotential({self.value.name!r}, prompt={self.prompt!r}, over={self.over!r})"

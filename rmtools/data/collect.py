@@ -152,7 +152,7 @@ class Collector:
         if not branches:
             grown = self._finish(grown)
         return [
-            Rollout(prompt_id(p), p, s, self.task.reward(p, s), c, r, reference=self.task.reference(p), ids=i)
+            Rollout(prompt_id(p), p, s, self._reward(p, s), c, r, reference=self.task.reference(p), ids=i)
             for p, s, c, r, i in zip(
                 grown.prompts, grown.steps, children, completions, grown.ids, strict=True
             )
@@ -164,7 +164,7 @@ class Collector:
         extra = self.branching.children - 1
         after = self._step(grown.select(np.repeat(at, extra)))
         found = [
-            Child(s[-1], bool(e), self.task.reward(p, s) if e else None, tuple(i[-1]))
+            Child(s[-1], bool(e), self._reward(p, s) if e else None, tuple(i[-1]))
             for p, s, e, i in zip(after.prompts, after.steps, after.ended, after.ids, strict=True)
         ]
         return [found[k : k + extra] for k in range(0, len(found), extra)]
@@ -174,8 +174,11 @@ class Collector:
             return []
         extra = self.branching.completions - 1
         branch = self._finish(grown.select(np.repeat(at, extra)))
-        found = [self.task.reward(p, s) for p, s in zip(branch.prompts, branch.steps, strict=True)]
+        found = [self._reward(p, s) for p, s in zip(branch.prompts, branch.steps, strict=True)]
         return [found[k : k + extra] for k in range(0, len(found), extra)]
+
+    def _reward(self, prompt: str, steps: Sequence[str]) -> float:
+        return self.task.reward(prompt, self.policy.steps.written(steps))
 
     def _step(self, grown: "_Growing") -> "_Growing":
         """Decode one step of every trajectory that has not ended."""

@@ -244,7 +244,7 @@ class LMParticles:
             if len(over):
                 setup = self.setup
                 assert setup.reward is not None
-                texts = step_texts(setup.policy, self.blocks, over)
+                texts = [setup.policy.steps.written(s) for s in step_texts(setup.policy, self.blocks, over)]
                 r = [setup.reward(setup.prompts[self.prompt[i]], s) for i, s in zip(over, texts, strict=True)]
                 values[over] = setup.value.tilt.log_potential(np.asarray(r, dtype=float))
             return replace(self, values=values)._without_ended()._read()

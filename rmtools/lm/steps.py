@@ -404,6 +404,23 @@ class StepTokenizer:
         before, text = self._context
         return self._decode([*before, *ids]).removeprefix(text)
 
+    @cached_property
+    def end_texts(self) -> tuple[str, ...]:
+        """The texts of the tokens that end a solution, longest first."""
+        return tuple(
+            sorted({t for t in map(self.step_text, [[i] for i in self.end_ids]) if t}, key=len)[::-1]
+        )
+
+    def written(self, steps: Sequence[str]) -> list[str]:
+        """Return the steps of a solution as a verifier reads them: the token that ends the last one is a delimiter."""
+        last = steps[-1].rstrip() if steps else ""
+        end = next((e for e in self.end_texts if last.endswith(e)), "")
+        if not end:
+            return list(steps)
+        text, rule = last.removesuffix(end), self.settings.rule
+        closes = text.strip() and self.settings.end == "delimiter" and not rule.held_by(text)
+        return [*steps[:-1], text + self.settings.delimiter if closes else text]
+
     def encode(
         self, prompt: str, steps: Sequence[str], children: Sequence[Sequence[str]] = ()
     ) -> EncodedTree:

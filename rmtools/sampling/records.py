@@ -22,7 +22,8 @@ ESTIMATES = {
 
 def record(source: Source, prompt: str, drawn: PromptSamples, settings: SamplerSettings) -> dict[str, Any]:
     """Return the record of ``prompt`` as JSON values (docs/formats.md); a weight of zero is null."""
-    answers = None if source.answer is None else [source.answer(prompt, steps) for steps in drawn.steps]
+    written = [source.policy.steps.written(steps) for steps in drawn.steps]
+    answers = None if source.answer is None else [source.answer(prompt, steps) for steps in written]
     picked = choices(drawn, answers)
     chosen = picked[settings.output.replace("-", "_")]
     cut, steps = count_cut(source.policy.steps, drawn.steps)
@@ -72,7 +73,7 @@ def samples(
     ):
         row: dict[str, Any] = {"steps": steps, "log_weight": weight, "log_value": value}
         if source.reward is not None:
-            row["reward"] = float(source.reward(prompt, steps))
+            row["reward"] = float(source.reward(prompt, source.policy.steps.written(steps)))
         if answers is not None:
             row["answer"] = answers[i]
         rows.append(row)

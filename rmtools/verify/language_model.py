@@ -283,9 +283,10 @@ def _log_z(result: "SMCResult[LMParticles]") -> np.ndarray:
 
 def _share_right(result: "SMCResult[LMParticles]", task: Task, prompts: list[str]) -> np.ndarray:
     """Return the weighted share of right solutions of each run."""
+    written = result.particles.setup.policy.steps.written
     reward = np.asarray(
         [
-            [task.reward(p, steps) for steps in group]
+            [task.reward(p, written(steps)) for steps in group]
             for p, group in zip(prompts, result.particles.steps(), strict=True)
         ]
     )

@@ -63,10 +63,10 @@ def check_law(
     rows = Collector(policy, task, Branching(batch), rng).collect(used, prompts_per_batch=1)
     usual = len(policy.steps.step_ids((task.step_choices(used[0], []) or [rows[0].steps[0]])[0]))
     ragged = sum(any(len(policy.steps.step_ids(s)) != usual for s in r.steps) for r in rows)
-    good = [task.well_formed(r.steps) for r in rows]
+    good = [task.well_formed(policy.steps.written(r.steps)) for r in rows]
     width = policy.steps.settings.max_steps * usual
     once = [s for p in used for s in generate_once(policy, [p] * batch, width, rng)[0]]
-    alike = [task.well_formed(s[: policy.steps.settings.max_steps]) for s in once]
+    alike = [task.well_formed(policy.steps.written(s[: policy.steps.settings.max_steps])) for s in once]
     paths = [path_test(policy, task, p, horizon, path_samples, rng) for p in prompts[:4]]
     return LawCheck(len(rows), batch, float(np.mean(good)), float(np.mean(alike)), ragged, horizon, paths)
 

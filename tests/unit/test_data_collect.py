@@ -5,11 +5,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from assets import real_tokenizer
 from scipy import stats
 
 from rmtools.data.collect import Branching, Collector, prompt_id, prompts_per_batch
 from rmtools.data.rollouts import Child, Rollout
 from rmtools.data.scoring import score_rollouts
+from rmtools.data.tasks import Arithmetic, Counting, Crossing
 from rmtools.errors import UserError
 from rmtools.lm.policy import Policy
 from rmtools.lm.steps import StepSettings, StepTokenizer
@@ -330,3 +332,33 @@ def test_held_out_metrics_at_some_depths_are_those_of_the_branched_prefixes(poli
     none = held_out_metrics([Rollout("a", prompts[0], ["u r2 \n"], 1.0)], value)
     assert "rms_log_bellman" not in none
     assert "brier" in none
+
+
+# How a solution ends is no matter of its verifier
+
+
+@pytest.mark.parametrize(("name", "end"), [("mistral", "[/INST]"), ("deepseek_v3", None), ("smollm2", None)])
+def test_verifiers_read_solutions_without_the_end_token(name, end):
+    """Of whatever form: `[/INST]`, DeepSeek's full-width bars, `<|im_end|>`."""
+    tokenizer = real_tokenizer(name)
+    more = [] if end is None else [tokenizer.convert_tokens_to_ids(end)]
+    steps = StepTokenizer(tokenizer, StepSettings("\n", 3), more)
+    token = end or tokenizer.eos_token
+    assert token in steps.end_texts
+    box = "A box holds 2 eggs, 1 book and 4 shells. How many things are in the box?\n"
+    counted = ["2 + 1 = 3\n", "3 + 4 = 7\n"]
+    for last in (f"Total: 7{token}", f"Total: 7 {token}", f"Total: 7{token}\n"):
+        written = steps.written([*counted, last])
+        assert written[:2] == counted
+        assert written[2].rstrip() == "Total: 7"
+    total = steps.step_text([*steps.step_ids("Total: 7"), steps.end_ids[-1]])
+    assert total != "Total: 7"
+    solution = steps.written([*counted, total])
+    assert Counting(3).reward(box, solution) == 1
+    assert Counting(3).answer(box, solution) == "7"
+    grid, sums = "r2 . \nc13 . \nc02 . \n", "3 + 4 \n2 - 5 \n"
+    assert Crossing(2).reward(grid, steps.written(["s r2 \n", f"d r1 {token}"])) == 1
+    assert Arithmetic(2).reward(sums, steps.written(["= 7 . \n", f"= 7 . {token}"])) == 1
+    assert steps.written(["a\n", token]) == ["a\n", ""]
+    assert steps.written(["a\n", "b\n"]) == ["a\n", "b\n"]
+    assert steps.written([]) == []

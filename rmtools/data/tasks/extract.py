@@ -1,8 +1,9 @@
 r"""The final answer of a written solution, and numbers as people write them.
 
-The last ``\boxed{72}`` or ``#### 72`` counts; without one the last line ``A: 72``, ``The answer is 72`` or ``Answer:
-72``; without any mark the last number. Calculator notes (``<<48/2=24>>``) and a closing end-of-sequence token are
-ignored. The text is never evaluated.
+A line ``#### 72`` ends a solution: what is behind it (a new question, say) does not count, unless it is another such line.
+The last ``\boxed{72}`` or ``#### 72`` counts, and a last box that is cut off is no answer; without one the last line
+``A: 72``, ``The answer is 72`` or ``Answer: 72``; without any mark the last number. Calculator notes (``<<48/2=24>>``) and
+a closing end-of-sequence token ``<…>`` are ignored (of others, policies' texts are free). The text is never evaluated.
 
 >>> final_answer("Half of 48 is <<48/2=24>>24\nA: $1,024<eos>"), final_answer(r"so \boxed{\frac{1}{2}}.")
 ('$1,024', '\\frac{1}{2}')
@@ -17,7 +18,9 @@ from typing import NamedTuple
 CALCULATOR = re.compile(r"<<[^<>\n]*>>")
 END_OF_SEQUENCE = re.compile(r"(?:<[^<>\s]{1,40}>\s*)+\Z")
 BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{")
+BRACE = re.compile(r"[{}]")
 HASHES = re.compile(r"####")
+CLOSING = re.compile(r"^[ \t]*####[ \t]*(?=\S)(?P<answer>[^\n]*)(?:\n\s*####[ \t]*[^\n]*)*", re.MULTILINE)
 WORDS = re.compile(r"^[ \t]*\**A:|(?i:\banswer)\s*(?:is|:|=)", re.MULTILINE)
 DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
 OVER = r"(?:/0*[1-9]\d*)?"
@@ -52,12 +55,17 @@ def final_answer(text: str) -> str:
     marked = marked_answer(text)
     if marked is not None:
         return marked
+    if _cut_off(text):
+        return ""
     numbers = ANY_NUMBER.findall(text)
     return numbers[-1] if numbers else ""
 
 
 def marked_answer(text: str) -> str | None:
-    """Return the answer behind the last mark, or None if there is no mark."""
+    """Return the answer behind the last mark, or None if there is no mark, or the last one is a box that is cut off."""
+    text = _up_to_answer(text)
+    if _cut_off(text):
+        return None
     boxed = [(m.end(), True) for m in BOXED.finditer(text)]
     hashes = [(m.end(), False) for m in HASHES.finditer(text)]
     words = [(m.end(), False) for m in WORDS.finditer(text)]
@@ -66,6 +74,21 @@ def marked_answer(text: str) -> str | None:
         if found:
             return found
     return None
+
+
+def _up_to_answer(text: str) -> str:
+    """Return the text up to the end of its first line ``#### number``, and of further such lines right behind it."""
+    ends = (m.end() for m in CLOSING.finditer(text) if number(m["answer"].strip(" *_`$")) is not None)
+    end = next(ends, None)
+    return text[:end]
+
+
+def _cut_off(text: str) -> bool:
+    """Return whether the text ends within a box, behind which there is no other mark."""
+    last = max((m.end() for m in BOXED.finditer(text)), default=None)
+    if last is None or HASHES.search(text, last) or WORDS.search(text, last):
+        return False
+    return _brace(text, last) is None
 
 
 def _latest(marks: list[tuple[int, bool]]) -> list[tuple[int, bool]]:
@@ -81,12 +104,18 @@ def visible(text: str) -> str:
 
 def _in_braces(text: str, start: int) -> str:
     """Return the text from ``start`` up to the closing brace; empty without one."""
+    end = _brace(text, start)
+    return "" if end is None or end - start >= LONGEST else text[start:end].strip()
+
+
+def _brace(text: str, start: int) -> int | None:
+    """Return where the brace that is open at ``start`` closes, None if it does not."""
     depth = 1
-    for i in range(start, min(len(text), start + LONGEST)):
-        depth += {"{": 1, "}": -1}.get(text[i], 0)
+    for found in BRACE.finditer(text, start):
+        depth += 1 if found[0] == "{" else -1
         if depth == 0:
-            return text[start:i].strip()
-    return ""
+            return found.start()
+    return None
 
 
 def _stated(text: str) -> str:

@@ -10,7 +10,7 @@ from rmtools.errors import UserError
 
 
 class Verifier(Protocol):
-    """Judges finished solutions of a prompt."""
+    """Judges finished solutions of a prompt, which end with the delimiter where the policy ended them with a token."""
 
     def reference(self, prompt: str) -> str | None:
         """Return the right answer of a prompt, or None if the task has none."""
