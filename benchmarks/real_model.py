@@ -45,7 +45,7 @@ from rmtools.lm.policy import Policy, left_padded, load_policy
 from rmtools.lm.sampling_law import SamplingLaw
 from rmtools.lm.steps import StepSettings
 from rmtools.lm.value import TOKENS_PER_BATCH, ValueModel
-from rmtools.particles.protocol import Step
+from rmtools.particles.protocol import Step, only_looks
 from rmtools.particles.tilt import Tilt
 from rmtools.sampling.settings import settings_for
 from rmtools.sampling.source import Source
@@ -198,6 +198,7 @@ def sample_speed(folder: str, questions: Path, count: int, rounds: int) -> dict[
     for k in range(rounds):
         lengths: list[np.ndarray] = []
 
+        @only_looks
         def note(step: Step[LMParticles], lengths: list[np.ndarray] = lengths) -> None:
             if (drawn := (step.children.blocks[-1] >= 0).sum(1)[step.children.node].numpy()).any():
                 lengths.append(drawn)
@@ -270,6 +271,7 @@ def peak_memory(part: str, folder: str, questions: Path, count: int) -> dict[str
     elif part == "sample":
         assert value is not None
 
+        @only_looks
         def note(step: Step[LMParticles]) -> None:
             nonlocal needed
             both = each + cache_bytes(value.model)

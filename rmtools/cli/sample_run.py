@@ -263,6 +263,7 @@ def follow_link(path: Path) -> Path:
 def drawing(loaded: "Loaded", settings: "SamplerSettings", traced: bool, judged: bool) -> "tuple[Draw, Bar]":
     """Return the function that draws a block of prompts, and the progress bar that it feeds."""
     from rmtools.data.tasks import Answering
+    from rmtools.particles.protocol import only_looks
     from rmtools.sampling.sample_prompts import sample_prompts
     from rmtools.sampling.trace import Trace, trace_line
 
@@ -274,6 +275,7 @@ def drawing(loaded: "Loaded", settings: "SamplerSettings", traced: bool, judged:
         with live_progress(label, total) as live:
             yield lambda n: live.done(n, last)
 
+    @only_looks
     def observe(step: Any) -> None:
         tokens = step.children.decoded - step.parents.decoded
         live.step(int(tokens.sum()), float(step.ess.mean()))

@@ -5,7 +5,7 @@ no one at the end of a step, and rows that have ended leave the batch.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -46,6 +46,14 @@ class PolicyState:
     def select(self, rows: Tensor) -> "PolicyState":
         """Return the prefixes ``rows`` (B',)."""
         return PolicyState(self.cache.select(rows), self.pending[rows], self.n_steps[rows], self.ended[rows])
+
+    def copied(self) -> "PolicyState":
+        """Return these prefixes with a cache of their own: `PrefixCache.copied`."""
+        return replace(self, cache=self.cache.copied())
+
+    def sole_use(self, sole: bool) -> "PolicyState":
+        """Return these prefixes with a cache in sole use, or not: `PrefixCache.sole`."""
+        return replace(self, cache=self.cache.sole_use(sole))
 
     def join(self, other: "PolicyState") -> "PolicyState":
         """Return these prefixes followed by those of ``other``."""
@@ -124,8 +132,7 @@ class Decoding:
         self.begun = torch.zeros_like(state.ended)
         # A stop text may begin in the token before a step, but not in the prompt.
         before = torch.where(state.n_steps > 0, state.pending, -1)
-        # Whether no one else holds the batches of the cache.
-        self.owned = False
+        self.sole = state.cache.sole
         self.columns = [_Column(before, torch.ones_like(state.ended))]
         self.first = torch.ones_like(state.n_steps)  # the column of the current step's first token
         # Whole solutions: the particles that are left, and those that have ended, with their last column and row in it.
@@ -157,7 +164,9 @@ class Decoding:
         source = self.source
         present = ~self.done[:, None] if n_done else None
         logits, self.cache = self.cache.forward(source.model, self.pending[:, None], present)
-        self.owned = self.owned or present is None
+        if present is None:
+            # Every batch is a new one.
+            self.cache = self.cache.sole_use(True)
         p = source.law.probabilities(logits[:, -1].float())
         if n_done:
             live = (~self.done[self.node]).nonzero()[:, 0]
@@ -202,7 +211,7 @@ class Decoding:
         return at
 
     def _select(self, rows: Tensor) -> None:
-        self.cache = self.cache.select(rows, consume=self.owned)
+        self.cache = self.cache.select(rows)
         self.pending, self.n_steps, self.parent = self.pending[rows], self.n_steps[rows], self.parent[rows]
         self.done, self.ended = self.done[rows], self.ended[rows]
         self.begun, self.first = self.begun[rows], self.first[rows]
@@ -218,7 +227,7 @@ class Decoding:
         self.particles, self.node = self.particles[~gone], place[self.node[~gone]]
         self.rows = self._unmapped(live)
         self._select(live)
-        self.cache = self.cache.packed(consume=self.owned)
+        self.cache = self.cache.packed()
 
     def _unmapped(self, at: Tensor) -> Tensor:
         """Return the rows of the last column that ``at`` are."""
@@ -270,7 +279,8 @@ class Decoding:
         rows = torch.arange(len(self.parent), device=self.node.device)
         drawn = len(self.columns) > 1
         tokens = self._back(rows, 1)[0] if drawn else torch.full_like(self.pending[:, None], -1)
-        after = PolicyState(self.cache.packed(consume=self.owned), self.pending, self.n_steps, self.ended)
+        cache = self.cache.packed().sole_use(self.sole)
+        after = PolicyState(cache, self.pending, self.n_steps, self.ended)
         return Decoded(tokens, after, self.parent, self.node)
 
     def solutions(self) -> list[list[list[int]]]:

@@ -7,7 +7,7 @@ included. Hence rho = 1 at every prefix, and a sampler guided by it targets pi_a
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +47,14 @@ class RatioState:
         return RatioState(
             self.target.select(rows), self.policy.select(rows), self.pending[rows], self.log_value[rows]
         )
+
+    def copied(self) -> "RatioState":
+        """Return these prefixes with caches of their own: `PrefixCache.copied`."""
+        return replace(self, target=self.target.copied(), policy=self.policy.copied())
+
+    def sole_use(self, sole: bool) -> "RatioState":
+        """Return these prefixes with caches in sole use, or not: `PrefixCache.sole`."""
+        return replace(self, target=self.target.sole_use(sole), policy=self.policy.sole_use(sole))
 
     def join(self, other: "RatioState") -> "RatioState":
         """Return these prefixes followed by those of ``other``."""

@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 
 from rmtools.errors import UserError
-from rmtools.lm.policy import distinct
+from rmtools.lm.implicit import ImplicitValue
+from rmtools.lm.policy import Policy, distinct
 from rmtools.lm.protocol import Scorer, StepPolicy, StepState, ValueState
-from rmtools.lm.retokenise import shared_tokens
+from rmtools.lm.retokenise import Retokenised, shared_tokens
 from rmtools.lm.scorer_checks import checked_values, values_and_state
+from rmtools.lm.value import ValueModel
 
 Terminal = Literal["verifier", "model"]
 Reward = Callable[[str, Sequence[str]], float]
@@ -207,6 +209,29 @@ class LMParticles:
         new = torch.full_like(slot, -1)
         new[has] = torch.arange(len(live), device=slot.device)
         return {"slot": new, "state": self.state.select(live), "scored": self.scored.select(live)}
+
+    def copied(self) -> Self:
+        """Return these prefixes with caches that `extend` and `select` take over, so do their results': each is used once.
+
+        A policy and a scorer of a user's own, which may read a state twice, keep theirs.
+        """
+        return self._with_caches(lambda caches: caches.copied())
+
+    def kept(self) -> Self:
+        """Return these prefixes with the caches they have, which stay usable from now on."""
+        return self._with_caches(lambda caches: caches.sole_use(False))
+
+    def _with_caches(self, change: Callable[[Any], Any]) -> Self:
+        value = self.setup.value
+        reads_once = type(value.value if isinstance(value, Retokenised) else value) in (
+            ValueModel,
+            ImplicitValue,
+        )
+        return replace(
+            self,
+            state=change(self.state) if type(self.setup.policy) is Policy else self.state,
+            scored=change(self.scored) if reads_once else self.scored,
+        )
 
     def join(self, other: Self) -> Self:
         """Return these prefixes followed, in each group, by those of ``other``, (G, k), of the same depth or ended.

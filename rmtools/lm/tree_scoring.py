@@ -56,7 +56,7 @@ def tree_logits(model: "PreTrainedModel", trees: Sequence[EncodedTree], pad_id: 
         second = model(
             input_ids=padded([trees[i].ids[at] for i, at in rows], pad_id, device),
             position_ids=padded([trees[i].positions[at] for i, at in rows], 0, device),
-            past_key_values=read.select(owner).cache,
+            past_key_values=read.select(owner, consume=True).cache,
             use_cache=True,
             attention_mask=row_mask(trees, rows, trunks.shape[1], model.dtype, device),
         ).logits

@@ -161,9 +161,10 @@ class ValueModel:
         if bool(torch.isnan(at).any()):
             raise UserError(f"the value model {self.name} returned NaN", BROKEN)
         value = log_value_from_logits(at, self.tilt.floor)
-        # With a token for every row, no batch is one of ``state``.
-        every = bool(present.any(1).all())
-        return torch.where(present.any(1), value, torch.nan), cache.packed(consume=every)
+        if bool(present.any(1).all()):
+            # Every batch is a new one.
+            cache = cache.sole_use(True)
+        return torch.where(present.any(1), value, torch.nan), cache.packed().sole_use(state.sole)
 
 
 BROKEN = "look for weights that are not finite, or for a precision the model was not trained in"

@@ -2,7 +2,8 @@
 
 A `Particles` object is a batch of prefixes: G independent groups (prompts, or replicates of one) with n prefixes each.
 Anything that can be extended by one step, valued and selected can be sampled; finite models and language models are
-implemented.
+implemented. Prefixes that hold much memory may have two methods more: `copied()` returns them in memory of their own, which each
+`extend` and `select` takes over, `kept()` ends that.
 
 >>> import numpy as np
 >>> from rmtools.core import product, smc
@@ -147,6 +148,17 @@ class Step(Generic[P]):
 
 
 Observe = Callable[[Step[P]], object]
+Observer = TypeVar("Observer", bound=Callable[..., object])
+
+
+def only_looks(observe: Observer) -> Observer:
+    """Mark an observer that neither extends nor selects from the prefixes of a step, then or later; it may read everything else.
+
+    The caches of a step's prefixes are then freed as soon as the next prefixes have what they need of them. For any other
+    observer they are there until the step is over, and as long as it keeps them.
+    """
+    observe.only_looks = True  # type: ignore[attr-defined]
+    return observe
 
 
 @dataclass(frozen=True, eq=False, repr=False)

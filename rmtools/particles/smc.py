@@ -15,7 +15,7 @@ True
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Generic
 
@@ -64,7 +64,7 @@ def smc(
         Keep `log_increments` and `ancestors` (12 bytes per particle and step). If False, they have no rows.
     observe : callable, optional
         Called once per step with a `Step`, after the step's draws. It draws nothing from `rng`, so the result is the
-        same with and without it. What it raises is not caught.
+        same with and without it. What it raises is not caught. One marked by `only_looks` costs no memory.
 
     Returns
     -------
@@ -124,9 +124,16 @@ def run(
     step = _beam_step if settings.resampler is top_k else _step
     state = _start(root, settings.n)
     record = _History(state.log_value.shape, history, observe)
+    frees = hasattr(root, "copied") and (observe is None or getattr(observe, "only_looks", False))
+    if frees:
+        state = _with(state, "copied")
     while (live := _live_groups(state)).any():
         state = step(state, settings, live, record, rng)
-    return _finish(state, settings, record)
+    return _finish(_with(state, "kept") if frees else state, settings, record)
+
+
+def _with(state: "_State[P]", method: str) -> "_State[P]":
+    return replace(state, particles=getattr(state.particles, method)())
 
 
 @cache

@@ -63,6 +63,7 @@ class RunObserver:
     def __init__(self, source: Source, groups: int, tracer: Tracer | None = None) -> None:
         self.tokens = np.zeros(groups)
         self.tracer = tracer
+        self.only_looks = source.observe is None or getattr(source.observe, "only_looks", False)
         self._observe = source.observe
 
     def __call__(self, step: Step[Any]) -> None:

@@ -233,8 +233,8 @@ def test_several_tokens_at_once(model):
 
 
 @torch.inference_mode()
-def test_a_consumed_cache_gives_the_same_and_is_freed(policy):
-    """Selecting and packing with and without freeing the source; the source has no layer left."""
+def test_a_cache_in_sole_use_gives_the_same_and_is_freed(policy):
+    """Selecting, packing and appending with and without freeing the source; the source has no layer left."""
     rng = torch.Generator().manual_seed(0)
     ids = torch.randint(4, 20, (6, 12), generator=rng)
     present = torch.arange(12)[None] < torch.tensor([12, 3, 12, 5, 2, 9])[:, None]
@@ -244,16 +244,21 @@ def test_a_consumed_cache_gives_the_same_and_is_freed(policy):
         return PrefixCache.empty(6, policy.device).forward(policy.model, ids, present)[1]
 
     for change in (
-        lambda cache, consume: cache.select(torch.tensor([5, 0, 0, 3, 1, 2]), consume),
-        lambda cache, consume: cache.packed(consume),
-        lambda cache, consume: cache.packed().select(torch.tensor([4, 4, 3, 2, 1, 0]), consume),
+        lambda cache: cache.select(torch.tensor([5, 0, 0, 3, 1, 2])),
+        lambda cache: cache.select(torch.tensor([1, 3])),
+        lambda cache: cache.packed(),
+        lambda cache: cache.packed().select(torch.tensor([4, 4, 3, 2, 1, 0])),
+        lambda cache: cache.packed().forward(policy.model, token)[1],
+        lambda cache: cache.forward(policy.model, token, torch.arange(6)[:, None] < 2)[1],
     ):
-        kept, consumed = made(), made()
-        one, other = change(kept, False), change(consumed, True)
-        expected, _ = one.forward(policy.model, token)
-        found, _ = other.forward(policy.model, token)
+        kept, source = made(), made().sole_use(True)
+        one, other = change(kept), change(source)
+        assert other.sole
+        assert not one.sole
+        expected, _ = one.forward(policy.model, token[: len(one)])
+        found, _ = other.forward(policy.model, token[: len(one)])
         assert torch.equal(found, expected)
-        assert len(one) == len(other) == 6
-    source = made()
-    source.packed(consume=True)
-    assert all(layer is None for batch in source.batches for layer in batch.cache.layers)
+        assert source.nbytes == 0 < one.nbytes
+        # The other one is as it was.
+        again, _ = change(kept).forward(policy.model, token[: len(one)])
+        assert torch.equal(again, expected)

@@ -9,12 +9,15 @@ from scipy import stats
 
 from rmtools.data.tasks import Crossing
 from rmtools.errors import UserError
+from rmtools.lm.implicit import ImplicitValue
 from rmtools.lm.particles import LMParticles
 from rmtools.lm.policy import Policy
 from rmtools.lm.steps import StepSettings, StepTokenizer
 from rmtools.lm.tokenizers import word_tokenizer
 from rmtools.lm.value import ConstantValue, ValueModel
 from rmtools.particles.particle_gibbs import particle_gibbs
+from rmtools.particles.protocol import only_looks
+from rmtools.particles.smc import smc
 from rmtools.particles.tilt import Tilt
 from rmtools.sampling.sample_prompts import SamplerSettings, sample_prompts
 
@@ -340,6 +343,55 @@ def test_a_reference_shorter_than_the_run_stays_in_its_slot(uneven, value, promp
     assert len(seen) > min(map(len, ends))
     for t, texts in enumerate(seen, 1):
         assert [group[0] for group in texts] == [steps[:t] for steps in ends]
+
+
+@pytest.mark.parametrize("ratio", [False, True])
+@pytest.mark.parametrize(("m", "scheme"), [(1, "systematic"), (3, "multinomial"), (2, "top_k")])
+def test_a_run_that_no_one_selects_from_frees_its_caches(policy, value, prompts, task, m, scheme, ratio):
+    """Same draws and values; an observer that only looks meets parents without keys and values, another one usable parents."""
+    if ratio:
+        value = ImplicitValue(Policy(policy.model, policy.steps, 1.5), policy, value.tilt)
+    terminal = "verifier" if m == 3 else "model"
+    root = start(policy, value, prompts[:3], task, terminal)
+    before = root.extend(4, rng(5))
+
+    def held(particles):
+        scored = particles.scored
+        caches = [particles.state.cache, *([scored.target, scored.policy] if ratio else [scored])]
+        return [c.nbytes for c in caches]
+
+    def run(observe):
+        return smc(root, 6, m, scheme, 0.9, rng(3), observe=observe)
+
+    freed, steps = [], []
+
+    @only_looks
+    def look(step):
+        if len(step.parents.state.cache) and (step.children.slot >= 0).any():
+            freed.append(sum(held(step.parents)))
+            assert min(held(step.children)) > 0
+
+    one, other, watched = run(None), run(steps.append), run(look)
+    assert len(freed) > 1
+    assert not any(freed)
+    for found in (one, watched):
+        assert found.particles.steps() == other.particles.steps()
+        for name in ("log_weights", "log_z", "ess", "ancestors"):
+            np.testing.assert_array_equal(getattr(found, name), getattr(other, name))
+        np.testing.assert_array_equal(found.particles.log_value(), other.particles.log_value())
+    for step in steps:
+        again, once_more = (step.parents.extend(2, rng(4)) for _ in range(2))
+        assert again.steps() == once_more.steps()
+        assert step.children.select(step.index).steps() == step.children.select(step.index).steps()
+    # The root is what it was.
+    assert root.extend(4, rng(5)).steps() == before.steps()
+
+
+def test_particles_of_a_run_that_freed_its_caches_stay_usable(policy, value, prompts, task):
+    particles = start(policy, value, prompts[:2], task).copied().extend(3, rng(0)).kept()
+    one, other = particles.extend(2, rng(1)), particles.extend(2, rng(1))
+    assert one.steps() == other.steps()
+    np.testing.assert_array_equal(one.log_value(), other.log_value())
 
 
 def test_prompts_that_do_not_fit_together_are_sampled_in_halves(policy, value, prompts, monkeypatch, caplog):

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class MaskedBatch:
-    """B prefixes in W columns. Immutable: every operation returns a new one and keeps the old usable.
+    """B prefixes in W columns. Immutable: an operation returns a new one and keeps the old usable, unless told to consume it.
 
     Attributes
     ----------
@@ -63,7 +63,9 @@ class MaskedBatch:
     @property
     def nbytes(self) -> int:
         """Bytes that keys and values reserve."""
-        return 0 if self.cache is None else sum(layer.nbytes for layer in self.cache.layers)
+        return (
+            0 if self.cache is None else sum(layer.nbytes for layer in self.cache.layers if layer is not None)
+        )
 
     def forward(
         self, model: "PreTrainedModel", ids: Tensor, present: Tensor | None = None, last_only: bool = False
@@ -105,25 +107,42 @@ class MaskedBatch:
             layer.reserve(more, spare)
 
     def select(self, rows: Tensor, consume: bool = False) -> "MaskedBatch":
-        """Return the prefixes ``rows`` (B',), repeated or dropped as the index says; see `PrefixCache.select`."""
-        cache = None
+        """Return the prefixes ``rows`` (B',), repeated or dropped as the index says; ``consume`` as in `split`."""
+        return self.split([rows], consume)[0]
+
+    def split(self, parts: Sequence[Tensor], consume: bool = False) -> list["MaskedBatch"]:
+        """Return a batch for each of ``parts``, rows (B',) of this one.
+
+        With ``consume`` each layer is freed when it is copied: this batch is not to be used again.
+        """
+        caches: list[Any] = [None] * len(parts)
         if self.cache is not None:
-            if not consume:
-                require_memory(self.nbytes * len(rows) // max(1, len(self)), rows.device)
-            cache = copy.copy(self.cache)
-            cache.layers = []
+            wanted = self.nbytes * sum(map(len, parts)) // max(1, len(self))
+            require_memory(wanted - self.nbytes if consume else wanted, self.length.device)
+            caches = [copy.copy(self.cache) for _ in parts]
+            for cache in caches:
+                cache.layers = []
             for i, layer in enumerate(self.cache.layers):
-                cache.layers.append(layer.selected(rows))
+                for cache, rows in zip(caches, parts, strict=True):
+                    cache.layers.append(layer.selected(rows))
                 if consume:
                     self.cache.layers[i] = layer = None
-        mask = self.mask[rows]
-        return MaskedBatch(cache, mask, self.length[rows], self.full or bool(mask.all()))
+        masks = [self.mask[rows] for rows in parts]
+        return [
+            MaskedBatch(cache, mask, self.length[rows], self.full or bool(mask.all()))
+            for cache, mask, rows in zip(caches, masks, parts, strict=True)
+        ]
+
+    def free(self) -> None:
+        """Let go of keys and values: this batch is not to be used again."""
+        if self.cache is not None:
+            self.cache.layers[:] = [None] * len(self.cache.layers)
 
 
 def packed(runs: Sequence[Sequence[tuple[MaskedBatch, Tensor]]], consume: bool = False) -> list[MaskedBatch]:
     """Return a batch for each of ``runs``: rows (B',) of each of its parts in this order, right-aligned, without spare holes.
 
-    With ``consume`` the layers of the parts are freed one by one as they are copied: the parts are not to be used again.
+    ``consume`` as in `MaskedBatch.split`.
     """
     parts = [part for run in runs for part in run]
     lengths = [torch.cat([batch.length[rows] for batch, rows in run]) for run in runs]

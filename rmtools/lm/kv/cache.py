@@ -6,7 +6,7 @@ finished their step nor the longest ones cost the others much.
 """
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Self
 
@@ -31,17 +31,21 @@ _Forwarded = tuple[Tensor | None, MaskedBatch, Tensor]
 
 @dataclass(frozen=True)
 class PrefixCache:
-    """B prefixes. Immutable: every operation returns a new one and keeps the old usable.
+    """B prefixes. Immutable: every operation returns a new one and keeps the old usable, unless that is in `sole` use.
 
     Attributes
     ----------
     batches : tuple of MaskedBatch
     rows : tuple of Tensor
         Which prefixes are in each batch, in the order of its rows; together 0 ... B - 1.
+    sole : bool
+        No one else uses these batches: `forward`, `select` and `packed` take them over, and free a layer when it is copied. This
+        cache is not to be used after that; what they return is in sole use too.
     """
 
     batches: tuple[MaskedBatch, ...]
     rows: tuple[Tensor, ...]
+    sole: bool = False
 
     @classmethod
     def empty(cls, size: int, device: torch.device) -> Self:
@@ -66,6 +70,25 @@ class PrefixCache:
         """Bytes that keys and values reserve."""
         return sum(batch.nbytes for batch in self.batches)
 
+    def copied(self) -> "PrefixCache":
+        """Return a copy in sole use."""
+        batches = (
+            batch.select(torch.arange(len(batch), device=batch.length.device)) for batch in self.batches
+        )
+        return PrefixCache(tuple(batches), self.rows, True)
+
+    def sole_use(self, sole: bool) -> "PrefixCache":
+        """Return these prefixes with `sole` set."""
+        return self if sole == self.sole else replace(self, sole=sole)
+
+    def _let_go(self, after: "PrefixCache") -> "PrefixCache":
+        """Free the batches that ``after`` has not taken over, if no one else uses them; return it."""
+        if self.sole:
+            for batch in self.batches:
+                if not any(batch is kept for kept in after.batches):
+                    batch.free()
+        return after
+
     @cached_property
     def _plain(self) -> bool:
         """One batch with the prefixes in order: nothing to gather or scatter."""
@@ -84,12 +107,21 @@ class PrefixCache:
             return self._assembled(_forward(model, self.batches[0], self.rows[0], ids, None, last_only))
         done: list[_Forwarded] = []
         for batch, rows in zip(self.batches, self.rows, strict=True):
-            new = None if present is None else present[rows]
-            done += _forward_live(model, batch, rows, ids, new, last_only)
+            for part, own, live in (
+                [(batch, rows, True)] if present is None else _by_life(batch, rows, present, self.sole)
+            ):
+                if not live:
+                    done.append((None, part, own))
+                    continue
+                new = None if present is None or bool(present[own].all()) else present[own]
+                done += _forward(model, part, own, ids[own], new, last_only)
         return self._assembled(done)
 
     def _assembled(self, done: list[_Forwarded]) -> tuple[Tensor, "PrefixCache"]:
-        cache = PrefixCache(tuple(batch for _, batch, _ in done), tuple(rows for _, _, rows in done))
+        cache = PrefixCache(
+            tuple(batch for _, batch, _ in done), tuple(rows for _, _, rows in done), self.sole
+        )
+        self._let_go(cache)
         found = [(logits, rows) for logits, _, rows in done if logits is not None]
         if not found:
             raise ValueError("no prefix gets a token")
@@ -100,17 +132,15 @@ class PrefixCache:
             logits[rows] = part
         return logits, cache
 
-    def select(self, rows: Tensor, consume: bool = False) -> "PrefixCache":
-        """Return the prefixes ``rows`` (B',), repeated or dropped as the index says.
-
-        With ``consume`` each layer is freed when it is copied: neither this cache nor one that shares a batch with it can be used
-        again.
-        """
+    def select(self, rows: Tensor) -> "PrefixCache":
+        """Return the prefixes ``rows`` (B',), repeated or dropped as the index says."""
         if len(rows) == len(self) and _is_identity(rows):
             return self
         if self._plain:
             return PrefixCache(
-                (self.batches[0].select(rows, consume),), (torch.arange(len(rows), device=rows.device),)
+                (self.batches[0].select(rows, self.sole),),
+                (torch.arange(len(rows), device=rows.device),),
+                self.sole,
             )
         batches, chosen = [], []
         for batch, own in zip(self.batches, self.rows, strict=True):
@@ -120,22 +150,20 @@ class PrefixCache:
             here = (at >= 0).nonzero()[:, 0]
             if len(here):
                 whole = len(here) == len(own) and _is_identity(at[here])
-                batches.append(batch if whole else batch.select(at[here], consume))
+                batches.append(batch if whole else batch.select(at[here], self.sole))
                 chosen.append(here)
-        return PrefixCache(tuple(batches), tuple(chosen)) if batches else PrefixCache.empty(0, rows.device)
+        new = PrefixCache(tuple(batches), tuple(chosen)) if batches else PrefixCache.empty(0, rows.device)
+        return self._let_go(new.sole_use(self.sole))
 
     def join(self, other: "PrefixCache") -> "PrefixCache":
         """Return these prefixes followed by those of ``other``."""
         if not len(other) or not len(self):
             return self if len(self) else other
         shifted = tuple(rows + len(self) for rows in other.rows)
-        return PrefixCache(self.batches + other.batches, self.rows + shifted)
+        return PrefixCache(self.batches + other.batches, self.rows + shifted, self.sole and other.sole)
 
-    def packed(self, consume: bool = False) -> "PrefixCache":
-        """Return the same prefixes in as few batches as hold them with little waste; itself if they already are.
-
-        ``consume`` as in `select`.
-        """
+    def packed(self) -> "PrefixCache":
+        """Return the same prefixes in as few batches as hold them with little waste; itself if they already are."""
         if self._plain and self.batches[0].full:
             return self
         lengths = self.length.cpu().numpy()
@@ -155,31 +183,20 @@ class PrefixCache:
             parts = [part for part in parts if len(part[1])]
             runs.append([(batch, at) for batch, at, _ in parts])
             chosen.append(torch.cat([rows[at] for _, at, rows in parts]))
-        return PrefixCache(tuple(packed(runs, consume)), tuple(chosen))
+        return PrefixCache(tuple(packed(runs, self.sole)), tuple(chosen), self.sole)
 
 
-def _forward_live(
-    model: "PreTrainedModel",
-    batch: MaskedBatch,
-    rows: Tensor,
-    ids: Tensor,
-    new: Tensor | None,
-    last_only: bool,
-) -> list[_Forwarded]:
-    """Append ``ids[rows]`` to a batch; its rows without a token of ``new`` (B, L) are split off if they are most."""
-    ids = ids[rows]
-    if new is None:
-        return _forward(model, batch, rows, ids, None, last_only)
-    some = new.any(1)
+def _by_life(
+    batch: MaskedBatch, rows: Tensor, present: Tensor, consume: bool
+) -> list[tuple[MaskedBatch, Tensor, bool]]:
+    """Return batches, the prefixes in them, and whether they get a token: those without one are split off if they are most."""
+    some = present[rows].any(1)
     n = int(some.sum())
-    if n == 0:
-        return [(None, batch, rows)]
-    still: list[_Forwarded] = []
-    if n <= len(rows) // 2 and batch.cache is not None:
-        live, waiting = some.nonzero()[:, 0], (~some).nonzero()[:, 0]
-        still = [(None, batch.select(waiting), rows[waiting])]
-        batch, rows, ids, new = batch.select(live), rows[live], ids[live], new[live]
-    return [*_forward(model, batch, rows, ids, None if bool(new.all()) else new, last_only), *still]
+    if n == 0 or n > len(rows) // 2 or batch.cache is None:
+        return [(batch, rows, n > 0)]
+    live, waiting = some.nonzero()[:, 0], (~some).nonzero()[:, 0]
+    one, other = batch.split([live, waiting], consume)
+    return [(one, rows[live], True), (other, rows[waiting], False)]
 
 
 def _forward(

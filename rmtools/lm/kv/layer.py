@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
+from rmtools.lm.kv.pages import new_buffer
+
 # Spare columns, as a share of those in use: more if no row wastes any, few if rows differ in length.
 LEAST_SPARE, SPARE_IF_FULL, SPARE_IF_RAGGED = 4, 1 / 4, 1 / 12
 
@@ -25,7 +27,9 @@ class Buffer:
         """Return a buffer of ``rows`` rows with ``width`` filled columns, not yet written, and spare ones behind."""
         columns = width + max(LEAST_SPARE, int(width * spare))
         shape = (rows, keys.shape[1], columns)
-        return cls(keys.new_empty(*shape, keys.shape[3]), values.new_empty(*shape, values.shape[3]), width)
+        return cls(
+            new_buffer(keys, *shape, keys.shape[3]), new_buffer(values, *shape, values.shape[3]), width
+        )
 
     def takes(self, width: int, more: int) -> bool:
         """Whether ``more`` columns can be written behind ``width`` without anyone seeing it."""
