@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from rmtools.lm.checkpoint import CheckpointSettings
 
 LISTED_MUCH = 0.02
+# Figures of such an audit are of another sampler than the one the checkpoint is for.
+OTHER_POLICY, OTHER_LAW = "another policy drew the rollouts", "the rollouts were sampled at"
 EQUAL_REWARDS = "every reward is"
 NO_CHILDREN, NO_COMPLETIONS = "no children", "no completions"
 # The argument of `collect_rollouts` that draws them.
@@ -74,12 +76,17 @@ def provenance_notes(
     if not metadata.policy_fingerprint:
         out.append("the rollouts do not say which policy drew them")
     elif metadata.policy_fingerprint != settings.policy_fingerprint:
-        out.append("another policy drew the rollouts than the checkpoint was trained for")
+        out.append(
+            f"{OTHER_POLICY} than the checkpoint was trained for: errors and particles are of sampling from that one"
+        )
     if metadata.temperature is None:
         out.append("the rollouts do not say at which temperature they were sampled")
     elif metadata.law != settings.law:
-        there = f"{metadata.law.described()}, the checkpoint was trained for {settings.law.described()}"
-        out.append(f"the rollouts were sampled at {there}")
+        own, its = metadata.law.described(), settings.law.described()
+        out.append(
+            f"{OTHER_LAW} {own}, not at the checkpoint's {its}: errors and particles are of sampling at {own}, "
+            f"`rmtools sample` samples at {its}"
+        )
     if metadata.prompt_format != settings.prompt_format:  # of known formats this is refused
         out.append(
             f"the rows do not say in which format their prompts are: they are taken as they stand, the checkpoint's is "

@@ -70,8 +70,9 @@ def introduction(report: AuditReport) -> str:
     """Return the sentence above the main table."""
     p = report.provenance
     size = f"{counted(p['n_trajectories'], 'solution')} of {counted(p['n_prompts'], 'prompt')}"
+    caveat = "".join(f"Warning: {text}. " for text in report.of_another)
     return (
-        f"How inconsistent the reward model is, and how many particles that costs. {size} of the task {p['task']} by the "
+        f"{caveat}How inconsistent the reward model is, and how many particles that costs. {size} of the task {p['task']} by the "
         f"policy {p['policy']}; the controls are scored on the same prefixes. Brackets are 95% intervals over prompts."
     )
 

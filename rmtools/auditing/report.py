@@ -11,7 +11,7 @@ from rmtools.auditing.cost import MeasuredAccuracy
 from rmtools.auditing.figures import audit_plots
 from rmtools.auditing.metrics import records
 from rmtools.auditing.model_audit import ModelAudit
-from rmtools.auditing.notes import DRAWN_BY
+from rmtools.auditing.notes import DRAWN_BY, OTHER_LAW, OTHER_POLICY
 from rmtools.auditing.table import (
     NOT_AVAILABLE,
     TERMINALS,
@@ -78,20 +78,34 @@ class AuditReport:
         """The audited model."""
         return self.models[0]
 
+    @property
+    def of_another(self) -> tuple[str, ...]:
+        """The warnings that the figures are of another policy or law of sampling than the checkpoint's."""
+        return tuple(text for text in self.warnings if OTHER_POLICY in text or OTHER_LAW in text)
+
     def __repr__(self) -> str:
         p = self.provenance
         return f"<AuditReport of {p['checkpoint']}: {counted(len(self.models), 'model')}, {counted(p['n_prompts'], 'prompt')}>"
 
     def __str__(self) -> str:
         shown = self._summary()
-        lines = [shown.caption, *in_columns(shown.columns, shown.rows).splitlines(), *self._remarks(shown)]
+        rows = in_columns(shown.columns, shown.rows).splitlines()
+        lines = [shown.caption, *self._caveat(), *rows, *self._remarks(shown)]
         return "\n".join(
             textwrap.shorten(line, WIDTH, placeholder=" …") if len(line) > WIDTH else line for line in lines
         )
 
     def _repr_html_(self) -> str:
         shown = self._summary()
-        return html_table(shown) + "".join(f"<p>{html.escape(text)}</p>" for text in self._remarks(shown))
+        above, below = (
+            "".join(f"<p>{html.escape(text)}</p>" for text in texts)
+            for texts in (self._caveat(), self._remarks(shown))
+        )
+        return above + html_table(shown) + below
+
+    def _caveat(self) -> list[str]:
+        """Return the line above the table, if the figures are of another sampler."""
+        return [f"WARNING: {'; '.join(self.of_another)}"] if self.of_another else []
 
     def _summary(self) -> Table:
         """Return the first rows, the model beside the constant, or beside the next model if there is none."""
@@ -121,7 +135,7 @@ class AuditReport:
                 if missing and self.model.error.exact is None
                 else []
             ),
-            f"audited: {', '.join(m.role for m in self.models)}",
+            *([] if self.of_another else [f"audited: {', '.join(m.role for m in self.models)}"]),
             f"warnings: {len(self.warnings)} (report.warnings); every row: report.table()",
         ]
 

@@ -395,9 +395,12 @@ def _finish(report: "AuditReport", inputs: AuditInputs, card: bool) -> None:
     from rmtools.auditing.page import PAGE_FILE, markdown, write_report
 
     write_report(report, inputs.folder)
+    for warning in report.of_another:
+        print(f"WARNING: {warning}")
     print(report.table())
     for warning in report.warnings:
-        print(f"note: {warning}")
+        if warning not in report.of_another:
+            print(f"note: {warning}")
     print(f"report: {inputs.folder / PAGE_FILE}")
     if card and isinstance(inputs.value, str):
         metrics = {name: figure(report.model, name) for name in METRICS}

@@ -135,6 +135,11 @@ def test_rollouts_of_another_temperature_are_noted(run, tmp_path, checkpoint, ro
     assert result.code == 0, result.err
     found = audit_file(tmp_path / "a")
     assert any("temperature 0.7" in text for text in found["warnings"])
+    first = result.out[result.out.index("WARNING") :].splitlines()
+    assert "another policy" in first[0]
+    assert "temperature 0.7" in first[1]
+    page = (tmp_path / "a" / "audit.md").read_text()
+    assert page.index("Warning: another policy") < page.index("How inconsistent")
     assert any("another policy" in text for text in found["warnings"])
     assert found["models"][0]["error"]["exact"] is None
 

@@ -11,13 +11,13 @@ from audit_example import example_report, rollouts, scored
 import rmtools as rm
 from rmtools.auditing import audit
 from rmtools.auditing.metrics import FURTHER, METRICS, figure
-from rmtools.auditing.notes import notes, ranking_notes
+from rmtools.auditing.notes import notes, provenance_notes, ranking_notes
 from rmtools.auditing.page import PROMPTS, markdown, sections
 from rmtools.auditing.table import as_text, first_rows, not_negative
 from rmtools.data.collect import Branching, Collector
 from rmtools.data.rollouts import RolloutMetadata
 from rmtools.errors import UserError
-from rmtools.lm.checkpoint import fingerprint
+from rmtools.lm.checkpoint import CheckpointSettings, fingerprint
 from rmtools.lm.protocol import TreeValues
 from rmtools.particles.tilt import Tilt
 from rmtools.stats.bootstrap import Interval
@@ -304,3 +304,22 @@ def test_the_example_ranks_as_its_values_do(report):
                 wins += np.sum(better > worse) + np.sum(better == worse) / 2
                 pairs += len(better)
     assert report.model.calibration.auc_within.estimate == pytest.approx(wins / pairs)
+
+
+@pytest.mark.parametrize("law", [{"temperature": 0.7}, {"top_k": 20}, {"top_p": 0.9}, {"min_p": 0.1}])
+def test_rollouts_of_another_law_are_said_above_the_figures(report, value_folder, law):
+    """They measure another sampler than the checkpoint's: no figure is read before that."""
+    its = CheckpointSettings.load(value_folder)
+    own = {name: getattr(its, name) for name in ("temperature", "top_k", "top_p", "min_p", "prompt_format")}
+    drawn = RolloutMetadata(
+        its.policy, its.policy_fingerprint, its.task, its.horizon, its.steps, seed=0, **own
+    )
+    assert provenance_notes(drawn, its, "other") == []
+    (text,) = provenance_notes(replace(drawn, **law), its, "other")
+    found = replace(report, warnings=("few prompts", text))
+    assert found.of_another == (text,)
+    lines = str(found).splitlines()
+    assert lines[1].startswith("WARNING: the rollouts were sampled at")
+    assert len(lines) <= 12
+    assert found._repr_html_().startswith("<p>WARNING: ")
+    assert "WARNING" not in str(report)
