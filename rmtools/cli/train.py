@@ -59,8 +59,7 @@ INSTEAD = {
     "output_dir": "folder of the trained checkpoint",
     "resume_from_checkpoint": "a folder checkpoint-<n>, or last: the newest intact one in output_dir",
     "max_steps": "optimiser steps, instead of num_train_epochs",
-    "per_device_train_batch_size": "rows of a forward pass on each device",
-    "gradient_accumulation_steps": "forward passes of an optimiser step",
+    "gradient_accumulation_steps": "batches of an optimiser step",
 }
 
 

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 CPU_CACHE_BYTES = 3 << 28
 # Tokens of a solution that batches are sized for, if the settings allow more: most solutions of grade-school problems have fewer.
 USUAL_TOKENS = 256
+# Numbers kept for the backward pass by a layer, per token and column of its width: 49 measured with adapters on all linear
+# layers of 135M weights (3.4 MB a token).
+KEPT_PER_COLUMN = 50
 # Left to everything else on the machine.
 RESERVE_BYTES = 1 << 28
 CGROUP = Path("/sys/fs/cgroup")
@@ -90,6 +93,21 @@ def tokens_that_fit(model: "PreTrainedModel", most: int) -> int:
     if model.device.type != "cpu":
         return most
     return max(1, min(most, CPU_CACHE_BYTES // 8 // max(1, cache_bytes(model))))
+
+
+def tokens_to_train(model: Any, device: torch.device) -> int:
+    """Return how many tokens to read at a time while the activations of every layer are kept for the backward pass.
+
+    They fit into half of what the weights leave on a GPU, a quarter of a CPU's memory: the same at every start on a machine.
+    """
+    config = model.config.get_text_config()
+    each = KEPT_PER_COLUMN * config.num_hidden_layers * config.hidden_size * model.dtype.itemsize
+    if device.type == "cuda":
+        weights = sum(p.numel() * p.element_size() for p in model.parameters())
+        room = (torch.cuda.get_device_properties(device).total_memory - weights) // 2
+    else:
+        room = psutil.virtual_memory().total // 4
+    return max(1, int(room // each))
 
 
 def available_memory() -> int:

@@ -182,6 +182,9 @@ class PRMConfig(TrainingArguments):
         "value of certain failure, well below the success rate. Default: auto, a tenth of the training rollouts' success "
         "rate, at most 0.01",
     )
+    per_device_train_batch_size: int = _argument(
+        32, "rows of an optimiser step on each device; of several, with gradient_accumulation_steps"
+    )
     learning_rate: float = _argument(
         None,
         "Default: by the width of the model, 1e-3 for adapters at 576, less for wider ones (as 1 / sqrt(width)); a tenth of that "
@@ -202,7 +205,7 @@ class PRMConfig(TrainingArguments):
     max_tokens_per_batch: int | None = _argument(
         None,
         "tokens of a forward pass, pads included, distinct ones where rows begin alike: a device's batch is read in as many "
-        "passes as that needs, with the same gradients. Default: one pass",
+        "passes as that needs, with the same gradients. Default: what half of a GPU's memory holds, or a quarter of a CPU's",
     )
     overwrite_output_dir: bool = _argument(
         False, "replace an earlier training in output_dir, checkpoints included"
@@ -314,12 +317,17 @@ class PRMConfig(TrainingArguments):
                 "divergence contrastive compares the rows of a forward pass, per_device_train_batch_size is 1",
                 "raise it to at least 2",
             )
-        if self.max_tokens_per_batch and (self.divergence == "contrastive" or self.deepspeed):
-            other = "divergence contrastive" if self.divergence == "contrastive" else "DeepSpeed"
+        if self.max_tokens_per_batch and not self.several_passes:
+            other = "DeepSpeed" if self.deepspeed else "divergence contrastive"
             raise UserError(
                 f"max_tokens_per_batch reads a batch in several passes, and {other} needs one",
                 "leave it out, and lower per_device_train_batch_size",
             )
+
+    @property
+    def several_passes(self) -> bool:
+        """Whether a device's batch may be read in several passes: its rows neither meet in the loss nor count as passes."""
+        return self.divergence != "contrastive" and not self.deepspeed
 
     def _check_evaluation(self) -> None:
         metric = str(self.metric_for_best_model or "").removeprefix("eval_")

@@ -151,5 +151,5 @@ def _out_of_memory() -> Iterator[None]:
             raise
         raise UserError(
             "the device is out of memory",
-            f"lower per_device_train_batch_size or max_length, or set {CHECKPOINTING}: true",
+            f"lower max_tokens_per_batch or max_length, or set {CHECKPOINTING}: true",
         ) from error

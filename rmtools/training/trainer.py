@@ -24,6 +24,7 @@ from rmtools.lm.architectures import longest_shared_row, require_full_attention,
 from rmtools.lm.checkpoint import MODEL_FILES, SETTINGS_FILE, CheckpointSettings
 from rmtools.lm.classifier import float32_head, require_tensors, source_name, unreadable_weights
 from rmtools.lm.hub import split_name
+from rmtools.lm.memory import tokens_to_train
 from rmtools.lm.policy import load_tokenizer, require_vocabulary, saved_end_ids
 from rmtools.lm.prompt_format import PromptFormat, require_same_format
 from rmtools.lm.steps import StepSettings, StepTokenizer
@@ -195,13 +196,16 @@ class PRMTrainer(Trainer):
         self._claimed: set[Path] = set()
 
     def _collator(self, model: Any, args: PRMConfig, longest: int) -> Collator:
+        most = args.max_tokens_per_batch
+        if most is None and args.several_passes:
+            most = tokens_to_train(model, args.device)
         return Collator(
             self.steps.pad_id,
             self.objective.children,
             model.dtype,
             pairs=PAIRS_PER_TOKEN * model.config.get_text_config().hidden_size,
             longest=longest,
-            max_tokens=args.max_tokens_per_batch,
+            max_tokens=most,
         )
 
     def _check_resolved(self, args: PRMConfig) -> None:
@@ -297,7 +301,8 @@ class PRMTrainer(Trainer):
         # the forward passes of this optimiser step, of which the last one of an epoch may have fewer.
         passes = getattr(self, "current_gradient_accumulation_steps", self.args.gradient_accumulation_steps)
         share = passes / self.args.gradient_accumulation_steps if model.training else 1.0
-        loss = total * share / (self.args.train_batch_size * self.targets_per_row)
+        rows = min(self.args.train_batch_size, -(-len(self.prepared.examples) // self.args.world_size))
+        loss = total * share / (rows * self.targets_per_row)
         if not bool(torch.isfinite(loss)):
             step = self.state.global_step
             raise UserError(f"the training loss is {loss.item()} at optimiser step {step}", UNSTABLE)

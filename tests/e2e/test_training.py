@@ -269,7 +269,7 @@ def test_memory_that_runs_out_is_one_line(run, training, monkeypatch, error):
         raise error
 
     monkeypatch.setattr(PRMTrainer, "compute_loss", full)
-    check_late(run("--config", training(), script=RECIPE), "out of memory", "per_device_train_batch_size")
+    check_late(run("--config", training(), script=RECIPE), "out of memory", "max_tokens_per_batch")
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.9])

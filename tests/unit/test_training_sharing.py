@@ -1,12 +1,14 @@
 """Rows that begin alike share tokens, and a batch is read in passes of few tokens: the gradients are the same."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from test_training_trainer import perturb, trainer_for
 
 from rmtools.errors import UserError
+from rmtools.lm.memory import KEPT_PER_COLUMN
 from rmtools.training import trainer as trainer_module
 
 OBJECTIVES = [
@@ -95,3 +97,26 @@ def test_what_passes_cannot_do_is_refused(policy_folder, step_tokenizer, rows, t
             tmp_path,
             **{"max_tokens_per_batch": 90, "target": "mc", **given},
         )
+
+
+def test_by_default_passes_hold_what_the_memory_does(
+    policy_folder, step_tokenizer, rows, tmp_path, monkeypatch
+):
+    """A wider or deeper model keeps more of a token; the loss of fewer rows than a batch is still their mean."""
+
+    def passes(**more):
+        trainer = trainer_for(
+            policy_folder, step_tokenizer, rows, tmp_path, target="mc", per_device_train_batch_size=64, **more
+        )
+        return gradients(trainer)
+
+    (_,), whole, _ = passes()
+    numbers = 90 * KEPT_PER_COLUMN * 2 * 32  # 90 tokens, two layers of width 32
+    memory = SimpleNamespace(total=4 * 4 * numbers, available=2**32)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: memory)
+    several, loss, _ = passes()
+    assert len(several) > 1
+    assert max(one["model"]["input_ids"].numel() for one in several) <= 90
+    torch.testing.assert_close(loss, whole)
+    (_,), contrasted, _ = passes(divergence="contrastive")
+    assert torch.isfinite(contrasted)
