@@ -206,7 +206,7 @@ def _inputs(
 ) -> AuditInputs:
     """Load what the options name."""
     from rmtools.data.load import load_rollouts
-    from rmtools.data.prompts import asked_format
+    from rmtools.data.prompts import asked_format, require_prompts
     from rmtools.data.tasks.load import NAMES
     from rmtools.files import claim_folder
     from rmtools.lm.checkpoint import CheckpointSettings
@@ -215,11 +215,6 @@ def _inputs(
     policy, task, horizon, placement = named
     if prompts in NAMES:
         task, prompts = task or prompts, DEFAULT_PROMPTS
-    loaded = None if rollouts is None else load_rollouts(str(rollouts))
-    known = None if loaded is None else loaded.metadata
-    if known is not None and known.task and task and task != known.task:
-        raise UserError(f"the rollouts are of the task {known.task}, --task names {task}", "leave --task out")
-    named = (policy, task, horizon, placement)
     source = None if model.startswith(IMPLICIT) else find_model(model)
     if source is not None and not source.commit:
         out = out or source.folder / "audit"
@@ -227,6 +222,13 @@ def _inputs(
         kind = "an implicit" if source is None else "a hub"
         raise UserError(f"{kind} model has no folder for its audit", "name one with --out")
     folder = claim_folder(out, "audit.json", "rollouts")
+    if rollouts is None:
+        require_prompts(prompts)
+    loaded = None if rollouts is None else load_rollouts(str(rollouts))
+    known = None if loaded is None else loaded.metadata
+    if known is not None and known.task and task and task != known.task:
+        raise UserError(f"the rollouts are of the task {known.task}, --task names {task}", "leave --task out")
+    named = (policy, task, horizon, placement)
     found = _implicit(model, named, known) if source is None else _checkpoint(source.pinned, named, known)
     recorded = None if source is None else CheckpointSettings.load(source.pinned).prompt_format
     delimiter = "\n" if found[2] is None else found[2].delimiter

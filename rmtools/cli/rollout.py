@@ -135,8 +135,9 @@ def command(
     """
     from rmtools.cli.device import device_for, print_precision
     from rmtools.data.collect import Branching
-    from rmtools.data.prompts import asked_format
+    from rmtools.data.prompts import asked_format, require_prompts
     from rmtools.data.tasks import load_task
+    from rmtools.files import require_writable
     from rmtools.jobs.rollouts import Sharding
     from rmtools.lm.policy import load_policy
     from rmtools.lm.sampling_law import SamplingLaw
@@ -151,6 +152,9 @@ def command(
         disable_progress_bar()
     settings = step_settings(chosen, steps, delimiter, stop, max_step_tokens)
     law = SamplingLaw(temperature, top_k, top_p, min_p)
+    require_prompts(prompts)
+    if not out.is_file():  # said of the folder, later
+        require_writable(out)
     loaded = load_policy(policy, settings, law, device_for(device), dtype)
     print_precision(policy=loaded)
     sharding = Sharding(batch_size, shard_size, form, overwrite)

@@ -140,11 +140,15 @@ class Inputs:
 
     def check(self, process: Process) -> None:
         """Raise ``UserError`` unless the prompts come from one place that every process can read."""
+        from rmtools.data.prompts import require_prompts
+
         if (self.file is None) != bool(self.texts):
             raise UserError(
                 "--prompts and --prompt both name prompts" if self.texts else "there are no prompts",
                 "pass --prompts FILE, --prompts - for standard input, or --prompt TEXT",
             )
+        if self.file not in (None, "-"):
+            require_prompts(str(self.file))
         if self.file == "-" and process.size > 1:
             raise UserError(
                 "--prompts - reads standard input, which only one of several processes has",
@@ -183,6 +187,7 @@ def sample(
     inputs.check(process)
     out, trace = follow_link(out), None if trace is None else follow_link(trace)
     check_places(inputs.file, out, trace)
+    require_writable(out.parent)
     if trace is not None and settings.sweeps:
         raise UserError(
             "--trace cannot follow gibbs: its runs are conditional", "trace smc, or leave --trace out"

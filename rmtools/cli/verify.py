@@ -54,7 +54,7 @@ def lm(
     from rmtools.cli.device import placement_for, print_precision
     from rmtools.cli.progress import progress
     from rmtools.codec import save_json
-    from rmtools.data.prompts import check_prompts, enter_prompts, prompts_from
+    from rmtools.data.prompts import check_prompts, enter_prompts, prompts_from, require_prompts
     from rmtools.files import claim_folder
     from rmtools.lm.prompt_format import AskedFormat
     from rmtools.sampling.loading import load
@@ -67,6 +67,7 @@ def lm(
     )
 
     claim_folder(out, "verify.json")
+    require_prompts(prompts)
     loaded = load(model, policy, task, horizon, placement=placement_for(device, dtype))
     print_precision(policy=loaded.policy, value_model=loaded.value)
     rng = generator("verify", seed)

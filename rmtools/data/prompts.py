@@ -342,12 +342,23 @@ def prompts_text(prompts: Sequence[str]) -> str:
     return "\n".join(rows) + "\n"
 
 
+def require_prompts(source: str) -> None:
+    """Raise ``UserError`` if ``source`` is neither a file nor a number of at least 1: before models are loaded."""
+    if source.lstrip("-").isdigit():
+        if int(source) < 1:
+            raise UserError(f"the number of prompts must be at least 1, got {source}", "ask for 64, say")
+    elif not Path(source).exists():
+        raise UserError(
+            f"the prompts file {source} cannot be read: there is no such file",
+            "name a file with a prompt per line (JSON lines) or row; `rmtools prompts` writes one",
+        )
+
+
 def prompts_from(source: str, task: Task, rng: np.random.Generator) -> tuple[list[Prompt], int]:
     """Return prompts of a file, or drawn from the task if ``source`` is a number, and the number of unsolvable ones."""
+    require_prompts(source)
     if not source.lstrip("-").isdigit():
         return load_prompts(source, task.delimiter), 0
-    if int(source) < 1:
-        raise UserError(f"the number of prompts must be at least 1, got {source}", "ask for 64, say")
     return drawn_prompts(int(source), task, rng)
 
 

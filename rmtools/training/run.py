@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rmtools.data.load import load_rollouts
 from rmtools.data.rollouts import Rollout, RolloutMetadata, Rollouts
 from rmtools.errors import UserError
-from rmtools.files import left_as_found
+from rmtools.files import left_as_found, require_writable
 from rmtools.lm.hub import split_name
 from rmtools.lm.memory import out_of_memory
 from rmtools.training.config import CHECKPOINTING, DataArguments, PRMConfig
@@ -54,6 +54,7 @@ def train(
         not finite, or memory or disk are full.
     """
     check_model_arguments(model_arguments)
+    require_writable(Path(str(config.output_dir)))
     rows, held_out = load_data(data)
     config.resolve_target(rows)
     base = require_base(model_arguments, rows.metadata)

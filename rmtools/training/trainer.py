@@ -127,7 +127,7 @@ class PRMTrainer(Trainer):
         settings: CheckpointSettings | None = None,
         **kwargs: Any,
     ) -> None:
-        _check_types(model, args)
+        _check_types(model, args, peft_config)
         name = str(model) if isinstance(model, str | Path) else str(model.name_or_path)
         args = args or PRMConfig(f"{Path(split_name(name)[0]).name}-prm")
         require_outside(Path(str(args.output_dir)), [name])  # saving replaces the model there
@@ -512,8 +512,14 @@ def _inner(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def _check_types(model: object, args: object) -> None:
-    """Raise ``UserError`` unless the trainer's first two arguments are of the types it takes."""
+def _check_types(model: object, args: object, peft_config: object) -> None:
+    """Raise ``UserError`` unless these arguments of the trainer are of the types it takes."""
+    from peft import PeftConfig
+
+    if not (peft_config in ("lora", None) or isinstance(peft_config, PeftConfig)):
+        raise UserError(
+            f"`peft_config` is {peft_config!r}", "give a peft configuration, 'lora', or None for all weights"
+        )
     if not isinstance(model, str | Path) and not hasattr(model, "name_or_path"):
         raise UserError(
             f"`model` must be a folder, a hub name or a model, got {type(model).__name__}",
@@ -543,10 +549,6 @@ def _model(model: Any, peft_config: Any, args: PRMConfig) -> Any:
     from peft import PeftConfig
     from trl import ModelConfig
 
-    if not (peft_config in ("lora", None) or isinstance(peft_config, PeftConfig)):
-        raise UserError(
-            f"`peft_config` is {peft_config!r}", "give a peft configuration, 'lora', or None for all weights"
-        )
     if isinstance(model, str | Path):
         model = build_model(
             str(model),

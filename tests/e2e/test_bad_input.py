@@ -13,6 +13,7 @@ from rmtools.data.rollouts import read_rollouts
 from rmtools.data.tasks import Crossing
 from rmtools.errors import UserError
 from rmtools.files import replacing
+from rmtools.training.trainer import PRMTrainer
 
 
 @pytest.mark.parametrize(
@@ -246,3 +247,43 @@ def test_wrong_delimiters(run, tmp_path, policy_folder, given, words):
     result = run("rollout", "--policy", policy_folder, "--delimiter", given, "--out", tmp_path / "o")
     check_error(result, "--delimiter", words)
     assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["rollout", "--policy", "POLICY", "--prompts", 0, "--out", "o"], ["at least 1, got 0"]),
+        (["rollout", "--policy", "POLICY", "--prompts", "nope.jsonl", "--out", "o"], ["no such file"]),
+        (["rollout", "--policy", "POLICY", "--out", "file/x"], ["cannot write file/x"]),
+        (["sample", "--model", "MODEL", "--prompts", "nope.jsonl"], ["no such file"]),
+        (["sample", "--model", "MODEL", "--prompts", "PROMPTS", "--out", "file/x.jsonl"], ["cannot write"]),
+        (["verify", "lm", "--model", "MODEL", "--prompts", "nope.jsonl"], ["no such file"]),
+        (["audit", "--model", "MODEL", "--prompts", 0, "--out", "o"], ["at least 1, got 0"]),
+        (["audit", "--model", "MODEL", "--rollouts", "ROLLOUTS", "--out", "file/x"], ["cannot write file/x"]),
+        (["train", "--train_rollouts", "ROLLOUTS", "--output_dir", "file/x"], ["cannot write file/x"]),
+    ],
+)
+def test_what_is_seen_in_the_arguments_is_said_before_anything_is_loaded(
+    run, tmp_path, monkeypatch, value_folder, policy_folder, prompts_file, drawn_rollouts, arguments, words
+):
+    def loads(*args, **kwargs):
+        raise AssertionError("a model or rows were loaded")
+
+    for name in ("lm.policy.load_policy", "sampling.loading.load", "data.load.load_rollouts"):
+        monkeypatch.setattr(f"rmtools.{name}", loads)
+    monkeypatch.setattr("rmtools.training.run.load_rollouts", loads)
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("")
+    named = {
+        "POLICY": policy_folder,
+        "MODEL": value_folder,
+        "PROMPTS": prompts_file,
+        "ROLLOUTS": drawn_rollouts / "rollouts",
+    }
+    check_error(run(*(named.get(a, a) for a in arguments)), *words)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", prompts_file.name]
+
+
+def test_an_unknown_adapter_is_said_before_rows_are_read(policy_folder, tmp_path):
+    with pytest.raises(UserError, match="peft_config"):
+        PRMTrainer(policy_folder, train_dataset=tmp_path / "no rows here", peft_config="loar")
