@@ -75,7 +75,7 @@ ShardSize = Annotated[
     int | None,
     work_option(
         min=1,
-        help="Prompts of a shard, the most that an interruption loses. Default: 64, or the batch if larger.",
+        help="Prompts of a shard, the most that an interruption loses. Default: 64, or what a slow CPU does in five minutes.",
     ),
 ]
 Delimiter = Annotated[

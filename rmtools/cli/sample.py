@@ -115,7 +115,8 @@ BlockSize = Annotated[
     int | None,
     work_option(
         min=1,
-        help="Prompts drawn together, the most that an interruption loses. Default: a batch, at most 64.",
+        help="Prompts drawn together, the most that an interruption loses. Default: a batch, at most 64, or what a slow "
+        "processor does in five minutes.",
     ),
 ]
 SampleFileName = Annotated[

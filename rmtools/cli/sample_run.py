@@ -181,7 +181,7 @@ def sample(
     from rmtools.data.tasks import AnswerTask
     from rmtools.jobs.samples import SampleFile
     from rmtools.sampling.report import report
-    from rmtools.sampling.sample_prompts import usual_block
+    from rmtools.sampling.sample_prompts import Source, usual_block
 
     process = this_process()
     inputs.check(process)
@@ -213,7 +213,8 @@ def sample(
         plan = replace(plan, sampler=settings, accuracy=to_json(predicted))
         if process.main:
             print(predicted)
-    plan = replace(plan, block_size=block_size or usual_block(settings))
+    source = Source(loaded.policy, loaded.value)
+    plan = replace(plan, block_size=block_size or usual_block(settings, source, prompts))
     draw, bar = drawing(loaded, settings, trace is not None, judged)
     made = SampleFile(out, plan, process, trace).make(prompts, draw, bar, overwrite)
     if process.main:

@@ -24,6 +24,7 @@ from rmtools.errors import UserError
 from rmtools.lm.memory import USUAL_TOKENS, in_halves, sequences_that_fit
 from rmtools.lm.policy import Policy, distinct
 from rmtools.lm.protocol import StepPolicy
+from rmtools.lm.steps import StepSettings
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,14 @@ class Branching:
     def width(self) -> int:
         """Largest number of sequences of a prompt that are decoded at the same time."""
         return self.trajectories * max(1, self.children - 1, self.completions - 1)
+
+    def tokens(self, steps: StepSettings) -> int:
+        """Return about how many tokens the branches of a prompt have, if a solution has `USUAL_TOKENS`."""
+        new = min(steps.max_steps * steps.max_step_tokens, USUAL_TOKENS)
+        depths = steps.max_steps if self.depths == "all" else min(self.depths, steps.max_steps)
+        # The other next steps of every depth are a solution; what follows a prefix is half of one.
+        others = (self.children - 1) * depths / steps.max_steps + (self.completions - 1) * depths / 2
+        return int(self.trajectories * new * (1 + others))
 
     def draw_depths(self, n: int, max_steps: int, rng: np.random.Generator) -> np.ndarray:
         """Draw the branched depths of ``n`` trajectories: (n, max_steps) bool, ``depths`` of them true in each row."""

@@ -27,12 +27,15 @@ from rmtools.data.tasks import RenderedTask, Task, load_task
 from rmtools.errors import UserError
 from rmtools.jobs.job import Bar, Blocks, Job, Tick, drawn_from
 from rmtools.jobs.processes import Process
+from rmtools.lm.pace import prompts_in_time
 from rmtools.lm.policy import Policy, load_policy
 from rmtools.lm.prompt_format import RAW, PromptFormat
 from rmtools.lm.sampling_law import SamplingLaw
 from rmtools.lm.steps import MAX_STEP_TOKENS, StepSettings
 from rmtools.particles.arguments import check_count, check_seed
 from rmtools.seeds import block_generator, generator
+
+MOST_IN_SHARD = 64
 
 logger = logging.getLogger(__name__)
 
@@ -126,6 +129,12 @@ class Collected:
         return self.metadata.truncated_steps / max(1, self.steps)
 
 
+def usual_shard(policy: Policy, branching: Branching, batch: int) -> int:
+    """Return the default number of prompts of a shard: 64, or a larger batch; fewer on a slow machine, `rmtools.lm.pace`."""
+    most = max(MOST_IN_SHARD, batch)
+    return min(most, prompts_in_time([policy], branching.tokens(policy.steps.settings), batch, policy.device))
+
+
 def rollout_settings(
     policy: Policy,
     task: Task,
@@ -144,7 +153,7 @@ def rollout_settings(
         branching=branching,
         removed_prompts=removed,
         batch_size=batch,
-        shard_size=sharding.shard_size or max(64, batch),
+        shard_size=sharding.shard_size or usual_shard(policy, branching, batch),
         format=sharding.form,
     )
 

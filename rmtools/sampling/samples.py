@@ -31,7 +31,7 @@ from rmtools.particles.arguments import check_bool, check_callable, check_seed
 from rmtools.particles.protocol import Observe
 from rmtools.sampling.loading import task_of
 from rmtools.sampling.report import resampling, sampler
-from rmtools.sampling.sample_prompts import SamplerSettings, sample_prompts, settings_for, usual_block
+from rmtools.sampling.sample_prompts import SamplerSettings, Source, sample_prompts, settings_for, usual_block
 from rmtools.sampling.trace import Trace
 from rmtools.seeds import block_generator
 from rmtools.summary import Summary
@@ -397,7 +397,7 @@ def _draw(
 ) -> list[SampledPrompt]:
     """Draw the blocks of ``rmtools sample``, each from its own generator."""
     value, policy, task = models
-    size, found = usual_block(settings), []
+    size, found = usual_block(settings, Source(policy, value), prompts), []
     traces: list[Trace] = []
     bar = hooks.progress or (lambda label, total: nullcontext(lambda n: None))
     with bar(f"sampling {len(prompts)} prompts", len(prompts)) as tick:
