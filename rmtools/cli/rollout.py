@@ -264,11 +264,12 @@ def make_rollouts(
             f"{'finished already; ' if done.already else ''}{done.metadata.rows} trajectories of {len(found)} prompts in "
             f"{out}; {removed} prompts without a solution were left out; mean reward {done.mean_reward:.4f}; "
             f"{done.metadata.generated_tokens} tokens, {done.metadata.truncated_steps} of {done.steps} steps cut at "
-            f"{settings.steps.max_step_tokens} tokens"
+            f"{settings.steps.max_step_tokens} tokens or at the end of the context"
         )
         if done.share_cut > MOST_CUT:
             print(
-                f"warning: {done.share_cut:.1%} of the steps were cut at {settings.steps.max_step_tokens} tokens before they "
-                "ended: a larger --max-step-tokens, or another --steps, gives whole ones",
+                f"warning: {done.share_cut:.1%} of the steps were cut at {settings.steps.max_step_tokens} tokens, or at the end "
+                f"of the context ({getattr(policy, 'context', None) or 'not known'}), before they ended: a larger "
+                "--max-step-tokens, another --steps, shorter prompts or a model with more context give whole ones",
                 file=sys.stderr,
             )

@@ -80,7 +80,7 @@ class Branching:
 
 @dataclass
 class Tally:
-    """Tokens and steps drawn, and steps cut at the length limit."""
+    """Tokens and steps drawn, and steps cut at the length limit or at the end of the context."""
 
     tokens: int = 0
     steps: int = 0
@@ -224,11 +224,13 @@ class Collector:
         return replace(grown, steps=steps, ids=known)
 
     def _text(self, ids: Sequence[int]) -> tuple[str, bool]:
-        """Return the text of a step, and whether the length limit cut it."""
+        """Return the text of a step, and whether the length limit or the end of the context cut it."""
         tokenizer, settings = self.policy.steps, self.policy.steps.settings
         text = tokenizer.step_text(ids)
-        longest = len(ids) >= settings.max_step_tokens and settings.end != "tokens"
-        return text, longest and not tokenizer.ends(ids) and not settings.rule.held_by(text)
+        whole = (
+            len(ids) >= settings.max_step_tokens if settings.end == "tokens" else settings.rule.held_by(text)
+        )
+        return text, not whole and not tokenizer.ends(ids)
 
 
 @dataclass(frozen=True)

@@ -120,7 +120,7 @@ class RolloutMetadata:
     removed_prompts : int
         Prompts drawn without a solution and left out.
     generated_tokens, truncated_steps : int
-        Tokens drawn, including branches; steps cut at the length limit.
+        Tokens drawn, including branches; steps cut at the length limit or at the end of the context.
     source : str
         Name of the reader, for converted data; "" for rollouts drawn by rmtools.
     branching : dict

@@ -290,7 +290,11 @@ def collect_rollouts(
     (8, 2, 3)
     """
     check_seed(seed)
-    chosen = load_task(task) if isinstance(task, str) else task
+    if isinstance(task, str):
+        its = None if isinstance(policy, str | Path) else policy.steps.settings
+        chosen = load_task(task) if its is None else load_task(task, its.max_steps, its.delimiter)
+    else:
+        chosen = task
     branching = Branching(trajectories, children, completions, depths)
     if isinstance(policy, str | Path):
         steps = StepSettings(chosen.delimiter, chosen.horizon, max_step_tokens)

@@ -101,8 +101,15 @@ class Policy:
         return PolicyState(cache, torch.tensor([p[-1] for p in prompts], device=self.device), n, n.bool())
 
     def check_length(self, prompts: list[list[int]]) -> None:
-        """Raise ``UserError`` if a prompt leaves no room for a single token."""
+        """Raise ``UserError`` if a prompt leaves no room for a single token, or has one without an embedding."""
         require_room(prompts, self.context)
+        size = self.model.config.get_text_config().vocab_size
+        for i, ids in enumerate(prompts):
+            if beyond := [token for token in ids if token >= size]:
+                raise UserError(
+                    f"prompt {i} holds {self.steps.step_text(beyond[:1])!r}, for which the model has no embedding",
+                    "leave it out, or use the model that it belongs to",
+                )
 
     def decode_step(
         self, state: PolicyState, node: Tensor, generator: torch.Generator
@@ -255,8 +262,12 @@ def saved_end_ids(model: str, config: "PretrainedConfig", tokenizer: "PreTrained
 def require_vocabulary(
     tokenizer: "PreTrainedTokenizerBase", config: "PretrainedConfig", path: str | Path
 ) -> None:
-    """Raise ``UserError`` if the tokenizer has ids without an embedding in the model."""
-    largest = max(tokenizer.get_vocab().values())
+    """Raise ``UserError`` if the tokenizer has ids without an embedding in the model.
+
+    Special tokens are left out: those of Gemma 3 have one for pictures, which its language models do not know.
+    """
+    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    largest = max(i for i in tokenizer.get_vocab().values() if i not in special)
     if largest >= config.vocab_size:
         raise UserError(
             f"the tokenizer of {path} has token ids up to {largest}, the model only {config.vocab_size} embeddings",

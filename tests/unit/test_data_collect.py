@@ -1,5 +1,6 @@
 """Branching rollouts: counts, laws, seeds; and what scoring them gives."""
 
+import copy
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from assets import real_tokenizer
 from scipy import stats
 
+import rmtools as rm
 from rmtools.data.collect import Branching, Collector, prompt_id, prompts_per_batch
 from rmtools.data.rollouts import Child, Rollout
 from rmtools.data.scoring import score_rollouts
@@ -175,6 +177,25 @@ def test_tokens_and_cut_steps_are_counted(policy, prompts, task):
     assert (
         collector.tally.truncated == sum(not s.endswith(("\n", "<eos>")) for r in rows for s in r.steps) > 0
     )
+
+
+def test_steps_cut_at_the_end_of_the_context_are_counted(policy, prompts, task):
+    """A prompt that leaves room for one or two tokens: no step of theirs is whole unless it ends there."""
+    model = copy.deepcopy(policy.model)
+    model.config.max_position_embeddings = len(policy.steps.prompt_ids(prompts[0])) + 2
+    collector = Collector(Policy(model, policy.steps), task, Branching(8), np.random.default_rng(0))
+    rows = collector.collect(prompts[:1])
+    cut = [s for r in rows for s in r.steps if not s.endswith(("\n", "<eos>"))]
+    assert collector.tally.truncated == len(cut) > 0
+    assert all(len(policy.steps.step_ids(s)) <= 2 for s in cut)
+
+
+def test_a_named_task_has_the_steps_of_a_policy_that_is_given(policy, prompts):
+    found = rm.collect_rollouts(
+        policy, [{"prompt": prompts[0], "answer": "1"}], task="answers", trajectories=2
+    )
+    assert found.metadata.horizon == policy.steps.settings.max_steps
+    assert len(found) == 2
 
 
 @pytest.mark.parametrize("name", ["trajectories", "children", "completions"])

@@ -1,5 +1,6 @@
 """Stepwise decoding: the law of the drawn steps is the model's own, token by token."""
 
+import copy
 import json
 import shutil
 from types import SimpleNamespace
@@ -7,10 +8,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from assets import save_model, tiny_model
 from scipy import stats
 
 from rmtools.errors import UserError
-from rmtools.lm.policy import Policy, load_policy
+from rmtools.lm.policy import Policy, load_policy, require_vocabulary
 from rmtools.lm.precision import best_device
 from rmtools.lm.sampling_law import search_words
 from rmtools.lm.steps import StepSettings, StepTokenizer
@@ -333,3 +335,23 @@ def test_a_configuration_with_impossible_values_is_refused(policy_folder, settin
     file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
     with pytest.raises(UserError, match="no model"):
         load_policy(folder, settings)
+
+
+def test_a_tokenizer_with_special_tokens_that_the_model_does_not_know(tmp_path):
+    """As Gemma 3's language models, whose tokenizer has a token for pictures; a prompt that holds it is refused."""
+    save_model(tiny_model("gemma3"), "gemma3", tmp_path)
+    policy = load_policy(tmp_path, StepSettings("\n", 2))
+    picture = "<image_soft_token>"
+    assert policy.steps.prompt_ids(picture)[-1] == policy.model.get_input_embeddings().num_embeddings
+    policy.check_length([policy.steps.prompt_ids("3 + 4?")])
+    with pytest.raises(UserError, match=picture):
+        policy.check_length(
+            [policy.steps.prompt_ids("3 + 4?"), policy.steps.prompt_ids(f"What is {picture}?")]
+        )
+
+
+def test_words_without_an_embedding_are_refused(policy, tokenizer):
+    config = copy.deepcopy(policy.model.config)
+    config.vocab_size = len(tokenizer) - 1
+    with pytest.raises(UserError, match="embeddings"):
+        require_vocabulary(tokenizer, config, "x")
