@@ -290,11 +290,7 @@ def collect_rollouts(
     (8, 2, 3)
     """
     check_seed(seed)
-    if isinstance(task, str):
-        its = None if isinstance(policy, str | Path) else policy.steps.settings
-        chosen = load_task(task) if its is None else load_task(task, its.max_steps, its.delimiter)
-    else:
-        chosen = task
+    chosen = _task(task, policy)
     branching = Branching(trajectories, children, completions, depths)
     if isinstance(policy, str | Path):
         steps = StepSettings(chosen.delimiter, chosen.horizon, max_step_tokens)
@@ -312,6 +308,15 @@ def collect_rollouts(
         return _collect_in_memory(settings, policy, chosen, texts, shown)
     collect_into(Path(out), settings, policy, chosen, texts, shown)
     return load_rollouts(out)
+
+
+def _task(task: str | Task, policy: str | Path | Policy) -> Task:
+    """Return the task, if it is named with the steps of a policy that is given."""
+    if not isinstance(task, str):
+        return task
+    if isinstance(policy, str | Path):
+        return load_task(task)
+    return load_task(task, policy.steps.settings.max_steps, policy.steps.settings.delimiter)
 
 
 def _given_or_drawn(prompts: int | Sequence[Any], task: Task, seed: int) -> tuple[list[Prompt], int]:

@@ -103,9 +103,9 @@ class Policy:
     def check_length(self, prompts: list[list[int]]) -> None:
         """Raise ``UserError`` if a prompt leaves no room for a single token, or has one without an embedding."""
         require_room(prompts, self.context)
-        size = self.model.config.get_text_config().vocab_size
-        for i, ids in enumerate(prompts):
-            if beyond := [token for token in ids if token >= size]:
+        embeddings = getattr(self.model, "get_input_embeddings", None)
+        for i, ids in enumerate(prompts if embeddings is not None else ()):
+            if beyond := [token for token in ids if token >= embeddings().num_embeddings]:
                 raise UserError(
                     f"prompt {i} holds {self.steps.step_text(beyond[:1])!r}, for which the model has no embedding",
                     "leave it out, or use the model that it belongs to",
