@@ -103,7 +103,7 @@ class Policy:
     def check_length(self, prompts: list[list[int]]) -> None:
         """Raise ``UserError`` if a prompt leaves no room for a single token, or has one without an embedding."""
         require_room(prompts, self.context)
-        embeddings = getattr(self.model, "get_input_embeddings", None)
+        embeddings: Any = getattr(self.model, "get_input_embeddings", None)
         for i, ids in enumerate(prompts if embeddings is not None else ()):
             if beyond := [token for token in ids if token >= embeddings().num_embeddings]:
                 raise UserError(

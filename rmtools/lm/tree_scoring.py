@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rmtools.lm.kv.batch import MaskedBatch, attention
+from rmtools.lm.kv.batch import MaskedBatch, attention, with_cache
 from rmtools.lm.precision import input_device
 from rmtools.lm.steps import EncodedTree
 
@@ -56,8 +56,8 @@ def tree_logits(model: "PreTrainedModel", trees: Sequence[EncodedTree], pad_id: 
         second = model(
             input_ids=padded([trees[i].ids[at] for i, at in rows], pad_id, device),
             position_ids=padded([trees[i].positions[at] for i, at in rows], 0, device),
-            past_key_values=read.select(owner, consume=True).cache,
             use_cache=True,
+            **with_cache(model, read.select(owner, consume=True).cache),
             attention_mask=row_mask(trees, rows, trunks.shape[1], model.dtype, device),
         ).logits
     logits = first.new_zeros(len(trees), max(len(t.ids) for t in trees), first.shape[-1])

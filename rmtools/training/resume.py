@@ -191,7 +191,11 @@ def require_same_training(resumed: str, settings: CheckpointSettings) -> None:
         return
     differing = [f"{k} ({one[k]} there, {two[k]} now)" for k in one if k in two and one[k] != two[k]]
     if differing:
+        own = any(text.startswith("floor (") for text in differing)
+        floor = (
+            f" (floor {one['floor']}: where none is given, it is chosen from the success rate)" if own else ""
+        )
         raise UserError(
             f"{resumed} belongs to another training: {', '.join(differing)}",
-            "resume with the same arguments and data, or start again without resume_from_checkpoint",
+            f"resume with the same arguments and data{floor}, or start again without resume_from_checkpoint",
         )

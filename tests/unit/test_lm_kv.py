@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from rmtools.lm.kv.batch import with_cache
 from rmtools.lm.kv.cache import MOST_BATCHES, PrefixCache, cut_by_length
 from rmtools.lm.policy import left_padded
 
@@ -262,3 +263,22 @@ def test_a_cache_in_sole_use_gives_the_same_and_is_freed(policy):
         # The other one is as it was.
         again, _ = change(kept).forward(policy.model, token[: len(one)])
         assert torch.equal(again, expected)
+
+
+def test_the_cache_is_passed_by_the_name_that_the_model_gives_it():
+    """`cache` since transformers 5.24, `past_key_values` before; peft's models pass on what they are given."""
+
+    class Before:
+        def forward(self, input_ids, past_key_values=None): ...
+
+    class Now:
+        def forward(self, input_ids, cache=None): ...
+
+    class Adapter:
+        def __init__(self, base):
+            self.get_base_model = lambda: base
+
+        def forward(self, *args, **kwargs): ...
+
+    assert with_cache(Before(), 1) == with_cache(Adapter(Before()), 1) == {"past_key_values": 1}
+    assert with_cache(Now(), 1) == with_cache(Adapter(Now()), 1) == {"cache": 1}

@@ -422,3 +422,20 @@ def test_the_learning_rate_is_that_of_the_model_unless_it_is_given(tmp_path):
     assert [rate(w, peft_config={}) for w in (144, 576, 2304)] == [2e-3, 1e-3, 5e-4]
     assert rate(576) == 1e-4
     assert rate(576, given=3e-3, peft_config={}) == 3e-3
+
+
+def test_resuming_with_another_floor_names_the_one_to_pass(policy_folder, folder, tmp_path):
+    """As of a training that was begun when the floor was .01 whatever the success rate: here one row in all is right."""
+    given = load_rollouts(folder)
+    rows = replace(given, rows=[replace(r, reward=float(i == 0)) for i, r in enumerate(given)])
+    saves = {"save_strategy": "steps", "save_steps": 1}
+
+    def trained(**changes):
+        PRMTrainer(policy_folder, train_dataset=rows, args=config(tmp_path, **saves, **changes)).train()
+
+    trained(max_steps=1, floor=0.01)
+    with pytest.raises(UserError) as error:
+        trained(max_steps=2, floor=None, resume_from_checkpoint="last")
+    assert "floor (0.01 there" in error.value.fact
+    assert "floor 0.01" in error.value.fix
+    trained(max_steps=2, floor=0.01, resume_from_checkpoint="last")

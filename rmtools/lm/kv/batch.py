@@ -93,9 +93,9 @@ class MaskedBatch:
             output = model(
                 input_ids=ids,
                 position_ids=positions,
-                past_key_values=cache,
                 use_cache=True,
                 attention_mask=None if full else mask.long(),
+                **with_cache(model, cache),
                 **options,
             )
         return output.logits, MaskedBatch(cache, mask, self.length + new.sum(1), full)
@@ -219,6 +219,13 @@ BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBacke
 def attention(device: torch.device) -> AbstractContextManager[Any]:
     """Return the context in which scaled dot-product attention on a GPU chooses among `BACKENDS`."""
     return sdpa_kernel(BACKENDS) if device.type == "cuda" else nullcontext()
+
+
+def with_cache(model: "PreTrainedModel", cache: Any) -> dict[str, Any]:
+    """Return the argument of ``model.forward`` that takes ``cache``: transformers before 5.24 calls it past_key_values."""
+    base = getattr(model, "get_base_model", None)  # of peft, whose own forward passes everything on
+    forward = (model if base is None else base()).forward
+    return {"cache" if "cache" in inspect.signature(forward).parameters else "past_key_values": cache}
 
 
 def _keeps_logits(model: "PreTrainedModel") -> bool:
