@@ -22,6 +22,9 @@ from rmtools.training.metrics import ranking_warning
 from rmtools.training.model_card import model_card
 from rmtools.training.provenance import base_rate, checkpoint_settings
 
+# Evaluate and save at every optimiser step.
+EVERY_STEP = {"save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1}
+
 
 def losses(trainer):
     return [row["loss"] for row in trainer.state.log_history if "loss" in row]
@@ -57,10 +60,7 @@ def test_the_best_checkpoint_is_what_is_saved(
         settings=remembered,
         max_steps=6,
         learning_rate=0.3,
-        save_strategy="steps",
-        save_steps=1,
-        eval_strategy="steps",
-        eval_steps=1,
+        **EVERY_STEP,
         load_best_model_at_end=True,
         metric_for_best_model=metric,
     )
@@ -352,10 +352,7 @@ def test_a_best_checkpoint_that_does_not_rank_is_not_chosen_silently(
         rollouts[:12],
         settings=remembered,
         max_steps=2,
-        save_strategy="steps",
-        save_steps=1,
-        eval_strategy="steps",
-        eval_steps=1,
+        **EVERY_STEP,
         load_best_model_at_end=True,
         metric_for_best_model="rms_log_bellman",
     )
