@@ -23,6 +23,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -251,12 +253,24 @@ def distinct_tokens(particles: LMParticles) -> int:
     return total
 
 
+def branched(folder: str, prompts: list[str]) -> list[Rollout]:
+    policy, _ = load(folder, False)
+    collector = Collector(policy, NoTask(), Branching(TRAJECTORIES, children=2), np.random.default_rng(1))  # type: ignore[arg-type]
+    return collector.collect(prompts)
+
+
+def drawn_elsewhere(folder: str, prompts: list[str]) -> list[Rollout]:
+    """Return rollouts with alternatives, drawn by another process: what drawing leaves in this one's heap is not an audit's."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(branched, folder, prompts).result()
+
+
 def peak_memory(part: str, folder: str, questions: Path, count: int) -> dict[str, Any]:
     policy, value = load(folder, part != "rollout")
     prompts = chats(policy, questions, count)
     each = cache_bytes(policy.model)
     needed = 0.0
-    drawn = rollouts(policy, prompts[:4], 1) if part == "audit" else []
+    drawn = drawn_elsewhere(folder, prompts[:4]) if part == "audit" else []
     Path("/proc/self/clear_refs").write_text("5")
     left = resident("VmRSS")
     if part == "rollout":
