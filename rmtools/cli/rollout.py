@@ -60,8 +60,6 @@ Stop = Annotated[
     ),
 ]
 DELIMITERS = {"newline": "\n", "paragraph": "\n\n"}
-# Share of steps closed by the length limit from which on a run warns.
-MOST_CUT = 0.02
 Format = Literal["parquet", "jsonl"]
 BatchSize = Annotated[
     int | None,
@@ -238,7 +236,7 @@ def make_rollouts(
     from rmtools.cli.progress import progress
     from rmtools.data.prompts import check_prompts, enter_prompts, prompts_from
     from rmtools.jobs.job import read_plan
-    from rmtools.jobs.rollouts import Sharding, collect_into, rollout_settings
+    from rmtools.jobs.rollouts import MOST_CUT, Sharding, collect_into, rollout_settings
     from rmtools.lm.prompt_format import AskedFormat
     from rmtools.seeds import generator
 

@@ -103,6 +103,10 @@ class Sharding:
     overwrite: bool = False
 
 
+# A share of cut steps that is worth a warning.
+MOST_CUT = 0.02
+
+
 @dataclass(frozen=True)
 class ShardCounts:
     """Counts of one shard; ``reward`` is the sum over its rows."""
@@ -306,8 +310,21 @@ def collect_rollouts(
     settings = replace(settings, prompt_format=form)
     if out is None:
         return _collect_in_memory(settings, policy, chosen, texts, shown)
-    collect_into(Path(out), settings, policy, chosen, texts, shown)
+    done = collect_into(Path(out), settings, policy, chosen, texts, shown)
+    _warn_of_cut(0.0 if done is None else done.share_cut, policy)
     return load_rollouts(out)
+
+
+def _warn_of_cut(share: float, policy: Policy) -> None:
+    """Warn if many steps were cut before they ended: their values are of pieces, and their solutions may be."""
+    if share > MOST_CUT:
+        logger.warning(
+            "%.1f%% of the steps were cut at max_step_tokens %d, or at the end of the context (%s), before they ended: raise it, "
+            "or take shorter prompts or a model with more context",
+            100 * share,
+            policy.steps.settings.max_step_tokens,
+            getattr(policy, "context", None) or "not known",
+        )
 
 
 def _task(task: str | Task, policy: str | Path | Policy) -> Task:
@@ -337,4 +354,6 @@ def _collect_in_memory(
             own, count = collect_shard(settings, policy, task, prompts, shard, tick)
             rows += own
             counts.append(count)
-    return Rollouts(rows, metadata_of(settings, counts))
+    found = metadata_of(settings, counts)
+    _warn_of_cut(found.truncated_steps / max(1, sum(c.steps for c in counts)), policy)
+    return Rollouts(rows, found)

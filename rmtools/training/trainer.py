@@ -233,6 +233,8 @@ class PRMTrainer(Trainer):
             "metric_for_best_model": args.metric_for_best_model and not args.best_by_default,
         }
         asked = [name for name, value in given.items() if value]
+        if asked[:1] == ["early_stopping_patience"]:  # it sets the others
+            asked = asked[:1]
         if asked and not held_out:
             raise UserError(
                 f"{asked[0]} needs evaluations, but there are no held-out rollouts",

@@ -190,6 +190,14 @@ def test_steps_cut_at_the_end_of_the_context_are_counted(policy, prompts, task):
     assert all(len(policy.steps.step_ids(s)) <= 2 for s in cut)
 
 
+@pytest.mark.parametrize(("longest", "warned"), [(1, True), (64, False)])
+def test_rollouts_of_cut_steps_warn(policy, prompts, task, caplog, longest, warned):
+    steps = StepTokenizer(policy.steps.tokenizer, StepSettings("\n", 3, longest))
+    with caplog.at_level("WARNING"):
+        rm.collect_rollouts(Policy(policy.model, steps), prompts[:2], task=task, trajectories=2)
+    assert any("steps were cut" in m for m in caplog.messages) == warned
+
+
 def test_a_named_task_has_the_steps_of_a_policy_that_is_given(policy, prompts):
     found = rm.collect_rollouts(
         policy, [{"prompt": prompts[0], "answer": "1"}], task="answers", trajectories=2

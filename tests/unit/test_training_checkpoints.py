@@ -464,5 +464,6 @@ def test_a_best_checkpoint_without_an_evaluation_is_the_last_and_said(
 
 
 def test_early_stopping_needs_held_out_rows(policy_folder, step_tokenizer, rollouts, tmp_path):
-    with pytest.raises(UserError, match="early_stopping_patience needs evaluations"):
+    with pytest.raises(UserError, match="early_stopping_patience needs evaluations") as error:
         trainer_for(policy_folder, step_tokenizer, rollouts, tmp_path, early_stopping_patience=1)
+    assert "load_best" not in error.value.fix
