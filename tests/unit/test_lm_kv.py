@@ -282,3 +282,21 @@ def test_the_cache_is_passed_by_the_name_that_the_model_gives_it():
 
     assert with_cache(Before(), 1) == with_cache(Adapter(Before()), 1) == {"past_key_values": 1}
     assert with_cache(Now(), 1) == with_cache(Adapter(Now()), 1) == {"cache": 1}
+
+
+@torch.inference_mode()
+def test_rows_of_uneven_length_keep_few_spare_columns(policy):
+    """Through packing, selection and growth: no more than a twelfth, or four."""
+    ids = torch.randint(4, 20, (6, 48), generator=torch.Generator().manual_seed(0))
+    present = torch.arange(48)[None] < torch.tensor([48, 46, 45, 48, 44, 47])[:, None]
+    cache = PrefixCache.empty(6, policy.device).forward(policy.model, ids, present)[1].packed()
+    for _ in range(2):
+        for now in (
+            cache,
+            cache.select(torch.tensor([0, 0, 2, 4])),
+            cache.select(torch.tensor([3, 1])).packed(),
+        ):
+            for batch in now.batches:
+                room = {layer.buffer.keys.shape[2] for layer in batch.cache.layers}
+                assert max(room) <= batch.width + max(4, batch.width // 12)
+        cache = cache.forward(policy.model, ids[:, :6])[1]

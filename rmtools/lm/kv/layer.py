@@ -49,9 +49,10 @@ class GrowingLayer(DynamicLayer):
     values: Any
 
     @classmethod
-    def of(cls, buffer: Buffer) -> Self:
+    def of(cls, buffer: Buffer, spare: float) -> Self:
         """Return the layer that holds all filled columns of ``buffer``."""
         layer = cls()
+        layer.spare = spare
         layer.lazy_initialization(buffer.keys, buffer.values)
         layer._view(buffer)
         return layer
@@ -98,7 +99,7 @@ class GrowingLayer(DynamicLayer):
         buffer = Buffer.like(self.keys, self.values, len(rows), width, self.spare)
         torch.index_select(self.keys, 0, rows, out=buffer.keys[:, :, :width])
         torch.index_select(self.values, 0, rows, out=buffer.values[:, :, :width])
-        return GrowingLayer.of(buffer)
+        return GrowingLayer.of(buffer, self.spare)
 
     @property
     def nbytes(self) -> int:
@@ -121,4 +122,4 @@ def concatenated(parts: list[tuple[GrowingLayer, Tensor, Tensor]], width: int) -
             at = columns[:, None, :, None].expand(-1, source.shape[1], -1, source.shape[3])
             into[start:end, :, :width] = source.index_select(0, rows).gather(2, at)
         start = end
-    return GrowingLayer.of(buffer)
+    return GrowingLayer.of(buffer, SPARE_IF_RAGGED)
