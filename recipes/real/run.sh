@@ -20,8 +20,8 @@ out=${OUT:-runs/real-$task}
 mkdir -p "$out"
 
 # Held-out solutions have alternative next steps and completions too: the Bellman error, and what it costs in particles.
-: "${PROMPTS:=112}" "${TRAJECTORIES:=8}" "${HELDOUT_PROMPTS:=48}" "${HELDOUT_TRAJECTORIES:=4}" "${CHILDREN:=2}" "${COMPLETIONS:=2}"
-: "${TEMPERATURE:=0.7}" "${EPOCHS:=1}" "${BATCH:=4}" "${ACCUMULATION:=8}" "${LEARNING_RATE:=1e-3}" "${FLOOR:=0.01}"
+: "${PROMPTS:=144}" "${TRAJECTORIES:=8}" "${HELDOUT_PROMPTS:=48}" "${HELDOUT_TRAJECTORIES:=4}" "${CHILDREN:=2}" "${COMPLETIONS:=2}"
+: "${TEMPERATURE:=0.7}" "${EPOCHS:=2}"
 
 stage "rollouts for training" rmtools rollout --policy "$model" "${drawn[@]}" --temperature "$TEMPERATURE" \
     --prompts "$(prompts train "$PROMPTS")" --trajectories "$TRAJECTORIES" --seed 1 --out "$out/rollouts/train"
@@ -34,10 +34,9 @@ if [ -f "$out/prm/rmtools.json" ]; then
 else
     resume=()
     if compgen -G "$out/prm/checkpoint-*" >/dev/null; then resume=(--resume_from_checkpoint last); fi
+    # Floor, learning rate, batch and order of the rows are the defaults.
     stage "value model" rmtools train --train_rollouts "$out/rollouts/train" --output_dir "$out/prm" \
-        --target mc --divergence bce --floor "$FLOOR" --num_train_epochs "$EPOCHS" --learning_rate "$LEARNING_RATE" \
-        --lr_scheduler_type cosine --warmup_steps 2 --train_sampling_strategy sequential \
-        --per_device_train_batch_size "$BATCH" --gradient_accumulation_steps "$ACCUMULATION" \
+        --target mc --divergence bce --num_train_epochs "$EPOCHS" --lr_scheduler_type cosine --warmup_steps 4 \
         --save_strategy steps --save_steps 10 --save_total_limit 1 \
         --report_to none --seed 0 "${resume[@]}"
 fi

@@ -102,11 +102,14 @@ def require_full_attention(config: Any, longest: int) -> None:
 
 def longest_shared_row(model: Any) -> int:
     """Return how many tokens a row with a mask of its own may have (`rmtools.lm.packing`); 0 if the model knows no such mask."""
+    model = (
+        model.get_base_model() if hasattr(model, "get_base_model") else model
+    )  # without the wrapper of adapters
     config = model.config
     masked = getattr(config, "_attn_implementation", "eager") in ("eager", "sdpa")
-    by_position = "position_ids" in inspect.signature(model.forward).parameters and not getattr(
-        config, "alibi", False
-    )
+    by_position = "position_ids" in inspect.signature(
+        getattr(model, "forward", model)
+    ).parameters and not getattr(config, "alibi", False)
     if (
         not masked
         or not by_position

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from rmtools.errors import UserError
-from rmtools.lm.architectures import require_scorable
+from rmtools.lm.architectures import longest_shared_row, require_scorable
 from rmtools.lm.kv.batch import attention
 from rmtools.lm.kv.cache import PrefixCache
 from rmtools.lm.memory import tokens_that_fit
+from rmtools.lm.packing import Row, pairs_per_token, row_inputs, share_rows
 from rmtools.lm.precision import input_device
 from rmtools.lm.prompt_format import PromptFormat
 from rmtools.lm.protocol import TreeValues, ValueState
@@ -113,21 +114,33 @@ class ValueModel:
     def score(
         self, trees: Sequence[EncodedTree], progress: Callable[[int], object] | None = None
     ) -> list[TreeValues]:
-        """Score every prefix and child of every tree, every token read once, batched by length.
+        """Score every prefix and child of every tree; trees that begin alike share their tokens (`rmtools.lm.packing`).
 
         Raises ``NaNValueError``, which names the tree, if the model returns NaN.
         """
         require_scorable(self.model.config, trees)
+        budget = tokens_that_fit(self.model, TOKENS_PER_BATCH)
+        longest = min(longest_shared_row(self.model), budget)
+        rows = share_rows(trees, pairs_per_token(self.model.config), longest) if longest and trees else []
+        shared = [row for row in rows if len(row) > 1]
         found: dict[int, TreeValues] = {}
-        for batch in batches_by_length(trees, tokens_that_fit(self.model, TOKENS_PER_BATCH)):
-            logits = self._logits([trees[i] for i in batch])
-            values = log_value_from_logits(logits, self.tilt.floor).cpu().numpy().astype(np.float64)
-            # fp32 rounds log f: clip to the exact bounds.
-            values = np.clip(values, math.log(self.tilt.floor), 0.0)
-            for row, i in zip(values, batch, strict=True):
-                found[i] = _read(row, trees[i], i)
+
+        def keep(row: Sequence[int], values: Sequence[np.ndarray]) -> None:
+            for i, of_tree in zip(row, values, strict=True):
+                found[i] = _read(of_tree, trees[i], i)
             if progress is not None:
-                progress(len(batch))
+                progress(len(row))
+
+        for row in shared:
+            packed = Row.of([trees[i] for i in row])
+            inputs = row_inputs([packed], self.steps.pad_id, self.model.dtype, self.device)
+            with attention(self.device):
+                (values,) = self._log_values(self.model(**inputs, use_cache=False).logits)
+            keep(row, [values[places] for places in packed.places])
+        alone = sorted({*range(len(trees))} - found.keys())
+        for batch in batches_by_length([trees[i] for i in alone], budget):
+            chosen = [alone[k] for k in batch]
+            keep(chosen, self._log_values(self._logits([trees[i] for i in chosen])))
         return [found[i] for i in range(len(trees))]
 
     def _logits(self, trees: Sequence[EncodedTree]) -> Tensor:
@@ -136,6 +149,12 @@ class ValueModel:
         with attention(self.device):
             ids = padded([t.ids for t in trees], self.steps.pad_id, self.device)
             return self.model(input_ids=ids, use_cache=False).logits
+
+    def _log_values(self, logits: Tensor) -> np.ndarray:
+        """Return the log values (B, L) nats of logits (B, L, 2)."""
+        values = log_value_from_logits(logits, self.tilt.floor).cpu().numpy().astype(np.float64)
+        # fp32 rounds log f: clip to the exact bounds.
+        return np.clip(values, math.log(self.tilt.floor), 0.0)
 
     @torch.inference_mode()
     def start(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, ValueState]:

@@ -25,6 +25,7 @@ from rmtools.lm.checkpoint import MODEL_FILES, SETTINGS_FILE, CheckpointSettings
 from rmtools.lm.classifier import float32_head, require_tensors, source_name, unreadable_weights
 from rmtools.lm.hub import split_name
 from rmtools.lm.memory import tokens_to_train
+from rmtools.lm.packing import pairs_per_token
 from rmtools.lm.policy import load_tokenizer, require_vocabulary, saved_end_ids
 from rmtools.lm.prompt_format import PromptFormat, require_same_format
 from rmtools.lm.steps import StepSettings, StepTokenizer
@@ -56,9 +57,6 @@ logger = logging.getLogger(__name__)
 
 # Metrics of the constant value that are reported beside the model's.
 COMPARED = ("rms_log_bellman", "brier", "label_brier")
-# So many pairs of a row's tokens take as long as a token, times the model's width: 3.4 measured with 135M weights on a CPU,
-# forward and backward; by operations it would be 6.
-PAIRS_PER_TOKEN = 3
 UNSTABLE = "lower learning_rate or max_grad_norm, or warm up longer (warmup_steps)"
 
 
@@ -155,7 +153,7 @@ class PRMTrainer(Trainer):
         self.steps = StepTokenizer(tokenizer, rollouts.metadata.steps, ends)
         self.limit = args.max_length or getattr(trained.config, "max_position_embeddings", None)
         self.prepared = prepare(rollouts, self.steps, self.tilt, args.target, self.limit)
-        examples, longest = self.prepared.examples, longest_shared_row(_inner(trained))
+        examples, longest = self.prepared.examples, longest_shared_row(trained)
         if args.train_sampling_strategy == "auto":
             args.train_sampling_strategy = chosen_order(examples, longest)
         self.eval_rollouts = within(eval_rows, self.steps, self.limit)
@@ -203,7 +201,7 @@ class PRMTrainer(Trainer):
             self.steps.pad_id,
             self.objective.children,
             model.dtype,
-            pairs=PAIRS_PER_TOKEN * model.config.get_text_config().hidden_size,
+            pairs=pairs_per_token(model.config),
             longest=longest,
             max_tokens=most,
         )
@@ -507,11 +505,6 @@ class PRMTrainer(Trainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         if self.target_network is not None:
             self.target_network.load(folder)
-
-
-def _inner(model: Any) -> Any:
-    """Return the model whose forward pass takes the inputs: not the wrapper of its adapters."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def _check_types(model: object, args: object, peft_config: object) -> None:

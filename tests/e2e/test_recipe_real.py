@@ -16,7 +16,6 @@ SMALL = {
         "TRAJECTORIES": "2",
         "HELDOUT_PROMPTS": "2",
         "HELDOUT_TRAJECTORIES": "2",
-        "BATCH": "2",
     },
     **{"COMPARED_PROMPTS": "2", "N": "4"},
 }
