@@ -140,7 +140,7 @@ class ValueModel:
         alone = sorted({*range(len(trees))} - found.keys())
         for batch in batches_by_length([trees[i] for i in alone], budget):
             chosen = [alone[k] for k in batch]
-            keep(chosen, self._log_values(self._logits([trees[i] for i in chosen])))
+            keep(chosen, [*self._log_values(self._logits([trees[i] for i in chosen]))])
         return [found[i] for i in range(len(trees))]
 
     def _logits(self, trees: Sequence[EncodedTree]) -> Tensor:
