@@ -60,9 +60,9 @@ def library_errors(*more: type[Exception]) -> Iterator[None]:
         ) from error
 
 
-# A learning rate at which adapters of rank 16 learned, by the width of the model (docs/real_model.md). Wider ones want less: 3e-3
-# at 128 (docs/log.md), 2e-4 to 5e-4 at 4,096 is common. All weights want about a tenth.
-ADAPTER_RATE, ADAPTER_WIDTH = 1e-3, 576
+# A learning rate at which adapters of rank 16 learned to rank, and the width of that model (docs/real_model.md). Wider ones want
+# less: 2e-4 at 4,096 is common. All weights want about a tenth.
+ADAPTER_RATE, ADAPTER_WIDTH = 5e-4, 576
 
 
 def _seed(x: int | None) -> bool:
@@ -187,7 +187,7 @@ class PRMConfig(TrainingArguments):
     )
     learning_rate: float = _argument(
         None,
-        "Default: by the width of the model, 1e-3 for adapters at 576, less for wider ones (as 1 / sqrt(width)); a tenth of that "
+        "Default: by the width of the model, 5e-4 for adapters at 576, less for wider ones (as 1 / sqrt(width)); a tenth of that "
         "for all weights",
     )
     prompt_format: str = _argument(
