@@ -120,7 +120,7 @@ def pairs_per_token(config: Any) -> int:
     return PAIRS_PER_TOKEN * int(config.get_text_config().hidden_size)
 
 
-def share_rows(trees: Sequence[EncodedTree], pairs: int, most: int) -> list[list[int]]:
+def share_rows(trees: Sequence[EncodedTree], pairs: int, most: int, padded: bool = True) -> list[list[int]]:
     """Return which trees to read in one row, each by itself where sharing saves nothing.
 
     Parameters
@@ -130,31 +130,33 @@ def share_rows(trees: Sequence[EncodedTree], pairs: int, most: int) -> list[list
         How many pairs of a row's tokens cost as much as a token: a row of L tokens costs L + L^2 / pairs.
     most : int
         Tokens of a row of several trees.
+    padded : bool
+        Whether all rows are read in one pass, as long as the longest.
     """
     new, order = _new_tokens(trees)
     sizes = [len(trees[i].ids) for i in order]
-    alone = [[i] for i in range(len(trees))]
-    best, least = alone, _cost(len(sizes), max(sizes), pairs)
+    best, least = [[i] for i in range(len(trees))], _cost(sizes, pairs, padded)
     room = max(sizes)
     while room < 2 * sum(new):
         room *= 2
         rows: list[list[int]] = []
-        longest = length = 0
+        lengths: list[int] = []
         for i, size, more in zip(order, sizes, new, strict=True):
-            if rows and length + more <= min(room, most):
+            if rows and lengths[-1] + more <= min(room, most):
                 rows[-1].append(i)
-                length += more
+                lengths[-1] += more
             else:
                 rows.append([i])
-                length = size
-            longest = max(longest, length)
-        if _cost(len(rows), longest, pairs) < least:
-            best, least = rows, _cost(len(rows), longest, pairs)
+                lengths.append(size)
+        cost = _cost(lengths, pairs, padded)
+        if cost < least:
+            best, least = rows, cost
     return best
 
 
-def _cost(rows: int, longest: int, pairs: int) -> float:
-    return rows * (longest + longest**2 / pairs)
+def _cost(lengths: Sequence[int], pairs: int, padded: bool) -> float:
+    each = [max(lengths)] * len(lengths) if padded else lengths
+    return sum(n + n**2 / pairs for n in each)
 
 
 def row_inputs(

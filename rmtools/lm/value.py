@@ -121,7 +121,8 @@ class ValueModel:
         require_scorable(self.model.config, trees)
         budget = tokens_that_fit(self.model, TOKENS_PER_BATCH)
         longest = min(longest_shared_row(self.model), budget)
-        rows = share_rows(trees, pairs_per_token(self.model.config), longest) if longest and trees else []
+        pairs = pairs_per_token(self.model.config)
+        rows = share_rows(trees, pairs, longest, padded=False) if longest and trees else []
         shared = [row for row in rows if len(row) > 1]
         found: dict[int, TreeValues] = {}
 

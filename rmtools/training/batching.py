@@ -186,9 +186,9 @@ class Collator:
                 cuts.append([rows[k]])
         found = []
         for cut in cuts:
-            chosen = [examples[i] for row in cut for i in row]
-            ends = np.cumsum([len(row) for row in cut])
-            found.append(self._batch(chosen, [[*r] for r in np.split(np.arange(len(chosen)), ends[:-1])]))
+            chosen = sorted(i for row in cut for i in row)
+            place = {i: k for k, i in enumerate(chosen)}
+            found.append(self._batch([examples[i] for i in chosen], [[place[i] for i in row] for row in cut]))
         return {"passes": found}
 
     def _tree(self, example: Example) -> EncodedTree:

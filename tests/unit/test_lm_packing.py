@@ -162,3 +162,7 @@ def test_ragged_rows_share_a_pass_without_pads():
     trees = [tree([5] * 200, [3]), *(tree([7, k], [3, 4]) for k in range(10, 20))]
     rows = share_rows(trees, pairs=10_000, most=10_000)
     assert len(rows) < len(trees)
+    unrelated = [tree([5] * 200, [3]), *(tree([k, 8], [3, 4]) for k in range(10, 20))]
+    assert len(share_rows(unrelated, pairs=10_000, most=10_000)) < len(unrelated)
+    alone = [[i] for i in range(11)]
+    assert share_rows(unrelated, 10_000, 10_000, padded=False) == alone
