@@ -102,20 +102,15 @@ def require_full_attention(config: Any, longest: int) -> None:
 
 def longest_shared_row(model: Any) -> int:
     """Return how many tokens a row with a mask of its own may have (`rmtools.lm.packing`); 0 if the model knows no such mask."""
-    model = (
-        model.get_base_model() if hasattr(model, "get_base_model") else model
-    )  # without the wrapper of adapters
+    if hasattr(model, "get_base_model"):  # of adapters, whose own forward passes everything on
+        model = model.get_base_model()
     config = model.config
-    masked = getattr(config, "_attn_implementation", "eager") in ("eager", "sdpa")
-    by_position = "position_ids" in inspect.signature(
-        getattr(model, "forward", model)
-    ).parameters and not getattr(config, "alibi", False)
-    if (
-        not masked
-        or not by_position
-        or _other_layers(config)
-        or getattr(config, "model_type", None) in BY_COLUMN
-    ):
+    if getattr(config, "_attn_implementation", "eager") not in ("eager", "sdpa"):
+        return 0
+    by_position = "position_ids" in inspect.signature(getattr(model, "forward", model)).parameters
+    if not by_position or getattr(config, "alibi", False) or getattr(config, "model_type", None) in BY_COLUMN:
+        return 0
+    if _other_layers(config):
         return 0
     return min(_attention_window(config) or LONGEST_ROW, LONGEST_ROW)
 

@@ -31,7 +31,7 @@ def prompts_of(examples: Sequence[Example]) -> list[int]:
 def chosen_order(examples: Sequence[Example], longest: int) -> str:
     """Return the order of rows that suits them: by prompt where the rows of a prompt share most of their tokens.
 
-    Rows of a prompt tell less than as many of other prompts: it has to make them a third as dear.
+    Rows of a prompt are alike: a batch of them says less than one of as many prompts. A third of the tokens makes up for it.
     """
     if not longest:
         return "group_by_length"
