@@ -137,7 +137,9 @@ class Bench:
         """SMC in its default setting, read in three ways."""
 
         def run(prompts: Sequence[str], tally: Tally) -> dict[Reading, np.ndarray]:
-            result = smc(self.root(prompts, terminal), budget, rng=rng, history=False, observe=tally)
+            result = smc(
+                self.root(prompts, terminal), budget, rng=rng, history=False, observe=tally, islands=1
+            )
             right = self.right(prompts, result.particles)
             chosen = {
                 SMC: result.particles.log_value().argmax(1),

@@ -69,7 +69,14 @@ class Sampler:
         for start in range(0, len(prompt), size):
             batch = prompt[start : start + size]
             found = smc(
-                population.roots(batch), setting.n, 1, setting.scheme, setting.threshold, rng, history=False
+                population.roots(batch),
+                setting.n,
+                1,
+                setting.scheme,
+                setting.threshold,
+                rng,
+                history=False,
+                islands=1,
             )
             assert found.log_z is not None
             ratio.append(np.exp(found.log_z) / population.z[batch])

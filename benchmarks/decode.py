@@ -108,7 +108,9 @@ def models(case: Case, device: torch.device) -> tuple[Policy, ValueModel, str]:
 
 def run(policy: Policy, value: ValueModel, prompt: str, case: Case, seed: int, **settings: Any) -> int:
     root = LMParticles.start(policy, value, [prompt])
-    return int(smc(root, case.n, rng=np.random.default_rng(seed), **settings).particles.decoded.sum())
+    return int(
+        smc(root, case.n, rng=np.random.default_rng(seed), islands=1, **settings).particles.decoded.sum()
+    )
 
 
 @torch.inference_mode()
@@ -213,7 +215,7 @@ def memory(policy: Policy, value: ValueModel, prompt: str, case: Case) -> dict[s
         note(step.children)
 
     root = LMParticles.start(policy, value, [prompt])
-    note(smc(root, case.n, rng=np.random.default_rng(0), observe=observe).particles)
+    note(smc(root, case.n, rng=np.random.default_rng(0), observe=observe, islands=1).particles)
     of_each = [kept / needed for kept, needed in notes]
     total = [sum(x) for x in zip(*notes, strict=True)]
     return {"largest": round(max(of_each), 3), "whole run": round(total[0] / total[1], 3)}
@@ -264,7 +266,7 @@ def overhead(rounds: int, n: int = 512, horizon: int = 32) -> float:
     for seed in range(rounds + 1):
         start = time.process_time()
         root = LMParticles.start(policy, value, ["w1 w2 "])  # type: ignore[arg-type]
-        smc(root, n, 1, "multinomial", 1.0, np.random.default_rng(seed))
+        smc(root, n, 1, "multinomial", 1.0, np.random.default_rng(seed), islands=1)
         taken.append((time.process_time() - start) / (n * horizon) * 1e6)
     return round(statistics.median(taken[1:]), 3)
 

@@ -158,7 +158,7 @@ def chain_states(
 
 def one_run(subject: Subject, setting: Setting, groups: int, rng: np.random.Generator) -> SMCResult[Any]:
     root = subject.start(groups)
-    return smc(root, setting.n, setting.m, setting.scheme, setting.threshold, rng, history=False)
+    return smc(root, setting.n, setting.m, setting.scheme, setting.threshold, rng, history=False, islands=1)
 
 
 def metropolis_exceptions(rows: list[Row]) -> list[str]:

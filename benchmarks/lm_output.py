@@ -111,7 +111,9 @@ def batches(
     size = max(1, CANDIDATES_AT_ONCE // (setting.n * setting.m))
     for start in range(0, runs, size):
         root = subject.start(min(size, runs - start))
-        result = smc(root, setting.n, setting.m, setting.scheme, setting.threshold, rng, history=False)
+        result = smc(
+            root, setting.n, setting.m, setting.scheme, setting.threshold, rng, history=False, islands=1
+        )
         cell, weights = subject.cells(result.particles), np.exp(result.log_weights)
         groups = np.arange(len(cell))
         flat = np.bincount((cell + n_cells * groups[:, None]).ravel(), weights.ravel(), len(groups) * n_cells)

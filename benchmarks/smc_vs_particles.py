@@ -128,7 +128,7 @@ def contestants(regime: Regime, seed: int) -> tuple[dict[str, tuple[Callable[[],
 
     def ours(groups: int, rng: np.random.Generator) -> np.ndarray:
         root = model.particles(groups)
-        result = smc(root, N, 1, regime.scheme, regime.threshold, rng, history=False)
+        result = smc(root, N, 1, regime.scheme, regime.threshold, rng, history=False, islands=1)
         assert result.log_z is not None
         return result.log_z
 

@@ -36,7 +36,7 @@ for horizon in (16, 32, 64):
 model = persistent(horizon=16, eps=0.1)
 exact = solve(model)
 n = int(25 * exact.sigma2) + 100
-runs = smc(model.particles(groups=20_000), n, resampling="multinomial", ess_threshold=1, rng=np.random.default_rng(0))
+runs = smc(model.particles(groups=20_000), n, resampling="multinomial", ess_threshold=1, islands=1, rng=np.random.default_rng(0))
 ratio = np.exp(runs.log_z - exact.log_z)
 print(f"mean of Z-hat / Z: {ratio.mean():.4f}   N Var: {n * ratio.var():.3f}   sigma^2: {exact.sigma2:.3f}")
 assert abs(ratio.mean() - 1) < 4.5 * ratio.std() / np.sqrt(len(ratio))

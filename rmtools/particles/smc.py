@@ -23,9 +23,18 @@ import numpy as np
 
 from rmtools.errors import UserError
 from rmtools.particles.arguments import check_bool, check_callable, check_count, check_generator, is_number
+from rmtools.particles.islands import ByIsland, IslandView, joined_index, pooled_log_z, resolve_islands
 from rmtools.particles.logspace import MANY_COLUMNS, log_mean_columns, log_mean_exp, log_normalise, shift_of
 from rmtools.particles.protocol import Observe, P, SMCResult, Step
-from rmtools.particles.resampling import Resampler, none, resolve, search_rows, top_k
+from rmtools.particles.resampling import (
+    RESAMPLING,
+    Resampler,
+    multinomial,
+    none,
+    resolve,
+    search_rows,
+    top_k,
+)
 
 SAFE_EXPONENT = 300.0  # squares of such weights, and their sums, are ordinary floating-point numbers
 LARGEST_KEPT = 2**25 - 2**16  # bytes, just below the largest threshold glibc adapts to (mallopt(3))
@@ -41,6 +50,7 @@ def smc(
     history: bool = True,
     *,
     observe: Observe[P] | None = None,
+    islands: int | None = None,
 ) -> SMCResult[P]:
     """Sample each group of `root` with `n_particles` particles.
 
@@ -65,6 +75,10 @@ def smc(
     observe : callable, optional
         Called once per step with a `Step`, after the step's draws. It draws nothing from `rng`, so the result is the
         same with and without it. What it raises is not caught. One marked by `only_looks` costs no memory.
+    islands : int, optional
+        K independent runs of N / K particles in the place of one, pooled with weights Zhat_k: they give `log_z_se` and the
+        interval of `share`. Default: 1 below N = 128, 4 from 128 on, 8 from 256 on (the next smaller one if it does not
+        divide N), 1 for `top_k`. 1 is a single run, whose figures hold for N particles that interact.
 
     Returns
     -------
@@ -75,7 +89,8 @@ def smc(
     Raises
     ------
     UserError
-        If a setting is out of range, the scheme is unknown (the valid ones are listed) or `rng` is missing.
+        If a setting is out of range, the scheme is unknown (the valid ones are listed), `rng` is missing, or `islands` do
+        not divide N or do not go with the scheme.
     ValueError
         If a value is NaN or +inf; the message names the step, the group and the particle.
 
@@ -93,13 +108,14 @@ def smc(
     check_root(root)
     check_callable("observe", observe)
     check_bool("history", history)
-    settings = Settings(int(n_particles), int(pool_size), resampler, threshold)
+    count = resolve_islands(islands, n_particles, resampling)
+    settings = Settings(int(n_particles) // count, int(pool_size), resampler, threshold, islands=count)
     return run(root, settings, rng, history, observe)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Checked settings of a run.
+    """Checked settings of a run of `islands` times `n` particles per group.
 
     `pinned`, a trajectory of joinable particles, (G, 1) at every depth, takes the place of candidate 0 of slot 0 and stays
     in slot 0 (conditional SMC).
@@ -110,6 +126,7 @@ class Settings:
     resampler: Resampler
     threshold: float
     pinned: Sequence[Any] = ()
+    islands: int = 1
 
 
 def run(
@@ -122,8 +139,8 @@ def run(
     """Run the sampler with settings already checked."""
     _keep_freed_arrays()
     step = _beam_step if settings.resampler is top_k else _step
-    state = _start(root, settings.n)
-    record = _History(state.log_value.shape, history, observe)
+    state = _start(root, settings)
+    record = _History(state.log_value.shape, history, observe, settings.islands)
     frees = hasattr(root, "copied") and (observe is None or getattr(observe, "only_looks", False))
     if frees:
         state = _with(state, "copied")
@@ -149,22 +166,32 @@ def _keep_freed_arrays() -> None:
 
 @dataclass(frozen=True)
 class _State(Generic[P]):
+    """What a step works on; with K islands the particles are an `IslandView`, and G and N are those of the view."""
+
     particles: P
     ended: np.ndarray | None  # (G, N); None while no prefix has ended
     log_value: np.ndarray  # (G, N)
     log_weight: np.ndarray | None  # (G, N), relative to log_const; None is zero everywhere
     log_const: np.ndarray  # (G,)
+    family: np.ndarray | None = (
+        None  # (G, N), ancestor in the first generation; None if the scheme has no use for it
+    )
 
 
 class _History:
     """Per-step arrays, written in place: copying a list of steps would double the memory traffic."""
 
     def __init__(
-        self, shape: tuple[int, int], keep: bool, observe: Callable[[Step[Any]], object] | None
+        self,
+        shape: tuple[int, int],
+        keep: bool,
+        observe: Callable[[Step[Any]], object] | None,
+        islands: int,
     ) -> None:
         self.n_steps = 0
         self.keep = keep
         self.observe = observe
+        self.islands = islands
         capacity = max(1, min(64, 2**27 // max(1, shape[0] * shape[1]))) if keep else 0
         self.log_increments = np.empty((capacity, *shape))
         self.ancestors = np.empty((capacity, *shape), dtype=np.int32)
@@ -192,12 +219,18 @@ class _History:
             self.ancestors[self.n_steps - 1] = ancestors
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Return the fields of `SMCResult` with a row per step."""
-        shape = (self.n_steps, self.ancestors.shape[1])
+        """Return the fields of `SMCResult` with a row per step; the per-group ones are (T, G, K) with K > 1 islands."""
+        _, rows, n = self.ancestors.shape
+        shape: tuple[int, ...] = (self.n_steps, rows)
+        increments, ancestors = self.log_increments[: self.n_steps], self.ancestors[: self.n_steps]
+        if self.islands > 1:
+            shape = (self.n_steps, rows // self.islands, self.islands)
+            increments = increments.reshape(len(increments), shape[1], self.islands * n)
+            ancestors = joined_index(ancestors, self.islands, n)
         return {
             "ess": np.array(self.ess, dtype=float).reshape(shape),
-            "log_increments": self.log_increments[: self.n_steps],
-            "ancestors": self.ancestors[: self.n_steps],
+            "log_increments": increments,
+            "ancestors": ancestors,
             "resampled": np.array(self.resampled, dtype=bool).reshape(shape),
             "live": np.array(self.live, dtype=bool).reshape(shape),
         }
@@ -211,12 +244,23 @@ class _History:
         weights: tuple[np.ndarray | None, np.ndarray] | None = None,
     ) -> None:
         """Call the observer, if any, with the step whose other figures were written last; `weights` as in `_State`."""
-        if self.observe is not None:
-            at, ess, resampled, increment = (
-                _frozen(x) for x in (index, self.ess[-1], self.resampled[-1], log_increment)
-            )
-            log_z = None if weights is None else _frozen(_log_z(*weights, index.shape))
-            self.observe(Step(self.n_steps, parents, children, at, ess, resampled, increment, log_z))
+        if self.observe is None:
+            return
+        arrays: list[np.ndarray] = [index, self.ess[-1], self.resampled[-1], log_increment]
+        log_z = None if weights is None else _log_z(*weights, index.shape)
+        if isinstance(parents, IslandView) and isinstance(children, IslandView):
+            k = self.islands
+            arrays = [
+                joined_index(index, k, children.shape[1]),
+                self.ess[-1].reshape(-1, k).sum(axis=1),
+                np.any(self.resampled[-1].reshape(-1, k), axis=1),
+                log_increment.reshape(-1, k * log_increment.shape[1]),
+            ]
+            log_z = None if log_z is None else pooled_log_z(log_z.reshape(-1, k))
+            parents, children = parents.whole, children.whole
+        at, ess, resampled, increment = (_frozen(x) for x in arrays)
+        log_z = None if log_z is None else _frozen(log_z)
+        self.observe(Step(self.n_steps, parents, children, at, ess, resampled, increment, log_z))
 
 
 def check_settings(
@@ -243,8 +287,8 @@ def check_root(root: object) -> None:
         )
 
 
-def _start(root: P, n: int) -> _State[P]:
-    n_groups, n_root = root.shape
+def _start(root: P, settings: Settings) -> _State[Any]:
+    (n_groups, n_root), n = root.shape, settings.n * settings.islands
     if n_root not in (1, n):
         raise UserError(
             f"`root` must have 1 or {n} prefixes per group, got {n_root}", fix="pass one root per group"
@@ -253,8 +297,17 @@ def _start(root: P, n: int) -> _State[P]:
     if n_root != n:
         root = root.select(np.zeros((n_groups, n), dtype=np.intp))
         log_value = np.repeat(log_value, n, axis=1)
+    particles: Any = root
+    if settings.islands > 1:
+        particles = IslandView(root, settings.islands)
+        log_value = log_value.reshape(particles.shape)
     log_const = shift_of(log_value)
-    return _State(root, _if_any(root.ended), log_value, log_value - log_const, log_const[:, 0])
+    family = None
+    if settings.islands == 1 and settings.resampler in (multinomial, none):
+        family = np.tile(np.arange(n, dtype=np.int32), (n_groups, 1))
+    return _State(
+        particles, _if_any(particles.ended), log_value, log_value - log_const, log_const[:, 0], family
+    )
 
 
 def _if_any(ended: np.ndarray) -> np.ndarray | None:
@@ -315,10 +368,11 @@ def _step(
             index[:, 0] = 0
     history.show(state.particles, children, index, increment, (left, log_const))
     if settings.pool == 1 and not due.any():
-        return _State(children, child_ended, pool, left, log_const)
+        return _State(children, child_ended, pool, left, log_const, state.family)
     particles = children.select(index)
     ended = None if child_ended is None else particles.ended
-    return _State(particles, ended, _take(pool, index), left, log_const)
+    family = state.family if state.family is None or not due.any() else _take(state.family, ancestors)
+    return _State(particles, ended, _take(pool, index), left, log_const, family)
 
 
 def _pin(children: Any, pinned: Sequence[Any], t: int) -> Any:
@@ -488,14 +542,35 @@ def _log_z(log_weight: np.ndarray | None, log_const: np.ndarray, shape: tuple[in
     return found
 
 
-def _finish(state: _State[P], settings: Settings, history: _History) -> SMCResult[P]:
+def _finish(state: _State[Any], settings: Settings, history: _History) -> SMCResult[Any]:
     beam = settings.resampler is top_k
     log_z = None if beam else _log_z(state.log_weight, state.log_const, state.log_value.shape)
     log_weight = np.zeros(state.log_value.shape) if state.log_weight is None else state.log_weight
+    log_weights = log_normalise(log_weight + state.log_value if beam else log_weight)
+    arrays: dict[str, Any] = history.arrays()
+    scheme = next((name for name, drawn in RESAMPLING.items() if drawn is settings.resampler), "conditional")
+    if settings.islands == 1 or log_z is None:
+        return SMCResult(
+            state.particles,
+            log_weights,
+            log_z,
+            **arrays,
+            pool_size=settings.pool,
+            resampling=scheme,
+            family=state.family,
+        )
+    each = log_z.reshape(-1, settings.islands)
+    own = {name: arrays.pop(name) for name in ("ess", "resampled", "live")}
+    pooled = (log_weights + log_z[:, None]).reshape(len(each), -1)
     return SMCResult(
-        particles=state.particles,
-        log_weights=log_normalise(log_weight + state.log_value if beam else log_weight),
-        log_z=log_z,
-        **history.arrays(),
+        particles=state.particles.whole,
+        log_weights=log_normalise(pooled),
+        log_z=pooled_log_z(each),
+        ess=own["ess"].sum(axis=2),
+        resampled=own["resampled"].any(axis=2),
+        live=own["live"].any(axis=2),
+        **arrays,
         pool_size=settings.pool,
+        resampling=scheme,
+        by_island=ByIsland(each, **own),
     )

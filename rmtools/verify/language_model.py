@@ -273,7 +273,7 @@ def _run_sampler(
     policy: Policy, value: Scorer, task: Task, prompts: list[str], n: int, rng: np.random.Generator
 ) -> "SMCResult[LMParticles]":
     root = LMParticles.start(policy, value, prompts, terminal="verifier", reward=task.reward)
-    return smc(root, n, resampling="multinomial", ess_threshold=1.0, rng=rng)
+    return smc(root, n, resampling="multinomial", ess_threshold=1.0, rng=rng, islands=1)
 
 
 def _log_z(result: "SMCResult[LMParticles]") -> np.ndarray:

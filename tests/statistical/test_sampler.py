@@ -141,7 +141,7 @@ def test_bias_of_the_output_is_mad_over_2n(pool_size, seed):
 def test_other_schemes_have_a_bias_that_vanishes(scheme, threshold):
     model = random_tree(4, 2, 0.4, Tilt(0.03), rng(0))
     exact = solve(model)
-    result = smc(model.particles(3000), 500, 1, scheme, threshold, rng(20))
+    result = smc(model.particles(3000), 500, 1, scheme, threshold, rng(20), islands=1)
     law = weighted_law(result, 16)
     error = law.std(axis=0, ddof=1) / np.sqrt(len(law))
     assert (np.abs(law.mean(axis=0) - exact.target) <= 4.5 * error + exact.n_for_tv(0.5) / 500).all()
@@ -160,7 +160,7 @@ def test_other_schemes_have_a_bias_that_vanishes(scheme, threshold):
 )
 def test_variance_is_sigma2_over_n(model, n, pool_size):
     exact = solve(model)
-    result = smc(model.particles(6000), n, pool_size, **PAPER, rng=rng(5))
+    result = smc(model.particles(6000), n, pool_size, **PAPER, rng=rng(5), islands=1)
     square = (np.exp(result.log_z - exact.log_z) - 1) ** 2 * n
     predicted = exact.sigma2_pool(pool_size)
     error = square.std(ddof=1) / np.sqrt(len(square))

@@ -411,3 +411,40 @@ def test_prompts_that_do_not_fit_together_are_sampled_in_halves(policy, value, p
     monkeypatch.setattr(LMParticles, "select", lambda self, index: torch.empty(1 << 60))
     with pytest.raises(UserError, match="one prompt"):
         list(sample_prompts(policy, value, prompts[:2], settings, rng(0)))
+
+
+def test_islands_share_rows_and_draw_apart(policy, value, prompts, task):
+    """Islands of two prompts draw what as many groups draw; equal prefixes of all islands of a prompt are one row."""
+    k, n = 3, 4
+    rows = []
+
+    @only_looks
+    def observe(step):
+        live = step.children.slot >= 0
+        texts = {(p, *steps) for p, g in enumerate(step.children.steps()) for steps in map(tuple, g)}
+        rows.append((len(step.children.values), len(texts), int(live.sum()), len(step.children.state.ended)))
+
+    joint = smc(
+        start(policy, value, prompts[:2], task),
+        k * n,
+        1,
+        "systematic",
+        0.9,
+        rng(4),
+        observe=observe,
+        islands=k,
+    )
+    apart = smc(
+        start(policy, value, [p for p in prompts[:2] for _ in range(k)], task),
+        n,
+        1,
+        "systematic",
+        0.9,
+        rng(4),
+    )
+    np.testing.assert_array_equal(joint.island_log_z.ravel(), apart.log_z)
+    assert [s for g in joint.particles.steps() for s in g] == [s for g in apart.particles.steps() for s in g]
+    assert joint.particles.decoded.tolist() == apart.particles.decoded.reshape(2, k).sum(axis=1).tolist()
+    assert all(held == live for _, _, live, held in rows)
+    first, texts, *_ = rows[0]
+    assert first == texts < 2 * k * n  # some first steps are equal, and are held once

@@ -33,7 +33,7 @@ def draws(
 def run(model: FiniteModel, setting: Setting, groups: int, rng: np.random.Generator) -> SMCResult[Any]:
     """Return one batch of runs, without their history."""
     root = model.particles(groups)
-    return smc(root, setting.n, setting.m, setting.scheme, setting.threshold, rng, history=False)
+    return smc(root, setting.n, setting.m, setting.scheme, setting.threshold, rng, history=False, islands=1)
 
 
 def share_resampled(model: FiniteModel, setting: Setting, groups: int, rng: np.random.Generator) -> float:
