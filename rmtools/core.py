@@ -22,6 +22,7 @@ The Bellman error of the value at every first step, from the exact ratios; inter
 from rmtools.exact.families import hidden_prefix, implicit, needle, persistent, perturb, product, random_tree
 from rmtools.exact.finite_model import FiniteModel, FiniteParticles
 from rmtools.exact.influence import InfluenceMad
+from rmtools.exact.schedule import LimitingSchedule
 from rmtools.exact.solution import ExactResult, solve
 from rmtools.particles.metropolis import MetropolisResult, metropolis
 from rmtools.particles.particle_gibbs import GibbsResult, LogZBounds, log_z_bounds, particle_gibbs
@@ -89,6 +90,7 @@ __all__ = [
     "InfluenceMad",
     "InfluenceSD",
     "Interval",
+    "LimitingSchedule",
     "LogZBounds",
     "MeasuredSigma2",
     "MetropolisResult",

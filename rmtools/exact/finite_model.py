@@ -107,11 +107,13 @@ class FiniteModel:
         layers = [np.zeros(1)]
         for t in range(self.horizon):
             edge = layers[t][:, None] + self.log_policy[t]
-            layers.append(edge.ravel() if self.children is None else self._scatter(t, edge))
+            layers.append(self.scatter(t, edge))
         return tuple(layers)
 
-    def _scatter(self, t: int, edge: np.ndarray) -> np.ndarray:
-        """Return log of the sum of exp(edge) over the edges into each state of layer t + 1, (S_{t+1},) nats."""
+    def scatter(self, t: int, edge: np.ndarray) -> np.ndarray:
+        """Return log of the sum of exp(edge), (S_t, B_t), over the edges into each state of layer t + 1, (S_{t+1},) nats."""
+        if self.children is None:
+            return edge.ravel()
         child, flat = self.child(t).ravel(), edge.ravel()
         # One maximum per child: a rare state beside a likely one must not underflow.
         top = np.full(len(self.log_value[t + 1]), -np.inf)

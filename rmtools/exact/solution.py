@@ -14,6 +14,7 @@ at every step, and the influence H of each trajectory, which gives the asymptoti
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,13 @@ from rmtools.errors import UserError
 from rmtools.exact.bounds import particles_for_cv, particles_for_tv
 from rmtools.exact.finite_model import FiniteModel, FiniteParticles
 from rmtools.exact.influence import InfluenceMad, leaf_influence, mean_absolute_deviation
+from rmtools.exact.schedule import (
+    LimitingSchedule,
+    check_times,
+    every_step,
+    limiting_schedule,
+    log_block_terms,
+)
 from rmtools.particles.arguments import check_count
 from rmtools.particles.logspace import log_mean_columns, log_sum_exp
 from rmtools.summary import Summary
@@ -101,24 +109,69 @@ class ExactResult:
                 "influence per final state needs a tree and Z > 0: on a chain H depends on the path",
                 fix="use `influence_mad`",
             )
-        return leaf_influence(self._model, pool_size)
+        return leaf_influence(self._model, pool_size, every_step(self._model))
 
-    def influence_mad(self, pool_size: int = 1, n_draws: int = 200_000, seed: int = 0) -> InfluenceMad:
+    def influence_mad(
+        self,
+        pool_size: int = 1,
+        n_draws: int = 200_000,
+        seed: int = 0,
+        schedule: Sequence[int] | None = None,
+    ) -> InfluenceMad:
         """Return the mean absolute deviation of H under the target: TV(expected output, target) -> MAD / (2 N).
 
         Exact on trees, and on chains where H takes few values (standard error 0). Otherwise the mean over `n_draws`
-        exact draws of the target, from a generator seeded with `seed`, with its standard error.
+        exact draws of the target, from a generator seeded with `seed`, with its standard error. `schedule` as in
+        `sigma2_schedule`; None is every step.
         """
         check_count("pool_size", pool_size)
-        return mean_absolute_deviation(self._model, pool_size, n_draws, np.random.default_rng(seed))
+        times = every_step(self._model) if schedule is None else check_times(schedule, self._model.horizon)
+        return mean_absolute_deviation(self._model, pool_size, times, n_draws, np.random.default_rng(seed))
 
-    def n_for_tv(self, delta: float, pool_size: int = 1) -> float:
-        """Return the particles (not rounded) for an expected output within `delta`, in (0, 1), of the target in TV."""
-        return particles_for_tv(self.influence_mad(pool_size).value, delta)
+    def sigma2_schedule(self, schedule: Sequence[int], pool_size: int = 1) -> float:
+        """Return lim N Var(Zhat / Z) with multinomial resampling at some steps only (docs/equations.md section 10).
 
-    def n_for_cv(self, delta: float, pool_size: int = 1) -> float:
-        """Return the particles (not rounded) for an estimate of Z with coefficient of variation `delta` > 0."""
-        return particles_for_cv(self.sigma2_pool(pool_size), delta)
+        Parameters
+        ----------
+        schedule : sequence of int
+            Increasing steps, from 1 to T - 1, after which the particles are resampled; () is importance sampling.
+        pool_size : int
+            M, candidates per particle and step.
+
+        Raises
+        ------
+        UserError
+            If the steps do not increase or are not from 1 to T - 1.
+        """
+        check_count("pool_size", pool_size)
+        times = check_times(schedule, self._model.horizon)
+        return _sum_excess(log_block_terms(self._model, times, pool_size))
+
+    def limiting_schedule(self, ess_threshold: float = 0.5, pool_size: int = 1) -> LimitingSchedule:
+        """Return when many particles resample if they do so, multinomially, whenever ESS <= `ess_threshold` * N.
+
+        The result holds sigma2, how near each step is to the threshold, and the N above which each is decided: below, the
+        finite sampler resamples at other steps, and its variance may be far from sigma2 (docs/equations.md section 10).
+        `n_for_cv` and `n_for_tv` take its `times`. For systematic resampling sigma2 is an upper reference, no prediction.
+        Raises UserError for a threshold outside [0, 1].
+        """
+        return limiting_schedule(self._model, ess_threshold, pool_size)
+
+    def n_for_tv(self, delta: float, pool_size: int = 1, schedule: Sequence[int] | None = None) -> float:
+        """Return the particles (not rounded) for an expected output within `delta`, in (0, 1), of the target in TV.
+
+        For multinomial resampling at the steps of `schedule` (as in `sigma2_schedule`); None is every step.
+        """
+        return particles_for_tv(self.influence_mad(pool_size, schedule=schedule).value, delta)
+
+    def n_for_cv(self, delta: float, pool_size: int = 1, schedule: Sequence[int] | None = None) -> float:
+        """Return the particles (not rounded) for an estimate of Z with coefficient of variation `delta` > 0.
+
+        For multinomial resampling at the steps of `schedule` (as in `sigma2_schedule`); None is every step.
+        """
+        if schedule is None:
+            return particles_for_cv(self.sigma2_pool(pool_size), delta)
+        return particles_for_cv(self.sigma2_schedule(schedule, pool_size), delta)
 
     def to_frame(self) -> "DataFrame":
         """Return a row per step t: reachable states before it, their largest Bellman error, and the part of sigma2 it adds."""
@@ -177,6 +230,9 @@ def solve(model: FiniteModel) -> ExactResult:
     >>> exact = rm.solve(rm.families.product(horizon=3, ratio=2.0))
     >>> round(exact.sigma2, 6), round(exact.n_for_cv(0.1), 6)
     (0.333333, 33.333333)
+    >>> times = exact.limiting_schedule(ess_threshold=0.5).times
+    >>> times, round(exact.n_for_cv(0.1, schedule=times), 6)
+    ((), 37.174211)
     """
     if not isinstance(model, FiniteModel):
         particles = isinstance(model, FiniteParticles)
@@ -205,7 +261,7 @@ def solve(model: FiniteModel) -> ExactResult:
         sigma2_true_value=_sum_excess(terms_true) if exists else math.inf,
         sigma2_optimal=_sum_excess(terms_best) if exists else math.inf,
         target=target,
-        influence=None if target is None else leaf_influence(model, 1),
+        influence=None if target is None else leaf_influence(model, 1, every_step(model)),
         _model=model,
         _log_terms=terms if exists else np.full_like(terms, np.inf),
     )

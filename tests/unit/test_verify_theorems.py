@@ -16,6 +16,7 @@ from rmtools.verify.theorems import (
     guided,
     lower,
     output_law,
+    schedule,
     simulation,
     transition,
     unbiased,
@@ -159,6 +160,30 @@ def test_variance_finds_added_noise(monkeypatch):
     assert variance.measure("random_tree", 2, (), rng())["holds"]
     monkeypatch.setattr(simulation, "smc", broken(noisy))
     assert not variance.measure("random_tree", 2, (), rng())["holds"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        broken(shifted),
+        lambda root, n, m, scheme, threshold, *rest, **kept: smc(root, n, m, scheme, 1.0, *rest, **kept),
+        lambda root, n, m, scheme, threshold, *rest, **kept: smc(root, n, m, scheme, 0.0, *rest, **kept),
+    ],
+)
+def test_schedule_finds_bias_and_other_triggers(monkeypatch, change):
+    monkeypatch.setattr(schedule, "N", 2_000)
+    assert schedule.measure("tree T = 6", 1, 300, rng())["holds"]
+    monkeypatch.setattr(simulation, "smc", change)
+    assert not schedule.measure("tree T = 6", 1, 300, rng())["holds"]
+
+
+def test_every_schedule_case_can_tell_and_is_decided():
+    for name, pool in schedule.CASES:
+        exact = solve(schedule.models()[name])
+        limiting = exact.limiting_schedule(schedule.THRESHOLD, pool)
+        assert limiting.decided(schedule.N / 2)
+        others = exact.sigma2_pool(pool), exact.sigma2_schedule((), pool)
+        assert all(abs(x / limiting.sigma2 - 1) > 0.2 for x in others)
 
 
 def test_guided_finds_a_bound_that_is_too_small(monkeypatch):

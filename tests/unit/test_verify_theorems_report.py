@@ -57,7 +57,7 @@ def verification():
 
 def test_a_report_says_what_fails_and_comes_back_from_json(verification, tmp_path):
     assert "FAILS  variance" in str(verification)
-    assert "7 of 8 checks hold" in str(verification)
+    assert "8 of 9 checks hold" in str(verification)
     text = markdown(verification)
     assert "1 do not hold: variance" in text
     assert all(line.replace("\\|", "").count("|") == 6 for line in text.splitlines() if line.startswith("|"))

@@ -20,13 +20,24 @@ from rmtools.verify.theorems import (
     guided,
     lower,
     output_law,
+    schedule,
     transition,
     unbiased,
     variance,
 )
 from rmtools.verify.theorems.case import Case, Figures
 
-CHECKS: tuple[Any, ...] = (unbiased, output_law, variance, guided, bound, algorithm2, lower, transition)
+CHECKS: tuple[Any, ...] = (
+    unbiased,
+    output_law,
+    variance,
+    schedule,
+    guided,
+    bound,
+    algorithm2,
+    lower,
+    transition,
+)
 
 
 @dataclass(frozen=True)
