@@ -200,7 +200,7 @@ def cost_sums(rows: list[Rollout], scored: ScoredRollouts, own: bool, tilt: Tilt
         sigma2_parts(log_value[at], square[at], phi[at])
         for at in (np.flatnonzero(scored.prompt == g) for g in range(scored.prompt.max() + 1))
     ]
-    return np.array([(p.numerator - p.horizon * p.z_square, p.z_square) for p in parts])
+    return np.array([(p.numerator - p.n_terms * p.z_square, p.z_square) for p in parts])
 
 
 class Positions:

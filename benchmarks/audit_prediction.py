@@ -224,7 +224,7 @@ def repeated_ranks(
 def pooled_ratio(population: Population, rollouts: Rollouts) -> float:
     """Return the estimate of `sigma2_estimator` without its interval."""
     parts = rollouts.parts(rollouts.values(population.joined)[0])
-    numerator = sum(p.numerator - p.horizon * p.z_square for p in parts)
+    numerator = sum(p.numerator - p.n_terms * p.z_square for p in parts)
     return numerator / sum(p.z_square for p in parts)
 
 

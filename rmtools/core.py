@@ -65,6 +65,13 @@ from rmtools.stats.path_errors import (
 )
 from rmtools.stats.prefix_errors import PrefixErrors, exact_errors, prefix_errors, self_normalise
 from rmtools.stats.quantiles import fraction_bound, quantile_interval
+from rmtools.stats.schedule import (
+    EstimatedSchedule,
+    ScheduleCost,
+    estimate_schedule,
+    schedule_estimator,
+    schedule_parts,
+)
 from rmtools.stats.sigma2 import (
     Sigma2,
     Sigma2Parts,
@@ -80,6 +87,7 @@ __all__ = [
     "RESAMPLING",
     "BellmanSummary",
     "CalibrationSummary",
+    "EstimatedSchedule",
     "Estimator",
     "ExactResult",
     "FiniteModel",
@@ -100,6 +108,7 @@ __all__ = [
     "PathSummary",
     "PrefixErrors",
     "SMCResult",
+    "ScheduleCost",
     "Sigma2",
     "Sigma2Parts",
     "Step",
@@ -113,6 +122,7 @@ __all__ = [
     "calibration_estimator",
     "cluster_bootstrap",
     "cluster_sums",
+    "estimate_schedule",
     "exact_errors",
     "expected_calibration_error",
     "first_mean",
@@ -143,6 +153,8 @@ __all__ = [
     "ratio_bound_quantiles",
     "ratio_of_means",
     "reliability_curve",
+    "schedule_estimator",
+    "schedule_parts",
     "self_normalise",
     "sigma2",
     "sigma2_estimator",

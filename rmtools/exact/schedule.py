@@ -96,6 +96,15 @@ def check_times(schedule: Sequence[int], horizon: int) -> tuple[int, ...]:
     return tuple(int(t) for t in times)
 
 
+def check_threshold(ess_threshold: float) -> None:
+    """Raise UserError unless the threshold is in [0, 1]."""
+    if not is_number(ess_threshold) or not 0 <= ess_threshold <= 1:
+        raise UserError(
+            f"`ess_threshold` must be in [0, 1], got {ess_threshold!r}: it is a fraction of the particles",
+            fix="0.5 is the sampler's default",
+        )
+
+
 def every_step(model: FiniteModel) -> tuple[int, ...]:
     """Return 1 ... T - 1."""
     return tuple(range(1, model.horizon))
@@ -128,11 +137,7 @@ def log_block_terms(model: FiniteModel, times: Sequence[int], pool_size: int) ->
 def limiting_schedule(model: FiniteModel, ess_threshold: float, pool_size: int) -> LimitingSchedule:
     """Return the limiting schedule of one threshold; raise UserError for one outside [0, 1]."""
     check_count("pool_size", pool_size)
-    if not is_number(ess_threshold) or not 0 <= ess_threshold <= 1:
-        raise UserError(
-            f"`ess_threshold` must be in [0, 1], got {ess_threshold!r}: it is a fraction of the particles",
-            fix="0.5 is the sampler's default",
-        )
+    check_threshold(ess_threshold)
     times: list[int] = []
     limits, decided_from = [], []
     moments = [_after_resampling(model, 0)] * 4

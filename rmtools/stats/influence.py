@@ -22,7 +22,7 @@ import numpy as np
 
 from rmtools.errors import UserError
 from rmtools.stats.bootstrap import Estimator, Interval, jackknife, ratio_of_means, refuse_nan, root
-from rmtools.stats.sigma2 import check_trajectories, value_square_estimate
+from rmtools.stats.sigma2 import block_ends, check_trajectories, value_square_estimate
 
 FEWEST_TRAJECTORIES = 6.0
 
@@ -73,6 +73,7 @@ def influence_sd(
     extra: np.ndarray,
     present: np.ndarray | None = None,
     ended: np.ndarray | None = None,
+    times: Sequence[int] | None = None,
 ) -> InfluenceSD:
     """Estimate the spread of H under the target for one prompt from n trajectories.
 
@@ -84,24 +85,29 @@ def influence_sd(
         (n,) phi of each trajectory.
     extra : np.ndarray
         (n, T, R_extra) phi of completions drawn from prefix t = 0..T-1 besides the trajectory's own, at least
-        two at each t >= 1 that has not ended. Column 0 is not read.
+        two at each t >= 1 that has not ended (with `times`: at these t). Column 0 is not read.
     present : np.ndarray, optional
         (n, T, R_extra) bool; entries that are not present are not read.
     ended : np.ndarray, optional
         (n, T) bool: the prefix at t had ended, so that V* is phi and `extra` is not read.
+    times : sequence of int, optional
+        As in `sigma2_parts`: the blocks of a schedule have one h each.
 
     Raises
     ------
     UserError
-        With shapes that do not fit, NaN, a value of zero, fewer than two trajectories or extra completions.
+        With shapes that do not fit, NaN, a value of zero, times that do not fit, fewer than two trajectories or extra
+        completions.
 
     Notes
     -----
     Var H = sum over t, u of E[phi h_t h_u] / Z - (E H)^2, each product from phi and extra completions at s_t
-    and s_u, two distinct ones where t = u. Source: docs/equations.md section 5.
+    and s_u, two distinct ones where t = u. Source: docs/equations.md sections 5 and 10.
     """
     log_v, phi = check_trajectories(log_value, potential)
-    mean, square = _completions(np.asarray(extra, dtype=np.float64), phi, log_v.shape, present, ended)
+    starts, ends = block_ends(times, log_v.shape[1])
+    mean, square = _completions(np.asarray(extra, dtype=np.float64), phi, log_v.shape, present, ended, ends)
+    log_v, (mean, square) = np.take(log_v, starts, axis=1), (np.take(x, ends, axis=1) for x in (mean, square))
     top = log_v.max(axis=0)
     own = np.exp(log_v - top)  # a constant per depth cancels in h
     y, y_square = mean / own, square / own**2
@@ -144,8 +150,9 @@ def _completions(
     shape: tuple[int, ...],
     present: np.ndarray | None,
     ended: np.ndarray | None,
+    read: list[int],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Unbiased V*(s_t) and V*(s_t)^2 at t = 1..T, (n, T) each; phi and phi^2 at T and where ended."""
+    """Unbiased V*(s_t) and V*(s_t)^2 at the depths `read`, (n, T + 1) each; phi and phi^2 at T and where ended."""
     mask = np.ones(extra.shape, dtype=bool) if present is None else np.asarray(present, dtype=bool)
     over = np.zeros(shape, dtype=bool) if ended is None else np.asarray(ended, dtype=bool)
     if extra.ndim != 3 or extra.shape[:2] != shape or mask.shape != extra.shape or over.shape != shape:
@@ -153,8 +160,7 @@ def _completions(
             f"extra, present and ended have shapes {extra.shape}, {mask.shape} and {over.shape}",
             fix=f"pass {(*shape, 'R_extra')}, the same, and {shape}",
         )
-    needed = ~over
-    needed[:, 0] = False
+    needed = ~over & np.isin(np.arange(shape[1]), read)
     count = mask.sum(axis=2)
     short = np.argwhere(needed & (count < 2))
     if len(short):
@@ -167,9 +173,9 @@ def _completions(
     used = np.where(mask & needed[:, :, None], extra, 0.0)
     mean = used.sum(axis=2) / np.maximum(count, 1)
     square = value_square_estimate(used, mask)
-    at_end = np.concatenate([~needed[:, 1:], np.ones((len(phi), 1), dtype=bool)], axis=1)
-    shifted = [np.concatenate([a[:, 1:], a[:, :1]], axis=1) for a in (mean, square)]
-    return np.where(at_end, phi[:, None], shifted[0]), np.where(at_end, phi[:, None] ** 2, shifted[1])
+    at_end = np.concatenate([~needed, np.ones((len(phi), 1), dtype=bool)], axis=1)
+    padded = [np.concatenate([a, a[:, :1]], axis=1) for a in (mean, square)]
+    return np.where(at_end, phi[:, None], padded[0]), np.where(at_end, phi[:, None] ** 2, padded[1])
 
 
 def influence_estimator(prompts: Sequence[InfluenceSD]) -> Estimator[InfluenceSD]:

@@ -187,9 +187,9 @@ def _sigma2(a: ModelEstimates, b: ModelEstimates) -> dict[str, tuple[np.ndarray,
             fix="pass `cost` of both or of neither",
         )
     for i, (x, y) in enumerate(zip(a.cost, b.cost, strict=True)):
-        if x.horizon != y.horizon or not math.isclose(x.z_square, y.z_square, rel_tol=1e-9, abs_tol=1e-300):
+        if x.n_terms != y.n_terms or not math.isclose(x.z_square, y.z_square, rel_tol=1e-9, abs_tol=1e-300):
             raise UserError(
-                f"prompt {i} has T = {x.horizon} and Z^2 = {x.z_square:g} with one model, {y.horizon} and "
+                f"prompt {i} has T = {x.n_terms} and Z^2 = {x.z_square:g} with one model, {y.n_terms} and "
                 f"{y.z_square:g} with the other",
                 fix="both come from the same trajectories: make the parts from the same potentials",
             )

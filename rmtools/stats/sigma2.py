@@ -22,6 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rmtools.errors import UserError
+from rmtools.exact.schedule import check_times
 from rmtools.stats.bootstrap import Estimator, Interval, first_mean, jackknife, ratio_of_means, refuse_nan
 from rmtools.stats.prefix_errors import pair_mean
 
@@ -63,21 +64,21 @@ def value_square_estimate(potentials: np.ndarray, present: np.ndarray | None = N
 
 @dataclass(frozen=True, eq=False)
 class Sigma2Parts:
-    """Unbiased parts of sigma^2 for one prompt: sigma^2 = numerator / z_square - horizon.
+    """Unbiased parts of sigma^2 for one prompt: sigma^2 = numerator / z_square - n_terms.
 
     Attributes
     ----------
     numerator, z_square : float
         A and Z^2, unbiased; z_square may be 0 or negative.
-    horizon : int
-        T.
+    n_terms : int
+        T, or the blocks of a schedule.
     left_out_numerator, left_out_z_square : np.ndarray
         (n,) the same without each trajectory; NaN with n < 3.
     """
 
     numerator: float
     z_square: float
-    horizon: int
+    n_terms: int
     left_out_numerator: np.ndarray
     left_out_z_square: np.ndarray
 
@@ -87,7 +88,12 @@ class Sigma2Parts:
         return len(self.left_out_numerator)
 
 
-def sigma2_parts(log_value: np.ndarray, value_square: np.ndarray, potential: np.ndarray) -> Sigma2Parts:
+def sigma2_parts(
+    log_value: np.ndarray,
+    value_square: np.ndarray,
+    potential: np.ndarray,
+    times: Sequence[int] | None = None,
+) -> Sigma2Parts:
     """Estimate the parts of sigma^2 for one prompt from n trajectories.
 
     A prefix that has ended is absorbing: trajectories of different lengths keep the last value, log phi, and
@@ -102,24 +108,27 @@ def sigma2_parts(log_value: np.ndarray, value_square: np.ndarray, potential: np.
         ended prefixes. Column 0 is not read.
     potential : np.ndarray
         (n,) phi of each trajectory.
+    times : sequence of int, optional
+        Increasing steps from 1 to T - 1 after which the particles are resampled; None is every step.
 
     Raises
     ------
     UserError
-        With fewer than two trajectories, shapes that do not fit, NaN, or a value of zero.
+        With fewer than two trajectories, shapes that do not fit, NaN, a value of zero, or times that do not fit.
 
     Notes
     -----
-    A = sum over t of the mean over i != j of V_i(s_{t-1}) (V*^2)_j(s_t) / V_j(s_{t-1}). Source:
-    docs/equations.md section 5.
+    A = sum over t of the mean over i != j of V_i(s_{t-1}) (V*^2)_j(s_t) / V_j(s_{t-1}), with two times of resampling in a row
+    for t - 1 and t if there are `times`. Source: docs/equations.md sections 5 and 10.
     """
     log_v, phi = check_trajectories(log_value, potential)
     square = np.asarray(value_square, dtype=np.float64)
     if square.shape != np.shape(log_value):
         raise UserError(f"value_square has shape {square.shape}", fix="pass (n, T + 1), like log_value")
-    refuse_nan("value_square", square, np.arange(square.shape[1])[None, :] > 0)
-    square = square[:, 1:]
-    n, horizon = square.shape
+    starts, ends = block_ends(times, log_v.shape[1])
+    refuse_nan("value_square", square, np.isin(np.arange(square.shape[1]), ends)[None, :])
+    log_v, square = np.take(log_v, starts, axis=1), np.take(square, ends, axis=1)
+    n, n_terms = square.shape
     # A is unchanged by a constant per depth: the largest value becomes 1.
     log_v = log_v - log_v.max(axis=0)
     own, ratio = np.exp(log_v), square * np.exp(-log_v)
@@ -130,10 +139,16 @@ def sigma2_parts(log_value: np.ndarray, value_square: np.ndarray, potential: np.
     return Sigma2Parts(
         numerator=float(numerator),
         z_square=float((total**2 - squares) / (n * (n - 1))),
-        horizon=horizon,
+        n_terms=n_terms,
         left_out_numerator=left_out,
         left_out_z_square=_pair_product(total - phi, total - phi, squares - phi**2, n - 1),
     )
+
+
+def block_ends(times: Sequence[int] | None, horizon: int) -> tuple[list[int], list[int]]:
+    """Return where the blocks between resamplings start and end, depths 0 ... T; None is a block per step."""
+    inner = range(1, horizon) if times is None else check_times(times, horizon)
+    return [0, *inner], [*inner, horizon]
 
 
 def _pair_product(a: np.ndarray, b: np.ndarray, ab: np.ndarray, n: int) -> np.ndarray:
@@ -200,9 +215,9 @@ def sigma2(parts: Sigma2Parts) -> Sigma2:
     Below about 64 trajectories this is noisy: pool over prompts (`sigma2_estimator`). Source: docs/equations.md
     section 5.
     """
-    ratio = parts.numerator / parts.z_square - parts.horizon if parts.z_square else math.nan
+    ratio = parts.numerator / parts.z_square - parts.n_terms if parts.z_square else math.nan
     with np.errstate(divide="ignore", invalid="ignore"):
-        left_out = parts.left_out_numerator / parts.left_out_z_square - parts.horizon
+        left_out = parts.left_out_numerator / parts.left_out_z_square - parts.n_terms
     z_square = jackknife(parts.z_square, parts.left_out_z_square)
     return Sigma2(jackknife(ratio, left_out), ratio, z_square, _positive(z_square), 1, parts.n)
 
@@ -227,7 +242,7 @@ def sigma2_estimator(parts: Sequence[Sigma2Parts]) -> Estimator[Sigma2]:
         raise UserError(
             "there is no prompt to pool sigma^2 over", fix="pass the parts of at least one prompt"
         )
-    sums = np.array([(p.numerator - p.horizon * p.z_square, p.z_square) for p in parts])
+    sums = np.array([(p.numerator - p.n_terms * p.z_square, p.z_square) for p in parts])
 
     def result(found: Mapping[str, Interval]) -> Sigma2:
         pooled, z_square = found["sigma2"], found["z_square"]
@@ -240,7 +255,7 @@ def sigma2_estimator(parts: Sequence[Sigma2Parts]) -> Estimator[Sigma2]:
 def n_for_cv(sigma2: float, delta: float) -> float:
     """Return the particles (not rounded) for a coefficient of variation `delta` > 0 of the estimate of Z.
 
-    sigma^2 / delta^2, for multinomial resampling at every step. Source: docs/equations.md section 5.
+    sigma^2 / delta^2, for the resampling that sigma^2 is of. Source: docs/equations.md sections 5 and 10.
     """
     return sigma2 / _check_delta(delta) ** 2
 
@@ -248,8 +263,8 @@ def n_for_cv(sigma2: float, delta: float) -> float:
 def n_for_tv(deviation: float, delta: float) -> float:
     """Return the particles (not rounded) for an expected output within `delta` > 0 of the target in total variation.
 
-    deviation / (2 delta), for multinomial resampling at every step. `deviation` is the mean absolute deviation of H
-    under the target, or its standard deviation for an upper bound. Source: docs/equations.md section 5.
+    deviation / (2 delta), for the resampling that H is of. `deviation` is the mean absolute deviation of H under the
+    target, or its standard deviation for an upper bound. Source: docs/equations.md sections 5 and 10.
     """
     return deviation / (2 * _check_delta(delta))
 

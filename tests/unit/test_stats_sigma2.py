@@ -118,7 +118,7 @@ def parts_of(log_value, phi, extra):
 def test_left_out_parts_are_parts_of_the_rest():
     log_value, phi, extra = trajectories(7, np.random.default_rng(0))
     parts = parts_of(log_value, phi, extra)
-    assert (parts.n, parts.horizon) == (7, 2)
+    assert (parts.n, parts.n_terms) == (7, 2)
     for i in range(7):
         rest = parts_of(*(np.delete(a, i, axis=0) for a in (log_value, phi, extra)))
         assert parts.left_out_numerator[i] == pytest.approx(rest.numerator, rel=1e-12)
