@@ -21,7 +21,7 @@ from torch import Tensor
 from rmtools.data.rollouts import Child, Rollout
 from rmtools.data.tasks import Verifier
 from rmtools.errors import UserError
-from rmtools.lm.memory import USUAL_TOKENS, in_halves, sequences_that_fit
+from rmtools.lm.memory import USUAL_TOKENS, in_halves, prompts_that_fit
 from rmtools.lm.policy import Policy, distinct
 from rmtools.lm.protocol import StepPolicy
 from rmtools.lm.steps import StepSettings
@@ -275,11 +275,12 @@ def prompts_per_batch(policy: StepPolicy, branching: Branching, prompts: Sequenc
     """
     gpu, settings = policy.device.type == "cuda", policy.steps.settings
     longest = max(len(policy.steps.prompt_ids(p)) for p in prompts)
+    context = getattr(policy, "context", None)
     new = settings.max_steps * settings.max_step_tokens
-    tokens = longest + (new if gpu else min(new, USUAL_TOKENS))
-    tokens = min(tokens, getattr(policy, "context", None) or tokens)
+    if context is not None:
+        new = min(new, context - longest)
     width = branching.trajectories + branching.width if gpu else branching.width
-    most = max(1, sequences_that_fit([policy], tokens, policy.device) // width)
+    most = prompts_that_fit([policy], longest, new if gpu else min(new, USUAL_TOKENS), width, policy.device)
     return most if gpu else min(32, most)
 
 

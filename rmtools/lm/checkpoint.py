@@ -264,8 +264,7 @@ def load_value_model(
         shared = base(dtype=beside.model.dtype).to(beside.device)  # type: ignore[arg-type]
         _share_weights(shared.base_model, beside.model.base_model)
         value = ValueModel(adapted(shared, folder).eval(), steps, tilt, str(source))
-        value.prompt_format = settings.prompt_format
-        return value, settings
+        return _as_trained(value, settings), settings
     elif is_adapter:
         model = adapted(base(), folder)
         if not quantisation(model.config):  # merging would round the adapter to the quantised weights
@@ -274,9 +273,13 @@ def load_value_model(
         model = saved_classifier(folder, precision)
     model = on_device(model, where)
     name = f"{source} (untrained head)" if untrained else str(source)
-    value = ValueModel(model, steps, tilt, name)
+    return _as_trained(ValueModel(model, steps, tilt, name), settings), settings
+
+
+def _as_trained(value: ValueModel, settings: CheckpointSettings) -> ValueModel:
     value.prompt_format = settings.prompt_format
-    return value, settings
+    value.solution_tokens = settings.training.get("solution_tokens")
+    return value
 
 
 def _base(settings: CheckpointSettings, device: Where, dtype: Any) -> "PreTrainedModel":

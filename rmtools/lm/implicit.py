@@ -157,8 +157,8 @@ class ImplicitValue:
         target = policy = PrefixCache.empty(len(prompts), device)
         if ids.shape[1]:
             mask = None if bool(present.all()) else present
-            target = target.forward(self.target.model, ids, mask)[1]
-            policy = policy.forward(self.policy.model, ids, mask)[1]
+            target = target.forward(self.target.model, ids, mask)[1].as_beginnings(self.target.model)
+            policy = policy.forward(self.policy.model, ids, mask)[1].as_beginnings(self.policy.model)
         pending = torch.tensor([p[-1] for p in prompts], device=device)
         log_value = torch.zeros(len(prompts), dtype=torch.float64, device=device)
         return log_value, RatioState(target, policy, pending, log_value)

@@ -1,4 +1,4 @@
-"""Memory: how many sequences fit, whether an allocation does, and the same work in halves where it does not."""
+"""Memory: how many prompts fit, whether an allocation does, and the same work in halves where it does not."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -9,6 +9,7 @@ import psutil
 import torch
 
 from rmtools.errors import UserError
+from rmtools.lm.kv.shared import LEAST_TOKENS, can_share
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -70,19 +71,23 @@ def cache_bytes(model: "PreTrainedModel | None") -> int:
     return int(2 * config.num_hidden_layers * heads * size * model.dtype.itemsize)
 
 
-def sequences_that_fit(owners: Sequence[Any], tokens: int, device: torch.device) -> int:
-    """Return how many sequences of ``tokens`` to hold at a time for the models of ``owners`` (policy, value model), at least 1.
+def prompts_that_fit(owners: Sequence[Any], prompt: int, new: int, width: int, device: torch.device) -> int:
+    """Return how many prompts to hold at a time for the models of ``owners`` (policy, value model), at least 1.
 
-    On a CPU their caches fit into `CPU_CACHE_BYTES`, or an eighth of a small machine's memory, on a GPU into half of what the
-    weights leave: they are copied where prefixes fork. The same at every start on the same machine.
+    Each of ``prompt`` tokens, and ``width`` sequences behind it of ``new`` tokens; models that can hold a prompt once do. On a
+    CPU their caches fit into `CPU_CACHE_BYTES`, or an eighth of a small machine's memory, on a GPU into half of what the weights
+    leave: they are copied where prefixes fork. The same at every start on the same machine.
     """
     models = [m for m in (getattr(owner, "model", None) for owner in owners) if m is not None]
-    bytes_each = sum(cache_bytes(m) for m in models) * tokens
+    bytes_each = 0
+    for m in models:
+        once = prompt >= LEAST_TOKENS and can_share(m)
+        bytes_each += cache_bytes(m) * (prompt + width * new if once else width * (prompt + new))
     if device.type != "cuda":
         room = min(CPU_CACHE_BYTES, psutil.virtual_memory().total // 8)
     else:
         # Beside the caches: logits, probabilities and sums of one token, in fp32.
-        bytes_each = 2 * bytes_each + sum(4 * 4 * m.config.get_text_config().vocab_size for m in models)
+        bytes_each = 2 * bytes_each + width * sum(4 * 4 * m.config.get_text_config().vocab_size for m in models)
         weights = sum(p.numel() * p.element_size() for m in models for p in m.parameters())
         room = (torch.cuda.get_device_properties(device).total_memory - weights) // 2
     return max(1, room // max(1, bytes_each))

@@ -97,6 +97,7 @@ class Policy:
         if ids.shape[1]:
             given = None if bool(present.all()) else present
             _, cache = cache.forward(self.model, ids, given, last_only=True)
+            cache = cache.as_beginnings(self.model)
         n = torch.zeros(len(prompts), dtype=torch.long, device=self.device)
         return PolicyState(cache, torch.tensor([p[-1] for p in prompts], device=self.device), n, n.bool())
 

@@ -93,11 +93,12 @@ class ValueModel:
     """A reward model over prefixes: scores whole trajectories in one pass, or new steps incrementally.
 
     ``model`` returns logits (B, L, 2); ``name`` is for provenance. ``prompt_format`` is that of the prompts it was trained
-    on, None if it is not known.
+    on, ``solution_tokens`` what nearly all solutions had at most; None if they are not known.
     """
 
     is_probability = True
     prompt_format: PromptFormat | None = None
+    solution_tokens: int | None = None
 
     def __init__(self, model: "PreTrainedModel", steps: StepTokenizer, tilt: Tilt, name: str = "") -> None:
         self.model = model.eval()
@@ -161,7 +162,9 @@ class ValueModel:
     def start(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, ValueState]:
         """Read ``prompts`` (token ids); return log values at the root (B,) nats and the state."""
         empty = PrefixCache.empty(len(prompts), self.device)
-        return self.advance(empty, padded(prompts, -1, self.device))
+        values, state = self.advance(empty, padded(prompts, -1, self.device))
+        assert isinstance(state, PrefixCache)
+        return values, state.as_beginnings(self.model)
 
     @torch.inference_mode()
     def advance(self, state: ValueState, tokens: Tensor) -> tuple[Tensor, ValueState]:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rmtools.lm.memory import USUAL_TOKENS, sequences_that_fit
+from rmtools.lm.memory import USUAL_TOKENS, prompts_that_fit
 from rmtools.lm.particles import LMParticles, Reward, Terminal
 from rmtools.lm.protocol import Scorer, StepPolicy
 from rmtools.particles.protocol import Observe, SMCResult
@@ -54,9 +54,10 @@ class Source:
             return max(1, PARTICLES_PER_BATCH // wide)
         steps, limits = self.policy.steps, self.policy.steps.settings
         longest = max(len(steps.prompt_ids(p)) for p in prompts)
-        tokens = longest + min(limits.max_steps * limits.max_step_tokens, USUAL_TOKENS)
-        fit = sequences_that_fit([self.policy, self.value], tokens, self.policy.device)
-        return max(1, min(PARTICLES_PER_BATCH, fit) // wide)
+        usual = getattr(self.value, "solution_tokens", None) or USUAL_TOKENS
+        new = min(limits.max_steps * limits.max_step_tokens, usual)
+        fit = prompts_that_fit([self.policy, self.value], longest, new, wide, self.policy.device)
+        return max(1, min(PARTICLES_PER_BATCH // wide, fit))
 
     def root(self, prompts: Sequence[str], terminal: Terminal) -> Any:
         """Return the root: one prefix per prompt; equal prompts are independent replicates."""

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import fields, replace
@@ -105,11 +106,18 @@ def checkpoint_settings(
             "rollouts_seed": metadata.seed,
             "rollouts_fingerprint": trained_on,
             "trajectories": len(rollouts),
+            **_solution_tokens(rollouts),
             "configuration": configuration,
             "configuration_hash": configuration_hash(configuration),
             "versions": {m.__name__: str(m.__version__) for m in (torch, transformers, peft)},
         },
     )
+
+
+def _solution_tokens(rollouts: Rollouts) -> dict[str, int]:
+    """Return how many tokens all but the longest hundredth of the solutions have, if the rows hold their ids."""
+    lengths = [sum(map(len, row.ids)) for row in rollouts]
+    return {"solution_tokens": math.ceil(np.quantile(lengths, 0.99))} if lengths and all(lengths) else {}
 
 
 def _resolved_configuration(config: PRMConfig) -> dict[str, Any]:

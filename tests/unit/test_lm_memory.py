@@ -12,7 +12,7 @@ from rmtools.lm.memory import (
     available_memory,
     cache_bytes,
     require_memory,
-    sequences_that_fit,
+    prompts_that_fit,
     tokens_that_fit,
 )
 from rmtools.sampling.settings import settings_for
@@ -42,18 +42,27 @@ def test_bytes_of_a_token(policy):
     assert held == 8 * cache_bytes(policy.model)
 
 
-def test_sequences_of_a_real_model_are_few_and_of_a_small_one_many():
+def test_few_prompts_of_a_real_model_and_many_of_a_small_one():
     one = SimpleNamespace(model=SMOLLM)
-    assert sequences_that_fit([one], 300, CPU) == CPU_CACHE_BYTES // (300 * 46_080) == 58
-    assert sequences_that_fit([one, one], 300, CPU) == 29
-    assert sequences_that_fit([one], 10**9, CPU) == 1
-    assert sequences_that_fit([SimpleNamespace(model=shaped(2, 2, 16))], 72, CPU) > PARTICLES_PER_BATCH
+    assert prompts_that_fit([one], 100, 200, 8, CPU) == CPU_CACHE_BYTES // (8 * 300 * 46_080) == 7
+    assert prompts_that_fit([one, one], 100, 200, 8, CPU) == 3
+    assert prompts_that_fit([one], 100, 10**9, 1, CPU) == 1
+    small = SimpleNamespace(model=shaped(2, 2, 16))
+    assert prompts_that_fit([small], 54, 18, 1, CPU) > PARTICLES_PER_BATCH
+
+
+def test_a_prompt_held_once_counts_once(monkeypatch):
+    monkeypatch.setattr(memory, "can_share", lambda model: True)
+    one = SimpleNamespace(model=SMOLLM)
+    assert prompts_that_fit([one], 100, 200, 8, CPU) == CPU_CACHE_BYTES // ((100 + 8 * 200) * 46_080) == 10
+    assert prompts_that_fit([one], 10, 290, 8, CPU) == 7  # too short to be parted
 
 
 def test_a_small_machine_has_smaller_batches(monkeypatch):
     few = SimpleNamespace(total=1 << 31, available=1 << 30)
     monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: few)
-    assert sequences_that_fit([SimpleNamespace(model=SMOLLM)], 300, CPU) == (1 << 28) // (300 * 46_080)
+    one = SimpleNamespace(model=SMOLLM)
+    assert prompts_that_fit([one], 100, 200, 1, CPU) == (1 << 28) // (300 * 46_080)
 
 
 def test_tokens_read_at_a_time():
@@ -69,6 +78,8 @@ def test_what_runs_together_holds_policy_and_value_model(policy, value, prompts,
     both = cache_bytes(policy.model) + cache_bytes(value.model)
     monkeypatch.setattr(memory, "CPU_CACHE_BYTES", 24 * longest * both)
     assert source.prompts_per_batch(settings, prompts) == 3
+    monkeypatch.setattr(value, "solution_tokens", 6)
+    assert source.prompts_per_batch(settings, prompts) == 3 * longest // (longest - 2 * 6)
     monkeypatch.setattr(memory, "CPU_CACHE_BYTES", 1)
     assert source.prompts_per_batch(settings, prompts) == 1
 

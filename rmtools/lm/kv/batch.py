@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from rmtools.lm.architectures import require_forks, require_window
+from rmtools.lm.kv.shared import Group, Shared, beginnings, joined
 from rmtools.lm.memory import require_memory
 
 if TYPE_CHECKING:
@@ -33,15 +34,18 @@ class MaskedBatch:
     mask : Tensor
         (B, W) bool, False at holes.
     length : Tensor
-        (B,) tokens of each prefix: the next position id.
+        (B,) tokens of each prefix, beginnings included: the next position id.
     full : bool
         No holes anywhere: attention needs no mask.
+    shared : Shared or None
+        Beginnings whose keys and values are not among the columns.
     """
 
     cache: Any
     mask: Tensor
     length: Tensor
     full: bool = True
+    shared: Shared | None = None
 
     @classmethod
     def empty(cls, size: int, device: torch.device) -> Self:
@@ -62,7 +66,7 @@ class MaskedBatch:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that keys and values reserve."""
+        """Bytes that keys and values of the columns reserve."""
         return (
             0 if self.cache is None else sum(layer.nbytes for layer in self.cache.layers if layer is not None)
         )
@@ -79,7 +83,8 @@ class MaskedBatch:
 
         new = torch.ones_like(ids, dtype=torch.bool) if present is None else present
         mask = torch.cat([self.mask, new], dim=1)
-        require_window(model.config, mask.shape[1])
+        begun = 0 if self.shared is None else self.shared.columns
+        require_window(model.config, begun + mask.shape[1])
         full = self.full and present is None
         spare = SPARE_IF_FULL if full else SPARE_IF_RAGGED
         if self.cache is not None:
@@ -89,7 +94,7 @@ class MaskedBatch:
             layer.spare = spare
         positions = self.length[:, None] + (new.cumsum(1) - 1).clamp(min=0)
         options = {"logits_to_keep": 1} if last_only and _keeps_logits(model) else {}
-        with attention(ids.device):
+        with attention(ids.device), beginnings(model, self.shared):
             output = model(
                 input_ids=ids,
                 position_ids=positions,
@@ -98,7 +103,7 @@ class MaskedBatch:
                 **with_cache(model, cache),
                 **options,
             )
-        return output.logits, MaskedBatch(cache, mask, self.length + new.sum(1), full)
+        return output.logits, MaskedBatch(cache, mask, self.length + new.sum(1), full, self.shared)
 
     def _reserve(self, more: int, spare: float) -> None:
         """Make room for ``more`` columns, a layer after the other: what was there is freed before the next one grows."""
@@ -129,9 +134,24 @@ class MaskedBatch:
                     self.cache.layers[i] = layer = None
         masks = [self.mask[rows] for rows in parts]
         return [
-            MaskedBatch(cache, mask, self.length[rows], self.full or bool(mask.all()))
+            MaskedBatch(
+                cache,
+                mask,
+                self.length[rows],
+                self.full or bool(mask.all()),
+                None if self.shared is None else self.shared.select(rows),
+            )
             for cache, mask, rows in zip(caches, masks, parts, strict=True)
         ]
+
+    def as_group(self) -> Group:
+        """Return the prefixes as beginnings of others; this batch is not to be used again."""
+        assert self.shared is None
+        layers = []
+        for i, layer in enumerate(self.cache.layers):
+            layers.append((layer.keys.clone(), layer.values.clone()))
+            self.cache.layers[i] = None
+        return Group.of(layers, self.mask)
 
     def free(self) -> None:
         """Let go of keys and values: this batch is not to be used again."""
@@ -142,11 +162,13 @@ class MaskedBatch:
 def packed(runs: Sequence[Sequence[tuple[MaskedBatch, Tensor]]], consume: bool = False) -> list[MaskedBatch]:
     """Return a batch for each of ``runs``: rows (B',) of each of its parts in this order, right-aligned, without spare holes.
 
-    ``consume`` as in `MaskedBatch.split`.
+    The parts have the same beginnings, if any. ``consume`` as in `MaskedBatch.split`.
     """
     parts = [part for run in runs for part in run]
     lengths = [torch.cat([batch.length[rows] for batch, rows in run]) for run in runs]
-    widths = [int(length.max()) for length in lengths]
+    shared = [joined([(batch.shared, rows) for batch, rows in run]) for run in runs]
+    own = [torch.cat([batch.mask[rows].sum(1) for batch, rows in run]) for run in runs]
+    widths = [int(length.max()) for length in own]
     columns = [
         [_right_columns(batch.mask[rows], width) for batch, rows in run]
         for run, width in zip(runs, widths, strict=True)
@@ -165,21 +187,22 @@ def packed(runs: Sequence[Sequence[tuple[MaskedBatch, Tensor]]], consume: bool =
             if cache is not None:
                 cache.layers = []
         for i in range(len(first.layers)):
-            for cache, run, own, width in zip(caches, runs, columns, widths, strict=True):
+            for cache, run, kept, width in zip(caches, runs, columns, widths, strict=True):
                 if cache is not None:
-                    layers = [(b.cache.layers[i], rows, c) for (b, rows), c in zip(run, own, strict=True)]
+                    layers = [(b.cache.layers[i], rows, c) for (b, rows), c in zip(run, kept, strict=True)]
                     cache.layers.append(concatenated(layers, width))
                     del layers
             if consume:
                 for source in sources:
                     source.layers[i] = None
-    return [_right_aligned(*found) for found in zip(caches, lengths, widths, strict=True)]
-
-
-def _right_aligned(cache: Any, length: Tensor, width: int) -> MaskedBatch:
-    behind = torch.arange(width, device=length.device)[None, :]
-    mask = behind >= width - length[:, None]
-    return MaskedBatch(cache, mask, length, bool(mask.all()))
+    masks = [
+        torch.arange(width, device=n.device)[None, :] >= width - n[:, None]
+        for n, width in zip(own, widths, strict=True)
+    ]
+    return [
+        MaskedBatch(cache, mask, length, bool(mask.all()), begun)
+        for cache, mask, length, begun in zip(caches, masks, lengths, shared, strict=True)
+    ]
 
 
 def _right_columns(mask: Tensor, width: int) -> Tensor:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from rmtools.lm.kv.batch import MaskedBatch, packed
+from rmtools.lm.kv.shared import Shared, can_share, worth_sharing
 from rmtools.lm.memory import out_of_memory
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ class PrefixCache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that keys and values reserve."""
+        """Bytes that keys and values reserve, beginnings excepted."""
         return sum(batch.nbytes for batch in self.batches)
 
     def copied(self) -> "PrefixCache":
@@ -162,28 +163,78 @@ class PrefixCache:
         shifted = tuple(rows + len(self) for rows in other.rows)
         return PrefixCache(self.batches + other.batches, self.rows + shifted, self.sole and other.sole)
 
+    def as_beginnings(self, model: "PreTrainedModel") -> "PrefixCache":
+        """Return the same prefixes, to be continued by many: their keys and values are held once from now on.
+
+        As they are if they are short or the model's attention cannot be parted. This cache is not to be used again.
+        """
+        if not worth_sharing(self.length) or not can_share(model):
+            return self
+        cache = self.packed()
+        owner = torch.empty(len(self), dtype=torch.long, device=self.rows[0].device)
+        owner[torch.cat(cache.rows)] = torch.arange(len(self), device=owner.device)
+        shared = Shared(tuple(batch.as_group() for batch in cache.batches), owner)
+        empty = MaskedBatch.empty(len(self), owner.device)
+        batch = replace(empty, length=self.length, shared=shared)
+        return PrefixCache((batch,), (torch.arange(len(self), device=owner.device),), self.sole)
+
     def packed(self) -> "PrefixCache":
         """Return the same prefixes in as few batches as hold them with little waste; itself if they already are."""
         if self._plain and self.batches[0].full:
-            return self
-        lengths = self.length.cpu().numpy()
+            return self._without_unused()
+        # What lies together has the same beginnings.
+        kinds: dict[tuple[int, bool], list[int]] = {}
+        for i, batch in enumerate(self.batches):
+            key = 0 if batch.shared is None else id(batch.shared.groups)
+            kinds.setdefault((key, batch.cache is None), []).append(i)
+        batches: list[MaskedBatch] = []
+        chosen: list[Tensor] = []
+        for kind in kinds.values():
+            held = [(self.batches[i], self.rows[i]) for i in kind]
+            for batch, rows in self._packed(held) or held:
+                batches.append(batch)
+                chosen.append(rows)
+        same = all(a is b for a, b in zip(batches, self.batches, strict=False))
+        packed_ones = self if same else PrefixCache(tuple(batches), tuple(chosen), self.sole)
+        return packed_ones._without_unused()
+
+    def _packed(self, held: list[tuple[MaskedBatch, Tensor]]) -> list[tuple[MaskedBatch, Tensor]] | None:
+        """Return some batches packed, and which prefixes are in them; None if they already are."""
+        own = torch.zeros(len(self), dtype=torch.long, device=self.rows[0].device)
+        for batch, rows in held:
+            own[rows] = batch.mask.sum(1)
+        members = torch.cat([rows for _, rows in held]).sort().values.cpu().numpy()
+        lengths = own.cpu().numpy()[members]
         order = np.argsort(lengths, kind="stable")
         cuts = cut_by_length(lengths[order])
-        taken = sum(len(batch) * batch.width for batch in self.batches)
-        if len(self.batches) <= len(cuts) and taken <= MOST_WASTE * lengths.sum():
-            return self
+        taken = sum(len(batch) * batch.width for batch, _ in held)
+        if len(held) <= len(cuts) and taken <= MOST_WASTE * lengths.sum():
+            return None
         runs, chosen = [], []
-        for run in np.split(order, cuts[:-1]):
-            wanted = torch.zeros(len(self), dtype=torch.bool, device=self.rows[0].device)
+        for run in np.split(members[order], cuts[:-1]):
+            wanted = torch.zeros(len(self), dtype=torch.bool, device=own.device)
             wanted[torch.as_tensor(np.sort(run), device=wanted.device)] = True
-            parts = [
-                (batch, wanted[rows].nonzero()[:, 0], rows)
-                for batch, rows in zip(self.batches, self.rows, strict=True)
-            ]
+            parts = [(batch, wanted[rows].nonzero()[:, 0], rows) for batch, rows in held]
             parts = [part for part in parts if len(part[1])]
             runs.append([(batch, at) for batch, at, _ in parts])
             chosen.append(torch.cat([rows[at] for _, at, rows in parts]))
-        return PrefixCache(tuple(packed(runs, self.sole)), tuple(chosen), self.sole)
+        return list(zip(packed(runs, self.sole), chosen, strict=True))
+
+    def _without_unused(self) -> "PrefixCache":
+        """Let go of beginnings that no prefix has any more, if they are most of them."""
+        found = [batch.shared for batch in self.batches]
+        if not len(self) or any(shared is None or shared.groups is not found[0].groups for shared in found):
+            return self
+        all_of_them = Shared(found[0].groups, torch.cat([shared.owner for shared in found]))
+        fewer = all_of_them.narrowed()
+        if fewer.groups is all_of_them.groups:
+            return self
+        owners = fewer.owner.split([len(batch) for batch in self.batches])
+        batches = [
+            replace(batch, shared=Shared(fewer.groups, owner))
+            for batch, owner in zip(self.batches, owners, strict=True)
+        ]
+        return PrefixCache(tuple(batches), self.rows, self.sole)
 
 
 def _by_life(
