@@ -18,7 +18,7 @@ from rmtools.errors import UserError
 from rmtools.lm.architectures import require_scorable
 from rmtools.lm.kv.cache import PrefixCache
 from rmtools.lm.packing import Row, row_inputs
-from rmtools.lm.policy import Policy, left_padded, load_policy
+from rmtools.lm.policy import Policy, load_policy
 from rmtools.lm.precision import SPREAD, Dtype, Where, is_spread
 from rmtools.lm.protocol import TreeValues, ValueState
 from rmtools.lm.steps import EncodedTree
@@ -153,12 +153,8 @@ class ImplicitValue:
     def start(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, ValueState]:
         """Read ``prompts`` (token ids); return log values at the root, (B,) zeros, and the state."""
         device = self.policy.device
-        ids, present = left_padded([list(p[:-1]) for p in prompts], self.steps.pad_id, device)
-        target = policy = PrefixCache.empty(len(prompts), device)
-        if ids.shape[1]:
-            mask = None if bool(present.all()) else present
-            target = target.forward(self.target.model, ids, mask)[1].as_beginnings(self.target.model)
-            policy = policy.forward(self.policy.model, ids, mask)[1].as_beginnings(self.policy.model)
+        rows = [list(p) for p in prompts]
+        target, policy = (law.start(rows).cache for law in (self.target, self.policy))
         pending = torch.tensor([p[-1] for p in prompts], device=device)
         log_value = torch.zeros(len(prompts), dtype=torch.float64, device=device)
         return log_value, RatioState(target, policy, pending, log_value)

@@ -87,7 +87,9 @@ def prompts_that_fit(owners: Sequence[Any], prompt: int, new: int, width: int, d
         room = min(CPU_CACHE_BYTES, psutil.virtual_memory().total // 8)
     else:
         # Beside the caches: logits, probabilities and sums of one token, in fp32.
-        bytes_each = 2 * bytes_each + width * sum(4 * 4 * m.config.get_text_config().vocab_size for m in models)
+        bytes_each = 2 * bytes_each + width * sum(
+            4 * 4 * m.config.get_text_config().vocab_size for m in models
+        )
         weights = sum(p.numel() * p.element_size() for m in models for p in m.parameters())
         room = (torch.cuda.get_device_properties(device).total_memory - weights) // 2
     return max(1, room // max(1, bytes_each))

@@ -17,7 +17,7 @@ from torch import Tensor
 from rmtools.errors import UserError, reason
 from rmtools.lm.decoding import Decoding, PolicyState, Source, Tables
 from rmtools.lm.hub import HOW_TO_NAME, find_model
-from rmtools.lm.kv.cache import PrefixCache
+from rmtools.lm.kv.cache import begun
 from rmtools.lm.precision import (
     Dtype,
     best_device,
@@ -92,8 +92,8 @@ class Policy:
     def start(self, prompts: list[list[int]]) -> PolicyState:
         """Return the state of ``prompts`` (token ids), each prefilled once."""
         self.check_length(prompts)
-        ids, present = left_padded([p[:-1] for p in prompts], self.steps.pad_id, self.device)
-        cache = PrefixCache.empty(len(prompts), self.device)
+        cache, common = begun(self.model, [p[:-1] for p in prompts], self.device)
+        ids, present = left_padded([p[common:-1] for p in prompts], self.steps.pad_id, self.device)
         if ids.shape[1]:
             given = None if bool(present.all()) else present
             _, cache = cache.forward(self.model, ids, given, last_only=True)

@@ -16,7 +16,7 @@ from torch import Tensor
 from rmtools.errors import UserError
 from rmtools.lm.architectures import longest_shared_row, require_scorable
 from rmtools.lm.kv.batch import attention
-from rmtools.lm.kv.cache import PrefixCache
+from rmtools.lm.kv.cache import PrefixCache, begun
 from rmtools.lm.memory import tokens_that_fit
 from rmtools.lm.packing import Row, pairs_per_token, row_inputs, share_rows
 from rmtools.lm.precision import input_device
@@ -161,8 +161,8 @@ class ValueModel:
     @torch.inference_mode()
     def start(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, ValueState]:
         """Read ``prompts`` (token ids); return log values at the root (B,) nats and the state."""
-        empty = PrefixCache.empty(len(prompts), self.device)
-        values, state = self.advance(empty, padded(prompts, -1, self.device))
+        cache, common = begun(self.model, prompts, self.device)
+        values, state = self.advance(cache, padded([p[common:] for p in prompts], -1, self.device))
         assert isinstance(state, PrefixCache)
         return values, state.as_beginnings(self.model)
 

@@ -116,8 +116,9 @@ def checkpoint_settings(
 
 def _solution_tokens(rollouts: Rollouts) -> dict[str, int]:
     """Return how many tokens all but the longest hundredth of the solutions have, if the rows hold their ids."""
-    lengths = [sum(map(len, row.ids)) for row in rollouts]
-    return {"solution_tokens": math.ceil(np.quantile(lengths, 0.99))} if lengths and all(lengths) else {}
+    lengths = [sum(len(step) for step in row.ids) for row in rollouts if row.ids]
+    whole = lengths and len(lengths) == len(rollouts)
+    return {"solution_tokens": math.ceil(np.quantile(lengths, 0.99))} if whole else {}
 
 
 def _resolved_configuration(config: PRMConfig) -> dict[str, Any]:

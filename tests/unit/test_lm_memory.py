@@ -11,8 +11,8 @@ from rmtools.lm.memory import (
     CPU_CACHE_BYTES,
     available_memory,
     cache_bytes,
-    require_memory,
     prompts_that_fit,
+    require_memory,
     tokens_that_fit,
 )
 from rmtools.sampling.settings import settings_for

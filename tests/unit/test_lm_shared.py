@@ -5,8 +5,7 @@ import pytest
 import torch
 import transformers
 
-from rmtools.lm.kv import shared
-from rmtools.lm.kv.cache import PrefixCache
+from rmtools.lm.kv.cache import PrefixCache, begun
 from rmtools.lm.kv.shared import Group, Shared, attend, can_share
 from rmtools.lm.policy import left_padded
 
@@ -61,7 +60,7 @@ def random_model(config, dtype=torch.float32):
 
 @pytest.fixture(autouse=True)
 def short_ones_too(monkeypatch):
-    monkeypatch.setattr(shared, "LEAST_TOKENS", 1)
+    monkeypatch.setattr("rmtools.lm.kv.cache.LEAST_TOKENS", 1)
 
 
 def texts(rng, lengths):
@@ -113,6 +112,41 @@ def test_logits_are_those_of_every_prefix_alone(name):
         whole = [whole[i] for i in keep]
         cache = cache.select(torch.tensor(keep)).packed()
     assert model.config._attn_implementation == "sdpa" or name == "gemma2"
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("rest", [(3, 1, 1), (30, 60, 9)])
+def test_what_all_prompts_begin_with_is_read_once(rest, monkeypatch):
+    monkeypatch.setattr("rmtools.lm.kv.cache.LEAST_TOKENS", 8)
+    model, rng = random_model(SHARING["qwen3"]), np.random.default_rng(0)
+    front = texts(rng, (20,))[0]
+    prompts = [[*front, 3 + i, *tail] for i, tail in enumerate(texts(rng, rest))]
+    cache, common = begun(model, prompts, model.device)
+    assert common == 20
+    assert cache.batches[0].shared.groups[0].mask.shape == (1, 20)
+    found, cache = append(model, cache, [p[common:] for p in prompts])
+    assert far_from_alone(model, prompts, found) < 1e-5
+    cache = cache.as_beginnings(model)
+    levels = 1 if max(rest) < 8 else 2
+    assert (cache.batches[0].shared.before is not None) == (levels == 2)
+    owners = [2, 0, 0, 1, 2]
+    cache = cache.select(torch.tensor(owners))
+    new = texts(rng, (2, 4, 1, 1, 3))
+    whole = [prompts[i] + tail for i, tail in zip(owners, new, strict=True)]
+    found, cache = append(model, cache, new)
+    assert far_from_alone(model, whole, found) < 1e-5
+    # Two of three prompts are left behind.
+    cache = cache.select(torch.tensor([0, 4])).packed()
+    found, _ = append(model, cache, [[5, 6], [7]])
+    assert far_from_alone(model, [whole[0] + [5, 6], whole[4] + [7]], found) < 1e-5
+
+
+def test_rows_that_begin_alike_for_a_moment_only_begin_with_nothing():
+    model = random_model(SHARING["llama"])
+    for rows in ([[4, 5, 6], [5, 5, 6]], [[4], [4, 5]], [[4, 5, 6]]):
+        cache, common = begun(model, rows, model.device)
+        assert common == 0
+        assert len(cache) == len(rows)
 
 
 @pytest.mark.parametrize("name", WHOLE)

@@ -145,8 +145,7 @@ class MaskedBatch:
         ]
 
     def as_group(self) -> Group:
-        """Return the prefixes as beginnings of others; this batch is not to be used again."""
-        assert self.shared is None
+        """Return the tokens of the columns as beginnings of others; this batch is not to be used again."""
         layers = []
         for i, layer in enumerate(self.cache.layers):
             layers.append((layer.keys.clone(), layer.values.clone()))

@@ -6,6 +6,7 @@ finished their step nor the longest ones cost the others much.
 """
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Self
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from rmtools.lm.kv.batch import MaskedBatch, packed
-from rmtools.lm.kv.shared import Shared, can_share, worth_sharing
+from rmtools.lm.kv.shared import LEAST_TOKENS, Shared, can_share, joined
 from rmtools.lm.memory import out_of_memory
 
 if TYPE_CHECKING:
@@ -168,15 +169,17 @@ class PrefixCache:
 
         As they are if they are short or the model's attention cannot be parted. This cache is not to be used again.
         """
-        if not worth_sharing(self.length) or not can_share(model):
+        own = torch.cat([batch.mask.sum(1) for batch in self.batches])
+        if float(own.float().mean()) < LEAST_TOKENS or not can_share(model):
             return self
         cache = self.packed()
-        owner = torch.empty(len(self), dtype=torch.long, device=self.rows[0].device)
-        owner[torch.cat(cache.rows)] = torch.arange(len(self), device=owner.device)
-        shared = Shared(tuple(batch.as_group() for batch in cache.batches), owner)
-        empty = MaskedBatch.empty(len(self), owner.device)
-        batch = replace(empty, length=self.length, shared=shared)
-        return PrefixCache((batch,), (torch.arange(len(self), device=owner.device),), self.sole)
+        device = own.device
+        owner = torch.empty(len(self), dtype=torch.long, device=device)
+        owner[torch.cat(cache.rows)] = torch.arange(len(self), device=device)
+        before = joined([(b.shared, torch.arange(len(b), device=device)) for b in cache.batches])
+        shared = Shared(tuple(batch.as_group() for batch in cache.batches), owner, before)
+        batch = replace(MaskedBatch.empty(len(self), device), length=self.length, shared=shared)
+        return PrefixCache((batch,), (torch.arange(len(self), device=device),), self.sole)
 
     def packed(self) -> "PrefixCache":
         """Return the same prefixes in as few batches as hold them with little waste; itself if they already are."""
@@ -222,19 +225,37 @@ class PrefixCache:
 
     def _without_unused(self) -> "PrefixCache":
         """Let go of beginnings that no prefix has any more, if they are most of them."""
-        found = [batch.shared for batch in self.batches]
-        if not len(self) or any(shared is None or shared.groups is not found[0].groups for shared in found):
+        found = [batch.shared for batch in self.batches if batch.shared is not None]
+        one_set = len({id(shared.groups) for shared in found}) == 1
+        if not len(self) or len(found) < len(self.batches) or not one_set:
             return self
-        all_of_them = Shared(found[0].groups, torch.cat([shared.owner for shared in found]))
-        fewer = all_of_them.narrowed()
-        if fewer.groups is all_of_them.groups:
+        fewer = replace(found[0], owner=torch.cat([shared.owner for shared in found])).narrowed()
+        if fewer.groups is found[0].groups:
             return self
         owners = fewer.owner.split([len(batch) for batch in self.batches])
         batches = [
-            replace(batch, shared=Shared(fewer.groups, owner))
+            replace(batch, shared=replace(fewer, owner=owner))
             for batch, owner in zip(self.batches, owners, strict=True)
         ]
         return PrefixCache(tuple(batches), self.rows, self.sole)
+
+
+def begun(
+    model: "PreTrainedModel", rows: Sequence[Sequence[int]], device: torch.device
+) -> tuple[PrefixCache, int]:
+    """Return what all ``rows`` (B lists of token ids) begin with, read once, as B prefixes; and how many tokens that is.
+
+    None, and empty prefixes, if it is short or the model's attention cannot be parted. A token at least is left of every row.
+    """
+    most = min(map(len, rows)) - 1
+    same = (len({row[k] for row in rows}) == 1 for k in range(most))
+    common = next((k for k, equal in enumerate(same) if not equal), most)
+    if len(rows) < 2 or common < LEAST_TOKENS or not can_share(model):
+        return PrefixCache.empty(len(rows), device), 0
+    ids = torch.tensor([list(rows[0][:common])], device=device)
+    _, cache = PrefixCache.empty(1, device).forward(model, ids, last_only=True)
+    everywhere = torch.zeros(len(rows), dtype=torch.long, device=device)
+    return cache.as_beginnings(model).select(everywhere), common
 
 
 def _by_life(

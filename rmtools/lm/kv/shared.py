@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from rmtools.lm.architectures import longest_shared_row
+from rmtools.lm.precision import is_spread
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -59,7 +60,7 @@ class Group:
 
 @dataclass(frozen=True)
 class _Place:
-    """Which prefixes (R,) begin with one of a group, and where in a rectangle (P, most) each has its place; None: all, in order."""
+    """Which prefixes (R,) begin with one of a group, and their places in a rectangle (P, most); None: all, in order."""
 
     rows: Tensor | None
     slot: Tensor | None
@@ -73,13 +74,16 @@ class Shared:
     Attributes
     ----------
     groups : tuple of Group
-        The beginnings, numbered through.
+        The P beginnings, numbered through.
     owner : Tensor
         (B,) which of them each prefix has.
+    before : Shared or None
+        What the P beginnings begin with themselves.
     """
 
     groups: tuple[Group, ...]
     owner: Tensor
+    before: "Shared | None" = None
 
     def select(self, rows: Tensor) -> "Shared":
         """Return those of the prefixes ``rows`` (B',)."""
@@ -87,13 +91,14 @@ class Shared:
 
     @property
     def columns(self) -> int:
-        """Tokens of the longest beginning."""
-        return max(group.mask.shape[1] for group in self.groups)
+        """Tokens of the longest beginning, at most."""
+        own = max(group.mask.shape[1] for group in self.groups)
+        return own if self.before is None else own + self.before.columns
 
     @cached_property
-    def length(self) -> Tensor:
-        """(B,) tokens of each prefix's beginning."""
-        return torch.cat([group.mask.sum(1) for group in self.groups])[self.owner]
+    def _above(self) -> "Shared | None":
+        """What comes before each prefix's beginning."""
+        return None if self.before is None else self.before.select(self.owner)
 
     @cached_property
     def places(self) -> list[_Place]:
@@ -118,6 +123,14 @@ class Shared:
         self, layer: int, query: Tensor, scaling: float, softcap: float | None
     ) -> tuple[Tensor, Tensor]:
         """Return what queries (B, H, L, d) find in their beginnings, (B, H, L, d), and the logs of their sums (B, H, L, 1)."""
+        found = self._attend(layer, query, scaling, softcap)
+        if self._above is None:
+            return found
+        return together(found, self._above.attend(layer, query, scaling, softcap))
+
+    def _attend(
+        self, layer: int, query: Tensor, scaling: float, softcap: float | None
+    ) -> tuple[Tensor, Tensor]:
         out = sums = None
         for group, place in zip(self.groups, self.places, strict=True):
             if not place.most:
@@ -148,6 +161,7 @@ class Shared:
     def narrowed(self) -> "Shared":
         """Return these beginnings without those that no prefix has, if more than half are such."""
         used, owner = torch.unique(self.owner, return_inverse=True)
+        before = None if self.before is None else self.before.select(used).narrowed()
         if 2 * len(used) > sum(len(group.mask) for group in self.groups):
             return self
         groups, first = [], 0
@@ -157,7 +171,7 @@ class Shared:
             if len(here):
                 groups.append(group.select(here))
             first += n
-        return Shared(tuple(groups), owner)
+        return Shared(tuple(groups), owner, before)
 
 
 def _spread(query: Tensor, place: _Place, n: int) -> Tensor:
@@ -190,6 +204,12 @@ def attend(
     return (scores - log_sum).exp().to(values.dtype) @ values, log_sum
 
 
+def together(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Return the attention to the keys of both, and the logs of its sums, from what `attend` returned for each."""
+    share = torch.sigmoid(one[1] - other[1]).to(one[0].dtype)
+    return torch.lerp(other[0], one[0], share), torch.logaddexp(one[1], other[1])
+
+
 _now: ContextVar[Shared] = ContextVar("shared")
 
 
@@ -210,19 +230,18 @@ def _attention(
     asked = query.reshape(n, key.shape[1], each * length, -1)
     hidden = None if attention_mask is None else attention_mask[:, :, :, : key.shape[2]].repeat(1, 1, each, 1)
     own, own_sum = attend(asked, key, value, scaling, softcap, hidden)
-    own, own_sum = (x.reshape(n, heads, length, -1) for x in (own, own_sum))
-    begun, begun_sum = _now.get().attend(int(module.layer_idx), query, scaling, softcap)  # type: ignore[arg-type]
-    share = torch.sigmoid(own_sum - begun_sum).to(own.dtype)
-    return torch.lerp(begun, own, share).transpose(1, 2).contiguous(), None
+    behind = own.reshape(n, heads, length, -1), own_sum.reshape(n, heads, length, 1)
+    begun = _now.get().attend(int(module.layer_idx), query, scaling, softcap)  # type: ignore[arg-type]
+    return together(behind, begun)[0].transpose(1, 2).contiguous(), None
 
 
-def can_share(model: "PreTrainedModel") -> bool:
+def can_share(model: Any) -> bool:
     """Return whether the model's attention can be done in two parts."""
-    base: Any = model
+    base = model
     if hasattr(model, "get_base_model"):  # of adapters, whose own forward passes everything on
         base = model.get_base_model()
     interface = getattr(base, "_can_set_attn_implementation", None)
-    if interface is None or not interface() or not longest_shared_row(model):
+    if interface is None or not interface() or not longest_shared_row(model) or is_spread(model):
         return False
     # A layer with sinks adds a term to its sums.
     return not any(name.endswith(".sinks") for name, _ in base.named_parameters())
@@ -253,16 +272,8 @@ def _register() -> None:
     AttentionMaskInterface.register(NAME, eager_mask)
 
 
-def worth_sharing(lengths: Tensor) -> bool:
-    """Return whether beginnings of these lengths (P,) are long enough."""
-    return len(lengths) > 0 and float(lengths.float().mean()) >= LEAST_TOKENS
-
-
 def joined(parts: Sequence[tuple[Shared | None, Tensor]]) -> Shared | None:
     """Return the beginnings of the rows (B',) of several batches that have the same groups, in this order."""
+    owners = [shared.owner[rows] for shared, rows in parts if shared is not None]
     first = parts[0][0]
-    if first is None:
-        return None
-    return Shared(
-        first.groups, torch.cat([shared.owner[rows] for shared, rows in parts if shared is not None])
-    )
+    return None if first is None else replace(first, owner=torch.cat(owners))
