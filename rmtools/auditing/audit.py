@@ -165,8 +165,10 @@ def _audited(
     options: AuditOptions,
     rng: np.random.Generator,
 ) -> ModelAudit:
-    exact = (None, None) if enumerated is None else (enumerated.log_errors(model), enumerated.cost(model))
-    return audit_model(model.subject, *scored, options, rng, *exact)
+    if enumerated is None:
+        return audit_model(model.subject, *scored, options, rng)
+    exact = enumerated.cost(model, options.delta_cv, options.delta_tv)
+    return audit_model(model.subject, *scored, options, rng, enumerated.log_errors(model), exact)
 
 
 def _checkpoint(model: "AuditedModel", value_model: "str | Path | Scorer") -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """What the error costs: particles for an accuracy, pooled and by prompt, exact where solutions are enumerated, and measured.
 
-docs/equations.md, section 5. Intervals are 95% over prompts; those of one prompt are over its trajectories.
+docs/equations.md, sections 5 and 10. Intervals are 95% over prompts; those of one prompt are over its trajectories.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,18 +13,26 @@ import numpy as np
 from rmtools.auditing.arrays import PromptArrays, extra_completions
 from rmtools.stats.bootstrap import Estimator, Interval
 from rmtools.stats.influence import InfluenceSD, influence_estimator, influence_sd
-from rmtools.stats.sigma2 import Sigma2Parts, sigma2_estimator, sigma2_parts
+from rmtools.stats.schedule import ScheduleCost, ScheduleParts, schedule_estimator, schedule_parts
+from rmtools.stats.sigma2 import Sigma2Parts, n_for_cv, n_for_tv, sigma2_estimator, sigma2_parts
 
 if TYPE_CHECKING:
     from rmtools.data.rollouts import Rollout
 
+# The sampler's default threshold.
+ESS_THRESHOLD = 0.5
+
 
 @dataclass(frozen=True, eq=False)
 class CostEstimates:
-    """Parts of sigma^2 (none without extra completions) and spreads of H (none with fewer than two) by prompt."""
+    """Parts of sigma^2 (none without extra completions) and spreads of H (none with fewer than two) by prompt.
+
+    ``scheduled`` are those of multinomial resampling when ESS <= `ESS_THRESHOLD` * N.
+    """
 
     parts: tuple[Sigma2Parts, ...] = ()
     influences: tuple[InfluenceSD, ...] = ()
+    scheduled: tuple[ScheduleParts, ...] = ()
 
     def pooled(self) -> dict[str, Estimator[Any] | None]:
         """Return the estimators of the pooled figures; None if the rollouts do not resolve them."""
@@ -32,6 +41,10 @@ class CostEstimates:
             "sigma2": sigma2_estimator(self.parts) if self.parts else None,
             "influence": influence_estimator(self.influences) if usable else None,
         }
+
+    def limiting(self) -> Estimator[ScheduleCost] | None:
+        """Return the estimator of the pooled cost of ESS-triggered resampling; None if the rollouts do not tell it."""
+        return schedule_estimator(self.scheduled, ESS_THRESHOLD) if self.scheduled else None
 
 
 def cost_estimates(rows: "Sequence[Rollout]", arrays: Sequence[PromptArrays]) -> CostEstimates:
@@ -43,12 +56,20 @@ def cost_estimates(rows: "Sequence[Rollout]", arrays: Sequence[PromptArrays]) ->
     if fewest < 2 or alike or not (single or extra >= 1):
         return CostEstimates()
     parts = tuple(sigma2_parts(a.log_value, a.value_square, a.potential) for a in arrays)
+    spread = extra >= 2 and fewest >= 3
     influences = (
         tuple(influence_sd(a.log_value, a.potential, a.extra, a.present, a.ended) for a in arrays)
-        if extra >= 2 and fewest >= 3
+        if spread
         else ()
     )
-    return CostEstimates(parts, influences)
+    scheduled = tuple(
+        schedule_parts(
+            *(a.log_value, a.value_square, a.potential, ESS_THRESHOLD),
+            *(a.extra if spread else None, a.present, a.ended),
+        )
+        for a in arrays
+    )
+    return CostEstimates(parts, influences, scheduled)
 
 
 def particles(
@@ -61,11 +82,63 @@ def particles(
 
 
 @dataclass(frozen=True)
+class LimitingCost:
+    """Particles with multinomial resampling when ESS <= ``ess_threshold`` * N, each prompt by its limiting schedule.
+
+    For systematic resampling with this threshold, the sampler's default, they are an upper reference.
+
+    Attributes
+    ----------
+    sigma2 : Interval
+        Pooled over prompts, as at every step.
+    resolved : bool
+        False if the interval of Z^2 reaches 0.
+    n_for_cv, n_for_tv : Interval or None
+        Particles for the accuracies of `AuditOptions`; None if not above noise. The latter is from SD(H), an upper bound, and
+        from MAD(H) if solutions are enumerated.
+    decided : bool
+        Whether every step of every prompt is decided at ``n_for_cv``; if not, a pilot run of the sampler is the prediction.
+    decided_share : float
+        Share of the weight Z^2 of prompts with every step decided there; NaN without ``n_for_cv``.
+    times : tuple of tuple of int
+        Per prompt, the steps after which it is resampled.
+    """
+
+    ess_threshold: float
+    sigma2: Interval
+    resolved: bool
+    n_for_cv: Interval | None
+    n_for_tv: Interval | None
+    decided: bool
+    decided_share: float
+    times: tuple[tuple[int, ...], ...]
+
+
+def limiting_cost(
+    found: ScheduleCost, spread: Interval | None, delta_cv: float, delta_tv: float
+) -> LimitingCost:
+    """Return the particles for both accuracies; ``spread`` is SD(H) or MAD(H)."""
+    n_cv = particles(found.sigma2.estimate, n_for_cv, delta_cv)
+    n_tv = particles(spread, n_for_tv, delta_tv)
+    return LimitingCost(
+        ess_threshold=found.ess_threshold,
+        sigma2=found.sigma2.estimate,
+        resolved=found.sigma2.resolved,
+        n_for_cv=n_cv,
+        n_for_tv=n_tv,
+        decided=n_cv is not None and found.decided(n_cv.estimate),
+        decided_share=math.nan if n_cv is None else found.decided_share(n_cv.estimate),
+        times=found.times,
+    )
+
+
+@dataclass(frozen=True)
 class Tabulated:
     """Exact costs pooled over prompts, intervals over prompts.
 
     ``sigma2`` of the model, ``perfect`` of the true value, and their ``ratio``, what the model's error costs; ``mad`` is the
-    mean absolute deviation of the model's H, ``uncovered`` the largest probability outside a table.
+    mean absolute deviation of the model's H, ``uncovered`` the largest probability outside a table. ``limiting`` is the cost with
+    ESS-triggered resampling; None in audits before 0.2.0.
     """
 
     sigma2: Interval
@@ -74,6 +147,7 @@ class Tabulated:
     mad: Interval
     n_prompts: int
     uncovered: float
+    limiting: LimitingCost | None = None
 
 
 @dataclass(frozen=True)

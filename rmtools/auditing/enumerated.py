@@ -1,14 +1,16 @@
 """What an audit knows exactly where the task lists its steps: Bellman ratios, and costs from prompts written out as tables."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rmtools.auditing.cost import Tabulated
+from rmtools.auditing.cost import ESS_THRESHOLD, Tabulated, limiting_cost
 from rmtools.core import solve
-from rmtools.stats.bootstrap import Estimator, ratio_of_means
+from rmtools.stats.bootstrap import Estimator, Interval, ratio_of_means
+from rmtools.stats.schedule import ScheduleCost
+from rmtools.stats.sigma2 import Sigma2
 
 if TYPE_CHECKING:
     from rmtools.auditing.load_models import AuditedModel
@@ -40,10 +42,10 @@ class EnumeratedRollouts:
             return None
         return np.concatenate(self.ratios.log_error[self.roles.index(model.subject.role)])
 
-    def cost(self, model: "AuditedModel") -> Estimator[Tabulated] | None:
+    def cost(self, model: "AuditedModel", delta_cv: float, delta_tv: float) -> Estimator[Tabulated] | None:
         """Return the estimator of the exact costs of ``model``; None if it was not enumerated or has none to tell."""
         known = model.subject.role in self.roles and model.tabulated
-        return tabulated(self.tables, model.scorer) if known else None
+        return tabulated(self.tables, model.scorer, delta_cv, delta_tv) if known else None
 
     def coverage(self) -> dict[str, float]:
         """Return mean and largest probability outside the listed steps, and how many prefixes were left out for it."""
@@ -105,21 +107,41 @@ def _reads_tokens(scorer: "Scorer", policy: "Policy", prompts: Sequence[str], ch
     )
 
 
-def tabulated(tables: "Sequence[Enumeration]", scorer: "Scorer") -> Estimator[Tabulated]:
+def tabulated(
+    tables: "Sequence[Enumeration]", scorer: "Scorer", delta_cv: float, delta_tv: float
+) -> Estimator[Tabulated]:
     """Return the exact costs of ``scorer`` on ``tables``, pooled: sum of Z^2 sigma^2 over sum of Z^2."""
-    rows = []
+    rows, schedules = [], []
     for table in tables:
         exact = solve(table.score(scorer).model)
-        z_square = np.exp(2 * exact.log_z)
-        costs = (exact.sigma2, exact.sigma2_true_value, exact.influence_mad().value, 1.0)
-        rows.append([z_square * c for c in costs])
-    cost, perfect, mad, z_square = np.asarray(rows).T
+        z_square, its = np.exp(2 * exact.log_z), exact.limiting_schedule(ESS_THRESHOLD)
+        schedules.append(its)
+        costs = (exact.sigma2, exact.sigma2_true_value, exact.influence_mad().value, its.sigma2)
+        rows.append(z_square * np.array([*costs, exact.influence_mad(schedule=its.times).value, 1.0]))
+    cost, perfect, mad, triggered, triggered_mad, z_square = np.asarray(rows).T
     columns = {
         "sigma2": (cost, z_square),
         "perfect": (perfect, z_square),
         "ratio": (cost, perfect),
         "mad": (mad, z_square),
+        "triggered": (triggered, z_square),
+        "triggered_mad": (triggered_mad, z_square),
     }
     problems = {name: (np.stack(both, axis=1), ratio_of_means) for name, both in columns.items()}
     outside = max(t.uncovered for t in tables)
-    return Estimator(problems, lambda found: Tabulated(**found, n_prompts=len(tables), uncovered=outside))
+
+    def result(found: Mapping[str, Interval]) -> Tabulated:
+        kept, n = dict(found), len(tables)
+        sigma2, spread = kept.pop("triggered"), kept.pop("triggered_mad")
+        pooled = ScheduleCost(
+            ESS_THRESHOLD,
+            Sigma2(sigma2, sigma2.estimate, Interval(float(z_square.mean()), None, None), True, n, 0),
+            influence=None,
+            times=tuple(its.times for its in schedules),
+            decided_from=tuple(max(its.decided_from, default=0.0) for its in schedules),
+            z_square=tuple(z_square.tolist()),
+        )
+        limiting = limiting_cost(pooled, spread, delta_cv, delta_tv)
+        return Tabulated(**kept, n_prompts=n, uncovered=outside, limiting=limiting)
+
+    return Estimator(problems, result)

@@ -15,7 +15,14 @@ from rmtools.auditing.breakdowns import (
     by_value,
     worst_prefixes,
 )
-from rmtools.auditing.cost import CostEstimates, Tabulated, cost_estimates, particles
+from rmtools.auditing.cost import (
+    CostEstimates,
+    LimitingCost,
+    Tabulated,
+    cost_estimates,
+    limiting_cost,
+    particles,
+)
 from rmtools.data.scoring import within_prompt_and_depth
 from rmtools.exact.bounds import PaperCounts, paper_counts
 from rmtools.particles.tilt import Tilt
@@ -146,6 +153,8 @@ class CostAudit:
         None without children: single steps bound epsilon by L - 1 only.
     alternatives : AlternativeCosts or None
         None unless the target is the verifier's.
+    limiting : LimitingCost or None
+        From rollouts, resampling when ESS <= N / 2. None as ``sigma2``, and in audits before 0.2.0.
     """
 
     sigma2: Sigma2 | None
@@ -156,6 +165,7 @@ class CostAudit:
     counted_from: str
     paper: PaperCounts | None = None
     alternatives: AlternativeCosts | None = None
+    limiting: LimitingCost | None = None
 
 
 @dataclass(frozen=True)
@@ -239,6 +249,7 @@ def audit_model(
         potentials = [a.potential for a in arrays]
         estimators["alternatives"] = alternative_costs(rewards, potentials, options.tokens, options.delta_tv)
     found = bootstrap(estimators, rng)
+    scheduled = bootstrap({"limiting": parts.limiting()}, rng)["limiting"]
     transitions = scored.prefix_log_value, scored.child_log_value, scored.child_present
     error = ErrorAudit(
         **{name: found.get(name) for name in ESTIMATED},
@@ -246,6 +257,9 @@ def audit_model(
         distribution=_distribution(errors, exact_log_error, scored),
     )
     cost = _cost(found, len(arrays), options)
+    if scheduled is not None:
+        spread = None if scheduled.influence is None else scheduled.influence.sd
+        cost = replace(cost, limiting=limiting_cost(scheduled, spread, options.delta_cv, options.delta_tv))
     if error.best is not None:
         bounds = error.ratio_bound.largest, _largest_error(errors, exact_log_error)
         cost = replace(cost, paper=paper_counts(*bounds, scored.horizon, options.delta_tv))

@@ -78,7 +78,15 @@ def test_round_trip(report, tmp_path):
     assert to_json(again) == to_json(report)
     assert (str(again), again.table()) == (str(report), report.table())
     assert max(map(len, as_text(report.models, 0.25, 0.05).splitlines())) <= 80
-    file.write_text(json.dumps({**json.loads(file.read_text()), "schema_version": 3}))
+    written = json.loads(file.read_text())
+    for model in written["models"]:  # as the first audits of this schema
+        del model["cost"]["limiting"]
+        if model["cost"]["tabulated"]:
+            del model["cost"]["tabulated"]["limiting"]
+    file.write_text(json.dumps(written))
+    assert read_report(file).model.cost.limiting is None
+    assert read_report(file).model.cost.tabulated.limiting is None
+    file.write_text(json.dumps({**written, "schema_version": 3}))
     with pytest.raises(UserError, match=r"schema version 3.*rmtools 0\.1\.0"):
         read_report(file)
 
@@ -115,8 +123,35 @@ def test_particles_are_counted_from_tables_that_hold_every_prompt(report, rows, 
     assert model.cost.n_for_cv.estimate == pytest.approx(max(expected, 1), rel=1e-6)
     expected = np.average([e.n_for_tv(tv) for e in exact], weights=weight)
     assert model.cost.n_for_tv.estimate == pytest.approx(max(expected, 1), rel=1e-6)
+    limits = [e.limiting_schedule(0.5) for e in exact]
+    limiting = model.cost.tabulated.limiting
+    assert limiting.times == tuple(its.times for its in limits)
+    sigma2 = np.average([its.sigma2 for its in limits], weights=weight)
+    assert limiting.sigma2.estimate == pytest.approx(sigma2, rel=1e-6)
+    assert limiting.n_for_cv.estimate == pytest.approx(max(sigma2 / cv**2, 1), rel=1e-6)
+    expected = [e.n_for_tv(tv, schedule=its.times) for e, its in zip(exact, limits, strict=True)]
+    assert limiting.n_for_tv.estimate == pytest.approx(max(np.average(expected, weights=weight), 1), rel=1e-6)
+    assert limiting.decided == all(its.decided(limiting.n_for_cv.estimate) for its in limits)
     other = next(m for m in report.models if m.cost.tabulated is None and m.cost.sigma2 is not None)
     assert other.cost.counted_from == "rollouts"
+
+
+def test_triggered_resampling_costs_what_the_rollouts_tell(report, rows):
+    """A schedule per prompt; constant values never trigger, and no resampling is best of N: the variance of phi."""
+    limiting = {m.role: m.cost.limiting for m in report.models}
+    prompts = len({r.prompt for r in rows})
+    assert {len(its.times) for its in limiting.values()} == {prompts}
+    constant = limiting["constant"]
+    assert set(constant.times) == {()}
+    assert constant.decided
+    assert constant.decided_share == 1
+    squares = []
+    for prompt in dict.fromkeys(r.prompt for r in rows):
+        phi = np.exp(TILT.log_potential(np.array([r.outcome for r in rows if r.prompt == prompt])))
+        mean, n = np.mean(phi**2), len(phi)
+        squares.append([mean, (np.sum(phi) ** 2 - n * mean) / (n * (n - 1))])
+    mean, z_square = np.sum(squares, axis=0)
+    assert constant.sigma2.estimate == pytest.approx(mean / z_square - 1)
 
 
 def test_guided_weights_by_hand(report, rows, value_folder):
