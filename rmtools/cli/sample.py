@@ -70,6 +70,13 @@ Particles = Annotated[
     int | None,
     sampler_option("-n", "--n-particles", help="N: particles per prompt. Default: 16, or the algorithm's."),
 ]
+Islands = Annotated[
+    int | None,
+    sampler_option(
+        help="K independent runs of N / K particles each, in one batch: they give log Z-hat and every answer's share an error. "
+        "Default: 1 below N = 128, 4 from 128 on, 8 from 256 on."
+    ),
+]
 PoolSize = Annotated[
     int | None, sampler_option(help="M: candidates per particle and step. Default: 1, or the algorithm's.")
 ]
@@ -149,6 +156,7 @@ def command(
     dtype: Dtype = "auto",
     algorithm: Algorithm = None,
     n: Particles = None,
+    islands: Islands = None,
     pool_size: PoolSize = None,
     resampling: Resampling = None,
     ess_threshold: Threshold = None,
@@ -181,6 +189,7 @@ def command(
 
     given = {
         "n_particles": n,
+        "islands": islands,
         "pool_size": pool_size,
         "resampling": resampling,
         "ess_threshold": ess_threshold,

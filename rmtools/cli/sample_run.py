@@ -33,7 +33,14 @@ if TYPE_CHECKING:
 
 SAMPLES = "samples.jsonl"
 # What the audit's prediction of N holds for.
-PREDICTED = {"pool_size": 1, "resampling": "multinomial", "ess_threshold": 1.0, "mh_steps": 0, "sweeps": 0}
+PREDICTED = {
+    "pool_size": 1,
+    "resampling": "multinomial",
+    "ess_threshold": 1.0,
+    "mh_steps": 0,
+    "sweeps": 0,
+    "islands": 1,
+}
 
 
 def requested(
@@ -180,6 +187,7 @@ def sample(
     from rmtools.data.prompts import check_prompts
     from rmtools.data.tasks import AnswerTask
     from rmtools.jobs.samples import SampleFile
+    from rmtools.sampling.error_report import fold
     from rmtools.sampling.report import report
     from rmtools.sampling.sample_prompts import Source, usual_block
 
@@ -212,7 +220,7 @@ def sample(
         settings = replace(settings, n_particles=predicted.n_particles)
         plan = replace(plan, sampler=settings, accuracy=to_json(predicted))
         if process.main:
-            print(predicted)
+            print(fold(str(predicted)))
     source = Source(loaded.policy, loaded.value)
     plan = replace(plan, block_size=block_size or usual_block(settings, source, prompts))
     draw, bar = drawing(loaded, settings, trace is not None, judged)
@@ -229,7 +237,7 @@ def finish(policy: "StepPolicy", text: str, trace: Path | None, made: bool) -> N
 
     print(f"{'' if made else 'finished already; '}{text}")
     if trace is not None:
-        print(f"trace: {trace} (`rmtools plot trace {trace}` draws it)")
+        print(f"trace: {trace}\ndraw it: rmtools plot trace {trace}")
     if isinstance(policy, ServerPolicy):
         print(summary(policy))
 

@@ -33,6 +33,11 @@ class Genealogy:
     weights: np.ndarray
     inflation: np.ndarray
 
+    def of_group(self, group: int) -> "Genealogy":
+        """Return one group, (1, N)."""
+        at = slice(group, group + 1)
+        return Genealogy(self.family[at], self.weights[at], self.inflation[at])
+
     @property
     def families(self) -> np.ndarray:
         """(G,) number of families of positive weight. With few of them every error here is too small."""
@@ -60,6 +65,18 @@ class Genealogy:
         with np.errstate(invalid="ignore"):
             variance = self.inflation * np.square(self._sums(self.weights * (phi - mean))).sum(axis=1)
         return np.where(self.weights.sum(axis=1) > 0, np.sqrt(variance), np.nan)
+
+    def shares_se(self, label: np.ndarray) -> np.ndarray:
+        """Return the standard errors (A,) of the shares of all answers of one group, `label` (N,) in 0 to A - 1."""
+        weight, own = self.weights[0], self._sums(self.weights)[0]
+        share = np.bincount(label, weights=weight)
+        pair, place = np.unique(label * len(own) + self.family[0], return_inverse=True)
+        answer, family = np.divmod(pair, len(own))
+        of_pair = np.bincount(place, weights=weight)
+        # sum_b (A_b - p S_b)^2, over the families b
+        square = np.bincount(answer, weights=of_pair * (of_pair - 2 * share[answer] * own[family]))
+        variance = np.maximum(square + share**2 * np.square(own).sum(), 0.0)
+        return np.sqrt(self.inflation[0] * variance)
 
     def _sums(self, x: np.ndarray) -> np.ndarray:
         """Return the sums (G, N) of x (G, N) by family."""

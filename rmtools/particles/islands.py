@@ -41,13 +41,13 @@ def resolve_islands(islands: int | None, n_particles: int, resampling: str) -> i
         raise UserError(
             f"`islands` {islands} do not go with `resampling` top_k: keeping the best follows no law and estimates no Z "
             "to pool by",
-            fix="leave `islands` out",
+            fix="islands=1",
         )
     if n_particles % islands:
         nearest = max(1, round(n_particles / islands)) * islands
         raise UserError(
             f"`islands` {islands} do not divide `n_particles` {n_particles}: all islands have the same number of particles",
-            fix=f"`n_particles` {nearest}",
+            fix=f"n_particles={nearest}",
         )
     return int(islands)
 
@@ -123,6 +123,11 @@ class ByIsland:
     resampled: np.ndarray
     live: np.ndarray
 
+    def of_group(self, group: int) -> "ByIsland":
+        """Return one group, (1, K) and (T, 1, K)."""
+        at = slice(group, group + 1)
+        return ByIsland(self.log_z[at], self.ess[:, at], self.resampled[:, at], self.live[:, at])
+
 
 class Share(NamedTuple):
     """The share of an answer under the target, one per group, with a 95% interval.
@@ -192,11 +197,14 @@ def pooled_share(phi: np.ndarray, log_weights: np.ndarray, log_z: np.ndarray) ->
     Source: docs/equations.md section 9. Jackknife over islands; Wilson's interval for n_eff =
     min(N, p (1 - p) / se^2 (1.96 / t)^2) draws, N / 2 where all islands agree.
     """
-    (groups, n_particles), count = log_weights.shape, log_z.shape[1]
-    weight = np.exp(log_weights).reshape(groups, count, -1)
+    weight = np.exp(log_weights).reshape(*log_z.shape, -1)
     phi = np.asarray(phi, dtype=float).reshape(weight.shape)
-    of_island, mass = (weight * phi).sum(axis=2), weight.sum(axis=2)
-    total = mass.sum(axis=1)
+    return share_of_sums((weight * phi).sum(axis=2), weight.sum(axis=2), log_weights.shape[1])
+
+
+def share_of_sums(of_island: np.ndarray, mass: np.ndarray, n_particles: int) -> Share:
+    """Return `pooled_share` from the weight of an answer on each island, (G, K), and of all answers, (G, K)."""
+    (groups, count), total = of_island.shape, mass.sum(axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
         estimate = np.clip(of_island.sum(axis=1) / total, 0.0, 1.0)
         resolved = (np.count_nonzero(mass > 0, axis=1) >= FEWEST) & (

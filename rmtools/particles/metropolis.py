@@ -22,6 +22,7 @@ import numpy as np
 
 from rmtools.errors import UserError
 from rmtools.particles.arguments import check_count, check_generator
+from rmtools.particles.islands import log_z_error, pooled_log_z
 from rmtools.particles.protocol import P, SMCResult
 
 
@@ -51,6 +52,21 @@ class MetropolisResult(Generic[P]):
     log_z: np.ndarray
     proposed_log_z: np.ndarray
     accepted: np.ndarray
+
+    @property
+    def estimates(self) -> np.ndarray:
+        """(G, H + 1) nats: the estimates of all runs, the first one and every proposal; they are independent."""
+        return np.concatenate([self.log_z[:1], self.proposed_log_z]).T
+
+    @property
+    def pooled_log_z(self) -> np.ndarray:
+        """(G,) nats: log of the mean of all estimates, unbiased for Z, unlike the estimate of the current run."""
+        return pooled_log_z(self.estimates)
+
+    @property
+    def pooled_log_z_se(self) -> np.ndarray:
+        """(G,) standard error of `pooled_log_z`, the runs as islands; NaN where not resolved (`SMCResult.log_z_se`)."""
+        return log_z_error(self.estimates)
 
     def outputs(self) -> Iterator[tuple[np.ndarray, P]]:
         """Yield pairs (groups, particles): the chains whose state lies in `particles`, (G, 1), at those rows."""

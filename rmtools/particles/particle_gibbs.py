@@ -19,7 +19,7 @@ True
 (3, (3, 1000))
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, Self, TypeVar
 
@@ -27,9 +27,12 @@ import numpy as np
 
 from rmtools.errors import UserError
 from rmtools.particles.arguments import check_callable, check_count
+from rmtools.particles.islands import Share, pooled_share
 from rmtools.particles.protocol import Observe, Particles, SMCResult, Step
 from rmtools.particles.resampling import multinomial
 from rmtools.particles.smc import Settings, check_root, check_settings, run
+
+BATCHES = 20  # of sweeps, whose spread gives an error
 
 
 class JoinableParticles(Particles, Protocol):
@@ -64,6 +67,36 @@ class GibbsResult(Generic[J]):
     path: tuple[J, ...]
     log_z: np.ndarray
     kept: np.ndarray
+
+    def share(self, f: Callable[[J], np.ndarray]) -> Share:
+        """Return the share under the target of the draws for which `f` is true, with a 95% interval from batches of sweeps.
+
+        Parameters
+        ----------
+        f : callable
+            Draws of one sweep, (G, 1), to (G, 1) of bool or of numbers in [0, 1].
+
+        Returns
+        -------
+        Share
+            (G,) each. The interval is NaN with fewer than 20 sweeps, or where the answer occurs in fewer than two batches.
+
+        Notes
+        -----
+        Source: docs/equations.md section 9. 20 batches of equally many sweeps, the first few sweeps left out; a batch counts
+        as an island.
+        """
+        phi = np.concatenate([np.asarray(f(d), dtype=float).reshape(-1, 1) for d in self.draws], axis=1)
+        at = batches_of(len(self.draws))
+        even = np.full((len(phi), at.size), -np.log(at.size))
+        return pooled_share(phi[:, at.ravel()], even, np.zeros((len(phi), len(at))))
+
+
+def batches_of(sweeps: int) -> np.ndarray:
+    """Return the sweeps of each of 20 batches, (20, size) indices; of a single batch, (1, sweeps), below 20 sweeps."""
+    count = BATCHES if sweeps >= BATCHES else 1
+    size = sweeps // count
+    return np.arange(sweeps - count * size, sweeps).reshape(count, size)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,6 +1,7 @@
 """Every algorithm of docs/equations.md section 4 on a batch of prompts: one run, a chain of runs, particle Gibbs."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -57,8 +58,8 @@ def runs_from_root(
     )
     found = []
     for _ in range(count):
-        seen = RunObserver(source, len(prompts), None if trees is None else Tracer(trees))
-        result = smc(root, n, m, scheme, threshold, rng, observe=seen)
+        seen = RunObserver(source, prompts, None if trees is None else Tracer(trees))
+        result = smc(root, n, m, scheme, threshold, rng, observe=seen, islands=settings.islands)
         if source.watch is not None:
             source.watch(prompts, result)
         found.append(runs_of(result, seen, to_json(settings)))
@@ -105,28 +106,36 @@ def gibbs(
     nothing to condition on.
     """
     found: dict[int, PromptSamples] = {}
-    left, tokens = list(range(len(prompts))), np.zeros(len(prompts))
+    left, tokens, read = list(range(len(prompts))), np.zeros(len(prompts)), np.zeros(len(prompts))
     while left:
         meters = [Meter(settings) for _ in left]
         batch = [prompts[i] for i in left]
         root: Any = source.root(batch, settings.terminal)
         require_join(root)
-        seen = RunObserver(source, len(left))
+        seen = RunObserver(source, batch)
         path, alive = first_paths(root, settings.n_particles, settings.pool_size, rng, seen)
         tokens[left] += seen.tokens
+        read[left] += seen.value_tokens
         for meter, spent in zip(meters, tokens[left], strict=True):
             meter.spend([spent])
         if alive.all():
-            chains = sweep(source, root, path, settings, meters, rng)
-            found |= dict(zip(left, chains, strict=True))
+            chains = sweep(source, batch, root, path, settings, meters, rng)
+            found |= {i: with_read(own, read[i]) for i, own in zip(left, chains, strict=True)}
             break
-        found |= {left[i]: empty_samples(meters[i]) for i in np.flatnonzero(~alive)}
+        found |= {left[i]: with_read(empty_samples(meters[i]), read[left[i]]) for i in np.flatnonzero(~alive)}
         left = [left[i] for i in np.flatnonzero(alive)]
     return [found[i] for i in range(len(prompts))]
 
 
+def with_read(drawn: PromptSamples, first: float) -> PromptSamples:
+    """Return ``drawn`` with the value model's tokens of the first runs added."""
+    total = first + (drawn.value_tokens or 0.0)
+    return replace(drawn, value_tokens=None if np.isnan(total) else total)
+
+
 def sweep(
     source: Source,
+    prompts: Sequence[str],
     root: Any,
     path: tuple[Any, ...],
     settings: SamplerSettings,
@@ -136,14 +145,16 @@ def sweep(
     """Return the draws of every sweep, by prompt; the last one is the state of the chain."""
     draws: list[Any] = []
     kept: list[np.ndarray] = []
+    read = np.zeros(len(prompts))
     while all(m.affordable() for m in meters) if settings.budgeted else len(draws) < settings.sweeps:
-        seen = RunObserver(source, len(meters))
+        seen = RunObserver(source, prompts)
         result = particle_gibbs(
             root, settings.n_particles, 1, settings.pool_size, settings.resampling, rng, path, observe=seen
         )
         path, draw = result.path, result.draws[0]
         draws.append((draw.steps(), draw.log_value()[:, 0]))
         kept.append(result.kept[0])
+        read += seen.value_tokens
         for meter, spent in zip(meters, seen.tokens, strict=True):
             meter.spend([spent])
     # A budget that went into the first run leaves its draw, the state of a chain without sweeps.
@@ -160,6 +171,7 @@ def sweep(
             tokens=meter.tokens,
             kept=[bool(k[g]) for k in kept],
             spent=meter.spent(),
+            value_tokens=float(read[g]),
         )
         for g, meter in enumerate(meters)
     ]

@@ -1,11 +1,12 @@
 """The record of one prompt: everything that was drawn, so that another output can be chosen without sampling again."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rmtools.codec import to_json
 from rmtools.lm.steps import StepTokenizer
+from rmtools.sampling.errors import genealogy_error, island_error, shares_of
 from rmtools.sampling.outputs import choices
 from rmtools.sampling.runs import PromptSamples
 from rmtools.sampling.settings import SamplerSettings
@@ -20,8 +21,38 @@ ESTIMATES = {
 }
 
 
-def record(source: Source, prompt: str, drawn: PromptSamples, settings: SamplerSettings) -> dict[str, Any]:
-    """Return the record of ``prompt`` as JSON values (docs/formats.md); a weight of zero is null."""
+@dataclass(frozen=True)
+class Cost:
+    """What a prompt took.
+
+    Attributes
+    ----------
+    prompt_tokens : int
+        Of the prompt, which both models read once.
+    policy_tokens : float
+        Generated, those of dropped particles and candidates too.
+    value_tokens : float or None
+        Read by the value model, equal prefixes once; None behind other particles than those of a language model.
+    flops : float or None
+        2 per weight and token of both models, attention not counted; None where a model's weights are not in this process.
+    seconds : float
+        Its share of the time of the prompts that ran together: the only figure that the same command does not repeat.
+    """
+
+    prompt_tokens: int
+    policy_tokens: float
+    value_tokens: float | None
+    flops: float | None
+    seconds: float
+
+
+def record(
+    source: Source, prompt: str, drawn: PromptSamples, settings: SamplerSettings, seconds: float
+) -> dict[str, Any]:
+    """Return the record of ``prompt`` as JSON values (docs/formats.md); a weight of zero is null.
+
+    ``seconds`` is its share of the time of the prompts that ran together.
+    """
     written = [source.policy.steps.written(steps) for steps in drawn.steps]
     answers = None if source.answer is None else [source.answer(prompt, steps) for steps in written]
     picked = choices(drawn, answers)
@@ -44,6 +75,9 @@ def record(source: Source, prompt: str, drawn: PromptSamples, settings: SamplerS
             "terminal": settings.terminal,
             "estimates": ESTIMATES[settings.terminal],
             "log_z": drawn.log_z,
+            "islands": island_error(drawn),
+            "genealogy": genealogy_error(drawn),
+            "shares": shares_of(drawn, answers),
             "output": settings.output,
             "chosen": chosen,
             "answer": None if chosen is None or answers is None else answers[chosen],
@@ -56,11 +90,31 @@ def record(source: Source, prompt: str, drawn: PromptSamples, settings: SamplerS
             "chain": {name: done for name, done in chains if done is not None} or None,
             "budget": budget,
             "generated_tokens": drawn.tokens,
+            "cost": cost(source, prompt, drawn, seconds),
             "n_steps": steps,
             "cut_steps": cut,
         }
     )
     return found
+
+
+def cost(source: Source, prompt: str, drawn: PromptSamples, seconds: float) -> Cost:
+    """Return what was spent on ``prompt``."""
+    prompt_tokens = len(source.policy.steps.prompt_ids(prompt))
+    read, flops = drawn.value_tokens, None
+    models = [weights_of(owner) for owner in (source.policy, source.value)]
+    if None not in models and read is not None:
+        policy, value = (2.0 * (weights or 0) for weights in models)
+        flops = policy * (prompt_tokens + drawn.tokens) + value * (prompt_tokens + read)
+    return Cost(prompt_tokens, drawn.tokens, read, flops, round(seconds, 3))
+
+
+def weights_of(owner: Any) -> int | None:
+    """Return the number of weights of a policy or a value model in this process; None of any other."""
+    model = getattr(owner, "model", None)
+    if model is None and hasattr(owner, "value"):  # a value model that reads another tokenizer's ids
+        return weights_of(owner.value)
+    return sum(p.numel() for p in model.parameters()) if hasattr(model, "parameters") else None
 
 
 def samples(

@@ -1,4 +1,4 @@
-"""What is printed about samples: how often it resampled, right solutions by output, what was lost, budgets."""
+"""What is printed about samples: how often it resampled, errors, right solutions by output, what was lost, costs."""
 
 import json
 import textwrap
@@ -9,41 +9,47 @@ from typing import Any
 import numpy as np
 
 from rmtools.particles.protocol import resampling_in_words
+from rmtools.sampling.error_report import cost, errors, fold, of_prompt
 from rmtools.stats.bootstrap import Interval, bootstrap_all, cluster_sums, ratio_of_means
 
 Records = Sequence[dict[str, Any]]
 
 OUTPUTS = {
-    "draw": "one weighted draw: the only one that follows the target's law",
-    "argmax": "the largest final value",
-    "majority": "the most frequent answer",
-    "weighted_majority": "the answer with the largest weight",
+    "draw": "follows the target's law",
+    "argmax": "largest final value",
+    "majority": "most frequent answer",
+    "weighted_majority": "answer of largest weight",
 }
 
 
 def report(out: Path, typed: bool = False) -> str:
-    """Return the report of the file ``out``; after typed prompts with their solutions."""
+    """Return the report of the file ``out``, after typed prompts with their solutions.
+
+    Its lines are at most 80 characters wide, but for paths, prompts and solutions.
+    """
     with out.open(encoding="utf-8") as lines:
         records = [json.loads(line) for line in lines]
     first = records[0]
-    return "\n".join(
-        [
-            f"{len(records)} prompts in {out} (terminal {first['terminal']}, log_z estimates {first['estimates']})",
-            sampler(first["sampler"]),
-            *resampling(records),
-            *shares(records),
-            *losses(records),
-            *budgets(records),
-            *(solution(record) for record in records if typed),
-        ]
-    )
+    lines = [
+        f"terminal {first['terminal']}: log_z estimates {first['estimates']}",
+        sampler(first["sampler"]),
+        *resampling(records),
+        *errors(records),
+        *shares(records),
+        *losses(records),
+        *cost(records),
+        *budgets(records),
+    ]
+    solutions = [solution(record) for record in records if typed]
+    return "\n".join([f"{len(records)} prompts in {out}", *map(fold, lines), *solutions])
 
 
 def solution(record: dict[str, Any]) -> str:
-    """Return the prompt and, indented, the chosen solution of a record."""
+    """Return the prompt and, indented, the chosen solution of a record, then log Z-hat and the answers with their errors."""
     at = record["chosen"]
     text = "(nothing was chosen)" if at is None else "".join(record["samples"][at]["steps"])
-    return record["prompt"].rstrip("\n") + "\n" + textwrap.indent(text.rstrip("\n"), "  ")
+    text = textwrap.indent(text.rstrip("\n"), "  ")
+    return "\n".join([record["prompt"].rstrip("\n"), text, *of_prompt(record)])
 
 
 def sampler(settings: dict[str, Any]) -> str:
@@ -71,7 +77,10 @@ def resampling(records: Records) -> list[str]:
     if told or not all("resampled" in run for run in runs):
         return []
     steps = [step for run in runs for step in run["resampled"]]
-    return [f"resampled {resampling_in_words(sum(steps), len(steps), settings['pool_size'])}"]
+    resampled, total = sum(steps), len(steps)
+    if all("islands" in record for record in records):
+        resampled, total = (sum(sum(r["islands"][key]) for r in records) for key in ("resampled", "steps"))
+    return [f"resampled {resampling_in_words(resampled, total, settings['pool_size'])}"]
 
 
 def runs_of(record: dict[str, Any]) -> list[dict[str, Any]]:
@@ -89,7 +98,7 @@ def shares(records: Records) -> list[str]:
     # A prompt without samples, or without anything to choose, is not solved.
     solved = {"all samples": [float(np.mean([s["reward"] for s in r["samples"]] or [0.0])) for r in records]}
     solved |= {output: [reward_of(r, output) for r in records] for output in outputs}
-    return ["right solutions, 95% intervals over prompts:"] + [
+    return ["right solutions, 95% intervals over prompts, not over runs:"] + [
         f"  {name.replace('_', ' '):<18}{found.estimate:.3f} {ends(found)}"
         + (f"  {OUTPUTS[name]}" if name in OUTPUTS else "")
         + (" (put out)" if name == chosen else "")
@@ -130,9 +139,9 @@ def losses(records: Records) -> list[str]:
     cut, steps, tokens = (
         sum(r[name] for r in records) for name in ("cut_steps", "n_steps", "generated_tokens")
     )
-    lines = [
-        f"{tokens:.0f} tokens generated; {cut} of {steps} steps were cut at max_step_tokens or at the end of the context"
-    ]
+    lines = [f"{cut} of {steps} steps were cut at max_step_tokens or at the end of the context"]
+    if "cost" not in records[0]:
+        lines.insert(0, f"{tokens:.0f} tokens generated")
     dead = sum(all(s["log_weight"] is None for s in r["samples"]) for r in records)
     if dead:
         lines.append(
@@ -155,8 +164,8 @@ def budgets(records: Records) -> list[str]:
     if over:
         single = sum(b["runs"] == 1 for b in over)
         most = max(b["tokens"] for b in over)
-        lines.append(
-            f"the budget was exceeded at {len(over)} of {len(spent)} prompts, up to {most:.0f} tokens, by the last runs; "
-            f"at {single} of them a single run takes more than the budget"
-        )
+        lines += [
+            f"the budget was exceeded at {len(over)} of {len(spent)} prompts, up to {most:.0f} tokens, by the last runs",
+            f"at {single} of them a single run takes more than the budget",
+        ]
     return lines

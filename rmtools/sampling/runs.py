@@ -11,6 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from rmtools.lm.particles import LMParticles
+from rmtools.particles.genealogy import Genealogy
+from rmtools.particles.islands import ByIsland
 from rmtools.particles.logspace import log_mean_exp, log_normalise
 from rmtools.particles.metropolis import metropolis
 from rmtools.particles.protocol import SMCResult, Step
@@ -37,6 +40,12 @@ class Run:
     tokens : float
         Generated.
     trace : Trace or None
+    value_tokens : float or None
+        Read by the value model; None if the particles do not say it.
+    by_island : ByIsland or None
+        Of this run alone: (1, K) and (T, 1, K). None for a single run.
+    tree : Genealogy or None
+        Of this run alone; None with islands, and for schemes whose genealogy says nothing.
     """
 
     steps: list[list[str]]
@@ -48,6 +57,30 @@ class Run:
     resampled: list[bool]
     tokens: float
     trace: Trace | None = None
+    value_tokens: float | None = None
+    by_island: ByIsland | None = None
+    tree: Genealogy | None = None
+
+    @property
+    def island_log_z(self) -> list[float]:
+        """(K,) nats: the estimate of each island; of a single run its own."""
+        if self.by_island is not None:
+            return list(self.by_island.log_z[0])
+        return [] if self.log_z is None else [self.log_z]
+
+    @property
+    def island_resampled(self) -> list[int]:
+        """(K,) at how many of its own steps each island was resampled."""
+        return [sum(self.resampled)] if self.by_island is None else _counts(self.by_island.resampled)
+
+    @property
+    def island_steps(self) -> list[int]:
+        """(K,) number of own steps of each island."""
+        return [len(self.resampled)] if self.by_island is None else _counts(self.by_island.live)
+
+
+def _counts(x: np.ndarray) -> list[int]:
+    return [int(n) for n in x.sum(axis=0)[0]]
 
 
 class RunObserver:
@@ -57,11 +90,16 @@ class RunObserver:
     ----------
     tokens : np.ndarray
         (G,) generated so far, those of dropped particles and unchosen candidates included.
+    value_tokens : np.ndarray
+        (G,) read by the value model so far: equal prefixes once, shared evenly among replicates of a prompt. NaN if the
+        particles do not say it.
     tracer : Tracer or None
     """
 
-    def __init__(self, source: Source, groups: int, tracer: Tracer | None = None) -> None:
-        self.tokens = np.zeros(groups)
+    def __init__(self, source: Source, prompts: Sequence[str], tracer: Tracer | None = None) -> None:
+        self.tokens, self.value_tokens = np.zeros(len(prompts)), np.zeros(len(prompts))
+        place = {p: i for i, p in enumerate(dict.fromkeys(prompts))}
+        self._prompt = np.array([place[p] for p in prompts], dtype=np.intp)
         self.tracer = tracer
         self.only_looks = source.observe is None or getattr(source.observe, "only_looks", False)
         self._observe = source.observe
@@ -69,15 +107,32 @@ class RunObserver:
     def __call__(self, step: Step[Any]) -> None:
         """Add a step."""
         self.tokens += step.children.decoded - step.parents.decoded
+        self.value_tokens += tokens_read(step.children, self._prompt)
         if self.tracer is not None:
             self.tracer(step)
         if self._observe is not None:
             self._observe(step)
 
 
+def tokens_read(children: Any, prompt: np.ndarray) -> np.ndarray:
+    """Return the tokens (G,) that the value model read in the last step, NaN unless the particles are `LMParticles`.
+
+    ``prompt`` (G,) is the number of each group's prompt among the distinct ones.
+    """
+    if not isinstance(children, LMParticles):
+        return np.full(len(prompt), np.nan)
+    read = (children.blocks[-1] >= 0).sum(dim=1)
+    if children.setup.terminal == "verifier":  # ended prefixes are worth their reward, and are not read
+        read = read * (children.slot >= 0)
+    total = np.bincount(children.prompt, read.cpu().numpy(), prompt.max() + 1)
+    shared: np.ndarray = (total / np.bincount(prompt))[prompt]
+    return shared
+
+
 def runs_of(result: SMCResult[Any], seen: RunObserver, sampler: Mapping[str, Any]) -> list[Run]:
     """Return one run per group of a result; the ``sampler``'s settings go into the trace."""
     value, texts = result.particles.log_value(), result.particles.steps()
+    islands, tree = result.by_island, None if result.family is None else result.genealogy()
     traces: Sequence[Trace | None] = [None] * len(texts)
     if seen.tracer is not None:
         traces = seen.tracer.traces(result, sampler)
@@ -92,6 +147,9 @@ def runs_of(result: SMCResult[Any], seen: RunObserver, sampler: Mapping[str, Any
             result.resampled[result.live[:, g], g].tolist(),
             float(seen.tokens[g]),
             trace,
+            None if np.isnan(seen.value_tokens[g]) else float(seen.value_tokens[g]),
+            None if islands is None else islands.of_group(g),
+            None if tree is None else tree.of_group(g),
         )
         for g, trace in enumerate(traces)
     ]
@@ -141,6 +199,8 @@ class PromptSamples:
         For particle Gibbs, by sweep: the draw is the one before it.
     spent : Spent or None
         With a budget.
+    value_tokens : float or None
+        Read by the value model; None if the particles do not say it.
     """
 
     steps: list[list[str]]
@@ -153,6 +213,12 @@ class PromptSamples:
     accepted: list[bool] | None = None
     kept: list[bool] | None = None
     spent: Spent | None = None
+    value_tokens: float | None = None
+
+    @property
+    def island_log_z(self) -> np.ndarray:
+        """(K,) nats: the estimates of the islands of all runs, in order."""
+        return np.asarray([z for run in self.runs for z in run.island_log_z], dtype=float)
 
 
 def pooled_all(
@@ -209,7 +275,14 @@ def pooled(
         tokens=sum(r.tokens for r in runs),
         accepted=None if state is None else state[1],
         spent=spent,
+        value_tokens=total_read([r.value_tokens for r in runs]),
     )
+
+
+def total_read(tokens: Sequence[float | None]) -> float | None:
+    """Return the sum, None if a part is not known."""
+    read = [n for n in tokens if n is not None]
+    return sum(read) if len(read) == len(tokens) else None
 
 
 def _pool_weights(log_weights: Sequence[np.ndarray], log_z: np.ndarray | None) -> np.ndarray:

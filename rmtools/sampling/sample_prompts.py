@@ -4,6 +4,7 @@
 'top_k'
 """
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -97,15 +98,16 @@ def sample_prompts(
     source = Source(policy, value, reward, answer, start, watch, observe, on_traces is not None)
     size = min(prompts_per_batch(settings), source.prompts_per_batch(settings, prompts)) if prompts else 1
     for at in range(0, len(prompts), size):
-        batch = prompts[at : at + size]
+        batch, began = prompts[at : at + size], time.monotonic()
         found_runs = in_halves(
             lambda own: draw_batch(source, own, settings, rng),
             batch,
             "prompt",
             "fewer particles, or shorter steps",
         )
+        seconds = (time.monotonic() - began) / len(batch)
         for prompt, drawn in zip(batch, found_runs, strict=True):
-            found = record(source, prompt, drawn, settings)
+            found = record(source, prompt, drawn, settings, seconds)
             if on_traces is not None:
                 on_traces(traces(drawn, found["samples"]))
             yield found

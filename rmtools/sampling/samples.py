@@ -29,6 +29,7 @@ from rmtools.lm.sampling_law import SamplingLaw
 from rmtools.lm.scorer_checks import SAMPLED, require_scorer
 from rmtools.particles.arguments import check_bool, check_callable, check_seed
 from rmtools.particles.protocol import Observe
+from rmtools.sampling.error_report import log_z_se
 from rmtools.sampling.loading import task_of
 from rmtools.sampling.report import resampling, sampler
 from rmtools.sampling.sample_prompts import SamplerSettings, Source, sample_prompts, settings_for, usual_block
@@ -118,6 +119,17 @@ class SampledPrompt:
         return value
 
     @property
+    def log_z_se(self) -> float | None:
+        """Standard error of `log_z`, nats: Monte-Carlo error from islands or the genealogy; None where not resolved."""
+        return log_z_se(self.record)
+
+    @property
+    def shares(self) -> list[dict[str, Any]]:
+        """Answers with `share`, `se`, `low` and `high`, the largest share first; empty without answers or for beam search."""
+        rows: list[dict[str, Any]] = self.record["shares"] or []
+        return rows
+
+    @property
     def ess(self) -> np.ndarray | None:
         """(T,) effective sample size by step, before resampling; None unless there was a single run."""
         found = self.record["ess"]
@@ -159,7 +171,8 @@ class SampledPrompt:
             figures["chosen"] = f"solution {self.chosen} of {len(self.steps)}, {weight}"
         if self.rewards is not None and self.reward is not None:
             figures["reward"] = f"{self.reward:g}, mean of all {self.rewards.mean():.3g}"
-        figures["log Z-hat"] = "none" if self.log_z is None else f"{self.log_z:.4g} nats"
+        error = "" if self.log_z_se is None else f" ± {self.log_z_se:.2g}"
+        figures["log Z-hat"] = "none" if self.log_z is None else f"{self.log_z:.4g}{error} nats"
         return Summary(f"prompt {_line(self.prompt)}", figures)
 
     def __str__(self) -> str:
@@ -272,6 +285,7 @@ class SamplerOptions(TypedDict, total=False):
     mh_steps: int | None
     sweeps: int | None
     output: str | None
+    islands: int | None
     max_tokens: int | None
     max_seconds: float | None
 

@@ -15,6 +15,7 @@ from typing import Any
 from rmtools.errors import UserError
 from rmtools.lm.particles import Terminal, check_terminal_name
 from rmtools.particles.arguments import check_count
+from rmtools.particles.islands import resolve_islands
 from rmtools.particles.resampling import RESAMPLING
 
 OUTPUTS = ("draw", "argmax", "majority", "weighted-majority")
@@ -186,6 +187,9 @@ class SamplerSettings:
         Which solution is chosen; by default the algorithm's.
     max_tokens : int, optional
         Repeat the runs (proposals, sweeps) of a prompt until this many tokens are generated.
+    islands : int, optional
+        K independent runs of N / K particles, whose spread gives errors. Default: as in `smc`, and 1 for chains, whose runs are
+        islands themselves.
     max_seconds : float, optional
         The same in seconds per prompt. If both are set, the first one spent ends the runs.
 
@@ -206,9 +210,11 @@ class SamplerSettings:
     output: str = ""
     max_tokens: int | None = None
     max_seconds: float | None = None
+    islands: int | None = None
 
     def __post_init__(self) -> None:
         self._check_ranges()
+        object.__setattr__(self, "islands", self._islands())
         # The record holds every setting, so those left open are filled in here.
         object.__setattr__(self, "algorithm", self.algorithm or name_of(self))
         _check_choice("algorithm", self.algorithm, PRESETS)
@@ -249,6 +255,17 @@ class SamplerSettings:
                 f"`ess_threshold` must be in [0, 1], got {self.ess_threshold}: it is a fraction of N",
                 "0.5 resamples when half of the effective particles are lost",
             )
+
+    def _islands(self) -> int:
+        """Return K, or raise ``UserError`` if it does not divide N or the algorithm has no islands."""
+        if self.sweeps and self.islands not in (None, 1):
+            raise UserError(
+                f"`islands` {self.islands} do not go with particle Gibbs: its draws are a chain, and batches of sweeps give its "
+                "error",
+                "leave `islands` out, and pass 20 `sweeps` or more for an error",
+            )
+        asked = 1 if self.islands is None and (self.sweeps or self.chain) else self.islands
+        return resolve_islands(asked, self.n_particles, self.resampling)
 
     def _check_name(self) -> None:
         """Raise ``UserError`` if a record would name an algorithm that was not run."""

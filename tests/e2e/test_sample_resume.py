@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from checks import check_error
+from checks import check_error, without_seconds
 
 from rmtools.errors import UserError
 from rmtools.jobs.job import prompts_hash
@@ -94,7 +94,7 @@ def whole(policy, value, task, many, tmp_path_factory):
     out = tmp_path_factory.mktemp("whole") / "s.jsonl"
     start = time.perf_counter()
     assert make(policy, value, task, many, out)
-    return out.read_bytes(), time.perf_counter() - start
+    return without_seconds(out), time.perf_counter() - start
 
 
 def folder_of(out):
@@ -106,7 +106,7 @@ def blocks(out):
 
 
 def check_same(out, whole, many):
-    assert out.read_bytes() == whole[0]
+    assert without_seconds(out) == whole[0]
     assert [json.loads(x)["prompt"] for x in out.read_text().splitlines()] == many
     assert [p.name for p in out.parent.iterdir() if p.name.startswith(f".{out.name}")] == []
 
@@ -221,13 +221,13 @@ def test_killed_while_putting_away(whole, policy, value, task, many, tmp_path):
             process.join()
             assert process.exitcode == -signal.SIGKILL
             assert folder_of(out).exists()
-            assert out.read_bytes() == whole[0]
+            assert without_seconds(out) == whole[0]
             if seed == 5:
                 with pytest.raises(UserError, match="is there already"):
                     make(policy, value, task, many, out, seed=seed)
             assert make(policy, value, task, many, out, seed=seed, overwrite=seed == 5) == (seed == 5)
             assert not folder_of(out).exists()
-            assert (out.read_bytes() == whole[0]) == (seed == 4)
+            assert (without_seconds(out) == whole[0]) == (seed == 4)
 
 
 def leave_blocks(policy, value, task, many, out):
@@ -256,7 +256,7 @@ def test_leftovers_of_other_arguments(whole, policy, value, task, many, tmp_path
     check_same(out, whole, many)
     leave_blocks(policy, value, task, many, tmp_path / "t.jsonl")
     make(policy, value, task, many, tmp_path / "t.jsonl", seed=5, overwrite=True)
-    assert (tmp_path / "t.jsonl").read_bytes() != whole[0]
+    assert without_seconds(tmp_path / "t.jsonl") != whole[0]
 
 
 def test_blocks_without_a_plan_are_nobodys(policy, value, task, many, tmp_path):
@@ -266,7 +266,7 @@ def test_blocks_without_a_plan_are_nobodys(policy, value, task, many, tmp_path):
     (folder_of(out) / "plan.json").unlink()
     make(policy, value, task, many, out, seed=5)
     make(policy, value, task, many, fresh, seed=5)
-    assert out.read_bytes() == fresh.read_bytes()
+    assert without_seconds(out) == without_seconds(fresh)
 
 
 def test_a_kill_behind_the_end_leaves_nothing_for_good(whole, policy, value, task, many, tmp_path):
@@ -364,14 +364,14 @@ def real_command(words, rank, size, told):
 
 
 def test_the_real_command_by_two_processes_and_killed(run, value_folder, many_file, tmp_path):
-    """Two as a launcher starts them: one report, the bytes of one process; so is a run that was killed on the way."""
+    """Two as a launcher starts them: one report, the file of one process; so is a run that was killed on the way."""
 
     def command(out):
         options = ("--model", value_folder, "--prompts", many_file, "-n", 4, "--block-size", 2, "--out", out)
         return [str(x) for x in ("sample", *options)]
 
     assert run(*command(tmp_path / "one.jsonl")).code == 0
-    one = (tmp_path / "one.jsonl").read_bytes()
+    one = without_seconds(tmp_path / "one.jsonl")
     fork = multiprocessing.get_context("fork").Process
     told = [tmp_path / f"told{rank}" for rank in range(2)]
     two = [fork(target=real_command, args=(command(tmp_path / "two.jsonl"), r, 2, told[r])) for r in range(2)]
@@ -381,7 +381,7 @@ def test_the_real_command_by_two_processes_and_killed(run, value_folder, many_fi
         process.join()
         assert process.exitcode == 0
     assert [t.read_text().count("20 prompts in") for t in told] == [1, 0]
-    assert (tmp_path / "two.jsonl").read_bytes() == one
+    assert without_seconds(tmp_path / "two.jsonl") == one
 
     out = tmp_path / "killed.jsonl"
     running = fork(target=real_command, args=(command(out), 0, 1, told[0]))
@@ -394,7 +394,7 @@ def test_the_real_command_by_two_processes_and_killed(run, value_folder, many_fi
     check_error(run(*command(out), "--seed", 1), "other arguments", "seed (0 there, 1 now)", "--overwrite")
     result = run(*command(out))
     assert result.code == 0, result.err
-    assert out.read_bytes() == one
+    assert without_seconds(out) == one
     assert not folder_of(out).exists()
 
 

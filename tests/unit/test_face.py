@@ -241,6 +241,8 @@ class TestSample:
         assert found.exit_code == 0, found.output
         lines = [json.loads(line) for line in Path("samples.jsonl").read_text().splitlines()]
         samples = rm.sample("prm", rm.load_prompts("prompts.jsonl"), seed=3, **given)
+        for record in (*lines, *(p.record for p in samples)):
+            assert record["cost"].pop("seconds") > 0
         assert [p.record for p in samples] == [
             {k: v for k, v in line.items() if k != "provenance"} for line in lines
         ]

@@ -1,0 +1,145 @@
+"""What is printed about the Monte-Carlo error of samples: islands, log Z-hat, shares of answers; and about their cost.
+
+A figure is given as estimate ± standard error [95% interval], or as the median over prompts with its range.
+"""
+
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+WIDTH = 80
+SHOWN = 3  # answers of a prompt
+MEANING = [
+    "± and [ ]: Monte-Carlo error under this policy, PRM and floor,",
+    "  not the chance of being right",
+]
+Records = Sequence[dict[str, Any]]
+
+
+def fold(line: str) -> str:
+    """Return ``line`` in lines of 80 characters at most, the further ones indented; words and paths stay whole."""
+    indent = " " * (2 + len(line) - len(line.lstrip(" ")))
+    return textwrap.fill(
+        line, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
+
+
+def errors(records: Records) -> list[str]:
+    """Return lines on the errors of log Z-hat and of the leading answers; which settings would give one where none is."""
+    settings = records[0]["sampler"]
+    if "islands" not in records[0] or settings["resampling"] == "top_k":  # records of 0.1.0; no law
+        return []
+    found = [*island_line(records), *error_lines(records)]
+    if any("±" in line for line in found):
+        return [*found, *MEANING]
+    return [*found, *advice(records)]
+
+
+def island_line(records: Records) -> list[str]:
+    """Return a line on islands and families; nothing for single runs of other schemes than multinomial."""
+    islands, trees = ([r[name] for r in records if r[name] is not None] for name in ("islands", "genealogy"))
+    lines = []
+    if islands and max(i["count"] for i in islands) > 1:
+        count = median([i["count"] for i in islands])
+        effective = median([i["effective"] for i in islands])
+        lines = [f"islands: {count} x {islands[0]['n_particles']} particles, effective number {effective}"]
+    if trees:
+        lines += [f"surviving families: {median([t['families'] for t in trees])}"]
+    return lines
+
+
+def error_lines(records: Records) -> list[str]:
+    """Return the figures with their errors; nothing where no record has one."""
+    lines = []
+    log_z = [(r["log_z"], log_z_se(r), (r["islands"] or {}).get("log_z_interval")) for r in records]
+    if any(se is not None for _, se, _ in log_z):
+        lines.append("  log Z-hat       " + figures(log_z, digits=3))
+    leading = [r["shares"][0] for r in records if r["shares"]]
+    shares = [(s["share"], s["se"], None if s["low"] is None else [s["low"], s["high"]]) for s in leading]
+    if any(se is not None for _, se, _ in shares):
+        lines.append("  leading answer  " + figures(shares, digits=2))
+    elif records[0]["shares"] is None and lines:
+        lines.append("  no shares: the task does not say what an answer is")
+    elif lines and leading:
+        lines.append("  no share: no answer occurs on two islands")
+    return lines
+
+
+def log_z_se(record: dict[str, Any]) -> float | None:
+    """Return the standard error of log Z-hat, from islands or the genealogy; None where not resolved."""
+    of = record["genealogy"] or record["islands"]
+    return None if of is None else of["log_z_se"]
+
+
+def figures(found: Sequence[tuple[float | None, float | None, list[float] | None]], digits: int) -> str:
+    """Return the one estimate with error and interval; of several prompts the medians, and how many are not resolved."""
+    known = [(x, se) for x, se, _ in found if x is not None and se is not None]
+    if len(found) == 1:
+        (x, se), interval = known[0], found[0][2]
+        ends = "" if interval is None else f" [{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]"
+        return f"{x:.{digits}f} ± {se:.{digits}f}{ends}"
+    middle = [float(np.median(values)) for values in zip(*known, strict=True)]
+    rest = len(found) - len(known)
+    lost = f"; not resolved at {rest}" if rest else ""
+    return f"{middle[0]:.{digits}f} ± {middle[1]:.{digits}f} (medians of {len(known)} prompts{lost})"
+
+
+def advice(records: Records) -> list[str]:
+    """Return a line that says which settings give an error, or why none is resolved."""
+    settings = records[0]["sampler"]
+    if settings["sweeps"] or (records[0]["chain"] is not None and "kept" in records[0]["chain"]):
+        if len(records[0]["samples"]) < 20:
+            return ["no error: fewer than 20 sweeps; --sweeps 20 gives one"]
+        return ["no error: no answer occurs in two batches of sweeps"]
+    count = max((r["islands"]["count"] for r in records if r["islands"]), default=1)
+    if count >= 3:
+        return ["no error is resolved: log Z-hat above .5, or fewer than 3 islands with Z-hat > 0"]
+    if settings["n_particles"] == 1:
+        return ["no error from a single run: --mh-steps 8 gives one, its runs are islands"]
+    n = max(128, -(-settings["n_particles"] // 4) * 4)
+    several = "a single run" if count == 1 else "two islands"
+    return [f"no error from {several}: -n {n} --islands 4 gives one"]
+
+
+def of_prompt(record: dict[str, Any]) -> list[str]:
+    """Return lines on log Z-hat and the answers of one prompt, the largest shares first."""
+    if "islands" not in record:
+        return []
+    lines = []
+    if record["log_z"] is not None:
+        found = (record["log_z"], log_z_se(record), (record["islands"] or {}).get("log_z_interval"))
+        lines = ["log Z-hat " + (f"{found[0]:.3f}" if found[1] is None else figures([found], 3))]
+    rows = record["shares"] or []
+    for row in rows[:SHOWN]:
+        interval = None if row["low"] is None else [row["low"], row["high"]]
+        share = f"{row['share']:.2f}"
+        if row["se"] is not None:
+            share = figures([(row["share"], row["se"], interval)], 2)
+        name = "(no answer)" if row["answer"] is None else " ".join(row["answer"].split())
+        room = WIDTH - 4 - len(share)
+        lines.append(f"{share}  {name if len(name) <= room else name[: room - 1] + '…'}")
+    if len(rows) > SHOWN:
+        lines.append(f"{len(rows) - SHOWN} more answers")
+    return [f"  {line}" for line in lines]
+
+
+def cost(records: Records) -> list[str]:
+    """Return lines on tokens, FLOPs and seconds of all prompts."""
+    if "cost" not in records[0]:
+        return []
+    costs = [r["cost"] for r in records]
+    read = None if any(c["value_tokens"] is None for c in costs) else sum(c["value_tokens"] for c in costs)
+    tokens = f"{sum(c['policy_tokens'] for c in costs):.0f} tokens of the policy"
+    tokens += "" if read is None else f", {read:.0f} of the value model"
+    known = all(c["flops"] is not None for c in costs)
+    flops = f"{sum(c['flops'] for c in costs):.2g} FLOPs, " if known else ""
+    return [f"cost: {tokens}", f"  {flops}{sum(c['seconds'] for c in costs):.3g} s"]
+
+
+def median(values: Sequence[float]) -> str:
+    """Return the one value, or the median and the range."""
+    if min(values) == max(values):
+        return f"{values[0]:.3g}"
+    return f"{np.median(values):.3g} (median; {min(values):.3g} to {max(values):.3g})"
