@@ -181,7 +181,7 @@ def command(
     """Sample solutions guided by a value model: sequential Monte Carlo and its relatives, through one sampler.
 
     Rerun the same command to resume after an interruption. Under `accelerate launch` the processes share the prompts; the
-    file is the same.
+    file is the same, but for the seconds it took.
     """
     from rmtools.cli.sample_run import Inputs, output_file, requested, sample
     from rmtools.cli.server import server_options

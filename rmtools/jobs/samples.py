@@ -1,8 +1,8 @@
 """Samples of many prompts as a job (rmtools.jobs.job): blocks in a hidden folder beside the file, joined into it.
 
-Each block of prompts is drawn whole by one process from the block's own generator, so the file is the same whatever the
-number of processes and however often they were killed. Once all blocks are there the main process joins them, moves the
-file into place in one rename, and removes the folder.
+Each block of prompts is drawn whole by one process from the block's own generator, so the file is the same, but for seconds,
+whatever the number of processes and however often they were killed. Once all blocks are there the main process joins
+them, moves the file into place in one rename, and removes the folder.
 
 A record's ``provenance.run`` is the hash of the plan; a file with all records of a plan is finished.
 """

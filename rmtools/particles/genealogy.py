@@ -76,7 +76,8 @@ class Genealogy:
         # sum_b (A_b - p S_b)^2, over the families b
         square = np.bincount(answer, weights=of_pair * (of_pair - 2 * share[answer] * own[family]))
         variance = np.maximum(square + share**2 * np.square(own).sum(), 0.0)
-        return np.sqrt(self.inflation[0] * variance)
+        se: np.ndarray = np.sqrt(self.inflation[0] * variance)
+        return se
 
     def _sums(self, x: np.ndarray) -> np.ndarray:
         """Return the sums (G, N) of x (G, N) by family."""

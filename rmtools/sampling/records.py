@@ -111,7 +111,7 @@ def cost(source: Source, prompt: str, drawn: PromptSamples, seconds: float) -> C
 
 def weights_of(owner: Any) -> int | None:
     """Return the number of weights of a policy or a value model in this process; None of any other."""
-    model = getattr(owner, "model", None)
+    model: Any = getattr(owner, "model", None)
     if model is None and hasattr(owner, "value"):  # a value model that reads another tokenizer's ids
         return weights_of(owner.value)
     return sum(p.numel() for p in model.parameters()) if hasattr(model, "parameters") else None

@@ -27,8 +27,8 @@ def report(out: Path, typed: bool = False) -> str:
 
     Its lines are at most 80 characters wide, but for paths, prompts and solutions.
     """
-    with out.open(encoding="utf-8") as lines:
-        records = [json.loads(line) for line in lines]
+    with out.open(encoding="utf-8") as file:
+        records = [json.loads(line) for line in file]
     first = records[0]
     lines = [
         f"terminal {first['terminal']}: log_z estimates {first['estimates']}",
