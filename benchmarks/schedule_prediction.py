@@ -102,7 +102,7 @@ def _squares(population: Population, n: int, runs: int, rng: np.random.Generator
     size, found = max(1, PARTICLES_AT_ONCE // n), []
     for start in range(0, len(prompt), size):
         batch = prompt[start : start + size]
-        result = smc(population.roots(batch), n, 1, "multinomial", THRESHOLD, rng, history=False)
+        result = smc(population.roots(batch), n, 1, "multinomial", THRESHOLD, rng, history=False, islands=1)
         assert result.log_z is not None
         found.append((np.exp(result.log_z) / population.z[batch] - 1) ** 2)
     return np.concatenate(found).reshape(runs, len(population)) if found else np.zeros((0, len(population)))
