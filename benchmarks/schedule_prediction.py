@@ -37,7 +37,7 @@ CLOSE, LEAST_NEED = (0.8, 1.25), 64
 # Runs of the sampler at an N: few where the CV is clearly reached or missed, up to the last where it is near the goal.
 RUNS, CLEAR = (250, 500, 1_000, 2_000, 4_000), 4.0
 # Steps between the N that are tried: wide far above the prediction, narrow near it.
-WIDE, NARROW, NEAR = 1.25, 1.05, 1.4
+WIDE, NARROW, NEAR = 1.25, 1.04, 1.35
 MOST = 4.0
 
 

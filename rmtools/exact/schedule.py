@@ -28,6 +28,7 @@ from rmtools.summary import Summary
 
 # A step counts as decided if the limit is this many standard deviations of ESS / N away from the threshold.
 DECIDED_AT = 3.0
+LEAST_ESS = 1e-300  # 0 is kept for weights that are all zero, which are not resampled
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,10 @@ class LimitingSchedule:
     decided_from: tuple[float, ...]
 
     def decided(self, n_particles: float) -> bool:
-        """Return whether every step is decided at this N; if not, sigma2 may be far off: measure the variance."""
+        """Return whether every step is decided at this N; if not, sigma2 may be far off: measure the variance.
+
+        With islands N is the number of particles of one island.
+        """
         return all(n_particles > least for least in self.decided_from)
 
     def summary(self) -> Summary:
@@ -174,7 +178,8 @@ def ess_limit(log_moments: np.ndarray) -> tuple[float, float]:
     with np.errstate(over="ignore", invalid="ignore"):
         parts = np.exp([second - 2 * first, third - first - second, fourth - 2 * second])
         variance = float(4 * parts[0] - 4 * parts[1] + parts[2] - 1)
-    return math.exp(2 * first - second), math.sqrt(max(variance, 0.0)) if variance < math.inf else math.inf
+    ess = max(math.exp(2 * first - second), LEAST_ESS)
+    return ess, math.sqrt(max(variance, 0.0)) if variance < math.inf else math.inf
 
 
 def n_decided(ess: float, sd: float, ess_threshold: float) -> float:

@@ -21,7 +21,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from rmtools.errors import UserError
-from rmtools.exact.schedule import DECIDED_AT, check_threshold, ess_limit, is_due, n_decided
+from rmtools.exact.schedule import DECIDED_AT, LEAST_ESS, check_threshold, ess_limit, is_due, n_decided
+from rmtools.particles.logspace import log_mean_exp
 from rmtools.stats.bootstrap import Estimator, Interval, refuse_nan
 from rmtools.stats.influence import InfluenceSD, influence_estimator, influence_sd
 from rmtools.stats.sigma2 import Sigma2, Sigma2Parts, n_for_cv, n_for_tv, sigma2_estimator, sigma2_parts
@@ -102,16 +103,17 @@ def estimate_schedule(
 
 def _ess(log_start: np.ndarray, log_now: np.ndarray) -> tuple[float, float, float]:
     """Estimate the limit of ESS / N, its standard error, and the sd that `ess_limit` gives, from values (n,) nats."""
-    start, now = (np.exp(x - x.max()) for x in (log_start, log_now))
-    log_square = 2 * (log_now - log_now.max()) - (log_start - log_start.max())
-    square = np.exp(log_square - log_square.max())
-    pairs = now.sum() ** 2 - np.sum(now**2)
-    scale = math.exp(log_square.max())
-    ess = float(pairs / (scale * start.sum() * square.sum() - np.sum(now**2)))
+    log_start, log_now = log_start - log_start.max(), log_now - log_now.max()
+    log_square = 2 * log_now - log_start
+    start, now, square = np.exp(log_start), np.exp(log_now), np.exp(log_square - log_square.max())
+    # Both sums over pairs, over the sum of all products of V_i(s_r) and V_j(s_t)^2 / V_j(s_r).
+    scale = math.exp(-log_square.max()) / float(start.sum() * square.sum())
+    total, own = scale * float(now.sum()) ** 2, scale * float(np.sum(now**2))
+    # One trajectory can carry all of the sums: they then have no pairs.
+    ess = max((total - own) / (1 - own) if own < 1 - 1e-12 else min(total, 1.0), LEAST_ESS)
     spread = 2 * now / now.mean() - start / start.mean() - square / square.mean()
     error = ess * float(spread.std(ddof=1)) / math.sqrt(len(now))
-    with np.errstate(divide="ignore"):
-        moments = [np.log(np.mean(now**k * start ** (1.0 - k)) / start.mean()) for k in (1, 2, 3, 4)]
+    moments = [log_mean_exp(k * log_now + (1 - k) * log_start) - math.log(start.mean()) for k in (1, 2, 3, 4)]
     return ess, error, ess_limit(np.array(moments))[1]
 
 
@@ -181,7 +183,10 @@ class ScheduleCost:
         return None if self.influence is None else self.influence.sd.map(lambda s: n_for_tv(s, delta))
 
     def decided(self, n_particles: float) -> bool:
-        """Return whether every step of every prompt is decided at this N; if not, a pilot run is the prediction."""
+        """Return whether every step of every prompt is decided at this N; if not, a pilot run is the prediction.
+
+        With islands N is the number of particles of one island.
+        """
         return all(n_particles > least for least in self.decided_from)
 
     def decided_share(self, n_particles: float) -> float:

@@ -215,7 +215,7 @@ def test_a_large_sampler_keeps_the_limiting_schedule():
     limiting = solve(model).limiting_schedule(0.5)
     assert limiting.times == (3, 6, 9)
     assert limiting.decided(2000)
-    found = smc(model.particles(300), 2000, 1, "multinomial", 0.5, np.random.default_rng(0))
+    found = smc(model.particles(300), 2000, 1, "multinomial", 0.5, np.random.default_rng(0), islands=1)
     resampled = np.isin(np.arange(1, 13), limiting.times)
     assert (found.resampled == resampled[:, None]).mean() > 0.998
     np.testing.assert_allclose(found.ess[:-1].mean(axis=1) / 2000, limiting.ess, rtol=0.01)

@@ -102,6 +102,14 @@ def test_the_schedule_of_a_known_model():
     np.testing.assert_allclose(estimate_schedule(moved).ess, found.ess, rtol=1e-9)
 
 
+def test_values_that_differ_by_hundreds_of_nats():
+    far = np.array([[0.0, 0.0, 0.0, 0.0], [0.0, -900.0, -900.0, 0.0], [0.0, -900.0, 900.0, 0.0]])
+    found = estimate_schedule(far)
+    assert found.times == (1, 2)
+    assert np.isfinite(found.ess).all()
+    assert estimate_schedule(far[:2]).times == (1,)  # nothing changes after it
+
+
 def few_ess(log_value):
     """ESS / N never resampled, from every pair."""
     v, n = np.exp(log_value), len(log_value)
