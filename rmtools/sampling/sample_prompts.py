@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from rmtools.errors import UserError
-from rmtools.lm.memory import USUAL_TOKENS, in_halves
+from rmtools.lm.memory import in_halves
 from rmtools.lm.pace import prompts_in_time
 from rmtools.lm.particles import LMParticles, Reward
 from rmtools.lm.protocol import Scorer, StepPolicy
@@ -134,10 +134,7 @@ def usual_block(settings: SamplerSettings, source: Source | None = None, prompts
     most = min(MOST_WITH_BUDGET if settings.budgeted else MOST_IN_BLOCK, prompts_per_batch(settings))
     if source is None or not prompts:
         return most
-    steps = source.policy.steps.settings
-    run = (
-        min(steps.max_steps * steps.max_step_tokens, USUAL_TOKENS) * settings.n_particles * settings.pool_size
-    )
+    run = source.usual_tokens * settings.n_particles * settings.pool_size
     tokens = max(run * (1 + settings.mh_steps + settings.sweeps), settings.max_tokens or 0)
     batch = source.prompts_per_batch(settings, prompts)
     return min(most, prompts_in_time([source.policy, source.value], tokens, batch, source.policy.device))

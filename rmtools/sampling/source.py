@@ -52,12 +52,17 @@ class Source:
         wide = settings.n_particles * settings.pool_size
         if not any(hasattr(owner, "model") for owner in (self.policy, self.value)):
             return max(1, PARTICLES_PER_BATCH // wide)
-        steps, limits = self.policy.steps, self.policy.steps.settings
-        longest = max(len(steps.prompt_ids(p)) for p in prompts)
-        usual = getattr(self.value, "solution_tokens", None) or USUAL_TOKENS
-        new = min(limits.max_steps * limits.max_step_tokens, usual)
-        fit = prompts_that_fit([self.policy, self.value], longest, new, wide, self.policy.device)
+        longest = max(len(self.policy.steps.prompt_ids(p)) for p in prompts)
+        owners, new = [self.policy, self.value], self.usual_tokens
+        fit = prompts_that_fit(owners, longest, new, wide, self.policy.device)
         return max(1, min(PARTICLES_PER_BATCH // wide, fit))
+
+    @property
+    def usual_tokens(self) -> int:
+        """What nearly all solutions have at most: those that the value model was trained on, if that is known."""
+        limits = self.policy.steps.settings
+        usual = getattr(self.value, "solution_tokens", None) or USUAL_TOKENS
+        return int(min(limits.max_steps * limits.max_step_tokens, usual))
 
     def root(self, prompts: Sequence[str], terminal: Terminal) -> Any:
         """Return the root: one prefix per prompt; equal prompts are independent replicates."""

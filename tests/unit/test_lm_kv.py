@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rmtools.lm.kv.batch import with_cache
-from rmtools.lm.kv.cache import MOST_BATCHES, PrefixCache, cut_by_length
+from rmtools.lm.kv.cache import MOST_BATCHES, PASS_TOKENS, PrefixCache, column_cuts, cut_by_length
 from rmtools.lm.policy import left_padded
 
 CPU = torch.device("cpu")
@@ -300,3 +300,46 @@ def test_rows_of_uneven_length_keep_few_spare_columns(policy):
                 room = {layer.buffer.keys.shape[2] for layer in batch.cache.layers}
                 assert max(room) <= batch.width + max(4, batch.width // 12)
         cache = cache.forward(policy.model, ids[:, :6])[1]
+
+
+def columns(lengths, left=False):
+    width = max(lengths)
+    found = torch.arange(width)[None, :] < torch.tensor(lengths)[:, None]
+    return found.flip(1) if left else found
+
+
+@pytest.mark.parametrize(
+    ("lengths", "cuts"),
+    [
+        ([1, 1, 0], [1]),
+        ([5, 5, 5], [5]),
+        ([8] * 10 + [60], [8, 60]),  # 88 and 52 tokens in two passes, not 660 in one
+        ([8] * 10 + [10], [10]),  # 22 tokens saved are no pass
+        ([60] * 10 + [8], [60]),  # most have tokens everywhere
+        ([4] * 20 + [40] * 6 + [100], [4, 40, 100]),
+    ],
+)
+def test_columns_of_few_are_read_apart(lengths, cuts):
+    assert PASS_TOKENS["cpu"] == 24
+    assert column_cuts(columns(lengths)) == cuts
+    width = max(lengths)
+    assert column_cuts(columns(lengths, left=True)) == [*(width - c for c in reversed(cuts[:-1])), width]
+
+
+@torch.inference_mode()
+def test_reading_in_several_passes_gives_the_same_logits(model, monkeypatch):
+    rng = np.random.default_rng(0)
+    rows = [[4], [5, 6], [7]]
+    new = [[int(x) for x in rng.integers(3, 20, n)] for n in (2, 30, 1, 2, 0, 12, 1)]
+    present = columns([len(row) for row in new])
+    ids = torch.tensor([row + [0] * (present.shape[1] - len(row)) for row in new])
+    _, cache = start(model, rows)
+    cache = cache.select(torch.tensor([0, 1, 2, 0, 1, 2, 0]))
+    assert len(column_cuts(present)) > 1
+    parts, after = cache.forward(model, ids, present)
+    monkeypatch.setattr("rmtools.lm.kv.cache.PASS_TOKENS", {"cpu": 10**6})
+    once, whole = cache.forward(model, ids, present)
+    torch.testing.assert_close(parts[present], once[present], rtol=1e-5, atol=1e-5)
+    assert after.length.tolist() == whole.length.tolist()
+    chosen, _ = cache.copied().forward(model, ids, present)
+    torch.testing.assert_close(chosen[present], once[present], rtol=1e-5, atol=1e-5)

@@ -5,6 +5,7 @@ most rows get none is split, and `PrefixCache.packed` puts rows of similar lengt
 finished their step nor the longest ones cost the others much.
 """
 
+import itertools
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 # With the spare columns of rmtools.lm.kv.layer below 1.3 times what the tokens need.
 MOST_WASTE = 1.15
 MOST_BATCHES = 4
+# What a pass costs beside its tokens, in tokens: the weights are read, and a GPU is idle with few.
+PASS_TOKENS = {"cpu": 24, "gpu": 4096}
 LOG = logging.getLogger("rmtools")
 
 # What a batch became: logits, None if no row got a token; the batch; which prefixes its rows are.
@@ -103,8 +106,21 @@ class PrefixCache:
 
         Where ``present`` (B, L) bool is False, a prefix gets no token; logits of one that gets none have no meaning. With
         ``last_only`` a model that can do so returns the logits of the last column alone. A batch too large for the
-        device's memory is halved, with one warning.
+        device's memory is halved, with one warning. Where few prefixes have long texts, columns are read in several passes.
         """
+        cuts = [] if present is None else column_cuts(present)
+        if present is not None and len(cuts) > 1:
+            cache: PrefixCache = self
+            found: list[Tensor] = []
+            for start, end in itertools.pairwise([0, *cuts]):
+                part, cache = cache._forward(model, ids[:, start:end], present[:, start:end], last_only)
+                found.append(part)
+            return found[-1] if last_only else torch.cat(found, dim=1), cache
+        return self._forward(model, ids, present, last_only)
+
+    def _forward(
+        self, model: "PreTrainedModel", ids: Tensor, present: Tensor | None, last_only: bool
+    ) -> tuple[Tensor, "PrefixCache"]:
         if self._plain and present is None:
             return self._assembled(_forward(model, self.batches[0], self.rows[0], ids, None, last_only))
         done: list[_Forwarded] = []
@@ -308,6 +324,29 @@ def _warn_once(rows: int) -> None:
 def _is_identity(rows: Tensor) -> bool:
     """Whether ``rows`` is 0, 1, 2, ..."""
     return bool((rows == torch.arange(len(rows), device=rows.device)).all())
+
+
+def column_cuts(present: Tensor) -> list[int]:
+    """Return the ends of runs of the columns of ``present`` (B, L) that are read fastest one after the other.
+
+    A pass takes as long as `PASS_TOKENS` more tokens; prefixes without a token are left out of it if they are most.
+    """
+    n, width = present.shape
+    if width == 1:
+        return [1]
+    counts = present.sum(0).cpu().numpy()
+    counts = np.where(counts > n // 2, n, counts)
+    changes = np.flatnonzero(np.diff(counts)) + 1
+    some = np.unique(np.linspace(0, len(changes) - 1, num=min(len(changes), 16)).astype(int))
+    places = [0, *changes[some].tolist(), width]
+    more = PASS_TOKENS["cpu" if present.device.type == "cpu" else "gpu"]
+    best: dict[int, tuple[float, list[int]]] = {0: (0.0, [])}
+    for k, end in enumerate(places[1:], start=1):
+        best[end] = min(
+            (best[start][0] + more + (end - start) * int(counts[start:end].max()), [*best[start][1], end])
+            for start in places[:k]
+        )
+    return best[width][1]
 
 
 def cut_by_length(lengths: np.ndarray) -> list[int]:
