@@ -179,7 +179,7 @@ def mh_time_bound(
 def particles_for_tv(influence_mad: float, delta: float) -> float:
     """Predict the particles for an expected output within `delta`, in (0, 1), of the target: MAD(H) / (2 delta).
 
-    Not rounded. First order in 1/N, for multinomial resampling at every step (docs/equations.md section 5).
+    Not rounded. First order in 1/N, for the multinomial resampling that H is of (docs/equations.md sections 5 and 10).
     """
     _check(1.0, 1, 0.0, delta=delta)
     check_number("influence_mad", influence_mad, 0, "it is a mean absolute deviation")
@@ -189,8 +189,8 @@ def particles_for_tv(influence_mad: float, delta: float) -> float:
 def particles_for_cv(sigma2: float, delta: float) -> float:
     """Predict the particles for an estimate of Z of relative standard error `delta` > 0: sigma2 / delta^2.
 
-    Not rounded. First order in 1/N, for multinomial resampling at every step (docs/equations.md section 5); accurate
-    from about 25 sigma2 particles on.
+    Not rounded. First order in 1/N, for the multinomial resampling that sigma2 is of (docs/equations.md sections 5 and 10);
+    accurate from about 25 sigma2 particles on, with ESS-triggered resampling once every step is decided.
     """
     check_number("sigma2", sigma2, -SIGMA2_ROUNDING, "it is a variance")
     if not is_number(delta) or not delta > 0:

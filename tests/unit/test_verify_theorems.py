@@ -177,6 +177,16 @@ def test_schedule_finds_bias_and_other_triggers(monkeypatch, change):
     assert not schedule.measure("tree T = 6", 1, 300, rng())["holds"]
 
 
+def test_schedule_finds_an_output_of_another_trigger(monkeypatch):
+    assert schedule.measure_tv(1, 500, 4_000, rng())["holds"]
+    monkeypatch.setattr(
+        schedule,
+        "output_bias",
+        lambda m, s, *rest: simulation.output_bias(m, dataclasses.replace(s, threshold=1.0), *rest),
+    )
+    assert not schedule.measure_tv(1, 500, 4_000, rng())["holds"]
+
+
 def test_every_schedule_case_can_tell_and_is_decided():
     for name, pool in schedule.CASES:
         exact = solve(schedule.models()[name])
