@@ -95,7 +95,7 @@ def advice(records: Records) -> list[str]:
         return ["no error: no answer occurs in two batches of sweeps"]
     count = max((r["islands"]["count"] for r in records if r["islands"]), default=1)
     if count >= 3:
-        return ["no error is resolved: log Z-hat above .5, or fewer than 3 islands with Z-hat > 0"]
+        return ["no error is resolved: it is above .5, or fewer than 3 islands have Z-hat > 0"]
     if settings["n_particles"] == 1:
         return ["no error from a single run: --mh-steps 8 gives one, its runs are islands"]
     n = max(128, -(-settings["n_particles"] // 4) * 4)

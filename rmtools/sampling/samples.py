@@ -249,6 +249,10 @@ class Samples(Sequence[SampledPrompt]):
             figures["log Z-hat"] = (
                 f"{np.median(log_z):.4g} nats (median; {log_z.min():.4g} to {log_z.max():.4g})"
             )
+        if errors := [p.log_z_se for p in self.items if p.log_z_se is not None]:
+            figures["error of log Z-hat"] = (
+                f"{np.median(errors):.2g} nats (median of {len(errors)}; Monte-Carlo)"
+            )
         for line in resampling(records):
             figures["resampled"] = line.removeprefix("resampled ")
         if empty := sum(p.chosen is None for p in self.items):

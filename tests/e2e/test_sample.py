@@ -64,6 +64,27 @@ def test_every_algorithm(sample, tmp_path, algorithm, more, n):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["prompts.jsonl", "s.jsonl"]
 
 
+def test_islands(sample):
+    result, out = sample("-n", 12, "--islands", 4)
+    assert result.code == 0, result.err
+    assert "islands: 4 x 3 particles, effective number " in result.out
+    assert max(len(line) for line in result.out.splitlines() if str(out) not in line) <= 80
+    for record in read(out):
+        assert (
+            record["sampler"]["islands"] == record["islands"]["count"] == len(record["islands"]["log_z"]) == 4
+        )
+        assert record["cost"]["seconds"] > 0
+    for more, said in (
+        (("-n", 13, "--islands", 4), "--islands 4 do not divide --n-particles 13: "),
+        (("--algorithm", "gibbs", "--islands", 4), "--islands 4 do not go with particle Gibbs"),
+        (("--algorithm", "beam", "--islands", 4), "--islands 4 do not go with --resampling top_k"),
+        (("--accuracy", "cv=.1", "--islands", 4), "--accuracy contradicts --islands 4"),
+        (("--islands", 0), "--islands must be an integer of at least 1, got 0"),
+    ):
+        check_error(sample(*more)[0], said)
+    check_error(sample("-n", 13, "--islands", 4)[0], "fix: --n-particles 12")
+
+
 def without_run(path):
     return [{**r, "provenance": None, "cost": None} for r in read(path)]
 
