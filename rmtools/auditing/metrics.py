@@ -26,6 +26,10 @@ METRICS = {
     "perfect_ratio": "cost/tabulated/ratio",
     "n_for_cv": "cost/n_for_cv",
     "n_for_tv": "cost/n_for_tv",
+    "limiting_n_for_cv": "cost/limiting/n_for_cv",
+    "limiting_n_for_tv": "cost/limiting/n_for_tv",
+    "pilot_n_for_cv": "cost/pilot/n_for_cv",
+    "pilot_relative_variance": "cost/pilot/relative_variance",
 }
 # Further figures of the table: in `to_frame`, not thresholds.
 FURTHER = {

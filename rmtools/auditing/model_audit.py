@@ -41,6 +41,7 @@ from rmtools.stats.path_errors import (
     path_sums,
     ratio_bound_quantiles,
 )
+from rmtools.stats.pilot import Pilot
 from rmtools.stats.prefix_errors import PrefixErrors, exact_errors, self_normalise
 from rmtools.stats.sigma2 import Sigma2, n_for_cv, n_for_tv
 
@@ -155,6 +156,9 @@ class CostAudit:
         None unless the target is the verifier's.
     limiting : LimitingCost or None
         From rollouts, resampling when ESS <= N / 2. None as ``sigma2``, and in audits before 0.2.0.
+    pilot : Pilot or None
+        From runs of the sampler itself, whatever its resampling; Z is that of the pilot's terminal. None without a pilot, and for
+        controls.
     """
 
     sigma2: Sigma2 | None
@@ -166,6 +170,7 @@ class CostAudit:
     paper: PaperCounts | None = None
     alternatives: AlternativeCosts | None = None
     limiting: LimitingCost | None = None
+    pilot: Pilot | None = None
 
 
 @dataclass(frozen=True)
