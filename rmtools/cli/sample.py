@@ -110,11 +110,22 @@ Precision = Annotated[
 Audit = Annotated[
     Path | None, sampler_option(help="Folder of the audit; default: audit inside the checkpoint.")
 ]
+UntilKnown = Annotated[
+    str | None,
+    sampler_option(
+        metavar="FIGURE=ERROR",
+        help="Add islands of N particles to each prompt, 8 at first, until a figure has this standard error: share=.05 (of "
+        "the leading answer), logz=.1 (nats) or cv=.25 (of Z). Easy prompts stop early, hard ones at --token-budget.",
+    ),
+]
 Tokens = Annotated[
     int | None,
     sampler_option(
-        help="Repeat runs (proposals of mh, sweeps of gibbs) of each prompt until this many tokens are generated; the "
-        "output is chosen from all of them, weighted by their estimates of Z."
+        "--token-budget",
+        "--max-tokens",
+        help="With --until, the most tokens a prompt may take (default: what 128 islands take). Without, repeat runs (proposals "
+        "of mh, sweeps of gibbs) of each prompt until this many tokens are generated; the "
+        "output is chosen from all of them, weighted by their estimates of Z.",
     ),
 ]
 Seconds = Annotated[float | None, sampler_option(help="The same in seconds per prompt.")]
@@ -166,6 +177,7 @@ def command(
     output: Output = None,
     accuracy: Precision = None,
     audit: Audit = None,
+    until: UntilKnown = None,
     max_tokens: Tokens = None,
     max_seconds: Seconds = None,
     server: ServerUrl = None,
@@ -196,6 +208,7 @@ def command(
         "mh_steps": mh_steps,
         "sweeps": sweeps,
         "output": output,
+        "until": until,
         "max_tokens": max_tokens,
         "max_seconds": max_seconds,
         "terminal": terminal,

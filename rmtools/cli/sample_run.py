@@ -40,6 +40,7 @@ PREDICTED = {
     "mh_steps": 0,
     "sweeps": 0,
     "islands": 1,
+    "until": None,
 }
 
 

@@ -10,6 +10,7 @@ from rmtools.codec import to_json
 from rmtools.errors import UserError
 from rmtools.particles.particle_gibbs import first_paths, particle_gibbs
 from rmtools.particles.smc import smc
+from rmtools.particles.until import Drawn, Until, add_islands, shares_by_label
 from rmtools.sampling.budget import Meter, next_runs
 from rmtools.sampling.runs import PromptSamples, Run, RunObserver, pooled_all, runs_of
 from rmtools.sampling.settings import SamplerSettings
@@ -29,6 +30,8 @@ def draw_batch(
     UserError
         See `LMParticles.start`; also if particle Gibbs gets particles that cannot be joined.
     """
+    if settings.until is not None:
+        return until_known(source, prompts, settings, settings.until, rng)
     if settings.budgeted:
         one_by_one = settings.sweeps > 0 or settings.max_seconds is not None
         batches = [[p] for p in prompts] if one_by_one else [list(prompts)]
@@ -94,6 +97,39 @@ def within_budget(
     return [
         pooled_all([own], rng, settings.chain, meter.spent())[0]
         for own, meter in zip(runs, meters, strict=True)
+    ]
+
+
+def until_known(
+    source: Source, prompts: Sequence[str], settings: SamplerSettings, until: Until, rng: np.random.Generator
+) -> list[PromptSamples]:
+    """Return islands of each prompt until its figure is known or its budget is spent; every island is a run.
+
+    Prompts that are not known yet run together, in batches of replicates.
+    """
+    most = source.prompts_per_batch(settings, prompts)
+    runs: list[list[Run]] = [[] for _ in prompts]
+    numbers: list[dict[str | None, int]] = [{None: 0} for _ in prompts]  # of the answers
+
+    def draw(queue: np.ndarray) -> Drawn:
+        new: list[Run] = []
+        for at in range(0, len(queue), most):
+            batch = [prompts[g] for g in queue[at : at + most]]
+            new += runs_from_root(source, batch, settings, rng)[0]
+        label = np.zeros((len(new), settings.n_particles), dtype=np.intp)
+        for row, g, run in zip(label, queue, new, strict=True):
+            runs[g].append(run)
+            if source.answer is not None and until.figure == "share":
+                texts = [source.answer(prompts[g], source.policy.steps.written(s)) for s in run.steps]
+                row[:] = [numbers[g].setdefault(text, len(numbers[g])) for text in texts]
+        weight = np.exp([run.log_weight for run in new])
+        log_z = np.array([run.log_z for run in new], dtype=float)
+        return Drawn(log_z, shares_by_label(label, weight), np.array([run.tokens for run in new]))
+
+    stops = add_islands(len(prompts), draw, until, settings.n_particles, settings.max_tokens)
+    return [
+        replace(pooled_all([own], rng, settings.chain)[0], stop=stop)
+        for own, stop in zip(runs, stops, strict=True)
     ]
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 WIDTH = 80
 SHOWN = 3  # answers of a prompt
+SMALL_V = 0.3  # relative variance of an island, up to which the errors are measured to hold (benchmarks/islands.py, until.py)
 MEANING = [
     "± and [ ]: Monte-Carlo error under this policy, PRM and floor,",
     "  not the chance of being right",
@@ -31,10 +32,10 @@ def errors(records: Records) -> list[str]:
     settings = records[0]["sampler"]
     if "islands" not in records[0] or settings["resampling"] == "top_k":  # records of 0.1.0; no law
         return []
-    found = [*island_line(records), *error_lines(records)]
-    if any("±" in line for line in found):
-        return [*found, *MEANING]
-    return [*found, *advice(records)]
+    found, stops = [*island_line(records), *error_lines(records)], until_lines(records)
+    if not any("±" in line for line in found):
+        found += advice(records)
+    return [*found, *stops, *(MEANING if any("±" in line for line in [*found, *stops]) else [])]
 
 
 def island_line(records: Records) -> list[str]:
@@ -56,7 +57,11 @@ def error_lines(records: Records) -> list[str]:
     log_z = [(r["log_z"], log_z_se(r), (r["islands"] or {}).get("log_z_interval")) for r in records]
     if any(se is not None for _, se, _ in log_z):
         lines.append("  log Z-hat       " + figures(log_z, digits=3))
-    leading = [r["shares"][0] for r in records if r["shares"]]
+    leading = [
+        next((s for s in r["shares"] if s["answer"] is not None), r["shares"][0])
+        for r in records
+        if r["shares"]
+    ]
     shares = [(s["share"], s["se"], None if s["low"] is None else [s["low"], s["high"]]) for s in leading]
     if any(se is not None for _, se, _ in shares):
         lines.append("  leading answer  " + figures(shares, digits=2))
@@ -65,6 +70,82 @@ def error_lines(records: Records) -> list[str]:
     elif lines and leading:
         lines.append("  no share: no answer occurs on two islands")
     return lines
+
+
+NAMES = {"share": "the leading answer's share", "logz": "log Z-hat", "cv": "Z-hat, relative"}
+
+
+def until_lines(records: Records) -> list[str]:
+    """Return lines on where prompts stopped, what they reached, and what best-of-N would need; nothing without `until`."""
+    found = [r["until"] for r in records if r.get("until") is not None]
+    if not found:
+        return []
+    settings, target = records[0]["sampler"], found[0]["target"]
+    lines = [f"until {NAMES[found[0]['figure']]} is known to ± {target:g}: {budget_line(settings)}"]
+    for reason in dict.fromkeys(u["stopped"] for u in found):
+        own = [u for u in found if u["stopped"] == reason]
+        islands, tokens = (counts([u[name] for u in own]) for name in ("islands", "tokens"))
+        lines.append(f"  {reason} at {len(own)} of {len(found)} prompts")
+        lines += [f"    islands {islands}, tokens {tokens}", *missed(own)]
+    over = [u["tokens"] - u["token_budget"] for u in found if u["exceeded"]]
+    if over:
+        lines.append(f"  the budget was exceeded at {len(over)} prompts, by {max(over):,.0f} tokens at most")
+    apart = sum(island_variance(r["islands"]) > SMALL_V for r in records if r.get("until") is not None)
+    if apart:
+        lines.append(
+            f"  islands differ (V(n) > {SMALL_V:g}) at {apart} prompts: their ± may be too small; a larger -n"
+        )
+    same = [u for u in found if u["best_of_n"] is not None]
+    if same:
+        lines.append(
+            f"  best-of-N, prompt by prompt, for the same ±: N {counts([u['best_of_n'] for u in same])}"
+        )
+        lines.append(f"    here: N {counts([u['islands'] * settings['n_particles'] for u in same])}")
+    return lines
+
+
+def island_variance(islands: dict[str, Any]) -> float:
+    """Return the relative variance of one island's Z-hat; 0 where all are zero."""
+    count, effective = islands["count"], islands["effective"]
+    return float((count / effective - 1) * count / (count - 1)) if effective else 0.0
+
+
+def missed(own: Records) -> list[str]:
+    """Return what prompts reached that stopped before their figure was known."""
+    own = [u for u in own if u["error"] is None or u["error"] > u["target"]]
+    reached = [u for u in own if u["error"] is not None]
+    lines = []
+    if reached:
+        tokens = max(u["tokens"] * (u["error"] / u["target"]) ** 2 for u in reached)
+        most = float(f"{tokens:.2g}")
+        lines = [f"    reached ± {median([u['error'] for u in reached])}; --token-budget {most:.0f} may do"]
+    if len(reached) < len(own):
+        why = "fewer than 3 islands with Z-hat > 0, or "
+        why += "no answer on two of them" if own[0]["figure"] == "share" else "an error above .5"
+        lines.append(f"    not resolved at {len(own) - len(reached)} of them: {why}")
+    return lines
+
+
+def counts(values: Sequence[float]) -> str:
+    """Return the one whole number, or the median and the range."""
+    middle, least, most = (f"{f(values):,.0f}" for f in (np.median, min, max))
+    return middle if least == most else f"{middle} (median; {least} to {most})"
+
+
+def budget_line(settings: dict[str, Any]) -> str:
+    """Return which islands are added and how many tokens a prompt may take."""
+    budget = (
+        "as many tokens as 128 islands take"
+        if settings["max_tokens"] is None
+        else f"{settings['max_tokens']} tokens"
+    )
+    return f"islands of {settings['n_particles']}, 8 at first, within {budget} (--token-budget)"
+
+
+def until_in_words(records: Records) -> str:
+    """Return how many prompts stopped where; "" without `until`."""
+    reasons = [r["until"]["stopped"] for r in records if r.get("until") is not None]
+    return ", ".join(f"{reason} at {reasons.count(reason)}" for reason in dict.fromkeys(reasons))
 
 
 def log_z_se(record: dict[str, Any]) -> float | None:

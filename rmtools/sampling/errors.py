@@ -21,6 +21,7 @@ from rmtools.particles.islands import (
     t_quantile,
 )
 from rmtools.particles.particle_gibbs import batches_of
+from rmtools.particles.until import Until, independent_solutions
 from rmtools.sampling.runs import PromptSamples
 
 
@@ -89,6 +90,69 @@ class AnswerShare:
     se: float | None
     low: float | None
     high: float | None
+
+
+@dataclass(frozen=True)
+class UntilKnown:
+    """Why no more islands were added to a prompt; what is not listed is as in `rmtools.particles.until.Stop`.
+
+    Attributes
+    ----------
+    figure, target
+        What was to be known, and its largest standard error.
+    error : float or None
+        Monte-Carlo error under this policy, value model and floor, not the chance of an answer to be right. None where it is
+        not resolved.
+    exceeded : bool
+        Whether the last islands took more than the budget.
+    best_of_n : float or None
+        N independent solutions of the policy whose weighted figure has the same standard error:
+        `rmtools.particles.until.independent_solutions`. None where the error is not resolved.
+    """
+
+    stopped: str
+    figure: str
+    target: float
+    error: float | None
+    islands: int
+    tokens: float
+    token_budget: float
+    exceeded: bool
+    best_of_n: float | None
+
+
+def until_known(
+    drawn: PromptSamples, until: Until | None, answers: Sequence[str | None] | None
+) -> UntilKnown | None:
+    """Return why no more islands were added; None if their number was fixed."""
+    stop = drawn.stop
+    if stop is None or until is None:
+        return None
+    se, phi = log_z_error(drawn.island_log_z[None])[0], None
+    if until.figure == "share":
+        lead = leading(shares_of(drawn, answers) or [])
+        if lead is not None:
+            se = np.nan if lead.se is None else lead.se
+            phi = np.array([answer == lead.answer for answer in answers or ()])
+    same = np.nan
+    if drawn.log_z is not None and np.isfinite(drawn.log_z) and not np.isnan(se):
+        same = independent_solutions(np.exp(drawn.log_weight), drawn.log_value, drawn.log_z, se, phi)
+    return UntilKnown(
+        stopped=stop.stopped,
+        figure=until.figure,
+        target=until.target,
+        error=known(stop.error),
+        islands=stop.islands,
+        tokens=stop.tokens,
+        token_budget=stop.token_budget,
+        exceeded=stop.exceeded,
+        best_of_n=known(same),
+    )
+
+
+def leading(rows: Sequence[AnswerShare]) -> AnswerShare | None:
+    """Return the answer of the largest share; that of no answer only where there is no other."""
+    return next((row for row in rows if row.answer is not None), rows[0] if rows else None)
 
 
 def island_error(drawn: PromptSamples) -> IslandError | None:

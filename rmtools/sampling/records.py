@@ -6,7 +6,7 @@ from typing import Any
 
 from rmtools.codec import to_json
 from rmtools.lm.steps import StepTokenizer
-from rmtools.sampling.errors import genealogy_error, island_error, shares_of
+from rmtools.sampling.errors import genealogy_error, island_error, shares_of, until_known
 from rmtools.sampling.outputs import choices
 from rmtools.sampling.runs import PromptSamples
 from rmtools.sampling.settings import SamplerSettings
@@ -78,6 +78,7 @@ def record(
             "islands": island_error(drawn),
             "genealogy": genealogy_error(drawn),
             "shares": shares_of(drawn, answers),
+            "until": until_known(drawn, settings.until, answers),
             "output": settings.output,
             "chosen": chosen,
             "answer": None if chosen is None or answers is None else answers[chosen],

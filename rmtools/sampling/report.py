@@ -57,7 +57,7 @@ def sampler(settings: dict[str, Any]) -> str:
     scheme = "" if settings["n_particles"] == 1 else f", resampling {settings['resampling']}"
     if scheme and settings["resampling"] not in ("none", "top_k"):
         scheme += f" at ESS <= {settings['ess_threshold']:g} N"
-    budgeted = settings["max_tokens"] is not None or settings["max_seconds"] is not None
+    budgeted = any(settings.get(name) is not None for name in ("max_tokens", "max_seconds", "until"))
     chains = (("mh_steps", "proposals"), ("sweeps", "sweeps"))
     chain = "".join(f", {settings[name]} {word}" for name, word in chains if settings[name] and not budgeted)
     return (

@@ -17,6 +17,7 @@ from rmtools.particles.islands import ByIsland
 from rmtools.particles.logspace import log_mean_exp, log_normalise
 from rmtools.particles.metropolis import metropolis
 from rmtools.particles.protocol import SMCResult, Step
+from rmtools.particles.until import Stop
 from rmtools.sampling.source import Source
 from rmtools.sampling.trace import Trace, Tracer
 
@@ -201,6 +202,8 @@ class PromptSamples:
         With a budget.
     value_tokens : float or None
         Read by the value model; None if the particles do not say it.
+    stop : Stop or None
+        Where and why islands were no longer added; None if their number was fixed.
     """
 
     steps: list[list[str]]
@@ -214,6 +217,7 @@ class PromptSamples:
     kept: list[bool] | None = None
     spent: Spent | None = None
     value_tokens: float | None = None
+    stop: Stop | None = None
 
     @property
     def island_log_z(self) -> np.ndarray:

@@ -17,6 +17,7 @@ from rmtools.lm.particles import LMParticles, Reward
 from rmtools.lm.protocol import Scorer, StepPolicy
 from rmtools.particles.arguments import check_callable
 from rmtools.particles.protocol import Observe
+from rmtools.particles.until import FIRST
 from rmtools.sampling.algorithms import draw_batch
 from rmtools.sampling.records import SCHEMA_VERSION, record, traces
 from rmtools.sampling.settings import PRESETS, SamplerSettings, settings_for
@@ -93,6 +94,11 @@ def sample_prompts(
             f"`output` {settings.output} counts answers, and nothing says what the answer of a solution is",
             "choose draw or argmax, or a task that reads answers (from Python: pass the argument answer)",
         )
+    if settings.until is not None and settings.until.figure == "share" and answer is None:
+        raise UserError(
+            f"`until` {settings.until} is of the leading answer, and nothing says what the answer of a solution is",
+            "pass `until` cv=.25, or a task that reads answers (from Python: pass the argument answer)",
+        )
     if on_traces is not None:
         check_traceable(settings)
     source = Source(policy, value, reward, answer, start, watch, observe, on_traces is not None)
@@ -131,10 +137,13 @@ def usual_block(settings: SamplerSettings, source: Source | None = None, prompts
 
     With a ``source`` that is what a slow machine does in five minutes, `rmtools.lm.pace`.
     """
-    most = min(MOST_WITH_BUDGET if settings.budgeted else MOST_IN_BLOCK, prompts_per_batch(settings))
+    repeated = settings.budgeted or settings.until is not None
+    most = min(MOST_WITH_BUDGET if repeated else MOST_IN_BLOCK, prompts_per_batch(settings))
     if source is None or not prompts:
         return most
     run = source.usual_tokens * settings.n_particles * settings.pool_size
     tokens = max(run * (1 + settings.mh_steps + settings.sweeps), settings.max_tokens or 0)
+    if settings.until is not None:
+        tokens = run * 2 * FIRST  # what most prompts take; a hard one takes its budget
     batch = source.prompts_per_batch(settings, prompts)
     return min(most, prompts_in_time([source.policy, source.value], tokens, batch, source.policy.device))

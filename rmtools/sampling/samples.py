@@ -29,7 +29,7 @@ from rmtools.lm.sampling_law import SamplingLaw
 from rmtools.lm.scorer_checks import SAMPLED, require_scorer
 from rmtools.particles.arguments import check_bool, check_callable, check_seed
 from rmtools.particles.protocol import Observe
-from rmtools.sampling.error_report import log_z_se
+from rmtools.sampling.error_report import log_z_se, until_in_words
 from rmtools.sampling.loading import task_of
 from rmtools.sampling.report import resampling, sampler
 from rmtools.sampling.sample_prompts import SamplerSettings, Source, sample_prompts, settings_for, usual_block
@@ -128,6 +128,12 @@ class SampledPrompt:
         """Answers with `share`, `se`, `low` and `high`, the largest share first; empty without answers or for beam search."""
         rows: list[dict[str, Any]] = self.record["shares"] or []
         return rows
+
+    @property
+    def stopped(self) -> str | None:
+        """Why no more islands were added: "share known", "log Z known", "Z known", "token budget"; None without `until`."""
+        until = self.record.get("until")
+        return None if until is None else str(until["stopped"])
 
     @property
     def ess(self) -> np.ndarray | None:
@@ -255,6 +261,8 @@ class Samples(Sequence[SampledPrompt]):
             )
         for line in resampling(records):
             figures["resampled"] = line.removeprefix("resampled ")
+        if until := until_in_words(records):
+            figures["until"] = until
         if empty := sum(p.chosen is None for p in self.items):
             figures["nothing chosen"] = f"for {empty} of {n} prompts"
         for i, p in enumerate(self.items[:SHOWN]):
@@ -290,6 +298,8 @@ class SamplerOptions(TypedDict, total=False):
     sweeps: int | None
     output: str | None
     islands: int | None
+    until: str | None
+    token_budget: int | None
     max_tokens: int | None
     max_seconds: float | None
 
@@ -346,7 +356,8 @@ def sample(
         How questions become prompts, as in `collect_rollouts`. auto: the checkpoint's format, another is refused.
     **options
         Further settings of the sampler (`SamplerOptions`); by default the algorithm's. ``output`` names the solution that
-        ``best`` is: draw, argmax, majority or weighted-majority.
+        ``best`` is: draw, argmax, majority or weighted-majority. ``until="share=.05"`` (or logz=.1, cv=.25) adds islands of N
+        particles to each prompt, from 8 on, until the figure has this standard error or ``token_budget`` is spent.
 
     Raises
     ------

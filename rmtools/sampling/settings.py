@@ -17,6 +17,7 @@ from rmtools.lm.particles import Terminal, check_terminal_name
 from rmtools.particles.arguments import check_count
 from rmtools.particles.islands import resolve_islands
 from rmtools.particles.resampling import RESAMPLING
+from rmtools.particles.until import FIRST, Until
 
 OUTPUTS = ("draw", "argmax", "majority", "weighted-majority")
 # Per prompt and step: beyond it the arrays of the candidates alone do not fit in memory.
@@ -25,6 +26,8 @@ RANDOM = tuple(name for name in RESAMPLING if name != "top_k")
 NO_LAW = "keeping the best follows no law; that is algorithm beam"
 INDEPENDENT = "its solutions are drawn independently; resampled ones are algorithm smc"
 PLAIN = "its solutions are the policy's own; a choice among candidates is algorithm guided without resampling"
+# What decides the number of runs.
+REPEATED = {"until": "`until`", "max_tokens": "a budget", "max_seconds": "a budget"}
 NO_SWEEPS = {"sweeps": "sweeps belong to particle Gibbs; a chain around other samplers is `mh_steps`"}
 
 
@@ -192,6 +195,9 @@ class SamplerSettings:
         islands themselves.
     max_seconds : float, optional
         The same in seconds per prompt. If both are set, the first one spent ends the runs.
+    until : Until or str, optional
+        Add islands of ``n_particles`` particles to each prompt, from 8 on, until a figure has this standard error
+        (``share=.05``, ``logz=.1``, ``cv=.25``) or `max_tokens` are spent; without them, what 128 islands take.
 
     Raises
     ------
@@ -211,9 +217,11 @@ class SamplerSettings:
     max_tokens: int | None = None
     max_seconds: float | None = None
     islands: int | None = None
+    until: Until | None = None
 
     def __post_init__(self) -> None:
         self._check_ranges()
+        self._check_until()
         object.__setattr__(self, "islands", self._islands())
         # The record holds every setting, so those left open are filled in here.
         object.__setattr__(self, "algorithm", self.algorithm or name_of(self))
@@ -264,8 +272,38 @@ class SamplerSettings:
                 "error",
                 "leave `islands` out, and pass 20 `sweeps` or more for an error",
             )
-        asked = 1 if self.islands is None and (self.sweeps or self.chain) else self.islands
+        alone = self.sweeps or self.chain or self.until
+        asked = 1 if self.islands is None and alone else self.islands
         return resolve_islands(asked, self.n_particles, self.resampling)
+
+    def _check_until(self) -> None:
+        """Read `until`, and raise ``UserError`` for what it contradicts."""
+        if self.until is None:
+            return
+        object.__setattr__(self, "until", Until.parse(self.until))
+        reasons = {
+            "islands": (
+                self.islands not in (None, 1),
+                "it chooses their number, each of `n_particles` particles",
+            ),
+            "max_seconds": (self.max_seconds is not None, "prompts run together, and share the time"),
+            "sweeps": (self.sweeps > 0, "the sweeps of a chain are not independent islands"),
+            "resampling": (
+                self.resampling == "top_k",
+                "keeping the best follows no law and estimates no error",
+            ),
+        }
+        fixes = {
+            "max_seconds": "pass `max_tokens`",
+            "sweeps": "choose `algorithm` smc",
+            "resampling": "choose `algorithm` smc",
+        }
+        for name, (wrong, why) in reasons.items():
+            if wrong:
+                raise UserError(
+                    f"`until` {self.until} contradicts `{name}` {getattr(self, name)}: {why}",
+                    fixes.get(name, f"leave `{name}` out"),
+                )
 
     def _check_name(self) -> None:
         """Raise ``UserError`` if a record would name an algorithm that was not run."""
@@ -303,10 +341,11 @@ class SamplerSettings:
             )
 
     def _check_budget(self) -> None:
-        least = self.n_particles * self.pool_size
+        least = self.n_particles * self.pool_size * (1 if self.until is None else FIRST)
         if self.max_tokens is not None and self.max_tokens < least:
+            runs = "one run: its" if self.until is None else f"{FIRST} islands, the fewest: their"
             raise UserError(
-                f"`max_tokens` is {self.max_tokens}, too few for one run: its first step alone draws {least} tokens or "
+                f"`max_tokens` is {self.max_tokens}, too few for {runs} first step alone draws {least} tokens or "
                 f"more (N = {self.n_particles}, M = {self.pool_size})",
                 f"pass {least * 100}, say, or fewer particles",
             )
@@ -341,7 +380,7 @@ def settings_for(algorithm: str | None, **given: Any) -> SamplerSettings:
     algorithm : str or None
         A key of ``PRESETS``. None: the settings of smc, and the algorithm that the given ones make of it.
     **given
-        Fields of `SamplerSettings`; None means not given.
+        Fields of `SamplerSettings`, `token_budget` being another name of `max_tokens`; None means not given.
 
     Raises
     ------
@@ -349,14 +388,27 @@ def settings_for(algorithm: str | None, **given: Any) -> SamplerSettings:
         If the name is unknown or does not go with these settings.
     """
     given = {name: value for name, value in given.items() if value is not None}
+    if "token_budget" in given:
+        if "max_tokens" in given:
+            raise UserError("`token_budget` and `max_tokens` are two names of one budget", "pass one of them")
+        given["max_tokens"] = given.pop("token_budget")
+    if "until" in given and "islands" in given:
+        raise UserError(
+            f"`until` {given['until']} contradicts `islands` {given['islands']}: it chooses their number, each of "
+            "`n_particles` particles",
+            "leave `islands` out",
+        )
     if algorithm is not None:
         _check_choice("algorithm", algorithm, PRESETS)
     preset = PRESETS[algorithm or "smc"]
-    if "max_tokens" in given or "max_seconds" in given:
+    repeated = [what for name, what in REPEATED.items() if name in given]
+    if repeated:
         for chain, name in (("mh_steps", "mh"), ("sweeps", "gibbs")):
-            if given.get(chain):
+            if given.get(chain) and not (
+                chain == "sweeps" and "until" in given
+            ):  # gibbs has no islands to add
                 raise UserError(
-                    f"`{chain}` contradicts a budget: the budget says how many there are",
+                    f"`{chain}` contradicts {repeated[0]}, which says how many there are",
                     f"leave `{chain}` out, and choose `algorithm` {name}",
                 )
     if algorithm is not None:

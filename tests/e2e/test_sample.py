@@ -7,6 +7,7 @@ import pytest
 import torch
 from checks import check_error, check_late, without_seconds
 
+import rmtools as rm
 from rmtools.auditing import audit
 from rmtools.auditing.page import write_report
 from rmtools.data.collect import Branching, Collector
@@ -326,6 +327,29 @@ def test_an_audit_is_looked_for_in_the_checkpoint(sample, value_folder):
     check_error(sample("--accuracy", "cv=.1")[0], f"none at {value_folder / 'audit' / 'audit.json'}")
     check_error(sample("--accuracy", "accurate")[0], "--accuracy tv=.05")
     check_error(sample("--audit", value_folder)[0], "--audit is read for --accuracy only")
+
+
+def test_until_an_error_is_small_enough(sample, value_folder, prompts_file):
+    """The records of `rm.sample`; finished files stay; what contradicts or cannot be known is refused."""
+    result, out = sample("-n", 4, "--until", "cv=.05", "--token-budget", 600)
+    assert result.code == 0, result.err
+    assert "until Z-hat, relative is known to ± 0.05" in result.out
+    records = read(out)
+    prompts = [json.loads(line)["prompt"] for line in prompts_file.read_text().splitlines()]
+    same = rm.sample(value_folder, prompts, n_particles=4, until="cv=.05", token_budget=600)
+    for record, prompt in zip(records, same, strict=True):
+        del record["provenance"]
+        record["cost"]["seconds"] = prompt.record["cost"]["seconds"]
+        assert record == prompt.record
+    assert sample("-n", 4, "--until", "cv=.05", "--max-tokens", 600)[0].out.count("finished already") == 1
+    check_error(sample("--until", "share")[0], "--until is 'share'", "--until share=.05")
+    check_error(sample("--until", "cv=.1", "--islands", 4)[0], "--until cv=.1 contradicts --islands 4")
+    check_error(sample("--until", "cv=.1", "--max-seconds", 4)[0], "pass --token-budget")
+    check_error(sample("--until", "cv=.1", "--accuracy", "tv=.05")[0], "--accuracy contradicts --until cv=.1")
+    other = out.parent / "other.jsonl"
+    refused = sample("--until", "share=.05", "--task", "none", "--out", other)[0]
+    check_late(refused, "--until share=0.05 is of the leading answer", "--until cv=.25")
+    assert not list(out.parent.glob("*other*"))
 
 
 def test_a_budget(sample):
