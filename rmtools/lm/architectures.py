@@ -115,6 +115,13 @@ def longest_shared_row(model: Any) -> int:
     return min(_attention_window(config) or LONGEST_ROW, LONGEST_ROW)
 
 
+def with_cache(model: Any, cache: Any) -> dict[str, Any]:
+    """Return the argument of ``model.forward`` that takes ``cache``: transformers before 5.24 calls it past_key_values."""
+    base = getattr(model, "get_base_model", None)  # of peft, whose own forward passes everything on
+    forward = (model if base is None else base()).forward
+    return {"cache" if "cache" in inspect.signature(forward).parameters else "past_key_values": cache}
+
+
 def require_scorable(config: Any, trees: Sequence[EncodedTree]) -> None:
     """Raise ``UserError`` if the model would read a prefix or child of ``trees`` differently in a batch than alone."""
     require_rotations(config, max((int(t.positions.max()) + 1 for t in trees), default=0))

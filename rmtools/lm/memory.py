@@ -9,7 +9,8 @@ import psutil
 import torch
 
 from rmtools.errors import UserError
-from rmtools.lm.kv.shared import LEAST_TOKENS, can_share
+from rmtools.lm.kv.parted import can_share
+from rmtools.lm.kv.shared import LEAST_TOKENS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rmtools.lm.kv.batch import MaskedBatch, attention, with_cache
+from rmtools.lm.architectures import with_cache
+from rmtools.lm.kv.batch import MaskedBatch, attention
 from rmtools.lm.precision import input_device
 from rmtools.lm.steps import EncodedTree
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from rmtools.lm.kv.batch import with_cache
+from rmtools.lm.architectures import with_cache
 from rmtools.lm.kv.cache import MOST_BATCHES, PASS_TOKENS, PrefixCache, column_cuts, cut_by_length
 from rmtools.lm.policy import left_padded
 

@@ -1,12 +1,15 @@
 """Beginnings held once: logits are those of every prefix alone, whatever is selected, packed, joined or dropped."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
 import transformers
 
 from rmtools.lm.kv.cache import PrefixCache, begun
-from rmtools.lm.kv.shared import Group, Shared, attend, can_share
+from rmtools.lm.kv.parted import can_share
+from rmtools.lm.kv.shared import Group, Shared, attend
 from rmtools.lm.policy import left_padded
 
 SMALL = {
@@ -30,7 +33,8 @@ SHARING = {
     ),
     "phi3": transformers.Phi3Config(**SMALL),
 }
-# Distances added to the scores; an attention of its own; sums with one term more.
+# Distances added to the scores; an attention of its own; sums with one term more; a cache of what keys are made from, of keys to
+# be repeated, of values for both of two maps.
 WHOLE = {
     "bloom": transformers.BloomConfig(vocab_size=50, hidden_size=32, n_layer=2, n_head=4),
     "gpt_neo": transformers.GPTNeoConfig(
@@ -45,6 +49,21 @@ WHOLE = {
     "gpt_oss": transformers.GptOssConfig(
         **SMALL, head_dim=8, num_local_experts=2, num_experts_per_tok=1, sliding_window=64
     ),
+    "deepseek_v3": transformers.DeepseekV3Config(
+        **SMALL | {"num_key_value_heads": 4},
+        **{
+            "q_lora_rank": 16,
+            "kv_lora_rank": 16,
+            "qk_rope_head_dim": 8,
+            "qk_nope_head_dim": 8,
+            "v_head_dim": 8,
+        },
+        **{"first_k_dense_replace": 2, "n_routed_experts": 4, "n_group": 1, "topk_group": 1},
+    ),
+    "jetmoe": transformers.JetMoeConfig(
+        **{k: v for k, v in SMALL.items() if k != "num_attention_heads"}, kv_channels=8, num_local_experts=2
+    ),
+    "diffllama": transformers.DiffLlamaConfig(**SMALL),
 }
 LENGTHS = (9, 9, 8, 40, 9)  # two groups: the long one apart, and one with a hole
 
@@ -232,6 +251,49 @@ def test_in_bfloat16_no_farther_from_float32_than_attention_in_one_part():
         exact, whole, [model(input_ids=torch.tensor([row])).logits[0, -1].float() for row in whole]
     )
     assert apart < 1.5 * at_once + 0.01
+
+
+@torch.inference_mode()
+def test_in_float16_a_row_without_a_token_of_its_own_is_no_nan():
+    """Its queries meet hidden keys alone, at scores that float16 adds to the least number as infinity."""
+    model, rng = random_model(SHARING["llama"], torch.float16), np.random.default_rng(1)
+    for layer in model.model.layers:
+        layer.self_attn.q_proj.weight *= 8
+        layer.self_attn.k_proj.weight *= 8
+    _, cache = append(model, start(model, texts(rng, (20, 20, 15))), [[4, 5], [], [6]])
+    found, _ = append(model, cache, [[4], [7, 8], [9, 4, 3]])
+    assert all(bool(torch.isfinite(at).all()) for at in found)
+
+
+@torch.inference_mode()
+def test_threads_that_use_one_model_wait_for_each_other():
+    model, rng = random_model(SHARING["llama"]), np.random.default_rng(0)
+    cache = start(model, texts(rng, (9, 9)))
+    new = texts(rng, (2, 2))
+    expected, _ = append(model, cache, new)
+
+    def again(k):
+        with torch.inference_mode():
+            if k % 2:  # without beginnings
+                return append(model, PrefixCache.empty(2, model.device), new)[0]
+            return append(model, cache, new)[0]
+
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(again, range(40)))
+    for at in found[::2]:
+        torch.testing.assert_close(at, expected)
+    for at in found[1::2]:
+        torch.testing.assert_close(at, found[1])
+    assert model.config._attn_implementation == "sdpa"
+
+
+@torch.inference_mode()
+def test_a_pass_that_fails_leaves_the_attention_as_it_was():
+    model, rng = random_model(SHARING["llama"]), np.random.default_rng(0)
+    cache = start(model, texts(rng, (9, 9)))
+    with pytest.raises(IndexError):
+        append(model, cache, [[99], [99]])  # no such embedding
+    assert model.config._attn_implementation == "sdpa"
 
 
 def test_attention_in_parts_by_hand():

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from rmtools.lm.architectures import require_forks, require_window
+from rmtools.lm.architectures import require_forks, require_window, with_cache
 from rmtools.lm.kv.shared import Group, Shared, beginnings, joined
 from rmtools.lm.memory import require_memory
 
@@ -241,13 +241,6 @@ BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBacke
 def attention(device: torch.device) -> AbstractContextManager[Any]:
     """Return the context in which scaled dot-product attention on a GPU chooses among `BACKENDS`."""
     return sdpa_kernel(BACKENDS) if device.type == "cuda" else nullcontext()
-
-
-def with_cache(model: "PreTrainedModel", cache: Any) -> dict[str, Any]:
-    """Return the argument of ``model.forward`` that takes ``cache``: transformers before 5.24 calls it past_key_values."""
-    base = getattr(model, "get_base_model", None)  # of peft, whose own forward passes everything on
-    forward = (model if base is None else base()).forward
-    return {"cache" if "cache" in inspect.signature(forward).parameters else "past_key_values": cache}
 
 
 def _keeps_logits(model: "PreTrainedModel") -> bool:

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from rmtools.lm.kv.batch import MaskedBatch, packed
-from rmtools.lm.kv.shared import LEAST_TOKENS, Shared, can_share, joined
+from rmtools.lm.kv.parted import can_share
+from rmtools.lm.kv.shared import LEAST_TOKENS, Shared, joined
 from rmtools.lm.memory import out_of_memory
 
 if TYPE_CHECKING:

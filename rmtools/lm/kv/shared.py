@@ -9,13 +9,11 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import cached_property
+from threading import RLock
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
-
-from rmtools.lm.architectures import longest_shared_row
-from rmtools.lm.precision import is_spread
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -194,12 +192,14 @@ def attend(
 
     ``hidden`` is added to the scores (B, H, Q, T).
     """
+    if query.dtype == torch.float16:  # whose largest number a score may exceed before it is scaled
+        query, scaling = query * scaling, 1.0
     scores = (query @ keys.transpose(2, 3)) * scaling
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
-    if hidden is not None:
-        scores = scores + hidden
     scores = scores.float()
+    if hidden is not None:  # finite even where all keys are hidden
+        scores = scores + hidden
     log_sum = scores.logsumexp(-1, keepdim=True)
     return (scores - log_sum).exp().to(values.dtype) @ values, log_sum
 
@@ -211,6 +211,8 @@ def together(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> tuple[
 
 
 _now: ContextVar[Shared] = ContextVar("shared")
+# Of configurations, by id: models may have one together.
+_locks: dict[int, Any] = {}
 
 
 def _attention(
@@ -224,6 +226,11 @@ def _attention(
     **others: Any,
 ) -> tuple[Tensor, None]:
     """Attend to the beginnings and to the prefixes' own tokens (B, heads, W, d): an attention of transformers' interface."""
+    shared = _now.get(None)
+    if shared is None:
+        raise RuntimeError(
+            "two threads use one model at once, and one of them reads texts behind their beginnings"
+        )
     scaling = query.shape[3] ** -0.5 if scaling is None else scaling
     n, heads, length, _ = query.shape
     each = heads // key.shape[1]
@@ -231,37 +238,26 @@ def _attention(
     hidden = None if attention_mask is None else attention_mask[:, :, :, : key.shape[2]].repeat(1, 1, each, 1)
     own, own_sum = attend(asked, key, value, scaling, softcap, hidden)
     behind = own.reshape(n, heads, length, -1), own_sum.reshape(n, heads, length, 1)
-    begun = _now.get().attend(int(module.layer_idx), query, scaling, softcap)  # type: ignore[arg-type]
+    begun = shared.attend(int(module.layer_idx), query, scaling, softcap)  # type: ignore[arg-type]
     return together(behind, begun)[0].transpose(1, 2).contiguous(), None
-
-
-def can_share(model: Any) -> bool:
-    """Return whether the model's attention can be done in two parts."""
-    base = model
-    if hasattr(model, "get_base_model"):  # of adapters, whose own forward passes everything on
-        base = model.get_base_model()
-    interface = getattr(base, "_can_set_attn_implementation", None)
-    if interface is None or not interface() or not longest_shared_row(model) or is_spread(model):
-        return False
-    # A layer with sinks adds a term to its sums.
-    return not any(name.endswith(".sinks") for name, _ in base.named_parameters())
 
 
 @contextmanager
 def beginnings(model: "PreTrainedModel", shared: Shared | None) -> Iterator[None]:
-    """Let the model read tokens behind what they ``shared``."""
-    if shared is None:
-        yield
-        return
-    _register()
+    """Let the model read tokens behind what they ``shared``, one thread after the other: its configuration says so meanwhile."""
     config = model.config.get_text_config()
-    before, token = config._attn_implementation, _now.set(shared)
-    config._attn_implementation = NAME
-    try:
-        yield
-    finally:
-        config._attn_implementation = before
-        _now.reset(token)
+    with _locks.setdefault(id(config), RLock()):
+        if shared is None:
+            yield
+            return
+        _register()
+        before, token = config._attn_implementation, _now.set(shared)
+        config._attn_implementation = NAME
+        try:
+            yield
+        finally:
+            config._attn_implementation = before
+            _now.reset(token)
 
 
 def _register() -> None:
