@@ -184,15 +184,21 @@ def verdicts(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the requirement by kind and by where the prediction is from, and how it does where it is not promised."""
     out = []
     for kind in dict.fromkeys(r["kind"] for r in rows):
-        judged = [r for r in rows if r["kind"] == kind and r["decided"] and r["counted"]]
+        judged = distinct([r for r in rows if r["kind"] == kind and r["decided"] and r["counted"]])
+        resampled = sum(abs(r["sigma2"] - r["sigma2_never"]) > 1e-9 for r in judged)
         for key, label in (("exact", "exact tables"), ("rollouts", f"{TRAJECTORIES:,} trajectories")):
             outside = [f"{r['value']}, {r['which']}: {r[key]:.2f}" for r in judged if not near(r[key])]
             text = (
                 f"{kind}, {label}: predicted / needed within [{CLOSE[0]}, {CLOSE[1]}] where every step is decided at the need, "
-                f"{len(judged)} models: {spread(judged, key)}"
+                f"{len(judged)} models, {resampled} of them resampled: {spread(judged, key)}"
             )
             out.append(verdict(text, outside))
     return out
+
+
+def distinct(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return one row of those that are one model: without resampling a prompt's cost does not depend on its values."""
+    return list({(r["which"], round(r["sigma2"], 9)): r for r in reversed(rows)}.values())[::-1]
 
 
 def near(ratio: float) -> bool:
