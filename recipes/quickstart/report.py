@@ -41,12 +41,12 @@ def run_page(found: Values) -> str:
         [
             _checks(found),
             _success(found),
-            _audit(found, report),
+            *_audit(found, report),
             _cost(found),
             _training(found),
             _stages(found),
-            Section("How to read the audit", (audit.row_help(report),)),
-            Section("Provenance", (audit.provenance(report),)),
+            Section("How to read the audit", (audit.row_help(report),), folded=True),
+            Section("Provenance", (audit.provenance(report),), folded=True),
         ],
     )
 
@@ -106,7 +106,7 @@ def _success(found: Values) -> Section:
     return Section("Success", (text, table, plot))
 
 
-def _audit(found: Values, report: AuditReport) -> Section:
+def _audit(found: Values, report: AuditReport) -> list[Section]:
     outside = found["uncovered"]
     exact, sampled = found["rms_ratio"], found["rms_ratio_sampled"]
     text = (
@@ -119,10 +119,12 @@ def _audit(found: Values, report: AuditReport) -> Section:
         tuple((name.replace("_", " "), _number(exact[name]), _number(sampled[name])) for name in sampled),
     )
     warnings = ("Warnings of the audit:", audit.warnings(report))
-    table = audit.main_table(report)
-    return Section(
-        "Audit", (audit.introduction(report), text, ratios, table, *warnings, *audit.figures(report))
-    )
+    first, *others = audit.figures(report)
+    every = (audit.introduction(report), text, ratios, audit.main_table(report), *others)
+    return [
+        Section("Audit", (*audit.answer(report), *warnings, first)),
+        Section("Every figure of the audit", every, folded=True),
+    ]
 
 
 def _cost(found: Values) -> Section:

@@ -126,7 +126,7 @@ def particles_for(accuracy: Accuracy, audit: Path, sampled: Sampled) -> Predicte
 
 
 def _spread(cost: CostAudit, norm: str) -> Interval | None:
-    """Return what particles are counted from: tables if they hold every prompt, else rollouts; None if not resolved."""
+    """Return what particles are counted from: tables if there are any, else rollouts; None if not resolved."""
     if cost.counted_from == "tables" and cost.tabulated is not None:
         return cost.tabulated.mad if norm == "tv" else cost.tabulated.sigma2
     if norm == "tv":

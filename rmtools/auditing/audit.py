@@ -108,7 +108,7 @@ def audit(
         for k, (model, its) in enumerate(zip(models, scored, strict=True))
     ]
     outside = None if enumerated is None else enumerated.coverage()
-    provenance = provenance_of(rows, metadata, known["model"]) | _checkpoint(models[0], value_model)
+    provenance = provenance_of(rows, metadata, known["model"]) | _checkpoint(models[0], value_model, source)
     asked = {"seed": seed, "delta_cv": delta_cv, "delta_tv": delta_tv, "rollouts_fingerprint": fingerprint}
     warnings = tuple(notes(rows, metadata, known, found, fingerprint, outside))
     return AuditReport(tuple(found), _pairs(models, scored, seed), provenance | asked, outside, warnings)
@@ -171,7 +171,9 @@ def _audited(
     return audit_model(model.subject, *scored, options, rng, enumerated.log_errors(model), exact)
 
 
-def _checkpoint(model: "AuditedModel", value_model: "str | Path | Scorer") -> dict[str, Any]:
+def _checkpoint(
+    model: "AuditedModel", value_model: "str | Path | Scorer", policy: "Policy | None"
+) -> dict[str, Any]:
     """Return the provenance of the audited model; a scorer has no fingerprint."""
     from rmtools.lm.checkpoint import fingerprint
     from rmtools.lm.precision import precision_of
@@ -183,7 +185,16 @@ def _checkpoint(model: "AuditedModel", value_model: "str | Path | Scorer") -> di
         "checkpoint_dtype": precision_of(model.scorer),
         "terminal": subject.terminal,
         "floor": subject.tilt.floor,
+        **_weights(policy=policy, model=model.scorer),
     }
+
+
+def _weights(**owners: Any) -> dict[str, int]:
+    """Return the number of weights of each that is in this process: what FLOPs are counted from."""
+    from rmtools.sampling.records import weights_of
+
+    found = {f"{name}_weights": weights_of(owner) for name, owner in owners.items()}
+    return {name: n for name, n in found.items() if n is not None}
 
 
 def _require_bases(models: "Sequence[str | Path | Scorer]") -> None:

@@ -14,7 +14,7 @@ from rmtools.auditing.arrays import PromptArrays, extra_completions
 from rmtools.stats.bootstrap import Estimator, Interval
 from rmtools.stats.influence import InfluenceSD, influence_estimator, influence_sd
 from rmtools.stats.schedule import ScheduleCost, ScheduleParts, schedule_estimator, schedule_parts
-from rmtools.stats.sigma2 import Sigma2Parts, n_for_cv, n_for_tv, sigma2_estimator, sigma2_parts
+from rmtools.stats.sigma2 import Sigma2, Sigma2Parts, n_for_cv, n_for_tv, sigma2_estimator, sigma2_parts
 
 if TYPE_CHECKING:
     from rmtools.data.rollouts import Rollout
@@ -70,6 +70,19 @@ def cost_estimates(rows: "Sequence[Rollout]", arrays: Sequence[PromptArrays]) ->
         for a in arrays
     )
     return CostEstimates(parts, influences, scheduled)
+
+
+def best_of_n_cost(terminals: Sequence[np.ndarray]) -> Estimator[Sigma2] | None:
+    """Estimate sigma^2 of importance sampling from the policy, best-of-N: the relative variance of the ``terminals``.
+
+    These are the final values of each prompt's trajectories, P arrays (n,). None with a prompt of one trajectory, or if all are
+    equal. It is sigma^2 of the schedule without resampling (docs/equations.md section 10), whatever the values between.
+    """
+    if min(map(len, terminals)) < 2 or len({float(x) for phi in terminals for x in phi}) == 1:
+        return None
+    return sigma2_estimator(
+        [sigma2_parts(np.zeros((len(v), 2)), np.stack([v, v**2], axis=1), v, ()) for v in terminals]
+    )
 
 
 def particles(
@@ -138,7 +151,8 @@ class Tabulated:
 
     ``sigma2`` of the model, ``perfect`` of the true value, and their ``ratio``, what the model's error costs; ``mad`` is the
     mean absolute deviation of the model's H, ``uncovered`` the largest probability outside a table. ``limiting`` is the cost with
-    ESS-triggered resampling; None in audits before 0.2.0.
+    ESS-triggered resampling, ``perfect_limiting`` and ``limiting_ratio`` as above with it, ``best_of_n`` the sigma^2 without any
+    resampling, of independent solutions; None in audits before 0.2.0.
     """
 
     sigma2: Interval
@@ -148,6 +162,9 @@ class Tabulated:
     n_prompts: int
     uncovered: float
     limiting: LimitingCost | None = None
+    perfect_limiting: Interval | None = None
+    limiting_ratio: Interval | None = None
+    best_of_n: Interval | None = None
 
 
 @dataclass(frozen=True)

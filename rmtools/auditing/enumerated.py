@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rmtools.auditing.cost import ESS_THRESHOLD, Tabulated, limiting_cost
-from rmtools.core import solve
+from rmtools.core import FiniteModel, solve
 from rmtools.stats.bootstrap import Estimator, Interval, ratio_of_means
 from rmtools.stats.schedule import ScheduleCost
 from rmtools.stats.sigma2 import Sigma2
@@ -113,12 +113,16 @@ def tabulated(
     """Return the exact costs of ``scorer`` on ``tables``, pooled: sum of Z^2 sigma^2 over sum of Z^2."""
     rows, schedules = [], []
     for table in tables:
-        exact = solve(table.score(scorer).model)
+        model = table.score(scorer).model
+        exact = solve(model)
         z_square, its = np.exp(2 * exact.log_z), exact.limiting_schedule(ESS_THRESHOLD)
         schedules.append(its)
         costs = (exact.sigma2, exact.sigma2_true_value, exact.influence_mad().value, its.sigma2)
-        rows.append(z_square * np.array([*costs, exact.influence_mad(schedule=its.times).value, 1.0]))
-    cost, perfect, mad, triggered, triggered_mad, z_square = np.asarray(rows).T
+        others = (exact.influence_mad(schedule=its.times).value, _perfect(model), exact.sigma2_schedule(()))
+        rows.append(z_square * np.array([*costs, *others, 1.0]))
+    cost, perfect, mad, triggered, triggered_mad, perfect_triggered, independent, z_square = np.asarray(
+        rows
+    ).T
     columns = {
         "sigma2": (cost, z_square),
         "perfect": (perfect, z_square),
@@ -126,6 +130,9 @@ def tabulated(
         "mad": (mad, z_square),
         "triggered": (triggered, z_square),
         "triggered_mad": (triggered_mad, z_square),
+        "perfect_limiting": (perfect_triggered, z_square),
+        "limiting_ratio": (triggered, perfect_triggered),
+        "best_of_n": (independent, z_square),
     }
     problems = {name: (np.stack(both, axis=1), ratio_of_means) for name, both in columns.items()}
     outside = max(t.uncovered for t in tables)
@@ -145,3 +152,9 @@ def tabulated(
         return Tabulated(**kept, n_prompts=n, uncovered=outside, limiting=limiting)
 
     return Estimator(problems, result)
+
+
+def _perfect(model: FiniteModel) -> float:
+    """Return sigma^2 of the true value with ESS-triggered resampling, at its own limiting schedule."""
+    values = [*model.log_true_value[:-1], model.log_value[-1]]
+    return solve(FiniteModel(model.policy, values, model.children)).limiting_schedule(ESS_THRESHOLD).sigma2

@@ -19,6 +19,7 @@ from rmtools.auditing.cost import (
     CostEstimates,
     LimitingCost,
     Tabulated,
+    best_of_n_cost,
     cost_estimates,
     limiting_cost,
     particles,
@@ -148,8 +149,8 @@ class CostAudit:
     n_for_cv, n_for_tv : Interval or None
         Particles for the accuracies of `AuditOptions`. None if the spread cannot be distinguished from noise.
     counted_from : str
-        ``tables`` if those hold every audited prompt (exact sigma^2 and MAD(H)), else ``rollouts`` (estimates; for the TV an
-        upper bound).
+        ``tables`` if solutions can be enumerated (exact sigma^2 and MAD(H), of the prompts of ``tabulated``, which may be the
+        first of those audited), else ``rollouts`` (estimates; for the TV an upper bound).
     paper : PaperCounts or None
         None without children: single steps bound epsilon by L - 1 only.
     alternatives : AlternativeCosts or None
@@ -159,6 +160,11 @@ class CostAudit:
     pilot : Pilot or None
         From runs of the sampler itself, whatever its resampling; Z is that of the pilot's terminal. None without a pilot, and for
         controls.
+    best_of_n : Sigma2 or None
+        From rollouts, of N independent solutions weighted by their final values: importance sampling, the same for every model
+        with this terminal. None with a prompt of one trajectory, with equal outcomes, and in audits before 0.2.0.
+    best_of_n_own : Sigma2 or None
+        The same with terminal "model", where the audit's is "verifier": weighted by the model's own last values.
     """
 
     sigma2: Sigma2 | None
@@ -171,6 +177,8 @@ class CostAudit:
     alternatives: AlternativeCosts | None = None
     limiting: LimitingCost | None = None
     pilot: Pilot | None = None
+    best_of_n: Sigma2 | None = None
+    best_of_n_own: Sigma2 | None = None
 
 
 @dataclass(frozen=True)
@@ -235,7 +243,8 @@ def audit_model(
     arrays = prompt_arrays(rows, scored, subject.tilt)
     verified = subject.terminal == "verifier"
     parts = cost_estimates(rows, arrays) if verified else CostEstimates()
-    z = np.asarray([(a.potential if verified else np.exp(a.log_value[:, -1])).mean() for a in arrays])
+    ends = [a.potential if verified else np.exp(a.log_value[:, -1]) for a in arrays]
+    z = np.asarray([values.mean() for values in ends])
     roots = np.asarray([np.exp(a.log_value[0, 0]) for a in arrays])
     rewards = [scored.reward[scored.prompt == g] for g in range(len(arrays))]
     estimators: dict[str, Estimator[Any] | None] = {
@@ -255,13 +264,16 @@ def audit_model(
         estimators["alternatives"] = alternative_costs(rewards, potentials, options.tokens, options.delta_tv)
     found = bootstrap(estimators, rng)
     scheduled = bootstrap({"limiting": parts.limiting()}, rng)["limiting"]
+    independent = bootstrap(
+        {"best_of_n": best_of_n_cost(ends), "best_of_n_own": _own_cost(scored, subject)}, rng
+    )
     transitions = scored.prefix_log_value, scored.child_log_value, scored.child_present
     error = ErrorAudit(
         **{name: found.get(name) for name in ESTIMATED},
         ratio_bound=ratio_bound_quantiles(*transitions, prompt),
         distribution=_distribution(errors, exact_log_error, scored),
     )
-    cost = _cost(found, len(arrays), options)
+    cost = replace(_cost(found, options), **independent)
     if scheduled is not None:
         spread = None if scheduled.influence is None else scheduled.influence.sd
         cost = replace(cost, limiting=limiting_cost(scheduled, spread, options.delta_cv, options.delta_tv))
@@ -303,10 +315,10 @@ def _exact(
     return bellman_estimator(exact_errors(log_error[known]), *place, scored.horizon, w)
 
 
-def _cost(found: Mapping[str, Any], n_prompts: int, options: AuditOptions) -> CostAudit:
-    """Return sigma^2 and the particles, from tables if they hold every prompt; without ``paper``."""
+def _cost(found: Mapping[str, Any], options: AuditOptions) -> CostAudit:
+    """Return sigma^2 and the particles, from tables if there are any; without ``paper``."""
     sigma2, influence, exact = found["sigma2"], found["influence"], found["tabulated"]
-    tables = exact is not None and exact.n_prompts == n_prompts
+    tables = exact is not None
     variance, deviation = (
         (exact.sigma2, exact.mad) if tables else (sigma2 and sigma2.estimate, influence and influence.sd)
     )
@@ -317,6 +329,14 @@ def _cost(found: Mapping[str, Any], n_prompts: int, options: AuditOptions) -> Co
     n_cv = particles(variance, n_for_cv, options.delta_cv)
     source = "tables" if tables else "rollouts"
     return CostAudit(sigma2, influence, exact, n_cv, n_tv, source, alternatives=alternatives)
+
+
+def _own_cost(scored: "ScoredRollouts", subject: Subject) -> Estimator[Sigma2] | None:
+    """Estimate the cost of best-of-N with the model's own last values; None if the audit's has them, or it has none."""
+    if subject.terminal != "verifier" or subject.knows_end:
+        return None
+    last = np.exp([v[-1] for v in scored.own_log_value])
+    return best_of_n_cost([last[scored.prompt == g] for g in range(int(scored.prompt.max()) + 1)])
 
 
 def _distribution(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from rmtools.auditing.model_audit import ModelAudit
 from rmtools.stats.bellman_error import BellmanSummary
+from rmtools.stats.bootstrap import Interval
 from rmtools.stats.calibration import ranking_note
 from rmtools.stats.influence import FEWEST_TRAJECTORIES
 
@@ -177,7 +178,43 @@ def model_notes(m: ModelAudit) -> list[tuple[str, str]]:
         out.append((f"{m.role} ({influence.effective_trajectories:.1f})", text))
     if sigma2 is not None and not sigma2.resolved:
         out.append((m.role, "sigma^2 is not resolved (the interval of Z^2 reaches 0)"))
+    return [*out, *disagreements(m)]
+
+
+def disagreements(m: ModelAudit) -> list[tuple[str, str]]:
+    """Return where two estimates of one figure exclude each other, and which prompts the counts are of."""
+    out: list[tuple[str, str]] = []
+    prompts, tables, sigma2, exact = (
+        len(m.breakdowns.by_prompt),
+        m.cost.tabulated,
+        m.cost.sigma2,
+        m.error.exact,
+    )
+    sampled = m.error.sampled
+    if tables is not None and tables.n_prompts < prompts:
+        text = f"particles are counted from tables of the first {tables.n_prompts} of {prompts} prompts, and are of those prompts"
+        out.append((m.role, text))
+    if (
+        tables is not None
+        and sigma2 is not None
+        and sigma2.resolved
+        and apart(sigma2.estimate, tables.sigma2)
+    ):
+        text = f"sigma^2 is {tables.sigma2} by the tables and {sigma2.estimate} by the rollouts of all: intervals are apart, "
+        out.append(
+            (m.role, f"{text}as prompts differ or rare successes were not drawn; the tables are exact")
+        )
+    if exact is not None and sampled is not None and sampled.resolved:
+        rms = exact.corrected.rms, sampled.corrected.rms
+        if apart(*rms):
+            text = f"RMS b is {rms[0]} enumerated and {rms[1]} from sampled children: intervals are apart, as steps outside "
+            out.append((m.role, f"{text}the lists or rare children matter; quote the enumerated one"))
     return out
+
+
+def apart(a: Interval, b: Interval) -> bool:
+    """Return whether two intervals exclude each other."""
+    return any(x.high is not None and y.low is not None and x.high < y.low for x, y in ((a, b), (b, a)))
 
 
 def ranking_notes(m: ModelAudit, found: Sequence[ModelAudit]) -> list[tuple[str, str]]:

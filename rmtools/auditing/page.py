@@ -13,12 +13,13 @@ import numpy as np
 
 from rmtools import plots
 from rmtools.auditing.breakdowns import PromptAudit, WorstPrefix
+from rmtools.auditing.cost_tables import cost_tables
 from rmtools.auditing.figures import audit_plots
 from rmtools.auditing.metrics import look
 from rmtools.auditing.report import AuditReport, save_report
 from rmtools.auditing.table import Line, counted, digits, not_negative, sentences, table, whole
 from rmtools.files import write_text
-from rmtools.plots.page import Items, Plot, Section, Table, page
+from rmtools.plots.page import Facts, Items, Lead, Plot, Section, Table, page
 from rmtools.plots.page import markdown as sections_markdown
 from rmtools.stats.bootstrap import Interval
 from rmtools.stats.quantiles import FractionBound
@@ -47,19 +48,30 @@ def markdown(report: AuditReport) -> str:
 
 
 def sections(report: AuditReport, *, drawn: bool = True) -> list[Section]:
-    """Return the sections of the audit's page; without its plots unless ``drawn``."""
-    in_words = tuple(("", text) for text in sentences(report.model, report.pairs, report.measured))
-    return [
-        Section("The audit", (introduction(report), main_table(report), Items(in_words))),
+    """Return the sections of the audit's page, all but the answer and the warnings folded; without plots unless ``drawn``."""
+    in_words = tuple(("", text) for text in sentences(report.pairs, report.measured))
+    pictures = figures(report) if drawn else ()
+    found = [
+        Section("", (*answer(report), *pictures[:1])),
         Section("Warnings", (warnings(report),)),
-        Section("Plots", figures(report) if drawn else ()),
-        Section("Where the model is inconsistent", tuple(_inconsistencies(report))),
-        Section("What it costs", (_costs_table(report),)),
-        Section(PROMPTS, (_prompts_table(report.model.breakdowns.by_prompt),)),
-        Section("How to read each line", (row_help(report),)),
-        Section("Counts", (_counts_table(report),)),
-        Section("Provenance", (provenance(report),)),
+        Section("Every figure", (introduction(report), main_table(report), Items(in_words)), folded=True),
+        Section("What it costs", tuple(_costs(report)), folded=True),
+        Section("Plots", pictures[1:], folded=True),
+        Section("Where the model is inconsistent", tuple(_inconsistencies(report)), folded=True),
+        Section(PROMPTS, (_prompts_table(report.model.breakdowns.by_prompt),), folded=True),
+        Section("How to read each line", (row_help(report),), folded=True),
+        Section("Counts", (_counts_table(report),), folded=True),
+        Section("Provenance", (provenance(report),), folded=True),
     ]
+    return [section for section in found if section.blocks]
+
+
+def answer(report: AuditReport) -> tuple[str | Lead | Facts, ...]:
+    """Return what stands first: whose sampler it is not, the verdict, and its lines."""
+    screen = report.first_screen()
+    caveats = (f"Warning: {text}." for text in report.of_another)
+    facts = Facts(tuple((f.label, f.figure, f.remark) for f in screen.facts))
+    return (*caveats, Lead(screen.verdict), facts, "Brackets are 95% intervals over prompts.")
 
 
 def _title(report: AuditReport) -> str:
@@ -70,9 +82,8 @@ def introduction(report: AuditReport) -> str:
     """Return the sentence above the main table."""
     p = report.provenance
     size = f"{counted(p['n_trajectories'], 'solution')} of {counted(p['n_prompts'], 'prompt')}"
-    caveat = "".join(f"Warning: {text}. " for text in report.of_another)
     return (
-        f"{caveat}How inconsistent the reward model is, and how many particles that costs. {size} of the task {p['task']} by the "
+        f"How inconsistent the reward model is, and how many particles that costs. {size} of the task {p['task']} by the "
         f"policy {p['policy']}; the controls are scored on the same prefixes. Brackets are 95% intervals over prompts."
     )
 
@@ -130,7 +141,7 @@ def _inconsistencies(report: AuditReport) -> Iterable[Table]:
             f"By depth ({'sampled, noise-corrected' if error.exact is None else 'enumerated'}; b in nats)",
             ("depth", "prefixes", "mean b", "RMS b", "mean (ρ − 1)²"),
             (
-                (d.depth, d.n_prefixes, d.signed_mean, d.rms_corrected, d.squared_ratio_error)
+                (d.depth, d.n_prefixes, d.signed_mean, d.rms_corrected, _variance(d.squared_ratio_error))
                 for d in error.best.by_depth
             ),
         )
@@ -138,7 +149,7 @@ def _inconsistencies(report: AuditReport) -> Iterable[Table]:
             "By value of the prefix, bins of equal mass (sampled)",
             ("V", "prefixes", "mean b", "mean (ρ − 1)²"),
             (
-                (_range(b.low, b.high), b.n_prefixes, b.signed_mean, b.squared_ratio_error)
+                (_range(b.low, b.high), b.n_prefixes, b.signed_mean, _variance(b.squared_ratio_error))
                 for b in breakdowns.by_value
             ),
         )
@@ -184,21 +195,16 @@ def _worst(w: WorstPrefix) -> Sequence[object]:
     )
 
 
-def _costs_table(report: AuditReport) -> Table:
-    delta = report.provenance["delta_tv"]
-    return _table(
-        f"One answer within a total variation of {delta:g}; means over prompts with weights Z², as σ² is pooled",
+def _costs(report: AuditReport) -> Iterable[Table]:
+    yield from cost_tables(report)
+    yield _table(
+        "Worst cases, and what the rollouts leave open",
         _columns(report),
         _by_model(
             report,
             _whole,
             {
                 "tokens of a solution": "cost/alternatives/tokens_per_solution",
-                "sampler: tokens": "cost/alternatives/smc_tokens",
-                "rejection: solutions": "cost/alternatives/rejection_solutions",
-                "rejection: tokens": "cost/alternatives/rejection_tokens",
-                "best-of-N: N (rough)": "cost/alternatives/best_of_n_solutions",
-                "best-of-N: tokens": "cost/alternatives/best_of_n_tokens",
                 "prompts without a right solution": "cost/alternatives/prompts_without_success",
                 "Algorithm 2: pool M (worst case)": "cost/paper/pool_size",
                 "Algorithm 2: proposals H (worst case)": "cost/paper/mh_steps",

@@ -1,7 +1,6 @@
 """The audit's report: every figure of a model, its controls and the models it is compared with."""
 
 import html
-import math
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,23 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from rmtools.auditing.cost import MeasuredAccuracy
 from rmtools.auditing.figures import audit_plots
+from rmtools.auditing.first_screen import FirstScreen, first_screen
 from rmtools.auditing.metrics import records
 from rmtools.auditing.model_audit import ModelAudit
-from rmtools.auditing.notes import DRAWN_BY, OTHER_LAW, OTHER_POLICY
-from rmtools.auditing.table import (
-    NOT_AVAILABLE,
-    TERMINALS,
-    WIDTH,
-    as_text,
-    counted,
-    first_rows,
-    in_columns,
-    sentences,
-)
+from rmtools.auditing.notes import OTHER_LAW, OTHER_POLICY
+from rmtools.auditing.table import WIDTH, as_text, counted, sentences
 from rmtools.codec import load_json, save_json
 from rmtools.errors import UserError
 from rmtools.plots.page import Table, html_table
-from rmtools.stats.bootstrap import Interval
 from rmtools.stats.paired import PairedDifference
 
 if TYPE_CHECKING:
@@ -34,13 +24,14 @@ if TYPE_CHECKING:
 
 JSON_FILE = "audit.json"
 SCHEMA_VERSION = 4
+LABELS = 17  # width of the labels of a printed report
 
 
 @dataclass(frozen=True)
 class AuditReport:
     """The audit of a model, its controls and the models it is compared with, on the same rollouts.
 
-    Printed, it answers in at most twelve lines; `table` returns every row.
+    Printed, it answers first: a verdict and at most ten lines; `table` returns every row.
 
     Attributes
     ----------
@@ -62,8 +53,8 @@ class AuditReport:
     --------
     >>> import rmtools as rm
     >>> report: rm.AuditReport = rm.audit("rollouts", "prm", controls=False)
-    >>> report.model.role, report.provenance["n_prompts"], len(str(report).splitlines()) <= 12
-    ('model', 24, True)
+    >>> report.model.role, report.provenance["n_prompts"], report.first_screen().verdict[-1]
+    ('model', 24, '.')
     """
 
     models: tuple[ModelAudit, ...]
@@ -87,63 +78,53 @@ class AuditReport:
         p = self.provenance
         return f"<AuditReport of {p['checkpoint']}: {counted(len(self.models), 'model')}, {counted(p['n_prompts'], 'prompt')}>"
 
+    def first_screen(self) -> FirstScreen:
+        """Return the verdict and at most ten lines, which terminal, notebook, page and model card lay out."""
+        return first_screen(self.models, self.provenance, self.warnings, self.pairs, self.measured)
+
     def __str__(self) -> str:
-        shown = self._summary()
-        rows = in_columns(shown.columns, shown.rows).splitlines()
-        lines = [shown.caption, *self._caveat(), *rows, *self._remarks(shown)]
+        return f"{self.answer()}\n{self._pointer()}"
+
+    def answer(self) -> str:
+        """Return title, verdict and lines of the first screen, in lines of at most 80 characters."""
+        screen = self.first_screen()
+        warned = (f"WARNING: {text}" for text in self.of_another)
+        facts = (
+            f"{f.label:<{LABELS}}{f.figure}  {f.remark}" if f.figure else f"{f.label} {f.remark}"
+            for f in screen.facts
+        )
         return "\n".join(
-            textwrap.shorten(line, WIDTH, placeholder=" …") if len(line) > WIDTH else line for line in lines
+            [
+                self._title(),
+                *(line for text in (*warned, screen.verdict) for line in textwrap.wrap(text, WIDTH)),
+                *(_cut(line.rstrip()) for line in facts),
+            ]
         )
 
     def _repr_html_(self) -> str:
-        shown = self._summary()
-        above, below = (
-            "".join(f"<p>{html.escape(text)}</p>" for text in texts)
-            for texts in (self._caveat(), self._remarks(shown))
-        )
-        return above + html_table(shown) + below
+        screen = self.first_screen()
+        above = [*(f"WARNING: {text}" for text in self.of_another), screen.verdict]
+        rows = tuple((f.label, f.figure, f.remark) for f in screen.facts)
+        paragraphs = "".join(f"<p>{html.escape(text)}</p>" for text in above)
+        return f"{paragraphs}{html_table(Table(self._title(), ('', '', ''), rows))}<p>{html.escape(self._pointer())}</p>"
 
-    def _caveat(self) -> list[str]:
-        """Return the line above the table, if the figures are of another sampler."""
-        return [f"WARNING: {'; '.join(self.of_another)}"] if self.of_another else []
-
-    def _summary(self) -> Table:
-        """Return the first rows, the model beside the constant, or beside the next model if there is none."""
+    def _title(self) -> str:
+        """Return what was audited, in at most 80 characters."""
         p = self.provenance
-        beside = [m for m in self.models[1:] if m.role == "constant"] or list(self.models[1:2])
-        rows = first_rows([self.model, *beside[:1]], p["delta_cv"], p["delta_tv"], self.warnings)
         size = f": {counted(p['n_trajectories'], 'solution')} of {counted(p['n_prompts'], 'prompt')}"
-        size += ", no intervals" if p["n_prompts"] == 1 else ""
+        size += f", terminal {self.model.terminal}" + (", no intervals" if p["n_prompts"] == 1 else "")
         name, room = " ".join(p["checkpoint"].split()), WIDTH - len(f"Audit of {size}")
-        caption = f"Audit of {name if len(name) <= room else f'…{name[1 - room :]}'}{size}"
-        return Table(caption, ("b: log Bellman error, nats", "model", *(m.role for m in beside[:1])), rows)
+        return f"Audit of {name if len(name) <= room else f'…{name[1 - room :]}'}{size}"
 
-    def _remarks(self, shown: Table) -> list[str]:
-        """Return what stands below the first rows: at most five lines, four if errors were enumerated."""
-        missing = [
-            drawn for why, drawn in DRAWN_BY.items() if any(row[1].endswith(why) for row in shown.rows)
-        ]
-        paired = [
-            f"{role}, paired: mean b^2 {_known(pair.mean_square_corrected)}"
-            for role, pair in self.pairs.items()
-        ]
-        return [
-            *(["the model minus " + "; ".join(paired)] if paired else []),
-            f"terminal: {TERMINALS[self.model.terminal]}; particles: for multinomial resampling at every step",
-            *(
-                [f"draw: rm.collect_rollouts(policy, prompts, task=task, {', '.join(missing)})"]
-                if missing and self.model.error.exact is None
-                else []
-            ),
-            *([] if self.of_another else [f"audited: {', '.join(m.role for m in self.models)}"]),
-            f"warnings: {len(self.warnings)} (report.warnings); every row: report.table()",
-        ]
+    def _pointer(self) -> str:
+        n = len(self.warnings)
+        return f"{counted(n, 'warning')} (report.warnings); every row: report.table()"
 
     def table(self) -> str:
-        """Return every row for every model, then the comparisons, in lines of at most 80 characters and sentences."""
+        """Return every row for every model, then the comparisons, in lines of at most 80 characters."""
         p = self.provenance
         text = as_text(self.models, p["delta_cv"], p["delta_tv"])
-        return "\n".join([text, *sentences(self.model, self.pairs, self.measured)])
+        return "\n".join([text, *(textwrap.fill(x, WIDTH) for x in sentences(self.pairs, self.measured))])
 
     def to_frame(self) -> "DataFrame":
         """Return a row per model and figure: columns ``model`` (its role), ``figure``, ``estimate``, ``low``, ``high``.
@@ -160,9 +141,9 @@ class AuditReport:
 
         Parameters
         ----------
-        name : {"depth", "sizes", "distribution", "calibration", "particles"}, optional
-            Error by depth, its quantiles and sums along solutions, its distribution, reliability of the predicted
-            probability, particles against accuracy. Default: the first of them that these rollouts have figures for.
+        name : {"particles", "sizes", "distribution", "depth", "calibration"}, optional
+            Particles against accuracy; the error's quantiles and sums along solutions, its distribution, by depth; reliability of
+            the predicted probability. Default: the first of them that these rollouts have figures for.
 
         Raises
         ------
@@ -178,8 +159,8 @@ class AuditReport:
         return found[name].draw()
 
 
-def _known(interval: Interval) -> str:
-    return NOT_AVAILABLE if math.isnan(interval.estimate) else str(interval)
+def _cut(line: str) -> str:
+    return line if len(line) <= WIDTH else f"{line[: WIDTH - 1]}…"
 
 
 def save_report(report: AuditReport, folder: Path) -> Path:

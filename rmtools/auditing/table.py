@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rmtools.auditing.metrics import look
-from rmtools.auditing.notes import guided_resolved, why_missing
+from rmtools.auditing.notes import guided_resolved
 from rmtools.stats.bellman_error import BellmanSummary
 from rmtools.stats.bootstrap import Interval
 from rmtools.stats.calibration import CalibrationSummary
@@ -75,12 +75,18 @@ def _marked(resolved: bool) -> str:
 
 
 def not_negative(found: Interval, *, resolved: bool = True) -> str:
-    """Return a mean square or a variance, cut at 0, and whether it is resolved.
+    """Return a mean square or a variance, and whether it is resolved.
 
-    Estimates without bias subtract noise and may be negative, as may the ends of their intervals; the true figure cannot be.
-    Cutting an interval at 0 keeps its coverage; one that had to be cut does not tell the figure from 0.
+    Estimates without bias subtract noise and may be negative: of those only the upper end is told. An interval is cut at 0, which
+    keeps its coverage; one that had to be cut does not tell the figure from 0.
     """
-    reaches = min(x for x in (found.estimate, found.low, math.inf) if x is not None) < 0
+    if found.estimate <= 0:
+        return (
+            NOT_RESOLVED
+            if found.high is None or found.high <= 0
+            else f"{NOT_RESOLVED}, ≤ {digits(found.high)}"
+        )
+    reaches = found.low is not None and found.low < 0
     return f"{found.map(lambda x: max(x, 0.0))}{_marked(resolved and not reaches)}"
 
 
@@ -161,8 +167,8 @@ ROWS = (
     Row(
         "mean (rho - 1)^2",
         "error/best/ratio_error/mean_square",
-        "Mean squared relative error of one step, unbiased at any number of children. 'Not resolved': cut at 0, from which "
-        "the sample does not tell it.",
+        "Mean squared relative error of one step, unbiased at any number of children. 'Not resolved': the sample does not "
+        "tell it from 0.",
         lambda found, _: not_negative(found),
     ),
     Row(
@@ -228,7 +234,22 @@ ROWS = (
         "sigma^2, pooled",
         "cost/sigma2",
         "The sampler's cost: N particles estimate Z with relative variance σ²/N, with multinomial resampling at every step. "
-        "'Not resolved': cut at 0, or Z² cannot be told from 0.",
+        "'Not resolved': it, or Z², cannot be told from 0.",
+        lambda found, _: not_negative(found.estimate, resolved=found.resolved),
+    ),
+    Row(
+        "sigma^2, ESS ≤ N/2",
+        "cost/limiting",
+        "The same with resampling when ESS ≤ N/2 (as N grows). 'Undecided': at the N it asks for, the sampler may resample at "
+        "other steps; a pilot run is then the prediction. For systematic resampling it is an upper reference.",
+        lambda found, _: (
+            f"{not_negative(found.sigma2, resolved=found.resolved)}{'' if found.decided else ' (undecided)'}"
+        ),
+    ),
+    Row(
+        "sigma^2 of best-of-N",
+        "cost/best_of_n",
+        "The same without resampling, for independent solutions weighted by their final values: the policy alone.",
         lambda found, _: not_negative(found.estimate, resolved=found.resolved),
     ),
     Row(
@@ -249,20 +270,22 @@ ROWS = (
     Row(
         "sigma^2 over a perfect value's",
         "cost/tabulated/ratio",
-        "What the model's Bellman error costs: as many times the particles of a perfect value.",
+        "What the model's Bellman error costs: as many times the particles of a perfect value. Below 1 by noise, or as the true "
+        "value is not the cheapest: that one also weighs how much the next step can change the value.",
         lambda found, _: not_negative(found),
     ),
     Row(
         "particles for CV of Z {delta_cv:g}",
         "cost/n_for_cv",
-        "Particles, rounded up, for this coefficient of variation of the estimate of Z.",
+        "Particles, rounded up, for this coefficient of variation of the estimate of Z, with multinomial resampling at every "
+        "step. Enumerated if there are tables, for the prompts they hold.",
         lambda n, _: whole(n),
     ),
     Row(
         "particles for TV {delta_tv:g}",
         "cost/n_for_tv",
-        "Particles, rounded up, for this total variation between output and target. Enumerated if the tables hold every "
-        "prompt; from rollouts it is an upper bound.",
+        "Particles, rounded up, for this total variation between output and target. Enumerated if there are "
+        "tables; from rollouts it is an upper bound.",
         _particles_tv,
     ),
     Row(
@@ -273,11 +296,6 @@ ROWS = (
         lambda log10, _: f"{10**log10:.0f}" if log10 < 6 else f"1e{log10:.0f}",
     ),
 )
-# What a report prints first: the cost, then the error, even if these rollouts do not give them; others if they do.
-COST = ("cost/n_for_cv", "cost/n_for_tv", "cost/sigma2")
-TABULATED = ("cost/tabulated", "cost/tabulated/ratio")
-ENUMERATED, SAMPLED = "error/exact/corrected/rms", "error/sampled"
-AT_LEAST = "error/binned/squared_ratio_error_at_least"
 
 
 def table(models: "Sequence[ModelAudit]", delta_cv: float, delta_tv: float) -> list[Line]:
@@ -292,26 +310,6 @@ def table(models: "Sequence[ModelAudit]", delta_cv: float, delta_tv: float) -> l
         for row, cells in found
         if any(cells)
     ]
-
-
-def first_rows(
-    models: "Sequence[ModelAudit]", delta_cv: float, delta_tv: float, warnings: Sequence[str]
-) -> tuple[tuple[str, ...], ...]:
-    """Return label and cells of the rows that answer first, at most six.
-
-    Where the first model has no particles, sigma^2 or Bellman error, its cell says why.
-    """
-    rows = {row.path: row for row in ROWS}
-    enumerated = rows[ENUMERATED].cell(models[0]) is not None
-    found = []
-    for path in (*COST, *TABULATED, ENUMERATED) if enumerated else (*COST, SAMPLED, AT_LEAST):
-        cell, *others = (rows[path].cell(m) for m in models)
-        if cell is None and path in (*TABULATED, AT_LEAST):
-            continue
-        label = rows[path].label.format(delta_cv=delta_cv, delta_tv=delta_tv)
-        shown = f"{NOT_AVAILABLE}: {why_missing(models[0], path, warnings)}" if cell is None else _brief(cell)
-        found.append((label, shown, *(_briefest(other or NOT_AVAILABLE) for other in others)))
-    return tuple(found)
 
 
 def as_text(models: "Sequence[ModelAudit]", delta_cv: float, delta_tv: float) -> str:
@@ -367,23 +365,10 @@ def _briefest(cell: str) -> str:
     return re.sub(r" \[[^\]]*\]", "", _brief(cell))
 
 
-def sentences(
-    model: "ModelAudit", pairs: "Mapping[str, PairedDifference]", measured: "MeasuredAccuracy | None"
-) -> list[str]:
-    """Return what the error costs, the paired comparisons, and the accuracy measured at the predicted particles."""
-    found = [] if model.cost.tabulated is None else [_consequence(model.cost.tabulated.ratio)]
-    found += [f"{role}: {_difference(pair)}" for role, pair in pairs.items()]
+def sentences(pairs: "Mapping[str, PairedDifference]", measured: "MeasuredAccuracy | None") -> list[str]:
+    """Return the paired comparisons, and the accuracy measured at the predicted particles."""
+    found = [f"{role}: {_difference(pair)}" for role, pair in pairs.items()]
     return found if measured is None else [*found, _measured(measured)]
-
-
-def _consequence(ratio: Interval) -> str:
-    text = f"this model's error costs you {ratio.estimate:.2g}× the particles of a perfect value (enumerated: {ratio})"
-    if ratio.estimate >= 1:
-        return text
-    return (
-        f"{text}; a ratio below 1 is noise, or due to the true value not being the cheapest one: the cheapest also weighs "
-        "how much the next step can change the value"
-    )
 
 
 def _difference(pair: "PairedDifference") -> str:

@@ -1,5 +1,6 @@
 """``rmtools audit``: how inconsistent a reward model is, and how many particles that costs."""
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -391,18 +392,17 @@ def _require_same_policy(policy: "Policy", known: "RolloutMetadata") -> None:
 
 
 def _finish(report: "AuditReport", inputs: AuditInputs, card: bool) -> None:
-    """Write the three files and the card; print the table and the notes."""
+    """Write the three files and the card; print the answer, and below it the table and the notes."""
     from rmtools.auditing.card import write_card
     from rmtools.auditing.metrics import METRICS, figure
     from rmtools.auditing.page import PAGE_FILE, markdown, write_report
+    from rmtools.auditing.table import WIDTH
 
     write_report(report, inputs.folder)
-    for warning in report.of_another:
-        print(f"WARNING: {warning}")
-    print(report.table())
+    print(f"{report.answer()}\n{'─' * WIDTH}\n{report.table()}")
     for warning in report.warnings:
         if warning not in report.of_another:
-            print(f"note: {warning}")
+            print(textwrap.fill(f"note: {warning}", WIDTH, subsequent_indent="  "))
     print(f"report: {inputs.folder / PAGE_FILE}")
     if card and isinstance(inputs.value, str):
         metrics = {name: figure(report.model, name) for name in METRICS}

@@ -10,7 +10,6 @@ from rmtools.plots.audit import (
     error_sizes,
     particles_for_accuracy,
     reliability,
-    with_sigma2,
 )
 from rmtools.plots.drawing import FORMS, style_of, svg_text
 from rmtools.plots.exact import output_law, phase_transition, variance_approach
@@ -30,5 +29,4 @@ __all__ = [
     "svg_text",
     "trace_picture",
     "variance_approach",
-    "with_sigma2",
 ]

@@ -1,5 +1,6 @@
 """Plots of an audit, from ``audit.json``, as matplotlib figures."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -7,10 +8,10 @@ import numpy as np
 
 from rmtools.plots.drawing import (
     GREY,
+    STYLES,
     Values,
     drawing,
     label_categories,
-    number,
     style_of,
     whiskers,
 )
@@ -25,17 +26,14 @@ def _source(models: Sequence[Values]) -> str:
     return "exact" if all(m["error"]["exact"] for m in models) else "sampled"
 
 
-def _sigma2(model: Values) -> Values:
-    """Return the interval of sigma^2 that particles are counted from, without an estimate if there is none."""
-    cost = model["cost"]
-    if cost["counted_from"] == "tables":
-        return cost["tabulated"]["sigma2"]
-    return {"estimate": None} if cost["sigma2"] is None else cost["sigma2"]["estimate"]
-
-
-def _sigma2_resolved(model: Values) -> bool:
-    cost = model["cost"]
-    return cost["counted_from"] == "tables" or cost["sigma2"]["resolved"]
+# A legend that may stand on lines.
+BOXED: dict[str, Any] = {
+    "loc": "upper right",
+    "frameon": True,
+    "facecolor": "white",
+    "edgecolor": "none",
+    "framealpha": 0.85,
+}
 
 
 def bellman_by_depth(models: Sequence[Values]) -> "Figure":
@@ -130,59 +128,69 @@ def points(
     ax.errorbar(at, *whiskers(intervals), **(style | more))
 
 
-def with_sigma2(models: Sequence[Values]) -> list[Values]:
-    """Return the models that have a positive sigma^2."""
-    return [m for m in models if number(_sigma2(m)["estimate"]) > 0]
-
-
-def particles_for_accuracy(models: Sequence[Values], delta_cv: float) -> "Figure":
-    """Draw the particles that a coefficient of variation of Z takes, sigma^2 / delta^2.
+def particles_for_accuracy(
+    curves: Mapping[str, Values], delta_cv: float, pilot: Values | None = None
+) -> "Figure":
+    """Draw the particles that a coefficient of variation of Z takes, sigma^2 / delta^2, and what pooled pilot runs reach.
 
     Parameters
     ----------
-    models : sequence of mapping
-        At least one `with_sigma2`.
+    curves : mapping of str to mapping
+        Role to the interval of its sigma^2, positive; at least one, or points of a pilot.
     delta_cv : float
-        The accuracy that the table speaks of, marked.
+        The accuracy that the counts are written for.
+    pilot : mapping, optional
+        ``needed``: its particles for `delta_cv`; ``points``: {``cv``: interval, ``n``} of islands pooled.
     """
-    usable = with_sigma2(models)
-    delta = np.geomspace(0.05, 1.0, 60)
-    with drawing(3.8) as (figure, (ax,)):
-        for m in usable:
-            label, colour, _, dash = style_of(m["role"])
-            cost = _sigma2(m)
-            ax.plot(
-                delta,
-                cost["estimate"] / delta**2,
-                color=colour,
-                linestyle=dash,
-                linewidth=2,
-                label=label + ("" if _sigma2_resolved(m) else " (not resolved)"),
-            )
+    low, high = min(0.05, delta_cv), max(0.5, delta_cv)
+    delta = np.geomspace(low, high, 60)
+    with drawing(4.2) as (figure, (ax,)):
+        for role, cost in sorted(curves.items(), key=lambda item: -float(item[1]["estimate"])):
+            label, colour, marker, dash = style_of(role)
+            n = float(at_least_one(cost["estimate"], delta_cv))
+            own = "this model, theory" if pilot else "this model"
+            label = f"{own if role == 'model' else label}: {math.ceil(n):,}"
+            style: dict[str, Any] = {
+                "color": colour,
+                "linestyle": dash,
+                "linewidth": 3 if role == "model" else 1.8,
+            }
+            ax.plot(delta, at_least_one(cost["estimate"], delta), **style)
+            ax.plot([delta_cv], [n], marker=marker, markersize=7, label=label, **style)
             if cost["low"] is not None and cost["high"] is not None:
-                # A lower end at or below zero has no place on a log axis: the band then runs off the bottom.
-                ax.fill_between(
-                    delta,
-                    max(cost["low"], 1e-9) / delta**2,
-                    cost["high"] / delta**2,
-                    color=colour,
-                    alpha=0.15,
-                    linewidth=0,
-                )
-        least = min(_sigma2(m)["estimate"] for m in usable)
+                ends = at_least_one(max(cost["low"], 0.0), delta), at_least_one(cost["high"], delta)
+                ax.fill_between(delta, *ends, color=colour, alpha=0.12, linewidth=0)
+        if pilot:
+            middle, apart = whiskers([p["cv"] for p in pilot["points"]])
+            style = {
+                "color": STYLES["model"][1],
+                "markerfacecolor": "white",
+                "linestyle": "none",
+                "zorder": 4,
+            }
+            count, label = [p["n"] for p in pilot["points"]], f"the sampler, in a pilot: {pilot['needed']:,}"
+            ax.errorbar(middle, count, xerr=apart, marker="D", capsize=3, label=label, **style)
         ax.axvline(delta_cv, color=GREY, linewidth=1)
         ax.set(
             xscale="log",
             yscale="log",
-            xlabel="coefficient of variation of Z asked for",
+            xlabel="accuracy asked for: coefficient of variation of Z",
             ylabel="particles N",
-            xlim=(0.05, 1.0),
+            xlim=(low, high),
         )
-        ax.set_ylim(bottom=max(least / 4, 1e-3))
-        ax.set_xticks([0.05, 0.1, 0.25, 0.5, 1.0], ["0.05", "0.1", "0.25", "0.5", "1"])
+        ax.set_ylim(1, 5 * ax.get_ylim()[1])  # room for the legend
+        ticks = [x for x in (0.05, 0.1, 0.2, 0.25, 0.5, 1.0) if low <= x <= high]
+        ax.set_xticks(ticks, [f"{x:g}" for x in ticks])
         ax.set_xticks([], minor=True)
-        ax.legend(loc="upper right")
+        ax.yaxis.set_major_formatter("{x:,.0f}")
+        ax.legend(title=f"particles for a CV of {delta_cv:g}", alignment="left", **BOXED)
     return figure
+
+
+def at_least_one(sigma2: float, delta: float | np.ndarray) -> np.ndarray:
+    """Return sigma^2 / delta^2, at least one particle."""
+    counts: np.ndarray = np.maximum(sigma2 / np.square(delta), 1.0)
+    return counts
 
 
 def distributions(models: Sequence[Values]) -> "Figure":

@@ -26,6 +26,8 @@ STYLES = {
     "oracle": ("Monte-Carlo oracle", "#000000", "P", ":"),
     "compare 1": ("compared model 1", "#CC79A7", "D", "-."),
     "compare 2": ("compared model 2", "#56B4E9", "X", "-."),
+    "perfect": ("perfect value", "#000000", "P", ":"),
+    "best-of-N": ("best-of-N", "#666666", "X", "-."),
 }
 OTHER = ("#8C564B", "*", "-.")
 GREY = "#666666"

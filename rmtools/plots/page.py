@@ -49,11 +49,31 @@ class Items:
 
 
 @dataclass(frozen=True)
+class Lead:
+    """The sentence that answers."""
+
+    text: str
+    kind: str = "lead"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Lines of (what it is about, figure, remark)."""
+
+    rows: tuple[tuple[str, str, str], ...]
+    kind: str = "facts"
+
+
+@dataclass(frozen=True)
 class Section:
-    """A heading and what stands below it; a text is a paragraph."""
+    """A heading and what stands below it; a text is a paragraph.
+
+    If ``folded``, the heading opens it. The first section of a page may have no title: its plots then stand beside the rest.
+    """
 
     title: str
-    blocks: tuple["str | Table | Plot | Items", ...]
+    blocks: tuple["str | Lead | Facts | Table | Plot | Items", ...]
+    folded: bool = False
 
     @property
     def plots(self) -> list[Plot]:
@@ -101,13 +121,22 @@ def markdown(title: str, sections: Sequence[Section]) -> str:
     parts = [f"## {escaped(title)}"]
     for section in sections:
         blocks = [text for b in section.blocks if not isinstance(b, Plot) if (text := _block_markdown(b))]
-        parts += [f"### {escaped(section.title)}", *blocks] if blocks else []
+        if blocks and section.folded:
+            head = f"<details><summary>{html.escape(section.title)}</summary>"
+            parts += [head, *blocks, "</details>"]
+        elif blocks:
+            parts += [*([f"### {escaped(section.title)}"] if section.title else []), *blocks]
     return "\n\n".join(parts) + "\n"
 
 
-def _block_markdown(block: str | Table | Items) -> str:
+def _block_markdown(block: str | Lead | Facts | Table | Items) -> str:
     if isinstance(block, str):
         return escaped(block)
+    if isinstance(block, Lead):
+        return f"**{escaped(block.text)}**"
+    if isinstance(block, Facts):
+        facts = (f"| {' | '.join(map(escaped, row))} |" for row in block.rows)
+        return "\n".join(["| | | |", "| --- | --- | --- |", *facts])
     if isinstance(block, Items):
         return "\n".join(f"- {f'**{escaped(a)}**: ' if a else ''}{escaped(b)}" for a, b in block.entries)
     lines = [block.columns, tuple("---" for _ in block.columns), *block.rows]

@@ -51,7 +51,8 @@ def model_card(
         eval_results=model_index({k: float(f"{v:.6g}") for k, v in metrics.items()}, "held out") or None,
     )
     table = [
-        f"Held-out metrics after {at} optimiser steps:",
+        f"Held-out metrics after {at} optimiser steps, as in the training log. Bellman errors here are from sampled children of "
+        "the held-out prompts, without intervals. Quote the audit's: with an interval, and enumerated where steps can be listed.",
         "",
         "| metric | value |",
         "| --- | --- |",

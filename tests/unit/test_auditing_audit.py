@@ -108,8 +108,8 @@ def test_the_cost_of_enumerated_solutions_is_pooled(report, rows, policy, task, 
     assert found.sigma2.contains(found.sigma2.estimate)
 
 
-def test_particles_are_counted_from_tables_that_hold_every_prompt(report, rows, policy, task, value_folder):
-    """At the cost pooled from exact models; from the rollouts where a prompt has no table."""
+def test_particles_are_counted_from_tables(report, rows, policy, task, value_folder):
+    """At the cost pooled from exact models; from the rollouts where there are no tables. Best-of-N is the variance of phi."""
     model = report.model
     assert model.cost.counted_from == "tables"
     scorer, _ = load_value_model(value_folder)
@@ -132,6 +132,12 @@ def test_particles_are_counted_from_tables_that_hold_every_prompt(report, rows, 
     expected = [e.n_for_tv(tv, schedule=its.times) for e, its in zip(exact, limits, strict=True)]
     assert limiting.n_for_tv.estimate == pytest.approx(max(np.average(expected, weights=weight), 1), rel=1e-6)
     assert limiting.decided == all(its.decided(limiting.n_for_cv.estimate) for its in limits)
+    squares = [np.exp(e._model.log_reach[-1] + 2 * e._model.log_value[-1]).sum() for e in exact]
+    expected = np.average(np.array(squares) / weight - 1, weights=weight)
+    assert model.cost.tabulated.best_of_n.estimate == pytest.approx(expected, rel=1e-6)
+    perfect = model.cost.tabulated.perfect_limiting.estimate
+    assert model.cost.tabulated.limiting_ratio.estimate == pytest.approx(sigma2 / perfect)
+    assert perfect < sigma2
     other = next(m for m in report.models if m.cost.tabulated is None and m.cost.sigma2 is not None)
     assert other.cost.counted_from == "rollouts"
 
@@ -245,7 +251,7 @@ def test_trajectories_without_children(rows, policy):
     assert (model.cost.sigma2, model.breakdowns.worst) == (None, ())
     assert model.error.binned.squared_ratio_error_at_least.estimate > 0
     assert any("no children" in text for text in report.warnings)
-    assert "mean (rho - 1)^2, at least" in str(report)
+    assert "mean (rho - 1)^2, at least" in report.table()
     assert "RMS b" not in report.table()
     assert figure(model, "rms_log_bellman") is None
     assert figure(model, "mean_square_bellman_at_least") > 0

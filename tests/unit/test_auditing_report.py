@@ -10,10 +10,11 @@ from audit_example import example_report, rollouts, scored
 
 import rmtools as rm
 from rmtools.auditing import audit
+from rmtools.auditing.first_screen import first_screen
 from rmtools.auditing.metrics import FURTHER, METRICS, figure
 from rmtools.auditing.notes import notes, provenance_notes, ranking_notes
 from rmtools.auditing.page import PROMPTS, markdown, sections
-from rmtools.auditing.table import as_text, first_rows, not_negative
+from rmtools.auditing.table import as_text, not_negative
 from rmtools.data.collect import Branching, Collector
 from rmtools.data.rollouts import RolloutMetadata
 from rmtools.errors import UserError
@@ -32,28 +33,34 @@ def report():
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 12])
-def test_a_report_answers_in_twelve_lines_of_80_characters(report, n):
+def test_a_report_answers_in_ten_lines_of_80_characters(report, n):
     models = [replace(m, role=f"compare {k}" if k > 2 else m.role) for k, m in enumerate(report.models * 4)]
     provenance = report.provenance | {"checkpoint": "a/very/long/path\n" * 9}
     pairs = {m.role: PAIR for m in models[3:n]}
     many = replace(report, models=tuple(models[:n]), pairs=pairs, provenance=provenance)
     lines = str(many).splitlines()
-    assert len(lines) <= 12
+    assert len(many.first_screen().facts) <= 10
+    assert len(lines) <= 16
     assert max(map(len, lines)) <= 80
     assert len(repr(many)) < 300
 
 
 def test_the_answer_comes_first(report):
-    """Particles, sigma^2, then the error with its interval, beside the constant's; the warnings are counted."""
+    """The verdict, particles, then the error with its interval, beside the constant's; the warnings are counted."""
     cost, error = report.model.cost, report.model.error
-    text = str(report)
-    assert text.index("particles") < text.index("sigma^2") < text.index("RMS b")
-    assert f"{np.ceil(cost.n_for_cv.estimate):.0f} [" in text
-    assert text.count("not resolved") == 2  # particles for the TV of both
-    row = next(line for line in text.splitlines() if line.startswith("RMS b, enumerated"))
-    assert str(error.exact.corrected.rms) in row
-    assert row.endswith(f"{report.models[1].error.exact.corrected.rms.estimate:.3g}")
-    assert f"warnings: {len(report.warnings)} " in text
+    title, *lines = str(report).splitlines()
+    text = " ".join(lines)
+    needed = f"{np.ceil(cost.limiting.n_for_cv.estimate):.0f} ["
+    assert title.endswith("32 solutions of 8 prompts, terminal verifier")
+    assert text.startswith(needed)
+    assert text.index("best-of-N needs") < text.index("particles  ") < text.index("Bellman error")
+    row = next(line for line in lines if line.startswith("particles  "))
+    assert needed in row
+    row = next(line for line in lines if line.startswith("Bellman error"))
+    assert f"RMS b {error.exact.corrected.rms.estimate:.3g} [" in row
+    assert row.endswith(f"enumerated; constant {report.models[1].error.exact.corrected.rms.estimate:.3g}")
+    assert f"{len(report.warnings)} warning (" in text
+    assert "…" not in text.partition("worst prefix")[0]
     assert repr(report) == "<AuditReport of runs/<b>prm</b>: 3 models, 8 prompts>"
 
 
@@ -77,15 +84,15 @@ def degenerate(policy, task, prompts):
 
 @pytest.mark.parametrize("which", ["one prompt", "no children", "every reward is 0"])
 def test_figures_that_are_missing_say_why(degenerate, which):
-    """The rows of the answer are always there, in twelve lines of 80 characters."""
     report = degenerate(which)
     text = str(report)
     lines = text.splitlines()
-    assert (len(lines) <= 12, max(map(len, lines)) <= 80, "…" in text) == (True, True, False)
-    labels = ("particles for CV", "particles for TV", "sigma^2, pooled", "RMS b, sampled")
-    cells = [next(line for line in lines if line.startswith(label)) for label in labels]
-    why = {"one prompt": [], "no children": ["no completions"] * 3 + ["no children"]}.get(which, [which] * 3)
-    assert [line.partition("not available: ")[2].split("  ")[0] for line in cells if "not av" in line] == why
+    assert (len(lines) <= 16, max(map(len, lines)) <= 80) == (True, True)
+    row = {label: next(x for x in lines if x.startswith(label)) for label in ("particles", "Bellman error")}
+    why = {"one prompt": None, "no children": "no completions"}.get(which, which)
+    assert (why is None) or row["particles"].endswith(f"not available: {why}")
+    assert (why is None) or f"is not known ({why})" in " ".join(lines)
+    assert ("not available: no children" in row["Bellman error"]) == (which == "no children")
     assert (", no intervals" in lines[0]) == (which == "one prompt")
     assert ("children=8, completions=3" in text) == (which == "no children")
     assert ("of 1 prompt," in lines[0]) == (which == "one prompt")
@@ -97,18 +104,17 @@ def test_figures_that_are_missing_say_why(degenerate, which):
 @pytest.mark.parametrize(
     ("bound", "shown"),
     [
-        (Interval(-0.1, -0.2, 0.3), "vacuous: ≤ 0"),
-        (Interval(0.1, -0.2, 0.3), "not resolved"),
-        (Interval(0.2, 0.1, 0.3), "0.2 [0.1, 0.3]"),
+        (Interval(-0.1, -0.2, 0.3), ""),
+        (Interval(0.1, -0.2, 0.3), ""),
+        (Interval(0.2, 0.1, 0.3), "(ρ-1)² ≥ 0.2 [0.1, 0.3]"),
     ],
 )
 def test_a_bound_of_a_square_is_read_by_its_sign(degenerate, bound, shown):
     report = degenerate("no children")
     binned = replace(report.model.error.binned, squared_ratio_error_at_least=bound)
     model = replace(report.model, error=replace(report.model.error, binned=binned))
-    label, *cells = first_rows([model], 0.25, 0.05, report.warnings)[-1]
-    assert "at least" in label
-    assert cells == [shown]
+    facts = first_screen([model], report.provenance).facts
+    assert next(f.remark for f in facts if f.label == "Bellman error") == shown
 
 
 @pytest.mark.parametrize(
@@ -116,18 +122,21 @@ def test_a_bound_of_a_square_is_read_by_its_sign(degenerate, bound, shown):
     [
         (Interval(2.0, 1.0, 3.0), "2 [1, 3]"),
         (Interval(2.0, -1.0, 3.0), "2 [0, 3] not resolved"),
-        (Interval(-2.0, -3.0, 1.0), "0 [0, 1] not resolved"),
+        (Interval(-2.0, -3.0, 1.0), "not resolved, ≤ 1"),
+        (Interval(-2.0, -3.0, -1.0), "not resolved"),
         (Interval(2.0, None, None), "2"),
     ],
 )
 def test_a_variance_is_not_negative(report, found, shown):
-    """In the first rows, in the table and by prompt; the figures themselves keep what the estimate without bias gives."""
+    """In the table and by prompt; the figures themselves keep what the estimate without bias gives."""
     assert not_negative(found) == shown
-    cost = replace(report.model.cost, sigma2=replace(report.model.cost.sigma2, estimate=found, resolved=True))
+    sigma2 = replace(report.model.cost.sigma2, estimate=found, resolved=True)
+    cost = replace(report.model.cost, sigma2=sigma2, limiting=None)
     prompts = tuple(replace(p, sigma2=found) for p in report.model.breakdowns.by_prompt)
     model = replace(report.model, cost=cost, breakdowns=replace(report.model.breakdowns, by_prompt=prompts))
     changed = replace(report, models=(model, *report.models[1:]))
-    assert f"sigma^2, pooled {shown}" in " ".join(str(changed).split())
+    assert f"sigma^2, pooled {shown}" in " ".join(changed.table().split())
+    assert ("is not resolved" in changed.first_screen().verdict) == (found.estimate <= 0)
     page = next(s for s in sections(changed, drawn=False) if s.title == PROMPTS)
     assert shown in page.blocks[0].rows[0]
     assert changed.to_frame().set_index(["model", "figure"]).estimate["model", "sigma2"] == found.estimate
@@ -155,33 +164,35 @@ def test_a_warning_is_said_once(report):
 
 def test_the_print_states_terminal_unit_and_resampling(report):
     text = str(report)
-    assert "terminal: the verifier's" in text
+    assert "terminal verifier" in text
     assert "nats" in text
-    assert "multinomial resampling at every step" in text
+    assert "theory: resampling when ESS ≤ N/2" in text
 
 
 def test_a_model_with_its_own_ends_has_no_cost(report):
     model = replace(
         report.model,
         terminal="model",
-        cost=replace(report.model.cost, n_for_cv=None, sigma2=None, influence=None),
+        cost=replace(report.model.cost, n_for_cv=None, sigma2=None, influence=None, limiting=None),
     )
     text = str(replace(report, models=(model, *report.models[1:])))
-    assert "terminal: the model's own" in text
-    assert text.count("not available: terminal is the model's") == 3
+    assert "terminal model" in text
+    assert "not available: terminal is the model's" in text
 
 
 def test_every_row_is_in_the_table(report):
     text = report.table()
     assert text.startswith(as_text(report.models, 0.25, 0.05))
-    assert "compare 1: this model minus that one" in replace(report, pairs={"compare 1": PAIR}).table()
+    text = replace(report, pairs={"compare 1": PAIR}).table()
+    assert "compare 1: this model minus that one" in text
+    assert max(map(len, text.splitlines())) <= 80
 
 
 def test_a_notebook_shows_escaped_text(report):
     html = replace(report, provenance=report.provenance | {"checkpoint": "<script>x</script>"})._repr_html_()
     assert "<script>" not in html
     assert "&lt;script&gt;x" in html
-    assert html.count("<tr>") == 5
+    assert html.count("<tr>") == 1 + len(report.first_screen().facts)
 
 
 def test_a_frame_has_a_row_per_model_and_figure(report):
@@ -215,7 +226,7 @@ def test_plots(report, name, axes):
 def test_a_plot_that_does_not_exist(report):
     with pytest.raises(UserError) as error:
         report.plot("errors")
-    assert "depth, sizes, distribution, calibration, particles" in error.value.fix
+    assert "particles, sizes, distribution, depth, calibration" in error.value.fix
 
 
 def test_a_paired_difference():
@@ -266,7 +277,7 @@ def test_a_scorer_without_states_is_audited(policy, policy_folder, settings, tas
     halving = np.log(0.05 + 0.95 * 0.25) - np.log(0.05 + 0.95 * 0.5)
     first = model.error.sampled.by_depth[0].signed_mean
     assert first.estimate == pytest.approx(halving)
-    assert len(str(report).splitlines()) <= 12
+    assert len(str(report).splitlines()) <= 16
     assert report.pairs["compare 1"].signed_mean == Interval(0.0, 0.0, 0.0)
 
 
@@ -320,6 +331,6 @@ def test_rollouts_of_another_law_are_said_above_the_figures(report, value_folder
     assert found.of_another == (text,)
     lines = str(found).splitlines()
     assert lines[1].startswith("WARNING: the rollouts were sampled at")
-    assert len(lines) <= 12
+    assert len(lines) <= 18
     assert found._repr_html_().startswith("<p>WARNING: ")
     assert "WARNING" not in str(report)
