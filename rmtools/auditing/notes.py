@@ -182,15 +182,12 @@ def model_notes(m: ModelAudit) -> list[tuple[str, str]]:
 
 
 def disagreements(m: ModelAudit) -> list[tuple[str, str]]:
-    """Return where two estimates of one figure exclude each other, and which prompts the counts are of."""
+    """Return where two estimates of one figure exclude each other, which prompts counts are of, what a pilot left open."""
     out: list[tuple[str, str]] = []
-    prompts, tables, sigma2, exact = (
-        len(m.breakdowns.by_prompt),
-        m.cost.tabulated,
-        m.cost.sigma2,
-        m.error.exact,
-    )
-    sampled = m.error.sampled
+    prompts, tables, sigma2 = len(m.breakdowns.by_prompt), m.cost.tabulated, m.cost.sigma2
+    exact, sampled, pilot = m.error.exact, m.error.sampled, m.cost.pilot
+    if pilot is not None and pilot.reason:
+        out.append((m.role, f"the pilot: {pilot.reason}"))
     if tables is not None and tables.n_prompts < prompts:
         text = f"particles are counted from tables of the first {tables.n_prompts} of {prompts} prompts, and are of those prompts"
         out.append((m.role, text))

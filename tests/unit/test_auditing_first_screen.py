@@ -90,8 +90,10 @@ def test_particles_are_those_of_the_pilot_if_there_is_one(report, pilot):
 
 
 def test_a_pilot_that_resolves_nothing_gives_way_to_the_theory(report, pilot):
-    silent = replace(pilot, resolved=False, n_for_cv=None, islands_for_cv=None)
-    assert costing(report, pilot=silent).first_screen() == report.first_screen()
+    silent = replace(pilot, resolved=False, n_for_cv=None, islands_for_cv=None, reason="too few islands")
+    found = costing(report, pilot=silent)
+    assert found.first_screen() == report.first_screen()
+    assert ("model", "the pilot: too few islands") in disagreements(found.model)
 
 
 @pytest.mark.parametrize(
