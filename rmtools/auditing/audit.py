@@ -6,6 +6,7 @@ imported where it is used: a report can be read and drawn without it.
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,18 +19,21 @@ from rmtools.auditing.report import AuditReport
 from rmtools.auditing.rows import limited, provenance_of, rows_of, tokens_of
 from rmtools.errors import UserError
 from rmtools.particles.arguments import check_bool, check_callable, check_number, check_seed
+from rmtools.seeds import generator
 from rmtools.stats.paired import PairedDifference
 
 if TYPE_CHECKING:
     import torch
 
     from rmtools.auditing.load_models import AuditedModel, Scored
+    from rmtools.auditing.pilot import PilotRun
     from rmtools.auditing.rows import Rollouts
     from rmtools.data.rollouts import Rollout, RolloutMetadata
     from rmtools.data.tasks import Task
     from rmtools.lm.policy import Policy
     from rmtools.lm.precision import Dtype
     from rmtools.lm.protocol import Scorer
+    from rmtools.sampling.settings import SamplerSettings
 
 
 def audit(
@@ -44,6 +48,7 @@ def audit(
     delta_cv: float = 0.25,
     delta_tv: float = 0.05,
     prompts_limit: int | None = None,
+    pilot: "bool | SamplerSettings" = False,
     seed: int = 0,
     device: "str | torch.device | None" = None,
     dtype: "Dtype" = "auto",
@@ -68,7 +73,9 @@ def audit(
     delta_cv, delta_tv : float
         Accuracies for which particles are predicted.
     prompts_limit, seed : int
-        Audit only the first so many prompts; seed of the bootstrap.
+        Audit only the first so many prompts; seed of bootstrap and pilot.
+    pilot : bool or SamplerSettings
+        Run the sampler in islands too (``model.cost.pilot``); True: as `rmtools.sample` does, with the checkpoint's policy.
     device, dtype : str or torch.device, {"auto", "float32", "bfloat16"}
         Where checkpoints are loaded (default: CUDA if available), and in which precision, as by `rmtools.load_value_model`.
     progress : callable, optional
@@ -87,12 +94,10 @@ def audit(
     """
     from rmtools.auditing.load_models import load_models, load_policy_and_task, pinned
     from rmtools.data.rollouts import rollouts_fingerprint
-    from rmtools.lm.precision import Placement, check_dtype, device_of
+    from rmtools.lm.precision import Placement, device_of
 
-    _check_arguments(controls, terminal, delta_cv, delta_tv, seed, progress)
-    check_dtype(dtype)
-    where = Placement(device_of(device), dtype)
-    compare = _listed(compare)
+    _check_arguments(controls, terminal, delta_cv, delta_tv, seed, progress, dtype)
+    where, compare, prepare = Placement(device_of(device), dtype), _listed(compare), _pilots(pilot)
     _require_bases((value_model, *compare))
     rows, metadata = rows_of(rollouts)
     fingerprint, rows = rollouts_fingerprint(rows), limited(rows, prompts_limit)
@@ -100,25 +105,55 @@ def audit(
     models, known = load_models(rows, value_model, compare, controls, terminal, seed, where)
     _require_formats(metadata, [m.scorer for m in models])
     source, judge = load_policy_and_task(policy, task, metadata, models[0].scorer.steps.settings, where)
+    run = prepare(models[0].scorer, rows, source, judge, known["model"], where)
     scored = [_score(model, rows, shown) for model in models]
     enumerated = enumerate_rollouts(rows, metadata, models, source, judge, shown)
     options = AuditOptions(delta_cv, delta_tv, tokens_of(rows, models[0].scorer))
-    found = [
-        _audited(model, its, enumerated, options, np.random.default_rng([seed, k]))
-        for k, (model, its) in enumerate(zip(models, scored, strict=True))
-    ]
+    found = _audited(models, scored, enumerated, options, seed)
     outside = None if enumerated is None else enumerated.coverage()
     provenance = provenance_of(rows, metadata, known["model"]) | _checkpoint(models[0], value_model, source)
     asked = {"seed": seed, "delta_cv": delta_cv, "delta_tv": delta_tv, "rollouts_fingerprint": fingerprint}
-    warnings = tuple(notes(rows, metadata, known, found, fingerprint, outside))
+    found[0], missing = _with_pilot(found[0], run, delta_cv, seed, shown)
+    warnings = (*notes(rows, metadata, known, found, fingerprint, outside), *missing)
     return AuditReport(tuple(found), _pairs(models, scored, seed), provenance | asked, outside, warnings)
 
 
+def _pilots(asked: "bool | SamplerSettings") -> Callable[..., "PilotRun | None"]:
+    """Return what prepares the pilot that is asked for, from models and rows; raise ``UserError`` for wrong settings."""
+    if asked is False:  # its imports are left out too
+        return lambda *_: None
+    from rmtools.auditing.pilot import PilotRun, pilot_settings
+
+    settings = pilot_settings(asked)
+    return lambda *of: None if settings is None else PilotRun.prepare(settings, *of)
+
+
+def _with_pilot(
+    model: ModelAudit, run: "PilotRun | None", delta_cv: float, seed: int, progress: Progress
+) -> tuple[ModelAudit, list[str]]:
+    """Return the audit with its pilot; without it and with the reason if it fails: the other figures are not lost with it."""
+    if run is None:
+        return model, []
+    try:
+        found = run(delta_cv, generator("pilot", seed), progress)
+    except UserError as error:
+        return model, [f"there is no pilot: {error.fact}"]
+    return replace(model, cost=replace(model.cost, pilot=found)), []
+
+
 def _check_arguments(
-    controls: object, terminal: str, delta_cv: float, delta_tv: float, seed: int, progress: object
+    controls: object,
+    terminal: str,
+    delta_cv: float,
+    delta_tv: float,
+    seed: int,
+    progress: object,
+    dtype: "Dtype",
 ) -> None:
     from rmtools.lm.particles import check_terminal_name
+    from rmtools.lm.precision import check_dtype
 
+    check_dtype(dtype)
     check_accuracies(delta_cv, delta_tv)
     check_seed(seed)
     check_bool("controls", controls)
@@ -159,16 +194,21 @@ def _score(model: "AuditedModel", rows: "Sequence[Rollout]", progress: Progress)
 
 
 def _audited(
-    model: "AuditedModel",
-    scored: "Scored",
+    models: "Sequence[AuditedModel]",
+    scored: "Sequence[Scored]",
     enumerated: EnumeratedRollouts | None,
     options: AuditOptions,
-    rng: np.random.Generator,
-) -> ModelAudit:
-    if enumerated is None:
-        return audit_model(model.subject, *scored, options, rng)
-    exact = enumerated.cost(model, options.delta_cv, options.delta_tv)
-    return audit_model(model.subject, *scored, options, rng, enumerated.log_errors(model), exact)
+    seed: int,
+) -> list[ModelAudit]:
+    found = []
+    for k, (model, its) in enumerate(zip(models, scored, strict=True)):
+        exact: tuple[Any, ...] = ()
+        if enumerated is not None:
+            cost = enumerated.cost(model, options.delta_cv, options.delta_tv)
+            exact = enumerated.log_errors(model), cost
+        rng = np.random.default_rng([seed, k])
+        found.append(audit_model(model.subject, *its, options, rng, *exact))
+    return found
 
 
 def _checkpoint(

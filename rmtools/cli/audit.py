@@ -4,7 +4,7 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,7 +20,7 @@ from rmtools.cli.options import (
     Seed,
     System,
     TaskName,
-    Terminal,
+    TerminalName,
     TrainedPolicy,
     Trajectories,
     data_option,
@@ -29,6 +29,7 @@ from rmtools.cli.options import (
     sampler_option,
     unescaped,
 )
+from rmtools.cli.sample import Islands, Particles, PoolSize, Resampling, Threshold
 from rmtools.errors import UserError
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from rmtools.lm.precision import Placement
     from rmtools.lm.prompt_format import AskedFormat, PromptFormat
     from rmtools.lm.protocol import Scorer
+    from rmtools.sampling.settings import SamplerSettings
 
 IMPLICIT = "implicit:"
 DEFAULT_PROMPTS = "96"
@@ -67,6 +69,21 @@ DeltaCv = Annotated[
 ]
 DeltaTv = Annotated[
     float, sampler_option(help="Total variation of the output for which particles are predicted.")
+]
+Ends = Annotated[
+    TerminalName | None,
+    sampler_option(
+        "--terminal",
+        help="What a finished solution is worth. Default: verifier; model in the pilot, as `rmtools sample` has it.",
+    ),
+]
+RunPilot = Annotated[
+    bool | None,
+    sampler_option(
+        "--pilot/--no-pilot",
+        help="Run the sampler itself, as -n, --islands, --resampling say, in short runs on the audit's prompts, and count its "
+        "particles. Default: if the checkpoint's policy can be loaded.",
+    ),
 ]
 Verify = Annotated[
     bool, sampler_option("--verify", help="Run the sampler at the predicted N and print its accuracy.")
@@ -104,7 +121,13 @@ def command(
     trajectories: Trajectories = 16,
     children: Children = 16,
     completions: Completions = 4,
-    terminal: Terminal = "verifier",
+    terminal: Ends = None,
+    n: Particles = None,
+    islands: Islands = None,
+    pool_size: PoolSize = None,
+    resampling: Resampling = None,
+    ess_threshold: Threshold = None,
+    pilot: RunPilot = None,
     delta_cv: DeltaCv = 0.25,
     delta_tv: DeltaTv = 0.05,
     verify: Verify = False,
@@ -126,6 +149,9 @@ def command(
 
     limits = thresholds(fail_above or [])
     check_accuracies(delta_cv, delta_tv)
+    given = {"n_particles": n, "islands": islands, "pool_size": pool_size, "resampling": resampling}
+    piloted = _piloted(pilot, {**given, "ess_threshold": ess_threshold}, terminal)
+    terminal = terminal or "verifier"
     _check_ends(model, terminal, verify, card)
     for other in compare or []:
         CheckpointSettings.load(other)
@@ -136,7 +162,9 @@ def command(
     with left_as_found(inputs.folder):
         if rollouts is None or verify:
             inputs.require_policy("--verify needs" if verify else "rollouts need")
-        report = _audit(inputs, compare or [], branching, prompts_limit, terminal, (delta_cv, delta_tv), seed)
+        piloted = _at_hand(piloted, inputs, model, asked=bool(pilot))
+        deltas = delta_cv, delta_tv
+        report = _audit(inputs, compare or [], branching, prompts_limit, terminal, deltas, piloted, seed)
     try:
         report = _with_sampler(report, inputs, seed) if verify else report
     finally:  # the audit is written even if the sampler cannot be run
@@ -146,6 +174,46 @@ def command(
         print(f"not met: {sentence}")
     if missed:
         raise typer.Exit(1)
+
+
+def _piloted(
+    pilot: bool | None, given: dict[str, Any], terminal: TerminalName | None
+) -> "SamplerSettings | None":
+    """Return the sampler of the pilot; None with --no-pilot."""
+    from rmtools.auditing.pilot import pilot_settings
+    from rmtools.sampling.settings import settings_for
+
+    if pilot is not False:
+        return pilot_settings(settings_for(None, **given, terminal=terminal))
+    if named := [name for name, value in given.items() if value is not None]:
+        raise UserError(
+            f"`{named[0]}` is of the pilot's sampler, and --no-pilot leaves it out", f"leave `{named[0]}` out"
+        )
+    return None
+
+
+def _at_hand(
+    pilot: "SamplerSettings | None", inputs: "AuditInputs", model: str, asked: bool
+) -> "SamplerSettings | None":
+    """Return the sampler of the pilot; None, and a line why, if its policy is not known and it was not asked for."""
+    if pilot is None:
+        return None
+    if asked:
+        inputs.require_policy("a pilot needs")
+    reason = ""
+    if inputs.policy is None:
+        reason = inputs.unknown
+    elif inputs.rollouts is not None and not _same_policy(inputs.policy, inputs.rollouts.metadata):
+        reason = "its policy or sampling law is not that of the rollouts"
+    elif model.startswith(IMPLICIT):
+        reason = "an implicit model is no checkpoint"
+    if not reason:
+        return pilot
+    if asked:
+        print(f"WARNING: pilot: {reason}")
+        return pilot
+    print(f"no pilot: {reason}")
+    return None
 
 
 def _check_ends(model: str, terminal: str, verify: bool, card: bool) -> None:
@@ -313,6 +381,7 @@ def _audit(
     prompts_limit: int | None,
     terminal: str,
     deltas: tuple[float, float],
+    pilot: "SamplerSettings | None",
     seed: int,
 ) -> "AuditReport":
     """Draw the rollouts unless some are given, and audit."""
@@ -329,6 +398,7 @@ def _audit(
         delta_cv=deltas[0],
         delta_tv=deltas[1],
         prompts_limit=prompts_limit,
+        pilot=pilot or False,
         seed=seed,
         device=inputs.placement.device,
         dtype=inputs.placement.dtype,
@@ -379,12 +449,16 @@ def _with_sampler(report: "AuditReport", inputs: AuditInputs, seed: int) -> "Aud
         return replace(report, measured=measure_accuracy(policy, scorer, task, prompts, n, delta, rng, tick))
 
 
-def _require_same_policy(policy: "Policy", known: "RolloutMetadata") -> None:
-    """Raise ``UserError`` unless the sampler would run the policy that drew the rollouts."""
+def _same_policy(policy: "Policy", known: "RolloutMetadata") -> bool:
+    """Return whether the sampler would run the policy that drew the rollouts."""
     from rmtools.lm.checkpoint import has_fingerprint
 
-    same = has_fingerprint(policy.name, known.policy_fingerprint)
-    if not same or policy.law != known.law:
+    return has_fingerprint(policy.name, known.policy_fingerprint) and policy.law == known.law
+
+
+def _require_same_policy(policy: "Policy", known: "RolloutMetadata") -> None:
+    """Raise ``UserError`` unless the sampler would run the policy that drew the rollouts."""
+    if not _same_policy(policy, known):
         raise UserError(
             "--verify would run another policy or sampling law than the rollouts were drawn with",
             "name theirs with --policy, or leave --rollouts out",

@@ -8,13 +8,13 @@ prompts, is estimated from the spread of Zhat between islands, without logs.
 >>> from rmtools.core import product
 >>> model = product(horizon=8, ratio=3.0)
 >>> found = pilot(lambda prompts: model.particles(len(prompts)), 24, PilotSampler(), 0.1, np.random.default_rng(0))
->>> found.runs, found.resolved, found.islands_for_cv, found.n_for_cv.estimate == 16 * found.islands_for_cv
-(16, True, 18, True)
+>>> found.runs, found.islands_for_cv, round(found.n_for_cv.estimate), found.reached
+(16, 18, 285, True)
 """
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -37,7 +37,7 @@ NO_SPREAD = 1e-20  # V(n) of estimates that are equal but for rounding
 
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], object]]]
 Root = Callable[[np.ndarray], Any]
-Halves = Callable[[Callable[[np.ndarray], list[Any]], np.ndarray], list[Any]]
+Halves = Callable[[Callable[[Sequence[int]], list[Any]], Sequence[int]], list[Any]]
 
 
 @dataclass(frozen=True)
@@ -70,9 +70,9 @@ class Pilot:
         V(n) of one island, pooled: sum of Var(Zhat_p) over sum of Z_p^2, both unbiased; 95% over prompts, of a single prompt
         over its islands, cut at 0. None if not resolved.
     islands_for_cv : int or None
-        K: islands of n particles for ``delta_cv``, at least 4. None if not resolved.
+        K: islands of n particles to run for ``delta_cv``, at least 4. None if not resolved.
     n_for_cv : Interval or None
-        N = n K, rounded up to whole islands at every end. None if not resolved.
+        n V(n) / delta_cv^2, at least n: particles before K is a whole number of 4 or more. None if not resolved.
     resolved : bool
     reason : str
         Why it is not resolved, or what was not reached; "" otherwise.
@@ -113,14 +113,26 @@ class Pilot:
     seconds: float = 0.0
 
     def particles_for(self, delta: float) -> Interval | None:
-        """Return N for another coefficient of variation; None if not resolved."""
-        n, known = self.sampler.n_particles, self.relative_variance
-        return None if known is None else known.map(lambda v: n * islands_for(v, delta))
+        """Return n V(n) / delta^2, at least n, for another coefficient of variation; None if not resolved."""
+        return _particles(self.sampler.n_particles, self.relative_variance, delta)
 
     def cv(self, islands: int = 1) -> Interval | None:
         """Return the coefficient of variation of Z with so many islands of n particles; None if not resolved."""
         known = self.relative_variance
         return None if known is None else known.map(lambda v: math.sqrt(v / islands))
+
+
+def _particles(n: int, variance: Interval | None, delta: float) -> Interval | None:
+    return None if variance is None else variance.map(lambda v: n * max(v / delta**2, 1.0))
+
+
+def check_scheme(resampling: str) -> None:
+    """Raise ``UserError`` for top_k, which estimates no Z."""
+    if resampling == "top_k":
+        raise UserError(
+            "`resampling` top_k estimates no Z: a pilot has nothing to count particles from",
+            "choose another scheme, or leave the pilot out",
+        )
 
 
 def islands_for(relative_variance: float, delta: float) -> int:
@@ -167,11 +179,7 @@ def pilot(
     UserError
         Without prompts, or with top_k, which estimates no Z.
     """
-    if sampler.resampling == "top_k":
-        raise UserError(
-            "`resampling` top_k estimates no Z: a pilot has nothing to count particles from",
-            "choose another scheme, or leave the pilot out",
-        )
+    check_scheme(sampler.resampling)
     check_count("n_prompts", n_prompts, fix=96)
     began, size = time.monotonic(), at_once or max(1, AT_ONCE // (sampler.n_particles * sampler.pool_size))
     wanted, log_z = max(RUNS, -(-ENOUGH // n_prompts) + 1), np.zeros((n_prompts, 0))
@@ -201,17 +209,17 @@ def _islands(
 ) -> tuple[np.ndarray, list[float]]:
     """Return log Zhat (P, runs) nats of further islands, and the tokens of each if they are counted."""
 
-    def work(prompts: np.ndarray) -> list[Any]:
+    def work(prompts: Sequence[int]) -> list[Any]:
         s = sampler
         found = smc(
-            *(root(prompts), s.n_particles, s.pool_size, s.resampling, s.ess_threshold, rng),
+            *(root(np.asarray(prompts)), s.n_particles, s.pool_size, s.resampling, s.ess_threshold, rng),
             history=False,
             islands=1,
         )
         drawn = getattr(found.particles, "decoded", None)
         return [found.log_z, None if drawn is None else drawn.tolist()]
 
-    prompts = np.repeat(np.arange(n_prompts), runs)
+    prompts = np.repeat(np.arange(n_prompts), runs).tolist()
     log_z: list[np.ndarray] = []
     tokens: list[float] = []
     shown = nullcontext(lambda n: None) if progress is None else progress("pilot runs", len(prompts))
@@ -259,7 +267,6 @@ def pilot_estimator(
             reason = f"V(n) is known to {error:.0%} after {n_prompts * runs} islands, not to {CLOSE:.0%}"
         elif known and equal:
             reason = "all islands of a prompt have the same estimate of Z"
-        n = sampler.n_particles
         return Pilot(
             sampler,
             runs,
@@ -267,7 +274,7 @@ def pilot_estimator(
             delta_cv,
             relative_variance=pooled if known else None,
             islands_for_cv=islands_for(pooled.estimate, delta_cv) if known else None,
-            n_for_cv=pooled.map(lambda v: n * islands_for(v, delta_cv)) if known else None,
+            n_for_cv=_particles(sampler.n_particles, pooled if known else None, delta_cv),
             resolved=known,
             reason=reason,
             relative_error=error,
