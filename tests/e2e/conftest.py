@@ -39,6 +39,14 @@ def run(capsys):
     return call
 
 
+@pytest.fixture(autouse=True)
+def short_pilots(monkeypatch):
+    """Audit with the fewest islands."""
+    monkeypatch.setattr("rmtools.stats.pilot.RUNS", 3)
+    monkeypatch.setattr("rmtools.stats.pilot.ENOUGH", 1)
+    monkeypatch.setattr("rmtools.stats.pilot.MOST_RUNS", 0)
+
+
 @pytest.fixture
 def prompts_file(tmp_path, prompts):
     path = tmp_path / "prompts.jsonl"
