@@ -6,13 +6,15 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from rmtools.auditing.rows import tokens_of
 from rmtools.data.prompts import task_of_rows
 from rmtools.errors import UserError
 from rmtools.lm.memory import in_halves
+from rmtools.lm.pace import SLOW_CORE
 from rmtools.lm.policy import load_policy
 from rmtools.sampling.settings import SamplerSettings, settings_for
 from rmtools.sampling.source import Source
-from rmtools.stats.pilot import Pilot, PilotSampler, Progress, check_scheme, pilot
+from rmtools.stats.pilot import ENOUGH, RUNS, Pilot, PilotSampler, Progress, check_scheme, pilot
 
 if TYPE_CHECKING:
     from rmtools.data.rollouts import Rollout
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
     from rmtools.lm.policy import Policy
     from rmtools.lm.precision import Placement
     from rmtools.lm.protocol import Scorer
+
+MOST_PROMPTS = 256  # of many, so many at even distances
+HOUR = 3600
 
 
 def pilot_settings(asked: "bool | SamplerSettings") -> SamplerSettings | None:
@@ -48,7 +53,7 @@ def pilot_settings(asked: "bool | SamplerSettings") -> SamplerSettings | None:
 
 @dataclass(frozen=True)
 class PilotRun:
-    """A pilot that can be run: the models, the prompts that fit, and how many were left out as too long."""
+    """A pilot that can be run: the models, the prompts, at most `MOST_PROMPTS`, and how many were left out as too long."""
 
     source: Source
     settings: SamplerSettings
@@ -87,9 +92,10 @@ class PilotRun:
                 raise UserError("a pilot runs the policy, and none is named", "name it with `policy`")
             policy = load_policy(known.policy, known.steps, known.law, placement.device, placement.dtype)
         prompts = list(dict.fromkeys(r.prompt for r in rows))
-        fit = tuple(p for p in prompts if _fits(policy, p))
+        fit = [p for p in prompts if _fits(policy, p)]
+        chosen = np.unique(np.linspace(0, len(fit) - 1, min(MOST_PROMPTS, len(fit))).astype(int))
         source = Source(policy, scorer, None if task is None else task_of_rows(task, rows).reward)
-        return cls(source, settings, fit, len(prompts) - len(fit))
+        return cls(source, settings, tuple(fit[i] for i in chosen), len(prompts) - len(fit))
 
     def __call__(self, delta_cv: float, rng: np.random.Generator, progress: Progress | None = None) -> Pilot:
         """Run islands of N / K particles on every prompt, in batches that fit into memory.
@@ -114,6 +120,15 @@ class PilotRun:
             halves=lambda work, items: in_halves(work, items, "island", "fewer particles, or shorter steps"),
         )
         return replace(found, left_out=self.left_out)
+
+
+def takes_hours(policy: "Policy", rows: "Sequence[Rollout]", settings: SamplerSettings) -> bool:
+    """Return whether a slow processor would take more than an hour, with a value model of the policy's size."""
+    islands = max(RUNS * min(len({r.prompt for r in rows}), MOST_PROMPTS), ENOUGH)
+    n = settings.n_particles * settings.pool_size // (settings.islands or 1)
+    weights = 2 * sum(p.numel() for p in policy.model.parameters())
+    work = islands * n * tokens_of(rows, policy) * weights
+    return policy.device.type == "cpu" and work > HOUR * SLOW_CORE
 
 
 def _fits(policy: Any, prompt: str) -> bool:

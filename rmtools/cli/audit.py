@@ -195,25 +195,27 @@ def _piloted(
 def _at_hand(
     pilot: "SamplerSettings | None", inputs: "AuditInputs", model: str, asked: bool
 ) -> "SamplerSettings | None":
-    """Return the sampler of the pilot; None, and a line why, if its policy is not known and it was not asked for."""
+    """Return the sampler of the pilot; None, and a line why, if it cannot be run or takes hours and was not asked for."""
+    from rmtools.auditing.pilot import takes_hours
+
     if pilot is None:
         return None
     if asked:
         inputs.require_policy("a pilot needs")
-    reason = ""
+        return pilot
+    reason, given = "", inputs.rollouts
     if inputs.policy is None:
         reason = inputs.unknown
-    elif inputs.rollouts is not None and not _same_policy(inputs.policy, inputs.rollouts.metadata):
-        reason = "its policy or sampling law is not that of the rollouts"
     elif model.startswith(IMPLICIT):
         reason = "an implicit model is no checkpoint"
-    if not reason:
-        return pilot
-    if asked:
-        print(f"WARNING: pilot: {reason}")
-        return pilot
-    print(f"no pilot: {reason}")
-    return None
+    elif given is not None and takes_hours(inputs.policy, given.rows, pilot):  # drawing them takes longer
+        reason = "it would take hours on this processor; --pilot runs it"
+    if reason:
+        print(f"no pilot: {reason}")
+        return None
+    if given is not None and inputs.policy and not _same_policy(inputs.policy, given.metadata):
+        print("pilot: the checkpoint's policy is run, and other figures are of the rollouts'")
+    return pilot
 
 
 def _check_ends(model: str, terminal: str, verify: bool, card: bool) -> None:

@@ -25,11 +25,12 @@ from rmtools.errors import UserError
 from rmtools.particles.arguments import check_count
 from rmtools.particles.logspace import shift_of
 from rmtools.particles.smc import smc
-from rmtools.stats.bootstrap import Estimator, Interval, first_mean, jackknife, ratio_of_means
+from rmtools.stats.bootstrap import Estimator, Interval, jackknife, ratio_of_means
 
 RUNS = 16  # islands of a prompt
 ENOUGH = 200  # P (K - 1): a relative standard error of .1 if the prompts share the variance and Zhat is nearly normal
 CLOSE = 0.1  # relative standard error of V(n) from the islands, above which there are more of them
+LARGEST_ERROR = 0.5  # relative, beyond which nothing is resolved
 MOST_RUNS = 4096  # islands in all, beyond `RUNS` a prompt
 FEWEST_ISLANDS = 4  # pooled islands that give an error of their own
 AT_ONCE = 4096  # candidates of a step
@@ -261,7 +262,8 @@ def pilot_estimator(
         if equal:  # exactly 0 but for rounding
             uncut = Interval(0.0, 0.0, 0.0)
         pooled = uncut.map(lambda v: max(v, 0.0))
-        reason = _unresolved(failed, uncut, found["z_square"], 0.0 if equal else error)
+        surely_few = uncut.estimate * (1 + 2 * error) <= FEWEST_ISLANDS * delta_cv**2
+        reason = _unresolved(failed, uncut.estimate, 0.0 if equal or surely_few else error)
         known, reached = not reason, equal or (n_prompts * (runs - 1) >= ENOUGH and error <= CLOSE)
         if known and not reached:
             reason = f"V(n) is known to {error:.0%} after {n_prompts * runs} islands, not to {CLOSE:.0%}"
@@ -286,17 +288,14 @@ def pilot_estimator(
             seconds=seconds,
         )
 
-    sums = np.stack([variance, z_square], axis=1)
-    return Estimator({"variance": (sums, ratio_of_means), "z_square": (sums[:, 1:], first_mean)}, result)
+    return Estimator({"variance": (np.stack([variance, z_square], axis=1), ratio_of_means)}, result)
 
 
-def _unresolved(failed: float, uncut: Interval, z_square: Interval, error: float) -> str:
+def _unresolved(failed: float, estimate: float, error: float) -> str:
     """Return why the particles are not resolved; "" if they are."""
     if failed == 1:
         return "the estimate of Z is zero on every island: no solution has a positive value"
-    if not z_square.estimate > 0 or (z_square.low is not None and z_square.low <= 0):
-        return "Z^2 cannot be told from 0"
-    if not (uncut.estimate >= 0 and error <= 0.5):
+    if not (estimate >= 0 and error <= LARGEST_ERROR):
         return "too few islands have an estimate of Z above 0, or a few carry the variance"
     return ""
 
