@@ -1,6 +1,6 @@
 """What stopping at a standard error gives: the error realised, its bias, and the tokens against a fixed N, on exact models.
 
-    python benchmarks/until.py --runs 1000 --seed 0
+    python benchmarks/until.py --runs 2000 --seed 0
 
 Every model x partition of its final states into answers is sampled many times with islands of 16 until the leading answer's share
 is known to within .05. Reported are the RMS error of that share against the exact share of the answer that leads, its bias, the
@@ -224,7 +224,7 @@ def summary(
 def main() -> int:
     """Measure, print the summary and write the JSON; 1 if a requirement is not met."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", type=int, default=1000)
+    parser.add_argument("--runs", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("docs/benchmarks/until.json"))
     args = parser.parse_args()
