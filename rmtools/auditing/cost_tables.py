@@ -52,11 +52,12 @@ def _for_cv(report: "AuditReport") -> Iterator[tuple[str, ...]]:
     how = f"theory, {KNOWN_BY[theory.resampling]}, {'enumerated' if theory.enumerated else 'from rollouts'}"
     if pilot is not None and pilot.n_for_cv is not None:
         islands = pilot.islands_for_cv or 1
-        tokens = None if pilot.tokens is None else pilot.tokens / pilot.sampler.n_particles
+        n = pilot.sampler.n_particles
+        tokens = None if pilot.tokens is None else pilot.tokens / n
         spent = pilot.seconds / (pilot.runs * pilot.n_prompts) * islands
-        yield _row(
-            report, "this PRM, as sampled", pilot.n_for_cv, f"pilot, {command_of(pilot)}", 1, tokens, spent
-        )
+        whole_islands = Interval(float(n * islands), None, None)  # what is paid
+        how_run = f"pilot: {command_of(pilot)}"
+        yield _row(report, "this PRM, as sampled", whole_islands, how_run, 1, tokens, spent)
     for name, role, reads in (
         ("this PRM", model.role, 1),
         ("a perfect value", PERFECT, 1),

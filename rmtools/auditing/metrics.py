@@ -45,6 +45,8 @@ FURTHER = {
     "z_error": "calibration/root/difference",
     "sigma2_enumerated": "cost/tabulated/sigma2",
     "sigma2_perfect": "cost/tabulated/perfect",
+    "sigma2_best_of_n": "cost/best_of_n/estimate",
+    "limiting_perfect_ratio": "cost/tabulated/limiting_ratio",
     "log10_n_theorem": "cost/paper/log10_particles",
 }
 

@@ -14,6 +14,7 @@ from rmtools.auditing.figures import audit_plots
 from rmtools.auditing.first_screen import BEST_OF_N, EVERY_STEP, PERFECT, TRIGGERED, first_screen, theory_of
 from rmtools.auditing.notes import disagreements
 from rmtools.auditing.page import markdown, sections
+from rmtools.auditing.table import whole
 from rmtools.plots.page import page, template
 from rmtools.stats.bootstrap import Interval
 from rmtools.stats.pilot import PilotSampler, pilot_estimator
@@ -69,8 +70,7 @@ def test_particles_are_those_of_the_pilot_if_there_is_one(report, pilot):
     found = costing(report, pilot=pilot, tabulated=TABLES, best_of_n_own=own)
     screen = found.first_screen()
     islands = pilot.islands_for_cv
-    assert pilot.n_for_cv.estimate == 16 * islands
-    assert f"{16 * islands} [" in screen.verdict
+    assert f"; {whole(pilot.n_for_cv)} particles give" in screen.verdict
     assert "best-of-N needs 144 [128, 160]" in screen.verdict
     first, *others = screen.facts
     assert first.remark == f"for CV 0.25, by a pilot: -n {16 * islands} --islands {islands}"
@@ -79,12 +79,8 @@ def test_particles_are_those_of_the_pilot_if_there_is_one(report, pilot):
     assert max(map(len, found.answer().splitlines())) <= 80
     assert "…" not in found.answer().partition("worst prefix")[0]
     paid = next(iter(cost_tables(found)))
-    assert paid.rows[0][:3] == (
-        "this PRM, as sampled",
-        first.figure,
-        paid.rows[0][2],
-    )
-    assert paid.rows[0][2].startswith(f"{96 * islands:,} [")  # tokens of an island, times the islands
+    # What is paid is whole islands; tokens are those of an island, times their number.
+    assert paid.rows[0][:3] == ("this PRM, as sampled", f"{16 * islands}", f"{96 * islands:,}")
     assert float(paid.rows[0][5]) == pytest.approx(12 / (32 * 8) * islands, rel=0.05)
     assert {row[3] == "0" for row in paid.rows if row[0].startswith("best-of-N")} == {False}
 
@@ -189,7 +185,7 @@ def test_the_picture_has_the_counts_of_the_verdict(report, pilot):
     assert labels == [
         "this model, theory: 48",
         "perfect value: 40",
-        f"the sampler, in a pilot: {16 * pilot.islands_for_cv}",
+        f"the sampler, in a pilot: {np.ceil(pilot.n_for_cv.estimate):.0f}",
     ]
     assert "48 [40, 61]" in first.alternative
     drawn = next(iter(audit_plots(costing(report, tabulated=TABLES, limiting=None).models, 0.25).values()))
