@@ -4,6 +4,7 @@ Terminal, notebook, page and model card lay out the same `FirstScreen`.
 """
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ KNOWN_BY = {
     TRIGGERED: "multinomial resampling when ESS ≤ N/2",
 }
 TEXT_SHOWN = 32
+TURNS = re.compile(r"<\|[^|\n]*\|>\w*")  # the marks of a chat's turns
 
 
 @dataclass(frozen=True)
@@ -316,7 +318,7 @@ def _worst(model: "ModelAudit") -> Iterator[Fact]:
     if not model.breakdowns.worst:
         return
     worst = model.breakdowns.worst[0]
-    lines = "".join((worst.prompt, *worst.steps)).split("\n")
+    lines = TURNS.sub("", "".join((worst.prompt, *worst.steps))).split("\n")
     text = " ⏎ ".join(line.strip() for line in lines if line.strip())
     place = text if len(text) <= TEXT_SHOWN else f"…{text[-TEXT_SHOWN:]}"
     value = f"V {digits(worst.value)}, next {digits(worst.value * worst.ratio)}"

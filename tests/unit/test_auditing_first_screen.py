@@ -209,5 +209,16 @@ def test_estimates_that_exclude_each_other_are_named(report):
     assert text.startswith("RMS b is")
 
 
+def test_the_worst_prefix_is_told_by_its_end_without_marks_of_turns(report):
+    worst = replace(
+        report.model.breakdowns.worst[0],
+        prompt="<|im_start|>user\nHow many?<|im_end|>\n<|im_start|>assistant\n",
+    )
+    for steps, end in (((), "after How many?"), (("1 + 1 = 2\n",), "after How many? ⏎ 1 + 1 = 2")):
+        shown = replace(report.model.breakdowns, worst=(replace(worst, steps=steps),))
+        model = replace(report.model, breakdowns=shown)
+        assert first_screen([model], report.provenance).facts[-1].remark == end
+
+
 def test_a_first_screen_of_models_alone(report):
     assert first_screen(report.models, report.provenance) == report.first_screen()
