@@ -182,8 +182,14 @@ def pilot_of(model: "ModelAudit") -> "Pilot | None":
 
 def command_of(pilot: "Pilot") -> str:
     """Return the options of ``rmtools sample`` that reach the accuracy the pilot was asked for."""
-    islands = pilot.islands_for_cv or 1
-    return f"-n {pilot.sampler.n_particles * islands} --islands {islands}"
+    islands, s = pilot.islands_for_cv or 1, pilot.sampler
+    usual: dict[str, tuple[Any, Any]] = {
+        "pool-size": (s.pool_size, 1),
+        "resampling": (s.resampling, "systematic"),
+    }
+    usual |= {"ess-threshold": (s.ess_threshold, 0.5), "terminal": (s.terminal or "model", "model")}
+    more = "".join(f" --{name} {own}" for name, (own, default) in usual.items() if own != default)
+    return f"-n {s.n_particles * islands} --islands {islands}{more}"
 
 
 def _why(model: "ModelAudit", warnings: Sequence[str]) -> str:
