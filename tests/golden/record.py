@@ -153,7 +153,7 @@ def train(folder: Path, out: Path, **changes: Any) -> None:
 
 
 def audit(folder: Path, name: str) -> None:
-    options = ("--rollouts", folder / "heldout", "--out", folder / "audit")
+    options = ("--rollouts", folder / "heldout", "--out", folder / "audit", "--no-pilot")
     command("audit", "--model", folder / name, *options)
 
 
