@@ -116,15 +116,20 @@ def generated(policy: Policy, prompts: list[str], seed: int, longest: int) -> in
 
 
 def run(
-    policy: Policy, value: ValueModel, prompts: list[str], seed: int, observe: Callable[[Any], object]
+    policy: Policy,
+    value: ValueModel,
+    prompts: list[str],
+    seed: int,
+    observe: Callable[[Any], object],
+    n: int = N,
 ) -> int:
     """Return the tokens that the sampler drew over all prompts, in batches as `rmtools sample` cuts them."""
-    settings = settings_for("smc", n_particles=N)
+    settings = settings_for("smc", n_particles=n)
     size = Source(policy, value).prompts_per_batch(settings, prompts)
     rng, drawn = np.random.default_rng(seed), 0
     for at in range(0, len(prompts), size):
         root = LMParticles.start(policy, value, prompts[at : at + size])
-        result = smc(root, N, 1, settings.resampling, settings.ess_threshold, rng, observe=observe)
+        result = smc(root, n, 1, settings.resampling, settings.ess_threshold, rng, observe=observe)
         drawn += int(result.particles.decoded.sum())
     return drawn
 
@@ -265,7 +270,7 @@ def drawn_elsewhere(folder: str, prompts: list[str]) -> list[Rollout]:
         return pool.submit(branched, folder, prompts).result()
 
 
-def peak_memory(part: str, folder: str, questions: Path, count: int) -> dict[str, Any]:
+def peak_memory(part: str, folder: str, questions: Path, count: int, n: int = N) -> dict[str, Any]:
     policy, value = load(folder, part != "rollout")
     prompts = chats(policy, questions, count)
     each = cache_bytes(policy.model)
@@ -291,7 +296,7 @@ def peak_memory(part: str, folder: str, questions: Path, count: int) -> dict[str
             both = each + cache_bytes(value.model)
             needed = max(needed, both * distinct_tokens(step.parents), both * distinct_tokens(step.children))
 
-        run(policy, value, prompts, 0, note)
+        run(policy, value, prompts, 0, note, n)
     else:
         assert value is not None
         rows = drawn * (count // 4)
@@ -310,9 +315,13 @@ PARTS: dict[str, Callable[[str, Path, int, int], dict[str, Any]]] = {
     "sample": sample_speed,
     "memory of rollout": lambda f, q, n, _: peak_memory("rollout", f, q, n),
     "memory of sample": lambda f, q, n, _: peak_memory("sample", f, q, n),
+    "memory of 64 particles": lambda f, q, n, _: peak_memory("sample", f, q, n, 64),
     "memory of audit": lambda f, q, n, _: peak_memory("audit", f, q, n),
 }
-PROMPTS = {"rollout": 16, "sample": 2, "memory of rollout": 24, "memory of sample": 4, "memory of audit": 64}
+PROMPTS = {"rollout": 12, "sample": 2, "memory of rollout": 24, "memory of sample": 4} | {
+    "memory of 64 particles": 1,
+    "memory of audit": 64,
+}
 
 
 def main() -> None:

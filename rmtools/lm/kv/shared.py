@@ -190,18 +190,18 @@ def attend(
 ) -> tuple[Tensor, Tensor]:
     """Return the attention of queries (B, H, Q, d) to keys (B, H, T, d), and the logs of the sums of exponentials (B, H, Q, 1).
 
-    ``hidden`` is added to the scores (B, H, Q, T).
+    ``hidden`` is added to the scores (B, H, Q, T). Without gradients: scores of long steps are too large for copies.
     """
     if query.dtype == torch.float16:  # whose largest number a score may exceed before it is scaled
         query, scaling = query * scaling, 1.0
-    scores = (query @ keys.transpose(2, 3)) * scaling
+    scores = (query @ keys.transpose(2, 3)).mul_(scaling)
     if softcap is not None:
-        scores = torch.tanh(scores / softcap) * softcap
+        scores.div_(softcap).tanh_().mul_(softcap)
     scores = scores.float()
     if hidden is not None:  # finite even where all keys are hidden
-        scores = scores + hidden
+        scores.add_(hidden)
     log_sum = scores.logsumexp(-1, keepdim=True)
-    return (scores - log_sum).exp().to(values.dtype) @ values, log_sum
+    return scores.sub_(log_sum).exp_().to(values.dtype) @ values, log_sum
 
 
 def together(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
