@@ -19,7 +19,7 @@ from rmtools.auditing.report import SCHEMA_VERSION as AUDIT_VERSION
 from rmtools.cli.errors import exit_on_user_error
 from rmtools.codec import from_json, unversioned
 from rmtools.files import write_json, write_text
-from rmtools.plots.page import Plot, Section, Table, page
+from rmtools.plots.page import Block, Plot, Section, Table, page
 from rmtools.stats.bootstrap import Interval
 
 Values = Mapping[str, Any]
@@ -120,7 +120,13 @@ def _audit(found: Values, report: AuditReport) -> list[Section]:
     )
     warnings = ("Warnings of the audit:", audit.warnings(report))
     first, *others = audit.figures(report)
-    every = (audit.introduction(report), text, ratios, audit.main_table(report), *others)
+    every: tuple[Block, ...] = (
+        audit.introduction(report),
+        text,
+        ratios,
+        audit.main_table(report),
+        *others,
+    )
     return [
         Section("Audit", (*audit.answer(report), *warnings, first)),
         Section("Every figure of the audit", every, folded=True),

@@ -64,6 +64,9 @@ class Facts:
     kind: str = "facts"
 
 
+Block = str | Lead | Facts | Table | Plot | Items
+
+
 @dataclass(frozen=True)
 class Section:
     """A heading and what stands below it; a text is a paragraph.
@@ -72,7 +75,7 @@ class Section:
     """
 
     title: str
-    blocks: tuple["str | Lead | Facts | Table | Plot | Items", ...]
+    blocks: tuple[Block, ...]
     folded: bool = False
 
     @property
