@@ -38,4 +38,7 @@ stage "beam, $((N / 4)) times 4 candidates" rmtools sample --model "$out/prm" --
     -n $((N / 4)) --pool-size 4 --out "$to/beam.jsonl"
 stage "independent, N = $((2 * N))" rmtools sample --model "$out/prm" --prompts "$file" --algorithm best-of-n \
     -n $((2 * N)) --out "$to/independent.jsonl"
-"${PYTHON:-python}" "$here/compare.py" "$to" "$out/prm/audit/audit.json" | tee "$to/table.md"
+if [ ! -f "$to/audit/audit.json" ]; then # of the target that was sampled: a solution is worth what the model says
+    stage "audit" rmtools audit --model "$out/prm" --rollouts "$out/rollouts/heldout" --terminal model --no-pilot --out "$to/audit"
+fi
+"${PYTHON:-python}" "$here/compare.py" "$to" "$to/audit/audit.json" | tee "$to/table.md"

@@ -44,6 +44,7 @@ fi
 if [ -f "$out/prm/audit/audit.json" ]; then
     echo "kept: audit ($out/prm/audit)"
 else
-    stage "audit" rmtools audit --model "$out/prm" --rollouts "$out/rollouts/heldout"
+    # Without --no-pilot it would also run the sampler on these prompts: as long as everything else together on a processor.
+    stage "audit" rmtools audit --model "$out/prm" --rollouts "$out/rollouts/heldout" --no-pilot
 fi
 echo "value model: $out/prm; its audit: $out/prm/audit/audit.html"

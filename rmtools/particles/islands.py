@@ -47,7 +47,7 @@ def resolve_islands(islands: int | None, n_particles: int, resampling: str) -> i
         nearest = max(1, round(n_particles / islands)) * islands
         raise UserError(
             f"`islands` {islands} do not divide `n_particles` {n_particles}: all islands have the same number of particles",
-            fix=f"n_particles={nearest}",
+            fix=f"`n_particles` {nearest}",
         )
     return int(islands)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
-from checks import check_error
+from checks import check_error, without_seconds
 
 import rmtools as rm
 from rmtools.cli import convert, main, sample
@@ -39,7 +39,7 @@ def test_prompts_by_hand_are_those_of_a_file(run, tmp_path, value_folder, prompt
     assert prompts[0].splitlines()[0] in result.out
     monkeypatch.setattr("sys.stdin", io.StringIO("\n" + prompts_file.read_text()))
     assert run(*options, "--prompts", "-", "--out", tmp_path / "stdin.jsonl").code == 0
-    texts = [(tmp_path / f"{name}.jsonl").read_bytes() for name in ("file", "typed", "stdin")]
+    texts = [without_seconds(tmp_path / f"{name}.jsonl") for name in ("file", "typed", "stdin")]
     assert texts[0] == texts[1] == texts[2]
 
 

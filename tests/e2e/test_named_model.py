@@ -73,6 +73,7 @@ def place(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_documentation(run, place, monkeypatch):
     monkeypatch.chdir(place)
     for arguments in commands():

@@ -1,6 +1,7 @@
 """Errors from flat trajectories against exact models: unbiased for the bins, below the mean square."""
 
 import numpy as np
+import pytest
 from test_estimate_statistics import Z_MAX, Population, z_score
 
 from rmtools.core import FiniteModel
@@ -41,6 +42,7 @@ def test_unbiased_for_the_square_of_a_bin_and_below_the_mean_square():
         assert abs(z_score([s.bins[t].signed_mean.estimate for s in found], exact)) < Z_MAX
 
 
+@pytest.mark.slow
 def test_equal_to_the_mean_square_where_the_error_is_a_function_of_the_bin():
     """With more bins than states, every state of the tree is its own bin."""
     full, _ = exact_squares(TREE)

@@ -294,6 +294,7 @@ def test_halves_find_a_distance_that_is_known():
     assert error < 0.01
 
 
+@pytest.mark.slow
 def test_the_default_setting_converges_as_one_over_n(subject, table):
     """The slope on the table, and the decoding as far from its target as the table at small N."""
     runs = 20_000

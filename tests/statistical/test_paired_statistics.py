@@ -3,6 +3,7 @@
 import copy
 
 import numpy as np
+import pytest
 from test_estimate_statistics import Z_MAX, Population, value_squares, z_score
 
 from rmtools.stats.bellman_error import bellman_estimator
@@ -73,6 +74,7 @@ def truths(population):
     }
 
 
+@pytest.mark.slow
 def test_differences_are_right_on_average_and_cover_and_pairing_pays():
     one = Population(300, 3, np.random.default_rng(80))
     two = other_model(one, np.random.default_rng(81))

@@ -198,6 +198,7 @@ def test_genlms_sampler_with_our_potentials_estimates_the_enumerated_z(cool, val
     assert abs(z_hat.mean() - z) < 4.5 * z_hat.std(ddof=1) / np.sqrt(len(z_hat)) < 0.12 * z
 
 
+@pytest.mark.slow
 def test_with_the_models_own_end_it_is_the_expected_last_value(cool, value, table, prompts):
     trees = [value.steps.encode(prompts[1], path) for path in table.paths]
     v = np.exp([found.log_value[-1] for found in value.score(trees)])

@@ -432,6 +432,7 @@ def test_the_audit_is_in_the_metadata_of_the_card(tmp_path):
     assert path.read_text() == "---\na: [\n---\n# Mine\n"
 
 
+@pytest.mark.slow
 def test_the_sampler_at_a_given_number_of_particles(policy, task, prompts, value_folder):
     """Against the table: the CV that sigma^2 predicts, and the share of right solutions in the target."""
     value, _ = load_value_model(value_folder)
