@@ -1,6 +1,6 @@
 """The table of compare.sh: who is right how often, at which tokens, and what SMC gains on the same prompts.
 
-python recipes/real/compare.py runs/real-counting/compare runs/real-counting/prm/audit/audit.json
+python recipes/real/compare.py runs/real-counting/compare runs/real-counting/compare/audit/audit.json
 """
 
 import argparse
@@ -135,11 +135,14 @@ def main() -> None:
         )
     cv = measured_cv(found)
     audit = read_json(args.audit, "the audit")
-    delta = audit["provenance"]["delta_cv"]
-    predicted = audit["models"][0]["cost"]["n_for_cv"]
-    audited = shown(Interval(**predicted)) if predicted else "not resolved"
-    print(f"\nCV of Z, measured from two runs with N = {n}: {cv:.2f}")
-    print(f"N for a CV of {delta:g}: measured {max(1, round(n * (cv / delta) ** 2))}, audited {audited}")
+    variance = (audit["models"][0]["cost"]["best_of_n"] or {}).get("estimate")
+    predicted = "not resolved"
+    if variance:
+        predicted = shown(Interval(**{end: float(np.sqrt(max(0.0, x) / n)) for end, x in variance.items()}))
+    # What a sampler that hardly resamples should have; of another the audit of this terminal has no prediction but a pilot.
+    print(
+        f"\nCV of Z at N = {n}: {cv:.3f} between two runs of SMC; audited, of independent solutions: {predicted}"
+    )
 
 
 if __name__ == "__main__":
