@@ -187,7 +187,7 @@ def _piloted(
         return pilot_settings(settings_for(None, **given, terminal=terminal))
     if named := [name for name, value in given.items() if value is not None]:
         raise UserError(
-            f"`{named[0]}` is of the pilot's sampler, and --no-pilot leaves it out", f"leave `{named[0]}` out"
+            f"`{named[0]}` sets the sampler of the pilot, and --no-pilot runs none", f"leave `{named[0]}` out"
         )
     return None
 

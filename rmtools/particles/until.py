@@ -144,7 +144,7 @@ def leading_share(log_z: np.ndarray, shares: np.ndarray, n: int) -> tuple[np.nda
     total = of_answer.sum(axis=1)
     total[:, 0] = np.where(
         total[:, 1:].any(axis=1), -1, total[:, 0]
-    )  # no answer leads only where there is none
+    )  # solutions without an answer lead only if no solution has one
     lead = total.argmax(axis=1)
     own = np.take_along_axis(of_answer, lead[:, None, None], axis=2)[..., 0]
     return lead, share_of_sums(own, mass, n * log_z.shape[1])

@@ -229,7 +229,7 @@ def answer_shares(
 
 
 def single_genealogy(drawn: PromptSamples) -> Genealogy | None:
-    """Return the genealogy of the only run; None where there is none."""
+    """Return the genealogy of a single run; None for several runs, or if the scheme has none."""
     return drawn.runs[0].tree if len(drawn.runs) == 1 else None
 
 

@@ -96,7 +96,7 @@ def sample_prompts(
         )
     if settings.until is not None and settings.until.figure == "share" and answer is None:
         raise UserError(
-            f"`until` {settings.until} is of the leading answer, and nothing says what the answer of a solution is",
+            f"`until` {settings.until} needs the leading answer, and nothing says what the answer of a solution is",
             "pass `until` cv=.25, or a task that reads answers (from Python: pass the argument answer)",
         )
     if on_traces is not None:

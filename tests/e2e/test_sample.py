@@ -348,7 +348,7 @@ def test_until_an_error_is_small_enough(sample, value_folder, prompts_file):
     check_error(sample("--until", "cv=.1", "--accuracy", "tv=.05")[0], "--accuracy contradicts --until cv=.1")
     other = out.parent / "other.jsonl"
     refused = sample("--until", "share=.05", "--task", "none", "--out", other)[0]
-    check_late(refused, "--until share=0.05 is of the leading answer", "--until cv=.25")
+    check_late(refused, "--until share=0.05 needs the leading answer", "--until cv=.25")
     assert not list(out.parent.glob("*other*"))
 
 

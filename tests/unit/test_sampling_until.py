@@ -161,7 +161,7 @@ def test_contradictions_are_refused(algorithm, given, words):
 def test_other_refusals(policy, value, prompts):
     with pytest.raises(UserError, match=r"--accuracy contradicts `until` cv=.25: it chooses N"):
         requested(None, {"until": "cv=.25", "terminal": "verifier"}, "tv=.05", None)
-    with pytest.raises(UserError, match=r"`until` share=0.05 is of the leading answer.*`until` cv=.25"):
+    with pytest.raises(UserError, match=r"`until` share=0.05 needs the leading answer.*`until` cv=.25"):
         drawn(policy, value, prompts[:1], answer=None, until="share=.05")
     assert settings_for("smc", n_particles=256, until="cv=.25").islands == 1
     assert settings_for("smc", n_particles=4, token_budget=900).max_tokens == 900

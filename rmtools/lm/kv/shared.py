@@ -34,7 +34,7 @@ class Group:
     mask : Tensor
         (P, T) bool, False where a shorter one has no token.
     hidden : Tensor or None
-        (P, 1, 1, T) to be added to scores, of the models' precision; None if all are of the same length.
+        (P, 1, 1, T) added to the scores: 0, or the lowest number at holes; None without holes.
     """
 
     layers: list[tuple[Tensor, Tensor]]
