@@ -186,8 +186,11 @@ def test_an_adapter_with_biases_of_its_own_does_not_share(value_folder, policy):
 
 
 @pytest.mark.parametrize("untrained", [False, True])
-def test_an_adapter_moved_away_from_its_base_says_what_is_missing(value_folder, tmp_path, untrained):
-    """`rmtools.json` names the base relative to the checkpoint."""
+def test_an_adapter_moved_away_from_its_base_says_what_is_missing(
+    value_folder, tmp_path, untrained, monkeypatch
+):
+    """`rmtools.json` names the base relative to the checkpoint; no such path leads anywhere from the working directory."""
+    monkeypatch.chdir(tmp_path)
     moved = tmp_path / "deep" / "er" / "prm"
     shutil.copytree(value_folder, moved)
     with pytest.raises(UserError) as error:
