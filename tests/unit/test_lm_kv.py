@@ -343,3 +343,22 @@ def test_reading_in_several_passes_gives_the_same_logits(model, monkeypatch):
     assert after.length.tolist() == whole.length.tolist()
     chosen, _ = cache.copied().forward(model, ids, present)
     torch.testing.assert_close(chosen[present], once[present], rtol=1e-5, atol=1e-5)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("empty", [[-1] * 60, [2, -1], [0, 4]])
+def test_columns_in_which_nobody_has_a_token_are_skipped(model, empty):
+    # The longest prefix of a batch ends, and is dropped: its columns stay.
+    _, cache = start(model, [[4], [5, 6], [7]])
+    ids = torch.tensor([[8, 9, 10], [11, 12, 0], [13, 0, 0]])
+    present = columns([3, 2, 1])
+    alone, after = cache.forward(model, ids, present)
+    for at in empty:
+        at = ids.shape[1] if at < 0 else at
+        ids, present = (torch.cat([x[:, :at], torch.zeros_like(x[:, :1]), x[:, at:]], 1) for x in (ids, present))
+    wide, cache = cache.forward(model, ids, present)
+    torch.testing.assert_close(wide[present], alone[columns([3, 2, 1])], rtol=1e-5, atol=1e-5)
+    assert wide.shape[:2] == ids.shape
+    assert cache.length.tolist() == after.length.tolist()
+    with pytest.raises(ValueError, match="no prefix"):
+        cache.forward(model, ids, torch.zeros_like(present))

@@ -109,6 +109,9 @@ class PrefixCache:
         ``last_only`` a model that can do so returns the logits of the last column alone. A batch too large for the
         device's memory is halved, with one warning. Where few prefixes have long texts, columns are read in several passes.
         """
+        if present is not None and not bool((some := present.any(0)).all()):
+            # Columns that only prefixes which have ended had a token in; none at all is refused below.
+            return self._without_empty(model, ids, present, some, last_only)
         cuts = [] if present is None else column_cuts(present)
         if present is not None and len(cuts) > 1:
             cache: PrefixCache = self
@@ -118,6 +121,18 @@ class PrefixCache:
                 found.append(part)
             return found[-1] if last_only else torch.cat(found, dim=1), cache
         return self._forward(model, ids, present, last_only)
+
+    def _without_empty(
+        self, model: "PreTrainedModel", ids: Tensor, present: Tensor, some: Tensor, last_only: bool
+    ) -> tuple[Tensor, "PrefixCache"]:
+        if not bool(some.any()):
+            raise ValueError("no prefix gets a token")
+        found, cache = self.forward(model, ids[:, some], present[:, some], last_only)
+        if last_only:
+            return found, cache
+        logits = found.new_zeros(*ids.shape, *found.shape[2:])
+        logits[:, some] = found
+        return logits, cache
 
     def _forward(
         self, model: "PreTrainedModel", ids: Tensor, present: Tensor | None, last_only: bool
@@ -142,8 +157,6 @@ class PrefixCache:
         )
         self._let_go(cache)
         found = [(logits, rows) for logits, _, rows in done if logits is not None]
-        if not found:
-            raise ValueError("no prefix gets a token")
         if len(found) == 1 and cache._plain:
             return found[0][0], cache
         logits = found[0][0].new_zeros(len(self), *found[0][0].shape[1:])
