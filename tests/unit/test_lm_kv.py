@@ -355,7 +355,9 @@ def test_columns_in_which_nobody_has_a_token_are_skipped(model, empty):
     alone, after = cache.forward(model, ids, present)
     for at in empty:
         at = ids.shape[1] if at < 0 else at
-        ids, present = (torch.cat([x[:, :at], torch.zeros_like(x[:, :1]), x[:, at:]], 1) for x in (ids, present))
+        ids, present = (
+            torch.cat([x[:, :at], torch.zeros_like(x[:, :1]), x[:, at:]], 1) for x in (ids, present)
+        )
     wide, cache = cache.forward(model, ids, present)
     torch.testing.assert_close(wide[present], alone[columns([3, 2, 1])], rtol=1e-5, atol=1e-5)
     assert wide.shape[:2] == ids.shape
