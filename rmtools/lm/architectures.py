@@ -71,6 +71,15 @@ def require_window(config: Any, columns: int) -> None:
             f"prefixes of up to {columns} tokens are decoded together, and the model looks back {window} tokens",
             "use shorter prompts and steps, or a model with full attention",
         )
+    text = config.get_text_config()
+    # Llama 4: what its attention is scaled by counts columns, and is 1 before this one.
+    scaled = getattr(text, "floor_scale", None) if getattr(text, "attn_temperature_tuning", False) else None
+    if scaled and columns >= scaled:
+        raise UserError(
+            f"prefixes of up to {columns} tokens are decoded together, and from token {scaled:g} on the model scales its "
+            "attention by the number of the column: holes would count as tokens",
+            "use shorter prompts and steps, or another model",
+        )
     require_rotations(config, columns)
 
 

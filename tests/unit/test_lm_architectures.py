@@ -14,6 +14,7 @@ from rmtools.lm.architectures import (
     require_window,
 )
 from rmtools.lm.kv.cache import PrefixCache
+from rmtools.lm.kv.holes import MOST_IF_COARSE, _moved
 from rmtools.lm.policy import left_padded
 
 SMALL = {
@@ -136,3 +137,58 @@ def test_beyond_it_company_does_change_a_prefix(config):
     assert error > 0.1
     with pytest.raises(UserError, match="rotations"):
         PrefixCache.empty(2, model.device).forward(model, ids, present)
+
+
+BART = {
+    "vocab_size": 50,
+    "d_model": 32,
+    "decoder_layers": 2,
+    "decoder_attention_heads": 4,
+    "decoder_ffn_dim": 64,
+    "max_position_embeddings": 64,
+}
+
+
+def random_model(config):
+    torch.manual_seed(0)
+    return transformers.AutoModelForCausalLM.from_config(config).eval()
+
+
+@torch.inference_mode()
+def behind_a_hole(model):
+    """Return how far the logits of a row with a hole in the middle are from those of its tokens alone."""
+    first = torch.tensor([[5, 6, 7], [8, 9, 0]]), torch.tensor([[True] * 3, [True, True, False]])
+    cache = PrefixCache.empty(2, model.device).forward(model, *first)[1]
+    found = cache.forward(model, torch.tensor([[10], [11]]))[0][1, -1]
+    alone = model(input_ids=torch.tensor([[8, 9, 11]])).logits[0, -1]
+    return float((found - alone).abs().max() / alone.abs().max())
+
+
+@pytest.mark.parametrize("config", [transformers.BartConfig(**BART), transformers.PegasusConfig(**BART)])
+def test_models_that_count_columns_are_refused_before_anything_is_read(config, monkeypatch):
+    model = random_model(config)
+    with pytest.raises(UserError, match=f"{type(model).__name__} counts columns"):
+        PrefixCache.empty(1, model.device).forward(model, torch.tensor([[5]]))
+    assert _moved(model.to(torch.bfloat16)) > MOST_IF_COARSE
+    monkeypatch.setattr("rmtools.lm.kv.batch.require_holes", lambda model: None)
+    assert behind_a_hole(model.float()) > 0.1  # what is refused is wrong
+
+
+def test_alibi_and_learned_positions_are_let_through():
+    for config in (
+        transformers.BloomConfig(vocab_size=50, hidden_size=32, n_layer=2, n_head=4),
+        transformers.OPTConfig(
+            vocab_size=50, hidden_size=32, num_hidden_layers=2, ffn_dim=64, num_attention_heads=4
+        ),
+    ):
+        model = random_model(config)
+        assert behind_a_hole(model) < 1e-5
+        assert _moved(model.to(torch.bfloat16)) < MOST_IF_COARSE / 4
+
+
+def test_attention_that_is_scaled_by_columns_is_refused_from_there_on():
+    config = transformers.Llama4TextConfig(attn_temperature_tuning=True, floor_scale=16)
+    require_window(config, 15)
+    with pytest.raises(UserError, match="number of the column"):
+        require_window(config, 16)
+    require_window(transformers.Llama4TextConfig(attn_temperature_tuning=False, floor_scale=16), 16)

@@ -34,7 +34,7 @@ SHARING = {
     "phi3": transformers.Phi3Config(**SMALL),
 }
 # Distances added to the scores; an attention of its own; sums with one term more; a cache of what keys are made from, of keys to
-# be repeated, of values for both of two maps.
+# be repeated, of values for both of two maps; layers that read the keys of others.
 WHOLE = {
     "bloom": transformers.BloomConfig(vocab_size=50, hidden_size=32, n_layer=2, n_head=4),
     "gpt_neo": transformers.GPTNeoConfig(
@@ -64,6 +64,11 @@ WHOLE = {
         **{k: v for k, v in SMALL.items() if k != "num_attention_heads"}, kv_channels=8, num_local_experts=2
     ),
     "diffllama": transformers.DiffLlamaConfig(**SMALL),
+    "gemma4": transformers.Gemma4TextConfig(
+        **SMALL | {"num_hidden_layers": 4},
+        **{"head_dim": 8, "num_kv_shared_layers": 2, "hidden_size_per_layer_input": 8},
+        **{"vocab_size_per_layer_input": 50, "layer_types": ["sliding_attention", "full_attention"] * 2},
+    ),
 }
 LENGTHS = (9, 9, 8, 40, 9)  # two groups: the long one apart, and one with a hole
 
@@ -158,6 +163,18 @@ def test_what_all_prompts_begin_with_is_read_once(rest, monkeypatch):
     cache = cache.select(torch.tensor([0, 4])).packed()
     found, _ = append(model, cache, [[5, 6], [7]])
     assert far_from_alone(model, [whole[0] + [5, 6], whole[4] + [7]], found) < 1e-5
+
+
+@torch.inference_mode()
+def test_layers_that_read_the_keys_of_others_are_forked_joined_and_packed():
+    model, rng = random_model(WHOLE["gemma4"]), np.random.default_rng(0)
+    prompts = texts(rng, (9, 3))
+    rows = [prompts[i] for i in (1, 0, 1)]
+    _, cache = append(model, start(model, prompts).select(torch.tensor([1, 0, 1])), [[4], [5, 6, 7], []])
+    cache = cache.packed().join(cache.copied()).sole_use(True).packed()
+    whole = [rows[i] + new for i, new in enumerate([[4], [5, 6, 7], []])] * 2
+    found, _ = append(model, cache, [[8], [9]] * 3)
+    assert far_from_alone(model, [[*row, 8 + i % 2] for i, row in enumerate(whole)], found) < 1e-5
 
 
 def test_rows_that_begin_alike_for_a_moment_only_begin_with_nothing():

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from rmtools.lm.architectures import require_forks, require_window, with_cache
+from rmtools.lm.kv.holes import require_holes
 from rmtools.lm.kv.shared import Group, Shared, beginnings, joined
 from rmtools.lm.memory import require_memory
 
@@ -220,12 +221,13 @@ def _fork(cache: Any) -> Any:
 
 
 def _new_cache(model: "PreTrainedModel") -> Any:
-    """Return an empty cache for ``model``; raise ``UserError`` if it cannot be forked."""
+    """Return an empty cache for ``model``; raise ``UserError`` if it cannot be forked, or holes would count as tokens."""
     from transformers import DynamicCache
 
     from rmtools.lm.kv.layer import GrowingLayer
 
     require_forks(model.config)
+    require_holes(model)
     cache = DynamicCache(config=model.config)
     if cache.layers:
         cache.layers = [GrowingLayer() for _ in cache.layers]

@@ -40,7 +40,7 @@ class Buffer:
 class GrowingLayer(DynamicLayer):
     """A layer of a transformers cache whose ``keys`` and ``values`` are views of a buffer's first columns.
 
-    ``spare`` is the share of columns to reserve when it grows.
+    ``spare`` is the share of columns to reserve when it grows. A layer that reads another's keys and values never holds any.
     """
 
     buffer: Buffer | None = None
@@ -94,6 +94,8 @@ class GrowingLayer(DynamicLayer):
 
     def selected(self, rows: Tensor) -> "GrowingLayer":
         """Return rows ``rows`` (B',) in a buffer of their own, on the layer's device."""
+        if not self.is_initialized:
+            return GrowingLayer()
         rows = rows.to(self.keys.device)
         width = self.keys.shape[2]
         buffer = Buffer.like(self.keys, self.values, len(rows), width, self.spare)
@@ -112,6 +114,8 @@ class GrowingLayer(DynamicLayer):
 def concatenated(parts: list[tuple[GrowingLayer, Tensor, Tensor]], width: int) -> GrowingLayer:
     """Return one layer made of rows (B',) of each part, of which it keeps columns (B', width), right-aligned."""
     first = parts[0][0]
+    if not first.is_initialized:
+        return GrowingLayer()
     n = sum(len(rows) for _, rows, _ in parts)
     buffer = Buffer.like(first.keys, first.values, n, width, SPARE_IF_RAGGED)
     start = 0

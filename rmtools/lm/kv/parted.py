@@ -8,9 +8,9 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
 
-from rmtools.lm.architectures import longest_shared_row, with_cache
+from rmtools.lm.architectures import longest_shared_row
+from rmtools.lm.kv.holes import UNLIKE, read
 from rmtools.lm.kv.shared import Group, Shared, beginnings
 from rmtools.lm.precision import input_device, is_spread
 
@@ -18,8 +18,6 @@ TOKENS = 12
 # Of what the first half of the text changes in its second. In parts it is rounded otherwise; what is not attention in parts is
 # off by about all of it.
 TOLERANCE, TOLERANCE_IF_COARSE = 1e-3, 0.25
-# What a model may raise whose attention gets something else than it expects.
-UNLIKE = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError)
 
 _tried: WeakKeyDictionary[torch.nn.Module, bool] = WeakKeyDictionary()
 
@@ -48,35 +46,17 @@ def _agrees(model: Any) -> bool:
     ids = (torch.arange(TOKENS, device=input_device(model)) * 7 + size // 2)[None] % size
     half = TOKENS // 2
     try:
-        whole = _read(model, ids, 0)[0][:, half:]
-        layers = _read(model, ids[:, :half], 0)[1].layers
+        whole = read(model, ids, 0)[0][:, half:]
+        layers = read(model, ids[:, :half], 0)[1].layers
         group = Group.of(
             [(x.keys, x.values) for x in layers], torch.ones_like(ids[:, :half], dtype=torch.bool)
         )
         with beginnings(model, Shared((group,), torch.zeros_like(ids[0, :1]))):
-            parted = _read(model, ids[:, half:], half)[0]
-        alone = _read(model, ids[:, half:], half)[0]
+            parted = read(model, ids[:, half:], half)[0]
+        alone = read(model, ids[:, half:], half)[0]
         most = TOLERANCE if model.dtype in (torch.float32, torch.float64) else TOLERANCE_IF_COARSE
         return bool((whole - parted).norm() < most * (whole - alone).norm())  # False also for NaN
     except torch.OutOfMemoryError:
         raise
     except UNLIKE:
         return False
-
-
-def _read(model: Any, ids: Tensor, first: int) -> tuple[Tensor, Any]:
-    """Return the states (1, L, width) behind the last layer, or else logits, and the cache."""
-    from transformers import DynamicCache
-
-    cache = DynamicCache(config=model.config)
-    positions = torch.arange(first, first + ids.shape[1], device=ids.device)[None]
-    output = model(
-        input_ids=ids,
-        position_ids=positions,
-        use_cache=True,
-        output_hidden_states=True,
-        **with_cache(model, cache),
-    )
-    # A new head may return the same for everything.
-    states = getattr(output, "hidden_states", None)
-    return (states[-1] if states else output.logits).float(), cache
