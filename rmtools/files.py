@@ -185,6 +185,12 @@ def left_as_found(path: Path) -> Iterator[None]:
         raise
 
 
+def require_no_file(folder: Path) -> None:
+    """Raise ``UserError`` if an output folder is a file."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"the output folder {folder} is a file", "choose another folder")
+
+
 def require_writable(folder: Path) -> None:
     """Raise ``UserError`` if ``folder`` cannot be made or written: hours of work may come before the first file."""
     try:
@@ -204,8 +210,7 @@ def claim_folder(path: Path, *ours: str, holds: str = "", overwrite: bool = True
     user's is overwritten by accident.
     """
     path = Path(path)
-    if path.exists() and not path.is_dir():
-        raise UserError(f"the output folder {path} is a file", "choose another folder")
+    require_no_file(path)
     if path.is_dir() and any(path.iterdir()) and not any(any(path.glob(name)) for name in ours):
         raise UserError(
             f"the output folder {path} exists and holds something else (no {' or '.join(ours)} in it)",

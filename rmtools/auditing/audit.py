@@ -100,10 +100,10 @@ def audit(
     where, compare, prepare = Placement(device_of(device), dtype), _listed(compare), _pilots(pilot)
     _require_bases((value_model, *compare))
     rows, metadata = rows_of(rollouts)
+    _require_formats(metadata, (value_model, *compare))
     fingerprint, rows = rollouts_fingerprint(rows), limited(rows, prompts_limit)
     shown, value_model = progress or _no_progress, pinned(value_model)
     models, known = load_models(rows, value_model, compare, controls, terminal, seed, where)
-    _require_formats(metadata, [m.scorer for m in models])
     source, judge = load_policy_and_task(policy, task, metadata, models[0].scorer.steps.settings, where)
     run = prepare(models[0].scorer, rows, source, judge, known["model"], where)
     scored = [_score(model, rows, shown) for model in models]
@@ -246,14 +246,16 @@ def _require_bases(models: "Sequence[str | Path | Scorer]") -> None:
             loadable_settings(model)
 
 
-def _require_formats(metadata: "RolloutMetadata | None", scorers: "Sequence[Scorer]") -> None:
+def _require_formats(metadata: "RolloutMetadata | None", models: "Sequence[str | Path | Scorer]") -> None:
     """Raise ``UserError`` if the rollouts' prompts are of another format than those a checkpoint was trained on."""
+    from rmtools.lm.checkpoint import CheckpointSettings
     from rmtools.lm.prompt_format import require_same_format
 
     if metadata is None or not metadata.format_known:
         return
-    for scorer in scorers:
-        recorded = getattr(scorer, "prompt_format", None)
+    for model in models:
+        named = isinstance(model, str | Path)
+        recorded = getattr(CheckpointSettings.load(model) if named else model, "prompt_format", None)
         if recorded is not None:
             require_same_format(metadata.prompt_format, recorded, "the rollouts'")
 

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from rmtools.lm.precision import Placement
     from rmtools.lm.prompt_format import AskedFormat, PromptFormat
     from rmtools.lm.protocol import Scorer
+    from rmtools.sampling.loading import Check
     from rmtools.sampling.settings import SamplerSettings
 
 IMPLICIT = "implicit:"
@@ -277,11 +278,12 @@ def _inputs(
 ) -> AuditInputs:
     """Load what the options name."""
     from rmtools.data.load import load_rollouts
-    from rmtools.data.prompts import asked_format, require_prompts
+    from rmtools.data.prompts import asked_format, prompts_check, require_prompts
     from rmtools.data.tasks.load import NAMES
     from rmtools.files import claim_folder
     from rmtools.lm.checkpoint import CheckpointSettings
     from rmtools.lm.hub import find_model
+    from rmtools.lm.prompt_format import require_same_format
 
     policy, task, horizon, placement = named
     if prompts in NAMES:
@@ -300,8 +302,18 @@ def _inputs(
     if known is not None and known.task and task and task != known.task:
         raise UserError(f"the rollouts are of the task {known.task}, --task names {task}", "leave --task out")
     named = (policy, task, horizon, placement)
-    found = _implicit(model, named, known) if source is None else _checkpoint(source.pinned, named, known)
     recorded = None if source is None else CheckpointSettings.load(source.pinned).prompt_format
+    if known is not None and known.format_known and recorded is not None:
+        require_same_format(known.prompt_format, recorded, "the rollouts'")
+
+    def check(task: Any, settings: Any, *tokens: Any) -> None:
+        form = asked_format(*asked, task.delimiter)
+        if known is None:
+            prompts_check(prompts, task, form, settings.prompt_format)(*tokens)
+
+    found = (
+        _implicit(model, named, known) if source is None else _checkpoint(source.pinned, named, known, check)
+    )
     delimiter = "\n" if found[2] is None else found[2].delimiter
     form = asked_format(*asked, delimiter)
     if loaded is not None and (form.given or loaded.turns):
@@ -329,7 +341,7 @@ Found = tuple["str | Scorer", "Policy | None", "Task | None", str]
 """The audited model, its policy and task, and why they are unknown."""
 
 
-def _checkpoint(model: str, named: Named, known: "RolloutMetadata | None") -> Found:
+def _checkpoint(model: str, named: Named, known: "RolloutMetadata | None", check: "Check") -> Found:
     """Return a checkpoint with its policy and task; None and the reason if rollouts are given and neither is found."""
     from rmtools.cli.device import print_precision
     from rmtools.lm.checkpoint import loadable_settings
@@ -337,7 +349,7 @@ def _checkpoint(model: str, named: Named, known: "RolloutMetadata | None") -> Fo
 
     loadable_settings(model)  # a wrong checkpoint is an error even if rollouts are given
     try:
-        loaded = load(model, *named[:3], placement=named[3])
+        loaded = load(model, *named[:3], placement=named[3], check=check)
     except UserError as error:
         if known is None or any(named[:3]):
             raise

@@ -133,9 +133,9 @@ def command(
     """
     from rmtools.cli.device import device_for, print_precision
     from rmtools.data.collect import Branching
-    from rmtools.data.prompts import asked_format, require_prompts
+    from rmtools.data.prompts import asked_format, prompts_check, require_prompts
     from rmtools.data.tasks import load_task
-    from rmtools.files import require_writable
+    from rmtools.files import require_no_file, require_writable
     from rmtools.jobs.rollouts import Sharding
     from rmtools.lm.policy import load_policy
     from rmtools.lm.sampling_law import SamplingLaw
@@ -151,9 +151,10 @@ def command(
     settings = step_settings(chosen, steps, delimiter, stop, max_step_tokens)
     law = SamplingLaw(temperature, top_k, top_p, min_p)
     require_prompts(prompts)
-    if not out.is_file():  # said of the folder, later
-        require_writable(out)
-    loaded = load_policy(policy, settings, law, device_for(device), dtype)
+    require_no_file(out)
+    require_writable(out)
+    check = prompts_check(prompts, chosen, asked)
+    loaded = load_policy(policy, settings, law, device_for(device), dtype, check)
     print_precision(policy=loaded)
     sharding = Sharding(batch_size, shard_size, form, overwrite)
     make_rollouts(loaded, chosen, prompts, branching, out, seed, sharding, process, asked=asked)
@@ -169,9 +170,9 @@ def step_settings(
     from rmtools.lm.steps import StepSettings
 
     stops = tuple(unescaped(text) for text in stop or ())
+    if steps is not None and delimiter is not None:
+        raise UserError("--steps and --delimiter both say what ends a step", "pass one of them")
     if steps is None or steps in DELIMITERS:
-        if steps is not None and delimiter is not None:
-            raise UserError("--steps and --delimiter both say what ends a step", "pass one of them")
         text = _delimiter(task, delimiter if steps is None else DELIMITERS[steps])
         return StepSettings(text, task.horizon, max_step_tokens, stop=stops)
     kind, _, size = steps.partition("=")

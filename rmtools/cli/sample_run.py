@@ -24,9 +24,11 @@ if TYPE_CHECKING:
     from rmtools.data.tasks import Task
     from rmtools.jobs.job import Bar
     from rmtools.jobs.samples import Draw, SamplePlan
+    from rmtools.lm.checkpoint import CheckpointSettings
     from rmtools.lm.prompt_format import PromptFormat
     from rmtools.lm.protocol import StepPolicy
-    from rmtools.sampling.loading import Loaded
+    from rmtools.lm.steps import StepTokenizer
+    from rmtools.sampling.loading import Check, Loaded
     from rmtools.sampling.sample_prompts import SamplerSettings
 
     Entered = tuple[list[str], Task | None, PromptFormat]
@@ -93,8 +95,8 @@ class Inputs:
     server: "Server | None" = None
     asked: tuple[str, str | None, Path | None] = ("auto", None, None)
 
-    def load(self, seed: int) -> "Loaded":
-        """Load value model, policy and task, or connect to the server."""
+    def load(self, seed: int, check: "Check | None" = None) -> "Loaded":
+        """Load value model, policy and task, or connect to the server; ``check`` as that of `rmtools.sampling.loading.load`."""
         from rmtools.cli.device import placement_for
         from rmtools.cli.server import connect_policy
         from rmtools.sampling.loading import load
@@ -109,20 +111,22 @@ class Inputs:
                 share=True,
                 placement=placement,
                 task_needed=False,
+                check=check,
             )
         if self.policy is not None:
             raise UserError("--policy and --server both name a policy", "leave one of them out")
         return load(
             self.model,
-            None,
+            partial(connect_policy, server, seed=seed),
             self.task,
             self.horizon,
             placement=placement,
-            connect=partial(connect_policy, server, seed=seed),
             task_needed=False,
         )
 
-    def prompts(self, loaded: "Loaded") -> "tuple[Entered, bool]":
+    def prompts(
+        self, task: "Task | None", settings: "CheckpointSettings", tokenizer: Any
+    ) -> "tuple[Entered, bool]":
         """Return the prompts in the checkpoint's format, and whether they were typed: these have no right answer."""
         from rmtools.data.prompts import (
             asked_format,
@@ -132,7 +136,7 @@ class Inputs:
             typed_prompts,
         )
 
-        delimiter = "\n" if loaded.task is None else loaded.task.delimiter
+        delimiter = "\n" if task is None else task.delimiter
         typed = self.file is None
         if self.file == "-":
             found, typed = read_stream(sys.stdin, delimiter)
@@ -142,9 +146,24 @@ class Inputs:
             found = typed_prompts([unescaped(text) for text in self.texts], delimiter)
         kind, system, few_shot = self.asked
         asked = asked_format(kind, system and unescaped(system), few_shot, delimiter)
-        tokenizer, form = loaded.policy.steps.tokenizer, loaded.settings.prompt_format
         source = "standard input" if self.file == "-" else self.file or "--prompt"
-        return enter_prompts(found, loaded.task, asked, tokenizer, form, source=source), typed
+        return enter_prompts(found, task, asked, tokenizer, settings.prompt_format, source=source), typed
+
+    def check_before_loading(
+        self,
+        terminal: str,
+        task: "Task | None",
+        settings: "CheckpointSettings",
+        steps: "StepTokenizer",
+        context: int | None,
+    ) -> None:
+        """Raise what the prompts of a file, or typed ones, would once the weights are read; standard input is read once."""
+        from rmtools.data.prompts import check_before_loading
+
+        if self.file != "-":
+            (texts, judge, _), typed = self.prompts(task, settings, steps.tokenizer)
+            judged = not (typed and terminal == "model")
+            check_before_loading(texts, judge if judged else None, steps, context)
 
     def check(self, process: Process) -> None:
         """Raise ``UserError`` unless the prompts come from one place that every process can read."""
@@ -205,12 +224,12 @@ def sample(
         from transformers.utils.logging import disable_progress_bar
 
         disable_progress_bar()
-    loaded = inputs.load(seed)
+    loaded = inputs.load(seed, partial(inputs.check_before_loading, settings.terminal))
     print_precision(policy=loaded.policy, value_model=loaded.value)
     if loaded.task is None and settings.terminal == "verifier":
         raise UserError("`terminal` verifier needs a task, and none is named", "name it with `task`")
     unverifiable = settings.terminal == "model" and isinstance(loaded.task, AnswerTask)
-    (prompts, task, _), typed = inputs.prompts(loaded)
+    (prompts, task, _), typed = inputs.prompts(loaded.task, loaded.settings, loaded.policy.steps.tokenizer)
     loaded = replace(loaded, task=task)
     unanswered = typed and unverifiable
     judged = loaded.task is not None and not unanswered

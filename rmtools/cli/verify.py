@@ -1,7 +1,7 @@
 """``rmtools verify``: the theory's predictions beside measurements."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -54,7 +54,13 @@ def lm(
     from rmtools.cli.device import placement_for, print_precision
     from rmtools.cli.progress import progress
     from rmtools.codec import save_json
-    from rmtools.data.prompts import check_prompts, enter_prompts, prompts_from, require_prompts
+    from rmtools.data.prompts import (
+        check_prompts,
+        enter_prompts,
+        prompts_check,
+        prompts_from,
+        require_prompts,
+    )
     from rmtools.files import claim_folder
     from rmtools.lm.prompt_format import AskedFormat
     from rmtools.sampling.loading import load
@@ -68,7 +74,11 @@ def lm(
 
     claim_folder(out, "verify.json")
     require_prompts(prompts)
-    loaded = load(model, policy, task, horizon, placement=placement_for(device, dtype))
+
+    def check(task: Any, settings: Any, *tokens: Any) -> None:
+        prompts_check(prompts, task, AskedFormat(), settings.prompt_format)(*tokens)
+
+    loaded = load(model, policy, task, horizon, placement=placement_for(device, dtype), check=check)
     print_precision(policy=loaded.policy, value_model=loaded.value)
     rng = generator("verify", seed)
     given, _ = prompts_from(prompts, loaded.task, rng)

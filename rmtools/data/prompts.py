@@ -9,7 +9,7 @@ Prompt(text='6 * 7?\n', reference='42', turns=())
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -24,8 +24,10 @@ from rmtools.data.tasks import Referenced, Task, rendered_task
 from rmtools.data.tasks.extract import BOXED, marked_answer, visible
 from rmtools.errors import UserError
 from rmtools.files import json_lines, read_json_lines
+from rmtools.lm.policy import require_room
 from rmtools.lm.prompt_format import RAW, AskedFormat, Kind, PromptFormat, PromptRenderer, Turn
 from rmtools.lm.protocol import StepPolicy
+from rmtools.lm.steps import StepTokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -184,12 +186,17 @@ def rows_in_format(rows: Rollouts, asked: AskedFormat, tokenizer: "PreTrainedTok
     if not rows.metadata.format_known:
         form = asked.resolve(tokenizer, auto="raw", turns=bool(rows.turns))
         return render_rows(rows, form, tokenizer)
-    if not asked.agrees(rows.metadata.prompt_format):
+    require_agreement(rows, asked)
+    return rows
+
+
+def require_agreement(rows: Rollouts, asked: AskedFormat) -> None:
+    """Raise ``UserError`` if another format is asked for than the one that rows are known to have."""
+    if rows.metadata.format_known and not asked.agrees(rows.metadata.prompt_format):
         raise UserError(
             f"the prompts of the rollouts are rendered already, in the format {rows.metadata.prompt_format}",
             "leave `prompt_format`, `system` and `few_shot` out, or make rollouts in the other format",
         )
-    return rows
 
 
 def task_of_rows(task: Task, rows: Iterable[Rollout]) -> Task:
@@ -371,7 +378,33 @@ def drawn_prompts(n: int, task: Task, rng: np.random.Generator) -> tuple[list[Pr
 def check_prompts(prompts: Sequence[str], task: Task | None, policy: StepPolicy) -> None:
     """Raise ``UserError``, before any work, if a prompt does not fit the task or leaves the policy no room."""
     policy.check_length([policy.steps.prompt_ids(p) for p in prompts])
+    _check_texts(prompts, task, policy.steps)
+
+
+def prompts_check(
+    source: str, task: Task, asked: AskedFormat, recorded: PromptFormat | None = None
+) -> Callable[[StepTokenizer, int | None], None]:
+    """Return the ``check`` of `load_policy` for prompts of a file or drawn from the task: it raises what they would later."""
+
+    def check(steps: StepTokenizer, context: int | None) -> None:
+        some = "1" if source.isdigit() else source  # one that is drawn is like another
+        given, _ = prompts_from(some, task, np.random.default_rng(0))
+        texts, judge, _ = enter_prompts(given, task, asked, steps.tokenizer, recorded, source=source)
+        check_before_loading(texts, judge, steps, context)
+
+    return check
+
+
+def check_before_loading(
+    prompts: Sequence[str], task: Task | None, steps: StepTokenizer, context: int | None
+) -> None:
+    """Raise ``UserError`` if `check_prompts` would for a policy with this tokenizer and ``context`` (most tokens it takes)."""
+    require_room([steps.prompt_ids(p) for p in prompts], context)
+    _check_texts(prompts, task, steps)
+
+
+def _check_texts(prompts: Sequence[str], task: Task | None, steps: StepTokenizer) -> None:
     for prompt in prompts:
         if task is not None:
             task.check_prompt(prompt)
-        policy.steps.require_known(prompt)
+        steps.require_known(prompt)

@@ -5,8 +5,9 @@ Once all shards are there, any process may write the metadata: all would write t
 
 import logging
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from rmtools.data.load import load_rollouts
 from rmtools.data.prompts import (
     Prompt,
     asked_format,
+    check_before_loading,
     check_prompts,
     drawn_prompts,
     enter_prompts,
@@ -29,9 +31,9 @@ from rmtools.jobs.job import Bar, Blocks, Job, Tick, drawn_from
 from rmtools.jobs.processes import Process
 from rmtools.lm.pace import prompts_in_time
 from rmtools.lm.policy import Policy, load_policy
-from rmtools.lm.prompt_format import RAW, PromptFormat
+from rmtools.lm.prompt_format import RAW, AskedFormat, PromptFormat
 from rmtools.lm.sampling_law import SamplingLaw
-from rmtools.lm.steps import MAX_STEP_TOKENS, StepSettings
+from rmtools.lm.steps import MAX_STEP_TOKENS, StepSettings, StepTokenizer
 from rmtools.particles.arguments import check_count, check_seed
 from rmtools.seeds import block_generator, generator
 
@@ -296,23 +298,35 @@ def collect_rollouts(
     check_seed(seed)
     chosen = _task(task, policy)
     branching = Branching(trajectories, children, completions, depths)
-    if isinstance(policy, str | Path):
-        steps = StepSettings(chosen.delimiter, chosen.horizon, max_step_tokens)
-        policy = load_policy(policy, steps, SamplingLaw(temperature, top_k, top_p, min_p))
     asked = asked_format(prompt_format, system, few_shot, chosen.delimiter)
     given, removed = _given_or_drawn(prompts, chosen, seed)
+    if isinstance(policy, str | Path):
+        steps = StepSettings(chosen.delimiter, chosen.horizon, max_step_tokens)
+        law = SamplingLaw(temperature, top_k, top_p, min_p)
+        policy = load_policy(policy, steps, law, check=partial(_check_early, given, chosen, asked))
     texts, chosen, form = enter_prompts(given, chosen, asked, policy.steps.tokenizer)
     if said := asked.chosen(form, policy.name):
         logger.warning(said)
     check_prompts(texts, chosen, policy)
-    shown = progress or (lambda label, total: nullcontext(lambda n: None))
     settings = rollout_settings(policy, chosen, texts, branching, seed, Sharding(batch_size), removed)
     settings = replace(settings, prompt_format=form)
     if out is None:
-        return _collect_in_memory(settings, policy, chosen, texts, shown)
-    done = collect_into(Path(out), settings, policy, chosen, texts, shown)
+        return _collect_in_memory(settings, policy, chosen, texts, progress or _silent)
+    done = collect_into(Path(out), settings, policy, chosen, texts, progress or _silent)
     _warn_of_cut(0.0 if done is None else done.share_cut, policy)
     return load_rollouts(out)
+
+
+def _silent(label: str, total: int) -> AbstractContextManager[Tick]:
+    return nullcontext(lambda n: None)
+
+
+def _check_early(
+    prompts: Sequence[Prompt], task: Task, asked: AskedFormat, steps: StepTokenizer, context: int | None
+) -> None:
+    """Raise ``UserError`` if the prompts do not fit task, format and tokenizer: before weights are read."""
+    texts, task, _ = enter_prompts(prompts, task, asked, steps.tokenizer)
+    check_before_loading(texts, task, steps, context)
 
 
 def _warn_of_cut(share: float, policy: Policy) -> None:

@@ -6,6 +6,8 @@ of one-shot sampling: a step is decoded token by token from `rmtools.lm.sampling
 end token comes, or it has ``max_step_tokens``.
 """
 
+import contextlib
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,10 +18,11 @@ from torch import Tensor
 
 from rmtools.errors import UserError, reason
 from rmtools.lm.decoding import Decoding, PolicyState, Source, Tables
-from rmtools.lm.hub import HOW_TO_NAME, find_model
+from rmtools.lm.hub import HOW_TO_NAME, FoundModel, find_model
 from rmtools.lm.kv.cache import begun
 from rmtools.lm.precision import (
     Dtype,
+    Where,
     best_device,
     device_of,
     input_device,
@@ -171,6 +174,7 @@ def load_policy(
     temperature: float | SamplingLaw = 1.0,
     device: str | torch.device | None = None,
     dtype: Dtype = "auto",
+    check: Callable[[StepTokenizer, int | None], object] | None = None,
 ) -> Policy:
     r"""Load a causal language model and its tokenizer.
 
@@ -186,6 +190,9 @@ def load_policy(
         Default: CUDA if available. "spread": the layers over all GPUs.
     dtype : {"auto", "float32", "bfloat16"}
         Precision of the weights. auto: float32 on a CPU, that of the files on a GPU.
+    check : callable, optional
+        ``check(steps, context)`` is called before the weights are read, with what they will be read with and the most tokens
+        the model takes (None: not known): what it raises ends the loading.
 
     Raises
     ------
@@ -200,8 +207,7 @@ def load_policy(
     >>> policy.name, policy.temperature, policy.steps.step_text(policy.steps.step_ids("s r2 \n"))
     ('policy', 1.0, 's r2 \n')
     """
-    from safetensors import SafetensorError
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     if not isinstance(settings, StepSettings):
         raise UserError(
@@ -218,30 +224,52 @@ def load_policy(
             "name the causal language model that solutions are drawn from",
         )
     tokenizer = load_tokenizer(path)
-    try:
+    with _model_files(source):
         config = AutoConfig.from_pretrained(path)
-        how = quantisation(config)
-        with quantised_weights(source, how):
-            found: Any = AutoModelForCausalLM.from_pretrained(
-                path,
-                output_loading_info=True,
-                dtype=weights_in(dtype, inputs_on(where)),
-                **placed(how, where),
-            )
-        model, loading = found
-    except UserError:
-        raise
-    except (OSError, ValueError, SafetensorError) as error:
-        raise not_a_model(source, error) from error
+        ends = saved_end_ids(str(path), config.get_text_config(), tokenizer)
+    steps = StepTokenizer(tokenizer, settings, ends)
+    if check is not None:
+        check(steps, getattr(config, "max_position_embeddings", None))
+    model = _language_model(source, quantisation(config), where, dtype)
+    require_vocabulary(tokenizer, model.config, str(source))
+    ends = end_ids(model.generation_config, tokenizer)
+    if (*ends,) != steps.end_ids:
+        steps = StepTokenizer(tokenizer, settings, ends)
+    return Policy(on_device(model, where), steps, law, source.pinned)
+
+
+def _language_model(source: FoundModel, how: dict[str, Any], where: Where, dtype: Dtype) -> Any:
+    """Return a causal language model, its weights quantised as ``how``; raise ``UserError`` if some are missing."""
+    from transformers import AutoModelForCausalLM
+
+    with _model_files(source), quantised_weights(source, how):
+        found: Any = AutoModelForCausalLM.from_pretrained(
+            source.folder,
+            output_loading_info=True,
+            dtype=weights_in(dtype, inputs_on(where)),
+            **placed(how, where),
+        )
+    model, loading = found
     if loading["missing_keys"]:
         raise UserError(
             f"the weights of {source} lack {', '.join(sorted(loading['missing_keys'])[:3])}: drawn at random they would write "
             "random text",
             "name a causal language model that was saved whole",
         )
-    require_vocabulary(tokenizer, model.config, str(source))
-    ends = end_ids(model.generation_config, tokenizer)
-    return Policy(on_device(model, where), StepTokenizer(tokenizer, settings, ends), law, source.pinned)
+    return model
+
+
+@contextlib.contextmanager
+def _model_files(source: object) -> Iterator[None]:
+    """Turn what transformers raises while it reads a model's files into a ``UserError``."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, ValueError, SafetensorError) as error:
+        raise not_a_model(source, error) from error
 
 
 def end_ids(generation: "GenerationConfig | None", tokenizer: "PreTrainedTokenizerBase") -> list[int]:

@@ -226,10 +226,11 @@ class PromptRenderer:
         system = own[0] if own else self.form.system
         said = [(role, text.strip()) for role, text in turns[len(own) :]]
         shown = [t for q, s in self.form.few_shot for t in (("user", q.strip()), ("assistant", s.strip()))]
-        for _, text in (*shown, *said):
+        for role, text in (("system", system), *shown, *said):
             if mark := next((m for m in self._marks if m in text), None):
+                whose = f"the system turn of {where}" if role == "system" else where
                 raise UserError(
-                    f"{where} holds {mark}, which the chat template writes around turns: it seems to be rendered already",
+                    f"{whose} holds {mark}, which the chat template writes around turns: it seems to be rendered already",
                     "pass `prompt_format` raw, or the text without the template",
                 )
         what = "a system turn" if system else "these turns"

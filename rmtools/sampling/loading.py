@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +13,10 @@ if TYPE_CHECKING:
     from rmtools.lm.checkpoint import CheckpointSettings
     from rmtools.lm.precision import Placement
     from rmtools.lm.protocol import StepPolicy
+    from rmtools.lm.steps import StepTokenizer
     from rmtools.lm.value import ValueModel
 
+    Check = Callable[[Task | None, CheckpointSettings, StepTokenizer, int | None], object]
 
 NO_TASK = "none"
 
@@ -30,20 +33,21 @@ class Loaded:
 
 def load(
     model: str | Path,
-    policy: str | None,
+    policy: "str | Callable[..., StepPolicy] | None",
     task: str | None,
     horizon: int | None,
     share: bool = False,
     placement: "Placement | None" = None,
-    connect: "Callable[..., StepPolicy] | None" = None,
     task_needed: bool = True,
+    check: "Check | None" = None,
 ) -> Loaded:
     """Load a checkpoint with the policy and task it remembers, or those that are named instead.
 
     A task that compares answers does not know them yet: ``read_prompts(path, task)`` and ``prompts_from`` read them from the
-    prompts file. With ``share`` an adapter on the policy's own weights uses these, in memory once. ``connect(steps, law,
-    device=device)``, if given, makes the policy instead. Unless ``task_needed``, the task may be None: nothing
-    names one, or `NO_TASK` is named.
+    prompts file. With ``share`` an adapter on the policy's own weights uses these, in memory once. A function as
+    ``policy`` connects to one: ``policy(steps, law, device=device)``. Unless ``task_needed``, the task may be None: nothing
+    names one, or `NO_TASK` is named. ``check(task, settings, steps, context)`` is called before any weights are read,
+    as that of `load_policy`; not if the policy is connected to.
 
     Raises
     ------
@@ -60,13 +64,20 @@ def load(
     settings = loadable_settings(model)
     without = not task_needed and (task == NO_TASK or not (task or settings.task))
     chosen = None if without else task_of(model, settings, task, horizon)
-    if connect is not None:
+    if callable(policy):
         value, settings = load_value_model(model, device=where.device, dtype=where.dtype)
-        served = connect(value.steps, settings.law, device=value.device)
+        served = policy(value.steps, settings.law, device=value.device)
         return Loaded(value, settings, served, chosen)
     if not policy:
         require_recorded(model, "policy", settings.policy)
-    source = load_policy(policy or settings.policy, settings.steps, settings.law, where.device, where.dtype)
+    source = load_policy(
+        policy or settings.policy,
+        settings.steps,
+        settings.law,
+        where.device,
+        where.dtype,
+        None if check is None else partial(check, chosen, settings),
+    )
     value, settings = load_value_model(
         model, device=where.device, beside=source if share else None, dtype=where.dtype
     )

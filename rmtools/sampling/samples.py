@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack, overload
 
@@ -13,13 +14,14 @@ import numpy as np
 from rmtools.data.prompts import (
     Prompt,
     asked_format,
+    check_before_loading,
     check_prompts,
     enter_prompts,
     given_prompts,
 )
 from rmtools.data.tasks import Answering, Task, load_task
 from rmtools.errors import UserError
-from rmtools.lm.checkpoint import load_value_model, loadable_settings, require_recorded
+from rmtools.lm.checkpoint import CheckpointSettings, load_value_model, loadable_settings, require_recorded
 from rmtools.lm.hub import find_model
 from rmtools.lm.particles import Terminal
 from rmtools.lm.policy import Policy, load_policy
@@ -27,6 +29,7 @@ from rmtools.lm.precision import Where, device_of
 from rmtools.lm.protocol import Scorer, StepPolicy
 from rmtools.lm.sampling_law import SamplingLaw
 from rmtools.lm.scorer_checks import SAMPLED, require_scorer
+from rmtools.lm.steps import StepTokenizer
 from rmtools.particles.arguments import check_bool, check_callable, check_seed
 from rmtools.particles.protocol import Observe
 from rmtools.sampling.error_report import log_z_se, until_in_words
@@ -378,22 +381,43 @@ def sample(
     check_bool("trace", trace)
     check_callable("observe", observe)
     check_callable("progress", progress)
-    value, source, verifier = _models(model, policy, task, device_of(device))
-    texts, verifier = _prompts(prompts, (value, source, verifier), (prompt_format, system, few_shot))
+    asked = prompt_format, system, few_shot
+    value, source, verifier = _models(model, policy, task, device_of(device), (prompts, asked))
+    texts, verifier = _entered(prompts, verifier, value, source.steps.tokenizer, asked)
+    check_prompts(texts, verifier, source)
     hooks = Hooks(observe, trace, progress)
     return Samples(tuple(_draw((value, source, verifier), texts, settings, seed, hooks)))
 
 
-def _prompts(
-    prompts: Sequence[Any], models: tuple[Scorer, StepPolicy, Task | None], asked: tuple[str, str | None, Any]
+Asked = tuple[str, str | None, Any]
+"""The arguments prompt_format, system and few_shot."""
+
+
+def _check_early(
+    prompts: Sequence[Any],
+    asked: Asked,
+    task: Task | None,
+    of: Scorer | CheckpointSettings,
+    steps: StepTokenizer,
+    context: int | None,
+) -> None:
+    """Raise ``UserError`` if the prompts do not fit task, format and tokenizer: before weights are read."""
+    texts, task = _entered(prompts, task, of, steps.tokenizer, asked)
+    check_before_loading(texts, task, steps, context)
+
+
+def _entered(
+    prompts: Sequence[Any],
+    task: Task | None,
+    of: Scorer | CheckpointSettings,
+    tokenizer: Any,
+    asked: Asked,
 ) -> tuple[list[str], Task | None]:
-    """Return prompts in the checkpoint's format, and the task that judges their solutions."""
-    value, policy, task = models
+    """Return prompts in the format ``of`` a checkpoint, and the task that judges their solutions."""
+    recorded = getattr(of, "prompt_format", None)
     delimiter = "\n" if task is None else task.delimiter
     form, given = asked_format(*asked, delimiter), given_prompts(prompts, delimiter)
-    recorded, tokenizer = getattr(value, "prompt_format", None), policy.steps.tokenizer
     texts, task, _ = enter_prompts(given, task, form, tokenizer, recorded, auto="raw")
-    check_prompts(texts, task, policy)
     return texts, task
 
 
@@ -453,8 +477,13 @@ def _models(
     policy: str | Path | StepPolicy | None,
     task: str | Task | None,
     device: "Where | None",
+    entering: tuple[Sequence[Any], Asked],
 ) -> tuple[Scorer, StepPolicy, Task | None]:
-    """Return value model, policy and task, loaded if they are named; an adapter on the policy's weights shares them."""
+    """Return value model, policy and task, loaded if they are named; an adapter on the policy's weights shares them.
+
+    The prompts, and the format that is asked for, are checked before weights are read.
+    """
+    known: Any = model
     if isinstance(model, str | Path):
         model = find_model(model).pinned
         known = loadable_settings(model)
@@ -473,7 +502,7 @@ def _models(
             "a Scorer does not remember its policy", "pass `policy`: a folder, a hub name or a StepPolicy"
         )
     if isinstance(policy, str | Path):
-        policy = load_policy(policy, steps, law, device)
+        policy = load_policy(policy, steps, law, device, check=partial(_check_early, *entering, task, known))
     elif not hasattr(policy, "decode_step"):
         raise UserError(
             f"`policy` must be a folder, a hub name or a StepPolicy, got {type(policy).__name__}",

@@ -22,7 +22,7 @@ from rmtools.training.resume import (
     require_outside,
 )
 from rmtools.training.target_network import TARGET_NETWORK_FILE
-from rmtools.training.trainer import PRMTrainer
+from rmtools.training.trainer import PRMTrainer, check_rows
 
 if TYPE_CHECKING:
     from trl import ModelConfig
@@ -57,6 +57,7 @@ def train(
     require_writable(Path(str(config.output_dir)))
     rows, held_out = load_data(data)
     config.resolve_target(rows)
+    check_rows(config, rows, held_out)
     base = require_base(model_arguments, rows.metadata)
     out, overwrite = Path(str(config.output_dir)), config.overwrite_output_dir
     needed = (TARGET_NETWORK_FILE,) if config.objective().bootstraps and config.ema_decay > 0 else ()

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import IntervalStrategy, PreTrainedModel, Trainer
 
 from rmtools.data.load import load_rollouts
-from rmtools.data.prompts import asked_format, rows_in_format
+from rmtools.data.prompts import asked_format, require_agreement, rows_in_format
 from rmtools.data.rollouts import Rollout, Rollouts
 from rmtools.errors import UserError
 from rmtools.files import left_as_found, replacing_files
@@ -27,7 +27,7 @@ from rmtools.lm.hub import split_name
 from rmtools.lm.memory import tokens_to_train
 from rmtools.lm.packing import pairs_per_token
 from rmtools.lm.policy import load_tokenizer, require_vocabulary, saved_end_ids
-from rmtools.lm.prompt_format import PromptFormat, require_same_format
+from rmtools.lm.prompt_format import AskedFormat, PromptFormat, require_same_format
 from rmtools.lm.steps import StepSettings, StepTokenizer
 from rmtools.lm.value import ConstantValue, ValueModel
 from rmtools.particles.tilt import Tilt
@@ -136,7 +136,7 @@ class PRMTrainer(Trainer):
         self.objective: Objective = args.objective()
         if args.evaluates_by_default:
             args.eval_strategy = IntervalStrategy.EPOCH if held_out else IntervalStrategy.NO
-        self._check_rows(args, rollouts, held_out)
+        check_rows(args, rollouts, held_out)
         trained = _model(model, peft_config, args)
         args.resolve_learning_rate(trained)
         name = source_name(trained)
@@ -144,9 +144,7 @@ class PRMTrainer(Trainer):
             raise UserError("the model has no name that tells its tokenizer", "give `processing_class`")
         tokenizer = processing_class or load_tokenizer(name)
         require_vocabulary(tokenizer, trained.config, name or "the model")
-        self.asked_format = asked_format(
-            args.prompt_format, args.system, args.few_shot, rollouts.metadata.steps.delimiter
-        )
+        self.asked_format = _asked_format(args, rollouts)
         rollouts = rows_in_format(rollouts, self.asked_format, tokenizer)
         eval_rows = self._in_format(held_out, tokenizer, rollouts.metadata.prompt_format)
         ends = saved_end_ids(name, trained.config, tokenizer)
@@ -220,41 +218,6 @@ class PRMTrainer(Trainer):
                 f"metric_for_best_model is {wanted}, which the held-out rollouts do not resolve: they give "
                 f"{', '.join(self._constant)}",
                 "choose one of these, or give held-out rollouts with children and outcomes of both kinds",
-            )
-
-    def _check_rows(self, args: PRMConfig, train: Rollouts, held_out: Rollouts | None) -> None:
-        """Raise ``UserError`` if the rows do not fit the arguments."""
-        given = {
-            "early_stopping_patience": args.early_stopping_patience,
-            "load_best_model_at_end": args.load_best_model_at_end,
-            "eval_strategy": args.eval_strategy != "no",
-            "metric_for_best_model": args.metric_for_best_model and not args.best_by_default,
-        }
-        asked = [name for name, value in given.items() if value]
-        if asked[:1] == ["early_stopping_patience"]:  # it sets the others
-            asked = asked[:1]
-        if asked and not held_out:
-            raise UserError(
-                f"{asked[0]} needs evaluations, but there are no held-out rollouts",
-                "set eval_rollouts or eval_share (`eval_dataset` of the trainer), or leave "
-                f"{' and '.join(asked)} out",
-            )
-        shared = {r.prompt for r in train} & {r.prompt for r in held_out or ()}
-        if shared:
-            raise UserError(
-                f"{len(shared)} prompts are in the training and in the held-out rollouts: the metrics would describe "
-                "rows the model was trained on",
-                "make the held-out rollouts with another seed",
-            )
-        if self.objective.bellman_residual and not any(at for r in train for at in r.children):
-            raise UserError(
-                "bellman_residual needs two independent next steps of a prefix, the training rollouts have no children",
-                "make them with `rmtools rollout` and two or more children per prefix, or set bellman_residual: 0",
-            )
-        if self.objective.bellman_residual and any(r.reward is None for r in train):
-            raise UserError(
-                "bellman_residual needs outcomes, and a training row has reward null",
-                "give rollouts with rewards, or set bellman_residual: 0",
             )
 
     def _in_format(
@@ -505,6 +468,53 @@ class PRMTrainer(Trainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         if self.target_network is not None:
             self.target_network.load(folder)
+
+
+def check_rows(args: PRMConfig, train: Rollouts, held_out: Rollouts | None) -> None:
+    """Raise ``UserError`` if the rows do not fit the arguments, or the held-out ones not the others: before a model is loaded."""
+    given = {
+        "early_stopping_patience": args.early_stopping_patience,
+        "load_best_model_at_end": args.load_best_model_at_end,
+        "eval_strategy": args.eval_strategy != "no",
+        "metric_for_best_model": args.metric_for_best_model and not args.best_by_default,
+    }
+    asked = [name for name, value in given.items() if value]
+    if asked[:1] == ["early_stopping_patience"]:  # it sets the others
+        asked = asked[:1]
+    if asked and not held_out:
+        raise UserError(
+            f"{asked[0]} needs evaluations, but there are no held-out rollouts",
+            "set eval_rollouts or eval_share (`eval_dataset` of the trainer), or leave "
+            f"{' and '.join(asked)} out",
+        )
+    shared = {r.prompt for r in train} & {r.prompt for r in held_out or ()}
+    if shared:
+        raise UserError(
+            f"{len(shared)} prompts are in the training and in the held-out rollouts: the metrics would describe "
+            "rows the model was trained on",
+            "make the held-out rollouts with another seed",
+        )
+    if args.bellman_residual and not any(at for r in train for at in r.children):
+        raise UserError(
+            "bellman_residual needs two independent next steps of a prefix, the training rollouts have no children",
+            "make them with `rmtools rollout` and two or more children per prefix, or set bellman_residual: 0",
+        )
+    if args.bellman_residual and any(r.reward is None for r in train):
+        raise UserError(
+            "bellman_residual needs outcomes, and a training row has reward null",
+            "give rollouts with rewards, or set bellman_residual: 0",
+        )
+    wanted = _asked_format(args, train)
+    require_agreement(train, wanted)
+    if held_out is not None and held_out.metadata.format_known:
+        require_agreement(held_out, wanted)
+        if train.metadata.format_known:
+            form = train.metadata.prompt_format
+            require_same_format(held_out.metadata.prompt_format, form, "the held-out rollouts'")
+
+
+def _asked_format(args: PRMConfig, rows: Rollouts) -> AskedFormat:
+    return asked_format(args.prompt_format, args.system, args.few_shot, rows.metadata.steps.delimiter)
 
 
 def _check_types(model: object, args: object, peft_config: object) -> None:

@@ -324,6 +324,44 @@ def test_labelled_rows_are_raw_unless_chat_is_asked_for(chat_folder, chat_tokeni
     ]
 
 
+def read(*args, **kwargs):
+    raise AssertionError("weights are read")
+
+
+def test_prompts_are_refused_before_any_weights_are_read(
+    chat_folder, chat_checkpoint, task, prompts, monkeypatch
+):
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", read)
+    monkeypatch.setattr("rmtools.sampling.samples.load_value_model", read)
+    given = {"task": task, "max_step_tokens": 4}
+    for asked, wanted in (
+        ({"prompt_format": "raw", "system": "s"}, "`prompt_format` is raw"),
+        ({"system": "<bos>"}, "the system turn of .* holds <bos>"),
+    ):
+        with pytest.raises(UserError, match=wanted):
+            rm.collect_rollouts(str(chat_folder), prompts, **asked, **given)
+    long = "".join(["r1 . \n", "c13 . \n" * 2000])
+    with pytest.raises(UserError, match="no room is left for a step"):
+        rm.sample(str(chat_checkpoint), [long], n_particles=2)
+    with pytest.raises(UserError, match="format is raw"):
+        rm.sample(str(chat_checkpoint), prompts[:1], n_particles=2, prompt_format="raw")
+    with pytest.raises(AssertionError, match="weights are read"):
+        rm.sample(str(chat_checkpoint), prompts[:1], n_particles=2)
+
+
+def test_rollouts_of_another_format_are_refused_before_any_weights_are_read(
+    chat_folder, chat_rollouts, chat_checkpoint, tmp_path, monkeypatch
+):
+    for name in ("auditing.load_models.load_value_model", "training.trainer.build_model"):
+        monkeypatch.setattr(f"rmtools.{name}", read)
+    found = chat_rollouts[1]
+    raw = replace(found, metadata=replace(found.metadata, prompt_format=RAW))
+    with pytest.raises(UserError, match="the rollouts' format is raw"):
+        rm.audit(raw, str(chat_checkpoint))
+    with pytest.raises(UserError, match="rendered already, in the format chat"):
+        trainer(chat_folder, tmp_path, found, system="s")
+
+
 def test_training_refuses_two_formats(chat_folder, tmp_path, chat_rollouts, prompts):
     found = chat_rollouts[1]
     trainer(chat_folder, tmp_path, found, prompt_format="chat", system="u .")  # theirs
