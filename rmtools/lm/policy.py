@@ -285,7 +285,7 @@ def saved_end_ids(model: str, config: "PretrainedConfig", tokenizer: "PreTrained
 
     if model and (find_model(model).folder / "generation_config.json").exists():
         return end_ids(GenerationConfig.from_pretrained(find_model(model).folder), tokenizer)
-    return end_ids(GenerationConfig(eos_token_id=config.eos_token_id), tokenizer)
+    return end_ids(GenerationConfig(eos_token_id=getattr(config, "eos_token_id", None)), tokenizer)
 
 
 def require_vocabulary(
