@@ -11,6 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 
+def counted(n: int, thing: str) -> str:
+    """Return how many of a thing there are, in the plural unless there is one."""
+    return f"{n} {thing}" if n == 1 else f"{n} {thing}s"
+
+
 @dataclass(frozen=True)
 class Summary:
     """A title and named figures, one per line."""

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from rmtools.auditing.pilot import PilotRun
     from rmtools.auditing.rows import Rollouts
     from rmtools.data.rollouts import Rollout, RolloutMetadata
+    from rmtools.data.scoring import ScoredRollouts
     from rmtools.data.tasks import Task
     from rmtools.lm.policy import Policy
     from rmtools.lm.precision import Dtype
@@ -113,7 +114,7 @@ def audit(
     outside = None if enumerated is None else enumerated.coverage()
     provenance = provenance_of(rows, metadata, known["model"]) | _checkpoint(models[0], value_model, source)
     asked = {"seed": seed, "delta_cv": delta_cv, "delta_tv": delta_tv, "rollouts_fingerprint": fingerprint}
-    found[0], missing = _with_pilot(found[0], run, delta_cv, seed, shown)
+    found[0], missing = _with_pilot(found[0], run, *scored[0], delta_cv, seed, shown)
     warnings = (*notes(rows, metadata, known, found, fingerprint, outside), *missing)
     return AuditReport(tuple(found), _pairs(models, scored, seed), provenance | asked, outside, warnings)
 
@@ -129,16 +130,36 @@ def _pilots(asked: "bool | SamplerSettings") -> Callable[..., "PilotRun | None"]
 
 
 def _with_pilot(
-    model: ModelAudit, run: "PilotRun | None", delta_cv: float, seed: int, progress: Progress
+    model: ModelAudit,
+    run: "PilotRun | None",
+    rows: "Sequence[Rollout]",
+    scored: "ScoredRollouts",
+    delta_cv: float,
+    seed: int,
+    progress: Progress,
 ) -> tuple[ModelAudit, list[str]]:
     """Return the audit with its pilot; without it and with the reason if it fails: the other figures are not lost with it."""
     if run is None:
         return model, []
     try:
-        found = run(delta_cv, generator("pilot", seed), progress)
+        independent = _final_values(rows, scored, model.terminal, run.settings.terminal)
+        found = run(delta_cv, generator("pilot", seed), progress, independent)
     except UserError as error:
         return model, [f"there is no pilot: {error.fact}"]
     return replace(model, cost=replace(model.cost, pilot=found)), []
+
+
+def _final_values(
+    rows: "Sequence[Rollout]", scored: "ScoredRollouts", audited: str, wanted: str
+) -> dict[str, np.ndarray] | None:
+    """Return the final log values of each prompt's solutions with the terminal ``wanted``; None if the audit has none."""
+    if wanted == "verifier" != audited:
+        return None
+    values = scored.log_value if wanted == audited else scored.own_log_value
+    found: dict[str, list[float]] = {}
+    for row, value in zip(rows, values, strict=True):
+        found.setdefault(row.prompt, []).append(float(value[-1]))
+    return {prompt: np.asarray(own) for prompt, own in found.items()}
 
 
 def _check_arguments(

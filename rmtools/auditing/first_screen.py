@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rmtools.auditing.cost import particles
-from rmtools.auditing.notes import DRAWN_BY, why_missing
-from rmtools.auditing.table import NOT_AVAILABLE, NOT_RESOLVED, counted, digits, whole
+from rmtools.auditing.notes import DRAWN_BY, OTHER_LAW, OTHER_POLICY, why_missing
+from rmtools.auditing.table import NOT_AVAILABLE, NOT_RESOLVED, digits, whole
 from rmtools.stats.bootstrap import Interval
 from rmtools.stats.sigma2 import Sigma2, n_for_cv
+from rmtools.summary import counted
 
 if TYPE_CHECKING:
     from rmtools.auditing.cost import LimitingCost, MeasuredAccuracy
@@ -117,11 +118,12 @@ def short(found: Interval) -> str:
 
 @dataclass(frozen=True)
 class Fact:
-    """A line of the first screen: what it is about, the figure, and a remark."""
+    """A line of the first screen: what it is about, the figure, a remark, and a command to copy, which is never cut."""
 
     label: str
     figure: str
     remark: str = ""
+    command: str = ""
 
 
 @dataclass(frozen=True)
@@ -171,7 +173,9 @@ def first_screen(
         value = pair.mean_square_corrected
         shown = NOT_AVAILABLE if math.isnan(value.estimate) else str(value)
         facts.append(Fact(f"minus {role}", f"mean b^2 {shown}", "nats^2, paired"))
-    return FirstScreen(_verdict(needed, best, theory.ratio, delta, why), tuple(facts[:MOST_FACTS]), theory)
+    unknown = "" if needed is not None else _unknown(model, why)
+    verdict = _verdict(needed, best, theory.ratio, _times(pilot, warnings), delta, unknown)
+    return FirstScreen(verdict, tuple(facts[:MOST_FACTS]), theory)
 
 
 def pilot_of(model: "ModelAudit") -> "Pilot | None":
@@ -199,36 +203,72 @@ def _why(model: "ModelAudit", warnings: Sequence[str]) -> str:
     return NOT_RESOLVED
 
 
+def _unknown(model: "ModelAudit", why: str) -> str:
+    """Return why the particles are not known, in the words of the verdict, and the error that is."""
+    reason = why.removeprefix(f"{NOT_AVAILABLE}: ")
+    if model.terminal == "model" and why != NOT_RESOLVED:
+        reason = "its own ends are the target, and only a pilot counts them"
+    text = f"is {NOT_RESOLVED}" if why == NOT_RESOLVED else f"is not known ({reason})"
+    best = model.error.best
+    if best is None or not (model.error.exact is not None or best.resolved):
+        return text
+    return f"{text}; its Bellman error is {short(best.corrected.rms)} nats (RMS; 0 is consistent)"
+
+
 def _verdict(
-    needed: Interval | None, best: Interval | None, ratio: Interval | None, delta: float, why: str
+    needed: Interval | None,
+    best: Interval | None,
+    ratio: Interval | None,
+    times: Interval | None,
+    delta: float,
+    unknown: str,
 ) -> str:
-    goal = f"Z within {100 * delta:.3g}%"
-    parts = []
-    if ratio is not None and needed is not None:
+    """Return the sentence that answers.
+
+    ``needed`` and ``best`` are the particles of the model and of best-of-N, ``ratio`` those of the model over a perfect value's,
+    ``times`` those of best-of-N over the model's, paired; ``unknown`` says why ``needed`` is None, and what is known.
+    """
+    goal, parts = f"Z within {100 * delta:.3g}%", []
+    if needed is None:
+        where = f" for {goal} on these prompts"
+        if best is not None and best.estimate <= 1:
+            parts.append(f"A single solution is enough{where}: final values hardly differ")
+        elif best is not None:
+            parts.append(f"Best-of-N needs {whole(best)} solutions{where}")
+        parts.append(f"how many particles this PRM needs{'' if parts else where} {unknown}")
+        return _sentence(parts)
+    if ratio is not None:
         ends = [x for x in (ratio.low, ratio.high) if x is not None]
         shown = f" [{ends[0]:.2g}, {ends[1]:.2g}]" if len(ends) == 2 else ""
         parts.append(f"This PRM costs {ratio.estimate:.2g}×{shown} the particles of a perfect one")
-    if needed is None:
-        reason = why.removeprefix(f"{NOT_AVAILABLE}: ")
-        parts.append(
-            f"How many particles this PRM needs for {goal} on these prompts is "
-            + (NOT_RESOLVED if why == NOT_RESOLVED else f"not known ({reason})")
-        )
-    else:
-        parts.append(f"{whole(needed)} particles give {goal} on these prompts")
+    parts.append(f"{whole(needed)} particles give {goal} on these prompts")
     if best is not None:
-        parts.append(f"best-of-N needs {whole(best)} for the same{_compared(needed, best)}")
+        parts.append(f"best-of-N needs {whole(best)} for the same{_compared(needed, best, times)}")
+    return _sentence(parts)
+
+
+def _sentence(parts: Sequence[str]) -> str:
     text = "; ".join(parts)
     return f"{text[0].upper()}{text[1:]}."
 
 
-def _compared(needed: Interval | None, best: Interval) -> str:
-    """Return what to say where best-of-N does not clearly need more."""
-    if needed is None or needed.high is None or best.low is None or needed.high < best.low:
+def _compared(needed: Interval, best: Interval, times: Interval | None) -> str:
+    """Return how best-of-N compares: by the paired ratio, else where it does not clearly need more."""
+    if times is not None and times.low is not None and times.high is not None:
+        same = " (no difference is resolved)" if times.low <= 1 <= times.high else ""
+        return f", {times.estimate:.2g}× [{times.low:.2g}, {times.high:.2g}] as many{same}"
+    if needed.high is None or best.low is None or needed.high < best.low:
         return ""
     if best.high is not None and needed.low is not None and best.high < needed.low:
         return ": fewer than with this PRM"
     return " (the intervals overlap)"
+
+
+def _times(pilot: "Pilot | None", warnings: Sequence[str]) -> Interval | None:
+    """Return what best-of-N needs over what the sampler needs; None if they are of different policies, or n is enough."""
+    if pilot is None or pilot.n_for_cv is None or pilot.n_for_cv.estimate <= pilot.sampler.n_particles:
+        return None
+    return None if any(OTHER_POLICY in text or OTHER_LAW in text for text in warnings) else pilot.best_of_n
 
 
 def _particles(
@@ -237,11 +277,12 @@ def _particles(
     """Yield the particles of the verdict, and those of best-of-N for the same."""
     label, by_theory = "particles", theory.needed(model.role, delta)
     if pilot is not None and pilot.n_for_cv is not None:
-        yield Fact(label, whole(pilot.n_for_cv), f"for CV {delta:g}, by a pilot: {command_of(pilot)}")
+        yield Fact(label, whole(pilot.n_for_cv), f"for CV {delta:g}, by a pilot:", command_of(pilot))
     elif by_theory is not None:
         yield Fact(label, whole(by_theory), f"for CV {delta:g}, theory: {_shortly(theory)}")
     elif why:
-        yield Fact(label, why)
+        own_ends = model.terminal == "model" and why != NOT_RESOLVED
+        yield Fact(label, why, "only a pilot counts them" if own_ends else "")
     if best is not None:
         reads = "no PRM" if terminal_of(model, pilot) == "verifier" else "the PRM at the end"
         yield Fact("  best-of-N", whole(best), f"independent solutions, {reads}")

@@ -17,12 +17,13 @@ from rmtools.auditing.cost_tables import cost_tables
 from rmtools.auditing.figures import audit_plots
 from rmtools.auditing.metrics import look
 from rmtools.auditing.report import AuditReport, save_report
-from rmtools.auditing.table import Line, counted, digits, not_negative, sentences, table, whole
+from rmtools.auditing.table import Line, digits, not_negative, sentences, table, whole
 from rmtools.files import write_text
 from rmtools.plots.page import Facts, Items, Lead, Plot, Section, Table, page
 from rmtools.plots.page import markdown as sections_markdown
 from rmtools.stats.bootstrap import Interval
 from rmtools.stats.quantiles import FractionBound
+from rmtools.summary import counted
 
 MARKDOWN_FILE, PAGE_FILE = "audit.md", "audit.html"
 PROMPTS_SHOWN, TEXT_SHOWN = 30, 220
@@ -70,7 +71,7 @@ def answer(report: AuditReport) -> tuple[str | Lead | Facts, ...]:
     """Return what stands first: whose sampler it is not, the verdict, and its lines."""
     screen = report.first_screen()
     caveats = (f"Warning: {text}." for text in report.of_another)
-    facts = Facts(tuple((f.label, f.figure, f.remark) for f in screen.facts))
+    facts = Facts(tuple((f.label, f.figure, f.remark, f.command) for f in screen.facts))
     return (*caveats, Lead(screen.verdict), facts, "Brackets are 95% intervals over prompts.")
 
 

@@ -1,6 +1,6 @@
 """The pilot of an audit: the sampler as it is configured, in islands on the audit's prompts (`rmtools.stats.pilot`)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
@@ -14,7 +14,17 @@ from rmtools.lm.pace import SLOW_CORE
 from rmtools.lm.policy import load_policy
 from rmtools.sampling.settings import SamplerSettings, settings_for
 from rmtools.sampling.source import Source
-from rmtools.stats.pilot import ENOUGH, RUNS, Pilot, PilotSampler, Progress, check_scheme, pilot
+from rmtools.stats.pilot import (
+    ENOUGH,
+    RUNS,
+    Pilot,
+    PilotSampler,
+    Progress,
+    check_scheme,
+    independent_ratio,
+    island_estimates,
+    pilot_estimator,
+)
 
 if TYPE_CHECKING:
     from rmtools.data.rollouts import Rollout
@@ -23,8 +33,12 @@ if TYPE_CHECKING:
     from rmtools.lm.policy import Policy
     from rmtools.lm.precision import Placement
     from rmtools.lm.protocol import Scorer
+    from rmtools.stats.bootstrap import Interval
 
-MOST_PROMPTS = 256  # of many, so many at even distances
+AT_FIRST, MOST_PROMPTS = (
+    256,
+    1024,
+)  # of many prompts, so many at even distances; more of them if a few carry the sum
 HOUR = 3600
 
 
@@ -53,7 +67,11 @@ def pilot_settings(asked: "bool | SamplerSettings") -> SamplerSettings | None:
 
 @dataclass(frozen=True)
 class PilotRun:
-    """A pilot that can be run: the models, the prompts, at most `MOST_PROMPTS`, and how many were left out as too long."""
+    """A pilot that can be run: the models, the prompts, at most `MOST_PROMPTS`, and how many were left out as too long.
+
+    `AT_FIRST` of the prompts, the first ones, are enough unless a few carry the variance. No prompt is drawn anew from the task:
+    the particles are counted for the audit's prompts, and where all are used already more islands are what helps.
+    """
 
     source: Source
     settings: SamplerSettings
@@ -93,12 +111,22 @@ class PilotRun:
             policy = load_policy(known.policy, known.steps, known.law, placement.device, placement.dtype)
         prompts = list(dict.fromkeys(r.prompt for r in rows))
         fit = [p for p in prompts if _fits(policy, p)]
-        chosen = np.unique(np.linspace(0, len(fit) - 1, min(MOST_PROMPTS, len(fit))).astype(int))
+        first = evenly(len(fit), AT_FIRST)
+        rest = np.setdiff1d(np.arange(len(fit)), first)
+        chosen = [*first, *rest[evenly(len(rest), MOST_PROMPTS - len(first))]]
         source = Source(policy, scorer, None if task is None else task_of_rows(task, rows).reward)
         return cls(source, settings, tuple(fit[i] for i in chosen), len(prompts) - len(fit))
 
-    def __call__(self, delta_cv: float, rng: np.random.Generator, progress: Progress | None = None) -> Pilot:
+    def __call__(
+        self,
+        delta_cv: float,
+        rng: np.random.Generator,
+        progress: Progress | None = None,
+        independent: Mapping[str, np.ndarray] | None = None,
+    ) -> Pilot:
         """Run islands of N / K particles on every prompt, in batches that fit into memory.
+
+        ``independent`` are the final log values, nats, of independent solutions of each prompt: what best-of-N is compared by.
 
         Raises
         ------
@@ -109,26 +137,44 @@ class PilotRun:
             raise UserError("no prompt leaves room for a step in the policy's context", "shorten the prompts")
         s = self.settings
         one = replace(s, n_particles=s.n_particles // (s.islands or 1), islands=1)
-        found = pilot(
+        sampler = PilotSampler(one.n_particles, s.pool_size, s.resampling, s.ess_threshold, s.terminal)
+        log_z, tokens, seconds = island_estimates(
             lambda index: self.source.root([self.prompts[i] for i in index], s.terminal),
             len(self.prompts),
-            PilotSampler(one.n_particles, s.pool_size, s.resampling, s.ess_threshold, s.terminal),
-            delta_cv,
+            sampler,
             rng,
+            at_first=AT_FIRST,
             at_once=self.source.prompts_per_batch(one, self.prompts),
             progress=progress,
             halves=lambda work, items: in_halves(work, items, "island", "fewer particles, or shorter steps"),
         )
-        return replace(found, left_out=self.left_out)
+        found = pilot_estimator(log_z, sampler, delta_cv, tokens, seconds).bootstrap(rng)
+        return replace(found, left_out=self.left_out, best_of_n=self._ratio(log_z, independent, rng))
+
+    def _ratio(
+        self, log_z: np.ndarray, independent: Mapping[str, np.ndarray] | None, rng: np.random.Generator
+    ) -> "Interval | None":
+        """Return `independent_ratio` of the islands' prompts."""
+        if independent is None:
+            return None
+        s = self.settings
+        solutions = [independent[prompt] for prompt in self.prompts[: len(log_z)]]
+        ratio = independent_ratio(log_z, s.n_particles // (s.islands or 1), solutions)
+        return None if ratio is None else ratio.bootstrap(rng)
 
 
 def takes_hours(policy: "Policy", rows: "Sequence[Rollout]", settings: SamplerSettings) -> bool:
     """Return whether a slow processor would take more than an hour, with a value model of the policy's size."""
-    islands = max(RUNS * min(len({r.prompt for r in rows}), MOST_PROMPTS), ENOUGH)
+    islands = max(RUNS * min(len({r.prompt for r in rows}), AT_FIRST), ENOUGH)
     n = settings.n_particles * settings.pool_size // (settings.islands or 1)
     weights = 2 * sum(p.numel() for p in policy.model.parameters())
     work = islands * n * tokens_of(rows, policy) * weights
     return policy.device.type == "cpu" and work > HOUR * SLOW_CORE
+
+
+def evenly(count: int, most: int) -> np.ndarray:
+    """Return the indices of ``most`` of ``count`` at even distances, in order; all if there are no more."""
+    return np.unique(np.linspace(0, count - 1, min(most, count)).astype(int))
 
 
 def _fits(policy: Any, prompt: str) -> bool:

@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from rmtools.auditing.cost import MeasuredAccuracy
 from rmtools.auditing.figures import audit_plots
-from rmtools.auditing.first_screen import FirstScreen, first_screen
+from rmtools.auditing.first_screen import Fact, FirstScreen, first_screen
 from rmtools.auditing.metrics import records
 from rmtools.auditing.model_audit import ModelAudit
 from rmtools.auditing.notes import OTHER_LAW, OTHER_POLICY
-from rmtools.auditing.table import WIDTH, as_text, counted, sentences
+from rmtools.auditing.table import WIDTH, as_text, sentences
 from rmtools.codec import load_json, save_json
 from rmtools.errors import UserError
 from rmtools.plots.page import Table, html_table
 from rmtools.stats.paired import PairedDifference
+from rmtools.summary import counted
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -89,22 +90,18 @@ class AuditReport:
         """Return title, verdict and lines of the first screen, in lines of at most 80 characters."""
         screen = self.first_screen()
         warned = (f"WARNING: {text}" for text in self.of_another)
-        facts = (
-            f"{f.label:<{LABELS}}{f.figure}  {f.remark}" if f.figure else f"{f.label} {f.remark}"
-            for f in screen.facts
-        )
         return "\n".join(
             [
                 self._title(),
                 *(line for text in (*warned, screen.verdict) for line in textwrap.wrap(text, WIDTH)),
-                *(_cut(line.rstrip()) for line in facts),
+                *(line for fact in screen.facts for line in _lines(fact)),
             ]
         )
 
     def _repr_html_(self) -> str:
         screen = self.first_screen()
         above = [*(f"WARNING: {text}" for text in self.of_another), screen.verdict]
-        rows = tuple((f.label, f.figure, f.remark) for f in screen.facts)
+        rows = tuple((f.label, f.figure, f"{f.remark} {f.command}".strip()) for f in screen.facts)
         paragraphs = "".join(f"<p>{html.escape(text)}</p>" for text in above)
         return f"{paragraphs}{html_table(Table(self._title(), ('', '', ''), rows))}<p>{html.escape(self._pointer())}</p>"
 
@@ -157,6 +154,21 @@ class AuditReport:
                 f"there is no plot {name!r} of these rollouts", f"choose one of: {', '.join(found) or 'none'}"
             )
         return found[name].draw()
+
+
+def _lines(fact: Fact) -> list[str]:
+    """Return a fact in a line of at most 80 characters; a command that does not fit stands in lines of its own."""
+    start = f"{fact.label:<{LABELS}}{fact.figure}  " if fact.figure else f"{fact.label} "
+    whole = f"{start}{fact.remark} {fact.command}".rstrip()
+    if not fact.command or len(whole) <= WIDTH:
+        return [_cut(whole)]
+    indent = " " * LABELS
+    flags = fact.command.replace(" -", "\0-").split("\0")  # a flag and its value stay together
+    lines = [indent + flags[0]]
+    for flag in flags[1:]:
+        fits = len(lines[-1]) + 1 + len(flag) <= WIDTH
+        lines[-1:] = [f"{lines[-1]} {flag}"] if fits else [lines[-1], indent + flag]
+    return [_cut(f"{start}{fact.remark}"), *lines]
 
 
 def _cut(line: str) -> str:

@@ -16,6 +16,7 @@ from rmtools.stats.bellman_error import BellmanSummary
 from rmtools.stats.bootstrap import Interval
 from rmtools.stats.calibration import CalibrationSummary
 from rmtools.stats.path_errors import RatioBound
+from rmtools.summary import counted
 
 if TYPE_CHECKING:
     from rmtools.auditing.cost import MeasuredAccuracy
@@ -32,11 +33,6 @@ TERMINALS = {"verifier": "the verifier's", "model": "the model's own"}
 def digits(value: Any) -> str:
     """Return a figure to three digits, an interval with its ends."""
     return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def counted(n: int, thing: str) -> str:
-    """Return how many of a thing there are, in the plural unless there is one."""
-    return f"{n} {thing}" if n == 1 else f"{n} {thing}s"
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rmtools.cli.errors import with_flags
 from rmtools.cli.options import unescaped
 from rmtools.cli.progress import Live, live_progress
 from rmtools.codec import to_json
@@ -34,6 +35,14 @@ if TYPE_CHECKING:
     Entered = tuple[list[str], Task | None, PromptFormat]
 
 SAMPLES = "samples.jsonl"
+# The parameters that the report names, as flags.
+REPORTED = {
+    "n_particles": "-n",
+    "islands": "--islands",
+    "mh_steps": "--mh-steps",
+    "sweeps": "--sweeps",
+    "token_budget": "--token-budget",
+}
 # What the audit's prediction of N holds for.
 PREDICTED = {
     "pool_size": 1,
@@ -246,7 +255,7 @@ def sample(
     draw, bar = drawing(loaded, settings, trace is not None, judged)
     made = SampleFile(out, plan, process, trace).make(prompts, draw, bar, overwrite)
     if process.main:
-        text = report(out, typed)
+        text = report(out, typed, lambda line: with_flags(line, REPORTED))
         finish(loaded.policy, text if kept else text.replace(f" in {out}", "", 1), trace, made)
 
 

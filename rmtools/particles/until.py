@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from rmtools.errors import UserError
+from rmtools.particles.arguments import check_count, check_positive
 from rmtools.particles.islands import Z_95, Share, log_z_error, pooled_log_z, share_of_sums, t_quantile
 from rmtools.particles.logspace import shift_of
 from rmtools.particles.smc import smc
@@ -270,6 +271,11 @@ def smc_until(
     -------
     list of Stop
 
+    Raises
+    ------
+    UserError
+        If an argument is out of range, answers are no numbers of particles, or `options` set the islands or top_k.
+
     Examples
     --------
     >>> import numpy as np
@@ -280,15 +286,23 @@ def smc_until(
     ('Z known', 8, True)
     """
     until = Until.parse(until)
+    check_count("n_particles", n_particles, fix=16)
     if until.figure == "share" and answer is None:
         raise UserError("`until` share needs answers", "pass `answer`, or `until` cv=.25")
+    if token_budget is not None:
+        check_positive("token_budget", token_budget)
+    if "islands" in options or options.get("resampling") == "top_k":
+        raise UserError(
+            "`until` chooses the number of islands, and needs a `resampling` that estimates Z",
+            "leave both out",
+        )
 
     def draw(group: np.ndarray) -> Drawn:
         parts, size = [], max(1, PARTICLES_AT_ONCE // n_particles)
         for at in range(0, len(group), size):
             root = start(group[at : at + size])
             result = smc(root, n_particles, rng=rng, history=False, islands=1, **options)
-            label = np.zeros(result.log_weights.shape, int) if answer is None else answer(result.particles)
+            label = _labels(answer, result)
             tokens = result.live.sum(axis=0) * n_particles * result.pool_size
             parts.append((result.log_z, shares_by_label(label, np.exp(result.log_weights)), tokens))
         most = max(s.shape[1] for _, s, _ in parts)
@@ -300,6 +314,17 @@ def smc_until(
         )
 
     return add_islands(groups, draw, until, n_particles, token_budget)
+
+
+def _labels(answer: Callable[[Any], np.ndarray] | None, result: Any) -> np.ndarray:
+    shape = result.log_weights.shape
+    label = np.zeros(shape, int) if answer is None else np.asarray(answer(result.particles))
+    if label.shape != shape or label.dtype.kind not in "iu" or label.min(initial=0) < 0:
+        raise UserError(
+            f"`answer` must give {shape} integers from 0 on, one per particle, got {label.shape} {label.dtype}",
+            "number the answers from 1 on, 0 for none",
+        )
+    return label
 
 
 def shares_by_label(label: np.ndarray, weight: np.ndarray) -> np.ndarray:

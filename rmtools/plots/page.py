@@ -58,9 +58,9 @@ class Lead:
 
 @dataclass(frozen=True)
 class Facts:
-    """Lines of (what it is about, figure, remark)."""
+    """Lines of (what it is about, figure, remark, command to copy, which breaks only before a flag)."""
 
-    rows: tuple[tuple[str, str, str], ...]
+    rows: tuple[tuple[str, str, str, str], ...]
     kind: str = "facts"
 
 
@@ -138,7 +138,11 @@ def _block_markdown(block: str | Lead | Facts | Table | Items) -> str:
     if isinstance(block, Lead):
         return f"**{escaped(block.text)}**"
     if isinstance(block, Facts):
-        facts = (f"| {' | '.join(map(escaped, row))} |" for row in block.rows)
+        lines = (
+            (*row, escaped(remark) + (f" `{command}`" if command else ""))
+            for *row, remark, command in block.rows
+        )
+        facts = (f"| {escaped(label)} | {escaped(figure)} | {rest} |" for label, figure, rest in lines)
         return "\n".join(["| | | |", "| --- | --- | --- |", *facts])
     if isinstance(block, Items):
         return "\n".join(f"- {f'**{escaped(a)}**: ' if a else ''}{escaped(b)}" for a, b in block.entries)

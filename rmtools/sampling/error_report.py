@@ -1,6 +1,7 @@
 """What is printed about the Monte-Carlo error of samples: islands, log Z-hat, shares of answers; and about their cost.
 
-A figure is given as estimate ± standard error [95% interval], or as the median over prompts with its range.
+A figure is given as estimate ± standard error [95% interval], or as the median over prompts with its range. Settings are
+named as parameters, which the command line turns into its flags.
 """
 
 import textwrap
@@ -9,8 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from rmtools.particles.islands import Z_95
+from rmtools.summary import counted
+
 WIDTH = 80
 SHOWN = 3  # answers of a prompt
+LOW_VALUE = 0.1  # of a solution: a better one, of V up to 1, would weigh ten times as much
+AGREED = 1e-12  # se of a share on which all islands agree
 SMALL_V = 0.3  # relative variance of an island, up to which the errors are measured to hold (benchmarks/islands.py, until.py)
 MEANING = [
     "± and [ ]: Monte-Carlo error under this policy, PRM and floor,",
@@ -32,7 +38,7 @@ def errors(records: Records) -> list[str]:
     settings = records[0]["sampler"]
     if "islands" not in records[0] or settings["resampling"] == "top_k":  # records of 0.1.0; no law
         return []
-    found, stops = [*island_line(records), *error_lines(records)], until_lines(records)
+    found, stops = [*island_line(records), *error_lines(records), *unseen(records)], until_lines(records)
     if not any("±" in line for line in found):
         found += advice(records)
     return [*found, *stops, *(MEANING if any("±" in line for line in [*found, *stops]) else [])]
@@ -62,9 +68,12 @@ def error_lines(records: Records) -> list[str]:
         for r in records
         if r["shares"]
     ]
-    shares = [(s["share"], s["se"], None if s["low"] is None else [s["low"], s["high"]]) for s in leading]
+    shares = [(s["share"], *share_error(s)) for s in leading]
     if any(se is not None for _, se, _ in shares):
         lines.append("  leading answer  " + figures(shares, digits=2))
+        silent = sum(s["answer"] is None for s in leading)
+        if silent:
+            lines.append(f"    no solution has an answer at {counted(silent, 'prompt')}: their share is 1")
     elif records[0]["shares"] is None and lines:
         lines.append("  no shares: the task does not say what an answer is")
     elif lines and leading:
@@ -72,7 +81,29 @@ def error_lines(records: Records) -> list[str]:
     return lines
 
 
-NAMES = {"share": "the leading answer's share", "logz": "log Z-hat", "cv": "Z-hat, relative"}
+def share_error(row: dict[str, Any]) -> tuple[float | None, list[float] | None]:
+    """Return the standard error of a share and its interval; from the interval where all islands agree, which is no proof."""
+    if row["low"] is None:
+        return row["se"], None
+    if row["se"] <= AGREED:
+        return (row["high"] - row["low"]) / 2 / Z_95, [row["low"], row["high"]]
+    return row["se"], [row["low"], row["high"]]
+
+
+def unseen(records: Records) -> list[str]:
+    """Return a line on prompts whose solutions all have the same low value: a rare good one may be missing, and se is blind."""
+    bad = 0
+    for record in records:
+        values = [s["log_value"] for s in record["samples"] if s["log_weight"] is not None]
+        known = log_z_se(record) is not None and bool(values)
+        bad += known and max(values) < np.log(LOW_VALUE) and max(values) - min(values) < np.log(2)
+    if not bad:
+        return []
+    where = f"all solutions of {counted(bad, 'prompt')} are worth the same, V < {LOW_VALUE:g}"
+    return [f"  {where}: a rare better one raises Z, which this ± does not count"]
+
+
+NAMES = {"share": "the leading answer's share", "logz": "log Z-hat", "cv": "Z-hat (relative)"}
 
 
 def until_lines(records: Records) -> list[str]:
@@ -85,15 +116,17 @@ def until_lines(records: Records) -> list[str]:
     for reason in dict.fromkeys(u["stopped"] for u in found):
         own = [u for u in found if u["stopped"] == reason]
         islands, tokens = (counts([u[name] for u in own]) for name in ("islands", "tokens"))
-        lines.append(f"  {reason} at {len(own)} of {len(found)} prompts")
+        lines.append(f"  {reason} at {len(own)} of {counted(len(found), 'prompt')}")
         lines += [f"    islands {islands}, tokens {tokens}", *missed(own)]
     over = [u["tokens"] - u["token_budget"] for u in found if u["exceeded"]]
     if over:
-        lines.append(f"  the budget was exceeded at {len(over)} prompts, by {max(over):,.0f} tokens at most")
+        lines.append(
+            f"  the budget was exceeded at {counted(len(over), 'prompt')}, by {max(over):,.0f} tokens at most"
+        )
     apart = sum(island_variance(r["islands"]) > SMALL_V for r in records if r.get("until") is not None)
     if apart:
         lines.append(
-            f"  islands differ (V(n) > {SMALL_V:g}) at {apart} prompts: their ± may be too small; a larger -n"
+            f"  islands differ (V(n) > {SMALL_V:g}) at {counted(apart, 'prompt')}: their ± may be too small; raise `n_particles`"
         )
     same = [u for u in found if u["best_of_n"] is not None]
     if same:
@@ -118,7 +151,7 @@ def missed(own: Records) -> list[str]:
     if reached:
         tokens = max(u["tokens"] * (u["error"] / u["target"]) ** 2 for u in reached)
         most = float(f"{tokens:.2g}")
-        lines = [f"    reached ± {median([u['error'] for u in reached])}; --token-budget {most:.0f} may do"]
+        lines = [f"    reached ± {median([u['error'] for u in reached])}; token_budget={most:.0f} may do"]
     if len(reached) < len(own):
         why = "fewer than 3 islands with Z-hat > 0, or "
         why += "no answer on two of them" if own[0]["figure"] == "share" else "an error above .5"
@@ -139,7 +172,7 @@ def budget_line(settings: dict[str, Any]) -> str:
         if settings["max_tokens"] is None
         else f"{settings['max_tokens']} tokens"
     )
-    return f"islands of {settings['n_particles']}, 8 at first, within {budget} (--token-budget)"
+    return f"islands of {settings['n_particles']}, 8 at first, within {budget} (`token_budget`)"
 
 
 def until_in_words(records: Records) -> str:
@@ -164,7 +197,9 @@ def figures(found: Sequence[tuple[float | None, float | None, list[float] | None
     middle = [float(np.median(values)) for values in zip(*known, strict=True)]
     rest = len(found) - len(known)
     lost = f"; not resolved at {rest}" if rest else ""
-    return f"{middle[0]:.{digits}f} ± {middle[1]:.{digits}f} (medians of {len(known)} prompts{lost})"
+    return (
+        f"{middle[0]:.{digits}f} ± {middle[1]:.{digits}f} (medians of {counted(len(known), 'prompt')}{lost})"
+    )
 
 
 def advice(records: Records) -> list[str]:
@@ -172,16 +207,16 @@ def advice(records: Records) -> list[str]:
     settings = records[0]["sampler"]
     if settings["sweeps"] or (records[0]["chain"] is not None and "kept" in records[0]["chain"]):
         if len(records[0]["samples"]) < 20:
-            return ["no error: fewer than 20 sweeps; --sweeps 20 gives one"]
+            return ["no error: fewer than 20 sweeps; sweeps=20 gives one"]
         return ["no error: no answer occurs in two batches of sweeps"]
     count = max((r["islands"]["count"] for r in records if r["islands"]), default=1)
     if count >= 3:
         return ["no error is resolved: it is above .5, or fewer than 3 islands have Z-hat > 0"]
     if settings["n_particles"] == 1:
-        return ["no error from a single run: --mh-steps 8 gives one, its runs are islands"]
+        return ["no error from a single run: mh_steps=8 gives one, its runs are islands"]
     n = max(128, -(-settings["n_particles"] // 4) * 4)
     several = "a single run" if count == 1 else "two islands"
-    return [f"no error from {several}: -n {n} --islands 4 gives one"]
+    return [f"no error from {several}: n_particles={n} islands=4 gives one"]
 
 
 def of_prompt(record: dict[str, Any]) -> list[str]:
@@ -194,10 +229,10 @@ def of_prompt(record: dict[str, Any]) -> list[str]:
         lines = ["log Z-hat " + (f"{found[0]:.3f}" if found[1] is None else figures([found], 3))]
     rows = record["shares"] or []
     for row in rows[:SHOWN]:
-        interval = None if row["low"] is None else [row["low"], row["high"]]
+        se, interval = share_error(row)
         share = f"{row['share']:.2f}"
-        if row["se"] is not None:
-            share = figures([(row["share"], row["se"], interval)], 2)
+        if se is not None:
+            share = figures([(row["share"], se, interval)], 2)
         name = "(no answer)" if row["answer"] is None else " ".join(row["answer"].split())
         room = WIDTH - 4 - len(share)
         lines.append(f"{share}  {name if len(name) <= room else name[: room - 1] + '…'}")

@@ -2,7 +2,7 @@
 
 import json
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 from rmtools.particles.protocol import resampling_in_words
 from rmtools.sampling.error_report import cost, errors, fold, of_prompt
 from rmtools.stats.bootstrap import Interval, bootstrap_all, cluster_sums, ratio_of_means
+from rmtools.summary import counted
 
 Records = Sequence[dict[str, Any]]
 
@@ -22,10 +23,11 @@ OUTPUTS = {
 }
 
 
-def report(out: Path, typed: bool = False) -> str:
+def report(out: Path, typed: bool = False, wording: Callable[[str], str] = str) -> str:
     """Return the report of the file ``out``, after typed prompts with their solutions.
 
-    Its lines are at most 80 characters wide, but for paths, prompts and solutions.
+    Its lines are at most 80 characters wide, but for paths, prompts and solutions. ``wording`` makes of a line what the user reads:
+    parameters stand in backquotes, or as ``name=4``.
     """
     with out.open(encoding="utf-8") as file:
         records = [json.loads(line) for line in file]
@@ -41,7 +43,8 @@ def report(out: Path, typed: bool = False) -> str:
         *budgets(records),
     ]
     solutions = [solution(record) for record in records if typed]
-    return "\n".join([f"{len(records)} prompts in {out}", *map(fold, lines), *solutions])
+    head = f"{counted(len(records), 'prompt')} in {out}"
+    return "\n".join([head, *(fold(wording(line)) for line in lines), *solutions])
 
 
 def solution(record: dict[str, Any]) -> str:

@@ -39,8 +39,8 @@ class Preset:
     ----------
     what : str
         One line for a reader.
-    n_particles, pool_size, resampling, ess_threshold, mh_steps, sweeps, output
-        As in `SamplerSettings`.
+    n_particles, pool_size, resampling, ess_threshold, mh_steps, sweeps, islands, output
+        As in `SamplerSettings`; ``islands`` counts only where it is fixed.
     schemes : tuple of str
         The resampling schemes it may have; ``why`` says why no others.
     why : str
@@ -57,6 +57,7 @@ class Preset:
     ess_threshold: float = 0.5
     mh_steps: int = 0
     sweeps: int = 0
+    islands: int = 1
     output: str = "draw"
     schemes: tuple[str, ...] = RANDOM
     why: str = NO_LAW
@@ -109,7 +110,11 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             "one particle that takes one of M candidates at every step",
             n_particles=1,
             pool_size=16,
-            fixed={"n_particles": "it has a single particle; more are algorithm guided"} | NO_SWEEPS,
+            fixed={
+                "n_particles": "it has a single particle; more are algorithm guided",
+                "islands": "its single particle is one; the runs of algorithm mh are islands",
+                **NO_SWEEPS,
+            },
             least={"pool_size": (2, "one candidate is no choice, the value would guide nothing")},
         ),
         "guided": Preset(

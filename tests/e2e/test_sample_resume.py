@@ -136,6 +136,36 @@ def test_the_file_does_not_depend_on_who_draws(whole, policy, value, task, many,
     assert len(set(whole[0].splitlines())) == N_PROMPTS
 
 
+def test_killed_while_islands_are_added(policy, value, task, many, tmp_path):
+    """Every prompt stops at its own number of islands; the file of a run that was killed is that of one that was not."""
+    settings = settings_for("smc", n_particles=4, until="logz=.1", token_budget=1500)
+    prompts = many[:6]
+    assert make(policy, value, task, prompts, tmp_path / "whole.jsonl", settings=settings)
+    whole = (without_seconds(tmp_path / "whole.jsonl"),)
+    assert len({json.loads(line)["until"]["islands"] for line in whole[0].splitlines()}) > 1
+    out = tmp_path / "s.jsonl"
+    for done in (1, 2):  # of three blocks
+        process = start(make, policy, value, task, prompts, out, ALONE, False, settings)
+        while blocks(out) < done and process.is_alive():
+            time.sleep(0.001)
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        assert done <= blocks(out) < 3
+        assert not out.exists()
+    kept = {path: path.stat().st_mtime_ns for path in folder_of(out).glob("data/block-*")}
+    seen = []
+
+    def draw(block, rng):
+        seen.append(block)
+        assert {path: path.stat().st_mtime_ns for path in kept} == kept
+        drawn = sample_prompts(policy, value, block, settings, rng, task.reward, answer=task.answer)
+        return ((record, []) for record in drawn)
+
+    assert SampleFile(out, plan_of(prompts, settings), ALONE).make(prompts, draw, NoBar)
+    assert seen == [prompts[4:]]
+    check_same(out, whole, prompts)
+
+
 def test_killed_at_random_moments(whole, policy, value, task, many, tmp_path):
     """Twelve kills or more, alone and in pairs, most of them with a part of the blocks done."""
     rng = np.random.default_rng(11)

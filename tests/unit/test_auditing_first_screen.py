@@ -73,7 +73,11 @@ def test_particles_are_those_of_the_pilot_if_there_is_one(report, pilot):
     assert f"; {whole(pilot.n_for_cv)} particles give" in screen.verdict
     assert "best-of-N needs 144 [128, 160]" in screen.verdict
     first, *others = screen.facts
-    assert first.remark == f"for CV 0.25, by a pilot: -n {16 * islands} --islands {islands}"
+    assert (first.remark, first.command) == (
+        "for CV 0.25, by a pilot:",
+        f"-n {16 * islands} --islands {islands}",
+    )
+    assert f"by a pilot: {first.command}" in found.answer()
     theory = next(f for f in others if f.label.strip() == "by theory")
     assert (theory.figure, theory.remark) == ("48 [40, 61]", "resampling at every step, terminal verifier")
     assert max(map(len, found.answer().splitlines())) <= 80
@@ -83,6 +87,76 @@ def test_particles_are_those_of_the_pilot_if_there_is_one(report, pilot):
     assert paid.rows[0][:3] == ("this PRM, as sampled", f"{16 * islands}", f"{96 * islands:,}")
     assert float(paid.rows[0][5]) == pytest.approx(12 / (32 * 8) * islands, rel=0.05)
     assert {row[3] == "0" for row in paid.rows if row[0].startswith("best-of-N")} == {False}
+
+
+def test_a_command_is_never_cut(report, pilot):
+    """Flags and their values stay together, in lines of their own where they do not fit; on the page each flag is whole."""
+    sampler = replace(
+        pilot.sampler, resampling="multinomial", ess_threshold=0.123, pool_size=16, terminal="verifier"
+    )
+    found = costing(report, pilot=replace(pilot, sampler=sampler, islands_for_cv=123456))
+    command = found.first_screen().facts[0].command
+    assert command.endswith(
+        "--pool-size 16 --resampling multinomial --ess-threshold 0.123 --terminal verifier"
+    )
+    lines = found.answer().splitlines()
+    assert max(map(len, lines)) <= 80
+    flags = [line.strip() for line in lines if line.startswith(" ") and line.lstrip().startswith("-")]
+    assert (" ".join(flags), len(flags)) == (command, 3)
+    html = page("audit", sections(found, drawn=False))
+    for flag in ("-n 1975296", "--islands 123456", "--resampling multinomial"):
+        assert f"<span>{flag}</span>" in html
+    assert command in " ".join(visible(html).split())
+    assert f"`{command}`" in markdown(found)
+
+
+@pytest.mark.parametrize(
+    ("times", "words"),
+    [
+        (Interval(2.0, 1.6, 2.4), "best-of-N needs 144 [128, 160] for the same, 2× [1.6, 2.4] as many."),
+        (Interval(0.5, 0.4, 0.6), "best-of-N needs 144 [128, 160] for the same, 0.5× [0.4, 0.6] as many."),
+        (Interval(1.1, 0.9, 1.4), ", 1.1× [0.9, 1.4] as many (no difference is resolved)."),
+        (None, "best-of-N needs 144 [128, 160] for the same."),
+    ],
+)
+def test_best_of_n_is_compared_by_the_paired_ratio(report, pilot, times, words):
+    own = replace(report.model.cost.best_of_n, estimate=Interval(9.0, 8.0, 10.0), resolved=True)
+    found = costing(report, pilot=replace(pilot, best_of_n=times), best_of_n_own=own)
+    assert found.first_screen().verdict.endswith(words)
+    if times is not None:  # rollouts of another policy, or n that is more than enough
+        other = replace(
+            found, warnings=("another policy drew the rollouts than the checkpoint was trained for",)
+        )
+        assert "as many" not in other.first_screen().verdict
+        cut = replace(pilot, best_of_n=times, n_for_cv=Interval(16.0, 16.0, 16.0))
+        assert "as many" not in costing(report, pilot=cut, best_of_n_own=own).first_screen().verdict
+
+
+@pytest.mark.parametrize(
+    ("best", "begins"),
+    [
+        (
+            Interval(9.0, 8.0, 10.0),
+            "Best-of-N needs 144 [128, 160] solutions for Z within 25% on these prompts; how many",
+        ),
+        (
+            Interval(0.01, 0.0, 0.02),
+            "A single solution is enough for Z within 25% on these prompts: final values hardly",
+        ),
+        (None, "How many particles this PRM needs for Z within 25% on these prompts is not known"),
+    ],
+)
+def test_a_target_of_its_own_without_a_pilot(report, best, begins):
+    """What is known stands first; what is not says what counts it."""
+    found = None if best is None else replace(report.model.cost.best_of_n, estimate=best, resolved=True)
+    cost = replace(report.model.cost, sigma2=None, limiting=None, tabulated=None, best_of_n=found)
+    own = replace(report, models=(replace(report.model, terminal="model", cost=cost),))
+    screen = own.first_screen()
+    assert screen.verdict.startswith(begins)
+    assert "is not known (its own ends are the target, and only a pilot counts them)" in screen.verdict
+    assert "its Bellman error is " in screen.verdict
+    assert screen.facts[0].remark == "only a pilot counts them"
+    assert max(map(len, own.answer().splitlines())) <= 80
 
 
 def test_a_pilot_that_resolves_nothing_gives_way_to_the_theory(report, pilot):
@@ -113,7 +187,7 @@ def test_what_is_not_above_its_noise_is_not_counted(report):
     for estimate, resolved in ((Interval(-7.7, -9.0, 1.0), True), (Interval(3.0, 2.0, 4.0), False)):
         found = replace(cost.sigma2, estimate=estimate, resolved=resolved)
         text = costing(report, sigma2=found, limiting=None).answer()
-        assert "Z within 25% on these prompts is not resolved" in " ".join(text.split())
+        assert "how many particles this PRM needs is not resolved" in " ".join(text.split())
         assert "-7.7" not in text
         assert "-123" not in text
 

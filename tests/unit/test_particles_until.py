@@ -224,6 +224,25 @@ def test_a_share_needs_answers():
         smc_until(lambda g: TREE.particles(len(g)), 1, 16, "share=.05", rng=rng())
 
 
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"n_particles": 0}, "`n_particles` must be an integer of at least 1"),
+        ({"token_budget": 0}, "`token_budget` must be finite and above 0"),
+        ({"token_budget": np.nan}, "`token_budget` must be finite and above 0"),
+        ({"islands": 4}, "`until` chooses the number of islands"),
+        ({"resampling": "top_k"}, "needs a `resampling` that estimates Z"),
+        ({"answer": lambda particles: np.ones(3, int)}, r"`answer` must give \(8, 16\) integers.*got \(3,\)"),
+        ({"answer": lambda particles: np.ones(particles.shape)}, "float64"),
+        ({"answer": lambda particles: -np.ones(particles.shape, int)}, "integers from 0 on"),
+    ],
+)
+def test_arguments_out_of_range(given, words):
+    given = {"n_particles": 16, "answer": lambda particles: np.ones(particles.shape, int), **given}
+    with pytest.raises(UserError, match=words):
+        smc_until(lambda g: TREE.particles(len(g)), 1, until="share=.05", rng=rng(), **given)
+
+
 def test_log_z_is_the_pooled_one():
     (stop,) = smc_until(lambda g: TREE.particles(len(g)), 1, 64, "logz=.1", rng=rng(3))
     assert stop.log_z == pytest.approx(solve(TREE).log_z, abs=0.3)

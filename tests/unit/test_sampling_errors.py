@@ -5,13 +5,14 @@ import json
 import numpy as np
 import pytest
 
-from rmtools.cli.sample_run import requested
+from rmtools.cli.errors import with_flags
+from rmtools.cli.sample_run import REPORTED, requested
 from rmtools.core import FiniteModel, Tilt, metropolis, particle_gibbs, random_tree, smc
 from rmtools.errors import UserError
 from rmtools.particles.islands import effective_number, log_z_error
 from rmtools.particles.protocol import only_looks
 from rmtools.sampling.algorithms import draw_batch
-from rmtools.sampling.error_report import fold
+from rmtools.sampling.error_report import errors, fold, of_prompt
 from rmtools.sampling.errors import answer_shares, genealogy_error, island_error, shares_of
 from rmtools.sampling.report import report
 from rmtools.sampling.sample_prompts import SamplerSettings, sample_prompts, settings_for
@@ -185,15 +186,59 @@ def test_what_would_give_an_error(policy, value, prompts, tmp_path):
         (tmp_path / "s.jsonl").write_text(json.dumps(records[0]) + "\n")
         return report(tmp_path / "s.jsonl")
 
-    assert "no error from a single run: -n 128 --islands 4 gives one" in said(SamplerSettings(16))
-    assert "no error from two islands: -n 128 --islands 4 gives one" in said(SamplerSettings(4, islands=2))
-    assert "-n 132 --islands 4 gives one" in said(SamplerSettings(130))
-    assert "--mh-steps 8 gives one" in said(settings_for("sp-gsmc", pool_size=2))
-    assert "--sweeps 20 gives one" in said(settings_for("gibbs", n_particles=2, sweeps=1))
+    assert "no error from a single run: n_particles=128 islands=4 gives one" in said(SamplerSettings(16))
+    assert "no error from two islands: n_particles=128 islands=4 gives one" in said(
+        SamplerSettings(4, islands=2)
+    )
+    assert "n_particles=132 islands=4 gives one" in said(SamplerSettings(130))
+    assert "mh_steps=8 gives one" in said(settings_for("sp-gsmc", pool_size=2))
+    assert "sweeps=20 gives one" in said(settings_for("gibbs", n_particles=2, sweeps=1))
+    # The command line names its flags; what a solution says is left alone.
+    in_flags = report(tmp_path / "s.jsonl", typed=True, wording=lambda line: with_flags(line, REPORTED))
+    assert "--sweeps 20 gives one" in in_flags
     assert "no shares: the task does not say what an answer is" in said(SamplerSettings(64, islands=16))
     numbers = iter(range(100))
     apart = said(SamplerSettings(64, islands=16), lambda p, s: str(next(numbers)))
     assert "no share: no answer occurs on two islands" in apart
+
+
+def record_of(share=None, values=(-1.0, -2.0), answer="4"):
+    """A record of four islands of one solution each, as far as the errors are read."""
+    rows = [] if share is None else [{"answer": answer, **share}]
+    return {
+        "prompt": "1 + 1 = \n",
+        "sampler": {"resampling": "systematic", "n_particles": 4, "sweeps": 0},
+        "log_z": -4.6,
+        "islands": {
+            "count": 4,
+            "n_particles": 1,
+            "effective": 4.0,
+            "log_z_se": 0.001,
+            "log_z_interval": [-4.61, -4.59],
+        },
+        "genealogy": None,
+        "shares": rows,
+        "samples": [{"log_value": v, "log_weight": -1.4} for v in values],
+    }
+
+
+def test_islands_that_agree_are_no_proof():
+    """The share's error is then that of its interval, and Z's is said to be blind for solutions that were not seen."""
+    agreed = {"share": 1.0, "se": 0.0, "low": 0.4, "high": 1.0}
+    for records in ([record_of(agreed)], [record_of(agreed)] * 2):
+        line = next(x for x in errors(records) if "leading answer" in x)
+        assert f"1.00 ± {0.3 / 1.959964:.2f}" in line
+    assert "1.00 ± 0.15 [0.40, 1.00]  4" in of_prompt(record_of(agreed))[1]
+    lines = errors([record_of(agreed, answer=None), record_of(agreed)])
+    assert "    no solution has an answer at 1 prompt: their share is 1" in lines
+    low = record_of(agreed, (-4.6, -4.59, -4.605))
+    (said,) = (x for x in errors([low, record_of(agreed)]) if "a rare better one" in x)
+    assert said.startswith("  all solutions of 1 prompt are worth the same, V < 0.1")
+    for values in ((-1.0, -1.01), (-4.6, -3.0)):  # high values; values that differ
+        assert not any("a rare better one" in x for x in errors([record_of(agreed, values)]))
+    unresolved = record_of(agreed, (-4.6, -4.6))
+    unresolved["islands"]["log_z_se"] = None
+    assert not any("a rare better one" in x for x in errors([unresolved]))
 
 
 def test_tokens_of_the_value_model_are_those_of_distinct_prefixes(policy, value, prompts, task):
@@ -234,6 +279,9 @@ def test_algorithms_without_islands_are_refused():
     for algorithm, said in (("gibbs", "batches of sweeps"), ("beam", "keeping the best follows no law")):
         with pytest.raises(UserError, match=f"`islands` 2 do not go with.*{said}"):
             settings_for(algorithm, n_particles=4, islands=2)
+    with pytest.raises(UserError, match=r"sp-gsmc does not go with `islands` 4: its single particle is one"):
+        settings_for("sp-gsmc", islands=4)
+    assert settings_for("sp-gsmc", islands=1).islands == 1
     with pytest.raises(UserError, match=r"`islands` 3 do not divide `n_particles` 16.*`n_particles` 15"):
         settings_for("smc", islands=3)
     assert settings_for("gibbs", n_particles=256).islands == 1

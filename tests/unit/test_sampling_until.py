@@ -77,8 +77,8 @@ def test_an_error_that_the_budget_cannot_reach(policy, value, prompts, tmp_path)
     assert until["stopped"] == "token budget"
     assert until["token_budget"] == 400 >= until["tokens"] > 200
     text = printed(tmp_path, [record])
-    assert "token budget at 1 of 1 prompts" in text
-    assert f"reached ± {until['error']:.3g}; --token-budget " in text
+    assert "token budget at 1 of 1 prompt\n" in text
+    assert f"reached ± {until['error']:.3g}; token_budget=" in text
     assert "within 400 tokens" in text
 
 

@@ -7,7 +7,15 @@ import pytest
 
 from rmtools.core import product, smc, solve
 from rmtools.errors import UserError
-from rmtools.stats.pilot import PilotSampler, islands_for, pilot, pilot_estimator, relative_error
+from rmtools.stats.pilot import (
+    PilotSampler,
+    independent_ratio,
+    island_estimates,
+    islands_for,
+    pilot,
+    pilot_estimator,
+    relative_error,
+)
 
 SAMPLER = PilotSampler()
 
@@ -40,6 +48,76 @@ def test_both_sums_are_unbiased(model):
     assert near(squares, 1.0)
     biased = (np.exp(log_z).mean(axis=2) ** 2 / z_square).mean(axis=1)
     assert not near(biased, 1.0)  # the plug-in of Z^2 is what the test can tell from it
+
+
+def independent(model, shape, rng):
+    """Final log values of solutions of the policy, (shape, 16)."""
+    root = model.particles(int(np.prod(shape)))
+    found = smc(root, 16, resampling="none", rng=rng, history=False, islands=1)
+    return found.particles.log_value().reshape(*shape, 16)
+
+
+def test_best_of_n_against_the_sampler_is_paired(model):
+    """Without resampling the sampler is best-of-N, of ratio 1. Prompts of other Z weigh the same in both sums."""
+    rng, prompts = np.random.default_rng(5), 48
+    shift = np.linspace(-0.7, 0.7, prompts)
+    z = np.exp(log_z_of(model, 40_000, rng))
+    truth = solve(model).sigma2_schedule(()) / (16 * z.var(ddof=1) / z.mean() ** 2)
+    assert truth > 1.2
+    covered, found = {0.0: 0, 0.5: 0}, None
+    for _ in range(30):
+        solutions = independent(model, (prompts,), rng) + shift[:, None]
+        for threshold, ratio in ((0.0, 1.0), (0.5, truth)):
+            log_z = log_z_of(model, (prompts, 16), rng, threshold) + shift[:, None]
+            found = independent_ratio(log_z, 16, list(solutions)).bootstrap(rng, 300)
+            covered[threshold] += found.contains(ratio)
+    assert min(covered.values()) >= 25
+    assert not found.contains(2 * truth)
+    for few in (1, 5):  # one prompt, and few that carry the sums
+        assert independent_ratio(log_z[:few], 16, list(solutions[:few])) is None
+    carried = np.where(np.arange(prompts) < 3, 5.0, 0.0)[:, None]
+    assert independent_ratio(log_z + carried, 16, list(solutions + carried)) is None
+    assert independent_ratio(log_z, 16, [*solutions[1:], solutions[0, :1]]) is None
+    assert independent_ratio(np.zeros((prompts, 4)), 16, list(solutions)) is None
+    assert independent_ratio(np.full((8, 4), -np.inf), 16, list(np.full((8, 4), -np.inf))) is None
+
+
+def test_more_prompts_before_more_islands(monkeypatch):
+    """Every eighth prompt has all of the variance: its share of the first is that of all."""
+    monkeypatch.setattr("rmtools.stats.pilot.MOST_RUNS", 0)
+    hard, easy = product(horizon=6, ratio=6.0), product(horizon=6, ratio=1.001)
+
+    class Prompts:
+        def __init__(self):
+            self.seen = []
+
+        def __call__(self, prompts):
+            self.seen.append(np.unique(prompts))
+            return (hard if prompts[0] % 8 == 0 else easy).particles(len(prompts))
+
+    def runs(n_prompts, at_first, close):
+        monkeypatch.setattr("rmtools.stats.pilot.CLOSE", close)
+        root = Prompts()
+        found = island_estimates(
+            root, n_prompts, SAMPLER, np.random.default_rng(0), at_first=at_first, at_once=16
+        )
+        return found[0], root
+
+    log_z, root = runs(64, 16, 0.01)
+    assert log_z.shape == (64, 16)  # 16, 32, 64
+    assert np.array_equal(np.unique(np.concatenate(root.seen)), np.arange(64))
+    assert len(root.seen) == 64
+    assert runs(64, 16, 10.0)[0].shape == (16, 16)
+    assert runs(64, None, 10.0)[0].shape == (64, 16)
+
+
+@pytest.mark.parametrize("delta", [0, -1, math.nan, math.inf])
+def test_arguments_out_of_range(model, delta):
+    with pytest.raises(UserError, match="delta_cv"):
+        pilot(lambda prompts: model.particles(len(prompts)), 24, SAMPLER, delta, np.random.default_rng(0))
+    for wrong in (PilotSampler(0), PilotSampler(pool_size=0)):
+        with pytest.raises(UserError, match="must be an integer of at least 1"):
+            pilot(lambda prompts: model.particles(len(prompts)), 24, wrong, 0.1, np.random.default_rng(0))
 
 
 def test_variance_and_intervals_of_the_default_sampler(model):
