@@ -5,7 +5,7 @@ imported where it is used: a report can be read and drawn without it.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ import numpy as np
 
 from rmtools.auditing.enumerated import EnumeratedRollouts, Progress, enumerate_rollouts
 from rmtools.auditing.model_audit import AuditOptions, ModelAudit, audit_model
-from rmtools.auditing.notes import notes
+from rmtools.auditing.notes import notes, of_another, provenance_notes
 from rmtools.auditing.report import AuditReport
 from rmtools.auditing.rows import limited, provenance_of, rows_of, tokens_of
 from rmtools.errors import UserError
@@ -114,7 +114,10 @@ def audit(
     outside = None if enumerated is None else enumerated.coverage()
     provenance = provenance_of(rows, metadata, known["model"]) | _checkpoint(models[0], value_model, source)
     asked = {"seed": seed, "delta_cv": delta_cv, "delta_tv": delta_tv, "rollouts_fingerprint": fingerprint}
-    found[0], missing = _with_pilot(found[0], run, *scored[0], delta_cv, seed, shown)
+    independent = None
+    if run is not None and not of_another(provenance_notes(metadata, known["model"], fingerprint)):
+        independent = _final_values(*scored[0], terminal, run.settings.terminal)
+    found[0], missing = _with_pilot(found[0], run, independent, delta_cv, seed, shown)
     warnings = (*notes(rows, metadata, known, found, fingerprint, outside), *missing)
     return AuditReport(tuple(found), _pairs(models, scored, seed), provenance | asked, outside, warnings)
 
@@ -132,8 +135,7 @@ def _pilots(asked: "bool | SamplerSettings") -> Callable[..., "PilotRun | None"]
 def _with_pilot(
     model: ModelAudit,
     run: "PilotRun | None",
-    rows: "Sequence[Rollout]",
-    scored: "ScoredRollouts",
+    independent: Mapping[str, np.ndarray] | None,
     delta_cv: float,
     seed: int,
     progress: Progress,
@@ -142,7 +144,6 @@ def _with_pilot(
     if run is None:
         return model, []
     try:
-        independent = _final_values(rows, scored, model.terminal, run.settings.terminal)
         found = run(delta_cv, generator("pilot", seed), progress, independent)
     except UserError as error:
         return model, [f"there is no pilot: {error.fact}"]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rmtools.auditing.cost import particles
-from rmtools.auditing.notes import DRAWN_BY, OTHER_LAW, OTHER_POLICY, why_missing
+from rmtools.auditing.notes import DRAWN_BY, why_missing
 from rmtools.auditing.table import NOT_AVAILABLE, NOT_RESOLVED, digits, whole
 from rmtools.stats.bootstrap import Interval
 from rmtools.stats.sigma2 import Sigma2, n_for_cv
@@ -95,6 +95,8 @@ def best_of_n(model: "ModelAudit", theory: Theory, pilot: "Pilot | None") -> Int
     """Return sigma^2 of best-of-N for the Z of the verdict: the pilot's on its prompts, else the theory's."""
     if pilot is None:
         return theory.sigma2.get(BEST_OF_N)
+    if pilot.one_solution is not None:
+        return pilot.one_solution
     if terminal_of(model, pilot) == model.terminal:
         return _told(model.cost.best_of_n) or theory.sigma2.get(BEST_OF_N)
     return _told(model.cost.best_of_n_own)
@@ -174,7 +176,7 @@ def first_screen(
         shown = NOT_AVAILABLE if math.isnan(value.estimate) else str(value)
         facts.append(Fact(f"minus {role}", f"mean b^2 {shown}", "nats^2, paired"))
     unknown = "" if needed is not None else _unknown(model, why)
-    verdict = _verdict(needed, best, theory.ratio, _times(pilot, warnings), delta, unknown)
+    verdict = _verdict(needed, best, theory.ratio, _times(pilot), delta, unknown)
     return FirstScreen(verdict, tuple(facts[:MOST_FACTS]), theory)
 
 
@@ -264,11 +266,11 @@ def _compared(needed: Interval, best: Interval, times: Interval | None) -> str:
     return " (the intervals overlap)"
 
 
-def _times(pilot: "Pilot | None", warnings: Sequence[str]) -> Interval | None:
-    """Return what best-of-N needs over what the sampler needs; None if they are of different policies, or n is enough."""
+def _times(pilot: "Pilot | None") -> Interval | None:
+    """Return what best-of-N needs over what the sampler needs; None without a pilot, or if its n is more than enough."""
     if pilot is None or pilot.n_for_cv is None or pilot.n_for_cv.estimate <= pilot.sampler.n_particles:
         return None
-    return None if any(OTHER_POLICY in text or OTHER_LAW in text for text in warnings) else pilot.best_of_n
+    return pilot.best_of_n
 
 
 def _particles(

@@ -54,6 +54,11 @@ def notes(
     return out + [f"{', '.join(roles)}: {text}" for text, roles in _by_text(about)]
 
 
+def of_another(warnings: Sequence[str]) -> tuple[str, ...]:
+    """Return the ``warnings`` that the rollouts are of another policy or law of sampling than the checkpoint's."""
+    return tuple(text for text in warnings if OTHER_POLICY in text or OTHER_LAW in text)
+
+
 def _by_text(about: "Sequence[tuple[str, str]]") -> "list[tuple[str, list[str]]]":
     """Return each text once, with the models it is said of."""
     found: dict[str, list[str]] = {}

@@ -21,7 +21,7 @@ from rmtools.stats.pilot import (
     PilotSampler,
     Progress,
     check_scheme,
-    independent_ratio,
+    independent_cost,
     island_estimates,
     pilot_estimator,
 )
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from rmtools.lm.policy import Policy
     from rmtools.lm.precision import Placement
     from rmtools.lm.protocol import Scorer
-    from rmtools.stats.bootstrap import Interval
 
 AT_FIRST, MOST_PROMPTS = (
     256,
@@ -149,18 +148,15 @@ class PilotRun:
             halves=lambda work, items: in_halves(work, items, "island", "fewer particles, or shorter steps"),
         )
         found = pilot_estimator(log_z, sampler, delta_cv, tokens, seconds).bootstrap(rng)
-        return replace(found, left_out=self.left_out, best_of_n=self._ratio(log_z, independent, rng))
-
-    def _ratio(
-        self, log_z: np.ndarray, independent: Mapping[str, np.ndarray] | None, rng: np.random.Generator
-    ) -> "Interval | None":
-        """Return `independent_ratio` of the islands' prompts."""
+        found = replace(found, left_out=self.left_out)
         if independent is None:
-            return None
-        s = self.settings
+            return found
         solutions = [independent[prompt] for prompt in self.prompts[: len(log_z)]]
-        ratio = independent_ratio(log_z, s.n_particles // (s.islands or 1), solutions)
-        return None if ratio is None else ratio.bootstrap(rng)
+        cost = independent_cost(log_z, sampler.n_particles, solutions)
+        if cost is None:
+            return found
+        one, times = cost.bootstrap(rng)
+        return replace(found, one_solution=one, best_of_n=times)
 
 
 def takes_hours(policy: "Policy", rows: "Sequence[Rollout]", settings: SamplerSettings) -> bool:

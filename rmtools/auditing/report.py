@@ -11,7 +11,7 @@ from rmtools.auditing.figures import audit_plots
 from rmtools.auditing.first_screen import Fact, FirstScreen, first_screen
 from rmtools.auditing.metrics import records
 from rmtools.auditing.model_audit import ModelAudit
-from rmtools.auditing.notes import OTHER_LAW, OTHER_POLICY
+from rmtools.auditing.notes import of_another
 from rmtools.auditing.table import WIDTH, as_text, sentences
 from rmtools.codec import load_json, save_json
 from rmtools.errors import UserError
@@ -73,7 +73,7 @@ class AuditReport:
     @property
     def of_another(self) -> tuple[str, ...]:
         """The warnings that the figures are of another policy or law of sampling than the checkpoint's."""
-        return tuple(text for text in self.warnings if OTHER_POLICY in text or OTHER_LAW in text)
+        return of_another(self.warnings)
 
     def __repr__(self) -> str:
         p = self.provenance

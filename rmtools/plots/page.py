@@ -138,11 +138,11 @@ def _block_markdown(block: str | Lead | Facts | Table | Items) -> str:
     if isinstance(block, Lead):
         return f"**{escaped(block.text)}**"
     if isinstance(block, Facts):
-        lines = (
-            (*row, escaped(remark) + (f" `{command}`" if command else ""))
-            for *row, remark, command in block.rows
+        cells = (
+            (label, figure, escaped(remark) + (f" `{command}`" if command else ""))
+            for label, figure, remark, command in block.rows
         )
-        facts = (f"| {escaped(label)} | {escaped(figure)} | {rest} |" for label, figure, rest in lines)
+        facts = (f"| {escaped(label)} | {escaped(figure)} | {rest} |" for label, figure, rest in cells)
         return "\n".join(["| | | |", "| --- | --- | --- |", *facts])
     if isinstance(block, Items):
         return "\n".join(f"- {f'**{escaped(a)}**: ' if a else ''}{escaped(b)}" for a, b in block.entries)

@@ -26,8 +26,8 @@ OUTPUTS = {
 def report(out: Path, typed: bool = False, wording: Callable[[str], str] = str) -> str:
     """Return the report of the file ``out``, after typed prompts with their solutions.
 
-    Its lines are at most 80 characters wide, but for paths, prompts and solutions. ``wording`` makes of a line what the user reads:
-    parameters stand in backquotes, or as ``name=4``.
+    Its lines are at most 80 characters wide, but for paths, prompts and solutions. ``wording`` makes of a line what the
+    user reads: parameters stand in backquotes, or as ``name=4``.
     """
     with out.open(encoding="utf-8") as file:
         records = [json.loads(line) for line in file]

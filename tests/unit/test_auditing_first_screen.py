@@ -123,11 +123,7 @@ def test_best_of_n_is_compared_by_the_paired_ratio(report, pilot, times, words):
     own = replace(report.model.cost.best_of_n, estimate=Interval(9.0, 8.0, 10.0), resolved=True)
     found = costing(report, pilot=replace(pilot, best_of_n=times), best_of_n_own=own)
     assert found.first_screen().verdict.endswith(words)
-    if times is not None:  # rollouts of another policy, or n that is more than enough
-        other = replace(
-            found, warnings=("another policy drew the rollouts than the checkpoint was trained for",)
-        )
-        assert "as many" not in other.first_screen().verdict
+    if times is not None:  # n is more than enough
         cut = replace(pilot, best_of_n=times, n_for_cv=Interval(16.0, 16.0, 16.0))
         assert "as many" not in costing(report, pilot=cut, best_of_n_own=own).first_screen().verdict
 

@@ -1,12 +1,14 @@
 """The pilot of an audit on a tiny language model."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from rmtools.auditing import audit
-from rmtools.auditing.pilot import PilotRun, pilot_settings, takes_hours
+from rmtools.auditing.audit import _final_values
+from rmtools.auditing.pilot import PilotRun, evenly, pilot_settings, takes_hours
 from rmtools.codec import to_json
 from rmtools.data.collect import Branching, Collector
 from rmtools.errors import UserError
@@ -62,6 +64,36 @@ def test_islands_of_both_terminals(rows, policy, value, task):
         assert (found.n_prompts, found.runs, found.left_out, found.failed) == (3, 68, 0, 0.0)
         assert found.sampler.terminal == terminal
         assert found.tokens > 4
+
+
+def test_best_of_n_is_weighted_as_the_pilot_is(rows, policy, value, task, monkeypatch):
+    """By the pilot's terminal; rewards are no values of the model, and the audit of one has no others."""
+    monkeypatch.setattr("rmtools.stats.pilot.FEWEST_CARRYING", 1.0)
+    ends = [np.array([-1.0, -0.5 * i]) for i in range(len(rows))]
+    own = [np.array([-1.0, -0.1 * i]) for i in range(len(rows))]
+    scored = SimpleNamespace(log_value=ends, own_log_value=own)
+    assert _final_values(rows, scored, "model", "verifier") is None
+    for wanted, values in (("model", own), ("verifier", ends)):
+        found = _final_values(rows, scored, "verifier", wanted)
+        assert list(found) == list(dict.fromkeys(r.prompt for r in rows))
+        assert np.concatenate(list(found.values())).tolist() == [v[-1] for v in values]
+    run = prepared(rows, policy, value, task)
+    without, paired = run(0.25, np.random.default_rng(0)), run(0.25, np.random.default_rng(0), None, found)
+    assert paired.one_solution.estimate == pytest.approx(
+        4 * paired.best_of_n.estimate * paired.uncut.estimate
+    )
+    assert replace(paired, one_solution=None, best_of_n=None, seconds=without.seconds) == without
+
+
+def test_of_many_prompts_the_first_are_at_even_distances(rows, policy, value, task, monkeypatch):
+    assert evenly(5, 8).tolist() == [0, 1, 2, 3, 4]
+    assert evenly(9, 3).tolist() == [0, 4, 8]
+    many = [replace(rows[0], prompt=rows[0].prompt[: i + 1]) for i in range(8)]
+    monkeypatch.setattr("rmtools.auditing.pilot.AT_FIRST", 3)
+    for most, places in ((3, [0, 3, 7]), (5, [0, 3, 7, 1, 6]), (99, [0, 3, 7, 1, 2, 4, 5, 6])):
+        monkeypatch.setattr("rmtools.auditing.pilot.MOST_PROMPTS", most)
+        monkeypatch.setattr("rmtools.auditing.pilot._fits", lambda policy, prompt: True)
+        assert prepared(many, policy, value, task).prompts == tuple(many[i].prompt for i in places)
 
 
 def test_a_constant_with_its_own_ends_has_no_variance(rows, policy, task):

@@ -9,7 +9,7 @@ from rmtools.core import product, smc, solve
 from rmtools.errors import UserError
 from rmtools.stats.pilot import (
     PilotSampler,
-    independent_ratio,
+    independent_cost,
     island_estimates,
     islands_for,
     pilot,
@@ -69,17 +69,19 @@ def test_best_of_n_against_the_sampler_is_paired(model):
         solutions = independent(model, (prompts,), rng) + shift[:, None]
         for threshold, ratio in ((0.0, 1.0), (0.5, truth)):
             log_z = log_z_of(model, (prompts, 16), rng, threshold) + shift[:, None]
-            found = independent_ratio(log_z, 16, list(solutions)).bootstrap(rng, 300)
+            one, found = independent_cost(log_z, 16, list(solutions)).bootstrap(rng, 300)
+            variance = pilot_estimator(log_z, SAMPLER, 0.1).bootstrap(rng, 2).uncut.estimate
+            assert one.estimate == pytest.approx(found.estimate * 16 * variance)
             covered[threshold] += found.contains(ratio)
     assert min(covered.values()) >= 25
     assert not found.contains(2 * truth)
     for few in (1, 5):  # one prompt, and few that carry the sums
-        assert independent_ratio(log_z[:few], 16, list(solutions[:few])) is None
+        assert independent_cost(log_z[:few], 16, list(solutions[:few])) is None
     carried = np.where(np.arange(prompts) < 3, 5.0, 0.0)[:, None]
-    assert independent_ratio(log_z + carried, 16, list(solutions + carried)) is None
-    assert independent_ratio(log_z, 16, [*solutions[1:], solutions[0, :1]]) is None
-    assert independent_ratio(np.zeros((prompts, 4)), 16, list(solutions)) is None
-    assert independent_ratio(np.full((8, 4), -np.inf), 16, list(np.full((8, 4), -np.inf))) is None
+    assert independent_cost(log_z + carried, 16, list(solutions + carried)) is None
+    assert independent_cost(log_z, 16, [*solutions[1:], solutions[0, :1]]) is None
+    assert independent_cost(np.zeros((prompts, 4)), 16, list(solutions)) is None
+    assert independent_cost(np.full((8, 4), -np.inf), 16, list(np.full((8, 4), -np.inf))) is None
 
 
 def test_more_prompts_before_more_islands(monkeypatch):
