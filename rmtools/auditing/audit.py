@@ -5,7 +5,7 @@ imported where it is used: a report can be read and drawn without it.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -109,15 +109,12 @@ def audit(
     run = prepare(models[0].scorer, rows, source, judge, known["model"], where)
     scored = [_score(model, rows, shown) for model in models]
     enumerated = enumerate_rollouts(rows, metadata, models, source, judge, shown)
-    options = AuditOptions(delta_cv, delta_tv, tokens_of(rows, models[0].scorer))
-    found = _audited(models, scored, enumerated, options, seed)
+    found = _audited(models, scored, enumerated, rows, (delta_cv, delta_tv), seed)
     outside = None if enumerated is None else enumerated.coverage()
     provenance = provenance_of(rows, metadata, known["model"]) | _checkpoint(models[0], value_model, source)
     asked = {"seed": seed, "delta_cv": delta_cv, "delta_tv": delta_tv, "rollouts_fingerprint": fingerprint}
-    independent = None
-    if run is not None and not of_another(provenance_notes(metadata, known["model"], fingerprint)):
-        independent = _final_values(*scored[0], terminal, run.settings.terminal)
-    found[0], missing = _with_pilot(found[0], run, independent, delta_cv, seed, shown)
+    apart = bool(of_another(provenance_notes(metadata, known["model"], fingerprint)))
+    found[0], missing = _with_pilot(found[0], run, None if apart else scored[0], delta_cv, seed, shown)
     warnings = (*notes(rows, metadata, known, found, fingerprint, outside), *missing)
     return AuditReport(tuple(found), _pairs(models, scored, seed), provenance | asked, outside, warnings)
 
@@ -135,14 +132,18 @@ def _pilots(asked: "bool | SamplerSettings") -> Callable[..., "PilotRun | None"]
 def _with_pilot(
     model: ModelAudit,
     run: "PilotRun | None",
-    independent: Mapping[str, np.ndarray] | None,
+    scored: "Scored | None",
     delta_cv: float,
     seed: int,
     progress: Progress,
 ) -> tuple[ModelAudit, list[str]]:
-    """Return the audit with its pilot; without it and with the reason if it fails: the other figures are not lost with it."""
+    """Return the audit with its pilot; without it and with the reason if it fails: the other figures are not lost with it.
+
+    ``scored`` are the solutions that best-of-N is told by; None if they are of another policy than the pilot's.
+    """
     if run is None:
         return model, []
+    independent = None if scored is None else _final_values(*scored, model.terminal, run.settings.terminal)
     try:
         found = run(delta_cv, generator("pilot", seed), progress, independent)
     except UserError as error:
@@ -219,14 +220,15 @@ def _audited(
     models: "Sequence[AuditedModel]",
     scored: "Sequence[Scored]",
     enumerated: EnumeratedRollouts | None,
-    options: AuditOptions,
+    rows: "Sequence[Rollout]",
+    deltas: tuple[float, float],
     seed: int,
 ) -> list[ModelAudit]:
-    found = []
+    found, options = [], AuditOptions(*deltas, tokens_of(rows, models[0].scorer))
     for k, (model, its) in enumerate(zip(models, scored, strict=True)):
         exact: tuple[Any, ...] = ()
         if enumerated is not None:
-            cost = enumerated.cost(model, options.delta_cv, options.delta_tv)
+            cost = enumerated.cost(model, *deltas)
             exact = enumerated.log_errors(model), cost
         rng = np.random.default_rng([seed, k])
         found.append(audit_model(model.subject, *its, options, rng, *exact))
