@@ -120,3 +120,31 @@ def exact(
         print(f"report: {out / 'exact.html'}")
     if not found.holds:
         raise typer.Exit(1)
+
+
+@app.command("scaling")
+def scaling(
+    quick: Annotated[bool, work_option("--quick", help="Up to T = 8, in minutes: the default.")] = False,
+    full: Annotated[bool, work_option("--full", help="Up to T = 32, in hours.")] = False,
+    device: Device = "auto",
+    out: Annotated[Path, output_option(help="Output folder; an interrupted run goes on there.")] = Path(
+        "verify-scaling"
+    ),
+    workers: Annotated[int | None, work_option(min=1, help="Processes; default: one per core.")] = None,
+    seed: Seed = 0,
+) -> None:
+    """Train a policy and reward models of several qualities, and compare particles predicted and needed as T grows."""
+    import os
+    from dataclasses import replace
+
+    from rmtools.cli.progress import progress
+    from rmtools.errors import UserError
+    from rmtools.files import require_writable
+    from rmtools.verify.scaling import FULL, QUICK, run_scaling
+
+    if quick and full:
+        raise UserError("`quick` and `full` exclude each other", "pass one of them")
+    require_writable(out)
+    profile = replace(FULL if full else QUICK, seed=seed)
+    found = run_scaling(out, profile, progress, workers or os.cpu_count() or 1)
+    print(found)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from rmtools.errors import UserError
 
 if TYPE_CHECKING:
-    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import GPT2LMHeadModel, LlamaForCausalLM, PreTrainedTokenizerFast
 
 
 def small_llama(
@@ -47,6 +47,36 @@ def small_llama(
             tie_word_embeddings=False,
             initializer_range=initializer_range,
             rope_parameters={"rope_type": "default", "rope_theta": rope_theta},
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def small_gpt2(
+    tokenizer: "PreTrainedTokenizerFast", hidden: int, layers: int, context: int, seed: int
+) -> "GPT2LMHeadModel":
+    """Return a GPT-2 with four heads and random weights drawn with ``seed``.
+
+    For prompts of several lengths: its positions are absolute, and where a column of `crossing` stands depends on the length,
+    which a small model with relative positions hardly learns to take into account (docs/log.md).
+    """
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(seed)
+    return GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=len(tokenizer),
+            n_positions=context,
+            n_embd=hidden,
+            n_layer=layers,
+            n_head=4,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            tie_word_embeddings=False,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,

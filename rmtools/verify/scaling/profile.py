@@ -1,0 +1,78 @@
+"""How much a run measures: `QUICK` in minutes, `FULL` in hours."""
+
+from dataclasses import dataclass, field
+
+from rmtools.verify.scaling.policy import PolicySize
+
+EPSILON = 0.2  # of the planted bias
+DELTA_CV = 0.25
+SHARE_OF_TARGET = 0.9
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Sizes of a run.
+
+    Attributes
+    ----------
+    horizons : tuple of int
+        Increasing.
+    enumerated : int
+        The longest horizon whose tables have a state for every prefix; beyond it prefixes are merged.
+    prompts : int
+        Per horizon.
+    rollout_prompts, trajectories : int
+        For training, per horizon and share of given steps.
+    updates, early : int
+        Optimiser steps of a reward model, and of its early checkpoint.
+    curve : tuple of int
+        Optimiser steps of further checkpoints of the default, for the training curve.
+    most_tokens : float
+        Budget of a point, `rmtools.verify.scaling.points.Setting`.
+    most_on_tables : int
+    """
+
+    name: str
+    horizons: tuple[int, ...]
+    enumerated: int
+    prompts: int
+    policy: PolicySize
+    rollout_prompts: int
+    trajectories: int
+    updates: int
+    early: int
+    curve: tuple[int, ...]
+    most_tokens: float
+    most_on_tables: int
+    seed: int = 0
+    task: str = field(default="crossing")
+
+
+QUICK = Profile(
+    name="quick",
+    horizons=(2, 4, 8),
+    enumerated=4,
+    prompts=64,
+    policy=PolicySize(updates=700, tokens=2500),
+    rollout_prompts=64,
+    trajectories=8,
+    updates=300,
+    early=40,
+    curve=(20, 80, 150),
+    most_tokens=4e5,
+    most_on_tables=1 << 13,
+)
+FULL = Profile(
+    name="full",
+    horizons=(2, 4, 8, 16, 32),
+    enumerated=8,
+    prompts=64,
+    policy=PolicySize(updates=2500, tokens=4000),
+    rollout_prompts=192,
+    trajectories=8,
+    updates=2000,
+    early=100,
+    curve=(25, 50, 200, 400, 800, 1400),
+    most_tokens=1.2e7,
+    most_on_tables=1 << 17,
+)
