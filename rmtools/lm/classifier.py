@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 ADAPTER_FILE = "adapter_model.safetensors"
+# What transformers calls the head of a token classifier: the second in GPT-2, BLOOM and Falcon, say.
+HEADS = ("score", "classifier")
+HEAD_TENSORS = tuple(f"{name}." for name in HEADS)
 AGAIN = "copy or train the checkpoint again"
 
 
@@ -69,12 +72,12 @@ def new_token_classifier(
         except (OSError, ValueError, ImportError, SafetensorError) as error:
             raise not_a_model(model, error) from error
     _require_shapes(source, loading["mismatched_keys"])
-    if not isinstance(getattr(found, "score", None), torch.nn.Linear):
+    if not head_name(found):
         raise UserError(
-            f"the token classifier of {model} ({type(found).__name__}) has no linear head called score",
+            f"the token classifier of {model} ({type(found).__name__}) has no linear head called {' or '.join(HEADS)}",
             "use a causal language model whose transformers class has one, such as Llama, Qwen or Mistral",
         )
-    found.score = float32_head(found.score)
+    keep_head_in_fp32(found)
     found.name_or_path = found.config._name_or_path = source.name
     found.config._commit_hash = source.commit or None
     return found
@@ -83,7 +86,7 @@ def new_token_classifier(
 def _require_shapes(model: object, mismatched: Iterable[tuple[str, Any, Any]]) -> None:
     """Raise ``UserError`` if tensors (name, their shape, the shape needed) do not fit: a head of one or three labels."""
     for name, found, needed in sorted(mismatched):
-        if name.startswith("score."):
+        if name.startswith(HEAD_TENSORS):
             raise UserError(
                 f"{model} is a classifier with a head of {found[0]} labels, a value model needs 2 (wrong, right)",
                 "name the language model under it: a new head is drawn",
@@ -115,6 +118,17 @@ def _classifier_config(model: Path) -> Any:
         if ("dropout" in name or name.endswith("_pdrop")) and isinstance(value, float):
             setattr(config, name, 0.0)
     return config
+
+
+def head_name(model: Any) -> str:
+    """Return what a token classifier calls its linear head, one of `HEADS`; "" if it has none."""
+    return next((name for name in HEADS if isinstance(getattr(model, name, None), torch.nn.Linear)), "")
+
+
+def keep_head_in_fp32(model: Any) -> None:
+    """Keep and use the head of a token classifier in fp32, whatever the precision of its other weights."""
+    name = head_name(model)
+    setattr(model, name, float32_head(getattr(model, name)))
 
 
 def float32_head(head: torch.nn.Linear) -> Float32Head:
@@ -149,9 +163,9 @@ def saved_classifier(folder: Path, dtype: "torch.dtype | str" = torch.float32) -
             folder, dtype=dtype, output_loading_info=True
         )
     _require_whole(folder, loading["missing_keys"], loading["unexpected_keys"], model)
-    model.score = float32_head(model.score)
+    keep_head_in_fp32(model)
     if model.dtype != torch.float32:
-        model.score.load_state_dict(_saved_head(folder))
+        getattr(model, head_name(model)).load_state_dict(_saved_head(folder))
     return model
 
 
@@ -161,9 +175,9 @@ def _saved_head(folder: Path) -> dict[str, torch.Tensor]:
 
     found: dict[str, torch.Tensor] = {}
     for file in folder.glob("*.safetensors"):
-        if any(name.startswith("score.") for name in _tensor_names(file)):
+        if any(name.startswith(HEAD_TENSORS) for name in _tensor_names(file)):
             found |= {
-                n.removeprefix("score."): w for n, w in load_file(file).items() if n.startswith("score.")
+                n.partition(".")[2]: w for n, w in load_file(file).items() if n.startswith(HEAD_TENSORS)
             }
     return found
 
@@ -210,9 +224,10 @@ def require_head(folder: Path) -> None:
         raise UserError(
             f"the checkpoint {folder} has no weights (*.safetensors)", "train it again, or name another"
         )
-    if not any(".score." in f".{n}" for file in files for n in _tensor_names(file)):
+    names = [f".{n}" for file in files for n in _tensor_names(file)]
+    if not any(f".{head}" in name for name in names for head in HEAD_TENSORS):
         raise UserError(
-            f"the checkpoint {folder} was saved without its head (no tensor named score): "
+            f"the checkpoint {folder} was saved without its head (no tensor named {' or '.join(HEADS)}): "
             "a new head would give random values",
             'save it with modules_to_save=["score"]',
         )

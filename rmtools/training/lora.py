@@ -10,7 +10,7 @@ import torch
 
 from rmtools.errors import UserError
 from rmtools.files import read_json
-from rmtools.lm.classifier import new_token_classifier, without_renaming_notice
+from rmtools.lm.classifier import HEADS, head_name, new_token_classifier, without_renaming_notice
 from rmtools.lm.hub import find_model
 from rmtools.training.config import library_errors
 
@@ -81,7 +81,7 @@ def build_model(
 
         with library_errors():
             options["quantization_config"] = get_quantization_config(arguments)
-        options["quantization_config"].llm_int8_skip_modules = ["score"]
+        options["quantization_config"].llm_int8_skip_modules = list(HEADS)
     model = new_token_classifier(base, seed, **options)
     if is_quantised(arguments):
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=activation_checkpointing)
@@ -103,12 +103,16 @@ def require_no_adapter(folder: str) -> None:
 def with_adapter(model: Any, config: "PeftConfig", seed: int) -> Any:
     """Return a token classifier under an adapter drawn with ``seed``; its head is trained whole and saved."""
     from peft import TaskType, get_peft_model
+    from transformers.pytorch_utils import Conv1D
 
     config = copy.copy(config)
     config.task_type = TaskType.TOKEN_CLS
-    config.modules_to_save = sorted({*(getattr(config, "modules_to_save", None) or ()), "score"})  # type: ignore[attr-defined]
+    head = head_name(model)
+    config.modules_to_save = sorted({*(getattr(config, "modules_to_save", None) or ()), head})  # type: ignore[attr-defined]
     if getattr(config, "exclude_modules", "") is None:  # all-linear would include the head
-        config.exclude_modules = ["score"]  # type: ignore[attr-defined]
+        config.exclude_modules = [head]  # type: ignore[attr-defined]
+    if hasattr(config, "fan_in_fan_out") and any(isinstance(m, Conv1D) for m in model.modules()):
+        config.fan_in_fan_out = True  # GPT-2 stores its weights transposed
     with library_errors(re.error), without_renaming_notice(), torch.random.fork_rng():
         torch.manual_seed(seed)
         return get_peft_model(model, config)
@@ -117,9 +121,10 @@ def with_adapter(model: Any, config: "PeftConfig", seed: int) -> Any:
 def require_trainable(model: Any, bootstraps: bool) -> None:
     """Raise ``UserError`` if a model that the user built is no value model that can be trained and loaded again."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    if not hasattr(base, "score") or base.config.num_labels != 2:
+    if not any(hasattr(base, name) for name in HEADS) or base.config.num_labels != 2:
         raise UserError(
-            f"the model ({type(base).__name__}) is no token classifier with two labels and a head called score",
+            f"the model ({type(base).__name__}) is no token classifier with two labels and a head called "
+            f"{' or '.join(HEADS)}",
             "pass the name of a language model, or AutoModelForTokenClassification.from_pretrained(name, num_labels=2)",
         )
     if base is not model and not base.name_or_path:

@@ -22,7 +22,13 @@ from rmtools.errors import UserError
 from rmtools.files import left_as_found, replacing_files
 from rmtools.lm.architectures import longest_shared_row, require_full_attention, require_rotations
 from rmtools.lm.checkpoint import MODEL_FILES, SETTINGS_FILE, CheckpointSettings
-from rmtools.lm.classifier import float32_head, require_tensors, source_name, unreadable_weights
+from rmtools.lm.classifier import (
+    head_name,
+    keep_head_in_fp32,
+    require_tensors,
+    source_name,
+    unreadable_weights,
+)
 from rmtools.lm.hub import split_name
 from rmtools.lm.memory import tokens_to_train
 from rmtools.lm.packing import pairs_per_token
@@ -564,8 +570,8 @@ def _model(model: Any, peft_config: Any, args: PRMConfig) -> Any:
     if isinstance(peft_config, PeftConfig):
         model = with_adapter(model, peft_config, args.seed)
     require_trainable(model, args.objective().bootstraps)
-    if type(getattr(model, "score", None)) is torch.nn.Linear:
-        model.score = float32_head(model.score)
+    if type(getattr(model, head_name(model) or "score", None)) is torch.nn.Linear:
+        keep_head_in_fp32(model)
     return model
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from test_training_trainer import adapted, config, trainer_for
 
+from rmtools.data.encoding import encode_row
 from rmtools.data.rollouts import RolloutMetadata, Rollouts
 from rmtools.errors import UserError
 from rmtools.lm.card import CARD_FILE
@@ -21,6 +22,8 @@ from rmtools.training.config import CHECKPOINTING
 from rmtools.training.metrics import ranking_warning
 from rmtools.training.model_card import model_card
 from rmtools.training.provenance import base_rate, checkpoint_settings
+from rmtools.training.small_models import small_gpt2
+from rmtools.training.trainer import PRMTrainer
 
 # Evaluate and save at every optimiser step.
 EVERY_STEP = {"save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1}
@@ -467,3 +470,22 @@ def test_early_stopping_needs_held_out_rows(policy_folder, step_tokenizer, rollo
     with pytest.raises(UserError, match="early_stopping_patience needs evaluations") as error:
         trainer_for(policy_folder, step_tokenizer, rollouts, tmp_path, early_stopping_patience=1)
     assert "load_best" not in error.value.fix
+
+
+@pytest.mark.parametrize("peft_config", [None, "lora"])
+def test_a_head_of_another_name(tokenizer, step_tokenizer, rollouts, tmp_path, peft_config):
+    """GPT-2 calls its head classifier, and has a dropout of .1 in front of it unless told otherwise."""
+    small_gpt2(tokenizer, 16, 1, 128, seed=0).save_pretrained(tmp_path / "gpt2")
+    tokenizer.save_pretrained(tmp_path / "gpt2")
+    arguments = config(tmp_path, max_steps=2)
+    trainer = PRMTrainer(tmp_path / "gpt2", arguments, rollouts[:8], peft_config=peft_config)
+    trainer.train()
+    trainer.save_model()
+    loaded, settings = load_value_model(arguments.output_dir)
+    assert isinstance(loaded.model.classifier, Float32Head)
+    trees = [encode_row(r, step_tokenizer) for r in rollouts[:2]]
+    trained = ValueModel(trainer.model, step_tokenizer, Tilt(settings.floor))
+    for a, b in zip(loaded.score(trees), trained.score(trees), strict=True):
+        np.testing.assert_allclose(a.log_value, b.log_value, atol=1e-5)
+    start, state = loaded.start([step_tokenizer.prompt_ids(rollouts[0].prompt)])
+    np.testing.assert_allclose(start, loaded.score(trees)[0].log_value[:1], atol=1e-5)

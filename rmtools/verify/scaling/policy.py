@@ -20,7 +20,7 @@ from rmtools.training.small_models import small_gpt2
 
 WELL_FORMED, RIGHT, STEP_SUCCESS = 0.98, 0.99, (0.75, 0.85)
 # The first part of the demonstrations seldom fails: it teaches to read the prompt.
-EARLY_CARE, CARE = 0.95, 0.5
+EARLY_CARE, CARE = 0.98, 0.5
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,10 @@ def train_policy(
         num_training_steps=size.updates,
         scheduler_specific_kwargs={"num_decay_steps": size.updates // 2},
     )
+    # Every depth of a long horizon is a lookup of its own, and an update reads few long demonstrations.
+    share = np.asarray([t.horizon for t in tasks]) ** 0.8
     for update in range(size.updates):
-        task = tasks[rng.integers(len(tasks))]
+        task = tasks[rng.choice(len(tasks), p=share / share.sum())]
         early = update < size.early * size.updates
         ids, labels = _demonstrations(task, size.tokens, early, tokenizer, rng)
         model(input_ids=ids, labels=labels).loss.backward()

@@ -13,9 +13,9 @@ CANDIDATES = 16
 
 
 def random_success(prompt: str) -> float:
-    """Return the chance of random moves.
+    r"""Return the chance of random moves.
 
-    >>> random_success("r2 . \\nc13 . \\nc02 . \\n"), random_success("r0 . \\nc23 . \\n")
+    >>> random_success("r2 . \nc13 . \nc02 . \n"), random_success("r0 . \nc23 . \n")
     (0.2222222222222222, 1.0)
     """
     start, blocked = parse_grid(prompt)
