@@ -130,6 +130,10 @@ def scaling(
     out: Annotated[Path, output_option(help="Output folder; an interrupted run goes on there.")] = Path(
         "verify-scaling"
     ),
+    token_budget: Annotated[
+        float | None,
+        work_option(help="Tokens that one trial of the largest N may generate; default: the size's."),
+    ] = None,
     workers: Annotated[int | None, work_option(min=1, help="Processes; default: one per core.")] = None,
     seed: Seed = 0,
 ) -> None:
@@ -137,14 +141,18 @@ def scaling(
     import os
     from dataclasses import replace
 
+    from rmtools.cli.device import device_for
     from rmtools.cli.progress import progress
     from rmtools.errors import UserError
     from rmtools.files import require_writable
-    from rmtools.verify.scaling import FULL, QUICK, run_scaling
+    from rmtools.verify.scaling import FULL, QUICK, Machine, run_scaling
 
     if quick and full:
         raise UserError("`quick` and `full` exclude each other", "pass one of them")
     require_writable(out)
     profile = replace(FULL if full else QUICK, seed=seed)
-    found = run_scaling(out, profile, progress, workers or os.cpu_count() or 1)
-    print(found)
+    if token_budget is not None:
+        profile = replace(profile, most_tokens=token_budget)
+    print(
+        run_scaling(out, profile, progress, Machine(str(device_for(device)), workers or os.cpu_count() or 1))
+    )

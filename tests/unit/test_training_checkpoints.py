@@ -487,5 +487,5 @@ def test_a_head_of_another_name(tokenizer, step_tokenizer, rollouts, tmp_path, p
     trained = ValueModel(trainer.model, step_tokenizer, Tilt(settings.floor))
     for a, b in zip(loaded.score(trees), trained.score(trees), strict=True):
         np.testing.assert_allclose(a.log_value, b.log_value, atol=1e-5)
-    start, state = loaded.start([step_tokenizer.prompt_ids(rollouts[0].prompt)])
+    start, _ = loaded.start([step_tokenizer.prompt_ids(rollouts[0].prompt)])
     np.testing.assert_allclose(start, loaded.score(trees)[0].log_value[:1], atol=1e-5)

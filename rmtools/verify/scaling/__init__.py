@@ -5,6 +5,6 @@
 """
 
 from rmtools.verify.scaling.profile import FULL, QUICK
-from rmtools.verify.scaling.run import run_scaling
+from rmtools.verify.scaling.run import Machine, run_scaling
 
-__all__ = ["FULL", "QUICK", "run_scaling"]
+__all__ = ["FULL", "QUICK", "Machine", "run_scaling"]

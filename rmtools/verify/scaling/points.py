@@ -20,7 +20,7 @@ from rmtools.stats.pilot import PilotSampler, pilot
 from rmtools.verify.scaling.measure import FEWEST_RUNS, SAMPLERS, Search, run_models, run_tables, search
 from rmtools.verify.scaling.tables import Table
 
-PILOT_PARTICLES = 32
+PILOT_PARTICLES = 16
 
 
 @dataclass(frozen=True)

@@ -68,6 +68,7 @@ def train_policy(
     size: PolicySize,
     seed: int,
     progress: Callable[[int], object],
+    device: str = "cpu",
 ) -> None:
     """Train a GPT-2 on demonstrations of all ``tasks`` (one of each horizon), and write it into ``folder``.
 
@@ -78,7 +79,7 @@ def train_policy(
     rng = np.random.default_rng([seed, 1])
     tokenizer = word_tokenizer(tasks[0].vocabulary())
     longest = _demonstrations(max(tasks, key=lambda t: t.horizon), 1, True, tokenizer, rng)[0]
-    model = small_gpt2(tokenizer, size.hidden, size.layers, longest.shape[1] + 8, seed)
+    model = small_gpt2(tokenizer, size.hidden, size.layers, longest.shape[1] + 8, seed).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), size.learning_rate, betas=(0.9, 0.98), weight_decay=0.0)
     schedule = get_scheduler(
         "warmup_stable_decay",
@@ -93,7 +94,7 @@ def train_policy(
         task = tasks[rng.choice(len(tasks), p=share / share.sum())]
         early = update < size.early * size.updates
         ids, labels = _demonstrations(task, size.tokens, early, tokenizer, rng)
-        model(input_ids=ids, labels=labels).loss.backward()
+        model(input_ids=ids.to(device), labels=labels.to(device)).loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()

@@ -19,10 +19,12 @@ from rmtools.data.tasks.crossing import Crossing
 from rmtools.errors import UserError
 from rmtools.exact.finite_model import FiniteModel
 from rmtools.files import read_json, write_json
+from rmtools.jobs.lock import held
+from rmtools.jobs.processes import Process
 from rmtools.lm.protocol import Scorer
 from rmtools.particles.tilt import Tilt
 from rmtools.seeds import generator
-from rmtools.verify.scaling.measure import SAMPLERS
+from rmtools.verify.scaling.measure import FEWEST_RUNS, SAMPLERS
 from rmtools.verify.scaling.points import Consistency, Point, Setting, consistency, measure_point
 from rmtools.verify.scaling.profile import DELTA_CV, EPSILON, SHARE_OF_TARGET, Profile
 from rmtools.verify.scaling.prompts import alike_prompts
@@ -35,6 +37,8 @@ VERSION = 1
 MODELS = ("constant", "untrained", "mc-early", "mc-late", "default-early", "default-late", "planted", "exact")
 POLICY, ROLLOUTS = "policy", "rollouts"
 LOSSES = {"mc": {"target": "mc", "divergence": "bce"}, "default": {}}
+# Tokens of a step of the task, and the fewest particles that a budget has to allow.
+STEP_TOKENS, FEWEST_PARTICLES = 3, 2
 # Prefixes that stand for a merged state.
 KEPT = 2
 GATE_SOLUTIONS = 1024
@@ -58,35 +62,70 @@ def task_of(profile: Profile, horizon: int) -> Crossing:
     return Crossing(horizon, silent=profile.task == "crossing-silent")
 
 
-def run_stages(out: Path, profile: Profile, progress: Progress, workers: int = 2) -> Stages:
+@dataclass(frozen=True)
+class Machine:
+    """Where a run computes: the device of the models, and the processes that measure points."""
+
+    device: str = "cpu"
+    workers: int = 2
+
+
+def run_stages(out: Path, profile: Profile, progress: Progress, machine: Machine) -> Stages:
     """Run what is missing of a profile in ``out``.
 
     Raises
     ------
     UserError
-        If ``out`` holds another configuration or changed files, the policy does not pass its gate, or the budget is too small.
+        If the budget is too small for two particles at some horizon, ``out`` is in use, or holds another configuration or
+        changed files, or the policy does not pass its gate.
     """
-    stages = Stages.open(out, to_json(profile))
-    stages.run(POLICY, lambda path: _train_policy(path, profile, progress))
+    check_budget(profile)
+    with held(out, Process(0, 1), "verification"):
+        stages = Stages.open(out, to_json(profile))
+        _run_missing(stages, profile, progress, machine)
+    return stages
+
+
+def check_budget(profile: Profile) -> None:
+    """Raise ``UserError`` if the budget of a point does not allow two particles at every horizon."""
+    for horizon in profile.horizons:
+        needed = budget_for(profile, horizon, FEWEST_PARTICLES)
+        if needed > profile.most_tokens:
+            raise UserError(
+                f"a budget of {profile.most_tokens:g} tokens a point is too small for T = {horizon}: {FEWEST_RUNS} runs of "
+                f"{FEWEST_PARTICLES} particles on {profile.prompts} prompts take {needed:g}",
+                f"pass `token_budget` {budget_for(profile, profile.horizons[-1], FEWEST_PARTICLES):g}, or more",
+            )
+
+
+def budget_for(profile: Profile, horizon: int, n: int) -> float:
+    """Return the tokens of the runs that N particles are judged by at least."""
+    return FEWEST_RUNS * n * profile.prompts * STEP_TOKENS * horizon
+
+
+def _run_missing(stages: Stages, profile: Profile, progress: Progress, machine: Machine) -> None:
+    out = stages.folder
+    stages.run(POLICY, lambda path: _train_policy(path, profile, progress, machine))
     for horizon in profile.horizons:
         stages.run(_tables_name(horizon), lambda path, t=horizon: _tabulate(out, path, profile, t, progress))
-    stages.run(ROLLOUTS, lambda path: _collect(out, path, profile, progress))
+    stages.run(ROLLOUTS, lambda path: _collect(out, path, profile, progress, machine))
     for loss in LOSSES:
-        stages.run(f"models/{loss}", lambda path, key=loss: _train(out, path, profile, key))
-    _measure(stages, profile, progress, workers)
-    return stages
+        stages.run(
+            f"models/{loss}", lambda path, key=loss: _train(out, path, profile, key, progress, machine)
+        )
+    _measure(stages, profile, progress, machine)
 
 
 def _tables_name(horizon: int) -> str:
     return f"tables/{horizon}.npz"
 
 
-def _train_policy(path: Path, profile: Profile, progress: Progress) -> None:
+def _train_policy(path: Path, profile: Profile, progress: Progress, machine: Machine) -> None:
     from rmtools.verify.scaling.policy import measure_gate, train_policy
 
     tasks = [task_of(profile, t) for t in profile.horizons]
     with progress("training the policy", profile.policy.updates) as tick:
-        train_policy(tasks, path, profile.policy, profile.seed, tick)
+        train_policy(tasks, path, profile.policy, profile.seed, tick, machine.device)
     with progress("checking the policy", len(tasks)) as tick:
         gates = []
         for task in tasks:
@@ -117,19 +156,30 @@ def _tabulate(out: Path, path: Path, profile: Profile, horizon: int, progress: P
     save_tables(path, found)
 
 
-def _collect(out: Path, path: Path, profile: Profile, progress: Progress) -> None:
+def _collect(out: Path, path: Path, profile: Profile, progress: Progress, machine: Machine) -> None:
     from rmtools.verify.scaling.training import collect
 
     tasks = [task_of(profile, t) for t in profile.horizons]
-    collect(out / POLICY, tasks, profile.rollout_prompts, profile.trajectories, profile.seed, path, progress)
+    collect(
+        out / POLICY,
+        tasks,
+        profile.rollout_prompts,
+        profile.trajectories,
+        profile.seed,
+        path,
+        machine.device,
+        progress,
+    )
 
 
-def _train(out: Path, path: Path, profile: Profile, loss: str) -> None:
-    from rmtools.verify.scaling.training import train
+def _train(out: Path, path: Path, profile: Profile, loss: str, progress: Progress, machine: Machine) -> None:
+    from rmtools.verify.scaling.training import Training, train
 
     floor = horizon_of(load_tables(out / _tables_name(profile.horizons[-1])), merged=True).floor
     saved = [profile.early, *(profile.curve if loss == "default" else ())]
-    train(out / POLICY, out / ROLLOUTS, path, profile.updates, saved, floor, profile.seed, **LOSSES[loss])
+    with progress(f"training {loss}", profile.updates) as tick:
+        size = Training(profile.updates, tuple(saved), floor, profile.seed, machine.device)
+        train(out / POLICY, out / ROLLOUTS, path, size, tick, **LOSSES[loss])
 
 
 def horizon_of(tables: Sequence[Table], merged: bool) -> Horizon:
@@ -147,15 +197,15 @@ def horizon_of(tables: Sequence[Table], merged: bool) -> Horizon:
     )
 
 
-def load_policy_of(out: Path, profile: Profile, horizon: int) -> Any:
-    """Return the policy with steps of one horizon, on the processor."""
+def load_policy_of(out: Path, profile: Profile, horizon: int, device: str = "cpu") -> Any:
+    """Return the policy with steps of one horizon."""
     import torch
 
     from rmtools.lm.policy import load_policy
     from rmtools.lm.steps import StepSettings
 
     return load_policy(
-        out / POLICY, StepSettings(task_of(profile, horizon).delimiter, horizon), device=torch.device("cpu")
+        out / POLICY, StepSettings(task_of(profile, horizon).delimiter, horizon), device=torch.device(device)
     )
 
 
@@ -171,8 +221,6 @@ def load_model(
     out: Path, profile: Profile, name: str, tables: Sequence[Table], policy: Any, tilt: Tilt
 ) -> tuple[Scorer, list[FiniteModel]]:
     """Return a reward model as a scorer of the policy's prefixes, and its values on the tables."""
-    import torch
-
     from rmtools.lm.checkpoint import load_value_model
     from rmtools.lm.classifier import new_token_classifier
     from rmtools.lm.value import ConstantValue, ValueModel
@@ -187,14 +235,15 @@ def load_model(
     if name == "constant":
         scorer = ConstantValue(float(np.mean([t.success for t in tables])), policy.steps, tilt)
     elif name == "untrained":
-        scorer = ValueModel(new_token_classifier(out / POLICY, profile.seed), policy.steps, tilt, name)
+        untrained = new_token_classifier(out / POLICY, profile.seed).to(policy.device)
+        scorer = ValueModel(untrained, policy.steps, tilt, name)
     else:
-        trained, _ = load_value_model(checkpoint_of(out, profile, name), device=torch.device("cpu"))
+        trained, _ = load_value_model(checkpoint_of(out, profile, name), device=policy.device)
         scorer = ValueModel(trained.model, policy.steps, tilt, name)
     return scorer, [t.model(t.log_values(scorer)) for t in tables]
 
 
-def _measure(stages: Stages, profile: Profile, progress: Progress, workers: int) -> None:
+def _measure(stages: Stages, profile: Profile, progress: Progress, machine: Machine) -> None:
     """Measure the missing points in processes, the longest horizons first."""
     jobs = [(m, t, s) for t in profile.horizons[::-1] for m in MODELS for s in SAMPLERS]
     jobs += [
@@ -208,9 +257,9 @@ def _measure(stages: Stages, profile: Profile, progress: Progress, workers: int)
     context = multiprocessing.get_context("spawn")
     with (
         progress("points", len(missing)) as tick,
-        ProcessPoolExecutor(workers, mp_context=context) as pool,
+        ProcessPoolExecutor(machine.workers, mp_context=context) as pool,
     ):
-        waiting = {pool.submit(make_point, stages.folder, profile, *j): j for j in missing}
+        waiting = {pool.submit(make_point, stages.folder, profile, machine.device, *j): j for j in missing}
         try:
             for done in as_completed(waiting):
                 stages.finished(point_name(*waiting[done]), done.result())
@@ -225,7 +274,7 @@ def point_name(model: str, horizon: int, sampler: str) -> str:
     return f"points/{horizon}-{model}-{sampler}.json" if sampler else f"consistency/{horizon}-{model}.json"
 
 
-def make_point(out: Path, profile: Profile, model: str, horizon: int, sampler: str) -> float:
+def make_point(out: Path, profile: Profile, device: str, model: str, horizon: int, sampler: str) -> float:
     """Measure a point and write its file; return the seconds."""
     import time
 
@@ -234,7 +283,8 @@ def make_point(out: Path, profile: Profile, model: str, horizon: int, sampler: s
     began = time.monotonic()
     torch.set_num_threads(1)
     tables = load_tables(out / _tables_name(horizon))
-    at, policy = horizon_of(tables, horizon > profile.enumerated), load_policy_of(out, profile, horizon)
+    at = horizon_of(tables, horizon > profile.enumerated)
+    policy = load_policy_of(out, profile, horizon, device)
     tilt = Tilt(at.floor)
     scorer, models = load_model(out, profile, model, tables, policy, tilt)
     file = out / point_name(model, horizon, sampler)
@@ -276,9 +326,9 @@ class Scaling:
     consistency: dict[str, Consistency]
 
 
-def run_scaling(out: Path, profile: Profile, progress: Progress, workers: int = 2) -> Scaling:
+def run_scaling(out: Path, profile: Profile, progress: Progress, machine: Machine) -> Scaling:
     """Run what is missing of a profile in ``out``, and write the report; see `run_stages` for the errors."""
-    stages = run_stages(out, profile, progress, workers)
+    stages = run_stages(out, profile, progress, machine)
     found = read_scaling(stages, profile)
     write_json(out / "scaling.json", to_json(found))
     return found

@@ -7,14 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import TrainerCallback
+import torch
+from transformers import PrinterCallback, TrainerCallback
 
 import rmtools as rm
 from rmtools.data.prefix_curriculum import given_demonstrations
 from rmtools.data.rollouts import write_rollouts
 from rmtools.data.tasks import ExactTask
+from rmtools.files import write_json
 from rmtools.seeds import generator
 
+LOG_FILE = "log.json"
 # Shares of a solution that are given: without them no rollout of a long horizon would succeed, or fail late.
 GIVEN = (0.0, 0.25, 0.5, 0.75)
 
@@ -79,6 +82,7 @@ def collect(
     trajectories: int,
     seed: int,
     out: Path,
+    device: str,
     progress: Callable[[str, int], AbstractContextManager[Callable[[int], object]]],
 ) -> None:
     """Write rollouts of all ``tasks``, for every share of `GIVEN` of each from ``prompts`` prompts, into ``out``."""
@@ -90,54 +94,71 @@ def collect(
         for part in parts:
             rng = generator(f"scaling rollouts {part.task.horizon} {part.given}", seed)
             own = part.prompts(prompts, rng)[0]
-            found.append(rm.collect_rollouts(policy, own, task=part, trajectories=trajectories, seed=seed))
+            steps = rm.StepSettings(part.delimiter, part.horizon)
+            loaded = rm.load_policy(policy, steps, device=torch.device(device))
+            found.append(rm.collect_rollouts(loaded, own, task=part, trajectories=trajectories, seed=seed))
             tick(1)
     longest = max(found, key=lambda rows: rows.metadata.steps.max_steps)
     write_rollouts(out, [row for rows in found for row in rows], longest.metadata)
 
 
-class SaveAt(TrainerCallback):  # type: ignore[misc]
-    """Writes a checkpoint after each of ``steps`` optimiser steps."""
+@dataclass(frozen=True)
+class Training:
+    """A training of ``updates`` optimiser steps, with a checkpoint after each of ``checkpoints``."""
 
-    def __init__(self, steps: Sequence[int]) -> None:
+    updates: int
+    checkpoints: tuple[int, ...]
+    floor: float
+    seed: int
+    device: str
+
+
+class _Watch(TrainerCallback):  # type: ignore[misc]
+    """Asks for the checkpoints, and reports every optimiser step."""
+
+    def __init__(self, steps: Sequence[int], progress: Callable[[int], object]) -> None:
         self.steps = frozenset(steps)
+        self.progress = progress
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-        """Ask for a checkpoint."""
         control.should_save = state.global_step in self.steps
+        self.progress(1)
         return control
 
 
 def train(
-    policy: Path,
-    rollouts: Path,
-    out: Path,
-    updates: int,
-    checkpoints: Sequence[int],
-    floor: float,
-    seed: int,
-    **loss: str,
+    policy: Path, rollouts: Path, out: Path, size: Training, progress: Callable[[int], object], **loss: str
 ) -> None:
-    """Train all weights of a value model that starts from the policy; ``loss``: target and divergence, else the defaults."""
+    """Train all weights of a value model that starts from the policy; ``loss``: target and divergence, else the defaults.
+
+    The log of the training is written beside the model, into `LOG_FILE`.
+    """
     config = rm.PRMConfig(
         output_dir=str(out),
-        max_steps=updates,
+        max_steps=size.updates,
         per_device_train_batch_size=32,
         learning_rate=1e-3,
         lr_scheduler_type="cosine",
         warmup_steps=30,
         weight_decay=0.0,
         logging_steps=25,
-        floor=floor,
-        seed=seed,
+        disable_tqdm=True,
+        floor=size.floor,
+        seed=size.seed,
         report_to="none",
         save_only_model=True,
-        use_cpu=True,
+        use_cpu=size.device == "cpu",
         train_sampling_strategy="group_by_length",
         **loss,
     )
     trainer = rm.PRMTrainer(
-        policy, config, rm.load_rollouts(rollouts), peft_config=None, callbacks=[SaveAt(checkpoints)]
+        policy,
+        config,
+        rm.load_rollouts(rollouts),
+        peft_config=None,
+        callbacks=[_Watch(size.checkpoints, progress)],
     )
+    trainer.remove_callback(PrinterCallback)
     trainer.train()
     trainer.save_model()
+    write_json(out / LOG_FILE, [row for row in trainer.state.log_history if "loss" in row])
