@@ -278,8 +278,8 @@ def _require_formats(metadata: "RolloutMetadata | None", models: "Sequence[str |
     if metadata is None or not metadata.format_known:
         return
     for model in models:
-        named = isinstance(model, str | Path)
-        recorded = getattr(CheckpointSettings.load(model) if named else model, "prompt_format", None)
+        known = CheckpointSettings.load(model) if isinstance(model, str | Path) else model
+        recorded = getattr(known, "prompt_format", None)
         if recorded is not None:
             require_same_format(metadata.prompt_format, recorded, "the rollouts'")
 

@@ -155,8 +155,8 @@ class PilotRun:
         cost = independent_cost(log_z, sampler.n_particles, solutions)
         if cost is None:
             return found
-        one, times = cost.bootstrap(rng)
-        return replace(found, one_solution=one, best_of_n=times)
+        one_solution, times = cost.bootstrap(rng)
+        return replace(found, one_solution=one_solution, best_of_n=times)
 
 
 def takes_hours(policy: "Policy", rows: "Sequence[Rollout]", settings: SamplerSettings) -> bool:

@@ -21,6 +21,8 @@ from rmtools.verify.scaling.measure import FEWEST_RUNS, SAMPLERS, Search, run_mo
 from rmtools.verify.scaling.tables import Table
 
 PILOT_PARTICLES = 16
+# Of a step of the task.
+STEP_TOKENS = 3
 
 
 @dataclass(frozen=True)
@@ -56,16 +58,15 @@ def consistency(models: Sequence[FiniteModel]) -> Consistency:
     solved = [solve(m) for m in models]
     z2 = np.exp(2 * (np.asarray([s.log_z for s in solved]) - max(s.log_z for s in solved)))
     rows = np.asarray([_errors(m, s) for m, s in zip(models, solved, strict=True)])
-    mean = rows.mean(axis=0)
-    pooled = [
-        float(z2 @ np.asarray(x) / z2.sum())
-        for x in ([s.sigma2 for s in solved], [s.sigma2_true_value for s in solved])
-    ]
+    by_policy, by_target, fixed, path_sum = rows[:, :4].mean(axis=0).tolist()
     return Consistency(
-        *(float(math.sqrt(x)) for x in mean[:3]),
-        float(mean[3]),
+        math.sqrt(by_policy),
+        math.sqrt(by_target),
+        math.sqrt(fixed),
+        path_sum,
         float(np.sqrt(np.maximum(rows[:, 4], 0)).mean()),
-        *pooled,
+        float(z2 @ np.asarray([s.sigma2 for s in solved]) / z2.sum()),
+        float(z2 @ np.asarray([s.sigma2_true_value for s in solved]) / z2.sum()),
         float(rows[:, 5].max()),
     )
 
@@ -73,7 +74,8 @@ def consistency(models: Sequence[FiniteModel]) -> Consistency:
 def _errors(model: FiniteModel, solved: ExactResult) -> tuple[float, float, float, float, float, float]:
     """Return mean squares of b under policy and target, the second gauge-fixed; mean and variance of its path sum; sup."""
     horizon, target = model.horizon, model.target_policy
-    reach, squares, own, fixed, sup = np.ones(1), 0.0, 0.0, 0.0, 0.0
+    reach: np.ndarray = np.ones(1)
+    squares, own, fixed, sup = 0.0, 0.0, 0.0, 0.0
     for t in range(horizon):
         b = solved.log_bellman_error[t]
         policy = model.reach(t)
@@ -148,9 +150,9 @@ class Point:
 
     Attributes
     ----------
-    n_predicted : float
+    n_predicted : float or None
         For the CV: sigma^2 / delta^2 of the tables for multinomial resampling at every step, a pilot's n V(n) / delta^2 for the
-        default sampler; inf if the pilot does not resolve it.
+        default sampler; None if the pilot does not resolve it.
     n_measured : float or None
         The N needed for the CV by runs of the language models, with ``low`` and ``high``, 95% over prompts (None: beyond the
         largest N). None if ``censored``: ``n_largest``, the largest N of the budget, does not reach it.
@@ -171,7 +173,7 @@ class Point:
     model: str
     horizon: int
     sampler: str
-    n_predicted: float
+    n_predicted: float | None
     n_measured: float | None
     low: float | None
     high: float | None
@@ -201,8 +203,7 @@ def measure_point(
     asked = setting.share_of_target * setting.target_success
     predicted = _predicted(setting, value, models, sampler_name, rng)
     run = run_models(setting.policy, value, setting.task, prompts, sampler, rng)
-    step = len(setting.policy.steps.step_ids(setting.task.step_choices(prompts[0], [])[0]))
-    most = max(2, int(setting.most_tokens / (FEWEST_RUNS * len(prompts) * step * horizon)))
+    most = int(setting.most_tokens / (FEWEST_RUNS * len(prompts) * STEP_TOKENS * horizon))
     found = search(run, predicted, most, delta, asked, rng)
     on_tables = None
     if found.n_for_cv is None:
@@ -214,14 +215,14 @@ def measure_point(
         name,
         horizon,
         sampler_name,
-        predicted,
+        predicted if math.isfinite(predicted) else None,
         None if need is None else need.estimate,
         None if need is None else need.low,
         None if need is None else need.high,
         need is None,
         found.tried[0].n_particles,
-        _estimate(found.n_for_success or (on_tables and on_tables.n_for_success)),
-        _estimate(on_tables and on_tables.n_for_cv),
+        _estimate(found.n_for_success or (on_tables.n_for_success if on_tables else None)),
+        _estimate(on_tables.n_for_cv if on_tables else None),
         at.resampled,
         at.tokens,
         at.tokens if hasattr(value, "model") else 0.0,

@@ -79,17 +79,18 @@ def train_policy(
     rng = np.random.default_rng([seed, 1])
     tokenizer = word_tokenizer(tasks[0].vocabulary())
     longest = _demonstrations(max(tasks, key=lambda t: t.horizon), 1, True, tokenizer, rng)[0]
-    model = small_gpt2(tokenizer, size.hidden, size.layers, longest.shape[1] + 8, seed).to(device)
+    model = small_gpt2(tokenizer, size.hidden, size.layers, longest.shape[1] + 8, seed)
+    model.to(torch.device(device))  # type: ignore[arg-type]
     optimizer = torch.optim.AdamW(model.parameters(), size.learning_rate, betas=(0.9, 0.98), weight_decay=0.0)
     schedule = get_scheduler(
         "warmup_stable_decay",
         optimizer,
         num_warmup_steps=30,
         num_training_steps=size.updates,
-        scheduler_specific_kwargs={"num_decay_steps": size.updates // 2},
+        scheduler_specific_kwargs={"num_decay_steps": size.updates // 3},
     )
     # Every depth of a long horizon is a lookup of its own, and an update reads few long demonstrations.
-    share = np.asarray([t.horizon for t in tasks]) ** 0.8
+    share = np.asarray([t.horizon for t in tasks]) ** 0.6
     for update in range(size.updates):
         task = tasks[rng.choice(len(tasks), p=share / share.sum())]
         early = update < size.early * size.updates
@@ -142,12 +143,8 @@ def measure_gate(task: ExactTask, folder: Path, solutions: int, rng: np.random.G
             well_formed.append(over and task.well_formed(whole))
             right += task.right_steps(grid, whole)[given : given + live]
             failed += [not label for label in labels[:live]]
-    return Gate(
-        task.horizon,
-        len(well_formed),
-        *(float(np.mean(x)) for x in (well_formed, right)),
-        1 - float(np.mean(failed)),
-    )
+    shares = [float(np.mean(x)) for x in (well_formed, right, failed)]
+    return Gate(task.horizon, len(well_formed), shares[0], shares[1], 1 - shares[2])
 
 
 def _split(task: ExactTask, prompt: str, given: int) -> tuple[str, list[str]]:

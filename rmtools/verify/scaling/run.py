@@ -5,10 +5,11 @@ model, horizon and sampler; the report.
 """
 
 import multiprocessing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from rmtools.lm.protocol import Scorer
 from rmtools.particles.tilt import Tilt
 from rmtools.seeds import generator
 from rmtools.verify.scaling.measure import FEWEST_RUNS, SAMPLERS
-from rmtools.verify.scaling.points import Consistency, Point, Setting, consistency, measure_point
+from rmtools.verify.scaling.points import STEP_TOKENS, Consistency, Point, Setting, consistency, measure_point
 from rmtools.verify.scaling.profile import DELTA_CV, EPSILON, SHARE_OF_TARGET, Profile
 from rmtools.verify.scaling.prompts import alike_prompts
 from rmtools.verify.scaling.stages import Stages
@@ -36,9 +37,9 @@ Progress = Callable[[str, int], AbstractContextManager[Callable[[int], object]]]
 VERSION = 1
 MODELS = ("constant", "untrained", "mc-early", "mc-late", "default-early", "default-late", "planted", "exact")
 POLICY, ROLLOUTS = "policy", "rollouts"
-LOSSES = {"mc": {"target": "mc", "divergence": "bce"}, "default": {}}
-# Tokens of a step of the task, and the fewest particles that a budget has to allow.
-STEP_TOKENS, FEWEST_PARTICLES = 3, 2
+LOSSES: dict[str, dict[str, str]] = {"mc": {"target": "mc", "divergence": "bce"}, "default": {}}
+# The fewest particles that a budget has to allow.
+FEWEST_PARTICLES = 2
 # Prefixes that stand for a merged state.
 KEPT = 2
 GATE_SOLUTIONS = 1024
@@ -105,14 +106,12 @@ def budget_for(profile: Profile, horizon: int, n: int) -> float:
 
 def _run_missing(stages: Stages, profile: Profile, progress: Progress, machine: Machine) -> None:
     out = stages.folder
-    stages.run(POLICY, lambda path: _train_policy(path, profile, progress, machine))
+    stages.run(POLICY, partial(_train_policy, profile, progress, machine))
     for horizon in profile.horizons:
-        stages.run(_tables_name(horizon), lambda path, t=horizon: _tabulate(out, path, profile, t, progress))
-    stages.run(ROLLOUTS, lambda path: _collect(out, path, profile, progress, machine))
+        stages.run(_tables_name(horizon), partial(_tabulate, out, profile, horizon, progress))
+    stages.run(ROLLOUTS, partial(_collect, out, profile, progress, machine))
     for loss in LOSSES:
-        stages.run(
-            f"models/{loss}", lambda path, key=loss: _train(out, path, profile, key, progress, machine)
-        )
+        stages.run(f"models/{loss}", partial(_train, out, profile, loss, progress, machine))
     _measure(stages, profile, progress, machine)
 
 
@@ -120,7 +119,7 @@ def _tables_name(horizon: int) -> str:
     return f"tables/{horizon}.npz"
 
 
-def _train_policy(path: Path, profile: Profile, progress: Progress, machine: Machine) -> None:
+def _train_policy(profile: Profile, progress: Progress, machine: Machine, path: Path) -> None:
     from rmtools.verify.scaling.policy import measure_gate, train_policy
 
     tasks = [task_of(profile, t) for t in profile.horizons]
@@ -141,7 +140,7 @@ def _train_policy(path: Path, profile: Profile, progress: Progress, machine: Mac
         )
 
 
-def _tabulate(out: Path, path: Path, profile: Profile, horizon: int, progress: Progress) -> None:
+def _tabulate(out: Path, profile: Profile, horizon: int, progress: Progress, path: Path) -> None:
     task, rng = task_of(profile, horizon), generator(f"scaling prompts {horizon}", profile.seed)
     policy, found = load_policy_of(out, profile, horizon), []
     prompts = alike_prompts(task, profile.prompts, rng)
@@ -156,7 +155,7 @@ def _tabulate(out: Path, path: Path, profile: Profile, horizon: int, progress: P
     save_tables(path, found)
 
 
-def _collect(out: Path, path: Path, profile: Profile, progress: Progress, machine: Machine) -> None:
+def _collect(out: Path, profile: Profile, progress: Progress, machine: Machine, path: Path) -> None:
     from rmtools.verify.scaling.training import collect
 
     tasks = [task_of(profile, t) for t in profile.horizons]
@@ -172,14 +171,14 @@ def _collect(out: Path, path: Path, profile: Profile, progress: Progress, machin
     )
 
 
-def _train(out: Path, path: Path, profile: Profile, loss: str, progress: Progress, machine: Machine) -> None:
+def _train(out: Path, profile: Profile, loss: str, progress: Progress, machine: Machine, path: Path) -> None:
     from rmtools.verify.scaling.training import Training, train
 
     floor = horizon_of(load_tables(out / _tables_name(profile.horizons[-1])), merged=True).floor
     saved = [profile.early, *(profile.curve if loss == "default" else ())]
     with progress(f"training {loss}", profile.updates) as tick:
         size = Training(profile.updates, tuple(saved), floor, profile.seed, machine.device)
-        train(out / POLICY, out / ROLLOUTS, path, size, tick, **LOSSES[loss])
+        train(out / POLICY, out / ROLLOUTS, path, size, tick, LOSSES[loss])
 
 
 def horizon_of(tables: Sequence[Table], merged: bool) -> Horizon:
@@ -235,7 +234,7 @@ def load_model(
     if name == "constant":
         scorer = ConstantValue(float(np.mean([t.success for t in tables])), policy.steps, tilt)
     elif name == "untrained":
-        untrained = new_token_classifier(out / POLICY, profile.seed).to(policy.device)
+        untrained = new_token_classifier(str(out / POLICY), profile.seed).to(policy.device)
         scorer = ValueModel(untrained, policy.steps, tilt, name)
     else:
         trained, _ = load_value_model(checkpoint_of(out, profile, name), device=policy.device)
@@ -254,16 +253,27 @@ def _measure(stages: Stages, profile: Profile, progress: Progress, machine: Mach
     missing = [j for j in jobs if point_name(*j) not in stages.done]
     if not missing:
         return
+    with progress("points", len(missing)) as tick:
+        for job, seconds in _made(stages.folder, profile, machine, missing):
+            stages.finished(point_name(*job), seconds)
+            tick(1)
+
+
+_Job = tuple[str, int, str]
+
+
+def _made(out: Path, profile: Profile, machine: Machine, jobs: list[_Job]) -> Iterator[tuple[_Job, float]]:
+    """Yield each job with its seconds when it is done."""
+    if machine.workers == 1:
+        for job in jobs:
+            yield job, make_point(out, profile, machine.device, *job)
+        return
     context = multiprocessing.get_context("spawn")
-    with (
-        progress("points", len(missing)) as tick,
-        ProcessPoolExecutor(machine.workers, mp_context=context) as pool,
-    ):
-        waiting = {pool.submit(make_point, stages.folder, profile, machine.device, *j): j for j in missing}
+    with ProcessPoolExecutor(machine.workers, mp_context=context) as pool:
+        waiting = {pool.submit(make_point, out, profile, machine.device, *job): job for job in jobs}
         try:
             for done in as_completed(waiting):
-                stages.finished(point_name(*waiting[done]), done.result())
-                tick(1)
+                yield waiting[done], done.result()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

@@ -152,7 +152,8 @@ def _build(
     ids = [policy.steps.step_ids(c) for c in choices]
     prefixes = policy.start([policy.steps.prompt_ids(prompt)])
     state, states = np.zeros(1, dtype=int), _States([[]], [-1], [True])
-    rules, children, layers, reach = [], [], [], np.ones(1)
+    rules, children, layers = [], [], []
+    reach: np.ndarray = np.ones(1)
     for _ in range(task.horizon):
         grown = expand(policy, prefixes, ids, min_probability)
         parent, choice = grown.parent.cpu().numpy(), grown.choice.cpu().numpy()
@@ -218,7 +219,7 @@ def save_tables(file: Path, tables: Sequence[Table]) -> None:
             parts |= {"parent": layer.parent.cpu().numpy(), "tokens": layer.tokens.cpu().numpy()}
             arrays |= {f"{p} {t} {name}": part for name, part in parts.items()}
     with replacing(file) as path, path.open("wb") as stream:
-        np.savez_compressed(stream, **arrays)
+        np.savez_compressed(stream, allow_pickle=False, **arrays)
 
 
 def load_tables(file: Path) -> list[Table]:

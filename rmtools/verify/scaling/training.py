@@ -1,6 +1,6 @@
 """Rollouts of the policy at all horizons, and reward models trained on them by the public face."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,7 +113,7 @@ class Training:
     device: str
 
 
-class _Watch(TrainerCallback):  # type: ignore[misc]
+class _Watch(TrainerCallback):
     """Asks for the checkpoints, and reports every optimiser step."""
 
     def __init__(self, steps: Sequence[int], progress: Callable[[int], object]) -> None:
@@ -127,7 +127,12 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
 
 
 def train(
-    policy: Path, rollouts: Path, out: Path, size: Training, progress: Callable[[int], object], **loss: str
+    policy: Path,
+    rollouts: Path,
+    out: Path,
+    size: Training,
+    progress: Callable[[int], object],
+    loss: Mapping[str, Any],
 ) -> None:
     """Train all weights of a value model that starts from the policy; ``loss``: target and divergence, else the defaults.
 

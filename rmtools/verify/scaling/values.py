@@ -103,7 +103,8 @@ class TableValue:
     @cached_property
     def _nodes(self) -> "_Nodes":
         choice = {tuple(self.steps.step_ids(c)): k for k, c in enumerate(self.choices)}
-        after, values, roots, at = [], [], {}, 0
+        values: list[np.ndarray] = []
+        after, roots, at = [], {}, 0
         for table, logs in zip(self.tables, self.log_values, strict=True):
             roots[tuple(self.steps.prompt_ids(table.prompt))] = at
             for rule, child in zip(table.rules, table.children, strict=True):
