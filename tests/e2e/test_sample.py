@@ -334,7 +334,7 @@ def test_until_an_error_is_small_enough(sample, value_folder, prompts_file):
     result, out = sample("-n", 4, "--until", "cv=.05", "--token-budget", 600)
     assert result.code == 0, result.err
     assert "until Z-hat (relative) is known to ± 0.05" in result.out
-    assert "--token-budget " in result.out
+    assert "(--token-budget)" in result.out
     assert "token_budget" not in result.out
     records = read(out)
     prompts = [json.loads(line)["prompt"] for line in prompts_file.read_text().splitlines()]
