@@ -87,10 +87,10 @@ def train_policy(
         optimizer,
         num_warmup_steps=30,
         num_training_steps=size.updates,
-        scheduler_specific_kwargs={"num_decay_steps": size.updates // 3},
+        scheduler_specific_kwargs={"num_decay_steps": size.updates // 2},
     )
     # Every depth of a long horizon is a lookup of its own, and an update reads few long demonstrations.
-    share = np.asarray([t.horizon for t in tasks]) ** 0.6
+    share = np.asarray([t.horizon for t in tasks]) ** 0.8
     for update in range(size.updates):
         task = tasks[rng.choice(len(tasks), p=share / share.sum())]
         early = update < size.early * size.updates
