@@ -21,7 +21,8 @@ class Cut:
     closed : tuple of int
         Token ids of the rest as a step that the end of the sequence closes.
     full : bool
-        There are max_steps steps: the prefix has ended, and the rest does not count.
+        There are max_steps steps, or a stop text or an end token ends the last one: the prefix has ended, and the rest does
+        not count.
     """
 
     steps: Steps
@@ -32,28 +33,25 @@ class Cut:
 
 def cut_tokens(steps: StepTokenizer, ids: Sequence[int]) -> Cut:
     """Cut token ids into steps as the policy ends them: at the delimiter, or after max_step_tokens."""
-    settings, start = steps.settings, 0
-    found: list[tuple[int, ...]] = []
-    for i in range(len(ids)):
-        if len(found) == settings.max_steps:
-            break
-        step = tuple(ids[start : i + 1])
-        if len(step) >= settings.max_step_tokens or steps.closes(step) or steps.ends(step):
-            found.append(step)
-            start = i + 1
-    rest = tuple(ids[start:])
-    return Cut(tuple(found), rest, (*rest, steps.eos_id), len(found) == settings.max_steps)
+    whole, over = steps.finished(ids)
+    found = tuple(map(tuple, whole[: steps.settings.max_steps]))
+    rest = tuple(ids[sum(map(len, found)) :])
+    return Cut(found, rest, (*rest, steps.eos_id), over or len(found) == steps.settings.max_steps)
 
 
 def cut_bytes(steps: StepTokenizer, text: bytes) -> Cut:
     """Cut bytes into steps at the delimiter's text; bytes that are not UTF-8 are read as the replacement character."""
-    pieces = steps.settings.rule.split(text.decode(errors="surrogateescape"))
-    whole = [p for p in pieces if steps.settings.rule.held_by(p)][: steps.settings.max_steps]
+    settings, written = steps.settings, text.decode(errors="surrogateescape")
+    end = settings.stops.first(written)
+    pieces = settings.rule.split(written if end < 0 else written[:end])
+    # A stop text ends its step too.
+    n_whole = len(pieces) if end >= 0 else sum(map(settings.rule.held_by, pieces))
+    whole = pieces[: min(n_whole, settings.max_steps)]
     found = tuple(tuple(steps.step_ids(_readable(p))) for p in whole)
-    full = len(found) == steps.settings.max_steps
+    full = end >= 0 or len(found) == settings.max_steps
     rest = "" if full else "".join(pieces[len(whole) :])
-    written = tuple(steps.step_ids(_readable(rest))) if rest else ()
-    return Cut(found, rest.encode(errors="surrogateescape"), (*written, steps.eos_id), full)
+    ids = tuple(steps.step_ids(_readable(rest))) if rest else ()
+    return Cut(found, rest.encode(errors="surrogateescape"), (*ids, steps.eos_id), full)
 
 
 def _readable(text: str) -> str:

@@ -6,9 +6,9 @@ end. genlm's sampler with the policy as proposal and this as critic draws from p
 log E_policy[V(s_T)], or log Z with the verifier's potential at the end. :class:`PolicyPotential` is log policy.
 :class:`GenlmScorer` lets any potential of genlm guide our sampler.
 
-A step ends where our own sampler ends it: at the delimiter, after ``max_step_tokens``, at the end of the sequence; after
-``max_steps`` the prefix has ended and keeps its value. Pass ``terminate_when=potential.ended`` to genlm's sampler to end its
-sequences there too.
+A step ends where our own sampler ends it: at the delimiter, after ``max_step_tokens``, at the end of the sequence or with a stop
+text; after that and after ``max_steps`` the prefix has ended and keeps its value. Pass ``terminate_when=potential.ended`` to
+genlm's sampler to end its sequences there too.
 """
 
 import asyncio
@@ -129,7 +129,7 @@ class ValuePotential(_BatchPotential):
             super().__init__(_checked_tokens(vocabulary or token_vocabulary(value.steps), value.steps))
 
     def ended(self, context: Sequence[Any]) -> bool:
-        """Return whether a beginning has all its ``max_steps`` steps: genlm's ``terminate_when``."""
+        """Return whether a beginning has all its ``max_steps`` steps, or a stop text: genlm's ``terminate_when``."""
         return self._cut(context).full
 
     async def batch_prefix(self, contexts: Sequence[Sequence[Any]]) -> np.ndarray:
@@ -159,7 +159,9 @@ class ValuePotential(_BatchPotential):
     @cached_property
     def _may_close(self) -> np.ndarray:
         ends = self.value.steps.token_ends
-        may = ends.closes | ends.closes_begun | ends.completes
+        holds, _, completes = self.value.steps.token_stops
+        may = ends.closes | ends.closes_begun | ends.completes | holds | completes
+        may[[i for i in self.value.steps.end_ids if i < len(may)]] = True
         ids = np.asarray([t.token_id for t in self.vocab])
         known = ids < len(may)
         return np.flatnonzero(known & may[np.where(known, ids, 0)])
@@ -340,8 +342,9 @@ class GenlmScorer:
         return values
 
     def _has_ended(self, steps: Steps) -> bool:
+        before = [i for s in steps[:-1] for i in s]
         return len(steps) >= self.steps.settings.max_steps or bool(
-            steps and steps[-1][-1] == self.steps.eos_id
+            steps and self.steps.ends(steps[-1], before)
         )
 
     def _of(self, prompt: str) -> Potential:
@@ -365,7 +368,7 @@ class GenlmScorer:
 
     def _sequence(self, potential: Potential, steps: Steps) -> Sequence[Any]:
         ids = [i for s in steps for i in s]
-        ids = ids[:-1] if ids and ids[-1] == self.steps.eos_id else ids
+        ids = ids[:-1] if ids and ids[-1] in self.steps.end_ids else ids
         text = answer_text(self.steps, steps)
         if self._context is not None:
             return self._context(text, ids)

@@ -104,8 +104,8 @@ def _called(log_values: LogValues, prompts: Sequence[str], steps: Sequence[Steps
 
 
 def answer_text(tokenizer: StepTokenizer, steps: Steps) -> str:
-    """Return the text of a prefix's steps without an end-of-sequence token, which other packages leave out."""
-    plain = (s[:-1] if s and s[-1] == tokenizer.eos_id else s for s in steps)
+    """Return the text of a prefix's steps without an end token, which other packages leave out."""
+    plain = (s[:-1] if s and s[-1] in tokenizer.end_ids else s for s in steps)
     return "".join(tokenizer.step_text(s) for s in plain)
 
 

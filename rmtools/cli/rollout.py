@@ -107,8 +107,12 @@ def command(
     delimiter: Delimiter = None,
     stop: Stop = None,
     max_step_tokens: Annotated[
-        int, model_option(min=1, help="Close a step after this many tokens if nothing else did.")
-    ] = 256,
+        int | None,
+        model_option(
+            min=1,
+            help="Close a step after this many tokens if nothing else did. Default: 256, or K of --steps tokens=K.",
+        ),
+    ] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     prompts: Annotated[str, data_option(help="JSONL file, or how many to draw from the task.")] = "64",
@@ -161,24 +165,34 @@ def command(
 
 
 def step_settings(
-    task: "Task", steps: str | None, delimiter: str | None, stop: list[str] | None, max_step_tokens: int
+    task: "Task",
+    steps: str | None,
+    delimiter: str | None,
+    stop: list[str] | None,
+    max_step_tokens: int | None,
 ) -> "StepSettings":
     """Return what the options say of the end of a step and of a solution.
 
-    Raises ``UserError`` for an unknown ``--steps``, both it and ``--delimiter``, or another delimiter than the task's steps have.
+    Raises ``UserError`` for an unknown ``--steps``, two options that say the same, or another delimiter than the task's.
     """
-    from rmtools.lm.steps import StepSettings
+    from rmtools.lm.steps import MAX_STEP_TOKENS, StepSettings
 
     stops = tuple(unescaped(text) for text in stop or ())
+    most = MAX_STEP_TOKENS if max_step_tokens is None else max_step_tokens
     if steps is not None and delimiter is not None:
         raise UserError("--steps and --delimiter both say what ends a step", "pass one of them")
     if steps is None or steps in DELIMITERS:
         text = _delimiter(task, delimiter if steps is None else DELIMITERS[steps])
-        return StepSettings(text, task.horizon, max_step_tokens, stop=stops)
+        return StepSettings(text, task.horizon, most, stop=stops)
     kind, _, size = steps.partition("=")
     if steps == "sentence":
-        return StepSettings(task.delimiter, task.horizon, max_step_tokens, "sentence", stops)
+        return StepSettings(task.delimiter, task.horizon, most, "sentence", stops)
     if kind == "tokens" and size.isdigit() and int(size) >= 1:
+        if max_step_tokens is not None:
+            raise UserError(
+                f"--steps {steps} and --max-step-tokens {max_step_tokens} both say how many tokens a step has",
+                "pass one of them",
+            )
         return StepSettings(task.delimiter, task.horizon, int(size), "tokens", stops)
     raise UserError(
         f"--steps must be newline, paragraph, sentence or tokens=K, got {steps!r}", "--steps tokens=64, say"
@@ -237,8 +251,9 @@ def make_rollouts(
     from rmtools.cli.progress import progress
     from rmtools.data.prompts import check_prompts, enter_prompts, prompts_from
     from rmtools.jobs.job import read_plan
-    from rmtools.jobs.rollouts import MOST_CUT, Sharding, collect_into, rollout_settings
+    from rmtools.jobs.rollouts import Sharding, collect_into, rollout_settings
     from rmtools.lm.prompt_format import AskedFormat
+    from rmtools.lm.steps import MOST_CUT
     from rmtools.seeds import generator
 
     sharding = sharding or Sharding()

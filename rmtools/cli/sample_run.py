@@ -217,7 +217,7 @@ def sample(
     from rmtools.data.tasks import AnswerTask
     from rmtools.jobs.samples import SampleFile
     from rmtools.sampling.error_report import fold
-    from rmtools.sampling.report import report
+    from rmtools.sampling.report import report, warning_of_cut
     from rmtools.sampling.sample_prompts import Source, usual_block
 
     process = this_process()
@@ -257,6 +257,10 @@ def sample(
     if process.main:
         text = report(out, typed, lambda line: with_flags(line, REPORTED))
         finish(loaded.policy, text if kept else text.replace(f" in {out}", "", 1), trace, made)
+        most = loaded.policy.steps.settings.max_step_tokens
+        context = getattr(loaded.policy, "context", None)
+        if warning := warning_of_cut(out, most, context):
+            print(warning, file=sys.stderr)
 
 
 def finish(policy: "StepPolicy", text: str, trace: Path | None, made: bool) -> None:

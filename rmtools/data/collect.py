@@ -10,6 +10,7 @@ of short ones, whose own next steps would no longer be exchangeable with the alt
 has fewer branched depths.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -213,6 +214,7 @@ class Collector:
     def _longer(self, grown: "_Growing", drawn: Sequence[Sequence[list[int]]]) -> "_Growing":
         """Return the trajectories with the token ids of the steps that each has ``drawn``, and count them."""
         read = {ids: self._text(ids) for ids in {tuple(ids) for steps in drawn for ids in steps}}
+        tokenizer = self.policy.steps
         steps, known = [], []
         for old, ids, new in zip(grown.steps, grown.ids, drawn, strict=True):
             found = [read[tuple(step)] for step in new]
@@ -220,17 +222,18 @@ class Collector:
             known.append([*ids, *new])
             self.tally.tokens += sum(len(step) for step in new)
             self.tally.steps += len(new)
-            self.tally.truncated += sum(cut for _, cut in found)
+            for t, (_, whole) in enumerate(found, len(ids)):
+                if not whole:
+                    before = itertools.chain.from_iterable(known[-1][:t])
+                    self.tally.truncated += not tokenizer.ends(known[-1][t], [*before])
         return replace(grown, steps=steps, ids=known)
 
     def _text(self, ids: Sequence[int]) -> tuple[str, bool]:
-        """Return the text of a step, and whether the length limit or the end of the context cut it."""
-        tokenizer, settings = self.policy.steps, self.policy.steps.settings
-        text = tokenizer.step_text(ids)
-        whole = (
-            len(ids) >= settings.max_step_tokens if settings.end == "tokens" else settings.rule.held_by(text)
-        )
-        return text, not whole and not tokenizer.ends(ids)
+        """Return the text of a step, and whether it is complete by itself: one that is not was cut, or ends the solution."""
+        settings, text = self.policy.steps.settings, self.policy.steps.step_text(ids)
+        if settings.end == "tokens":
+            return text, len(ids) >= settings.max_step_tokens
+        return text, settings.rule.held_by(text)
 
 
 @dataclass(frozen=True)

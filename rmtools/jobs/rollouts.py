@@ -33,7 +33,7 @@ from rmtools.lm.pace import prompts_in_time
 from rmtools.lm.policy import Policy, load_policy
 from rmtools.lm.prompt_format import RAW, AskedFormat, PromptFormat
 from rmtools.lm.sampling_law import SamplingLaw
-from rmtools.lm.steps import MAX_STEP_TOKENS, StepSettings, StepTokenizer
+from rmtools.lm.steps import MAX_STEP_TOKENS, MOST_CUT, StepSettings, StepTokenizer
 from rmtools.particles.arguments import check_count, check_seed
 from rmtools.seeds import block_generator, generator
 
@@ -103,10 +103,6 @@ class Sharding:
     shard_size: int | None = None
     form: str = "parquet"
     overwrite: bool = False
-
-
-# A share of cut steps that is worth a warning.
-MOST_CUT = 0.02
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ Particles at equal beginnings share a row of the batch, and part when they draw 
 no one at the end of a step, and rows that have ended leave the batch.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -36,16 +35,22 @@ class PolicyState:
         All tokens but those pending.
     pending, n_steps, ended : Tensor
         (B,) last token of each prefix, fed at the start of the next step; steps so far; whether it has ended.
+    tail : Tensor
+        (B, k) last tokens of each solution, without its prompt, -1 before the first: as many as a stop text may have, at
+        least one.
     """
 
     cache: PrefixCache
     pending: Tensor
     n_steps: Tensor
     ended: Tensor
+    tail: Tensor
 
     def select(self, rows: Tensor) -> "PolicyState":
         """Return the prefixes ``rows`` (B',)."""
-        return PolicyState(self.cache.select(rows), self.pending[rows], self.n_steps[rows], self.ended[rows])
+        return PolicyState(
+            self.cache.select(rows), self.pending[rows], self.n_steps[rows], self.ended[rows], self.tail[rows]
+        )
 
     def copied(self) -> "PolicyState":
         """Return these prefixes with a cache of their own: `PrefixCache.copied`."""
@@ -62,6 +67,7 @@ class PolicyState:
             torch.cat([self.pending, other.pending]),
             torch.cat([self.n_steps, other.n_steps]),
             torch.cat([self.ended, other.ended]),
+            torch.cat([self.tail, other.tail]),
         )
 
 
@@ -130,11 +136,13 @@ class Decoding:
         # Over for this decoding; the solution has ended; the current step has text that is not blank.
         self.done, self.ended = state.ended, state.ended
         self.begun = torch.zeros_like(state.ended)
-        # A stop text may begin in the token before a step, but not in the prompt.
-        before = torch.where(state.n_steps > 0, state.pending, -1)
         self.sole = state.cache.sole
-        self.columns = [_Column(before, torch.ones_like(state.ended))]
-        self.first = torch.ones_like(state.n_steps)  # the column of the current step's first token
+        # A stop text may begin in the steps before, but not in the prompt.
+        self.columns = [_Column(before, torch.ones_like(state.ended)) for before in state.tail.T]
+        self.n_before = len(self.columns)
+        self.first = torch.full_like(
+            state.n_steps, self.n_before
+        )  # the column of the current step's first token
         # Whole solutions: the particles that are left, and those that have ended, with their last column and row in it.
         self.particles = torch.arange(len(node), device=node.device)
         self.over: list[tuple[Tensor, int, Tensor]] = []
@@ -240,32 +248,32 @@ class Decoding:
         if not tables.parted:
             return closed
         unsure = (tables.completes[token] & tables.opens[before] & ~closed).nonzero()[:, 0]
-        found = self._read(unsure, 0, self.source.steps.settings.rule.held_by)
-        return closed.index_copy(0, unsure, found)
+        held_by = self.source.steps.settings.rule.held_by
+        found = [held_by(self.source.steps.step_text(ids)) for ids in self._begun(unsure)]
+        return closed.index_copy(0, unsure, torch.tensor(found, dtype=torch.bool, device=closed.device))
 
     def _stopped(self, token: Tensor) -> Tensor:
-        """Return which steps hold a stop text, be it begun in the last token of the step before."""
+        """Return which solutions hold a stop text with their last token, wherever it has begun."""
         holds, opens, completes = self.source.tables.stops
         column = self.columns[-1]
         before = self.columns[-2].token
         before = before if column.origin is None else before[column.origin]
         found = holds[token]
         unsure = (completes[token] & opens[before] & ~found).nonzero()[:, 0]
-        stops = self.source.steps.settings.stop
-        read = self._read(unsure, 1, lambda text: any(stop in text for stop in stops))
-        return found.index_copy(0, unsure, read)
+        if not len(unsure):
+            return found
+        ids, _ = self._back(unsure, len(self.columns) - 1 - self.n_before)
+        rows = [[i for i in row if i >= 0] for row in ids.tolist()]
+        read = [self.source.steps.stopped(row[-1:], row[:-1]) for row in rows]
+        return found.index_copy(0, unsure, torch.tensor(read, dtype=torch.bool, device=found.device))
 
-    def _read(self, rows: Tensor, more: int, holds: Callable[[str], bool]) -> Tensor:
-        """Return for the current steps of some rows, with ``more`` tokens before them, whether ``holds`` of their text."""
-        texts: list[str] = []
-        if len(rows):
-            first = (self.first[rows] - more).tolist()
-            ids, _ = self._back(rows, min(first))
-            texts = [
-                self.source.steps.step_text([i for i in row[begin - min(first) :] if i >= 0])
-                for row, begin in zip(ids.tolist(), first, strict=True)
-            ]
-        return torch.tensor([holds(t) for t in texts], dtype=torch.bool, device=rows.device)
+    def _begun(self, rows: Tensor) -> list[list[int]]:
+        """Return the token ids of the current steps of some rows."""
+        if not len(rows):
+            return []
+        first = self.first[rows].tolist()
+        ids, _ = self._back(rows, min(first))
+        return [row[begin - min(first) :] for row, begin in zip(ids.tolist(), first, strict=True)]
 
     def _back(self, rows: Tensor, first: int) -> tuple[Tensor, Tensor]:
         """Return the tokens that lead to ``rows`` of the last column from column ``first`` on, and which close a step."""
@@ -277,15 +285,21 @@ class Decoding:
     def step(self) -> Decoded[PolicyState]:
         """Return the step that was decoded."""
         rows = torch.arange(len(self.parent), device=self.node.device)
-        drawn = len(self.columns) > 1
-        tokens = self._back(rows, 1)[0] if drawn else torch.full_like(self.pending[:, None], -1)
+        drawn = len(self.columns) > self.n_before
+        if self.n_before == 1:
+            tail = torch.where(self.n_steps > 0, self.pending, -1)[:, None]
+            tokens = self._back(rows, 1)[0] if drawn else torch.full_like(tail, -1)
+        else:
+            before, tokens = self._back(rows, 0)[0].tensor_split([self.n_before], dim=1)
+            tokens = tokens if drawn else torch.full_like(before[:, :1], -1)
+            tail = appended(before, tokens)
         cache = self.cache.packed().sole_use(self.sole)
-        after = PolicyState(cache, self.pending, self.n_steps, self.ended)
+        after = PolicyState(cache, self.pending, self.n_steps, self.ended, tail)
         return Decoded(tokens, after, self.parent, self.node)
 
     def solutions(self) -> list[list[list[int]]]:
         """Return the token ids of the steps that each particle drew, (B,) lists; none if its prefix had ended."""
-        ids, closed = (found.cpu().numpy()[:, 1:] for found in _traced(self.columns, self.over))
+        ids, closed = (found.cpu().numpy()[:, self.n_before :] for found in _traced(self.columns, self.over))
         return [
             [part[part >= 0].tolist() for part in np.split(row, np.flatnonzero(ends) + 1)[:-1]]
             for row, ends in zip(ids, closed, strict=True)
@@ -295,6 +309,13 @@ class Decoding:
         if self.source.context is None:
             return torch.zeros_like(self.done)
         return self.cache.length + 1 >= self.source.context
+
+
+def appended(tail: Tensor, tokens: Tensor) -> Tensor:
+    """Return the last tokens (B, k) of solutions that ended with ``tail`` (B, k) after ``tokens`` (B, L; -1 = no token)."""
+    ids = torch.cat([tail, tokens], dim=1)
+    order = (ids >= 0).byte().argsort(dim=1, stable=True)
+    return ids.gather(1, order)[:, -tail.shape[1] :]
 
 
 def _traced(columns: list[_Column], ends: list[tuple[Tensor, int, Tensor]]) -> tuple[Tensor, Tensor]:

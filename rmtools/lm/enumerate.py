@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rmtools.core import FiniteModel
 from rmtools.errors import UserError
-from rmtools.lm.decoding import PolicyState
+from rmtools.lm.decoding import PolicyState, appended
 from rmtools.lm.particles import Reward, to_numpy
 from rmtools.lm.policy import Policy
 from rmtools.lm.protocol import Scorer, ValueState
@@ -82,8 +82,19 @@ def expand(
             break
     choice = member.long().argmax(1)
     n_steps = state.n_steps[parent] + 1
-    ended = n_steps >= policy.steps.settings.max_steps
-    return Expansion(parent, choice, log_p, table[choice], PolicyState(cache, pending, n_steps, ended))
+    before, tokens = state.tail[parent], table[choice]
+    ended = (n_steps >= policy.steps.settings.max_steps) | _stopped(policy, before, tokens)
+    after = PolicyState(cache, pending, n_steps, ended, appended(before, tokens))
+    return Expansion(parent, choice, log_p, tokens, after)
+
+
+def _stopped(policy: Policy, before: Tensor, tokens: Tensor) -> Tensor:
+    """Return which steps ``tokens`` (B, L) end their solution by a stop text, begun in them or ``before`` (B, k)."""
+    found = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
+    for b in range(len(tokens) if policy.steps.settings.stop else 0):
+        old, new = ([i for i in row[b].tolist() if i >= 0] for row in (before, tokens))
+        found[b] = policy.steps.stopped(new, old)
+    return found
 
 
 def _next_tokens(member: Tensor, column: Tensor, vocabulary: int) -> tuple[Tensor, Tensor]:
@@ -108,8 +119,9 @@ def follow(policy: Policy, state: PolicyState, tokens: Tensor) -> PolicyState:
     pending = fed[torch.arange(len(fed), device=fed.device), length]
     n_steps = state.n_steps + (length > 0).long()
     over = torch.isin(pending, torch.tensor(policy.steps.end_ids, device=pending.device))
+    over = over | _stopped(policy, state.tail, tokens)
     ended = state.ended | (n_steps >= policy.steps.settings.max_steps) | over
-    return PolicyState(cache, pending, n_steps, ended)
+    return PolicyState(cache, pending, n_steps, ended, appended(state.tail, tokens))
 
 
 @dataclass(frozen=True)
@@ -337,6 +349,11 @@ def enumerate_prefixes(
         tokens.append(grown.tokens)
         paths = [[*paths[i], choices[c]] for i, c in zip(parent, grown.choice.tolist(), strict=True)]
         state = grown.state
+        if bool(state.ended.any()) and not bool(state.ended.all()):
+            raise UserError(
+                f"a stop text ends some of the listed steps: {', '.join(map(repr, policy.steps.settings.stop))}",
+                "leave the stop texts out: a table has solutions of one length",
+            )
     rewards = np.asarray([reward(prompt, s) for s in paths], dtype=float)
     return Enumeration(prompt, rules, links, parents, tokens, rewards, paths, probability)
 

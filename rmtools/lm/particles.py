@@ -153,7 +153,7 @@ class LMParticles:
             prompt=self.prompt[own],
             blocks=(*(ids[parent] for ids in self.blocks), drawn),
             decoded=self.decoded + self._by_group(lengths[step.node], live, pool_size),
-            cut=self.cut + int(self._cut(step.tokens, lengths)[step.node].sum()),
+            cut=self.cut + int(self._cut(step.tokens, lengths, own[len(kept) :])[step.node].sum()),
         )
         return child._scored()
 
@@ -175,12 +175,19 @@ class LMParticles:
         new[rest], new[live] = place, after + len(kept)
         return kept, new
 
-    def _cut(self, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """Return (U',) which new steps were closed at the length limit: of full length, without delimiter or end."""
-        steps = self.setup.policy.steps
+    def _cut(self, tokens: Tensor, lengths: Tensor, parent: np.ndarray) -> Tensor:
+        """Return (U',) which new steps of the prefixes ``parent`` were closed at the length limit, by no end of their own."""
+        steps, out = self.setup.policy.steps, torch.zeros_like(lengths, dtype=torch.bool)
         longest = (lengths >= steps.settings.max_step_tokens).nonzero()[:, 0]
-        found = [not steps.ends(ids) and not steps.closes(ids) for ids in tokens[longest].tolist()]
-        out = torch.zeros_like(lengths, dtype=torch.bool)
+        if not len(longest) or steps.settings.end == "tokens":
+            return out
+        rows = torch.as_tensor(parent, device=out.device)[longest]
+        blocks = self.blocks if steps.settings.stop else ()
+        before = [[i for ids in blocks for i in ids[row].tolist() if i >= 0] for row in rows.tolist()]
+        found = [
+            not steps.closes(ids) and not steps.ends(ids, old)
+            for ids, old in zip(tokens[longest].tolist(), before, strict=True)
+        ]
         return out.index_copy(0, longest, torch.tensor(found, dtype=torch.bool, device=out.device))
 
     def select(self, index: np.ndarray) -> Self:

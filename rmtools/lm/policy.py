@@ -102,7 +102,9 @@ class Policy:
             _, cache = cache.forward(self.model, ids, given, last_only=True)
             cache = cache.as_beginnings(self.model)
         n = torch.zeros(len(prompts), dtype=torch.long, device=self.device)
-        return PolicyState(cache, torch.tensor([p[-1] for p in prompts], device=self.device), n, n.bool())
+        last = torch.tensor([p[-1] for p in prompts], device=self.device)
+        none = torch.full((len(prompts), self.steps.settings.stops.n_tokens), -1, device=self.device)
+        return PolicyState(cache, last, n, n.bool(), none)
 
     def check_length(self, prompts: list[list[int]]) -> None:
         """Raise ``UserError`` if a prompt leaves no room for a single token, or has one without an embedding."""

@@ -114,6 +114,42 @@ class StepEnd:
         return partial_matches("" if self._pattern is None else self.delimiter, texts)
 
 
+# Tokens of a character that has begun before a stop text: the bytes of one but the first.
+WITHIN = 3
+
+
+@dataclass(frozen=True)
+class StopTexts:
+    """Texts that end a solution, with the first token after which its text holds one.
+
+    >>> StopTexts(("END", "Q:")).n_tokens
+    6
+    """
+
+    texts: tuple[str, ...]
+
+    @cached_property
+    def n_tokens(self) -> int:
+        """Number of tokens behind which no stop text reaches back from the last one: 1 without stop texts."""
+        # Every token has a byte at least.
+        return max((len(text.encode()) for text in self.texts), default=1 - WITHIN) + WITHIN
+
+    def held_by(self, text: str) -> bool:
+        """Return whether a text holds one of them."""
+        return any(stop in text for stop in self.texts)
+
+    def first(self, text: str) -> int:
+        """Return where the first one in a text is complete, -1 without one."""
+        return min((text.find(stop) + len(stop) for stop in self.texts if stop in text), default=-1)
+
+    def tokens(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return which tokens with these ``texts`` hold one, may open one, and may complete one, (V,) bool each."""
+        out = np.zeros((3, len(texts)), dtype=bool)
+        for stop in self.texts:
+            out |= np.asarray([[stop in t for t in texts], *partial_matches(stop, texts)])
+        return out[0], out[1], out[2]
+
+
 def partial_matches(wanted: str, texts: Sequence[str]) -> tuple[list[bool], list[bool]]:
     """Return for each of ``texts`` whether ``wanted`` may begin in it to go on behind it, and whether it may complete it.
 

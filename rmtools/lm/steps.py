@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import numpy as np
 
 from rmtools.errors import UserError
-from rmtools.lm.step_ends import StepEnd, TokenEnds, partial_matches
+from rmtools.lm.step_ends import StepEnd, StopTexts, TokenEnds
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -29,6 +29,8 @@ KINDS = ("delimiter", "sentence", "tokens")
 # No line of GSM8K's 34,193 training lines has more tokens of SmolLM2, and none of 2,082 paragraphs that models wrote for
 # it; a third of those have more than 64.
 MAX_STEP_TOKENS = 256
+# A share of cut steps that is worth a warning.
+MOST_CUT = 0.02
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,11 @@ class StepSettings:
     def rule(self) -> StepEnd:
         """The rule that closes a step, on its text."""
         return StepEnd(self.delimiter, self.end)
+
+    @cached_property
+    def stops(self) -> StopTexts:
+        """The texts that end a solution."""
+        return StopTexts(self.stop)
 
 
 NO_SPANS = np.zeros((0, 2), dtype=np.int64)
@@ -313,11 +320,7 @@ class StepTokenizer:
     @cached_property
     def token_stops(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(V,) bool each: tokens that hold a stop text; in which one may begin; which may complete one begun before."""
-        texts = self.token_texts
-        out = np.zeros((3, len(texts)), dtype=bool)
-        for stop in self.settings.stop:
-            out |= np.asarray([[stop in t for t in texts], *partial_matches(stop, texts)])
-        return out[0], out[1], out[2]
+        return self.settings.stops.tokens(self.token_texts)
 
     def closes(self, ids: Sequence[int]) -> bool:
         """Return whether a step with these tokens, not complete before the last one, is complete with it."""
@@ -331,32 +334,44 @@ class StepTokenizer:
             return True
         return bool(len(ids) > 1 and ends.completes[last]) and self.settings.rule.held_by(self.step_text(ids))
 
-    def stopped(self, ids: Sequence[int], before: int | None = None) -> bool:
-        """Return whether a step holds a stop text; it may begin in the token ``before`` it, the end of the step before."""
-        if not self.settings.stop:
+    def stopped(self, ids: Sequence[int], before: Sequence[int] = ()) -> bool:
+        """Return whether a step holds a stop text, which may begin in the tokens of the solution ``before`` it."""
+        stops = self.settings.stops
+        if not self.settings.stop or not ids:
             return False
-        text = self.step_text(ids if before is None else [before, *ids])
-        return any(stop in text for stop in self.settings.stop)
+        read = [*before[max(0, len(before) - stops.n_tokens) :], *ids]
+        # Some decoders read no byte of a run that begins within a character: at one of four tokens a character begins.
+        known = self.token_texts
+        inside = read[0] < len(known) and "\ufffd" in known[read[0]]
+        return any(stops.held_by(self.step_text(read[k:])) for k in range(4 if inside else 1))
 
-    def ends(self, ids: Sequence[int], before: int | None = None) -> bool:
+    def ends(self, ids: Sequence[int], before: Sequence[int] = ()) -> bool:
         """Return whether a step ends the solution by its last token or by a stop text, see `stopped`."""
         return bool(ids) and (ids[-1] in self.end_ids or self.stopped(ids, before))
 
     def cut(self, ids: Sequence[int]) -> list[list[int]]:
-        """Cut the tokens of a solution into steps as the policy ends them; the last one may be incomplete."""
+        """Cut the tokens of a solution into steps as the policy ends them; the last one may be incomplete.
+
+        What follows the end of the solution, an end token or a stop text, is left out.
+        """
+        steps, over = self.finished(ids)
+        rest = list(ids[sum(map(len, steps)) :])
+        return [*steps, rest] if rest and not over else steps
+
+    def finished(self, ids: Sequence[int]) -> tuple[list[list[int]], bool]:
+        """Return the complete steps of the tokens of a solution, and whether the last one ends it: nothing follows then."""
         steps: list[list[int]] = []
-        current: list[int] = []
-        for i in ids:
-            current.append(i)
-            if (
-                i in self.end_ids
-                or len(current) >= self.settings.max_step_tokens
-                or self.closes(current)
-                or self.stopped(current, steps[-1][-1] if steps else None)
-            ):
+        start, known = 0, self.settings.stops.n_tokens
+        for k, i in enumerate(ids):
+            current = list(ids[start : k + 1])
+            # Read no more than a stop text that ends with this token may have.
+            over = i in self.end_ids or self.stopped([i], ids[max(0, k - known) : k])
+            if over or len(current) >= self.settings.max_step_tokens or self.closes(current):
                 steps.append(current)
-                current = []
-        return [*steps, current] if current else steps
+                start = k + 1
+            if over:
+                return steps, True
+        return steps, False
 
     def prompt_ids(self, prompt: str) -> list[int]:
         """Return the token ids of a prompt, with the special tokens the tokenizer puts in front, unless the prompt has them.

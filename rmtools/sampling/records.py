@@ -136,16 +136,20 @@ def samples(
 
 
 def count_cut(tokenizer: StepTokenizer, solutions: Sequence[Sequence[str]]) -> tuple[int, int]:
-    """Return how many steps of all solutions end neither with the delimiter nor the end token, and how many there are.
+    """Return how many steps of all solutions were cut, at ``max_step_tokens`` or at the end of the context, of how many.
 
-    They were cut at ``max_step_tokens`` or at the end of the context.
+    They end neither with the delimiter nor with an end token, nor the solution with a stop text.
     """
-    ends = tuple(
-        filter(None, (*map(tokenizer.step_text, [[i] for i in tokenizer.end_ids]), *tokenizer.settings.stop))
-    )
-    texts = [s for steps in solutions for s in steps]
-    held = tokenizer.settings.rule.held_by
-    return sum(not held(s) and not any(e in s for e in ends) for s in texts), len(texts)
+    settings = tokenizer.settings
+    n_cut = 0
+    for steps in solutions:
+        for t, step in enumerate(steps, 1):
+            last = t == len(steps)
+            # Of steps that are so many tokens only the last of an unfinished solution is not whole.
+            whole = (not last or t == settings.max_steps) if settings.end == "tokens" else False
+            whole = whole or settings.rule.held_by(step) or any(e in step for e in tokenizer.end_texts)
+            n_cut += not whole and not (last and settings.stops.held_by("".join(steps)))
+    return n_cut, sum(map(len, solutions))
 
 
 def traces(drawn: PromptSamples, samples: Sequence[dict[str, Any]]) -> list[Trace]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from rmtools.lm.steps import MOST_CUT
 from rmtools.particles.protocol import resampling_in_words
 from rmtools.sampling.error_report import cost, errors, fold, of_prompt
 from rmtools.stats.bootstrap import Interval, bootstrap_all, cluster_sums, ratio_of_means
@@ -154,6 +155,20 @@ def losses(records: Records) -> list[str]:
     if empty:
         lines.append(f"{empty} of {len(records)} prompts put out nothing: no sample has an answer")
     return lines
+
+
+def warning_of_cut(out: Path, most: int, context: int | None) -> str:
+    """Return a warning if many steps in the file ``out`` were cut, at ``most`` tokens or where the ``context`` ended; or ""."""
+    with out.open(encoding="utf-8") as file:
+        counts = [(r["cut_steps"], r["n_steps"]) for r in map(json.loads, file)]
+    cut, steps = (sum(column) for column in zip(*counts, strict=True))
+    if cut <= MOST_CUT * steps:
+        return ""
+    return (
+        f"warning: {cut / steps:.1%} of the steps were cut at {most} tokens, or at the end of the context "
+        f"({context or 'not known'}), before they ended: train on rollouts with a larger --max-step-tokens or another --steps, "
+        "or use shorter prompts or a model with more context"
+    )
 
 
 def budgets(records: Records) -> list[str]:

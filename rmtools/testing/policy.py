@@ -45,12 +45,13 @@ def check_policy(
     require(not state.ended.any(), "start: no prompt has ended")
     node = torch.arange(len(ids), device=policy.device).repeat_interleave(particles)
     read = [list(i) for i in ids]
+    written: list[list[int]] = [[] for _ in ids]
     for t in range(policy.steps.settings.max_steps + 1):
         before = state.pending.tolist(), state.ended.tolist()
         step = policy.decode_step(state, node, torch.Generator(policy.device).manual_seed(seed + t))
         after = state.pending.tolist(), state.ended.tolist()
         require(after == before, f"decode_step changed its state at step {t}")
-        _check_decoded(policy, state, node, step, t)
+        _check_decoded(policy, state, node, step, written, t)
         if seeded:
             again = policy.decode_step(state, node, torch.Generator(policy.device).manual_seed(seed + t))
             law = f"two steps by generators of one seed differ at step {t}"
@@ -58,8 +59,10 @@ def check_policy(
         if bool(state.ended.all()):
             return
         state, node = _reindexed(step.state, step.node, t)
-        rows = zip(step.parent.tolist(), step.tokens.tolist(), strict=True)
-        read = [[*read[u], *(i for i in row if i >= 0)] for u, row in rows][::-1]
+        rows = list(zip(step.parent.tolist(), step.tokens.tolist(), strict=True))
+        read, written = (
+            [[*old[u], *(i for i in r if i >= 0)] for u, r in rows][::-1] for old in (read, written)
+        )
         if seeded:
             _check_reading(policy, step.state, state, read, seed + t)
     raise AssertionError(
@@ -74,8 +77,10 @@ def _texts(policy: StepPolicy, step: Decoded[Any]) -> list[str]:
     ]
 
 
-def _check_decoded(policy: StepPolicy, state: StepState, node: Tensor, step: Decoded[Any], t: int) -> None:
-    """Check the shapes of a decoded step, and each of its distinct continuations."""
+def _check_decoded(
+    policy: StepPolicy, state: StepState, node: Tensor, step: Decoded[Any], written: list[list[int]], t: int
+) -> None:
+    """Check the shapes of a decoded step, and each of its distinct continuations of what is ``written``."""
     rows, parent = step.tokens.tolist(), step.parent.tolist()
     require(step.node.shape == node.shape, f"node has one entry per particle, step {t}")
     require(step.parent[step.node].equal(node), f"parent[node] is where each particle was before step {t}")
@@ -95,16 +100,17 @@ def _check_decoded(policy: StepPolicy, state: StepState, node: Tensor, step: Dec
             continue
         require(ids, f"a step has at least one token: {where}")
         require(step.state.pending[u] == ids[-1], f"pending is the last token: {where}")
-        early = [k for k in range(1, len(ids)) if steps.ends(ids[:k]) or steps.closes(ids[:k])]
+        old = written[before]
+        early = [k for k in range(1, len(ids)) if steps.ends(ids[:k], old) or steps.closes(ids[:k])]
         require(not early, f"a step ends with its first delimiter or end of sequence: {ids}, {where}")
-        over = steps.ends(ids) or steps.closes(ids) or len(ids) >= settings.max_step_tokens
+        over = steps.ends(ids, old) or steps.closes(ids) or len(ids) >= settings.max_step_tokens
         require(
             over or ended,
             f"a step ends with the delimiter, the end of the sequence or max_step_tokens: {ids}, {where}",
         )
         require(
-            ended or (not steps.ends(ids) and t + 1 < settings.max_steps),
-            f"the end of the sequence and max_steps end a prefix: {where}",
+            ended or (not steps.ends(ids, old) and t + 1 < settings.max_steps),
+            f"the end of the sequence, a stop text and max_steps end a prefix: {where}",
         )
 
 

@@ -235,6 +235,13 @@ def test_a_policy_without_tokenizer(run, tmp_path, policy_folder):
     check_error(result, "has no tokenizer beside the model", "save_pretrained")
 
 
+def test_two_options_that_say_how_long_a_step_is(run, tmp_path, policy_folder):
+    options = ("--steps", "tokens=5", "--max-step-tokens", 9)
+    result = run("rollout", "--policy", policy_folder, "--out", tmp_path / "o", *options)
+    check_error(result, "--steps tokens=5", "--max-step-tokens 9", "pass one of them")
+    assert not (tmp_path / "o").exists()
+
+
 def test_a_policy_of_another_task(run, tmp_path, policy_folder):
     """Its vocabulary has no word for the prompts: every one would be the same to it."""
     result = run("rollout", "--policy", policy_folder, "--task", "arithmetic", "--out", tmp_path / "o")

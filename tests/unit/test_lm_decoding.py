@@ -31,12 +31,12 @@ def step_by_step(policy, state, node, generator):
 
 def by_definition(steps, ids):
     """Steps of the tokens of a solution, one token after the other."""
-    found, begun, before = [], [], None
+    found, begun, before = [], [], []
     for i in ids:
         begun.append(i)
         if steps.ends(begun, before) or steps.closes(begun) or len(begun) == steps.settings.max_step_tokens:
             found.append(begun)
-            begun, before = [], i
+            begun, before = [], [*before, *begun]
     return [*found, begun] if begun else found
 
 
@@ -47,6 +47,7 @@ SETTINGS = {
     "tokens": StepSettings("\n", 4, 3, end="tokens"),
     "a stop text": StepSettings("\n", 4, 6, stop=("r2",)),
     "a stop text over the end of a step": StepSettings("\n", 4, 6, stop=("\ns r",)),
+    "a stop text over two ends of steps": StepSettings("\n", 5, 2, stop=("r1 \ns r",)),
     "one step": StepSettings("\n", 1, 6),
 }
 
@@ -65,7 +66,7 @@ def test_steps_are_those_of_the_definition(policy, uneven, prompts, generator, n
     for solution in found:
         ids = [i for step in solution for i in step]
         assert by_definition(steps, ids) == solution
-        ends = [k for k, step in enumerate(solution) if steps.ends(step, solution[k - 1][-1] if k else None)]
+        ends = [k for k, step in enumerate(solution) if steps.ends(step, ids[: sum(map(len, solution[:k]))])]
         assert ends in ([], [len(solution) - 1])
         assert ends or len(solution) == settings.max_steps
     if settings.stop:

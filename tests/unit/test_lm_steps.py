@@ -190,7 +190,7 @@ def test_end_tokens_and_stop_texts_end_a_solution():
     assert steps.ends([5, z])
     assert steps.ends([tokenizer.eos_token_id])
     assert not steps.ends([5])
-    assert steps.ends(q, before=newline)
+    assert steps.ends(q, before=[newline])
     assert not steps.ends(q)
     assert steps.ends(tokenizer("xENDx")["input_ids"])
     assert not steps.ends(tokenizer("EN")["input_ids"])

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 
 from rmtools.core import product, smc
+from rmtools.lm.steps import StepSettings, StepTokenizer
 from rmtools.sampling.algorithms import draw_batch
 from rmtools.sampling.budget import Meter, next_runs
 from rmtools.sampling.outputs import argmax, choices, vote
 from rmtools.sampling.records import count_cut
+from rmtools.sampling.report import warning_of_cut
 from rmtools.sampling.runs import PromptSamples, Run, RunObserver, pooled, pooled_all
 from rmtools.sampling.sample_prompts import SamplerSettings, Source, sample_prompts, settings_for
 
@@ -235,11 +237,27 @@ def test_cut_steps_are_counted(step_tokenizer):
     end = step_tokenizer.step_text([step_tokenizer.eos_id])
     assert count_cut(step_tokenizer, [["u r1 \n", "u r1 u r1 u r1 "], [f"u r1 {end}"], []]) == (1, 3)
 
+    def counted(solutions, **settings):
+        steps = StepTokenizer(step_tokenizer.tokenizer, StepSettings("\n", 3, **settings))
+        return count_cut(steps, solutions)
+
+    over_steps = [["u r1 \n", "s r2 "], ["u r1 \n", "s r1 "]]
+    assert counted(over_steps, stop=("r1 \ns r2",)) == (1, 4)
+    # The end of the context alone ends a solution of so many tokens a step before its horizon.
+    assert counted([["u r1 ", "u r1 ", "u "], ["u r1 ", f"u {end}"], ["u r1 ", "u "]], end="tokens") == (1, 7)
+
+
+def test_a_file_of_cut_steps_is_warned_of(tmp_path):
+    out = tmp_path / "samples.jsonl"
+    for cut, warned in ((1, False), (2, True)):
+        out.write_text(f'{{"cut_steps": 1, "n_steps": 40}}\n{{"cut_steps": {cut}, "n_steps": 60}}\n')
+        said = warning_of_cut(out, 9, 64)
+        assert ("3.0% of the steps were cut at 9 tokens" in said) if warned else said == ""
+
 
 def test_a_policy_that_never_emits_the_delimiter(policy, value, prompts):
     """Every step runs to its limit, and is counted."""
     from rmtools.lm.policy import Policy
-    from rmtools.lm.steps import StepSettings, StepTokenizer
     from rmtools.lm.value import ConstantValue
 
     steps = StepTokenizer(policy.steps.tokenizer, StepSettings(". \n", 3, 3))
