@@ -52,14 +52,16 @@ DPI = 150
 
 
 @contextlib.contextmanager
-def drawing(height: float, rows: int = 1) -> Iterator[tuple["Figure", list["Axes"]]]:
-    """Yield a figure (inches) and its axes, one below the other, under the reports' style."""
+def drawing(
+    height: float, rows: int = 1, columns: int = 1, width: float = WIDTH
+) -> Iterator[tuple["Figure", list["Axes"]]]:
+    """Yield a figure (inches) and its axes, row by row, under the reports' style."""
     import matplotlib
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(STYLE_SHEET):
-        figure = Figure(figsize=(WIDTH, height), layout="constrained")
-        yield figure, list(np.ravel(figure.subplots(rows, 1)))
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield figure, list(np.ravel(figure.subplots(rows, columns)))
 
 
 def svg_text(figure: "Figure") -> str:
