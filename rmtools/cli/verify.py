@@ -146,6 +146,7 @@ def scaling(
     from rmtools.errors import UserError
     from rmtools.files import require_writable
     from rmtools.verify.scaling import FULL, QUICK, Machine, run_scaling
+    from rmtools.verify.scaling.report import summary, write_report
 
     if quick and full:
         raise UserError("`quick` and `full` exclude each other", "pass one of them")
@@ -153,6 +154,11 @@ def scaling(
     profile = replace(FULL if full else QUICK, seed=seed)
     if token_budget is not None:
         profile = replace(profile, most_tokens=token_budget)
-    print(
-        run_scaling(out, profile, progress, Machine(str(device_for(device)), workers or os.cpu_count() or 1))
+    machine = Machine(str(device_for(device)), workers or os.cpu_count() or 1)
+    found = run_scaling(out, profile, progress, machine)
+    given = [] if token_budget is None else [f"--token-budget {token_budget:g}"]
+    write_report(
+        found, out, " ".join(["rmtools verify scaling", f"--{profile.name}", f"--seed {seed}", *given])
     )
+    print(summary(found))
+    print(f"report: {out / 'scaling.html'}")

@@ -45,6 +45,10 @@ def test_all_stages(tiny, run):
     done = run(*scaling(tiny))
     assert done.code == 0, done.err
     found = json.loads((tiny / "scaling.json").read_text())
+    assert "scaling.html" in done.out
+    assert "<svg" in (tiny / "scaling.svg").read_text()
+    page = (tiny / "scaling.html").read_text()
+    assert "rmtools verify scaling --quick --seed 0" in page
     points = found["points"]
     assert {(p["model"], p["sampler"]) for p in points} == {
         (m, s) for m in ("constant", "default-early", "exact") for s in ("every-step", "default")

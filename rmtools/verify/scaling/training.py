@@ -17,7 +17,7 @@ from rmtools.data.tasks import ExactTask
 from rmtools.files import write_json
 from rmtools.seeds import generator
 
-LOG_FILE = "log.json"
+LOG_FILE = "training_log.json"
 # Shares of a solution that are given: without them no rollout of a long horizon would succeed, or fail late.
 GIVEN = (0.0, 0.25, 0.5, 0.75)
 
