@@ -170,7 +170,7 @@ def test_one_ended_prefix_beside_a_live_one(policy, prompts, generator):
     """The live one's law does not change; the ended one stays as it is."""
     ids = policy.steps.prompt_ids(prompts[0])
     state = start(policy, prompts[:2])
-    ended = type(state)(state.cache, state.pending, state.n_steps, torch.tensor([False, True]))
+    ended = type(state)(state.cache, state.pending, state.n_steps, torch.tensor([False, True]), state.tail)
     step = policy.decode_step(ended, torch.tensor([0] * 3000 + [1] * 5), generator(2))
     steps = drawn(step)
     assert steps[3000:] == [()] * 5
