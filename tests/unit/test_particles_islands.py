@@ -1,5 +1,6 @@
 """Islands are independent runs in one call; their errors against hand-computed cases, exact models and a naive recomputation."""
 
+import math
 from itertools import pairwise
 
 import numpy as np
@@ -139,9 +140,8 @@ def naive_share(phi, weights, z):
     left = np.array([sum(z[j] * shares[j] for j in range(k) if j != i) / (z.sum() - z[i]) for i in range(k)])
     p = float(z @ shares / z.sum())
     se = np.sqrt((k - 1) / k * ((left - left.mean()) ** 2).sum())
-    n_eff = (
-        k * n / 2 if se < 1e-9 else min(k * n, p * (1 - p) / se**2 * (1.96 / stats.t.ppf(0.975, k - 1)) ** 2)
-    )
+    by_jackknife = math.inf if se < 1e-9 else p * (1 - p) / se**2 * (1.96 / stats.t.ppf(0.975, k - 1)) ** 2
+    n_eff = min(k * n / 2, by_jackknife)
     square = 1.959964**2
     ends = np.roots([n_eff + square, -(2 * n_eff * p + square), n_eff * p * p])
     return p, min(ends.real), max(ends.real), se
@@ -234,7 +234,8 @@ def test_coverage_and_size_of_the_errors(scheme):
     share = result.share(result.particles.state == answer)
     known = ~np.isnan(share.low)
     assert known.mean() > 0.99
-    assert 0.93 <= np.mean((share.low <= p) & (p <= share.high)) <= 0.985
+    # On the safe side here: at least half of the particles' noise is always allowed for.
+    assert 0.93 <= np.mean((share.low <= p) & (p <= share.high)) <= 0.993
     assert np.mean(share.se[known] ** 2) == pytest.approx(share.estimate.var(ddof=1), rel=0.15)
 
 
