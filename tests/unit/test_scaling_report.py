@@ -276,6 +276,7 @@ def test_the_terminal_has_few_short_lines():
     )
 
 
+@pytest.mark.slow
 def test_the_report_shows_its_pictures_and_failures_and_asks_for_nothing(tmp_path):
     found = made(
         law_with(default_late=lambda law, t, s: 2 * law("exact", t, s)), horizons=(2, 4, 8), budget=1500
