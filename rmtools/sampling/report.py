@@ -166,7 +166,7 @@ def warning_of_cut(out: Path, most: int, context: int | None) -> str:
         return ""
     return (
         f"warning: {cut / steps:.1%} of the steps were cut at {most} tokens, or at the end of the context "
-        f"({context or 'not known'}), before they ended: train on rollouts with a larger --max-step-tokens or another --steps, "
+        f"({context or 'not known'}), before they ended: train on rollouts with a larger limit or another kind of steps, "
         "or use shorter prompts or a model with more context"
     )
 

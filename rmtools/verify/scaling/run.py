@@ -134,8 +134,13 @@ def _train_policy(profile: Profile, progress: Progress, machine: Machine, path: 
     write_json(path / "gate.json", [to_json(g) for g in gates])
     failed = [g for g in gates if not g.passed]
     if failed:
+        figures = "; ".join(
+            f"at T = {g.horizon} {g.well_formed:.3f} of the solutions are well-formed, {g.right:.3f} of the steps right, "
+            f"{g.step_success:.3f} safe"
+            for g in failed
+        )
         raise UserError(
-            f"the policy does not pass its gate at T = {', '.join(str(g.horizon) for g in failed)}: {failed[0]}",
+            f"the policy does not pass its gate (at least .98, at least .99, .75 to .85): {figures}",
             "run again with another `seed`",
         )
 
