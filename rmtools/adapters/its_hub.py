@@ -3,7 +3,7 @@ r"""its_hub: our value model as its process reward model, and its process reward
 Inside its_hub a reward model returns one number per particle, given the whole answer so far as one text.
 :class:`ItsHubReward` cuts that text into the checkpoint's steps and reads the value at the last one, all particles in
 one batch. :class:`ItsHubScorer` is the reverse: it gives the joined text to any process reward model of its_hub and tilts
-the score.
+the score. :class:`ItsHubPolicy` is a policy in this process as its language model.
 
 The particle filter of its_hub weighs by the odds p / (1 - p) of each score and draws the answer by the last odds once more: it
 samples from policy * product of odds * last odds, not from policy * V. With ``scores="ratio"`` the odds are V(s_t) /
@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from rmtools.adapters.prefix_scoring import (
@@ -30,13 +31,14 @@ from rmtools.adapters.prefix_scoring import (
     start_prefixes,
 )
 from rmtools.errors import UserError
+from rmtools.lm.policy import Policy
 from rmtools.lm.prompt_format import RAW, PromptRenderer
 from rmtools.lm.protocol import Scorer, TreeValues, ValueState
 from rmtools.lm.steps import EncodedTree, StepTokenizer
 from rmtools.particles.tilt import Tilt
 
 try:
-    from its_hub.api import AbstractProcessRewardModel, ChatMessage, ChatMessages
+    from its_hub.api import AbstractLanguageModel, AbstractProcessRewardModel, ChatMessage, ChatMessages
 except ImportError as error:
     raise not_installed("its_hub", "its-hub", error) from error
 
@@ -177,6 +179,48 @@ class ItsHubReward(AbstractProcessRewardModel):
                 "pass template=, which makes the prompt it was trained on from the messages",
             )
         return self._renderer.render(str(chat[0].extract_text_content()))
+
+
+class ItsHubPolicy(AbstractLanguageModel):
+    """Our policy as its_hub's language model: the next step of each conversation, its delimiter taken off.
+
+    Parameters
+    ----------
+    policy : Policy
+        Its own law is sampled: a temperature that its_hub passes is not applied.
+    rng : np.random.Generator
+
+    Attributes
+    ----------
+    tokens : int
+        Read so far: its_hub keeps no cache, so every step reads its whole conversation again.
+    """
+
+    def __init__(self, policy: Policy, rng: np.random.Generator) -> None:
+        self.policy = policy
+        self.generator = torch.Generator(policy.device).manual_seed(int(rng.integers(1 << 62)))
+        self.tokens = 0
+
+    async def agenerate(self, messages_or_messages_lst: Any, stop: Any = None, **kwargs: Any) -> Any:
+        """Return a message for each conversation, or the one message of a single conversation."""
+        steps = self.policy.steps
+        if stop != steps.settings.delimiter:
+            raise UserError(
+                f"its_hub stops at {stop!r}, the policy's steps end with {steps.settings.delimiter!r}",
+                f"pass StepGeneration(step_token={steps.settings.delimiter!r})",
+            )
+        single = bool(messages_or_messages_lst) and isinstance(messages_or_messages_lst[0], ChatMessage)
+        conversations = [messages_or_messages_lst] if single else messages_or_messages_lst
+        ids = [steps.prompt_ids("".join(m.content for m in chat)) for chat in conversations]
+        node = torch.arange(len(ids), device=self.policy.device)
+        drawn = self.policy.decode_step(self.policy.start(ids), node, self.generator)
+        found = []
+        for read, row in zip(ids, drawn.tokens.tolist(), strict=True):
+            new = [i for i in row if i >= 0]
+            self.tokens += len(read) + len(new)
+            text = steps.step_text(new).removesuffix(steps.settings.delimiter)
+            found.append({"role": "assistant", "content": text})
+        return found[0] if single else found
 
 
 class ItsHubScorer:

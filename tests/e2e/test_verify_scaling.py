@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from rmtools.verify.scaling import QUICK, policy
+from rmtools.verify.scaling import QUICK, jobs, policy
 from rmtools.verify.scaling import run as stages
 from rmtools.verify.scaling.policy import PolicySize
 
@@ -26,13 +26,14 @@ def tiny(tmp_path_factory):
         curve=(1,),
         most_tokens=8000,
         most_on_tables=64,
+        baseline_tokens=2000,
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("rmtools.verify.scaling.QUICK", size)
         patch.setattr(policy, "RIGHT", 0.0)
         patch.setattr(policy, "WELL_FORMED", 0.0)
         patch.setattr(policy, "STEP_SUCCESS", (0.0, 1.0))
-        patch.setattr(stages, "MODELS", ("constant", "default-early", "exact"))
+        patch.setattr(jobs, "MODELS", ("constant", "default-early", "exact"))
         patch.setattr(stages, "GATE_SOLUTIONS", 8)
         yield tmp_path_factory.mktemp("scaling") / "out"
 

@@ -12,15 +12,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from its_hub.api import AbstractLanguageModel, AbstractProcessRewardModel, ChatMessage, ChatMessages
+from its_hub.api import AbstractProcessRewardModel, ChatMessage, ChatMessages
 from its_hub.core.algorithms.beam_search import BeamSearch
 from its_hub.core.algorithms.particle_gibbs import ParticleFiltering
 from its_hub.core.lms.step_generation import StepGeneration
 
-from rmtools.adapters.its_hub import ItsHubReward, ItsHubScorer
+from rmtools.adapters.its_hub import ItsHubPolicy, ItsHubReward, ItsHubScorer
 from rmtools.adapters.prefix_scoring import answer_text
 from rmtools.errors import UserError
-from rmtools.lm.enumerate import tabulate
+from rmtools.lm.enumerate import expand, tabulate
 from rmtools.lm.particles import LMParticles
 from rmtools.lm.policy import Policy
 from rmtools.lm.prompt_format import AskedFormat, PromptFormat
@@ -151,26 +151,6 @@ def test_what_cannot_be_scored_is_refused(value, prompts):
         ItsHubReward(SimpleNamespace(is_probability=False, name="a ratio"))
 
 
-class PolicyServer(AbstractLanguageModel):
-    """Our policy as its_hub's language model: the next step of each conversation, delimiter and end taken off."""
-
-    def __init__(self, policy, seed):
-        self.policy, self.generator = policy, torch.Generator().manual_seed(seed)
-
-    async def agenerate(self, messages, stop=None, **kwargs):
-        found = []
-        for conversation in messages:
-            assert stop == "\n"
-            text = "".join(m.content for m in conversation)
-            state = self.policy.start([self.policy.steps.prompt_ids(text)])
-            step = self.policy.decode_step(state, torch.tensor([0]), self.generator)
-            ids = [i for i in step.tokens[0].tolist() if i >= 0]
-            found.append(
-                {"role": "assistant", "content": self.policy.steps.step_text(ids).removesuffix("\n")}
-            )
-        return found
-
-
 def steps_of_its_hub(task):
     return StepGeneration(max_steps=task.horizon - 1, step_token="\n")
 
@@ -178,7 +158,9 @@ def steps_of_its_hub(task):
 def test_its_particle_filter_runs_on_our_value_model(policy, value, prompts, task, floor):
     random.seed(0)
     pf = ParticleFiltering(steps_of_its_hub(task), ItsHubReward(value), final_response_selection="sample")
-    found = pf.infer(PolicyServer(policy, 0), prompts[1], 6, return_response_only=False)
+    found = pf.infer(
+        ItsHubPolicy(policy, np.random.default_rng(0)), prompts[1], 6, return_response_only=False
+    )
     assert found.steps_used_lst == [task.horizon] * 6
     answers = [r["content"] for r in found.responses]
     p = np.asarray([own(value, prompts[1], a + "\n", floor) for a in answers])
@@ -186,9 +168,30 @@ def test_its_particle_filter_runs_on_our_value_model(policy, value, prompts, tas
     assert found.the_one == found.responses[found.selected_index]
 
 
+def test_its_filter_draws_steps_of_our_policy_by_the_policys_own_law(policy, prompts, task):
+    """Frequencies of the first step over 4,000 conversations against enumeration, and of a second step after it."""
+    served, n = ItsHubPolicy(policy, np.random.default_rng(2)), 4000
+    choices = task.step_choices(prompts[1], [])
+    for before in ("", "s r2 \n"):
+        chat = [ChatMessage(role="user", content=prompts[1])]
+        chat += [ChatMessage(role="assistant", content=before)] if before else []
+        found = asyncio.run(served.agenerate([chat] * n, stop="\n"))
+        assert asyncio.run(served.agenerate(chat, stop="\n"))["role"] == "assistant"
+        ids = [policy.steps.step_ids(c) for c in choices]
+        grown = expand(policy, policy.start([policy.steps.prompt_ids(prompts[1] + before)]), ids, 1e-6)
+        law = np.zeros(len(choices))
+        law[grown.choice.numpy()] = np.exp(grown.log_probability.numpy())
+        drawn = np.asarray([sum(r["content"] + "\n" == c for r in found) for c in choices]) / n
+        assert (np.abs(drawn - law) < 4.5 * np.sqrt(law * (1 - law) / n) + 1e-4).all()
+    with pytest.raises(UserError, match="step_token"):
+        asyncio.run(served.agenerate([chat], stop="."))
+
+
 def test_its_beam_search_keeps_what_our_value_model_prefers(policy, value, prompts, task, floor):
     beam = BeamSearch(steps_of_its_hub(task), ItsHubReward(value), beam_width=2)
-    found = beam.infer(PolicyServer(policy, 1), prompts[1], 8, return_response_only=False)
+    found = beam.infer(
+        ItsHubPolicy(policy, np.random.default_rng(1)), prompts[1], 8, return_response_only=False
+    )
     want = [own(value, prompts[1], r["content"] + "\n", floor) for r in found.responses]
     assert found.scores == pytest.approx(want, abs=1e-5)
     assert found.scores[found.selected_index] == max(found.scores)

@@ -10,12 +10,15 @@ import torch
 from rmtools.core import solve
 from rmtools.errors import UserError
 from rmtools.exact import families
+from rmtools.exact.bounds import persistent_sigma2
 from rmtools.lm.enumerate import enumerate_prefixes
 from rmtools.lm.particles import LMParticles
 from rmtools.particles.smc import smc
 from rmtools.particles.tilt import Tilt
+from rmtools.verify.scaling.baselines import measure_baseline
+from rmtools.verify.scaling.exact_families import measure_family
 from rmtools.verify.scaling.measure import SAMPLERS, Runs, run_models, run_tables, search
-from rmtools.verify.scaling.points import consistency
+from rmtools.verify.scaling.points import Setting, consistency
 from rmtools.verify.scaling.prompts import alike_prompts, random_success
 from rmtools.verify.scaling.stages import Stages
 from rmtools.verify.scaling.tables import enumerate_states, load_tables, merge_states, save_tables
@@ -299,3 +302,59 @@ class TestStages:
         self.open(tmp_path, n=1, seed=0).run("x", lambda path: path.write_text("one"))
         with pytest.raises(UserError, match=r"another configuration \(seed\)"):
             self.open(tmp_path, n=1, seed=2)
+
+
+@pytest.fixture(scope="module")
+def setting(policy, task, tables):
+    return Setting(task, policy, tables, TILT, 0.25, 0.9, 1e5, 1024)
+
+
+def test_rejection_succeeds_as_often_as_its_tables_say(setting, value):
+    """At every N the share of prompts with a right solution is 1 - (1 - p)^N; the N needed is as the formula has it."""
+    found = measure_baseline(setting, "rejection", "none", value, 1e6, np.random.default_rng(7))
+    p = np.asarray([t.success * (1 - t.uncovered) for t in setting.tables])
+    for trial in found.trials:
+        law = 1 - (1 - p) ** trial.n_particles
+        error = math.sqrt((law * (1 - law)).sum() / trial.runs) / len(p)
+        assert abs(trial.success - law.mean()) <= 4.5 * error + max(t.uncovered for t in setting.tables)
+        assert trial.value_tokens == 0
+    least = next(n for n in itertools.count(1) if (1 - (1 - p) ** n).mean() >= found.asked)
+    assert found.expected in (least, least - 1)
+    assert found.n_for_success <= 2 * least
+
+
+def test_other_methods_choose_as_they_are_named(setting):
+    """A value that knows every reward makes each method right as soon as one of its solutions is."""
+    values = [exact_values(t, TILT) for t in setting.tables]
+    choices = setting.task.step_choices("", [])
+    knows = looked_up(setting.tables, values, choices, setting.policy)
+    for name in ("best-of-n", "beam", "smc"):
+        found = measure_baseline(setting, name, "exact", knows, 1e5, np.random.default_rng(8))
+        assert found.n_for_success is not None
+        assert found.low <= found.n_for_success
+        sizes = [t.n_particles for t in found.trials]
+        assert sizes == sorted(sizes, reverse=True)
+    # Many right walks share the votes: a majority needs more than the best of N, or is not done.
+    votes = measure_baseline(setting, "weighted-majority", "exact", knows, 1e4, np.random.default_rng(9))
+    assert all(0 <= t.success <= 1 for t in votes.trials)
+    spent = measure_baseline(setting, "beam", "exact", knows, 10.0, np.random.default_rng(9))
+    assert (spent.n_for_success, spent.trials) == (None, [])
+
+
+def test_its_particle_filter_runs_on_our_models(setting, value):
+    found = measure_baseline(setting, "its-hub", "trained", value, 3000.0, np.random.default_rng(10))
+    assert [t.n_particles for t in found.trials][-1] == 1
+    # Without a cache every step reads all before it.
+    assert found.trials[-1].tokens > 3 * setting.task.horizon * 3
+    assert 0 <= found.trials[0].success <= 1
+
+
+def test_exact_families_need_what_theory_says():
+    """Persistent at every step: sigma^2 / delta^2; by default it never resamples, and V* = 1 leaves nothing to estimate."""
+    rng = np.random.default_rng(11)
+    every = measure_family("persistent", 32, "every-step", 4096, rng)
+    assert every.sigma2 == pytest.approx(persistent_sigma2(32, 0.05))
+    assert every.n_measured == pytest.approx(every.sigma2 / 0.25**2, rel=0.5)
+    default = measure_family("persistent", 32, "default", 4096, rng)
+    assert default.n_measured <= 2
+    assert measure_family("hidden_prefix", 9, "default", 16, rng).n_measured is None

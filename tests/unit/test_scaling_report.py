@@ -7,12 +7,17 @@ import re
 import pytest
 
 from rmtools.codec import from_json, to_json
-from rmtools.verify.scaling.conclusions import conclusions, ratios_to_exact
-from rmtools.verify.scaling.growth import growth_of, line, need_of, needs_of
+from rmtools.verify.scaling.baselines import METHODS, Baseline, BaselineTrial
+from rmtools.verify.scaling.exact_families import FAMILIES, FamilyPoint
+from rmtools.verify.scaling.jobs import Horizon
 from rmtools.verify.scaling.points import Consistency, Point, Trial
-from rmtools.verify.scaling.profile import FULL
-from rmtools.verify.scaling.report import claims_table, summary, write_report
-from rmtools.verify.scaling.run import MODELS, Horizon, Scaling
+from rmtools.verify.scaling.profile import FULL, MODELS
+from rmtools.verify.scaling.report.claims import conclusions
+from rmtools.verify.scaling.report.comparisons import ratios_to_exact
+from rmtools.verify.scaling.report.findings import baselines_sentence, baselines_table, family_sentences
+from rmtools.verify.scaling.report.growth import growth_of, line, need_of, needs_of
+from rmtools.verify.scaling.report.page import claims_table, summary, write_report
+from rmtools.verify.scaling.run import Scaling
 
 DELTA = 0.25
 T = (2, 4, 8, 16, 32)
@@ -74,10 +79,34 @@ def made(law=variance_of, horizons=T, budget=BUDGET, predicted=None, interval=1.
                 v *= 1 + 300 / int(model.split("-")[1])
             rms = math.sqrt(max(v / law("exact", t, "every-step") - 1, 1e-4)) / t
             found[f"{model} at {t}"] = Consistency(
-                rms, rms, 0.9 * rms, 0.1, 0.2, v, law("exact", t, "every-step"), 3 * rms
+                rms, rms, 0.9 * rms, 0.1, 0.2, v, law("exact", t, "every-step"), 3 * rms, 4.0
             )
     of = [Horizon(t, P[t], P[t] / 10, 0.9, 1e-4, 1000, t > 8) for t in horizons]
-    return Scaling(dataclasses.replace(FULL, horizons=tuple(horizons)), of, points, found)
+    profile = dataclasses.replace(FULL, horizons=tuple(horizons))
+    return Scaling(profile, of, points, found, baselines(horizons), exact_families())
+
+
+def baselines(horizons):
+    """Methods that need 2^T solutions, but SMC, which needs T; its_hub is not done in time."""
+    found = []
+    for t in horizons:
+        for m in METHODS:
+            need = None if m == "its-hub" and t > 4 else float(t if m == "smc" else 2**t)
+            trials = [BaselineTrial(int(need or 64), 4, 0.8, 8.0 * (need or 64), 4.0)]
+            found.append(Baseline(m, "default-late", t, 0.8, need, need, None, None, trials))
+    return found
+
+
+def exact_families():
+    """Persistent: 16 sigma^2 at every step, 8 by default; hidden_prefix: doubles with every step."""
+    found = []
+    for family, steps in FAMILIES.items():
+        for t in steps:
+            sigma2 = t / 4 if family == "persistent" else 2.0**t
+            for sampler in ("every-step", "default"):
+                need = 8.0 if family == "persistent" and sampler == "default" else 16 * sigma2
+                found.append(FamilyPoint(family, t, sampler, sigma2, need, need, need, int(4 * need)))
+    return found
 
 
 def claims(found):
@@ -276,6 +305,23 @@ def test_the_terminal_has_few_short_lines():
     )
 
 
+def test_other_methods_are_told_by_tokens_and_exact_families_by_particles():
+    found = made()
+    text = baselines_sentence(found)
+    assert "at T = 32 SMC with default-late takes 260 tokens" in text
+    assert "rejection 132,000,000 times as many" in text
+    assert "its-hub does not get there (0.80 at most)" in text
+    rows = {(row[0], row[1]): row for row in baselines_table(found).rows}
+    assert rows["4", "its-hub"][3] == "16 [16, ?]"
+    assert rows["8", "its-hub"][3] == "–"
+    persistent, hidden = family_sentences(found.families)
+    assert "256 particles are needed at every step, 8 by default" in persistent
+    assert "from T = 6 to 15 it grows by 512" in hidden
+    without = dataclasses.replace(found, baselines=[], families=[])
+    assert family_sentences(without.families) == ()
+    assert baselines_sentence(without).startswith("Other methods were not measured")
+
+
 @pytest.mark.slow
 def test_the_report_shows_its_pictures_and_failures_and_asks_for_nothing(tmp_path):
     found = made(
@@ -288,12 +334,14 @@ def test_the_report_shows_its_pictures_and_failures_and_asks_for_nothing(tmp_pat
         model=["untrained"],
         sampler=["default"],
     )
-    found = from_json(Scaling, to_json(found))
+    silent = dataclasses.replace(found, profile=dataclasses.replace(found.profile, name="silent", also=None))
+    found = from_json(Scaling, to_json(dataclasses.replace(found, also=silent)))
     write_report(found, tmp_path, "rmtools verify scaling --quick")
     page = (tmp_path / "scaling.html").read_text()
     plots = list(tmp_path.glob("*.svg"))
-    assert page.count('<img src="data:image/svg+xml;base64,') == len(plots) - 1 == 10
+    assert page.count('<img src="data:image/svg+xml;base64,') == len(plots) - 1 == 12
     assert not re.search(r"https?://|<script|url\(", page)
+    assert (tmp_path / "silent" / "scaling.html").exists()
     assert "What fails" in page
     assert "rmtools verify scaling --quick" in page
     text = (tmp_path / "scaling.md").read_text()

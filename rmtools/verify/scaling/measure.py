@@ -278,12 +278,28 @@ def _least(reached: Sequence[tuple[int, bool]]) -> float:
     return least
 
 
+def success_needed(
+    tried: Sequence[tuple[int, np.ndarray]], success: float, rng: np.random.Generator
+) -> Interval | None:
+    """Return the N needed for a mean success of ``success``, 95% over prompts; None if the largest does not reach it.
+
+    ``tried`` has descending N with the success (P,) on each prompt.
+    """
+    return _interval(tried, lambda m: bool(m.mean() >= success), rng)
+
+
 def _needed(tried: Sequence[Tried], reached: Reached, rng: np.random.Generator) -> Interval | None:
+    return _interval([(t.n_particles, t.moments) for t in tried], reached, rng)
+
+
+def _interval(
+    tried: Sequence[tuple[int, np.ndarray]], reached: Reached, rng: np.random.Generator
+) -> Interval | None:
     """Return the N needed with a percentile interval over prompts; None if the largest N does not reach the accuracy."""
-    n_prompts = len(tried[0].moments)
+    n_prompts = len(tried[0][1])
 
     def least(index: np.ndarray) -> float:
-        return _least([(t.n_particles, reached(t.moments[index])) for t in tried])
+        return _least([(n, reached(moments[index])) for n, moments in tried])
 
     estimate = least(np.arange(n_prompts))
     if estimate == math.inf:

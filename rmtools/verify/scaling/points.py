@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from rmtools.data.tasks import Task
+from rmtools.data.tasks.crossing import Crossing
 from rmtools.exact.finite_model import FiniteModel
 from rmtools.exact.solution import ExactResult, solve
 from rmtools.lm.policy import Policy
@@ -41,6 +41,8 @@ class Consistency:
         Of multinomial resampling at every step, pooled over prompts: of this model, and of the exact value.
     largest : float
         Largest abs(b) at a prefix that the policy reaches.
+    ratio_bound : float
+        L of Thm 5.1: the largest ratio of two values a step apart.
     """
 
     rms_policy: float
@@ -51,6 +53,7 @@ class Consistency:
     sigma2: float
     sigma2_perfect: float
     largest: float
+    ratio_bound: float
 
 
 def consistency(models: Sequence[FiniteModel]) -> Consistency:
@@ -68,6 +71,7 @@ def consistency(models: Sequence[FiniteModel]) -> Consistency:
         float(z2 @ np.asarray([s.sigma2 for s in solved]) / z2.sum()),
         float(z2 @ np.asarray([s.sigma2_true_value for s in solved]) / z2.sum()),
         float(rows[:, 5].max()),
+        max(s.ratio_bound for s in solved),
     )
 
 
@@ -110,7 +114,7 @@ class Setting:
         The largest N that is run on tables where the budget ends.
     """
 
-    task: Task
+    task: Crossing
     policy: Policy
     tables: Sequence[Table]
     tilt: Tilt

@@ -1,9 +1,11 @@
 """How much a run measures: `QUICK` in minutes, `FULL` in hours."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 from rmtools.verify.scaling.policy import PolicySize
 
+MODELS = ("constant", "untrained", "mc-early", "mc-late", "default-early", "default-late", "planted", "exact")
+BELLMAN = "default-late"
 EPSILON = 0.2  # of the planted bias
 DELTA_CV = 0.25
 SHARE_OF_TARGET = 0.9
@@ -30,6 +32,14 @@ class Profile:
     most_tokens : float
         Budget of a point, `rmtools.verify.scaling.points.Setting`.
     most_on_tables : int
+    baseline_tokens : float
+        Tokens of a trial of another method, `rmtools.verify.scaling.baselines`; 0: none.
+    families : bool
+        Whether exact families stand beside, `rmtools.verify.scaling.exact_families`.
+    silent : bool
+        Whether a failure reads like any other step.
+    also : Profile or None
+        A further run in a folder of its own, named as it is.
     """
 
     name: str
@@ -44,8 +54,11 @@ class Profile:
     curve: tuple[int, ...]
     most_tokens: float
     most_on_tables: int
+    baseline_tokens: float = 0.0
+    families: bool = False
+    silent: bool = False
     seed: int = 0
-    task: str = field(default="crossing")
+    also: "Profile | None" = None
 
 
 QUICK = Profile(
@@ -61,6 +74,19 @@ QUICK = Profile(
     curve=(20, 80, 150),
     most_tokens=4e5,
     most_on_tables=1 << 13,
+    baseline_tokens=2e5,
+)
+SILENT = replace(
+    QUICK,
+    name="silent",
+    policy=PolicySize(updates=2000, tokens=2500),
+    enumerated=8,
+    updates=600,
+    curve=(),
+    most_tokens=1e6,
+    most_on_tables=1 << 15,
+    baseline_tokens=0.0,
+    silent=True,
 )
 FULL = Profile(
     name="full",
@@ -75,4 +101,7 @@ FULL = Profile(
     curve=(25, 50, 200, 400, 800, 1400),
     most_tokens=1.2e7,
     most_on_tables=1 << 17,
+    baseline_tokens=4e6,
+    families=True,
+    also=SILENT,
 )

@@ -7,10 +7,12 @@ from rmtools.files import read_json, replacing_files
 from rmtools.plots.page import Facts, Items, Lead, Plot, Section, Table, markdown, page
 from rmtools.stats.bootstrap import Interval
 from rmtools.summary import Summary
-from rmtools.verify.scaling import figures, findings
-from rmtools.verify.scaling.conclusions import SAMPLERS, Conclusions, conclusions
-from rmtools.verify.scaling.findings import dash, decimals
+from rmtools.verify.scaling.measure import SAMPLERS
 from rmtools.verify.scaling.profile import DELTA_CV, EPSILON, SHARE_OF_TARGET
+from rmtools.verify.scaling.report import figures, findings, growth_figures
+from rmtools.verify.scaling.report.claims import Conclusions, conclusions
+from rmtools.verify.scaling.report.findings import dash, decimals
+from rmtools.verify.scaling.report.marks import PANELS
 from rmtools.verify.scaling.run import Scaling
 
 PAGE, TEXT = "scaling.html", "scaling.md"
@@ -46,6 +48,8 @@ def write_report(found: Scaling, out: Path, command: str) -> None:
     texts = {f"{name}.svg": plot.svg for name, plot in plots.items()}
     texts[TEXT] = with_images(markdown(TITLE, sections), plots)
     texts[PAGE] = page(TITLE, sections)
+    if found.also is not None:
+        write_report(found.also, out / found.also.profile.name, command)
     with replacing_files(out, last=PAGE) as new:
         for name, text in texts.items():
             (new / name).write_text(text, encoding="utf-8")
@@ -98,21 +102,25 @@ def drawings(found: Scaling, losses: dict[int, float]) -> dict[str, Plot]:
     needed = f"particles N for a CV(Ẑ) of {DELTA_CV:g}"
     plots = {
         "scaling": Plot(
-            figures.story(found, title), "Both samplers side by side, the models that tell the story.", title
+            growth_figures.story(found, title),
+            "Both samplers side by side, the models that tell the story.",
+            title,
         )
     }
     for s in SAMPLERS:
         growth = findings.growth_text(found, s)
         plots[f"particles_{s}"] = Plot(
-            figures.against_horizon(found, s, figures.particles_of, needed),
-            f"Particles needed, {figures.PANELS[s]}. Bars are 95% intervals over prompts; dashed lines are predicted, by the "
+            growth_figures.against_horizon(found, s, growth_figures.particles_of, needed),
+            f"Particles needed, {PANELS[s]}. Bars are 95% intervals over prompts; dashed lines are predicted, by the "
             "theory for every step, by a pilot for the default. A straight line is exponential growth.",
             f"Particles against steps, {s}: {growth}",
         )
     for s in SAMPLERS:
         plots[f"tokens_{s}"] = Plot(
-            figures.against_horizon(found, s, figures.tokens_of, "tokens generated and read, per prompt"),
-            f"Tokens of policy and value model for the same accuracy, {figures.PANELS[s]}.",
+            growth_figures.against_horizon(
+                found, s, growth_figures.tokens_of, "tokens generated and read, per prompt"
+            ),
+            f"Tokens of policy and value model for the same accuracy, {PANELS[s]}.",
             f"Tokens against steps, {s}",
         )
     plots["predicted"] = Plot(
@@ -124,15 +132,28 @@ def drawings(found: Scaling, losses: dict[int, float]) -> dict[str, Plot]:
     for s in SAMPLERS:
         plots[f"transition_{s}"] = Plot(
             figures.transition(found, s),
-            f"What a model costs over the exact value, {figures.PANELS[s]}: against c (above), and against T, coloured by c "
+            f"What a model costs over the exact value, {PANELS[s]}: against c (above), and against T, coloured by c "
             "(below). If c alone decides, colours lie on one curve above. Band: a factor of 2.",
             f"Particles over those of the exact value against c, {s}",
         )
     for s in SAMPLERS:
         plots[f"accuracy_{s}"] = Plot(
             figures.error_and_accuracy(found, s),
-            f"Sampling error and task accuracy at the same N, {figures.PANELS[s]}. Dashed: what was asked.",
+            f"Sampling error and task accuracy at the same N, {PANELS[s]}. Dashed: what was asked.",
             f"Sampling error and accuracy against particles, {s}",
+        )
+    if found.baselines:
+        plots["methods"] = Plot(
+            figures.methods(found),
+            "Tokens of policy and value model, per prompt, for a success of .9 of the target's. Arrows: not reached with the "
+            "largest N tried.",
+            "Tokens for the same accuracy against steps, by method",
+        )
+    if found.also is not None:
+        plots["silent"] = Plot(
+            growth_figures.story(found.also, findings.headline(found.also)),
+            "Particles needed where failures cannot be read.",
+            findings.headline(found.also),
         )
     plots["training"] = Plot(
         figures.training_curve(found, losses),
@@ -175,6 +196,7 @@ def page_sections(
                 *(findings.transition_sentence(found, s) for s in SAMPLERS),
                 *findings.trigger_sentences(found),
                 findings.trigger_table(found),
+                *([findings.family_table(found)] if found.families else []),
                 *pair("transition"),
             ),
         ),
@@ -187,6 +209,17 @@ def page_sections(
             ),
         ),
         Section("5. As training goes on", (findings.training_sentence(found), plots["training"])),
+        *(
+            [
+                Section(
+                    "Other methods",
+                    (findings.baselines_sentence(found), findings.baselines_table(found), plots["methods"]),
+                )
+            ]
+            if found.baselines
+            else []
+        ),
+        *([silent_section(found.also, plots)] if found.also else []),
         Section("Trained models against the exact value", (ratio_table(judged),)),
         Section("Every claim", (claims_table(judged),), folded=True),
         Section("Every point", (findings.points_table(found),), folded=True),
@@ -194,6 +227,20 @@ def page_sections(
         Section("Policy and tables", (*policy_tables(found, gates),), folded=True),
         Section("How to read this", (Items((*MODELS, *notes(found, command))),), folded=True),
     ]
+
+
+def silent_section(also: Scaling, plots: dict[str, Plot]) -> Section:
+    """Return what the further run shows: a task whose failures read like any other step."""
+    judged = conclusions(also)
+    return Section(
+        "Failures that cannot be read",
+        (
+            f"The same task, but a blocked row is written like any other: only the prompt shows a failure. {lead(also, judged)} "
+            f"Its own page is {also.profile.name}/{PAGE}.",
+            growth_table(judged),
+            plots["silent"],
+        ),
+    )
 
 
 def lead(found: Scaling, judged: Conclusions) -> str:

@@ -8,7 +8,19 @@ import numpy as np
 
 from rmtools.particles.islands import wilson
 from rmtools.stats.bootstrap import Interval
-from rmtools.verify.scaling.growth import (
+from rmtools.verify.scaling.measure import SAMPLERS
+from rmtools.verify.scaling.points import Point
+from rmtools.verify.scaling.profile import BELLMAN, DELTA_CV, MODELS
+from rmtools.verify.scaling.report.comparisons import (
+    ASYMPTOTIC,
+    Ratio,
+    Variance,
+    constant_variances,
+    rank_correlation,
+    ratios_to_exact,
+    variance_of,
+)
+from rmtools.verify.scaling.report.growth import (
     FEWEST_HORIZONS,
     FROM,
     Z95,
@@ -16,24 +28,17 @@ from rmtools.verify.scaling.growth import (
     Need,
     growth_of,
     line,
-    need_of,
     needs_of,
     power,
     predicted,
 )
-from rmtools.verify.scaling.points import Point, Trial
-from rmtools.verify.scaling.profile import DELTA_CV
-from rmtools.verify.scaling.run import MODELS, Scaling
+from rmtools.verify.scaling.run import Scaling
 
-SAMPLERS = ("every-step", "default")
 TRAINED = ("mc-early", "mc-late", "default-early", "default-late")
-BELLMAN = "default-late"
 # What was asked.
 SLOPE_WITHIN, MOST_POWER, MOST_POWER_END = 0.1, 1.5, 1.75
 FACTOR, LEAST_SHARE, LEAST_PREDICTED, LEAST_RANKS = 2.0, 0.9, 64, 0.95
 MOST_RATIO, LONGEST_RATIO, SIGMA2_WITHIN = 1.5, 16, 0.1
-# N Var(Zhat / Z) is at its limit from about this many sigma^2 on (docs/equations.md, section 5).
-ASYMPTOTIC = 25
 
 
 @dataclass(frozen=True)
@@ -82,33 +87,6 @@ class Claim:
             return "The estimate is what was asked, its interval is too wide."
         reached = high >= least if self.found.estimate < least else low <= most
         return "The interval reaches what was asked: more runs or horizons would decide." if reached else ""
-
-
-@dataclass(frozen=True)
-class Ratio:
-    """N of a model over N of the exact value at one horizon; ``bound``: at least that, the model's N is censored."""
-
-    model: str
-    sampler: str
-    horizon: int
-    found: Interval
-    bound: bool
-
-
-@dataclass(frozen=True)
-class Variance:
-    """N CV(Zhat)^2 of the constant at every step over sigma^2; ``least`` is the smallest N used, of ``source`` runs or tables."""
-
-    horizon: int
-    sigma2: float
-    found: Interval
-    least: int
-    source: str
-
-    @property
-    def asymptotic(self) -> bool:
-        """Whether N is large enough for the limit."""
-        return self.least >= ASYMPTOTIC * self.sigma2
 
 
 @dataclass(frozen=True)
@@ -177,7 +155,7 @@ def _from_variances(found: Scaling, horizons: Sequence[int], success: Mapping[in
     trials = {p.horizon: p.trials for p in found.points if (p.model, p.sampler) == ("constant", "default")}
     if not all(trials[t] and all(x.cv > 0 for x in trials[t]) for t in horizons):
         return ""
-    relative = [_variance(t, 1.0, trials[t], "runs").found for t in horizons]
+    relative = [variance_of(t, 1.0, trials[t], "runs").found for t in horizons]
     sd = [((r.high or r.estimate) - r.estimate) / Z95 / (1 + r.estimate) for r in relative]
     slope = line(horizons, [math.log1p(r.estimate) for r in relative], sd).slope
     expected = line(horizons, [-math.log(success[t]) for t in horizons], sd).slope.estimate
@@ -318,34 +296,6 @@ def predictions_in_order(points: Sequence[Point]) -> Claim:
     )
 
 
-def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:
-    """Return Spearman's correlation.
-
-    >>> rank_correlation([1, 2, 3, 4], [1, 4, 9, 16])
-    1.0
-    """
-    return round(float(np.corrcoef(_ranks(x), _ranks(y))[0, 1]), 12)
-
-
-def _ranks(values: Sequence[float]) -> np.ndarray:
-    """Return ranks; of equal values the mean."""
-    x = np.asarray(values)
-    return (x[:, None] > x).sum(axis=1) + (x[:, None] == x).sum(axis=1) / 2
-
-
-def ratios_to_exact(points: Sequence[Point], model: str, sampler: str) -> list[Ratio]:
-    """Return N of a model over that of the exact value, at every horizon where the latter is known."""
-    exact = {n.horizon: n for n in needs_of(points, "exact", sampler) if n.source != "bound"}
-    found = []
-    for need in needs_of(points, model, sampler):
-        if (other := exact.get(need.horizon)) is not None:
-            middle, half = need.log_n - other.log_n, Z95 * math.hypot(need.sd, other.sd)
-            bound = need.source == "bound"
-            ends = (math.exp(middle - half), None if bound else math.exp(middle + half))
-            found.append(Ratio(model, sampler, need.horizon, Interval(math.exp(middle), *ends), bound))
-    return found
-
-
 def bellman_near_exact(ratios: Sequence[Ratio], found: Scaling, sampler: str) -> Claim:
     """Judge the largest ratio of the Bellman-trained model to the exact value."""
     asked = [h.horizon for h in found.horizons if h.horizon <= LONGEST_RATIO]
@@ -369,33 +319,6 @@ def bellman_near_exact(ratios: Sequence[Ratio], found: Scaling, sampler: str) ->
     )
 
 
-def constant_variances(found: Scaling) -> list[Variance]:
-    """Return N CV(Zhat)^2 over sigma^2 of the constant at every step, by horizon.
-
-    From the language model's runs with N of at least 25 sigma^2, from those on tables where the budget ends before, and else
-    from the largest N of the language model.
-    """
-    result = []
-    for p in found.points:
-        known = found.consistency.get(f"constant at {p.horizon}")
-        if (p.model, p.sampler) != ("constant", "every-step") or known is None or known.sigma2 <= 0:
-            continue
-        options = [("runs", p.trials), ("tables", p.trials_on_tables)]
-        large = [(s, [t for t in own if t.n_particles >= ASYMPTOTIC * known.sigma2]) for s, own in options]
-        source, used = next((x for x in large if x[1]), ("runs", p.trials[:1]))
-        if used and all(t.cv > 0 for t in used):
-            result.append(_variance(p.horizon, known.sigma2, used, source))
-    return result
-
-
-def _variance(horizon: int, sigma2: float, trials: Sequence[Trial], source: str) -> Variance:
-    ratio = np.asarray([t.n_particles * t.cv**2 / sigma2 for t in trials])
-    weight = np.asarray([(t.cv / max(2 * t.cv_error, 1e-12)) ** 2 for t in trials])
-    middle, half = float(weight @ ratio / weight.sum()), Z95 / math.sqrt(float(weight.sum()))
-    interval = Interval(middle, middle * (1 - half), middle * (1 + half))
-    return Variance(horizon, sigma2, interval, min(t.n_particles for t in trials), source)
-
-
 def constant_has_sigma2(variances: Sequence[Variance]) -> Claim:
     """Judge the ratio that is furthest from 1."""
     worst = max(variances, key=lambda v: abs(v.found.estimate - 1), default=None)
@@ -416,17 +339,6 @@ def constant_has_sigma2(variances: Sequence[Variance]) -> Claim:
         f"At some T the variance measured is not within {SIGMA2_WITHIN:.0%} of σ².",
         (1 - SIGMA2_WITHIN, 1 + SIGMA2_WITHIN),
     )
-
-
-def trigger_saving(points: Sequence[Point], model: str) -> list[tuple[int, float, bool]]:
-    """Return (T, N at every step over N by default, whether the first is only a bound), where the second is known."""
-    default = {p.horizon: need_of(p) for p in points if (p.model, p.sampler) == (model, "default")}
-    found = []
-    for need in needs_of(points, model, "every-step"):
-        other = default.get(need.horizon)
-        if other is not None and other.source != "bound":
-            found.append((need.horizon, math.exp(need.log_n - other.log_n), need.source == "bound"))
-    return found
 
 
 def _horizons(needs: Sequence[Need]) -> str:

@@ -8,15 +8,26 @@ import numpy as np
 
 from rmtools.exact.bounds import paper_counts
 from rmtools.plots.page import Table
-from rmtools.verify.scaling.conclusions import BELLMAN, FACTOR, Conclusions, rank_correlation, trigger_saving
-from rmtools.verify.scaling.figures import PANELS, budget_of, checkpoints, over_exact
-from rmtools.verify.scaling.growth import FROM, Need, need_of, needs_of
-from rmtools.verify.scaling.points import Point, Trial
-from rmtools.verify.scaling.profile import DELTA_CV
+from rmtools.verify.scaling.baselines import BEAM_WIDTH
+from rmtools.verify.scaling.exact_families import PERSISTENT_EPSILON, FamilyPoint
+from rmtools.verify.scaling.points import Consistency, Point, Trial
+from rmtools.verify.scaling.profile import BELLMAN, DELTA_CV
+from rmtools.verify.scaling.report.claims import FACTOR, Conclusions
+from rmtools.verify.scaling.report.comparisons import (
+    budget_of,
+    checkpoints,
+    over_exact,
+    rank_correlation,
+    tokens_needed,
+    trigger_saving,
+)
+from rmtools.verify.scaling.report.growth import FROM, Need, need_of, needs_of
+from rmtools.verify.scaling.report.marks import PANELS
 from rmtools.verify.scaling.run import Scaling
 
 # A smaller ratio of two N is within the steps of the search.
 CLEAR = 1.5
+SMC = "smc"
 
 
 def sentence(text: str) -> str:
@@ -108,6 +119,11 @@ def growth_sentence(judged: Conclusions) -> str:
     return "Which law is nearer to the points. " + ". ".join(parts) + "."
 
 
+def worst_case(known: Consistency, horizon: int) -> float:
+    """Return log10 of the particles of Thm 5.1 for a total variation of `DELTA_CV`, L and epsilon from the tables."""
+    return paper_counts(known.ratio_bound, known.largest, horizon, DELTA_CV).log10_particles
+
+
 def worst_case_sentence(found: Scaling) -> str:
     """Return what the paper's worst-case count asks for beside what was needed."""
     last = found.horizons[-1]
@@ -116,10 +132,10 @@ def worst_case_sentence(found: Scaling) -> str:
     known = found.consistency.get(f"{BELLMAN} at {last.horizon}")
     if known is None or point is None:
         return "The worst-case count of Thm 5.1 is not known: no Bellman error was measured."
-    log10 = paper_counts(1 / last.floor, known.largest, last.horizon, DELTA_CV).log10_particles
+    log10 = worst_case(known, last.horizon)
     return (
         f"Thm 5.1 of arXiv 2602.01381 guarantees a total variation of {DELTA_CV:g} with 10^{log10:.0f} particles for the "
-        f"Bellman-trained model at T = {last.horizon} (L at most 1/floor, ε the largest |b| in the tables); "
+        f"Bellman-trained model at T = {last.horizon} (L = {decimals(known.ratio_bound)}, largest |b| {known.largest:.2g} nats); "
         f"{needed(point)} were needed for a CV of {DELTA_CV:g}. It is a worst case, and far outside the picture."
     )
 
@@ -131,12 +147,15 @@ def worst_case_table(found: Scaling) -> Table:
         known = found.consistency.get(f"{p.model} at {p.horizon}")
         if p.sampler != "every-step" or p.model not in (BELLMAN, "exact", "constant") or known is None:
             continue
-        floor = next(h.floor for h in found.horizons if h.horizon == p.horizon)
-        log10 = paper_counts(1 / floor, known.largest, p.horizon, DELTA_CV).log10_particles
-        rows.append((p.model, str(p.horizon), needed(p), count(p.n_predicted), f"10^{log10:.1f}"))
+        figures = (
+            decimals(known.ratio_bound),
+            f"{known.largest:.2g}",
+            f"10^{worst_case(known, p.horizon):.1f}",
+        )
+        rows.append((p.model, str(p.horizon), needed(p), count(p.n_predicted), *figures))
     return Table(
         "Particles at every step: needed, predicted, and those of Thm 5.1",
-        ("model", "T", "needed", "predicted", "Thm 5.1"),
+        ("model", "T", "needed", "predicted", "L", "largest |b|", "Thm 5.1"),
         tuple(rows),
     )
 
@@ -184,11 +203,49 @@ def trigger_sentences(found: Scaling) -> tuple[str, ...]:
     own = "How much the ESS trigger removes: N at every step over N by default is " + ", ".join(parts) + "."
     if not parts:
         own = "How much the ESS trigger removes is not known: no point has both samplers."
-    return (
-        own,
-        "On the exact family persistent (T = 64, ε = .05) σ² is 84 at every step, and N Var(Ẑ/Z) under .5 by default. On "
-        "hidden_prefix nothing removes the cost: the lower bounds of Thm 4.1 and 4.2 hold for any sampler that does not guess.",
+    return (own, *family_sentences(found.families))
+
+
+def family_sentences(families: Sequence[FamilyPoint]) -> tuple[str, ...]:
+    """Return what the trigger removes on `persistent`, and that nothing removes the cost on `hidden_prefix`."""
+    needs = {(p.family, p.horizon, p.sampler): p for p in families}
+    horizon = max((p.horizon for p in families if p.family == "persistent"), default=0)
+    every, default = (needs.get(("persistent", horizon, s)) for s in PANELS)
+    if every is None or default is None:
+        return ()
+    hidden = sorted({p.horizon for p in families if p.family == "hidden_prefix"})
+    grown = {
+        s: [needs["hidden_prefix", t, s].n_measured for t in (hidden[0], hidden[-1])]
+        for s in PANELS
+        if hidden
+    }
+    text = (
+        f"On the exact family persistent (ε = {PERSISTENT_EPSILON:g}, T = {horizon}) σ² is {decimals(every.sigma2)}: "
+        f"{count(every.n_measured)} particles are needed at every step, {count(default.n_measured)} by default."
     )
+    if not all(all(n) for n in grown.values()):
+        return (text,)
+    factors = " and ".join(
+        f"{decimals(n[1] / n[0])} ({PANELS[s]})" for s, n in grown.items() if n[0] and n[1]
+    )
+    return (
+        text,
+        f"On hidden_prefix nothing removes the cost: from T = {hidden[0]} to {hidden[-1]} it grows by {factors}. "
+        "The lower bounds of Thm 4.1 and 4.2 hold for any sampler that does not guess.",
+    )
+
+
+def family_table(found: Scaling) -> Table:
+    """Return the particles that the exact families need."""
+    rows = [
+        (
+            p.family, str(p.horizon), p.sampler, decimals(p.sigma2), count(p.sigma2 / DELTA_CV**2),
+            count(p.n_measured) if p.n_measured else f"above {p.n_largest:,}",
+        )
+        for p in found.families
+    ]  # fmt: skip
+    columns = ("family", "T", "sampler", "σ² at every step", "σ²/δ²", "needed")
+    return Table(f"Exact families: particles for a CV(Ẑ) of {DELTA_CV:g}", columns, tuple(rows))
 
 
 def trigger_table(found: Scaling) -> Table:
@@ -271,6 +328,50 @@ def between(trials: Sequence[Trial], n: int, name: str) -> float | None:
         return None
     x = np.log([t.n_particles for t in ordered])
     return float(np.interp(math.log(n), x, [getattr(t, name) for t in ordered]))
+
+
+def baselines_sentence(found: Scaling) -> str:
+    """Return what other methods need at the longest horizon where SMC reaches the accuracy."""
+    reached = [b for b in found.baselines if b.method == SMC and b.n_for_success is not None]
+    if not reached:
+        return "Other methods were not measured, or SMC does not reach the accuracy within their budget."
+    own = max(reached, key=lambda b: b.horizon)
+    others = [b for b in found.baselines if b.horizon == own.horizon and b.method != SMC]
+    spent = tokens_needed(own)
+    parts = []
+    for b in others:
+        tokens = tokens_needed(b)
+        if tokens is not None and spent:
+            parts.append(f"{b.method} {decimals(tokens / spent)} times as many")
+        else:
+            most = max((t.success for t in b.trials), default=0.0)
+            parts.append(f"{b.method} does not get there ({most:.2f} at most)")
+    return (
+        f"For a success of {own.asked:.2f} (.9 of the target's) at T = {own.horizon} SMC with {BELLMAN} takes {count(spent)} "
+        f"tokens a prompt, policy and value model: {'; '.join(parts)}."
+    )
+
+
+def baselines_table(found: Scaling) -> Table:
+    """Return what every method needs for the accuracy."""
+    rows = []
+    for b in found.baselines:
+        ends = "" if b.n_for_success is None else f" [{count(b.low)}, {count(b.high)}]".replace("–", "?")
+        most = max(b.trials, key=lambda t: t.n_particles, default=None)
+        last = "–" if most is None else f"{most.success:.2f} at N = {most.n_particles:,}"
+        rows.append(
+            (
+                str(b.horizon), b.method, f"{b.asked:.2f}", count(b.n_for_success) + ends, count(b.expected),
+                count(tokens_needed(b)), last,
+            )
+        )  # fmt: skip
+    columns = ("T", "method", "success asked", "N, 95%", "1 - (1 - p)^N", "tokens", "largest N tried")
+    return Table(
+        f"Accuracy by other methods. Rejection asks the verifier; the others choose by the last value of {BELLMAN} "
+        f"(beam: {BEAM_WIDTH} candidates of each; its-hub: its particle filter, which reads every text anew)",
+        columns,
+        tuple(rows),
+    )
 
 
 def training_sentence(found: Scaling) -> str:

@@ -1,0 +1,147 @@
+"""Particles of one model beside those of another, of one sampler beside the other, and variances beside sigma^2."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from rmtools.stats.bootstrap import Interval
+from rmtools.verify.scaling.baselines import Baseline
+from rmtools.verify.scaling.points import Consistency, Point, Trial
+from rmtools.verify.scaling.report.growth import Z95, Need, need_of, needs_of
+from rmtools.verify.scaling.run import Scaling
+
+# N Var(Zhat / Z) is at its limit from about this many sigma^2 on (docs/equations.md, section 5).
+ASYMPTOTIC = 25
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """N of a model over N of the exact value at one horizon; ``bound``: at least that, the model's N is censored."""
+
+    model: str
+    sampler: str
+    horizon: int
+    found: Interval
+    bound: bool
+
+
+@dataclass(frozen=True)
+class Variance:
+    """N CV(Zhat)^2 of the constant at every step over sigma^2; ``least`` is the smallest N used, of ``source`` runs or tables."""
+
+    horizon: int
+    sigma2: float
+    found: Interval
+    least: int
+    source: str
+
+    @property
+    def asymptotic(self) -> bool:
+        """Whether N is large enough for the limit."""
+        return self.least >= ASYMPTOTIC * self.sigma2
+
+
+def ratios_to_exact(points: Sequence[Point], model: str, sampler: str) -> list[Ratio]:
+    """Return N of a model over that of the exact value, at every horizon where the latter is known."""
+    exact = {n.horizon: n for n in needs_of(points, "exact", sampler) if n.source != "bound"}
+    found = []
+    for need in needs_of(points, model, sampler):
+        if (other := exact.get(need.horizon)) is not None:
+            middle, half = need.log_n - other.log_n, Z95 * math.hypot(need.sd, other.sd)
+            bound = need.source == "bound"
+            ends = (math.exp(middle - half), None if bound else math.exp(middle + half))
+            found.append(Ratio(model, sampler, need.horizon, Interval(math.exp(middle), *ends), bound))
+    return found
+
+
+def constant_variances(found: Scaling) -> list[Variance]:
+    """Return N CV(Zhat)^2 over sigma^2 of the constant at every step, by horizon.
+
+    From the language model's runs with N of at least 25 sigma^2, from those on tables where the budget ends before, and else
+    from the largest N of the language model.
+    """
+    result = []
+    for p in found.points:
+        known = found.consistency.get(f"constant at {p.horizon}")
+        if (p.model, p.sampler) != ("constant", "every-step") or known is None or known.sigma2 <= 0:
+            continue
+        options = [("runs", p.trials), ("tables", p.trials_on_tables)]
+        large = [(s, [t for t in own if t.n_particles >= ASYMPTOTIC * known.sigma2]) for s, own in options]
+        source, used = next((x for x in large if x[1]), ("runs", p.trials[:1]))
+        if used and all(t.cv > 0 for t in used):
+            result.append(variance_of(p.horizon, known.sigma2, used, source))
+    return result
+
+
+def variance_of(horizon: int, sigma2: float, trials: Sequence[Trial], source: str) -> Variance:
+    """Return N CV(Zhat)^2 over ``sigma2``, the mean over trials by the precision of each."""
+    ratio = np.asarray([t.n_particles * t.cv**2 / sigma2 for t in trials])
+    weight = np.asarray([(t.cv / max(2 * t.cv_error, 1e-12)) ** 2 for t in trials])
+    middle, half = float(weight @ ratio / weight.sum()), Z95 / math.sqrt(float(weight.sum()))
+    interval = Interval(middle, middle * (1 - half), middle * (1 + half))
+    return Variance(horizon, sigma2, interval, min(t.n_particles for t in trials), source)
+
+
+def trigger_saving(points: Sequence[Point], model: str) -> list[tuple[int, float, bool]]:
+    """Return (T, N at every step over N by default, whether the first is only a bound), where the second is known."""
+    default = {p.horizon: need_of(p) for p in points if (p.model, p.sampler) == (model, "default")}
+    found = []
+    for need in needs_of(points, model, "every-step"):
+        other = default.get(need.horizon)
+        if other is not None and other.source != "bound":
+            found.append((need.horizon, math.exp(need.log_n - other.log_n), need.source == "bound"))
+    return found
+
+
+def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:
+    """Return Spearman's correlation.
+
+    >>> rank_correlation([1, 2, 3, 4], [1, 4, 9, 16])
+    1.0
+    """
+    return round(float(np.corrcoef(_ranks(x), _ranks(y))[0, 1]), 12)
+
+
+def _ranks(values: Sequence[float]) -> np.ndarray:
+    """Return ranks; of equal values the mean."""
+    x = np.asarray(values)
+    return (x[:, None] > x).sum(axis=1) + (x[:, None] == x).sum(axis=1) / 2
+
+
+def budget_of(found: Scaling, point: Point) -> float:
+    """Return c: T times the root mean square of b under the target, gauge-fixed; NaN if it is not known."""
+    known = found.consistency.get(f"{point.model} at {point.horizon}")
+    return math.nan if known is None else point.horizon * known.rms_gauge_fixed
+
+
+def over_exact(found: Scaling, sampler: str) -> list[tuple[Point, float, Need, float]]:
+    """Return (point, c, need, N of the exact value) of every model but the exact one."""
+    exact = {p.horizon: need_of(p) for p in found.points if (p.model, p.sampler) == ("exact", sampler)}
+    rows = []
+    for p in found.points:
+        other = exact.get(p.horizon)
+        if p.sampler != sampler or p.model == "exact" or other is None or other.source == "bound":
+            continue
+        if math.isfinite(c := budget_of(found, p)):
+            rows.append((p, c, need_of(p), other.n))
+    return rows
+
+
+def checkpoints(found: Scaling, horizon: int) -> list[tuple[int, Consistency]]:
+    """Return (optimiser steps, `Consistency`) of the default model's checkpoints at one horizon, in order."""
+    profile = found.profile
+    when = {"early": profile.early, "late": profile.updates} | {str(k): k for k in profile.curve}
+    rows = {
+        k: found.consistency[f"default-{name} at {horizon}"]
+        for name, k in when.items()
+        if f"default-{name} at {horizon}" in found.consistency
+    }
+    return sorted(rows.items(), key=lambda row: row[0])
+
+
+def tokens_needed(baseline: Baseline) -> float | None:
+    """Return tokens of policy and value model of the least N that reaches the accuracy, on a prompt."""
+    found = (t for t in baseline.trials if t.n_particles == baseline.n_for_success)
+    return next((t.tokens + t.value_tokens for t in found), None)
