@@ -8,7 +8,7 @@ import math
 import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, overload
 
 import torch
 
@@ -21,6 +21,7 @@ from rmtools.lm.policy import Policy, load_tokenizer
 from rmtools.lm.precision import (
     SPREAD,
     Dtype,
+    Placement,
     Where,
     best_device,
     device_of,
@@ -31,6 +32,7 @@ from rmtools.lm.precision import (
     weights_in,
 )
 from rmtools.lm.prompt_format import RAW, PromptFormat
+from rmtools.lm.protocol import Scorer
 from rmtools.lm.sampling_law import SamplingLaw
 from rmtools.lm.steps import StepSettings, StepTokenizer
 from rmtools.lm.value import ValueModel
@@ -207,6 +209,7 @@ def require_recorded(checkpoint: str | Path, role: str, model: str, revision: st
         ) from error
 
 
+@overload
 def load_value_model(
     folder: str | Path,
     *,
@@ -214,8 +217,45 @@ def load_value_model(
     device: str | torch.device | None = None,
     beside: Policy | None = None,
     dtype: Dtype = "auto",
-) -> tuple[ValueModel, CheckpointSettings]:
-    """Load a checkpoint written by rmtools: a LoRA adapter with its head, or a whole model.
+    prm_format: None = None,
+    steps: StepSettings | None = None,
+    floor: float = 0.01,
+    root_value: str | float = "first-steps",
+    aggregate: str = "last",
+    trust_remote_code: bool = False,
+) -> tuple[ValueModel, CheckpointSettings]: ...
+@overload
+def load_value_model(
+    folder: str | Path,
+    *,
+    untrained: bool = False,
+    device: str | torch.device | None = None,
+    beside: Policy | None = None,
+    dtype: Dtype = "auto",
+    prm_format: str,
+    steps: StepSettings | None = None,
+    floor: float = 0.01,
+    root_value: str | float = "first-steps",
+    aggregate: str = "last",
+    trust_remote_code: bool = False,
+) -> tuple[Scorer, Any]: ...
+def load_value_model(
+    folder: str | Path,
+    *,
+    untrained: bool = False,
+    device: str | torch.device | None = None,
+    beside: Policy | None = None,
+    dtype: Dtype = "auto",
+    prm_format: str | None = None,
+    steps: StepSettings | None = None,
+    floor: float = 0.01,
+    root_value: str | float = "first-steps",
+    aggregate: str = "last",
+    trust_remote_code: bool = False,
+) -> tuple[Any, Any]:
+    """Load a checkpoint written by rmtools (a LoRA adapter with its head, or a whole model), or a published reward model.
+
+    Returns the value model and its `CheckpointSettings`; None for a published model, which has none.
 
     Parameters
     ----------
@@ -230,12 +270,21 @@ def load_value_model(
         precision; the adapter then stays apart instead of being merged (values agree to rounding).
     dtype : {"auto", "float32", "bfloat16"}
         Precision of the weights; head and log values are fp32. auto: float32 on a CPU, that of the files on a GPU.
+    prm_format : str, optional
+        Of a published model: a key of `rmtools.lm.formats.conventions`, or a JSON file. Default: recognised from its files.
+    steps, floor : StepSettings, float
+        Of a published model: where the policy's steps end (default: at blank lines), and the floor of the tilt.
+    root_value, aggregate : "first-steps" or float, {"last", "product", "min", "mean"}
+        Of a published model: the value of a prompt alone where the format has none (the mean over the policy's first steps, or
+        a probability), and what makes a prefix's p of the p of its steps.
+    trust_remote_code : bool
+        Run code that a published model brings along.
 
     Raises
     ------
     UserError
-        See :meth:`CheckpointSettings.load`; also if the weights lack the head or cannot be read, or the model under the
-        adapter cannot be found, or is another one than in training.
+        See :meth:`CheckpointSettings.load`, for a published model `rmtools.lm.formats.load.load_published`; also if the weights
+        lack the head or cannot be read, or the model under the adapter cannot be found, or is another one than in training.
 
     Examples
     --------
@@ -244,7 +293,29 @@ def load_value_model(
     >>> settings.task, settings.steps.max_steps, value.tilt
     ('crossing', 3, Tilt(floor=0.05))
     """
-    where = device_of(device) or best_device()
+    if is_published(folder, prm_format):
+        from rmtools.lm.formats.load import Asked, load_published
+        from rmtools.lm.formats.published import Reading
+
+        asked = Asked(prm_format, steps, Reading(floor, root_value, aggregate), trust_remote_code)
+        return load_published(folder, asked, Placement(device_of(device), dtype)), None
+    return _load_checkpoint(folder, untrained, device_of(device) or best_device(), beside, dtype)
+
+
+def is_published(name: str | Path, prm_format: str | None = None) -> bool:
+    """Return whether a model is loaded as a published one: it has no settings of a checkpoint, or another format is named."""
+    from rmtools.lm.formats.conventions import OWN
+    from rmtools.lm.formats.recognise import is_ours
+
+    if prm_format is not None:
+        return prm_format != OWN
+    folder = find_model(name).folder
+    return not (folder / SETTINGS_FILE).exists() and not is_ours(folder)
+
+
+def _load_checkpoint(
+    folder: str | Path, untrained: bool, where: Where, beside: Policy | None, dtype: Dtype
+) -> tuple[ValueModel, CheckpointSettings]:
     source = find_model(folder)
     folder, precision = source.folder, weights_in(dtype, inputs_on(where))
     settings = loadable_settings(source.pinned, untrained)

@@ -53,7 +53,7 @@ def new_token_classifier(
     from transformers import AutoModelForTokenClassification
 
     source = find_model(model, revision)
-    with _without_notices(), torch.random.fork_rng():
+    with without_notices(), torch.random.fork_rng():
         torch.manual_seed(seed)
         try:
             config = _classifier_config(source.folder)
@@ -139,7 +139,7 @@ def float32_head(head: torch.nn.Linear) -> Float32Head:
 
 
 @contextlib.contextmanager
-def _without_notices() -> Iterator[None]:
+def without_notices() -> Iterator[None]:
     """Silence the notice that the head is newly initialised: here it is meant to be."""
     from transformers.utils import logging
 

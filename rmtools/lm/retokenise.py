@@ -103,6 +103,10 @@ def shared_tokens(policy: StepPolicy, value: Scorer) -> Scorer:
 
     Raises ``UserError`` if they disagree on what a step is, or the value model cannot read the end of a solution as text.
     """
+    reads_text = getattr(value, "reading_of", None)
+    if reads_text is not None:  # a published PRM
+        found: Scorer = reads_text(policy.steps)
+        return found
     same = policy.steps.vocabulary == value.steps.vocabulary
     mine, its = policy.steps.settings, value.steps.settings
     if mine == its and same:

@@ -263,6 +263,13 @@ class StepTokenizer:
             return None
         return ids[a:b], spans[a:b] - len(left), ids[:a]
 
+    def between(self, left: str, text: str, right: str, own: Sequence[int] | None = None) -> list[int] | None:
+        """Return the ids of a text between two others; None if a token straddles, or ``left`` has other than its ``own`` ids."""
+        found = self._read(left, text, right)
+        if found is None or (own is not None and found[2] != list(own)[len(own) - len(found[2]) :]):
+            return None
+        return found[0]
+
     def _apart(self, text: str) -> tuple[list[int], np.ndarray]:
         """Return ids and spans of a text that continues another one, whatever that was."""
         right = NEXT if self.settings.rule.held_by(text) else ""

@@ -129,7 +129,7 @@ class ValueModel:
 
         def keep(row: Sequence[int], values: Sequence[np.ndarray]) -> None:
             for i, of_tree in zip(row, values, strict=True):
-                found[i] = _read(of_tree, trees[i], i)
+                found[i] = self._tree_values(of_tree, trees[i], i)
             if progress is not None:
                 progress(len(row))
 
@@ -154,9 +154,17 @@ class ValueModel:
 
     def _log_values(self, logits: Tensor) -> np.ndarray:
         """Return the log values (B, L) nats of logits (B, L, 2)."""
-        values = log_value_from_logits(logits, self.tilt.floor).cpu().numpy().astype(np.float64)
+        values = self._read(logits).cpu().numpy().astype(np.float64)
         # fp32 rounds log f: clip to the exact bounds.
         return np.clip(values, math.log(self.tilt.floor), 0.0)
+
+    def _read(self, logits: Tensor) -> Tensor:
+        """Return the log values (...) nats of logits (..., 2), in fp32."""
+        return log_value_from_logits(logits, self.tilt.floor)
+
+    def _tree_values(self, values: np.ndarray, tree: EncodedTree, index: int) -> TreeValues:
+        """Return the values of a tree, the ``index``-th, from those at all of its tokens."""
+        return tree_values(values, tree, index)
 
     @torch.inference_mode()
     def start(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, ValueState]:
@@ -183,7 +191,7 @@ class ValueModel:
         at = logits[torch.arange(len(tokens), device=tokens.device), last]
         if bool(torch.isnan(at).any()):
             raise UserError(f"the value model {self.name} returned NaN", BROKEN)
-        value = log_value_from_logits(at, self.tilt.floor)
+        value = self._read(at)
         if bool(present.any(1).all()):
             # Every batch is a new one.
             cache = cache.sole_use(True)
@@ -202,7 +210,8 @@ class NaNValueError(UserError):
         self.step = step
 
 
-def _read(values: np.ndarray, tree: EncodedTree, index: int) -> TreeValues:
+def tree_values(values: np.ndarray, tree: EncodedTree, index: int) -> TreeValues:
+    """Return the values where a tree is read, of those (L,) nats at its tokens; raise ``NaNValueError`` for NaN."""
     result = TreeValues(values[tree.reads], [values[at] for at in tree.child_reads])
     for t, v in enumerate(result.log_value):
         if np.isnan(v) or (t < len(result.children) and np.isnan(result.children[t]).any()):
