@@ -7,7 +7,7 @@ import typer
 from typer.exceptions import Abort, TyperException
 
 from rmtools import __version__
-from rmtools.cli import audit, convert, env, export, plot, prompts, rollout, sample, train, verify
+from rmtools.cli import audit, convert, env, evaluate, export, plot, prompts, rollout, sample, train, verify
 from rmtools.cli.errors import INTERRUPTED, exit_on_user_error, refusal, with_flags
 
 SUMMARY = "Train, audit and sample with process reward models that are consistent in the sense of Bellman."
@@ -26,6 +26,7 @@ PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True, "help_
 app.command("train", context_settings=PASS_THROUGH, add_help_option=False)(train.command)
 app.command("audit")(audit.command)
 app.command("sample")(sample.command)
+app.add_typer(evaluate.app, name="evaluate")
 app.add_typer(plot.app, name="plot")
 app.add_typer(verify.app, name="verify")
 app.command("export")(export.command)

@@ -24,7 +24,7 @@ FLOORS = (
     ("serving", "adapters", "data"),
     ("sampling",),
     ("jobs",),
-    ("training", "auditing", "testing"),
+    ("training", "auditing", "evaluation", "testing"),
     ("verify",),
     ("cli",),
     ("__main__",),

@@ -1,0 +1,1 @@
+"""Evaluate a reward model as people report it: best-of-n, ProcessBench, PRMBench, calibration (docs/evaluate.md)."""

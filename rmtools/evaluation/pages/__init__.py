@@ -1,0 +1,1 @@
+"""The pages of the evaluations, one file each, and what they share."""
