@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 import torch
-from assets import real_tokenizer, tiny_model
+from assets import ASSETS, real_tokenizer, tiny_model
 from safetensors.torch import save_file
 
 QWEN_TEMPLATE = (
@@ -23,16 +23,27 @@ TOKENIZER = {
     "versaprm": "llama3_1",
     "implicit": "qwen3",
     "vgs": "qwen3",
+    "judge": "llama3_1",
 }
 LABELLED = {"math-shepherd", "rlhflow", "openrlhf", "versaprm", "judge"}
 
 
+def base(key):
+    """The key of a format, without the tokenizer that is named behind an @ instead of its own."""
+    return key.partition("@")[0]
+
+
+def tokenizer_name(key):
+    return key.partition("@")[2] or TOKENIZER[key]
+
+
 @functools.cache
 def tokenizer_of(key):
-    """The tokenizer of a format's models, of its own; Qwen's with the tag and the template of the published one."""
+    """The tokenizer of a format's models; that of Qwen's formats with the tag and the template of the published ones."""
     import copy
 
-    found = copy.deepcopy(real_tokenizer(TOKENIZER[key]))
+    found = copy.deepcopy(real_tokenizer(tokenizer_name(key)))
+    key = base(key)
     if TOKENIZER[key] == "qwen3":
         found.chat_template = QWEN_TEMPLATE
     if key == "qwen-prm":
@@ -40,15 +51,23 @@ def tokenizer_of(key):
     return found
 
 
-@functools.cache
 def backbone(key, seed=0):
+    """The language model of a format's tokenizer."""
+    return language_model(tokenizer_name(key), seed)
+
+
+@functools.cache
+def language_model(name, seed):
     """A language model of random weights, with logits that differ between tokens."""
-    model = tiny_model(TOKENIZER[key], seed, tie_word_embeddings=False)
+    model = tiny_model(name, seed, tie_word_embeddings=False, vocab_size=ASSETS[name].vocabulary + 8)
     with torch.no_grad():
-        model.lm_head.weight.normal_(0, 0.3, generator=torch.Generator().manual_seed(seed + 1))
+        for weights in model.parameters():
+            if weights.ndim > 1:
+                weights.normal_(0, 0.25)
     return model
 
 
+@functools.cache
 def as_qwen2(model):
     """The same weights as a Qwen2 model, without what Qwen3 has more."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
@@ -62,12 +81,20 @@ def as_qwen2(model):
     )
     given = {n: getattr(model.config, n) for n in (*names, "vocab_size", "max_position_embeddings")}
     torch.manual_seed(5)
-    return Qwen2ForCausalLM(Qwen2Config(**given, tie_word_embeddings=False)).eval()
+    found = Qwen2ForCausalLM(Qwen2Config(**given, tie_word_embeddings=False)).eval()
+    found.model.load_state_dict(
+        {n: t for n, t in model.model.state_dict().items() if "_norm." not in n}, strict=False
+    )
+    return found
+
+
+def head(key):
+    """The layers of a format's head."""
+    return head_of(base(key))
 
 
 @functools.cache
-def head(key):
-    """The layers of a format's head."""
+def head_of(key):
     torch.manual_seed(7)
     bias = key != "vgs"
     shapes = {
@@ -97,14 +124,17 @@ ARCHITECTURE = {
 }
 
 
-@functools.cache
 def model_of(key):
-    return as_qwen2(backbone(key)) if key in ("qwen-prm", "vgs", "skywork") else backbone(key)
+    return as_qwen2(backbone(key)) if base(key) in ("qwen-prm", "vgs", "skywork") else backbone(key)
 
 
-def save(key, folder: Path, **changes) -> Path:
-    """Write a format's model as it is published: sharded, the head under its own names; ``changes`` of the configuration."""
-    model = model_of(key)
+def save(key, folder: Path, seed=0, tensors_of=None, **changes) -> Path:
+    """Write a format's model as it is published: sharded, the head under its own names; ``changes`` of the configuration.
+
+    ``tensors_of(tensors)`` returns what is written in their place.
+    """
+    model = model_of(key) if seed == 0 else backbone(key, seed)
+    key = base(key)
     if key not in NAMES:
         model.save_pretrained(folder, max_shard_size="12MB")
     else:
@@ -126,6 +156,7 @@ def save(key, folder: Path, **changes) -> Path:
                 "label2id": {f"LABEL_{i}": i for i in range(n)},
             }
         (folder / "config.json").write_text(json.dumps(config | changes, default=str))
+        tensors = tensors_of(tensors) if tensors_of else tensors
         names = sorted(tensors)
         shards = [names[: len(names) // 2], names[len(names) // 2 :]]
         index = {}
@@ -156,9 +187,28 @@ def pair(law, good, bad):
 
 
 @torch.inference_mode()
+def ratios(key, question, steps):
+    """Cumulative log ratio of two language models after every step, nats, in the format implicit."""
+    tokenizer, total, found, before = tokenizer_of(key), 0.0, [], 0
+    chat = [{"role": "user", "content": question}]
+    front = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    for t in range(len(steps) + 1):
+        text = front + "".join(f"Step {k + 1}: {s}\n\n" for k, s in enumerate(steps[:t]))
+        ids = tokenizer(text)["input_ids"]
+        if t:
+            new = range(before, len(ids))
+            laws = [torch.log_softmax(logits(key, ids, seed).double(), -1) for seed in (0, 1)]
+            total += sum(float(laws[0][i - 1, ids[i]] - laws[1][i - 1, ids[i]]) for i in new)
+            found.append(total)
+        before = len(ids)
+    return found
+
+
+@torch.inference_mode()
 def bare(key, question, steps):
     """p after every step, each from one whole text of plain transformers, as the publishers read it."""
-    tokenizer = tokenizer_of(key)
+    full, key = key, base(key)
+    tokenizer = tokenizer_of(full)
 
     def encode(text, **more):
         return tokenizer(text, **more)["input_ids"]
@@ -168,7 +218,7 @@ def bare(key, question, steps):
         for step in steps:
             ids += encode(step, add_special_tokens=False) + encode("\n", add_special_tokens=False)
             at.append(len(ids) - 1)
-        return [float(torch.softmax(head(key)[0](hidden(key, ids)[i]).double(), -1)[1]) for i in at]
+        return [float(torch.softmax(head(key)[0](hidden(full, ids)[i]).double(), -1)[1]) for i in at]
     if key == "qwen-prm":
         messages = [
             {"role": "system", "content": SYSTEM},
@@ -179,14 +229,14 @@ def bare(key, question, steps):
         at = [i for i, t in enumerate(ids) if t == tokenizer.convert_tokens_to_ids("<extra_0>")]
         first, last = head(key)
         return [
-            float(torch.softmax(last(torch.relu(first(hidden(key, ids)[i]))).double(), -1)[1]) for i in at
+            float(torch.softmax(last(torch.relu(first(hidden(full, ids)[i]))).double(), -1)[1]) for i in at
         ]
     if key in ("math-shepherd", "openrlhf"):
         text = f"{question} " + "\n".join(f"{s} ки" for s in steps)
         ids = encode(text, add_special_tokens=key == "math-shepherd")
         tag = encode("ки", add_special_tokens=False)[-1]
         good, bad = (encode(x, add_special_tokens=False)[-1] for x in "+-")
-        return [pair(logits(key, ids)[i], good, bad) for i, t in enumerate(ids) if t == tag]
+        return [pair(logits(full, ids)[i], good, bad) for i, t in enumerate(ids) if t == tag]
     if key == "rlhflow":
         found, talk = [], []
         good, bad = (encode(x, add_special_tokens=False)[-1] for x in "+-")
@@ -194,17 +244,29 @@ def bare(key, question, steps):
             talk.append({"role": "user", "content": step if k else f"{question} {step}"})
             talk.append({"role": "assistant", "content": "+"})
             ids = encode(tokenizer.apply_chat_template(talk, tokenize=False), add_special_tokens=False)
-            found.append(pair(logits(key, ids)[-3], good, bad))
+            found.append(pair(logits(full, ids)[-3], good, bad))
         return found
     if key == "skywork":
         ids, at = encode((tokenizer.bos_token or "") + question + "\n"), []
         for step in steps:
             ids = ids + encode(step) + encode("\n")[-1:]
             at.append(len(ids) - 1)
-        return [float(torch.sigmoid(head(key)[0](hidden(key, ids)[i]).double())[0]) for i in at]
+        return [float(torch.sigmoid(head(key)[0](hidden(full, ids)[i]).double())[0]) for i in at]
+    if key == "judge":
+        found = []
+        for t in range(len(steps)):
+            text = f"Question: {question}\n\nSolution so far:\n\n" + "".join(
+                f"{s}\n\n" for s in steps[: t + 1]
+            )
+            text += "Is every step of this solution correct? Answer Yes or No."
+            chat = [{"role": "user", "content": text}]
+            shown = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+            law = logits(full, encode(shown, add_special_tokens=False))[-1]
+            found.append(pair(law, *(encode(x, add_special_tokens=False)[0] for x in ("Yes", "No"))))
+        return found
     if key == "versaprm":
         ids = encode(question + " \n\n" + " \n\n\n\n".join(steps) + " \n\n\n\n")
         tag = encode(" \n\n\n\n", add_special_tokens=False)
         assert len(tag) == 1
-        return [pair(logits(key, ids)[i], 10, 12) for i, t in enumerate(ids) if t == tag[0]]
+        return [pair(logits(full, ids)[i], 10, 12) for i, t in enumerate(ids) if t == tag[0]]
     raise KeyError(key)

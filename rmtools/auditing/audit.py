@@ -62,7 +62,7 @@ def audit(
     rollouts : path, datasets.Dataset, sequence of Rollout or dict, or (rollouts, RolloutMetadata)
         What `rmtools.load_rollouts` reads: a folder written by `rmtools rollout` or `rmtools convert`, a file, or rows.
     value_model : path, hub name or Scorer
-        A checkpoint (a folder, ``org/name`` or ``org/name@revision``), or anything that scores prefixes.
+        A checkpoint or published model (a folder, ``org/name`` or ``org/name@revision``), or anything that scores prefixes.
     controls : bool
         Audit the controls that apply too: constant, position only, untrained head, Monte-Carlo oracle.
     compare : path, hub name or Scorer, or a sequence of them
@@ -97,13 +97,13 @@ def audit(
     from rmtools.data.rollouts import rollouts_fingerprint
     from rmtools.lm.precision import Placement, device_of
 
-    _check_arguments(controls, terminal, delta_cv, delta_tv, seed, progress, dtype)
+    shown = _checked(controls, terminal, delta_cv, delta_tv, seed, progress, dtype)
     where, compare, prepare = Placement(device_of(device), dtype), _listed(compare), _pilots(pilot)
     _require_bases((value_model, *compare))
     rows, metadata = rows_of(rollouts)
     _require_formats(metadata, (value_model, *compare))
     fingerprint, rows = rollouts_fingerprint(rows), limited(rows, prompts_limit)
-    shown, value_model = progress or _no_progress, pinned(value_model)
+    value_model, *compare = (pinned(m, metadata, where) for m in (value_model, *compare))
     models, known = load_models(rows, value_model, compare, controls, terminal, seed, where)
     source, judge = load_policy_and_task(policy, task, metadata, models[0].scorer.steps.settings, where)
     run = prepare(models[0].scorer, rows, source, judge, known["model"], where)
@@ -115,7 +115,7 @@ def audit(
     asked = {"seed": seed, "delta_cv": delta_cv, "delta_tv": delta_tv, "rollouts_fingerprint": fingerprint}
     apart = bool(of_another(provenance_notes(metadata, known["model"], fingerprint)))
     found[0], missing = _with_pilot(found[0], run, None if apart else scored[0], delta_cv, seed, shown)
-    warnings = (*notes(rows, metadata, known, found, fingerprint, outside), *missing)
+    warnings = (*notes(rows, metadata, known, found, fingerprint, outside), *missing, *_masses(models))
     return AuditReport(tuple(found), _pairs(models, scored, seed), provenance | asked, outside, warnings)
 
 
@@ -164,15 +164,16 @@ def _final_values(
     return {prompt: np.asarray(own) for prompt, own in found.items()}
 
 
-def _check_arguments(
+def _checked(
     controls: object,
     terminal: str,
     delta_cv: float,
     delta_tv: float,
     seed: int,
-    progress: object,
+    progress: Progress | None,
     dtype: "Dtype",
-) -> None:
+) -> Progress:
+    """Check the arguments; return what shows progress."""
     from rmtools.lm.particles import check_terminal_name
     from rmtools.lm.precision import check_dtype
 
@@ -182,6 +183,7 @@ def _check_arguments(
     check_bool("controls", controls)
     check_callable("progress", progress)
     check_terminal_name(terminal)
+    return progress or _no_progress
 
 
 def _listed(
@@ -240,17 +242,27 @@ def _checkpoint(
 ) -> dict[str, Any]:
     """Return the provenance of the audited model; a scorer has no fingerprint."""
     from rmtools.lm.checkpoint import fingerprint
+    from rmtools.lm.formats.described import described, mass_line
     from rmtools.lm.precision import precision_of
 
-    subject = model.subject
+    subject, source = model.subject, getattr(value_model, "source", value_model)
+    about = described(model.scorer)
     return {
         "checkpoint": subject.name,
-        "checkpoint_fingerprint": fingerprint(value_model) if isinstance(value_model, str | Path) else "",
+        "checkpoint_fingerprint": fingerprint(source) if isinstance(source, str | Path) else "",
+        **({"published": about | {"label_mass": mass_line(model.scorer)}} if about else {}),
         "checkpoint_dtype": precision_of(model.scorer),
         "terminal": subject.terminal,
         "floor": subject.tilt.floor,
         **_weights(policy=policy, model=model.scorer),
     }
+
+
+def _masses(models: "Sequence[AuditedModel]") -> list[str]:
+    """Return a warning for each model whose labels have little mass."""
+    from rmtools.lm.formats.described import mass_warning
+
+    return [text for m in models if (text := mass_warning(m.scorer))]
 
 
 def _weights(**owners: Any) -> dict[str, int]:
@@ -263,22 +275,23 @@ def _weights(**owners: Any) -> dict[str, int]:
 
 def _require_bases(models: "Sequence[str | Path | Scorer]") -> None:
     """Raise ``UserError`` if a checkpoint is an adapter whose base cannot be found: before the rows are read."""
-    from rmtools.lm.checkpoint import loadable_settings
+    from rmtools.lm.checkpoint import is_published, loadable_settings
 
     for model in models:
-        if isinstance(model, str | Path):
+        if isinstance(model, str | Path) and not is_published(model):
             loadable_settings(model)
 
 
 def _require_formats(metadata: "RolloutMetadata | None", models: "Sequence[str | Path | Scorer]") -> None:
     """Raise ``UserError`` if the rollouts' prompts are of another format than those a checkpoint was trained on."""
-    from rmtools.lm.checkpoint import CheckpointSettings
+    from rmtools.lm.checkpoint import CheckpointSettings, is_published
     from rmtools.lm.prompt_format import require_same_format
 
     if metadata is None or not metadata.format_known:
         return
     for model in models:
-        known = CheckpointSettings.load(model) if isinstance(model, str | Path) else model
+        own = isinstance(model, str | Path) and not is_published(model)
+        known = CheckpointSettings.load(model) if own else model  # type: ignore[arg-type]
         recorded = getattr(known, "prompt_format", None)
         if recorded is not None:
             require_same_format(metadata.prompt_format, recorded, "the rollouts'")

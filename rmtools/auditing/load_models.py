@@ -13,7 +13,7 @@ from rmtools.auditing.controls import monte_carlo_oracle, position_only
 from rmtools.auditing.model_audit import Subject
 from rmtools.data.scoring import ScoredRollouts, score_rollouts
 from rmtools.errors import UserError
-from rmtools.lm.checkpoint import load_value_model
+from rmtools.lm.checkpoint import is_published, load_value_model
 from rmtools.lm.hub import find_model
 from rmtools.lm.policy import Policy, load_policy
 from rmtools.lm.precision import Placement
@@ -80,9 +80,20 @@ def load_models(
     return found, settings
 
 
-def pinned(model: "str | Path | Scorer") -> "str | Scorer":
-    """Return a model of the hub named with its commit, so that all of an audit is of one."""
-    return find_model(model).pinned if isinstance(model, str | Path) else model
+def pinned(
+    model: "str | Path | Scorer", metadata: "RolloutMetadata | None", where: Placement
+) -> "str | Scorer":
+    """Return a model of the hub named with its commit, so that all of an audit is of one.
+
+    A published reward model is loaded: it reads steps as the rollouts end them.
+    """
+    if not isinstance(model, str | Path):
+        return model
+    if not is_published(model):
+        return find_model(model).pinned
+    steps = None if metadata is None else metadata.steps
+    found: Scorer = load_value_model(model, device=where.device, dtype=where.dtype, steps=steps)[0]
+    return found
 
 
 def loaded(
@@ -101,8 +112,10 @@ def _model(role: str, scorer: "Scorer", terminal: str) -> AuditedModel:
     # potential, so a model with its own end is not enumerated; nor is one that only scores whole trajectories.
     probability = getattr(scorer, "is_probability", True)
     end = terminal if probability else "model"
+    # A root that is the mean over drawn first steps is not the one of a table.
+    enumerable = end == "verifier" and hasattr(scorer, "start") and not getattr(scorer, "first_steps", False)
     subject = Subject(role, scorer.name, scorer.tilt, end, probability)
-    return AuditedModel(subject, scorer, enumerable=end == "verifier" and hasattr(scorer, "start"))
+    return AuditedModel(subject, scorer, enumerable=enumerable)
 
 
 def _controls(

@@ -70,7 +70,7 @@ def sections(report: AuditReport, *, drawn: bool = True) -> list[Section]:
 def answer(report: AuditReport) -> tuple[str | Lead | Facts, ...]:
     """Return what stands first: whose sampler it is not, the verdict, and its lines."""
     screen = report.first_screen()
-    caveats = (f"Warning: {text}." for text in report.of_another)
+    caveats = (*report.about_model, *(f"Warning: {text}." for text in report.of_another))
     facts = Facts(tuple((f.label, f.figure, f.remark, f.command) for f in screen.facts))
     return (*caveats, Lead(screen.verdict), facts, "Brackets are 95% intervals over prompts.")
 

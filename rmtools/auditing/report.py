@@ -75,6 +75,13 @@ class AuditReport:
         """The warnings that the figures are of another policy or law of sampling than the checkpoint's."""
         return of_another(self.warnings)
 
+    @property
+    def about_model(self) -> tuple[str, ...]:
+        """How a published reward model is read, what its p means, the mass of its labels; () for one trained here."""
+        about = self.provenance.get("published") or {}
+        mass = about.get("label_mass")
+        return tuple(text for text in (about.get("sentence"), mass and f"{mass}.") if text)
+
     def __repr__(self) -> str:
         p = self.provenance
         return f"<AuditReport of {p['checkpoint']}: {counted(len(self.models), 'model')}, {counted(p['n_prompts'], 'prompt')}>"
@@ -89,7 +96,7 @@ class AuditReport:
     def answer(self) -> str:
         """Return title, verdict and lines of the first screen, in lines of at most 80 characters."""
         screen = self.first_screen()
-        warned = (f"WARNING: {text}" for text in self.of_another)
+        warned = (*self.about_model, *(f"WARNING: {text}" for text in self.of_another))
         return "\n".join(
             [
                 self._title(),
@@ -100,7 +107,7 @@ class AuditReport:
 
     def _repr_html_(self) -> str:
         screen = self.first_screen()
-        above = [*(f"WARNING: {text}" for text in self.of_another), screen.verdict]
+        above = [*self.about_model, *(f"WARNING: {text}" for text in self.of_another), screen.verdict]
         rows = tuple((f.label, f.figure, f"{f.remark} {f.command}".strip()) for f in screen.facts)
         paragraphs = "".join(f"<p>{html.escape(text)}</p>" for text in above)
         return f"{paragraphs}{html_table(Table(self._title(), ('', '', ''), rows))}<p>{html.escape(self._pointer())}</p>"

@@ -9,14 +9,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rmtools.cli.options import (
+    AggregateName,
     Children,
     Completions,
     Device,
     Dtype,
     FewShot,
+    Floor,
     FormatName,
     Horizon,
+    PrmFormat,
     PromptsLimit,
+    RemoteCode,
+    RootValue,
     Seed,
     System,
     TaskName,
@@ -29,6 +34,7 @@ from rmtools.cli.options import (
     sampler_option,
     unescaped,
 )
+from rmtools.cli.published import PublishedOptions
 from rmtools.cli.sample import Islands, Particles, PoolSize, Resampling, Threshold
 from rmtools.errors import UserError
 
@@ -53,8 +59,8 @@ DEFAULT_FLOOR = 0.01
 AuditedModel = Annotated[
     str,
     model_option(
-        help="Checkpoint of the value model (folder or hub name), or implicit:MODEL: the log ratio of that language model "
-        "to the policy."
+        help="Checkpoint of the value model or a published reward model (folder or hub name), or implicit:MODEL: the log "
+        "ratio of that language model to the policy."
     ),
 ]
 Compare = Annotated[
@@ -108,6 +114,11 @@ Folder = Annotated[
 def command(
     model: AuditedModel,
     compare: Compare = None,
+    prm_format: PrmFormat = None,
+    root_value: RootValue = "first-steps",
+    aggregate: AggregateName = "last",
+    floor: Floor = 0.01,
+    trust_remote_code: RemoteCode = False,
     policy: TrainedPolicy = None,
     task: TaskName = None,
     horizon: Horizon = None,
@@ -143,10 +154,11 @@ def command(
     """
     from rmtools.auditing.audit import check_accuracies
     from rmtools.auditing.metrics import not_met, thresholds
+    from rmtools.auditing.recording import is_recording
     from rmtools.cli.device import placement_for
     from rmtools.data.collect import Branching
     from rmtools.files import left_as_found
-    from rmtools.lm.checkpoint import CheckpointSettings
+    from rmtools.lm.formats.conventions import RECORDED
 
     limits = thresholds(fail_above or [])
     check_accuracies(delta_cv, delta_tv)
@@ -154,11 +166,14 @@ def command(
     piloted = _piloted(pilot, {**given, "ess_threshold": ess_threshold}, terminal)
     terminal = terminal or "verifier"
     _check_ends(model, terminal, verify, card)
-    for other in compare or []:
-        CheckpointSettings.load(other)
+    _check_compared(compare or [])
+    options = PublishedOptions(prm_format, root_value, aggregate, floor, trust_remote_code)
+    if prm_format == RECORDED and rollouts is not None and is_recording(rollouts):
+        _audit_recording(options, model, rollouts, placement_for(device, dtype), out, seed)
+        return
     known = (policy, task, horizon, placement_for(device, dtype))
     asked = prompt_format, system and unescaped(system), few_shot
-    inputs = _inputs(model, known, rollouts, prompts, asked, out)
+    inputs = _inputs(model, options, known, rollouts, prompts, asked, out)
     branching = Branching(trajectories, children, completions)
     with left_as_found(inputs.folder):
         if rollouts is None or verify:
@@ -175,6 +190,30 @@ def command(
         print(f"not met: {sentence}")
     if missed:
         raise typer.Exit(1)
+
+
+def _check_compared(models: Sequence[str]) -> None:
+    """Raise ``UserError`` for a model that is no checkpoint, unless it is a published one."""
+    from rmtools.lm.checkpoint import CheckpointSettings, is_published
+
+    for model in models:
+        if not is_published(model):
+            CheckpointSettings.load(model)
+
+
+def _audit_recording(
+    options: PublishedOptions, model: str, branches: Path, placement: "Placement", out: Path | None, seed: int
+) -> None:
+    """Audit recorded scores at the prefixes of a recording of branches."""
+    from rmtools.auditing.recording import audit_recording
+    from rmtools.files import claim_folder
+
+    if out is None:
+        raise UserError("recorded scores have no folder for their audit", "name one with --out")
+    folder = claim_folder(out, "recording.json")
+    scorer: Any = options.load(model, None, placement)
+    found = audit_recording(scorer, branches, seed)
+    print(f"{found}\nreport: {found.save(folder)}")
 
 
 def _piloted(
@@ -270,6 +309,7 @@ Named = tuple[str | None, str | None, int | None, "Placement"]
 
 def _inputs(
     model: str,
+    options: PublishedOptions,
     named: Named,
     rollouts: Path | None,
     prompts: str,
@@ -288,11 +328,12 @@ def _inputs(
     policy, task, horizon, placement = named
     if prompts in NAMES:
         task, prompts = task or prompts, DEFAULT_PROMPTS
-    source = None if model.startswith(IMPLICIT) else find_model(model)
+    outside = not model.startswith(IMPLICIT) and options.names(model)
+    source = None if outside or model.startswith(IMPLICIT) else find_model(model)
     if source is not None and not source.commit:
         out = out or source.folder / "audit"
     if out is None:
-        kind = "an implicit" if source is None else "a hub"
+        kind = "a published" if outside else "an implicit" if source is None else "a hub"
         raise UserError(f"{kind} model has no folder for its audit", "name one with --out")
     folder = claim_folder(out, "audit.json", "rollouts")
     if rollouts is None:
@@ -311,9 +352,12 @@ def _inputs(
         if known is None:
             prompts_check(prompts, task, form, settings.prompt_format)(*tokens)
 
-    found = (
-        _implicit(model, named, known) if source is None else _checkpoint(source.pinned, named, known, check)
-    )
+    if outside:
+        found = _published(model, options, named, known)
+    elif source is None:
+        found = _implicit(model, named, known)
+    else:
+        found = _checkpoint(source.pinned, named, known, check)
     delimiter = "\n" if found[2] is None else found[2].delimiter
     form = asked_format(*asked, delimiter)
     if loaded is not None and (form.given or loaded.turns):
@@ -330,7 +374,11 @@ def _rendered(
     from rmtools.lm.policy import load_tokenizer
 
     value = found[0]
-    tokenizer = load_tokenizer(find_model(value).folder) if isinstance(value, str) else value.steps.tokenizer
+    policy = found[1]
+    if isinstance(value, str):
+        tokenizer = load_tokenizer(find_model(value).folder)
+    else:
+        tokenizer = value.steps.tokenizer if policy is None else policy.steps.tokenizer
     if recorded is None or rollouts.metadata.format_known:
         return rows_in_format(rollouts, asked, tokenizer)
     form = asked.as_recorded(recorded, tokenizer, turns=bool(rollouts.turns))
@@ -356,6 +404,39 @@ def _checkpoint(model: str, named: Named, known: "RolloutMetadata | None", check
         return model, None, None, error.fact
     print_precision(policy=loaded.policy, value_model=loaded.value)
     return model, loaded.policy, loaded.task, ""
+
+
+def _published(model: str, options: PublishedOptions, named: Named, known: "RolloutMetadata | None") -> Found:
+    """Return a published reward model, and the policy and the task that are named or that the rollouts record."""
+    from rmtools.data.tasks import load_task
+    from rmtools.lm.hub import with_commit
+    from rmtools.lm.policy import load_policy
+    from rmtools.lm.sampling_law import SamplingLaw
+    from rmtools.lm.steps import StepSettings
+
+    policy, task, horizon, placement = named
+    name = policy or (with_commit(known.policy, known.policy_fingerprint) if known else "")
+    wanted = task or (known.task if known else "")
+    chosen = load_task(wanted, horizon or (known.horizon if known else None)) if wanted else None
+    if known is not None:
+        settings, law = known.steps, known.law if known.temperature is not None else SamplingLaw()
+    elif chosen is not None:
+        settings, law = StepSettings(chosen.delimiter, chosen.horizon), SamplingLaw()
+    else:
+        raise UserError(
+            "a published reward model remembers neither policy nor task, and there are no rollouts",
+            "name them with --policy and --task, or pass --rollouts",
+        )
+    scorer = options.load(model, settings, placement)
+    if not name:
+        return scorer, None, chosen, "no policy is named, and the rollouts do not record one"
+    try:
+        source = load_policy(name, settings, law, placement.device, placement.dtype)
+    except UserError as error:
+        if known is None or policy:
+            raise
+        return scorer, None, chosen, error.fact
+    return scorer, source, chosen, "no task is named"
 
 
 def _implicit(model: str, named: Named, known: "RolloutMetadata | None") -> Found:

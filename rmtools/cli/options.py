@@ -41,6 +41,36 @@ TrainedPolicy = Annotated[
     model_option(help="Folder or hub name of the policy; default: the one the checkpoint was trained for."),
 ]
 Model = Annotated[str, model_option(help="Checkpoint of the value model: folder or hub name.")]
+PrmFormat = Annotated[
+    str | None,
+    model_option(
+        "--prm-format",
+        metavar="KEY",
+        help="How a published reward model is read: trl, qwen-prm, math-shepherd, rlhflow, skywork, openrlhf, versaprm, "
+        "implicit, vgs, judge, a JSON file of yours, or recorded (--model is then a file of scores). Default: recognised from "
+        "its files.",
+    ),
+]
+RootValue = Annotated[
+    str,
+    model_option(
+        "--root-value",
+        metavar="first-steps|P",
+        help="Of a published model whose format has no value of a prompt alone: the mean over the policy's first steps, or a "
+        "probability.",
+    ),
+]
+AggregateName = Annotated[
+    Literal["last", "product", "min", "mean"],
+    model_option("--aggregate", help="Of a published model: what makes a prefix's p of the p of its steps."),
+]
+Floor = Annotated[
+    float, model_option("--floor", help="Of a published model: floor of its tilt, the value of a failure.")
+]
+RemoteCode = Annotated[
+    bool,
+    model_option("--trust-remote-code", help="Run code that a published model brings along."),
+]
 TASKS = (
     "crossing, arithmetic (either -silent too: failures unwritten), gsm8k, math, answers, or your own "
     "path/to/file.py:function"

@@ -5,12 +5,17 @@ from typing import Annotated, Literal
 
 from rmtools.cli.options import (
     TASKS,
+    AggregateName,
     Device,
     Dtype,
     FewShot,
+    Floor,
     FormatName,
     Horizon,
     Model,
+    PrmFormat,
+    RemoteCode,
+    RootValue,
     Seed,
     System,
     Terminal,
@@ -21,6 +26,7 @@ from rmtools.cli.options import (
     sampler_option,
     work_option,
 )
+from rmtools.cli.published import PublishedOptions
 from rmtools.cli.server import BATCH, CONCURRENCY, Concurrency, ServerBatch, ServerModel, ServerUrl
 from rmtools.errors import UserError
 
@@ -155,6 +161,11 @@ Overwrite = Annotated[
 
 def command(
     model: Model,
+    prm_format: PrmFormat = None,
+    root_value: RootValue = "first-steps",
+    aggregate: AggregateName = "last",
+    floor: Floor = 0.01,
+    trust_remote_code: RemoteCode = False,
     prompts: Prompts = None,
     prompt: PromptTexts = None,
     prompt_format: FormatName = "auto",
@@ -197,7 +208,8 @@ def command(
     """
     from rmtools.cli.sample_run import Inputs, output_file, requested, sample
     from rmtools.cli.server import server_options
-    from rmtools.lm.hub import find_model
+    from rmtools.lm.formats.conventions import RECORDED
+    from rmtools.lm.hub import FoundModel, find_model
 
     given = {
         "n_particles": n,
@@ -214,12 +226,16 @@ def command(
         "terminal": terminal,
     }
     settings, wanted = requested(algorithm, given, accuracy, audit)
-    source = find_model(model)
-    if wanted is not None and audit is None and source.commit:
-        raise UserError(f"{model} is a hub model, and has no folder of its audits", "name one with --audit")
+    options = PublishedOptions(prm_format, root_value, aggregate, floor, trust_remote_code)
+    published = options if options.names(model) else None
+    recorded = prm_format == RECORDED
+    source = FoundModel(model, Path(model)) if recorded else find_model(model)
+    if wanted is not None and audit is None and (source.commit or published):
+        raise UserError(f"{model} has no folder of its audits", "name one with --audit")
     served = server_options(server, server_model, concurrency, server_batch)
     asked = (prompt_format, system, few_shot)
-    inputs = Inputs(source.pinned, policy, task, horizon, device, dtype, prompts, prompt or [], served, asked)
+    models = source.pinned, policy, task, horizon, device, dtype
+    inputs = Inputs(*models, prompts, prompt or [], served, asked, published)
     audit = audit or source.folder / "audit"
     with output_file(out, bool(prompt)) as (file, kept):
         sample(inputs, settings, wanted, audit, file, kept, trace, block_size, overwrite, seed)

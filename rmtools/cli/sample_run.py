@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rmtools.cli.errors import with_flags
 from rmtools.cli.options import unescaped
 from rmtools.cli.progress import Live, live_progress
+from rmtools.cli.published import PublishedOptions
 from rmtools.codec import to_json
 from rmtools.errors import UserError
 from rmtools.files import require_writable
@@ -103,14 +104,23 @@ class Inputs:
     texts: Sequence[str]
     server: "Server | None" = None
     asked: tuple[str, str | None, Path | None] = ("auto", None, None)
+    published: PublishedOptions | None = None
 
     def load(self, seed: int, check: "Check | None" = None) -> "Loaded":
         """Load value model, policy and task, or connect to the server; ``check`` as that of `rmtools.sampling.loading.load`."""
         from rmtools.cli.device import placement_for
         from rmtools.cli.server import connect_policy
-        from rmtools.sampling.loading import load
+        from rmtools.sampling.loading import load, load_with
 
         placement, server = placement_for(self.device, self.dtype), self.server
+        if self.published is not None:
+            if server is not None:
+                raise UserError(
+                    "--server needs the tokenizer of the policy, which a published reward model does not have",
+                    "sample with --policy in this process",
+                )
+            outside = partial(self.published.load, self.model, placement=placement)
+            return load_with(outside, self.policy, self.task, self.horizon, placement, check)
         if server is None:
             return load(
                 self.model,
@@ -134,7 +144,7 @@ class Inputs:
         )
 
     def prompts(
-        self, task: "Task | None", settings: "CheckpointSettings", tokenizer: Any
+        self, task: "Task | None", settings: "CheckpointSettings | None", tokenizer: Any
     ) -> "tuple[Entered, bool]":
         """Return the prompts in the checkpoint's format, and whether they were typed: these have no right answer."""
         from rmtools.data.prompts import (
@@ -156,13 +166,14 @@ class Inputs:
         kind, system, few_shot = self.asked
         asked = asked_format(kind, system and unescaped(system), few_shot, delimiter)
         source = "standard input" if self.file == "-" else self.file or "--prompt"
-        return enter_prompts(found, task, asked, tokenizer, settings.prompt_format, source=source), typed
+        recorded = None if settings is None else settings.prompt_format
+        return enter_prompts(found, task, asked, tokenizer, recorded, source=source), typed
 
     def check_before_loading(
         self,
         terminal: str,
         task: "Task | None",
-        settings: "CheckpointSettings",
+        settings: "CheckpointSettings | None",
         steps: "StepTokenizer",
         context: int | None,
     ) -> None:
@@ -216,6 +227,7 @@ def sample(
     from rmtools.data.prompts import check_prompts
     from rmtools.data.tasks import AnswerTask
     from rmtools.jobs.samples import SampleFile
+    from rmtools.lm.prompt_format import read_questions
     from rmtools.sampling.error_report import fold
     from rmtools.sampling.report import report, warning_of_cut
     from rmtools.sampling.sample_prompts import Source, usual_block
@@ -238,12 +250,13 @@ def sample(
     if loaded.task is None and settings.terminal == "verifier":
         raise UserError("`terminal` verifier needs a task, and none is named", "name it with `task`")
     unverifiable = settings.terminal == "model" and isinstance(loaded.task, AnswerTask)
-    (prompts, task, _), typed = inputs.prompts(loaded.task, loaded.settings, loaded.policy.steps.tokenizer)
+    (prompts, task, form), typed = inputs.prompts(loaded.task, loaded.settings, loaded.policy.steps.tokenizer)
     loaded = replace(loaded, task=task)
+    read_questions(loaded.value, form, loaded.policy.steps.tokenizer)
     unanswered = typed and unverifiable
     judged = loaded.task is not None and not unanswered
     check_prompts(prompts, loaded.task if judged else None, loaded.policy)
-    plan = plan_for(inputs.model, loaded, settings, prompts, seed, trace is not None)
+    plan = plan_for(inputs.model, loaded, settings, prompts, seed, trace is not None, form)
     if accuracy is not None:
         predicted = particles_for(accuracy, audit, audited_as(plan))
         settings = replace(settings, n_particles=predicted.n_particles)
@@ -363,6 +376,7 @@ def plan_for(
     prompts: Sequence[str],
     seed: int,
     traced: bool,
+    form: "PromptFormat",
 ) -> "SamplePlan":
     """Return everything the records depend on; block size and accuracy are still open."""
     import rmtools
@@ -382,7 +396,7 @@ def plan_for(
         block_size=1,
         traced=traced,
         rmtools=rmtools.__version__,
-        prompt_format=loaded.settings.prompt_format,
+        prompt_format=form,
     )
 
 

@@ -115,6 +115,8 @@ def score_rollouts(
         encode_row(r, scorer.steps, [list(at.values()) for at in t], emitted=emitted)
         for r, t in zip(rows, texts, strict=True)
     ]
+    if hasattr(scorer, "question_of"):  # a published PRM renders the question in its own way
+        scorer.question_of = _questions(rows, scorer.steps.front_text)
     inexact = sum(not tree.exact for tree in trees)
     if inexact:
         logger.warning(
@@ -143,6 +145,9 @@ def score_rollouts(
     if terminal == "verifier":
         for row, at in zip(rows, children, strict=True):
             _end_with_potentials(row, at, scorer.tilt)
+    if getattr(scorer, "first_steps", False):
+        for values, root in zip([*log_value, *own], 2 * _roots(rows, children), strict=True):
+            values[0] = root
     return scored_rollouts(rows, log_value, own, *_table([c for at in children for c in at]))
 
 
@@ -230,6 +235,23 @@ def _end_with_potentials(row: Rollout, children: list[np.ndarray], tilt: Tilt) -
         if ended:
             rewards = np.asarray([at[k].reward for k in ended], dtype=float)
             children[t][np.asarray(ended) + 1] = tilt.log_potential(rewards)
+
+
+def _questions(rows: Sequence[Rollout], front: str) -> Callable[[str], str]:
+    """Return the map from a prompt, with or without the special tokens in ``front``, to the question that it renders."""
+    known = {r.prompt: r.question for r in rows if r.question is not None}
+    known |= {prompt.removeprefix(front): q for prompt, q in known.items()}
+    return lambda prompt: known.get(prompt, prompt)
+
+
+def _roots(rows: Sequence[Rollout], children: Sequence[Sequence[np.ndarray]]) -> list[float]:
+    """Return for each row the log of the mean value of its prompt's first steps, every one that was drawn counted once."""
+    first: dict[str, list[np.ndarray]] = {}
+    for row, at in zip(rows, children, strict=True):
+        first.setdefault(row.prompt_id, []).append(at[0])
+    found = {name: np.concatenate(values) for name, values in first.items()}
+    mean = {name: float(np.logaddexp.reduce(v) - np.log(len(v))) for name, v in found.items()}
+    return [mean[row.prompt_id] for row in rows]
 
 
 def _table(branches: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

@@ -295,7 +295,7 @@ def load_value_model(
     """
     if is_published(folder, prm_format):
         from rmtools.lm.formats.load import Asked, load_published
-        from rmtools.lm.formats.published import Reading
+        from rmtools.lm.formats.reading import Reading
 
         asked = Asked(prm_format, steps, Reading(floor, root_value, aggregate), trust_remote_code)
         return load_published(folder, asked, Placement(device_of(device), dtype)), None

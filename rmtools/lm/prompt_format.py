@@ -205,6 +205,20 @@ class PromptRenderer:
             )
         return self._examples + question
 
+    def question(self, text: str) -> str:
+        """Return the question that `render` wrote into ``text``, with or without the special tokens in front of it.
+
+        A text of several turns is returned as it is.
+        """
+        if self.form.kind == "raw":
+            return text.removeprefix(self._examples)
+        mark = "Qmark"
+        front, _, behind = self.render(mark).partition(mark)
+        if bos := str(getattr(self.tokenizer, "bos_token", None) or ""):
+            front, text = front.removeprefix(bos), text.removeprefix(bos)
+        whole = text.startswith(front) and text.endswith(behind)
+        return text[len(front) : len(text) - len(behind)] if whole else text
+
     def written(self, text: str) -> bool:
         """Return whether a text is rendered already: it holds a special token that the template writes, or the examples."""
         if self.form.kind == "chat":
@@ -267,6 +281,12 @@ class PromptRenderer:
     @property
     def _name(self) -> str:
         return str(self.tokenizer.name_or_path or "the tokenizer")
+
+
+def read_questions(value: Any, form: PromptFormat, tokenizer: "PreTrainedTokenizerBase | None") -> None:
+    """Let a published reward model, which renders questions itself, read them from prompts of this format."""
+    if hasattr(value, "question_of"):
+        value.question_of = PromptRenderer(form, tokenizer).question
 
 
 def chat_template(tokenizer: "PreTrainedTokenizerBase | None") -> str:

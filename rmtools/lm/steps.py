@@ -249,6 +249,11 @@ class StepTokenizer:
         whole, own = list(self.tokenizer("a")["input_ids"]), self._spans("a")[0]
         return next((whole[:k] for k in range(len(whole)) if own and whole[k : k + len(own)] == own), [])
 
+    @property
+    def front_text(self) -> str:
+        """The text of `front_ids`."""
+        return self._decode(self.front_ids)
+
     @cached_property
     def _before(self) -> str:
         """Text to put before one that continues another, "" if the tokenizer adds nothing to the beginning of a text."""

@@ -12,23 +12,50 @@ if TYPE_CHECKING:
     from rmtools.data.tasks import Task
     from rmtools.lm.checkpoint import CheckpointSettings
     from rmtools.lm.precision import Placement
-    from rmtools.lm.protocol import StepPolicy
-    from rmtools.lm.steps import StepTokenizer
-    from rmtools.lm.value import ValueModel
+    from rmtools.lm.protocol import Scorer, StepPolicy
+    from rmtools.lm.steps import StepSettings, StepTokenizer
 
-    Check = Callable[[Task | None, CheckpointSettings, StepTokenizer, int | None], object]
+    Check = Callable[[Task | None, CheckpointSettings | None, StepTokenizer, int | None], object]
 
 NO_TASK = "none"
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A checkpoint ready to use."""
+    """A value model ready to use; ``settings`` are those of a checkpoint, None for a published reward model."""
 
-    value: "ValueModel"
-    settings: "CheckpointSettings"
+    value: "Scorer"
+    settings: Any
     policy: Any
     task: Any
+
+
+def load_with(
+    outside: "Callable[[StepSettings], Scorer]",
+    policy: str | None,
+    task: str | None,
+    horizon: int | None,
+    placement: "Placement",
+    check: "Check | None" = None,
+) -> Loaded:
+    """Return a published reward model, which remembers neither policy nor task, with those that are named.
+
+    ``outside(steps)`` loads it. Steps end as the task says; without one at blank lines. ``check`` as that of `load`.
+    """
+    from rmtools.data.tasks import load_task
+    from rmtools.lm.formats.load import STEPS
+    from rmtools.lm.policy import load_policy
+    from rmtools.lm.steps import StepSettings
+
+    if policy is None:
+        raise UserError("a published reward model does not remember its policy", "name it with `policy`")
+    chosen = None if task in (None, NO_TASK) else load_task(str(task), horizon)
+    steps = STEPS if horizon is None else StepSettings(STEPS.delimiter, horizon)
+    if chosen is not None:
+        steps = StepSettings(chosen.delimiter, chosen.horizon)
+    early = None if check is None else partial(check, chosen, None)
+    source = load_policy(policy, steps, 1.0, placement.device, placement.dtype, early)
+    return Loaded(outside(steps), None, source, chosen)
 
 
 def load(

@@ -21,11 +21,18 @@ from rmtools.data.prompts import (
 )
 from rmtools.data.tasks import Answering, Task, load_task
 from rmtools.errors import UserError
-from rmtools.lm.checkpoint import CheckpointSettings, load_value_model, loadable_settings, require_recorded
+from rmtools.lm.checkpoint import (
+    CheckpointSettings,
+    is_published,
+    load_value_model,
+    loadable_settings,
+    require_recorded,
+)
 from rmtools.lm.hub import find_model
 from rmtools.lm.particles import Terminal
 from rmtools.lm.policy import Policy, load_policy
 from rmtools.lm.precision import Where, device_of
+from rmtools.lm.prompt_format import read_questions
 from rmtools.lm.protocol import Scorer, StepPolicy
 from rmtools.lm.sampling_law import SamplingLaw
 from rmtools.lm.scorer_checks import SAMPLED, require_scorer
@@ -417,7 +424,8 @@ def _entered(
     recorded = getattr(of, "prompt_format", None)
     delimiter = "\n" if task is None else task.delimiter
     form, given = asked_format(*asked, delimiter), given_prompts(prompts, delimiter)
-    texts, task, _ = enter_prompts(given, task, form, tokenizer, recorded, auto="raw")
+    texts, task, rendered = enter_prompts(given, task, form, tokenizer, recorded, auto="raw")
+    read_questions(of, rendered, tokenizer)
     return texts, task
 
 
@@ -483,6 +491,8 @@ def _models(
 
     The prompts, and the format that is asked for, are checked before weights are read.
     """
+    if isinstance(model, str | Path) and is_published(model):
+        model = load_value_model(model, device=device)[0]
     known: Any = model
     if isinstance(model, str | Path):
         model = find_model(model).pinned

@@ -17,7 +17,7 @@ from rmtools.errors import UserError
 from rmtools.files import read_json
 
 Meaning = Literal["value", "judgement", "depends"]
-Head = Literal["classifier", "mlp", "scalar", "labels", "ratio"]
+Head = Literal["classifier", "mlp", "scalar", "labels", "ratio", "recorded"]
 Chat = Literal["", "assistant", "turns", "user"]
 
 OWN, RECORDED, JUDGE = "rmtools", "recorded", "judge"
@@ -32,9 +32,10 @@ class Convention:
     ----------
     key : str
         What ``prm_format`` names.
-    head : {"classifier", "mlp", "scalar", "labels", "ratio"}
+    head : {"classifier", "mlp", "scalar", "labels", "ratio", "recorded"}
         ``classifier``: a linear head of two labels; ``mlp``: two linear layers with a ReLU between them; ``scalar``: one logit;
-        ``labels``: the next-token law, restricted to two label tokens; ``ratio``: the ratio of two language models.
+        ``labels``: the next-token law, restricted to two label tokens; ``ratio``: the ratio of two language models;
+        ``recorded``: none, the scores are in a file.
     meaning : {"value", "judgement", "depends"}
         Whether p estimates the probability that a solution will be right, or judges the step; or depends on its training data.
     about : str
@@ -56,8 +57,8 @@ class Convention:
         The tokens of a good and of a bad step, for head ``labels``.
     apart : bool
         Question, steps and what follows ``{step}`` are tokenised by themselves.
-    bos : {"usual", "always", "never"}
-        Whether the token that begins a sequence stands in front: where the tokenizer puts it there, wherever it has one.
+    bos : {"usual", "always", "written", "never"}
+        Whether the token that begins a sequence stands in front: where the tokenizer puts it there; wherever it has one; as text.
     verbatim : bool
         The texts that the policy saw, as they are: prompts rendered, delimiters kept.
     root : bool
@@ -82,7 +83,7 @@ class Convention:
     tag: str = ""
     labels: tuple[str, ...] = ()
     apart: bool = False
-    bos: Literal["usual", "always", "never"] = "usual"
+    bos: Literal["usual", "always", "written", "never"] = "usual"
     verbatim: bool = False
     root: bool = False
     reference: str = ""
@@ -169,7 +170,7 @@ CONVENTIONS = {
             step="{step}\n",
             tag="\n",
             apart=True,
-            bos="always",
+            bos="written",
             published=(
                 "skywork/skywork-o1-open-prm-qwen-2.5-1.5b",
                 "skywork/skywork-o1-open-prm-qwen-2.5-7b",
@@ -228,9 +229,9 @@ JUDGED = Convention(
     "judgement",
     "a language model judges the solution so far",
     chat="user",
-    question="Question: {question}\n\nSolution so far:\n",
-    step="{step}\n",
-    verdict="\nIs every step of this solution correct? Answer Yes or No.",
+    question="Question: {question}\n\nSolution so far:\n\n",
+    step="{step}\n\n",
+    verdict="Is every step of this solution correct? Answer Yes or No.",
     labels=("Yes", "No"),
 )
 """A language model that is asked for its verdict."""

@@ -12,12 +12,13 @@ from rmtools.lm.formats.conventions import RECORDED, Convention, convention
 from rmtools.lm.formats.heads import TwoLogits, linear, read_labels
 from rmtools.lm.formats.published import (
     PublishedPRM,
-    Reading,
     ScaledRatio,
     StepProbabilities,
     VerbatimPRM,
 )
+from rmtools.lm.formats.reading import Reading
 from rmtools.lm.formats.recognise import head_of, recognised, require_head_of, tensor_shapes
+from rmtools.lm.formats.recorded import RecordedPRM, Recording
 from rmtools.lm.formats.rendering import Rendering
 from rmtools.lm.hub import FoundModel, find_model
 from rmtools.lm.implicit import ImplicitValue
@@ -53,7 +54,7 @@ class Asked:
 
 def load_published(
     name: str | Path, asked: Asked | None = None, placement: Placement | None = None
-) -> "PublishedPRM | VerbatimPRM":
+) -> "PublishedPRM | VerbatimPRM | RecordedPRM":
     """Load a published PRM.
 
     Parameters
@@ -72,7 +73,7 @@ def load_published(
     """
     asked, placement = asked or Asked(), placement or Placement()
     if asked.prm_format == RECORDED:
-        raise UserError("`prm_format` recorded is not available in this build", "name another format")
+        return RecordedPRM(Recording.load(name), asked.steps or STEPS, asked.reading)
     source = find_model(name)
     if asked.prm_format is None:
         key, told_by = recognised(source)
@@ -82,7 +83,9 @@ def load_published(
     steps = StepTokenizer(load_tokenizer(source.folder), asked.steps or STEPS)
     if how.verbatim:
         model = _with_head(source, how, asked, placement)
-        return VerbatimPRM(model, steps, asked.reading, str(source), how, told_by)
+        verbatim = VerbatimPRM(model, steps, asked.reading, str(source), how, told_by)
+        verbatim.source = source.pinned
+        return verbatim
     rendering = Rendering(how, steps, str(source))
     if how.head == "ratio":
         inner: Any = _ratio(source, how, steps, placement)
@@ -92,7 +95,23 @@ def load_published(
         inner = StepProbabilities(model, steps, str(source), branches_only=bool(rendering.verdict))
     else:
         inner = StepProbabilities(_with_head(source, how, asked, placement), steps, str(source))
-    return PublishedPRM(inner, rendering, asked.reading, str(source), told_by)
+    found = PublishedPRM(inner, rendering, asked.reading, str(source), told_by)
+    _require_embeddings(found)
+    found.source = source.pinned
+    return found
+
+
+def _require_embeddings(value: PublishedPRM) -> None:
+    """Raise ``UserError`` if the tokenizer or the tag has ids that the model has no embedding of."""
+    steps, size = value.rendering.steps, value.model.config.get_text_config().vocab_size
+    require_vocabulary(steps.tokenizer, value.model.config.get_text_config(), value.name)
+    tag = value.rendering.tag_id
+    if tag is not None and tag >= size:
+        raise UserError(
+            f"the tag {value.convention.tag!r} is the token {tag} of the tokenizer of {value.name}, and the model has {size} "
+            "embeddings",
+            "use the tokenizer that belongs to the model",
+        )
 
 
 def _with_head(source: FoundModel, how: Convention, asked: Asked, placement: Placement) -> Any:
@@ -150,12 +169,13 @@ def _language_model(source: FoundModel, placement: Placement, asked: Asked) -> A
 
     where = device_of(placement.device) or best_device()
     with unreadable_weights(source.folder, *LOAD_ERRORS), without_notices():
-        model, loading = AutoModelForCausalLM.from_pretrained(
+        found: Any = AutoModelForCausalLM.from_pretrained(
             source.folder,
             dtype=weights_in(placement.dtype, inputs_on(where)),
             output_loading_info=True,
             trust_remote_code=asked.trust_remote_code,
         )
+    model, loading = found
     if loading["missing_keys"]:
         raise UserError(
             f"the weights of {source} lack {', '.join(sorted(loading['missing_keys'])[:3])}: drawn at random they would give "
@@ -175,7 +195,6 @@ def _ratio(source: FoundModel, how: Convention, steps: StepTokenizer, placement:
     reference = find_model(how.reference)
     own = _language_model(source, placement, Asked())
     other = _language_model(reference, placement, Asked())
-    require_vocabulary(steps.tokenizer, own.config, str(source))
     its = StepTokenizer(load_tokenizer(reference.folder), steps.settings)
     value = ImplicitValue(
         Policy(own, steps, 1.0, str(source)), Policy(other, its, 1.0, str(reference)), Tilt(0.5)

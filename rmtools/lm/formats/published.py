@@ -4,10 +4,9 @@ What the policy wrote is read as text and rendered as the PRM's convention says;
 """
 
 import copy
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from rmtools.errors import UserError
 from rmtools.lm.formats.conventions import Convention
+from rmtools.lm.formats.reading import FIRST_STEPS, Reading
 from rmtools.lm.formats.rendering import Rendering
 from rmtools.lm.implicit import ImplicitValue
 from rmtools.lm.protocol import TreeValues, ValueState
@@ -25,49 +25,8 @@ from rmtools.lm.value import ValueModel, tree_values
 from rmtools.particles.tilt import Tilt
 
 BROKEN_CHARACTER = "\ufffd"
-Aggregate = Literal["last", "product", "min", "mean"]
-AGGREGATES = ("last", "product", "min", "mean")
-FIRST_STEPS = "first-steps"
-# Values that were given until the policy's first steps are known; a sampler's weights do not depend on it.
-UNKNOWN_ROOT = 0.5
 # As many label masses are kept: enough for a median.
 MOST_MASSES = 100_000
-START: dict[str, float] = {"last": 0.0, "product": 0.0, "min": 0.0, "mean": -math.inf}
-
-
-@dataclass(frozen=True)
-class Reading:
-    """What a user chooses about a published PRM.
-
-    Attributes
-    ----------
-    floor : float
-        Of the tilt.
-    root_value : str or float
-        Value of a prompt alone, where the format has none: ``first-steps``, the mean over the policy's first steps, or a
-        probability.
-    aggregate : {"last", "product", "min", "mean"}
-        What makes a prefix's p of the p of its steps.
-    """
-
-    floor: float = 0.01
-    root_value: str | float = FIRST_STEPS
-    aggregate: Aggregate = "last"
-
-    def __post_init__(self) -> None:
-        Tilt(self.floor)
-        if self.aggregate not in AGGREGATES:
-            raise UserError(
-                f"unknown `aggregate` {self.aggregate!r}", f"choose one of: {', '.join(AGGREGATES)}"
-            )
-        root = self.root_value
-        if root != FIRST_STEPS and not (
-            isinstance(root, int | float) and not isinstance(root, bool) and 0 <= root <= 1
-        ):
-            raise UserError(
-                f"`root_value` must be {FIRST_STEPS!r} or a probability in [0, 1], got {root!r}",
-                f"root_value={FIRST_STEPS!r}, or root_value=0.5",
-            )
 
 
 class StepProbabilities(ValueModel):
@@ -121,6 +80,7 @@ class VerbatimPRM(ValueModel):
     """A published PRM that reads the policy's own text: prompts as they were rendered, steps with their delimiters."""
 
     first_steps = False
+    source = ""
 
     def __init__(
         self,
@@ -232,12 +192,15 @@ class PublishedPRM:
         What texts are read with: the PRM's own tokenizer, or the policy's.
     first_steps : bool
         Whether the value of a prompt alone is to be the mean over the first steps: `score` gives the value of p = 1/2 there.
+    source : str
+        What finds the same files again: folder, or hub name with commit.
     question_of : callable
         Returns the question of a prompt; by default the prompt itself. Set it where prompts are rendered.
     """
 
     prompt_format = None
     solution_tokens = None
+    source = ""
 
     def __init__(
         self,
@@ -313,39 +276,17 @@ class PublishedPRM:
         if self.rendering.verdict:
             own[1:] = [at[0] for at in children]
             children = [at[1:] for at in children]
-        totals = np.concatenate([[START[self.reading.aggregate]], np.zeros(len(own) - 1)])
-        branches = []
-        for t in range(len(own) - 1):
-            branches.append(self._value(self._added(totals[t], children[t], t), t + 1))
-            totals[t + 1] = self._added(totals[t], own[t + 1], t)
-        log_value = self._value(totals, np.maximum(np.arange(len(own)), 1))
-        log_value[0] = self._root(own[0])
+        log_value = np.concatenate([[self._root(float(own[0]))], self.reading.log_values(own[1:])])
+        branches, total = [], self.reading.start
+        for t, at in enumerate(children):
+            branches.append(self.reading.log_value(self.reading.added(total, at), t + 1))
+            total = self.reading.added(total, own[t + 1])
         return TreeValues(log_value, branches)
-
-    def _added(self, total: Any, log_p: Any, depth: Any) -> Any:
-        """Return the aggregate after one more step with ``log_p``, behind ``depth`` steps; of arrays or tensors."""
-        module: Any = torch if isinstance(log_p, Tensor) else np
-        how = self.reading.aggregate
-        if how == "product":
-            return total + log_p
-        if how == "min":
-            return module.minimum(total, log_p)
-        return module.logaddexp(total, log_p) if how == "mean" else log_p + 0 * depth
-
-    def _value(self, total: np.ndarray, depth: Any) -> np.ndarray:
-        """Return log V (...) nats of aggregates over ``depth`` steps."""
-        log_p = total - np.log(depth) if self.reading.aggregate == "mean" else total
-        found: np.ndarray = np.logaddexp(
-            math.log(self.tilt.floor), math.log1p(-self.tilt.floor) + np.asarray(log_p, dtype=np.float64)
-        )
-        return np.clip(found, math.log(self.tilt.floor), 0.0)
 
     def _root(self, log_p: float) -> float:
         """Return the log value of a prompt alone, of which the model itself says ``log_p``."""
-        if self.convention.root:
-            return float(self._value(np.asarray(log_p), 1))
-        given = self.reading.root_value
-        return float(self.tilt.log_potential(UNKNOWN_ROOT if isinstance(given, str) else given))
+        own = self.convention.root
+        return float(self.reading.log_value(log_p, 1)) if own else self.reading.root
 
     @torch.inference_mode()
     def start(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, ValueState]:
@@ -355,7 +296,7 @@ class PublishedPRM:
         log_p = values.double().cpu().tolist()
         roots = [self._root(v) for v in log_p] if self.is_probability else log_p
         at = torch.arange(len(prompts))
-        total = torch.full((len(prompts),), START[self.reading.aggregate], dtype=torch.float64)
+        total = torch.full((len(prompts),), self.reading.start, dtype=torch.float64)
         state = PublishedState(inner, at, torch.zeros_like(at), total, tuple(questions))
         return torch.tensor(roots, dtype=torch.float64, device=values.device), state
 
@@ -378,16 +319,15 @@ class PublishedPRM:
         if tail := self.rendering.verdict:  # on a cache of its own: the next step does not see it
             ends = padded([tail if row else [] for row in rows], -1, tokens.device)
             found, _ = self.inner.advance(inner, ends)
-        masses = getattr(self.inner, "last_masses", None)
-        if masses is not None:
-            self.inner.note(masses[new].tolist())
+        if isinstance(self.inner, StepProbabilities) and self.inner.last_masses is not None:
+            self.inner.note(self.inner.last_masses[new].tolist())
         log_p = found.double().cpu()
-        total = torch.where(new, self._added(state.total, log_p, state.depth), state.total)
+        total = torch.where(new, self.reading.added(state.total, log_p), state.total)
         depth = state.depth + new.long()
         after = replace(state, inner=inner, depth=depth, total=total)
         if not self.is_probability:
             return found, after
-        values = torch.from_numpy(self._value(total.numpy(), depth.clamp(min=1).numpy()))
+        values = torch.from_numpy(self.reading.log_value(total.numpy(), depth.clamp(min=1).numpy()))
         return torch.where(new, values, torch.nan).to(tokens.device), after
 
     def _question(self, ids: Sequence[int]) -> str:

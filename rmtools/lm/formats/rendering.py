@@ -41,6 +41,7 @@ class Rendering:
         self._opening, self._between = opening, convention.between
         self._closing, self._verdict = closing, convention.verdict
         self._front = self._behind = ""
+        self._lead = ""  # what a template writes between the end of a prompt and what the assistant says
         if convention.chat:
             self._read_template()
         self._known: dict[tuple[str, str, int], list[int]] = {}
@@ -89,7 +90,7 @@ class Rendering:
 
     def _label(self, label: str) -> list[int]:
         if self._verdict:
-            found = self.steps.between(self._verdict, label, "")
+            found = self.steps.between(self._verdict, self._lead + label, "")
             if found:
                 return found
         return self._alone(label)
@@ -102,7 +103,9 @@ class Rendering:
             self._front, self._behind = self._parts([("user", a), ("assistant", b)], a, b)[:2]
         elif how == "user":
             self._front, behind = self._parts([("user", a)], a)
+            header = self._parts([("user", a), ("assistant", b)], a, b)[1]
             self._verdict += behind
+            self._lead = header.removeprefix(behind) if header.startswith(behind) else ""
         else:
             turns = [("user", a), ("assistant", b), ("user", c), ("assistant", d)]
             self._front, header, middle, again, _ = self._parts(turns, a, b, c, d)
@@ -167,6 +170,8 @@ class Rendering:
             )
         if how == "usual":
             return self.steps.prompt_ids(text)
+        if how == "written":
+            return self._alone(str(self.steps.tokenizer.bos_token or "") + text)
         ids = self._alone(text)
         return ids if how == "never" or bos is None else [int(bos), *ids]
 
