@@ -20,15 +20,20 @@ WINDOW = 20.0  # seconds over which the speed is taken
 
 
 @contextlib.contextmanager
-def progress(label: str, total: int) -> Iterator[Callable[[int], object]]:
-    """Show a bar; yield a function to call with the number of items newly done."""
-    done = 0
+def progress(
+    label: str, total: int, clock: Callable[[], float] = time.monotonic
+) -> Iterator[Callable[[int], object]]:
+    """Show a bar, without a terminal a line every half minute; yield a function to call with the number newly done."""
+    done, last = 0, clock()
     with bar(label, total) as update:
 
         def tick(n: int) -> None:
-            nonlocal done
+            nonlocal done, last
             done += n
             update(done, "")
+            if clock() - last >= EVERY and not sys.stderr.isatty():
+                last = clock()
+                print(f"{label}: {done} of {total}", file=sys.stderr, flush=True)
 
         yield tick
 

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from rmtools.cli.progress import EVERY, WINDOW, Live, live_progress
+from rmtools.cli.progress import EVERY, WINDOW, Live, live_progress, progress
 
 
 class Clock:
@@ -55,6 +55,15 @@ def test_off_a_terminal_a_line_now_and_then(capsys):
             live.done(1, 1)
     lines = capsys.readouterr().err.splitlines()
     assert [x.split(",")[0] for x in lines] == ["sampling: 2 of 4 prompts", "sampling: 4 of 4 prompts"]
+
+
+def test_counted_work_has_lines_too(capsys):
+    clock = Clock()
+    with progress("training", 4, clock) as tick:
+        for _ in range(4):
+            clock.now += 0.4 * EVERY
+            tick(1)
+    assert "training: 3 of 4" in capsys.readouterr().err.splitlines()
 
 
 def test_an_error_leaves_no_line(capsys):

@@ -13,7 +13,7 @@ from rmtools.verify.scaling.jobs import Horizon
 from rmtools.verify.scaling.points import Consistency, Point, Trial
 from rmtools.verify.scaling.profile import FULL, MODELS
 from rmtools.verify.scaling.report.claims import conclusions
-from rmtools.verify.scaling.report.comparisons import ratios_to_exact
+from rmtools.verify.scaling.report.comparisons import ratios_to_exact, variance_ratios
 from rmtools.verify.scaling.report.findings import baselines_sentence, baselines_table, family_sentences
 from rmtools.verify.scaling.report.growth import growth_of, line, need_of, needs_of
 from rmtools.verify.scaling.report.page import claims_table, summary, write_report
@@ -278,6 +278,18 @@ def test_a_failure_says_how_near_it_is():
         "fails",
         "The estimate is what was asked, its interval is too wide.",
     )
+
+
+def test_ratios_of_variances_are_not_rounded_by_the_search():
+    """Ratios 1.1 and 1.25 by construction, though N is rounded; intervals from the errors of the runs."""
+    found = made()
+    for model, ratio in (("default-late", 1.1), ("mc-late", 1.25)):
+        rows = variance_ratios(found.points, model, "default")
+        assert [r.horizon for r in rows] == list(T)
+        for r in rows:
+            assert r.found.estimate == pytest.approx(ratio)
+            assert r.found.low < ratio < r.found.high < 1.2 * ratio
+    assert "from N CV(Ẑ)² of the runs 1.10 [" in claims(found)["near exact, default"].detail
 
 
 def test_two_horizons_are_no_law():

@@ -56,6 +56,35 @@ def ratios_to_exact(points: Sequence[Point], model: str, sampler: str) -> list[R
     return found
 
 
+def variance_ratios(points: Sequence[Point], model: str, sampler: str) -> list[Ratio]:
+    """Return N CV(Zhat)^2 of a model over that of the exact value, at every horizon where both have runs that large.
+
+    Of the language models' runs with half of the N needed or more. It is not rounded by the steps of the search.
+    """
+    found = []
+    own, exact = (
+        {p.horizon: p for p in points if (p.model, p.sampler) == (m, sampler)} for m in (model, "exact")
+    )
+    for horizon in sorted(own.keys() & exact.keys()):
+        pair = [_near_need(own[horizon]), _near_need(exact[horizon])]
+        if all(pair):
+            a, b = (variance_of(horizon, 1.0, trials, "runs").found for trials in pair)
+            sd = math.hypot(*(((x.high or x.estimate) / x.estimate - 1) / Z95 for x in (a, b)))
+            ratio = a.estimate / b.estimate
+            ends = ratio * math.exp(-Z95 * sd), ratio * math.exp(Z95 * sd)
+            found.append(Ratio(model, sampler, horizon, Interval(ratio, *ends), False))
+    return found
+
+
+def _near_need(point: Point) -> list[Trial]:
+    need = point.n_measured
+    return [
+        t
+        for t in point.trials
+        if need is not None and 2 * t.n_particles >= need and t.cv > 0 and t.cv_error > 0
+    ]
+
+
 def constant_variances(found: Scaling) -> list[Variance]:
     """Return N CV(Zhat)^2 over sigma^2 of the constant at every step, by horizon.
 

@@ -11,6 +11,7 @@ from rmtools.verify.scaling.measure import SAMPLERS
 from rmtools.verify.scaling.profile import DELTA_CV, EPSILON, SHARE_OF_TARGET
 from rmtools.verify.scaling.report import figures, findings, growth_figures
 from rmtools.verify.scaling.report.claims import Conclusions, conclusions
+from rmtools.verify.scaling.report.comparisons import Ratio
 from rmtools.verify.scaling.report.findings import dash, decimals
 from rmtools.verify.scaling.report.marks import PANELS
 from rmtools.verify.scaling.run import Scaling
@@ -220,7 +221,7 @@ def page_sections(
             else []
         ),
         *([silent_section(found.also, plots)] if found.also else []),
-        Section("Trained models against the exact value", (ratio_table(judged),)),
+        Section("Trained models against the exact value", ratio_tables(judged)),
         Section("Every claim", (claims_table(judged),), folded=True),
         Section("Every point", (findings.points_table(found),), folded=True),
         Section("Bellman error of every model", (findings.consistency_table(found),), folded=True),
@@ -296,20 +297,28 @@ def growth_table(judged: Conclusions) -> Table:
     )
 
 
-def ratio_table(judged: Conclusions) -> Table:
-    """Return N of trained models over N of the exact value."""
-    horizons = sorted({r.horizon for r in judged.ratios})
+def ratio_tables(judged: Conclusions) -> tuple[Table, Table]:
+    """Return N of trained models over N of the exact value; and the same of N CV^2, which no search rounds."""
+    return (
+        _ratio_table(judged.ratios, "N over N of the exact value, 95%"),
+        _ratio_table(
+            judged.finer,
+            "N CV(Ẑ)² over that of the exact value, of all runs with half of the N needed or more",
+        ),
+    )
+
+
+def _ratio_table(ratios: Sequence[Ratio], title: str) -> Table:
+    horizons = sorted({r.horizon for r in ratios})
     cells = {
         (r.model, r.sampler, r.horizon): ("≥ " + decimals(r.found.estimate)) if r.bound else figure(r.found)
-        for r in judged.ratios
+        for r in ratios
     }
     rows = tuple(
         (model, sampler, *(cells.get((model, sampler, t), dash(None)) for t in horizons))
-        for model, sampler in dict.fromkeys((r.model, r.sampler) for r in judged.ratios)
+        for model, sampler in dict.fromkeys((r.model, r.sampler) for r in ratios)
     )
-    return Table(
-        "N over N of the exact value, 95%", ("model", "sampler", *(f"T = {t}" for t in horizons)), rows
-    )
+    return Table(title, ("model", "sampler", *(f"T = {t}" for t in horizons)), rows)
 
 
 def policy_tables(found: Scaling, gates: tuple[tuple[str, ...], ...]) -> list[Table]:
