@@ -21,6 +21,7 @@ from rmtools.training.small_models import small_gpt2
 WELL_FORMED, RIGHT, STEP_SUCCESS = 0.98, 0.99, (0.75, 0.85)
 # The first part of the demonstrations seldom fails: it teaches to read the prompt.
 EARLY_CARE, CARE = 0.98, 0.5
+POSITION_SD = 0.2
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class PolicySize:
     updates: int = 2000
     tokens: int = 4000
     learning_rate: float = 3e-3
-    early: float = 0.6
+    early: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,9 @@ def train_policy(
     tokenizer = word_tokenizer(tasks[0].vocabulary())
     longest = _demonstrations(max(tasks, key=lambda t: t.horizon), 1, True, tokenizer, rng)[0]
     model = small_gpt2(tokenizer, size.hidden, size.layers, longest.shape[1] + 8, seed)
+    _point_at_columns(
+        model.transformer.wpe.weight, [t.horizon for t in tasks], _step_tokens(tasks[0], tokenizer), seed
+    )
     model.to(torch.device(device))  # type: ignore[arg-type]
     optimizer = torch.optim.AdamW(model.parameters(), size.learning_rate, betas=(0.9, 0.98), weight_decay=0.0)
     schedule = get_scheduler(
@@ -105,11 +109,31 @@ def train_policy(
     tokenizer.save_pretrained(folder)
 
 
+@torch.no_grad()
+def _point_at_columns(positions: Tensor, horizons: Sequence[int], step: int, seed: int) -> None:
+    """Draw the position embeddings (L, H) anew: half of that of a step is a code of the column that the step enters.
+
+    Where the column of a step stands depends on depth and horizon. So one map learns all lookups; learned one by one, some
+    of T = 32 were not after hours (docs/log.md). For horizons that double a position belongs to the steps of one T only.
+    """
+    half, generator = positions.shape[1] // 2, torch.Generator().manual_seed(seed)
+    positions.copy_(POSITION_SD * torch.randn(positions.shape, generator=generator))
+    for horizon in horizons:
+        for t in range(1, horizon + 1):
+            begins = step * (horizon + t)
+            # The token before a step is read for its move, the move for the row that it leads to.
+            positions[begins - 1 : begins + 1, half:] = positions[step * t, :half]
+
+
+def _step_tokens(task: ExactTask, tokenizer: Any) -> int:
+    return len(tokenizer(task.step_choices("", [])[0])["input_ids"])
+
+
 def _demonstrations(
     task: ExactTask, tokens: int, early: bool, tokenizer: Any, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
     """Return ids and labels (B, L) of demonstrations of one horizon, which all have L tokens."""
-    step = len(tokenizer(task.step_choices("", [])[0])["input_ids"])
+    step = _step_tokens(task, tokenizer)
     ids: list[list[int]] = []
     free: list[int] = []
     while not ids or len(ids) * len(ids[0]) < tokens:

@@ -93,7 +93,7 @@ FULL = Profile(
     horizons=(2, 4, 8, 16, 32),
     enumerated=8,
     prompts=64,
-    policy=PolicySize(hidden=128, updates=6000, learning_rate=2e-3),
+    policy=PolicySize(updates=3000),
     rollout_prompts=192,
     trajectories=8,
     updates=2000,
