@@ -8,17 +8,20 @@ import pytest
 import torch
 
 from rmtools.core import solve
+from rmtools.data.tasks.crossing import MOVES, Crossing
 from rmtools.errors import UserError
 from rmtools.exact import families
 from rmtools.exact.bounds import persistent_sigma2
 from rmtools.lm.enumerate import enumerate_prefixes
 from rmtools.lm.particles import LMParticles
+from rmtools.lm.tokenizers import word_tokenizer
 from rmtools.particles.smc import smc
 from rmtools.particles.tilt import Tilt
 from rmtools.verify.scaling.baselines import measure_baseline
 from rmtools.verify.scaling.exact_families import measure_family
 from rmtools.verify.scaling.measure import SAMPLERS, Runs, run_models, run_tables, search
 from rmtools.verify.scaling.points import Setting, consistency
+from rmtools.verify.scaling.policy import _point_at_columns
 from rmtools.verify.scaling.prompts import alike_prompts, random_success
 from rmtools.verify.scaling.stages import Stages
 from rmtools.verify.scaling.tables import enumerate_states, load_tables, merge_states, save_tables
@@ -358,3 +361,21 @@ def test_exact_families_need_what_theory_says():
     default = measure_family("persistent", 32, "default", 4096, rng)
     assert default.n_measured <= 2
     assert measure_family("hidden_prefix", 9, "default", 16, rng).n_measured is None
+
+
+def test_positions_of_a_step_hold_a_code_of_the_column_that_it_enters():
+    tasks, rng = [Crossing(t) for t in (2, 4)], np.random.default_rng(0)
+    tokenizer = word_tokenizer(tasks[0].vocabulary())
+    positions = torch.zeros(40, 8)
+    _point_at_columns(positions, [2, 4], 3, 0)
+    for task in tasks:
+        prompt = task.prompts(1, rng)[0][0]
+        steps = task.demonstration(prompt, 1.0, rng)
+        words = tokenizer.convert_ids_to_tokens(tokenizer(prompt + "".join(steps))["input_ids"])
+        columns = [i for i, word in enumerate(words) if word.startswith("c")]
+        moves = [i for i, word in enumerate(words) if word.strip() in MOVES]
+        assert len(columns) == len(moves) == task.horizon
+        for column, move in zip(columns, moves, strict=True):
+            for read_at in (move - 1, move):
+                assert torch.equal(positions[read_at, 4:], positions[column, :4])
+    assert len({tuple(row) for row in positions[:, :4].tolist()}) == 40
