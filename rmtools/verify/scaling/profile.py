@@ -66,7 +66,7 @@ QUICK = Profile(
     horizons=(2, 4, 8),
     enumerated=4,
     prompts=64,
-    policy=PolicySize(updates=1000, tokens=2500),
+    policy=PolicySize(updates=1500, tokens=2500),
     rollout_prompts=64,
     trajectories=8,
     updates=300,
