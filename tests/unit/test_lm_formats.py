@@ -10,6 +10,7 @@ from published import as_qwen2, backbone, bare, base, head, logits, ratios, save
 
 from rmtools.errors import UserError
 from rmtools.lm.checkpoint import load_value_model
+from rmtools.lm.classifier import without_renaming_notice
 from rmtools.lm.formats import load as loading
 from rmtools.lm.formats.described import mass_warning
 from rmtools.lm.steps import EncodedTree, StepSettings, StepTokenizer
@@ -236,6 +237,29 @@ def test_labels_that_share_their_first_token_are_refused(load, tmp_path):
     refusal(
         lambda: load("judge@mistral", prm_format="jugde"), "unknown `prm_format` 'jugde'", "math-shepherd"
     )
+
+
+def test_a_ratio_needs_its_reference(load):
+    refusal(lambda: load("implicit@mistral", prm_format="implicit"), "none is named", '"reference"')
+
+
+@pytest.mark.slow
+def test_an_adapter_of_trl_is_merged_into_its_base(load, tmp_path):
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForTokenClassification
+
+    whole = save("trl@mistral", tmp_path / "base")
+    model = AutoModelForTokenClassification.from_pretrained(whole)
+    torch.manual_seed(0)
+    config = LoraConfig(task_type="TOKEN_CLS", init_lora_weights=False, modules_to_save=["score"])
+    with without_renaming_notice():
+        adapter = get_peft_model(model, config)
+    adapter.save_pretrained(tmp_path / "adapter")
+    value = load("trl@mistral", tmp_path / "adapter", prm_format="trl")
+    ids = torch.arange(50, 70)[None]
+    with torch.inference_mode():
+        found, own = (m(input_ids=ids).logits for m in (value.model, adapter.eval()))
+    np.testing.assert_allclose(found, own, atol=1e-5)
 
 
 def test_a_missing_hub_model_is_named_offline():

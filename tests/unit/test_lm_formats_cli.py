@@ -2,6 +2,8 @@
 
 import copy
 import json
+import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +17,10 @@ from rmtools.auditing.recording import audit_recording
 from rmtools.cli.main import app
 from rmtools.data.scoring import score_rollouts
 from rmtools.errors import UserError
+from rmtools.lm.checkpoint import fingerprint
 from rmtools.lm.prompt_format import PromptFormat, PromptRenderer
 from rmtools.lm.steps import StepSettings
+from rmtools.testing import check_scorer
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}{{ '<|' + m.role + '|>' + m.content + ' \n' }}{% endfor %}"
@@ -204,3 +208,53 @@ def test_questions_are_read_from_chats(tokenizer):
     assert renderer.question(text) == "r2 . c13 ."
     assert renderer.question(text.removeprefix(tokenizer.bos_token)) == "r2 . c13 ."
     assert renderer.question("something else") == "something else"
+
+
+def test_published_and_recorded_models_are_scorers(prm_folder, rollouts, settings, tmp_path):
+    """The contract: whole scoring is incremental scoring, whatever else is in a batch."""
+    value, _ = rm.load_value_model(prm_folder, steps=settings, aggregate="mean", floor=0.05)
+    check_scorer(value, rollouts[:4])
+    lines = []
+    for r in rollouts[:3]:
+        solutions = [r.steps, *([*r.steps[:t], c.text] for t, at in enumerate(r.children) for c in at)]
+        for steps in solutions:
+            scores = [0.1 + hash_of(steps[: t + 1]) % 80 / 100 for t in range(len(steps))]
+            lines.append(json.dumps({"prompt": r.prompt, "steps": steps, "scores": scores}))
+    file = tmp_path / "scores.jsonl"
+    file.write_text("\n".join(lines))
+    recorded, _ = rm.load_value_model(file, prm_format="recorded", steps=settings)
+    check_scorer(recorded, rollouts[:3])
+
+
+def hash_of(steps):
+    return zlib.crc32("".join(steps).encode())
+
+
+def test_a_published_model_is_audited_by_its_name(prm_folder, rollouts):
+    report = audit(rollouts, str(prm_folder), controls=False, compare=[prm_folder])
+    assert report.provenance["published"]["format"] == "trl"
+    assert report.provenance["checkpoint_fingerprint"] == fingerprint(prm_folder)
+    assert "compare 1" in report.pairs
+
+
+def test_samples_do_not_depend_on_the_value_of_the_prompt_alone(prm_folder, policy, rollouts, settings):
+    """The root's value cancels in weights and in the estimate of Z."""
+
+    def drawn(root):
+        value, _ = rm.load_value_model(prm_folder, steps=settings, root_value=root, floor=0.05)
+        return rm.sample(value, [rollouts[0].prompt], policy=policy, n_particles=8, seed=4)[0]
+
+    one, other = drawn(0.1), drawn(0.9)
+    assert one.steps == other.steps
+    np.testing.assert_allclose(one.weights, other.weights, atol=1e-9)
+    assert one.record["log_z"] == pytest.approx(other.record["log_z"], abs=1e-9)
+
+
+def test_the_question_of_a_rendered_prompt_is_read(prm_folder, rollouts, settings):
+    """A row whose prompt is rendered has the values of its question."""
+    value, _ = rm.load_value_model(prm_folder, steps=settings, root_value=0.5)
+    plain = score_rollouts(rollouts[:2], value)
+    rows = [replace(r, prompt=f"r0 . r1 . {r.prompt}", question=r.prompt, ids=None) for r in rollouts[:2]]
+    found = score_rollouts(rows, value)
+    for a, b in zip(plain.own_log_value, found.own_log_value, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)

@@ -7,7 +7,15 @@ from typing import Any
 import torch
 
 from rmtools.errors import UserError
-from rmtools.lm.classifier import saved_classifier, unreadable_weights, without_notices
+from rmtools.files import read_json
+from rmtools.lm.classifier import (
+    adapted,
+    merged,
+    new_token_classifier,
+    saved_classifier,
+    unreadable_weights,
+    without_notices,
+)
 from rmtools.lm.formats.conventions import RECORDED, Convention, convention
 from rmtools.lm.formats.heads import TwoLogits, linear, read_labels
 from rmtools.lm.formats.published import (
@@ -118,20 +126,21 @@ def _with_head(source: FoundModel, how: Convention, asked: Asked, placement: Pla
     """Return a token classifier with the head that the files hold."""
     from transformers import AutoModelForTokenClassification
 
-    head = head_of(tensor_shapes(source.folder))
-    require_head_of(source, how.key, how.head, head)
     where = device_of(placement.device) or best_device()
     dtype = weights_in(placement.dtype, inputs_on(where))
+    if how.head == "classifier" and (source.folder / "adapter_config.json").exists():
+        return on_device(_adapted(source, dtype), where)
+    head = head_of(tensor_shapes(source.folder))
+    require_head_of(source, how.key, how.head, head)
     if head.kind == "classifier":
         return on_device(saved_classifier(source.folder, dtype), where)
     with unreadable_weights(source.folder, *LOAD_ERRORS), without_notices(), torch.random.fork_rng():
         model, loading = AutoModelForTokenClassification.from_pretrained(
-            source.folder,
+            **_files(source, asked),
             dtype=dtype,
             num_labels=2,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
-            trust_remote_code=asked.trust_remote_code,
             key_mapping={"^pretrained_model\\.": ""},  # of trl's models with a value head
         )
     lost = sorted(n for n in loading["missing_keys"] if not n.startswith(("score.", "classifier.")))
@@ -148,6 +157,29 @@ def _with_head(source: FoundModel, how: Convention, asked: Asked, placement: Pla
         )
     model.score = TwoLogits(*layers)
     return on_device(model.eval(), where)
+
+
+def _adapted(source: FoundModel, dtype: Any) -> Any:
+    """Return a token classifier on the base that its adapter names, merged."""
+    known = read_json(source.folder / "adapter_config.json", "the adapter's configuration")
+    base = str(known.get("base_model_name_or_path") or "") if isinstance(known, dict) else ""
+    if not base:
+        raise UserError(
+            f"the adapter {source} does not name its base", "merge it into its base, and save that"
+        )
+    classifier = new_token_classifier(base, 0, revision=str(known.get("revision") or ""), dtype=dtype)
+    return merged(adapted(classifier, source.folder), source.folder)
+
+
+def _files(source: FoundModel, asked: Asked) -> dict[str, Any]:
+    """Return the arguments of ``from_pretrained`` that name the files; code is read from the hub, only where it is trusted."""
+    if asked.trust_remote_code and source.commit:
+        name: Any = source.name
+        return {"pretrained_model_name_or_path": name, "revision": source.commit, "trust_remote_code": True}
+    return {
+        "pretrained_model_name_or_path": source.folder,
+        "trust_remote_code": asked.trust_remote_code,
+    }
 
 
 def _layers(source: FoundModel, tensors: dict[str, tuple[int, ...]]) -> list[torch.nn.Linear]:
@@ -170,10 +202,9 @@ def _language_model(source: FoundModel, placement: Placement, asked: Asked) -> A
     where = device_of(placement.device) or best_device()
     with unreadable_weights(source.folder, *LOAD_ERRORS), without_notices():
         found: Any = AutoModelForCausalLM.from_pretrained(
-            source.folder,
+            **_files(source, asked),
             dtype=weights_in(placement.dtype, inputs_on(where)),
             output_loading_info=True,
-            trust_remote_code=asked.trust_remote_code,
         )
     model, loading = found
     if loading["missing_keys"]:
