@@ -99,9 +99,9 @@ FULL = Profile(
     updates=2000,
     early=100,
     curve=(25, 50, 200, 400, 800, 1400),
-    most_tokens=1.2e7,
+    most_tokens=5e6,
     most_on_tables=1 << 17,
-    baseline_tokens=4e6,
+    baseline_tokens=3e6,
     families=True,
     also=SILENT,
 )
