@@ -1,6 +1,7 @@
 """``rmtools evaluate``: a reward model as people report it, on recorded samples, benchmarks and rollouts."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -43,6 +44,18 @@ Files = Annotated[
     list[Path], typer.Argument(metavar="FILE…", help="JSON, JSONL or parquet files, or a folder of them.")
 ]
 Model = Annotated[str, model_option(help="Checkpoint of the value model: folder or hub name.")]
+PrmFormat = Annotated[
+    str | None,
+    model_option(
+        "--prm-format",
+        metavar="KEY",
+        help="How a published reward model is read: a key of docs/formats.md, or a JSON file of yours. Default: recognised from "
+        "its files.",
+    ),
+]
+RemoteCode = Annotated[
+    bool, model_option("--trust-remote-code", help="Run code that a published model brings along.")
+]
 Limit = Annotated[int | None, data_option(min=1, help="Read only the first so many rows.")]
 Aggregate = Annotated[
     Literal["last", "min", "product", "mean"] | None,
@@ -56,6 +69,34 @@ def _out(default: str) -> Any:
     return output_option(
         help=f"Output folder: evaluate.json, evaluate.html, evaluate.md. Default: {default}. An earlier result there is replaced."
     )
+
+
+@dataclass(frozen=True)
+class ValueModelName:
+    """A value model as the options name it: a checkpoint, or a published reward model."""
+
+    name: str
+    prm_format: str | None
+    trust_remote_code: bool
+    device: DeviceName
+    dtype: DtypeName
+
+    def load(self) -> "Scorer":
+        """Return the model, in this process."""
+        from rmtools.cli.device import placement_for, print_precision
+        from rmtools.lm.checkpoint import load_value_model
+        from rmtools.lm.hub import find_model
+
+        placement = placement_for(self.device, self.dtype)
+        value: Scorer = load_value_model(
+            find_model(self.name).pinned,
+            device=placement.device,
+            dtype=placement.dtype,
+            prm_format=self.prm_format,
+            trust_remote_code=self.trust_remote_code,
+        )[0]
+        print_precision(value_model=value)
+        return value
 
 
 @app.command("best-of-n")
@@ -73,6 +114,8 @@ def best_of_n(
             help="Checkpoint of the value model that scores the samples. Default: the scores in the file."
         ),
     ] = None,
+    prm_format: PrmFormat = None,
+    trust_remote_code: RemoteCode = False,
     policy: TrainedPolicy = None,
     task: TaskName = None,
     horizon: Horizon = None,
@@ -100,8 +143,6 @@ def best_of_n(
     On recorded samples: `rmtools evaluate best-of-n FILE`, with --model to score them anew; or on fresh ones:
     `rmtools evaluate best-of-n --model MODEL --prompts PROMPTS`.
     """
-    from dataclasses import replace
-
     from rmtools.evaluation.best_of_n import evaluate_best_of_n
     from rmtools.seeds import generator
 
@@ -115,30 +156,28 @@ def best_of_n(
             "there are no samples" if file is None else "both FILE and `prompts` say where samples come from"
         )
         raise UserError(what, "name a file of recorded samples, or `model` and `prompts` to draw some")
+    named = ValueModelName(model, prm_format, trust_remote_code, device, dtype) if model else None
     if file is not None:
-        samples, value = _recorded(file, model, device, dtype)
+        samples, value = _recorded(file, named)
     else:
-        named = (policy, task, horizon)
-        samples, value = _drawn(model, named, (device, dtype), (str(prompts), prompts_limit), n, seed)
+        samples, value = _drawn(named, (policy, task, horizon), (str(prompts), prompts_limit), n, seed)
     samples, cost, root = _scored(samples, value)
     found = evaluate_best_of_n(
         samples, generator("evaluate best-of-n", seed), aggregate, cost, root, quantile
     )
-    known = _provenance(model, seed, verifier=samples.verifier, policy=samples.policy)
+    known = _provenance(named, seed, verifier=samples.verifier, policy=samples.policy)
     _finish(replace(found, provenance=known), out)
 
 
-def _recorded(
-    file: Path, model: str | None, device: DeviceName, dtype: DtypeName
-) -> "tuple[RecordedSamples, Scorer | None]":
+def _recorded(file: Path, named: ValueModelName | None) -> "tuple[RecordedSamples, Scorer | None]":
     """Read recorded samples, and load the model that is to score them if one is named."""
     from rmtools.evaluation.recorded import read_recorded, rows_to_score
 
     samples = read_recorded(file)
-    if model is None:
+    if named is None:
         return samples, None
     rows_to_score(samples, "\n")  # raises before the model is loaded
-    return samples, _load(model, device, dtype)
+    return samples, named.load()
 
 
 def _scored(
@@ -158,6 +197,8 @@ def _scored(
 def processbench(
     files: Files,
     model: Model,
+    prm_format: PrmFormat = None,
+    trust_remote_code: RemoteCode = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
     limit: Limit = None,
@@ -168,13 +209,16 @@ def processbench(
     from rmtools.evaluation.labelled import read_processbench
     from rmtools.evaluation.processbench import evaluate_processbench
 
-    _labelled(files, model, (device, dtype), limit, out, seed, (read_processbench, evaluate_processbench))
+    named = ValueModelName(model, prm_format, trust_remote_code, device, dtype)
+    _labelled(files, named, limit, out, seed, (read_processbench, evaluate_processbench))
 
 
 @app.command("prmbench")
 def prmbench(
     files: Files,
     model: Model,
+    prm_format: PrmFormat = None,
+    trust_remote_code: RemoteCode = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
     limit: Limit = None,
@@ -185,7 +229,8 @@ def prmbench(
     from rmtools.evaluation.labelled import read_prmbench
     from rmtools.evaluation.prmbench import evaluate_prmbench
 
-    _labelled(files, model, (device, dtype), limit, out, seed, (read_prmbench, evaluate_prmbench))
+    named = ValueModelName(model, prm_format, trust_remote_code, device, dtype)
+    _labelled(files, named, limit, out, seed, (read_prmbench, evaluate_prmbench))
 
 
 @app.command("calibration")
@@ -198,6 +243,8 @@ def calibration(
         ),
     ],
     model: Model,
+    prm_format: PrmFormat = None,
+    trust_remote_code: RemoteCode = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
     limit: Limit = None,
@@ -205,8 +252,6 @@ def calibration(
     seed: Seed = 0,
 ) -> None:
     """Calibration on rollouts: Brier, ECE and AUC in all and by depth, AUC within prompt and depth."""
-    from dataclasses import replace
-
     from rmtools.data.load import load_rollouts
     from rmtools.evaluation.calibration import evaluate_calibration
     from rmtools.seeds import generator
@@ -215,33 +260,31 @@ def calibration(
     rows = load_rollouts(str(rollouts))
     if limit is not None:
         rows = rows[:limit]
-    value = _load(model, device, dtype)
+    named = ValueModelName(model, prm_format, trust_remote_code, device, dtype)
+    value = named.load()
     rows = _rendered(rows, value)
     scored = _score(rows, value)
     rng = generator("evaluate calibration", seed)
     found = evaluate_calibration(list(rows), scored.p, rng, value.name, str(rollouts), scored.cost)
-    _finish(replace(found, provenance=_provenance(model, seed, limit=limit)), out)
+    _finish(replace(found, provenance=_provenance(named, seed, limit=limit)), out)
 
 
 def _labelled(
     files: Sequence[Path],
-    model: str,
-    place: tuple[DeviceName, DtypeName],
+    named: ValueModelName,
     limit: int | None,
     out: Path,
     seed: int,
     how: tuple[Any, Any],
 ) -> None:
     """Read, score and evaluate a benchmark of labelled steps; ``how`` reads it and evaluates it."""
-    from dataclasses import replace
-
     from rmtools.data.rollouts import RolloutMetadata, Rollouts
     from rmtools.seeds import generator
 
     read, evaluate = how
     _claim(out)
     labelled: list[LabelledSteps] = read(files)  # raises before the model is loaded
-    value = _load(model, *place)
+    value = named.load()
     if value.steps.settings.delimiter != "\n":
         labelled = read(files, value.steps.settings.delimiter)
     labelled = labelled[:limit]
@@ -249,7 +292,7 @@ def _labelled(
     scored = _score(_rendered(Rollouts(rows, RolloutMetadata.unknown(rows), source), value), value)
     rng = generator(f"evaluate {evaluate.__name__}", seed)
     found = evaluate(labelled, [p[1:] for p in scored.p], rng, value.name, source, scored.cost)
-    _finish(replace(found, provenance=_provenance(model, seed, limit=limit)), out)
+    _finish(replace(found, provenance=_provenance(named, seed, limit=limit)), out)
 
 
 def _claim(out: Path) -> None:
@@ -257,18 +300,6 @@ def _claim(out: Path) -> None:
     from rmtools.files import claim_folder
 
     claim_folder(out, JSON_FILE)
-
-
-def _load(model: str, device: DeviceName, dtype: DtypeName) -> "Scorer":
-    """Return the value model, in this process."""
-    from rmtools.cli.device import placement_for, print_precision
-    from rmtools.lm.checkpoint import load_value_model
-    from rmtools.lm.hub import find_model
-
-    placement = placement_for(device, dtype)
-    value, _ = load_value_model(find_model(model).pinned, device=placement.device, dtype=placement.dtype)
-    print_precision(value_model=value)
-    return value
 
 
 def _rendered(rows: "Rollouts", value: "Scorer") -> "Rollouts":
@@ -287,16 +318,13 @@ def _score(rows: "Rollouts", value: "Scorer") -> "StepScores":
 
 
 def _drawn(
-    model: str | None,
-    named: tuple[str | None, str | None, int | None],
-    place: tuple[DeviceName, DtypeName],
+    model: ValueModelName | None,
+    others: tuple[str | None, str | None, int | None],
     prompts_file: tuple[str, int | None],
     n: int,
     seed: int,
 ) -> "tuple[RecordedSamples, Scorer]":
     """Draw independent samples of the prompts, and return them with the value model."""
-    from dataclasses import replace
-
     from rmtools.cli.device import placement_for, print_precision
     from rmtools.cli.progress import progress
     from rmtools.data.prompts import (
@@ -323,7 +351,8 @@ def _drawn(
     def check(judge: Any, settings: Any, *tokens: Any) -> None:
         prompts_check(source, judge, AskedFormat(), settings.prompt_format)(*tokens)
 
-    loaded = load(model, *named, placement=placement_for(*place), check=check)
+    placement = placement_for(model.device, model.dtype)
+    loaded = load(model.name, *others, placement=placement, check=check)
     print_precision(policy=loaded.policy, value_model=loaded.value)
     given = load_prompts(source, loaded.task.delimiter)[:limit]
     steps = loaded.policy.steps
@@ -346,12 +375,13 @@ def _drawn(
     return replace(from_records(records, source), policy=loaded.policy.name), loaded.value
 
 
-def _provenance(model: str | None, seed: int, **others: Any) -> dict[str, Any]:
+def _provenance(model: ValueModelName | None, seed: int, **others: Any) -> dict[str, Any]:
     """Return what was run, without what is not known."""
     import rmtools
     from rmtools.lm.checkpoint import fingerprint
 
-    known = {"model": model or "", "model_fingerprint": fingerprint(model) if model else "", **others}
+    named = {} if model is None else {"model": model.name, "model_fingerprint": fingerprint(model.name)}
+    known = {**named, "prm_format": None if model is None else model.prm_format, **others}
     return {k: v for k, v in known.items() if v not in (None, "")} | {
         "seed": seed,
         "rmtools": rmtools.__version__,

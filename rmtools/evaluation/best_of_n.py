@@ -295,7 +295,7 @@ def evaluate_best_of_n(
     found = share_intervals({key: (value[:, None], first_mean) for key, value in columns.found.items()}, rng)
 
     def share(name: str) -> Share:
-        points = tuple(Point(n, i.estimate, i.low, i.high) for n in columns.sizes if (i := found[name, n]))
+        points = tuple(_point(n, found[name, n]) for n in columns.sizes)
         last = points[-1]
         return Share(last.estimate, last.low, last.high, points)
 
@@ -309,17 +309,21 @@ def evaluate_best_of_n(
         n=most,
         n_problems=len(samples.problems),
         n_samples=sum(len(p.solutions) for p in samples.problems),
-        best_of_n=own and own.best_of_n,
+        best_of_n=None if own is None else own.best_of_n,
         pass_at_1=share("pass_at_1"),
         oracle=share("oracle"),
         majority=share("majority"),
-        weighted_majority=own and own.weighted_majority,
+        weighted_majority=None if own is None else own.weighted_majority,
         aggregations=choices,
         gains=_gains(columns, aggregate, most, rng) if own else {},
         adaptive=_adaptive(columns, aggregate, root, q, rng),
         curve=_curve(samples, columns, aggregate, found, cost),
         cost=cost,
     )
+
+
+def _point(n: int, share: Interval) -> Point:
+    return Point(n, share.estimate, share.low, share.high)
 
 
 def _gains(columns: _Columns, aggregate: str, n: int, rng: np.random.Generator) -> dict[str, Interval]:

@@ -143,7 +143,8 @@ def read_recorded(path: str | Path) -> RecordedSamples:
 def _traces(rows: Iterable[tuple[str, Any]], meta: Mapping[str, Any], source: str) -> RecordedSamples:
     how = meta.get("prm_aggregate")
     name = how if how in AGGREGATIONS else "recorded"
-    checker, found = AnswerChecker(), []
+    checker = AnswerChecker()
+    found: list[ProblemSamples] = []
     for place, row in rows:
         try:
             found.append(_problem(Field(row), len(found), name, checker))
@@ -169,7 +170,8 @@ def _problem(row: Field, number: int, name: str, checker: AnswerChecker) -> Prob
 
 
 def _solution(trace: Field, ident: str, reference: str | None, name: str, checker: AnswerChecker) -> Solution:
-    text = trace["text"].text()
+    steps = trace["steps"].texts() if trace.has("steps") else segment(trace["text"].text(), "blank-line")
+    text = "".join(steps)
     written = str(trace["answer"].value) if trace.has("answer") else final_answer(text)
     if trace.has("correct"):
         right = trace["correct"].unit()
@@ -178,12 +180,12 @@ def _solution(trace: Field, ident: str, reference: str | None, name: str, checke
     else:
         why = f"is missing, and problem {ident} has no right answer (gold) to judge by"
         raise RowError(f"{trace.place}.correct", why)
-    steps = segment(text, "blank-line")
     scores: dict[str, float] = {}
     if trace.has("step_scores"):
         given = [x.unit() for x in trace["step_scores"].items()]
-        if not given:
-            raise trace["step_scores"].wrong(f"of problem {ident} is empty")
+        if not given or (trace.has("steps") and len(given) != len(steps)):
+            of = f"{len(steps)} steps" if trace.has("steps") else "a solution"
+            raise trace["step_scores"].wrong(f"has {len(given)} scores for {of} of problem {ident}")
         scores = aggregate(given)
     elif trace.has("prm_score"):
         scores = {name: trace["prm_score"].unit()}

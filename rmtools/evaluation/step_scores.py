@@ -1,6 +1,7 @@
 """The probability of a value model at the prompt and behind every step of given solutions, and what reading them cost."""
 
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -44,7 +45,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class StepScores:
-    """Probabilities of rows: ``p`` has an array (T + 1,) for each, at the prompt and behind each step.
+    """Probabilities of rows: ``p`` has an array (T + 1,) for each, at the prompt (NaN if it has none) and behind each step.
 
     ``too_long`` are the rows that the model's context cannot hold: their arrays are empty.
     """
@@ -108,6 +109,8 @@ def score_steps(
     for i, values in zip(fits, found, strict=True):
         require_tree_values(scorer.name, values, len(rows[i].steps), [0] * len(values.children))
         p[i] = np.exp(scorer.tilt.log_probability(np.asarray(values.log_value, dtype=np.float64)))
+        if getattr(scorer, "first_steps", False):  # a published model that does not value a prompt alone
+            p[i][0] = math.nan
     tokens, weights = float(sum(len(trees[i].ids) for i in fits)), weights_of(scorer)
     flops = None if weights is None else 2.0 * weights * tokens
     cost = Cost(len(fits), tokens, weights, flops, round(time.monotonic() - began, 3))

@@ -62,7 +62,7 @@ def accuracy_over_n(curve: Sequence[Values]) -> str:
             for c in curve
         ]
         below = {"generated_tokens": "tokens generated", "verifier_tokens": "tokens the verifier reads"}
-        ax.set(xscale="log", ylim=(0, 1.02), ylabel="share of problems solved")
+        ax.set(xscale="log", ylim=(0, 1.18), ylabel="share of problems solved")
         ax.set_xlabel(
             "; ".join(["samples per problem", *(text for key, text in below.items() if key in known)])
         )
@@ -94,9 +94,9 @@ def first_errors(curves: Values, chosen: float | None) -> str:
             ax.axvline(0.5, color=GREY, linewidth=1)
             if chosen is not None:
                 ax.axvline(chosen, color=GREY, linewidth=1, linestyle="--")
-            ax.set(xlim=(0, 1), ylim=(0, 1.02), title=subset, ylabel="share right; F1")
+            ax.set(xlim=(0, 1), ylim=(0, 1.18), title=subset, ylabel="share right; F1")
             ax.legend(loc="upper center", ncols=3, fontsize=9)
-        axes[-1].set_xlabel("threshold (lines: .5; dashed: chosen on gsm8k)")
+        axes[-1].set_xlabel("threshold (solid line: .5; dashed: chosen on gsm8k)")
         return svg_text(figure)
 
 

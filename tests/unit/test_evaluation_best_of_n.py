@@ -198,6 +198,9 @@ RECORDS = [
 ]
 
 
+STEPS = {"steps": ["a\n", "b"], "correct": True, "step_scores": [0.5]}
+
+
 @pytest.mark.parametrize(
     ("records", "message"),
     [
@@ -210,6 +213,10 @@ RECORDS = [
         (broken(RECORDS, 0, "traces", 0, "correct"), "no right answer"),
         (broken(RECORDS, 0, "traces", 0, "text", put="  "), "is empty"),
         (broken(RECORDS, 0, "traces"), "its first row has the fields problem_id"),
+        (
+            broken(RECORDS, 0, "traces", 0, put=STEPS),
+            r"field traces\[0\].step_scores: has 1 scores for 2 steps of problem a",
+        ),
         ([], "holds no recorded samples"),
     ],
 )

@@ -111,16 +111,9 @@ def test_rows_that_were_too_long_are_counted():
 
 
 def test_published_averages():
-    """The subsets' figures have the published averages."""
-    averages = {p.model: pytest.approx(p.average, abs=0.051) for p in PROCESSBENCH}
-    assert averages == {
-        "Qwen2.5-Math-PRM-72B": 78.3,
-        "Qwen2.5-Math-PRM-7B": 73.5,
-        "Qwen2.5-Math-7B-PRM800K": 56.5,
-        "Skywork-PRM-7B": 42.1,
-        "Math-Shepherd-PRM-7B": 31.5,
-        "RLHFlow-PRM-Mistral-8B": 28.4,
-    }
+    """The figures of the subsets have the averages that were published."""
+    for p in PROCESSBENCH:
+        assert p.average == pytest.approx(np.mean(p.f1), abs=0.051), p.model
 
 
 def test_the_real_file():

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from rmtools.codec import to_json
 from rmtools.evaluation.pages.layout import EvaluationPage, Fact, cost_fact, show, too_long_fact
-from rmtools.evaluation.processbench import ProcessBench
+from rmtools.evaluation.processbench import CHOSEN_ON, ProcessBench
 from rmtools.evaluation.published import PROCESSBENCH, SUBSETS
 from rmtools.plots import evaluation as drawings
 from rmtools.plots.page import Plot, Section, Table
@@ -54,7 +54,7 @@ def facts_of(found: ProcessBench) -> tuple[Fact, ...]:
                 (
                     f"{name}, at {found.threshold:.3f}",
                     show(s.at_chosen.f1),
-                    "F1, threshold chosen on gsm8k",
+                    f"F1, threshold chosen on {CHOSEN_ON}{' itself: in hindsight' if name == CHOSEN_ON else ''}",
                     "",
                 )
             )
