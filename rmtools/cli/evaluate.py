@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -13,7 +14,9 @@ from rmtools.cli.options import (
     Dtype,
     DtypeName,
     Horizon,
+    PrmFormat,
     PromptsLimit,
+    RemoteCode,
     Seed,
     TaskName,
     TrainedPolicy,
@@ -23,6 +26,7 @@ from rmtools.cli.options import (
     output_option,
     sampler_option,
 )
+from rmtools.cli.published import PublishedOptions
 from rmtools.errors import UserError
 
 if TYPE_CHECKING:
@@ -44,18 +48,6 @@ Files = Annotated[
     list[Path], typer.Argument(metavar="FILE…", help="JSON, JSONL or parquet files, or a folder of them.")
 ]
 Model = Annotated[str, model_option(help="Checkpoint of the value model: folder or hub name.")]
-PrmFormat = Annotated[
-    str | None,
-    model_option(
-        "--prm-format",
-        metavar="KEY",
-        help="How a published reward model is read: a key of docs/formats.md, or a JSON file of yours. Default: recognised from "
-        "its files.",
-    ),
-]
-RemoteCode = Annotated[
-    bool, model_option("--trust-remote-code", help="Run code that a published model brings along.")
-]
 Limit = Annotated[int | None, data_option(min=1, help="Read only the first so many rows.")]
 Aggregate = Annotated[
     Literal["last", "min", "product", "mean"] | None,
@@ -81,20 +73,23 @@ class ValueModelName:
     device: DeviceName
     dtype: DtypeName
 
+    @property
+    def published(self) -> PublishedOptions | None:
+        """How a published model is read; None for a checkpoint."""
+        options = PublishedOptions(self.prm_format, trust_remote_code=self.trust_remote_code)
+        return options if options.names(self.name) else None
+
     def load(self) -> "Scorer":
         """Return the model, in this process."""
         from rmtools.cli.device import placement_for, print_precision
         from rmtools.lm.checkpoint import load_value_model
         from rmtools.lm.hub import find_model
 
-        placement = placement_for(self.device, self.dtype)
-        value: Scorer = load_value_model(
-            find_model(self.name).pinned,
-            device=placement.device,
-            dtype=placement.dtype,
-            prm_format=self.prm_format,
-            trust_remote_code=self.trust_remote_code,
-        )[0]
+        placement, published = placement_for(self.device, self.dtype), self.published
+        if published is not None:
+            return published.load(self.name, None, placement)
+        name = find_model(self.name).pinned
+        value = load_value_model(name, device=placement.device, dtype=placement.dtype)[0]
         print_precision(value_model=value)
         return value
 
@@ -189,7 +184,7 @@ def _scored(
     if value is None:
         return samples, None, None
     rows = rows_to_score(samples, value.steps.settings.delimiter)
-    found = _score(rows if samples.rendered else _rendered(rows, value), value)
+    found = _score(rows, value, as_they_are=samples.rendered)
     return with_scores(samples, found.p, value.name), found.cost, root_values(samples, found.p)
 
 
@@ -262,7 +257,6 @@ def calibration(
         rows = rows[:limit]
     named = ValueModelName(model, prm_format, trust_remote_code, device, dtype)
     value = named.load()
-    rows = _rendered(rows, value)
     scored = _score(rows, value)
     rng = generator("evaluate calibration", seed)
     found = evaluate_calibration(list(rows), scored.p, rng, value.name, str(rollouts), scored.cost)
@@ -289,7 +283,7 @@ def _labelled(
         labelled = read(files, value.steps.settings.delimiter)
     labelled = labelled[:limit]
     rows, source = [x.rollout for x in labelled], ", ".join(map(str, files))
-    scored = _score(_rendered(Rollouts(rows, RolloutMetadata.unknown(rows), source), value), value)
+    scored = _score(Rollouts(rows, RolloutMetadata.unknown(rows), source), value)
     rng = generator(f"evaluate {evaluate.__name__}", seed)
     found = evaluate(labelled, [p[1:] for p in scored.p], rng, value.name, source, scored.cost)
     _finish(replace(found, provenance=_provenance(named, seed, limit=limit)), out)
@@ -302,19 +296,14 @@ def _claim(out: Path) -> None:
     claim_folder(out, JSON_FILE)
 
 
-def _rendered(rows: "Rollouts", value: "Scorer") -> "Rollouts":
-    """Return rows in the format of the prompts that the model was trained on."""
-    from rmtools.evaluation.step_scores import rows_as_trained
-
-    return rows_as_trained(rows, getattr(value, "prompt_format", None), value.steps.tokenizer)
-
-
-def _score(rows: "Rollouts", value: "Scorer") -> "StepScores":
+def _score(rows: "Rollouts", value: "Scorer", as_they_are: bool = False) -> "StepScores":
+    """Score rows with a bar; their prompts are rendered as the model reads them unless they are taken as they are."""
     from rmtools.cli.progress import progress
-    from rmtools.evaluation.step_scores import score_steps
+    from rmtools.evaluation.step_scores import rows_as_trained, score_steps
 
-    with progress("scoring solutions", len(rows)) as tick:
-        return score_steps(list(rows), value, tick)
+    read = rows if as_they_are else rows_as_trained(rows, value)
+    with progress("scoring solutions", len(read)) as tick:
+        return score_steps(list(read), value, tick)
 
 
 def _drawn(
@@ -336,8 +325,8 @@ def _drawn(
     )
     from rmtools.data.tasks import Answering
     from rmtools.evaluation.recorded import from_records
-    from rmtools.lm.prompt_format import AskedFormat
-    from rmtools.sampling.loading import load
+    from rmtools.lm.prompt_format import AskedFormat, read_questions
+    from rmtools.sampling.loading import load, load_with
     from rmtools.sampling.sample_prompts import sample_prompts, settings_for
     from rmtools.seeds import generator
 
@@ -349,16 +338,25 @@ def _drawn(
         raise UserError(f"`prompts` {source} is no file", "`rmtools prompts` writes one")
 
     def check(judge: Any, settings: Any, *tokens: Any) -> None:
-        prompts_check(source, judge, AskedFormat(), settings.prompt_format)(*tokens)
+        if judge is None:
+            raise UserError("nothing says which samples are right: no task is named", "name it with `task`")
+        recorded = None if settings is None else settings.prompt_format
+        prompts_check(source, judge, AskedFormat(), recorded)(*tokens)
 
-    placement = placement_for(model.device, model.dtype)
-    loaded = load(model.name, *others, placement=placement, check=check)
+    placement, published = placement_for(model.device, model.dtype), model.published
+    if published is None:
+        loaded = load(model.name, *others, placement=placement, check=check)
+    else:
+        outside = partial(published.load, model.name, placement=placement)
+        loaded = load_with(outside, *others, placement, check)
     print_precision(policy=loaded.policy, value_model=loaded.value)
     given = load_prompts(source, loaded.task.delimiter)[:limit]
     steps = loaded.policy.steps
-    prompts, judge, _ = enter_prompts(
-        given, loaded.task, AskedFormat(), steps.tokenizer, loaded.settings.prompt_format, source=source
+    recorded = None if loaded.settings is None else loaded.settings.prompt_format
+    prompts, judge, form = enter_prompts(
+        given, loaded.task, AskedFormat(), steps.tokenizer, recorded, source=source
     )
+    read_questions(loaded.value, form, steps.tokenizer)
     check_prompts(prompts, judge, loaded.policy)
     answer = judge.answer if isinstance(judge, Answering) else None
     settings, rng = (
@@ -380,7 +378,8 @@ def _provenance(model: ValueModelName | None, seed: int, **others: Any) -> dict[
     import rmtools
     from rmtools.lm.checkpoint import fingerprint
 
-    named = {} if model is None else {"model": model.name, "model_fingerprint": fingerprint(model.name)}
+    weights = fingerprint(model.name) if model is not None and not Path(model.name).is_file() else ""
+    named = {} if model is None else {"model": model.name, "model_fingerprint": weights}
     known = {**named, "prm_format": None if model is None else model.prm_format, **others}
     return {k: v for k, v in known.items() if v not in (None, "")} | {
         "seed": seed,

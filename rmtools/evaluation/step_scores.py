@@ -4,7 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -55,17 +55,22 @@ class StepScores:
     cost: Cost
 
 
-def rows_as_trained(rows: Rollouts, form: PromptFormat | None, tokenizer: "object") -> Rollouts:
-    """Return rows with their prompts in the model's format: rendered, unless they are known to be; None takes them as they are.
+def rows_as_trained(rows: Rollouts, scorer: Scorer) -> Rollouts:
+    """Return rows with their prompts as the model reads them.
+
+    Those of a checkpoint are rendered in its format, unless they are known to be; a published model that renders questions
+    itself gets the questions, where these are known.
 
     Raises ``UserError`` if they are rendered in another format.
     """
+    form: PromptFormat | None = getattr(scorer, "prompt_format", None)
     if form is None:
-        return rows
+        own = hasattr(scorer, "question_of")
+        return replace(rows, rows=[replace(r, prompt=r.question or r.prompt) for r in rows]) if own else rows
     if rows.metadata.format_known:
         require_same_format(rows.metadata.prompt_format, form, "the rollouts'")
         return rows
-    return render_rows(rows, form, tokenizer)  # type: ignore[arg-type]
+    return render_rows(rows, form, scorer.steps.tokenizer)
 
 
 def score_steps(

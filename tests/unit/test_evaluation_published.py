@@ -27,7 +27,7 @@ def test_steps_of_processbench(tmp_path, monkeypatch):
     (tmp_path / "rows.json").write_text(json.dumps([row]))
     (labelled,) = read_processbench([tmp_path / "rows.json"], value.steps.settings.delimiter)
     rows = Rollouts([labelled.rollout], RolloutMetadata.unknown([labelled.rollout]))
-    found = score_steps(list(rows_as_trained(rows, value.prompt_format, value.steps.tokenizer)), value)
+    found = score_steps(list(rows_as_trained(rows, value)), value)
     assert np.isnan(found.p[0][0])  # a prompt alone has no value in these formats
     np.testing.assert_allclose(found.p[0][1:], bare(key, row["problem"], steps), atol=1e-5)
     assert found.cost.parameters > 0
