@@ -210,7 +210,7 @@ def dying(call, after, *args):
     make(*args)
 
 
-@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("after", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_killed_at_every_kind_of_rename(whole, policy, value, task, many, tmp_path, after):
     """The plan's, the first block's tally and file, the last block's, the file itself."""
     last = 1 + 2 * BLOCKS + 1

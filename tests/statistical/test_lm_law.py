@@ -101,6 +101,7 @@ def test_paths_with_value_blind_resampling_keep_their_law(policy, task, step_tok
     assert path_p_value([p for g in particles.steps() for p in g], table, covered) > 1e-3
 
 
+@pytest.mark.slow
 def test_stepwise_and_one_shot_sampling_are_well_formed_alike(policy, value, task):
     """(b) A hot policy whose steps are ragged, N = 256 in one batch: shares within .02 on 6,144 samples each."""
     hot = Policy(policy.model, policy.steps, 1.3)

@@ -40,7 +40,7 @@ def drawn_states(on_finite_model, model, settings, seed):
 @pytest.mark.parametrize(
     "settings",
     [
-        settings_for("mh", pool_size=4, mh_steps=40),
+        pytest.param(settings_for("mh", pool_size=4, mh_steps=40), marks=pytest.mark.slow),
         pytest.param(settings_for("mh", n_particles=4, pool_size=1, mh_steps=40), marks=pytest.mark.slow),
         pytest.param(settings_for("best-of-n", n_particles=2, mh_steps=60), marks=pytest.mark.slow),
         settings_for("gibbs", n_particles=4, sweeps=30),
@@ -89,6 +89,7 @@ def frequencies(records, prompt):
     return counts, len(texts)
 
 
+@pytest.mark.slow
 def test_the_batch_does_not_change_a_prompts_law(policy, value, prompts, task):
     """2,000 draws of a prompt among replicates of itself and as many among other prompts: every solution within 4.5 SE."""
     prompt, n = prompts[1], 2000

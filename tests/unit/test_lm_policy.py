@@ -337,6 +337,7 @@ def test_a_configuration_with_impossible_values_is_refused(policy_folder, settin
         load_policy(folder, settings)
 
 
+@pytest.mark.slow
 def test_a_tokenizer_with_special_tokens_that_the_model_does_not_know(tmp_path):
     """As Gemma 3's language models, whose tokenizer has a token for pictures; a prompt that holds it is refused."""
     save_model(tiny_model("gemma3"), "gemma3", tmp_path)

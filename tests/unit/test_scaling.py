@@ -205,6 +205,28 @@ def test_what_the_budget_does_not_reach_is_censored():
     assert (found.n_for_cv, found.n_for_success) == (None, None)
 
 
+def test_runs_that_find_nothing_right_show_no_accuracy():
+    """Below 50 particles no run finds a right solution: all agree on the floor, and Zhat seems to have no variance."""
+    found = search(
+        law(lambda n: 10 / n if n > 50 else 1e-9, lambda n: float(n > 50)),
+        4,
+        40,
+        0.25,
+        0.9,
+        np.random.default_rng(1),
+    )
+    assert (found.n_for_cv, found.n_for_success) == (None, None)
+    found = search(
+        law(lambda n: 10 / n if n > 50 else 1e-9, lambda n: float(n > 50)),
+        9,
+        10**4,
+        0.25,
+        0.9,
+        np.random.default_rng(1),
+    )
+    assert found.n_for_cv.estimate > 100
+
+
 def test_an_n_below_one_that_fails_is_not_needed_enough():
     """CV is not monotone in N: 32 particles fail where 16 do not."""
     found = search(

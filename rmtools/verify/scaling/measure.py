@@ -210,7 +210,7 @@ def search(
     def reaches(n: int) -> bool:
         if n not in tried:
             tried[n] = _judged(run, n, delta_cv)
-        return tried[n].cv2 <= delta_cv**2
+        return _cv_reached(delta_cv)(tried[n].moments)
 
     n = max(1, min(most, math.ceil(4 * predicted) if predicted < most else most))
     while not reaches(n) and n < most:
@@ -257,7 +257,8 @@ Reached = Callable[[np.ndarray], bool]
 
 
 def _cv_reached(delta_cv: float) -> Reached:
-    return lambda m: bool(0 <= m[:, 0].sum() <= delta_cv**2 * m[:, 1].sum())
+    """Return whether moments show the CV; runs without any right solution agree on a wrong Zhat, and show nothing."""
+    return lambda m: bool(m[:, 2].any() and 0 <= m[:, 0].sum() <= delta_cv**2 * m[:, 1].sum())
 
 
 def _success_reached(success: float) -> Reached:
