@@ -205,6 +205,11 @@ def test_what_the_budget_does_not_reach_is_censored():
     assert (found.n_for_cv, found.n_for_success) == (None, None)
 
 
+def test_far_below_the_prediction_only_the_largest_is_tried():
+    found = search(law(lambda n: 1000 / n), 16000, 100, 0.25, 0.9, np.random.default_rng(1))
+    assert (found.n_for_cv, [(t.n_particles, t.runs) for t in found.tried]) == (None, [(100, 2)])
+
+
 def test_runs_that_find_nothing_right_show_no_accuracy():
     """Below 50 particles no run finds a right solution: all agree on the floor, and Zhat seems to have no variance."""
     found = search(

@@ -24,6 +24,8 @@ from rmtools.stats.bootstrap import Interval
 
 # Runs of an N before it is judged, and the most of them: more while CV^2 is within CLEAR standard errors of what is asked.
 FEWEST_RUNS, MOST_RUNS, CLEAR = 2, 8, 2.5
+# A prediction of so many times the largest N leaves nothing to search for.
+FAR = 4
 PARTICLES_AT_ONCE = 1 << 17
 RESAMPLES = 1000
 
@@ -192,7 +194,8 @@ def search(
     """Find the N that CV(Zhat) <= ``delta_cv`` and a mean share of right solutions of at least ``success`` need.
 
     N starts at four times ``predicted``, at most at ``most``, is doubled up to there while it does not reach the CV, and halved
-    until two in a row reach neither; then the middle between the least that does and the next below is tried.
+    until two in a row reach neither; then the middle between the least that does and the next below is tried. Where the
+    prediction is `FAR` beyond ``most`` only that is tried.
 
     Parameters
     ----------
@@ -205,6 +208,9 @@ def search(
     rng : np.random.Generator
         For the resamples of prompts.
     """
+    if FAR * most < predicted < math.inf:
+        found = (_judged(run, most, delta_cv, FEWEST_RUNS),)
+        return _search(found, delta_cv, success, rng)
     tried: dict[int, Tried] = {}
 
     def reaches(n: int) -> bool:
@@ -224,7 +230,10 @@ def search(
         below = [m for m in tried if m < least]
         if least < math.inf and below and least - max(below) > 1:
             reaches(round(math.sqrt(least * max(below))))
-    found = _descending(tried)
+    return _search(_descending(tried), delta_cv, success, rng)
+
+
+def _search(found: tuple[Tried, ...], delta_cv: float, success: float, rng: np.random.Generator) -> Search:
     return Search(
         found,
         _needed(found, _cv_reached(delta_cv), rng),
@@ -232,16 +241,16 @@ def search(
     )
 
 
-def _judged(run: Run, n: int, delta_cv: float) -> Tried:
-    """Run N particles until CV^2 is clearly above or below what is asked, or `MOST_RUNS` times."""
+def _judged(run: Run, n: int, delta_cv: float, most_runs: int = MOST_RUNS) -> Tried:
+    """Run N particles until CV^2 is clearly above or below what is asked, or ``most_runs`` times."""
     found = run(n, FEWEST_RUNS)
     while True:
         cv2, error = _cv2(found)
         k = found.log_z.shape[1]
-        if abs(cv2 - delta_cv**2) > CLEAR * error or k >= MOST_RUNS:
+        if abs(cv2 - delta_cv**2) > CLEAR * error or k >= most_runs:
             m = found.moments
             return Tried(n, k, cv2, error, float(m[:, 2].mean()), found.resampled, found.tokens, m)
-        found = found.join(run(n, min(k, MOST_RUNS - k)))
+        found = found.join(run(n, min(k, most_runs - k)))
 
 
 def _cv2(runs: Runs) -> tuple[float, float]:
