@@ -96,8 +96,8 @@ def evaluate_calibration(
     rows : sequence of Rollout
         Their rewards are the outcomes; their step labels, unless every row has a reward.
     p : sequence of np.ndarray
-        (T + 1,) probabilities of each row, at the prompt and behind each step; NaN where there is none, empty for a row that
-        the model could not read.
+        (T + 1,) probabilities of each row, at the prompt and behind each step; NaN where the model gives no value, empty for a
+        row that it could not read.
     rng : np.random.Generator
         Source of the resamples.
     model, source, cost

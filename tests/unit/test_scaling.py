@@ -364,6 +364,13 @@ def test_other_methods_choose_as_they_are_named(setting):
         assert found.low <= found.n_for_success
         sizes = [t.n_particles for t in found.trials]
         assert sizes == sorted(sizes, reverse=True)
+    # The best by a value that knows every reward is what rejection finds: right with 1 - (1 - p)^N.
+    best = measure_baseline(setting, "best-of-n", "exact", knows, 1e5, np.random.default_rng(12))
+    p = np.asarray([t.success * (1 - t.uncovered) for t in setting.tables])
+    for trial in best.trials:
+        law = 1 - (1 - p) ** trial.n_particles
+        error = math.sqrt((law * (1 - law)).sum() / trial.runs) / len(p)
+        assert abs(trial.success - law.mean()) <= 4.5 * error + max(t.uncovered for t in setting.tables)
     # Many right walks share the votes: a majority needs more than the best of N, or is not done.
     votes = measure_baseline(setting, "weighted-majority", "exact", knows, 1e4, np.random.default_rng(9))
     assert all(0 <= t.success <= 1 for t in votes.trials)

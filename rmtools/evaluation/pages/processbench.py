@@ -11,7 +11,7 @@ from rmtools.plots.page import Plot, Section, Table
 
 NOTES = (
     ("prediction", "the first step whose score is below the threshold; no error if there is none"),
-    ("F1", "2ab / (a + b), a the share of predictions that are right where there is an error, b where there is none"),
+    ("F1", "2ab / (a + b), a the accuracy on solutions with a wrong step, b on those without"),
     ("chosen threshold", "the best on GSM8K, used on all subsets; on GSM8K itself it is a figure in hindsight, and its interval "
      "does not know that the threshold was chosen"),
     ("a constant", "calls all solutions right, or all wrong at the first step: F1 is 0"),
@@ -81,7 +81,7 @@ def sections_of(found: ProcessBench) -> Iterable[Section]:
         rows.append(("average", "0.5", "", "", show(found.average_at_half)))
         if found.average_at_chosen is not None:
             rows.append(("average", f"{found.threshold:.3f}", "", "", show(found.average_at_chosen)))
-    columns = ("subset", "threshold", "right where there is an error", "right where there is none", "F1")
+    columns = ("subset", "threshold", "accuracy, with an error", "accuracy, without", "F1")
     yield Section("By subset", (Table("Accuracy of the first wrong step", columns, tuple(rows)),))
     published = tuple(
         (p.model, *(f"{x:.1f}" for x in p.f1), f"{p.average:.1f}", p.source) for p in PROCESSBENCH

@@ -85,6 +85,6 @@ class Reading:
 
     @property
     def root(self) -> float:
-        """The log value of a prompt that has none of its own, nats."""
+        """The log value of the prompt alone, nats, for formats that are read behind steps only."""
         given = UNKNOWN_ROOT if isinstance(self.root_value, str) else self.root_value
         return float(Tilt(self.floor).log_potential(given))
