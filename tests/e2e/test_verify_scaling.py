@@ -66,6 +66,10 @@ def test_all_stages(tiny, run):
     assert exact["rms_policy"] < 1e-6
     assert exact["sigma2"] == pytest.approx(exact["sigma2_perfect"])
     assert "default-1 at 2" in found["consistency"]
+    audits = {a["model"]: a for a in found["audits"]}
+    assert set(audits) == {"mc-early", "mc-late", "default-early", "default-late"}
+    b = audits["default-early"]["rms"]["estimate"]
+    assert b == pytest.approx(found["consistency"]["default-early at 2"]["rms_policy"], rel=0.5)
 
 
 def test_a_second_run_repeats_nothing_and_a_lost_point_is_made_alone(tiny, run, monkeypatch):

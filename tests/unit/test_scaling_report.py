@@ -7,11 +7,14 @@ import re
 import pytest
 
 from rmtools.codec import from_json, to_json
+from rmtools.stats.bootstrap import Interval
+from rmtools.verify.scaling.audits import Audited
 from rmtools.verify.scaling.baselines import METHODS, Baseline, BaselineTrial
 from rmtools.verify.scaling.exact_families import FAMILIES, FamilyPoint
 from rmtools.verify.scaling.jobs import Horizon
 from rmtools.verify.scaling.points import Consistency, Point, Trial
-from rmtools.verify.scaling.profile import FULL, MODELS
+from rmtools.verify.scaling.profile import FULL, MODELS, TRAINED
+from rmtools.verify.scaling.report.bellman import audit_sentence, audit_table
 from rmtools.verify.scaling.report.claims import conclusions
 from rmtools.verify.scaling.report.comparisons import ratios_to_exact, variance_ratios
 from rmtools.verify.scaling.report.findings import baselines_sentence, baselines_table, family_sentences
@@ -83,7 +86,21 @@ def made(law=variance_of, horizons=T, budget=BUDGET, predicted=None, interval=1.
             )
     of = [Horizon(t, P[t], P[t] / 10, 0.9, 1e-4, 1000, t > 8) for t in horizons]
     profile = dataclasses.replace(FULL, horizons=tuple(horizons))
-    return Scaling(profile, of, points, found, baselines(horizons), exact_families())
+    return Scaling(profile, of, points, found, baselines(horizons), exact_families(), audits(found, horizons))
+
+
+def audits(found, horizons):
+    """Audits whose intervals hold the tables' figures, but one RMS, and one N that is not resolved."""
+    rows = []
+    for model in TRAINED:
+        for t in horizons:
+            known = found[f"{model} at {t}"]
+            rms, n = known.rms_policy * (3 if (model, t) == ("mc-late", 4) else 1), known.sigma2 / DELTA**2
+            cost = None if (model, t) == ("mc-early", 2) else Interval(n, n / 2, None)
+            rows.append(
+                Audited(model, t, Interval(rms, rms / 2, rms * 2), None, cost, Interval(0.7, 0.6, 0.8))
+            )
+    return rows
 
 
 def baselines(horizons):
@@ -360,3 +377,16 @@ def test_the_report_shows_its_pictures_and_failures_and_asks_for_nothing(tmp_pat
     assert text.splitlines()[2].startswith("![From 2 to 8 steps: ×")
     for plot in plots:
         assert f"({plot.name})" in text
+
+
+def test_audits_stand_beside_the_tables():
+    found = made()
+    text = audit_sentence(found)
+    assert "b for 19 of 20 models and horizons" in text
+    assert "the 19 that it resolves" in text
+    assert "every step for 19 of" in text
+    rows = {(row[0], row[1]): row for row in audit_table(found).rows}
+    assert len(rows) == 20
+    assert rows["mc-early", "2"][6] == "–"
+    known = found.consistency["default-late at 8"]
+    assert rows["default-late", "8"][3] == f"{known.rms_policy:.3f}"

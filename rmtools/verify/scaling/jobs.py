@@ -18,7 +18,15 @@ from rmtools.seeds import generator
 from rmtools.verify.scaling.exact_families import FAMILIES, measure_family
 from rmtools.verify.scaling.measure import SAMPLERS
 from rmtools.verify.scaling.points import Setting, consistency, measure_point
-from rmtools.verify.scaling.profile import BELLMAN, DELTA_CV, EPSILON, MODELS, SHARE_OF_TARGET, Profile
+from rmtools.verify.scaling.profile import (
+    BELLMAN,
+    DELTA_CV,
+    EPSILON,
+    MODELS,
+    SHARE_OF_TARGET,
+    TRAINED,
+    Profile,
+)
 from rmtools.verify.scaling.tables import Table, load_tables
 from rmtools.verify.scaling.values import TableValue, exact_values, planted_values
 
@@ -87,7 +95,6 @@ def load_model(
     out: Path, profile: Profile, name: str, tables: Sequence[Table], policy: Any, tilt: Tilt
 ) -> tuple[Scorer, list[FiniteModel]]:
     """Return a reward model as a scorer of the policy's prefixes, and its values on the tables."""
-    from rmtools.lm.checkpoint import load_value_model
     from rmtools.lm.classifier import new_token_classifier
     from rmtools.lm.value import ConstantValue, ValueModel
 
@@ -104,14 +111,22 @@ def load_model(
         untrained = new_token_classifier(str(out / POLICY), profile.seed).to(policy.device)
         scorer = ValueModel(untrained, policy.steps, tilt, name)
     else:
-        trained, _ = load_value_model(checkpoint_of(out, profile, name), device=policy.device)
-        scorer = ValueModel(trained.model, policy.steps, tilt, name)
+        scorer = trained_scorer(out, profile, name, policy, tilt)
     return scorer, [t.model(t.log_values(scorer)) for t in tables]
+
+
+def trained_scorer(out: Path, profile: Profile, name: str, policy: Any, tilt: Tilt) -> Scorer:
+    """Return a trained model as a scorer of the policy's prefixes, with the floor of their horizon."""
+    from rmtools.lm.checkpoint import load_value_model
+    from rmtools.lm.value import ValueModel
+
+    trained, _ = load_value_model(checkpoint_of(out, profile, name), device=policy.device)
+    return ValueModel(trained.model, policy.steps, tilt, name)
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is measured: ``kind`` points, consistency, baselines or families; ``name`` a reward model, method or family."""
+    """What is measured: ``kind`` points, consistency, baselines, families or audits; ``name`` a model, method or family."""
 
     kind: str
     horizon: int
@@ -141,6 +156,7 @@ def jobs_of(profile: Profile) -> list[Job]:
             if profile.families
         ),
         *(Job("consistency", t, m) for t in longest_first for m in (*MODELS, *checkpoints)),
+        *(Job("audits", t, "trained") for t in longest_first),
     ]
 
 
@@ -168,12 +184,17 @@ def _seed_words(job: Job) -> list[str]:
 
 
 def _measure(out: Path, profile: Profile, device: str, job: Job, rng: np.random.Generator) -> Any:
+    from rmtools.verify.scaling.audits import audit_trained
     from rmtools.verify.scaling.baselines import measure_baseline
 
     tables = load_tables(out / tables_file(job.horizon))
     at = horizon_of(tables, job.horizon > profile.enumerated)
     policy = load_policy_of(out, profile, job.horizon, device)
     tilt = Tilt(at.floor)
+    if job.kind == "audits":
+        scorers = {m: trained_scorer(out, profile, m, policy, tilt) for m in TRAINED}
+        prompts = [t.prompt for t in tables]
+        return audit_trained(policy, task_of(profile, job.horizon), prompts, scorers, profile.seed)
     name = BELLMAN if job.kind == "baselines" else job.name
     scorer, models = load_model(out, profile, name, tables, policy, tilt)
     if job.kind == "consistency":

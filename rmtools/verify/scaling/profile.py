@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from rmtools.verify.scaling.policy import PolicySize
 
 MODELS = ("constant", "untrained", "mc-early", "mc-late", "default-early", "default-late", "planted", "exact")
+TRAINED = ("mc-early", "mc-late", "default-early", "default-late")
 BELLMAN = "default-late"
 EPSILON = 0.2  # of the planted bias
 DELTA_CV = 0.25

@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rmtools.codec import from_json, to_json
 from rmtools.errors import UserError
@@ -18,6 +19,7 @@ from rmtools.files import read_json, write_json
 from rmtools.jobs.lock import held
 from rmtools.jobs.processes import Process
 from rmtools.seeds import generator
+from rmtools.verify.scaling.audits import Audited
 from rmtools.verify.scaling.baselines import Baseline
 from rmtools.verify.scaling.exact_families import FamilyPoint
 from rmtools.verify.scaling.jobs import (
@@ -33,7 +35,7 @@ from rmtools.verify.scaling.jobs import (
 )
 from rmtools.verify.scaling.measure import FEWEST_RUNS
 from rmtools.verify.scaling.points import STEP_TOKENS, Consistency, Point
-from rmtools.verify.scaling.profile import MODELS, Profile
+from rmtools.verify.scaling.profile import MODELS, TRAINED, Profile
 from rmtools.verify.scaling.prompts import alike_prompts
 from rmtools.verify.scaling.stages import Stages
 from rmtools.verify.scaling.tables import enumerate_states, load_tables, merge_states, save_tables
@@ -208,6 +210,8 @@ class Scaling:
         ``"model at T"`` to `Consistency`; of the default's checkpoints also.
     baselines : list of Baseline
     families : list of FamilyPoint
+    audits : list of Audited
+        Of the trained models.
     also : Scaling or None
         The further run of the profile.
     """
@@ -218,6 +222,7 @@ class Scaling:
     consistency: dict[str, Consistency]
     baselines: list[Baseline]
     families: list[FamilyPoint]
+    audits: list[Audited]
     also: "Scaling | None" = None
 
 
@@ -242,7 +247,7 @@ def read_scaling(stages: Stages, profile: Profile) -> Scaling:
         j: read_json(out / j.file, f"a result of {j.kind}") for j in jobs_of(profile) if j.file in stages.done
     }
 
-    def results(kind: str) -> dict[Job, object]:
+    def results(kind: str) -> dict[Job, Any]:
         return {j: row for j, row in read.items() if j.kind == kind}
 
     points = [from_json(Point, row) for row in results("points").values()]
@@ -257,4 +262,8 @@ def read_scaling(stages: Stages, profile: Profile) -> Scaling:
         },
         sorted((from_json(Baseline, row) for row in results("baselines").values()), key=lambda b: b.horizon),
         [from_json(FamilyPoint, row) for row in results("families").values()],
+        sorted(
+            (from_json(Audited, row) for rows in results("audits").values() for row in rows),
+            key=lambda a: (TRAINED.index(a.model), a.horizon),
+        ),
     )

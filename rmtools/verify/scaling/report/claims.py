@@ -10,7 +10,7 @@ from rmtools.particles.islands import wilson
 from rmtools.stats.bootstrap import Interval
 from rmtools.verify.scaling.measure import SAMPLERS
 from rmtools.verify.scaling.points import Point
-from rmtools.verify.scaling.profile import BELLMAN, DELTA_CV, MODELS
+from rmtools.verify.scaling.profile import BELLMAN, DELTA_CV, MODELS, TRAINED
 from rmtools.verify.scaling.report.comparisons import (
     ASYMPTOTIC,
     Ratio,
@@ -35,7 +35,6 @@ from rmtools.verify.scaling.report.growth import (
 )
 from rmtools.verify.scaling.run import Scaling
 
-TRAINED = ("mc-early", "mc-late", "default-early", "default-late")
 # What was asked.
 SLOPE_WITHIN, MOST_POWER, MOST_POWER_END = 0.1, 1.5, 1.75
 FACTOR, LEAST_SHARE, LEAST_PREDICTED, LEAST_RANKS = 2.0, 0.9, 64, 0.95

@@ -8,6 +8,7 @@ import numpy as np
 
 from rmtools.exact.bounds import paper_counts
 from rmtools.plots.page import Table
+from rmtools.stats.bootstrap import Interval
 from rmtools.verify.scaling.baselines import BEAM_WIDTH
 from rmtools.verify.scaling.exact_families import PERSISTENT_EPSILON, FamilyPoint
 from rmtools.verify.scaling.points import Consistency, Point, Trial
@@ -49,6 +50,18 @@ def decimals(x: float) -> str:
     if not math.isfinite(x):
         return "?"
     return f"{x:.2f}" if abs(x) < 10 else f"{float(f'{x:.3g}'):,.0f}"
+
+
+def figure(found: Interval | None) -> str:
+    """Return an estimate with its interval.
+
+    >>> figure(Interval(1.234, 0.5, None)), figure(None)
+    ('1.23 [0.50, ?]', '–')
+    """
+    if found is None:
+        return dash(None)
+    low, high = ("?" if end is None else decimals(end) for end in (found.low, found.high))
+    return f"{decimals(found.estimate)} [{low}, {high}]"
 
 
 def factor(log_ratio: float) -> str:
@@ -410,20 +423,3 @@ def points_table(found: Scaling) -> Table:
         columns,
         tuple(rows),
     )
-
-
-def consistency_table(found: Scaling) -> Table:
-    """Return the Bellman errors of every model at every horizon."""
-    rows = []
-    for name, c in found.consistency.items():
-        model, _, horizon = name.rpartition(" at ")
-        values = (c.rms_policy, c.rms_target, c.rms_gauge_fixed, c.path_sum, c.path_sum_sd, c.largest)
-        rows.append(
-            (model, horizon, *(f"{x:.3f}" for x in values), decimals(c.sigma2), decimals(c.sigma2_perfect))
-        )
-    rows.sort(key=lambda row: int(row[1]))
-    columns = (
-        "model", "T", "RMS b, policy", "RMS b, target", "gauge-fixed", "sum of b", "its SD", "largest |b|", "σ²",
-        "σ² of exact",
-    )  # fmt: skip
-    return Table("Bellman error b in nats, from the tables; means over prompts", columns, tuple(rows))

@@ -5,14 +5,13 @@ from pathlib import Path
 
 from rmtools.files import read_json, replacing_files
 from rmtools.plots.page import Facts, Items, Lead, Plot, Section, Table, markdown, page
-from rmtools.stats.bootstrap import Interval
 from rmtools.summary import Summary
 from rmtools.verify.scaling.measure import SAMPLERS
 from rmtools.verify.scaling.profile import DELTA_CV, EPSILON, SHARE_OF_TARGET
-from rmtools.verify.scaling.report import figures, findings, growth_figures
+from rmtools.verify.scaling.report import bellman, figures, findings, growth_figures
 from rmtools.verify.scaling.report.claims import Conclusions, conclusions
 from rmtools.verify.scaling.report.comparisons import Ratio
-from rmtools.verify.scaling.report.findings import dash, decimals
+from rmtools.verify.scaling.report.findings import dash, decimals, figure
 from rmtools.verify.scaling.report.marks import PANELS
 from rmtools.verify.scaling.run import Scaling
 
@@ -64,18 +63,6 @@ def summary(found: Scaling) -> Summary:
         c.short: f"{c.verdict:<12} {figure(c.found):<19} ({c.asked})" for c in conclusions(found).claims
     }
     return Summary(f"{TITLE} ({found.profile.name} run, T = {horizons})", lines)
-
-
-def figure(found: Interval | None) -> str:
-    """Return an estimate with its interval.
-
-    >>> figure(Interval(1.234, 0.5, None)), figure(None)
-    ('1.23 [0.50, ?]', '–')
-    """
-    if found is None:
-        return dash(None)
-    low, high = ("?" if end is None else decimals(end) for end in (found.low, found.high))
-    return f"{decimals(found.estimate)} [{low}, {high}]"
 
 
 def training_loss(out: Path) -> dict[int, float]:
@@ -224,10 +211,16 @@ def page_sections(
         Section("Trained models against the exact value", ratio_tables(judged)),
         Section("Every claim", (claims_table(judged),), folded=True),
         Section("Every point", (findings.points_table(found),), folded=True),
-        Section("Bellman error of every model", (findings.consistency_table(found),), folded=True),
+        Section("Bellman error of every model", (*bellman_parts(found),), folded=True),
         Section("Policy and tables", (*policy_tables(found, gates),), folded=True),
         Section("How to read this", (Items((*MODELS, *notes(found, command))),), folded=True),
     ]
+
+
+def bellman_parts(found: Scaling) -> list[str | Table]:
+    """Return the exact Bellman errors, and what audits say."""
+    audits = [bellman.audit_sentence(found), bellman.audit_table(found)] if found.audits else []
+    return [bellman.consistency_table(found), *audits]
 
 
 def silent_section(also: Scaling, plots: dict[str, Plot]) -> Section:
