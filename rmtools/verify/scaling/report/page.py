@@ -219,8 +219,10 @@ def page_sections(
 
 def bellman_parts(found: Scaling) -> list[str | Table]:
     """Return the exact Bellman errors, and what audits say."""
-    audits = [bellman.audit_sentence(found), bellman.audit_table(found)] if found.audits else []
-    return [bellman.consistency_table(found), *audits]
+    parts: list[str | Table] = [bellman.consistency_table(found)]
+    if found.audits:
+        parts += [bellman.audit_sentence(found), bellman.audit_table(found)]
+    return parts
 
 
 def silent_section(also: Scaling, plots: dict[str, Plot]) -> Section:
