@@ -138,6 +138,26 @@ class Endpoint:
 
         return self._answered(send, stop, first=first)
 
+    def post(
+        self,
+        path: str,
+        body: Mapping[str, Any],
+        name: str,
+        read: Callable[[Any], T],
+        stop: threading.Event | None = None,
+        *,
+        first: bool = False,
+    ) -> T:
+        """Send a request to ``path`` of the server itself, without ``/v1``, as `ask` does; ``read`` reads the answer.
+
+        A ``UserError`` of ``read`` makes the answer one that cannot be read: it is asked for again.
+        """
+
+        def send(attempt: int) -> T:
+            return self._once(path, body, f"{name}-{attempt}", read, self.url.removesuffix("/v1"))
+
+        return self._answered(send, stop, first=first)
+
     def ask_all(
         self, bodies: Sequence[Mapping[str, Any]], ids: Sequence[str], *, first: bool = False
     ) -> list[Answer]:
@@ -159,12 +179,17 @@ class Endpoint:
         return self._retry.call(send, retrying, stop or threading.Event(), first=first)
 
     def _once(
-        self, path: str, body: Mapping[str, Any] | None, request_id: str, read: Callable[[Any], T]
+        self,
+        path: str,
+        body: Mapping[str, Any] | None,
+        request_id: str,
+        read: Callable[[Any], T],
+        base: str | None = None,
     ) -> T:
-        """Send a request once and read its answer; a request without a body is a GET."""
+        """Send a request once and read its answer; a request without a body is a GET; ``base`` defaults to ``url``."""
         limit = self.settings.timeout if body is not None else min(self.settings.timeout, LIST_TIMEOUT)
         try:
-            response, content = self._sent(path, body, request_id, limit)
+            response, content = self._sent((base or self.url) + path, body, request_id, limit)
         except httpx2.RequestError as error:
             # Not chained: the library's message may quote the request's headers.
             raise self.errors.unreachable(error) from None
@@ -185,7 +210,7 @@ class Endpoint:
             raise self.errors.unreadable(error.fact) from None
 
     def _sent(
-        self, path: str, body: Mapping[str, Any] | None, request_id: str, limit: float
+        self, url: str, body: Mapping[str, Any] | None, request_id: str, limit: float
     ) -> tuple[httpx2.Response, bytes]:
         """Send a request; return the response and its content, received within ``limit`` seconds.
 
@@ -195,7 +220,7 @@ class Endpoint:
         timeout = httpx2.Timeout(limit, connect=min(limit, CONNECT_TIMEOUT), pool=None)
         given: dict[str, Any] = {"json": body, "headers": {"X-Request-Id": request_id}, "timeout": timeout}
         content = bytearray()
-        with self._client.stream("GET" if body is None else "POST", self.url + path, **given) as response:
+        with self._client.stream("GET" if body is None else "POST", url, **given) as response:
             for part in response.iter_bytes():
                 content += part
                 if time.monotonic() > end:

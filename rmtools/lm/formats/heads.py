@@ -56,10 +56,15 @@ class TwoLogits(torch.nn.Module):
             found = hidden.float()
             for i, layer in enumerate(self.layers):
                 found = layer(torch.relu(found) if i else found)
-        if found.shape[-1] == 1:
-            return torch.cat([torch.zeros_like(found), found], dim=-1)
-        others = found[..., [i for i in range(found.shape[-1]) if i != 1]].logsumexp(-1)
-        return torch.stack([others, found[..., 1]], dim=-1)
+        return two_logits(found)
+
+
+def two_logits(logits: Tensor) -> Tensor:
+    """Return the logits (..., 2) of bad and good, of 1 (good), 2 (bad, good) or 3 labels (the second is good)."""
+    if logits.shape[-1] == 1:
+        return torch.cat([torch.zeros_like(logits), logits], dim=-1)
+    others = logits[..., [i for i in range(logits.shape[-1]) if i != 1]].logsumexp(-1)
+    return torch.stack([others, logits[..., 1]], dim=-1)
 
 
 def read_labels(model: Any, good: int, bad: int) -> Any:

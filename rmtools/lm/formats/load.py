@@ -82,13 +82,7 @@ def load_published(
     asked, placement = asked or Asked(), placement or Placement()
     if asked.prm_format == RECORDED:
         return RecordedPRM(Recording.load(name), asked.steps or STEPS, asked.reading)
-    source = find_model(name)
-    if asked.prm_format is None:
-        key, told_by = recognised(source)
-        how = convention(key)
-    else:
-        how, told_by = convention(asked.prm_format), "it was named"
-    steps = StepTokenizer(load_tokenizer(source.folder), asked.steps or STEPS)
+    source, how, told_by, steps = _read(name, asked)
     if how.verbatim:
         model = _with_head(source, how, asked, placement)
         verbatim = VerbatimPRM(model, steps, asked.reading, str(source), how, told_by)
@@ -107,6 +101,41 @@ def load_published(
     _require_embeddings(found)
     found.source = source.pinned
     return found
+
+
+def _read(name: str | Path, asked: Asked) -> tuple[FoundModel, Convention, str, StepTokenizer]:
+    """Return a model's files, its convention, what tells it, and its tokenizer."""
+    source = find_model(name)
+    if asked.prm_format is None:
+        key, told_by = recognised(source)
+        how = convention(key)
+    else:
+        how, told_by = convention(asked.prm_format), "it was named"
+    return source, how, told_by, StepTokenizer(load_tokenizer(source.folder), asked.steps or STEPS)
+
+
+@dataclass(frozen=True)
+class Unloaded:
+    """How a published PRM is read, without its weights."""
+
+    convention: Convention
+    steps: StepTokenizer
+    rendering: Rendering
+    reading: Reading
+    told_by: str
+
+
+def unloaded(name: str | Path, asked: Asked) -> Unloaded:
+    """Return how a published PRM is read; raise ``UserError`` if its weights must be here for that."""
+    if asked.prm_format == RECORDED:
+        raise UserError("recorded scores are in a file, on no server", "leave `value_server` out")
+    source, how, told_by, steps = _read(name, asked)
+    if how.verbatim or how.head == "ratio":
+        raise UserError(
+            f"the format {how.key} of {source} is not read from a server's answers",
+            "load it in this process: leave `value_server` out",
+        )
+    return Unloaded(how, steps, Rendering(how, steps, str(source)), asked.reading, told_by)
 
 
 def _require_embeddings(value: PublishedPRM) -> None:
