@@ -3,6 +3,7 @@
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -36,6 +37,13 @@ from rmtools.cli.options import (
 )
 from rmtools.cli.published import PublishedOptions
 from rmtools.cli.sample import Islands, Particles, PoolSize, Resampling, Threshold
+from rmtools.cli.value_server import (
+    ServedValues,
+    ValueEndpoint,
+    ValueServer,
+    ValueServerModel,
+    served_values,
+)
 from rmtools.errors import UserError
 
 if TYPE_CHECKING:
@@ -127,6 +135,9 @@ def command(
     rollouts: Rollouts = None,
     prompts: Prompts = DEFAULT_PROMPTS,
     prompts_limit: PromptsLimit = None,
+    value_server: ValueServer = None,
+    value_server_model: ValueServerModel = None,
+    value_endpoint: ValueEndpoint = "auto",
     prompt_format: FormatName = "auto",
     system: System = None,
     few_shot: FewShot = None,
@@ -167,7 +178,8 @@ def command(
     terminal = terminal or "verifier"
     _check_ends(model, terminal, verify, card)
     _check_compared(compare or [])
-    options = PublishedOptions(prm_format, root_value, aggregate, floor, trust_remote_code)
+    values = served_values(value_server, value_server_model, value_endpoint, seed)
+    options = PublishedOptions(prm_format, root_value, aggregate, floor, trust_remote_code, values)
     if prm_format == RECORDED and rollouts is not None and is_recording(rollouts):
         _audit_recording(options, model, rollouts, placement_for(device, dtype), out, seed)
         return
@@ -357,7 +369,7 @@ def _inputs(
     elif source is None:
         found = _implicit(model, named, known)
     else:
-        found = _checkpoint(source.pinned, named, known, check)
+        found = _checkpoint(source.pinned, named, known, check, options.served)
     delimiter = "\n" if found[2] is None else found[2].delimiter
     form = asked_format(*asked, delimiter)
     if loaded is not None and (form.given or loaded.turns):
@@ -389,21 +401,24 @@ Found = tuple["str | Scorer", "Policy | None", "Task | None", str]
 """The audited model, its policy and task, and why they are unknown."""
 
 
-def _checkpoint(model: str, named: Named, known: "RolloutMetadata | None", check: "Check") -> Found:
+def _checkpoint(
+    model: str, named: Named, known: "RolloutMetadata | None", check: "Check", served: "ServedValues | None"
+) -> Found:
     """Return a checkpoint with its policy and task; None and the reason if rollouts are given and neither is found."""
     from rmtools.cli.device import print_precision
     from rmtools.lm.checkpoint import loadable_settings
     from rmtools.sampling.loading import load
 
     loadable_settings(model)  # a wrong checkpoint is an error even if rollouts are given
+    values = None if served is None else partial(served.connect, model)
     try:
-        loaded = load(model, *named[:3], placement=named[3], check=check)
+        loaded = load(model, *named[:3], placement=named[3], check=check, values=values)
     except UserError as error:
         if known is None or any(named[:3]):
             raise
-        return model, None, None, error.fact
+        return values() if values else model, None, None, error.fact
     print_precision(policy=loaded.policy, value_model=loaded.value)
-    return model, loaded.policy, loaded.task, ""
+    return loaded.value if values else model, loaded.policy, loaded.task, ""
 
 
 def _published(model: str, options: PublishedOptions, named: Named, known: "RolloutMetadata | None") -> Found:

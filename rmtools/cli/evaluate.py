@@ -27,6 +27,7 @@ from rmtools.cli.options import (
     sampler_option,
 )
 from rmtools.cli.published import PublishedOptions
+from rmtools.cli.value_server import ServedValues, ValueEndpoint, ValueServer, ValueServerModel, served_values
 from rmtools.errors import UserError
 
 if TYPE_CHECKING:
@@ -72,11 +73,14 @@ class ValueModelName:
     trust_remote_code: bool
     device: DeviceName
     dtype: DtypeName
+    served: ServedValues | None = None
 
     @property
     def published(self) -> PublishedOptions | None:
         """How a published model is read; None for a checkpoint."""
-        options = PublishedOptions(self.prm_format, trust_remote_code=self.trust_remote_code)
+        options = PublishedOptions(
+            self.prm_format, trust_remote_code=self.trust_remote_code, served=self.served
+        )
         return options if options.names(self.name) else None
 
     def load(self) -> "Scorer":
@@ -89,6 +93,8 @@ class ValueModelName:
         if published is not None:
             return published.load(self.name, None, placement)
         name = find_model(self.name).pinned
+        if self.served is not None:
+            return self.served.connect(name)
         value = load_value_model(name, device=placement.device, dtype=placement.dtype)[0]
         print_precision(value_model=value)
         return value
@@ -111,6 +117,9 @@ def best_of_n(
     ] = None,
     prm_format: PrmFormat = None,
     trust_remote_code: RemoteCode = False,
+    value_server: ValueServer = None,
+    value_server_model: ValueServerModel = None,
+    value_endpoint: ValueEndpoint = "auto",
     policy: TrainedPolicy = None,
     task: TaskName = None,
     horizon: Horizon = None,
@@ -151,7 +160,8 @@ def best_of_n(
             "there are no samples" if file is None else "both FILE and `prompts` say where samples come from"
         )
         raise UserError(what, "name a file of recorded samples, or `model` and `prompts` to draw some")
-    named = ValueModelName(model, prm_format, trust_remote_code, device, dtype) if model else None
+    values = served_values(value_server, value_server_model, value_endpoint, seed)
+    named = ValueModelName(model, prm_format, trust_remote_code, device, dtype, values) if model else None
     if file is not None:
         samples, value = _recorded(file, named)
     else:
@@ -194,6 +204,9 @@ def processbench(
     model: Model,
     prm_format: PrmFormat = None,
     trust_remote_code: RemoteCode = False,
+    value_server: ValueServer = None,
+    value_server_model: ValueServerModel = None,
+    value_endpoint: ValueEndpoint = "auto",
     device: Device = "auto",
     dtype: Dtype = "auto",
     limit: Limit = None,
@@ -204,7 +217,8 @@ def processbench(
     from rmtools.evaluation.labelled import read_processbench
     from rmtools.evaluation.processbench import evaluate_processbench
 
-    named = ValueModelName(model, prm_format, trust_remote_code, device, dtype)
+    values = served_values(value_server, value_server_model, value_endpoint, seed)
+    named = ValueModelName(model, prm_format, trust_remote_code, device, dtype, values)
     _labelled(files, named, limit, out, seed, (read_processbench, evaluate_processbench))
 
 
@@ -214,6 +228,9 @@ def prmbench(
     model: Model,
     prm_format: PrmFormat = None,
     trust_remote_code: RemoteCode = False,
+    value_server: ValueServer = None,
+    value_server_model: ValueServerModel = None,
+    value_endpoint: ValueEndpoint = "auto",
     device: Device = "auto",
     dtype: Dtype = "auto",
     limit: Limit = None,
@@ -224,7 +241,8 @@ def prmbench(
     from rmtools.evaluation.labelled import read_prmbench
     from rmtools.evaluation.prmbench import evaluate_prmbench
 
-    named = ValueModelName(model, prm_format, trust_remote_code, device, dtype)
+    values = served_values(value_server, value_server_model, value_endpoint, seed)
+    named = ValueModelName(model, prm_format, trust_remote_code, device, dtype, values)
     _labelled(files, named, limit, out, seed, (read_prmbench, evaluate_prmbench))
 
 
@@ -240,6 +258,9 @@ def calibration(
     model: Model,
     prm_format: PrmFormat = None,
     trust_remote_code: RemoteCode = False,
+    value_server: ValueServer = None,
+    value_server_model: ValueServerModel = None,
+    value_endpoint: ValueEndpoint = "auto",
     device: Device = "auto",
     dtype: Dtype = "auto",
     limit: Limit = None,
@@ -255,7 +276,8 @@ def calibration(
     rows = load_rollouts(str(rollouts))
     if limit is not None:
         rows = rows[:limit]
-    named = ValueModelName(model, prm_format, trust_remote_code, device, dtype)
+    values = served_values(value_server, value_server_model, value_endpoint, seed)
+    named = ValueModelName(model, prm_format, trust_remote_code, device, dtype, values)
     value = named.load()
     scored = _score(rows, value)
     rng = generator("evaluate calibration", seed)
@@ -345,7 +367,8 @@ def _drawn(
 
     placement, published = placement_for(model.device, model.dtype), model.published
     if published is None:
-        loaded = load(model.name, *others, placement=placement, check=check)
+        values = None if model.served is None else partial(model.served.connect, model.name)
+        loaded = load(model.name, *others, placement=placement, check=check, values=values)
     else:
         outside = partial(published.load, model.name, placement=placement)
         loaded = load_with(outside, *others, placement, check)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from rmtools.errors import UserError
 
 if TYPE_CHECKING:
+    from rmtools.cli.value_server import ServedValues
     from rmtools.lm.precision import Placement
     from rmtools.lm.protocol import Scorer
     from rmtools.lm.steps import StepSettings
@@ -16,13 +17,14 @@ WIDTH = 80
 
 @dataclass(frozen=True)
 class PublishedOptions:
-    """The options --prm-format, --root-value, --aggregate, --floor and --trust-remote-code."""
+    """The options --prm-format, --root-value, --aggregate, --floor and --trust-remote-code; ``served``: by a server."""
 
     prm_format: str | None = None
     root_value: str = "first-steps"
     aggregate: str = "last"
     floor: float = 0.01
     trust_remote_code: bool = False
+    served: "ServedValues | None" = None
 
     def names(self, model: str) -> bool:
         """Return whether ``model`` is read as a published one; raise ``UserError`` if it is not and options for one are given."""
@@ -44,20 +46,32 @@ class PublishedOptions:
         from rmtools.lm.checkpoint import load_value_model
         from rmtools.lm.formats.described import described
 
-        found: Any = load_value_model(
-            model,
-            device=placement.device,
-            dtype=placement.dtype,
-            prm_format=self.prm_format,
-            steps=steps,
-            floor=self.floor,
-            root_value=self._root(),
-            aggregate=self.aggregate,
-            trust_remote_code=self.trust_remote_code,
-        )[0]
+        found: Any = self._connected(model, steps)
+        if found is None:
+            found, _ = load_value_model(
+                model,
+                device=placement.device,
+                dtype=placement.dtype,
+                prm_format=self.prm_format,
+                steps=steps,
+                floor=self.floor,
+                root_value=self._root(),
+                aggregate=self.aggregate,
+                trust_remote_code=self.trust_remote_code,
+            )
         print(textwrap.fill(f"{found.name}: {described(found)['sentence']}", WIDTH))
         scorer: Scorer = found
         return scorer
+
+    def _connected(self, model: str, steps: "StepSettings | None") -> Any:
+        """Return the model of the value server, if there is one."""
+        from rmtools.lm.formats.load import Asked
+        from rmtools.lm.formats.reading import Reading
+
+        if self.served is None:
+            return None
+        reading = Reading(self.floor, self._root(), self.aggregate)
+        return self.served.connect(model, Asked(self.prm_format, steps, reading))
 
     def _root(self) -> str | float:
         try:

@@ -28,6 +28,7 @@ from rmtools.cli.options import (
 )
 from rmtools.cli.published import PublishedOptions
 from rmtools.cli.server import BATCH, CONCURRENCY, Concurrency, ServerBatch, ServerModel, ServerUrl
+from rmtools.cli.value_server import ValueEndpoint, ValueServer, ValueServerModel, served_values
 from rmtools.errors import UserError
 
 # The choices of rmtools.sampling.settings, which takes longer to import than `--help` may.
@@ -195,6 +196,9 @@ def command(
     server_model: ServerModel = None,
     concurrency: Concurrency = CONCURRENCY,
     server_batch: ServerBatch = BATCH,
+    value_server: ValueServer = None,
+    value_server_model: ValueServerModel = None,
+    value_endpoint: ValueEndpoint = "auto",
     out: SampleFileName = None,
     trace: Trace = None,
     overwrite: Overwrite = False,
@@ -226,7 +230,8 @@ def command(
         "terminal": terminal,
     }
     settings, wanted = requested(algorithm, given, accuracy, audit)
-    options = PublishedOptions(prm_format, root_value, aggregate, floor, trust_remote_code)
+    values = served_values(value_server, value_server_model, value_endpoint, seed)
+    options = PublishedOptions(prm_format, root_value, aggregate, floor, trust_remote_code, values)
     published = options if options.names(model) else None
     recorded = prm_format == RECORDED
     source = FoundModel(model, Path(model)) if recorded else find_model(model)
@@ -235,7 +240,7 @@ def command(
     served = server_options(server, server_model, concurrency, server_batch)
     asked = (prompt_format, system, few_shot)
     models = source.pinned, policy, task, horizon, device, dtype
-    inputs = Inputs(*models, prompts, prompt or [], served, asked, published)
+    inputs = Inputs(*models, prompts, prompt or [], served, asked, published, values)
     audit = audit or source.folder / "audit"
     with output_file(out, bool(prompt)) as (file, kept):
         sample(inputs, settings, wanted, audit, file, kept, trace, block_size, overwrite, seed)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from rmtools.auditing.accuracy import Accuracy, Sampled
     from rmtools.cli.options import DeviceName, DtypeName
     from rmtools.cli.server import Server
+    from rmtools.cli.value_server import ServedValues
     from rmtools.data.tasks import Task
     from rmtools.jobs.job import Bar
     from rmtools.jobs.samples import Draw, SamplePlan
@@ -105,6 +106,7 @@ class Inputs:
     server: "Server | None" = None
     asked: tuple[str, str | None, Path | None] = ("auto", None, None)
     published: PublishedOptions | None = None
+    values: "ServedValues | None" = None
 
     def load(self, seed: int, check: "Check | None" = None) -> "Loaded":
         """Load value model, policy and task, or connect to the server; ``check`` as that of `rmtools.sampling.loading.load`."""
@@ -113,6 +115,7 @@ class Inputs:
         from rmtools.sampling.loading import load, load_with
 
         placement, server = placement_for(self.device, self.dtype), self.server
+        values = None if self.values is None else partial(self.values.connect, self.model)
         if self.published is not None:
             if server is not None:
                 raise UserError(
@@ -131,6 +134,7 @@ class Inputs:
                 placement=placement,
                 task_needed=False,
                 check=check,
+                values=values,
             )
         if self.policy is not None:
             raise UserError("--policy and --server both name a policy", "leave one of them out")
@@ -141,6 +145,7 @@ class Inputs:
             self.horizon,
             placement=placement,
             task_needed=False,
+            values=values,
         )
 
     def prompts(

@@ -67,14 +67,16 @@ def load(
     placement: "Placement | None" = None,
     task_needed: bool = True,
     check: "Check | None" = None,
+    values: "Callable[[], Scorer] | None" = None,
 ) -> Loaded:
     """Load a checkpoint with the policy and task it remembers, or those that are named instead.
 
     A task that compares answers does not know them yet: ``read_prompts(path, task)`` and ``prompts_from`` read them from the
     prompts file. With ``share`` an adapter on the policy's own weights uses these, in memory once. A function as
     ``policy`` connects to one: ``policy(steps, law, device=device)``. Unless ``task_needed``, the task may be None: nothing
-    names one, or `NO_TASK` is named. ``check(task, settings, steps, context)`` is called before any weights are read,
-    as that of `load_policy`; not if the policy is connected to.
+    names one, or `NO_TASK` is named. ``values()`` connects to the server that holds the checkpoint's weights.
+    ``check(task, settings, steps, context)`` is called before any weights are read, as that of `load_policy`; not if the policy
+    is connected to.
 
     Raises
     ------
@@ -92,8 +94,8 @@ def load(
     without = not task_needed and (task == NO_TASK or not (task or settings.task))
     chosen = None if without else task_of(model, settings, task, horizon)
     if callable(policy):
-        value, settings = load_value_model(model, device=where.device, dtype=where.dtype)
-        served = policy(value.steps, settings.law, device=value.device)
+        value = values() if values else load_value_model(model, device=where.device, dtype=where.dtype)[0]
+        served = policy(value.steps, settings.law, device=getattr(value, "device", None))
         return Loaded(value, settings, served, chosen)
     if not policy:
         require_recorded(model, "policy", settings.policy)
@@ -105,6 +107,8 @@ def load(
         where.dtype,
         None if check is None else partial(check, chosen, settings),
     )
+    if values:
+        return Loaded(values(), settings, source, chosen)
     value, settings = load_value_model(
         model, device=where.device, beside=source if share else None, dtype=where.dtype
     )

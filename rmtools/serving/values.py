@@ -206,6 +206,13 @@ class ValueServer:
         self.probabilities = False
         self.requests = self.sequences = 0
 
+    @property
+    def described(self) -> str:
+        """Model, address and the endpoints that are asked, for the terminal and for reports."""
+        ways = dict.fromkeys([f"{self.last.path} for steps", f"{self.whole.path} for whole rollouts"])
+        told = ", whose numbers are probabilities" if self.probabilities else ""
+        return f"{self.name}: {', '.join(ways)}{told}"
+
     def at_last(self, sequences: Sequence[Ids]) -> dict[Ids, np.ndarray]:
         """Return the numbers (k,) of each distinct sequence of token ids at its last token."""
         return {ids: rows[-1] for ids, rows in self._asked(self.last, sequences).items()}
