@@ -39,12 +39,12 @@ from rmtools.cli.published import PublishedOptions
 from rmtools.cli.sample import Islands, Particles, PoolSize, Resampling, Threshold
 from rmtools.cli.value_server import (
     ServedValues,
-    ValueEndpoint,
     ValueServer,
     ValueServerModel,
     served_values,
 )
 from rmtools.errors import UserError
+from rmtools.lm.formats.conventions import RECORDED
 
 if TYPE_CHECKING:
     from rmtools.auditing import AuditReport
@@ -137,7 +137,6 @@ def command(
     prompts_limit: PromptsLimit = None,
     value_server: ValueServer = None,
     value_server_model: ValueServerModel = None,
-    value_endpoint: ValueEndpoint = "auto",
     prompt_format: FormatName = "auto",
     system: System = None,
     few_shot: FewShot = None,
@@ -169,17 +168,15 @@ def command(
     from rmtools.cli.device import placement_for
     from rmtools.data.collect import Branching
     from rmtools.files import left_as_found
-    from rmtools.lm.formats.conventions import RECORDED
 
     limits = thresholds(fail_above or [])
     check_accuracies(delta_cv, delta_tv)
     given = {"n_particles": n, "islands": islands, "pool_size": pool_size, "resampling": resampling}
     piloted = _piloted(pilot, {**given, "ess_threshold": ess_threshold}, terminal)
     terminal = terminal or "verifier"
-    _check_ends(model, terminal, verify, card)
-    _check_compared(compare or [])
-    values = served_values(value_server, value_server_model, value_endpoint, seed)
-    options = PublishedOptions(prm_format, root_value, aggregate, floor, trust_remote_code, values)
+    _check_models(model, compare or [], terminal, verify, card)
+    reading = prm_format, root_value, aggregate, floor, trust_remote_code
+    options = PublishedOptions(*reading, served_values(value_server, value_server_model, seed))
     if prm_format == RECORDED and rollouts is not None and is_recording(rollouts):
         _audit_recording(options, model, rollouts, placement_for(device, dtype), out, seed)
         return
@@ -202,15 +199,6 @@ def command(
         print(f"not met: {sentence}")
     if missed:
         raise typer.Exit(1)
-
-
-def _check_compared(models: Sequence[str]) -> None:
-    """Raise ``UserError`` for a model that is no checkpoint, unless it is a published one."""
-    from rmtools.lm.checkpoint import CheckpointSettings, is_published
-
-    for model in models:
-        if not is_published(model):
-            CheckpointSettings.load(model)
 
 
 def _audit_recording(
@@ -270,8 +258,13 @@ def _at_hand(
     return pilot
 
 
-def _check_ends(model: str, terminal: str, verify: bool, card: bool) -> None:
-    """Raise ``UserError`` unless the model has what --verify and --card need."""
+def _check_models(model: str, compared: Sequence[str], terminal: str, verify: bool, card: bool) -> None:
+    """Raise ``UserError`` unless the model has what --verify and --card need, and those compared are models of values."""
+    from rmtools.lm.checkpoint import CheckpointSettings, is_published
+
+    for other in compared:
+        if not is_published(other):
+            CheckpointSettings.load(other)
     if verify and (terminal == "model" or model.startswith(IMPLICIT)):
         raise UserError(
             "--verify runs the sampler against the verifier, and this audit is with the model's own ends",
@@ -410,15 +403,15 @@ def _checkpoint(
     from rmtools.sampling.loading import load
 
     loadable_settings(model)  # a wrong checkpoint is an error even if rollouts are given
-    values = None if served is None else partial(served.connect, model)
+    values: Any = "apart" if served is None else partial(served.connect, model)
     try:
         loaded = load(model, *named[:3], placement=named[3], check=check, values=values)
     except UserError as error:
         if known is None or any(named[:3]):
             raise
-        return values() if values else model, None, None, error.fact
+        return values() if callable(values) else model, None, None, error.fact
     print_precision(policy=loaded.policy, value_model=loaded.value)
-    return loaded.value if values else model, loaded.policy, loaded.task, ""
+    return loaded.value if callable(values) else model, loaded.policy, loaded.task, ""
 
 
 def _published(model: str, options: PublishedOptions, named: Named, known: "RolloutMetadata | None") -> Found:

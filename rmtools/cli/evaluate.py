@@ -27,7 +27,7 @@ from rmtools.cli.options import (
     sampler_option,
 )
 from rmtools.cli.published import PublishedOptions
-from rmtools.cli.value_server import ServedValues, ValueEndpoint, ValueServer, ValueServerModel, served_values
+from rmtools.cli.value_server import ServedValues, ValueServer, ValueServerModel, served_values
 from rmtools.errors import UserError
 
 if TYPE_CHECKING:
@@ -119,7 +119,6 @@ def best_of_n(
     trust_remote_code: RemoteCode = False,
     value_server: ValueServer = None,
     value_server_model: ValueServerModel = None,
-    value_endpoint: ValueEndpoint = "auto",
     policy: TrainedPolicy = None,
     task: TaskName = None,
     horizon: Horizon = None,
@@ -160,7 +159,7 @@ def best_of_n(
             "there are no samples" if file is None else "both FILE and `prompts` say where samples come from"
         )
         raise UserError(what, "name a file of recorded samples, or `model` and `prompts` to draw some")
-    values = served_values(value_server, value_server_model, value_endpoint, seed)
+    values = served_values(value_server, value_server_model, seed)
     named = ValueModelName(model, prm_format, trust_remote_code, device, dtype, values) if model else None
     if file is not None:
         samples, value = _recorded(file, named)
@@ -206,7 +205,6 @@ def processbench(
     trust_remote_code: RemoteCode = False,
     value_server: ValueServer = None,
     value_server_model: ValueServerModel = None,
-    value_endpoint: ValueEndpoint = "auto",
     device: Device = "auto",
     dtype: Dtype = "auto",
     limit: Limit = None,
@@ -217,7 +215,7 @@ def processbench(
     from rmtools.evaluation.labelled import read_processbench
     from rmtools.evaluation.processbench import evaluate_processbench
 
-    values = served_values(value_server, value_server_model, value_endpoint, seed)
+    values = served_values(value_server, value_server_model, seed)
     named = ValueModelName(model, prm_format, trust_remote_code, device, dtype, values)
     _labelled(files, named, limit, out, seed, (read_processbench, evaluate_processbench))
 
@@ -230,7 +228,6 @@ def prmbench(
     trust_remote_code: RemoteCode = False,
     value_server: ValueServer = None,
     value_server_model: ValueServerModel = None,
-    value_endpoint: ValueEndpoint = "auto",
     device: Device = "auto",
     dtype: Dtype = "auto",
     limit: Limit = None,
@@ -241,7 +238,7 @@ def prmbench(
     from rmtools.evaluation.labelled import read_prmbench
     from rmtools.evaluation.prmbench import evaluate_prmbench
 
-    values = served_values(value_server, value_server_model, value_endpoint, seed)
+    values = served_values(value_server, value_server_model, seed)
     named = ValueModelName(model, prm_format, trust_remote_code, device, dtype, values)
     _labelled(files, named, limit, out, seed, (read_prmbench, evaluate_prmbench))
 
@@ -260,7 +257,6 @@ def calibration(
     trust_remote_code: RemoteCode = False,
     value_server: ValueServer = None,
     value_server_model: ValueServerModel = None,
-    value_endpoint: ValueEndpoint = "auto",
     device: Device = "auto",
     dtype: Dtype = "auto",
     limit: Limit = None,
@@ -276,7 +272,7 @@ def calibration(
     rows = load_rollouts(str(rollouts))
     if limit is not None:
         rows = rows[:limit]
-    values = served_values(value_server, value_server_model, value_endpoint, seed)
+    values = served_values(value_server, value_server_model, seed)
     named = ValueModelName(model, prm_format, trust_remote_code, device, dtype, values)
     value = named.load()
     scored = _score(rows, value)
@@ -367,7 +363,7 @@ def _drawn(
 
     placement, published = placement_for(model.device, model.dtype), model.published
     if published is None:
-        values = None if model.served is None else partial(model.served.connect, model.name)
+        values: Any = "apart" if model.served is None else partial(model.served.connect, model.name)
         loaded = load(model.name, *others, placement=placement, check=check, values=values)
     else:
         outside = partial(published.load, model.name, placement=placement)

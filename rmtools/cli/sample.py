@@ -28,8 +28,9 @@ from rmtools.cli.options import (
 )
 from rmtools.cli.published import PublishedOptions
 from rmtools.cli.server import BATCH, CONCURRENCY, Concurrency, ServerBatch, ServerModel, ServerUrl
-from rmtools.cli.value_server import ValueEndpoint, ValueServer, ValueServerModel, served_values
+from rmtools.cli.value_server import ValueServer, ValueServerModel, served_values
 from rmtools.errors import UserError
+from rmtools.lm.formats.conventions import RECORDED
 
 # The choices of rmtools.sampling.settings, which takes longer to import than `--help` may.
 AlgorithmName = Literal[
@@ -198,7 +199,6 @@ def command(
     server_batch: ServerBatch = BATCH,
     value_server: ValueServer = None,
     value_server_model: ValueServerModel = None,
-    value_endpoint: ValueEndpoint = "auto",
     out: SampleFileName = None,
     trace: Trace = None,
     overwrite: Overwrite = False,
@@ -212,7 +212,6 @@ def command(
     """
     from rmtools.cli.sample_run import Inputs, output_file, requested, sample
     from rmtools.cli.server import server_options
-    from rmtools.lm.formats.conventions import RECORDED
     from rmtools.lm.hub import FoundModel, find_model
 
     given = {
@@ -230,17 +229,15 @@ def command(
         "terminal": terminal,
     }
     settings, wanted = requested(algorithm, given, accuracy, audit)
-    values = served_values(value_server, value_server_model, value_endpoint, seed)
-    options = PublishedOptions(prm_format, root_value, aggregate, floor, trust_remote_code, values)
+    reading = prm_format, root_value, aggregate, floor, trust_remote_code
+    options = PublishedOptions(*reading, served_values(value_server, value_server_model, seed))
     published = options if options.names(model) else None
-    recorded = prm_format == RECORDED
-    source = FoundModel(model, Path(model)) if recorded else find_model(model)
+    source = FoundModel(model, Path(model)) if prm_format == RECORDED else find_model(model)
     if wanted is not None and audit is None and (source.commit or published):
         raise UserError(f"{model} has no folder of its audits", "name one with --audit")
     served = server_options(server, server_model, concurrency, server_batch)
-    asked = (prompt_format, system, few_shot)
-    models = source.pinned, policy, task, horizon, device, dtype
-    inputs = Inputs(*models, prompts, prompt or [], served, asked, published, values)
+    models, asked = (source.pinned, policy, task, horizon, device, dtype), (prompt_format, system, few_shot)
+    inputs = Inputs(*models, prompts, prompt or [], served, asked, published, options.served)
     audit = audit or source.folder / "audit"
     with output_file(out, bool(prompt)) as (file, kept):
         sample(inputs, settings, wanted, audit, file, kept, trace, block_size, overwrite, seed)

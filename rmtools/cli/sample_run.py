@@ -115,7 +115,7 @@ class Inputs:
         from rmtools.sampling.loading import load, load_with
 
         placement, server = placement_for(self.device, self.dtype), self.server
-        values = None if self.values is None else partial(self.values.connect, self.model)
+        values: Any = "shared" if self.values is None else partial(self.values.connect, self.model)
         if self.published is not None:
             if server is not None:
                 raise UserError(
@@ -130,7 +130,6 @@ class Inputs:
                 self.policy,
                 self.task,
                 self.horizon,
-                share=True,
                 placement=placement,
                 task_needed=False,
                 check=check,

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from rmtools.lm.protocol import Scorer
 
 value_option = partial(typer.Option, rich_help_panel="A value model behind a server")
-Endpoint = Literal["auto", "classify", "pooling", "completions", "score"]
-
 ValueServer = Annotated[
     str | None,
     value_option(
@@ -29,14 +27,6 @@ ValueServerModel = Annotated[
     str | None,
     value_option("--value-server-model", help="Which of the value server's models, if it has several."),
 ]
-ValueEndpoint = Annotated[
-    Endpoint,
-    value_option(
-        "--value-endpoint",
-        help="What it is asked: vLLM's /classify or /pooling, log-probabilities of label tokens, SGLang's /v1/score. auto: those "
-        "that answer.",
-    ),
-]
 
 
 @dataclass(frozen=True)
@@ -45,7 +35,6 @@ class ServedValues:
 
     url: str
     model: str | None
-    endpoint: Endpoint
     seed: int = 0
 
     def connect(self, model: str, asked: "Asked | None" = None) -> "Scorer":
@@ -54,20 +43,18 @@ class ServedValues:
         from rmtools.serving.value_connection import connect_values
 
         rng, settings = generator("value server", self.seed), ServerSettings(self.model)
-        scorer = connect_values(self.url, model, rng, settings, way=self.endpoint, asked=asked)
-        server = getattr(scorer, "inner", scorer).server  # type: ignore[attr-defined]
-        print(f"values from {server.described}")
+        scorer = connect_values(self.url, model, rng, settings, asked=asked)
+        inner: Any = getattr(scorer, "inner", scorer)  # of a published model the one that is read
+        print(f"values from {inner.server.described}")
         return scorer
 
 
-def served_values(url: str | None, model: str | None, endpoint: Endpoint, seed: int) -> ServedValues | None:
+def served_values(url: str | None, model: str | None, seed: int) -> ServedValues | None:
     """Return the value server of the options, or None; raise ``UserError`` if ``--value-server`` is missing."""
     if url is not None:
-        return ServedValues(url, model, endpoint, seed)
-    for name, given in (
-        ("--value-server-model", model is not None),
-        ("--value-endpoint", endpoint != "auto"),
-    ):
-        if given:
-            raise UserError(f"{name} needs --value-server", f"pass --value-server URL, or leave {name} out")
+        return ServedValues(url, model, seed)
+    if model is not None:
+        raise UserError(
+            "--value-server-model needs --value-server", "pass --value-server URL, or leave it out"
+        )
     return None

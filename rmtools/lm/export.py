@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rmtools.errors import UserError, reason
 from rmtools.files import claim_folder, replacing_files, write_json
@@ -9,6 +10,11 @@ from rmtools.lm.card import CARD_FILE
 from rmtools.lm.checkpoint import MODEL_FILES, CheckpointSettings, dequantised, fingerprint, load_value_model
 from rmtools.lm.hub import FILES, NOT_READ, find_model, is_hub_name, status
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# Token ids, of any tokenizer.
+PROBE = range(5, 13)
 MARK_FILE = "export.json"
 """Marks an export: only such a folder is overwritten, never a trained checkpoint."""
 
@@ -36,10 +42,21 @@ def export_merged(checkpoint: str | Path, out: str | Path) -> Path:
             raise OSError(str(error)) from error
         value.steps.tokenizer.save_pretrained(str(temporary))
         settings.save(temporary, seen_from=out)
-        write_json(temporary / MARK_FILE, {"schema_version": 1, "merged_from": fingerprint(source.pinned)})
+        mark = {"schema_version": 1, "merged_from": fingerprint(source.pinned), "probe": probe_of(whole)}
+        write_json(temporary / MARK_FILE, mark)
         if (checkpoint / CARD_FILE).exists():
             shutil.copy(checkpoint / CARD_FILE, temporary / CARD_FILE)
     return out
+
+
+def probe_of(model: "PreTrainedModel") -> dict[str, Any]:
+    """Return a few token ids and their p: a server of the export is known by it."""
+    import torch
+
+    ids = [k % model.config.get_text_config().vocab_size for k in PROBE]
+    with torch.inference_mode():
+        logits = model(input_ids=torch.tensor([ids], device=model.device)).logits[0, -1].float()
+    return {"ids": ids, "p": float(logits.softmax(-1)[1])}
 
 
 def push(folder: str | Path, name: str, private: bool = False) -> str:

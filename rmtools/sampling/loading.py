@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rmtools.errors import UserError
 
@@ -63,18 +63,18 @@ def load(
     policy: "str | Callable[..., StepPolicy] | None",
     task: str | None,
     horizon: int | None,
-    share: bool = False,
+    values: "Literal['apart', 'shared'] | Callable[[], Scorer]" = "apart",
     placement: "Placement | None" = None,
     task_needed: bool = True,
     check: "Check | None" = None,
-    values: "Callable[[], Scorer] | None" = None,
 ) -> Loaded:
     """Load a checkpoint with the policy and task it remembers, or those that are named instead.
 
     A task that compares answers does not know them yet: ``read_prompts(path, task)`` and ``prompts_from`` read them from the
-    prompts file. With ``share`` an adapter on the policy's own weights uses these, in memory once. A function as
-    ``policy`` connects to one: ``policy(steps, law, device=device)``. Unless ``task_needed``, the task may be None: nothing
-    names one, or `NO_TASK` is named. ``values()`` connects to the server that holds the checkpoint's weights.
+    prompts file. With ``values`` shared an adapter on the policy's own weights uses these, in memory once; a function connects to
+    the server that holds the checkpoint's weights. A function as ``policy`` connects to one:
+    ``policy(steps, law, device=device)``.
+    Unless ``task_needed``, the task may be None: nothing names one, or `NO_TASK` is named.
     ``check(task, settings, steps, context)`` is called before any weights are read, as that of `load_policy`; not if the policy
     is connected to.
 
@@ -94,7 +94,11 @@ def load(
     without = not task_needed and (task == NO_TASK or not (task or settings.task))
     chosen = None if without else task_of(model, settings, task, horizon)
     if callable(policy):
-        value = values() if values else load_value_model(model, device=where.device, dtype=where.dtype)[0]
+        value = (
+            values()
+            if callable(values)
+            else load_value_model(model, device=where.device, dtype=where.dtype)[0]
+        )
         served = policy(value.steps, settings.law, device=getattr(value, "device", None))
         return Loaded(value, settings, served, chosen)
     if not policy:
@@ -107,10 +111,10 @@ def load(
         where.dtype,
         None if check is None else partial(check, chosen, settings),
     )
-    if values:
+    if callable(values):
         return Loaded(values(), settings, source, chosen)
     value, settings = load_value_model(
-        model, device=where.device, beside=source if share else None, dtype=where.dtype
+        model, device=where.device, beside=source if values == "shared" else None, dtype=where.dtype
     )
     return Loaded(value, settings, source, chosen)
 

@@ -164,3 +164,17 @@ def test_formats_that_no_server_gives(tmp_path, monkeypatch, rng, key):
     folder = save(f"{key}@llama2", tmp_path / "model")
     with serving(lambda ids: ids, ()) as server, pytest.raises(UserError, match=f"the format {key}"):
         connect_values(server.url, folder, rng, QUICK, asked=Asked(key, SETTINGS))
+
+
+def test_an_export_knows_its_own_server(tmp_path, value, value_folder, rng):
+    """Its mark records p of a few tokens: a server with other weights is refused."""
+    from rmtools.lm.export import export_merged
+
+    folder = export_merged(value_folder, tmp_path / "export")
+    with serving(lambda ids: value.model(ids).logits, CLASSIFIER) as server:
+        connect_values(server.url, folder, rng, QUICK)
+    with (
+        serving(lambda ids: -value.model(ids).logits, CLASSIFIER) as server,
+        pytest.raises(UserError, match=r"is not the model of .*the export recorded"),
+    ):
+        connect_values(server.url, folder, rng, QUICK)
