@@ -54,7 +54,7 @@ PANELS: dict[str, tuple[str, ...]] = {
 
 # Shorter or truer here than the inherited help.
 INSTEAD = {
-    "model_name_or_path": "folder or hub name of the model to start from; default: the policy of the rollouts",
+    "model_name_or_path": "folder or hub name to start from, a published PRM too; default: the policy of the rollouts",
     "use_peft": "train LoRA adapters; false: all weights",
     "output_dir": "folder of the trained checkpoint",
     "resume_from_checkpoint": "a folder checkpoint-<n>, or last: the newest intact one in output_dir",
@@ -80,10 +80,13 @@ def train(given: Sequence[str]) -> None:
 
 
 def _print_choices(model: Any, config: "PRMConfig") -> None:
-    """Print what was chosen for the user: the precision, the floor, the learning rate."""
+    """Print what the training begins from, and what was chosen for the user: the precision, the floor, the learning rate."""
+    from rmtools.lm.classifier import source_name
+    from rmtools.lm.formats.beginning import beginning
     from rmtools.lm.precision import model_precision
 
     if this_process().main:
+        print(beginning(source_name(model)).sentence, flush=True)
         print(f"weights of the base in {model_precision(model)}, head in float32", flush=True)
         rate = "not known" if config.success_rate is None else f"{config.success_rate:.3g}"
         print(f"floor {config.floor:g}, success rate of the training rollouts {rate}", flush=True)

@@ -343,7 +343,8 @@ def _load_checkpoint(
     else:
         model = saved_classifier(folder, precision)
     model = on_device(model, where)
-    name = f"{source} (untrained head)" if untrained else str(source)
+    kept = settings.training.get("began_from", {}).get("head") == "kept"
+    name = f"{source} ({'before training' if kept else 'untrained head'})" if untrained else str(source)
     return _as_trained(ValueModel(model, steps, tilt, name), settings), settings
 
 

@@ -4,14 +4,16 @@ A tensor that is missing, has no place or is not finite would give other values:
 """
 
 import contextlib
+import re
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from rmtools.errors import UserError, reason
+from rmtools.files import read_json
 from rmtools.lm.hub import find_model, with_commit
 from rmtools.lm.policy import LOAD_ERRORS, not_a_model
 from rmtools.lm.precision import Where, placed, quantisation_asked, quantised_weights
@@ -23,6 +25,13 @@ ADAPTER_FILE = "adapter_model.safetensors"
 # What transformers calls the head of a token classifier: the second in GPT-2, BLOOM and Falcon, say.
 HEADS = ("score", "classifier")
 HEAD_TENSORS = tuple(f"{name}." for name in HEADS)
+TWO_LAYERS = ("0.weight", "0.bias", "2.weight", "2.bias")
+"""The tensors of a head of two layers with a ReLU between them, as those of Qwen2.5-Math-PRM are called."""
+# Trained models that begin with a value head keep their language model under this name.
+WRAPPED = "pretrained_model."
+# Names of a first label that make it the good one, if the second is named likewise the bad one.
+GOOD = {"right", "correct", "good", "positive", "true", "yes", "+"}
+BAD = {"wrong", "incorrect", "bad", "negative", "false", "no", "-"}
 AGAIN = "copy or train the checkpoint again"
 
 
@@ -39,15 +48,17 @@ class Float32Head(torch.nn.Linear):
 def new_token_classifier(
     model: str, seed: int, *, revision: str = "", device: Where | None = None, **options: Any
 ) -> "PreTrainedModel":
-    """Return the weights of ``model`` under a two-label fp32 head drawn with ``seed``, dropout off.
+    """Return the weights of ``model`` under a two-label fp32 head, dropout off.
 
+    A head of two labels (one linear layer, or two with a ReLU between them) is kept, with the good label second; any other is
+    replaced by one drawn with ``seed``, as where there is none (`rmtools.lm.formats.beginning` says which).
     ``revision`` is that of a hub model (default: its newest), ``device`` where quantised weights are read; ``options`` are
     those of ``from_pretrained``, such as ``dtype`` and ``quantization_config``.
 
     Raises
     ------
     UserError
-        If there is no model, or it has no head called ``score``.
+        If there is no model, its weights are not whole, or it has no head called ``score``.
     """
     from safetensors import SafetensorError
     from transformers import AutoModelForTokenClassification
@@ -58,6 +69,8 @@ def new_token_classifier(
         try:
             config = _classifier_config(source.folder)
             how = quantisation_asked(config, options)
+            if _is_wrapped(source.folder):
+                options["key_mapping"] = {f"^{re.escape(WRAPPED)}": ""}
             with quantised_weights(source, how):
                 # fp32 unless asked otherwise: transformers would take the precision the weights are stored in.
                 found, loading = AutoModelForTokenClassification.from_pretrained(
@@ -71,31 +84,83 @@ def new_token_classifier(
             raise
         except (OSError, ValueError, ImportError, SafetensorError) as error:
             raise not_a_model(model, error) from error
-    _require_shapes(source, loading["mismatched_keys"])
+    _require_backbone(source, loading)
     if not head_name(found):
         raise UserError(
             f"the token classifier of {model} ({type(found).__name__}) has no linear head called {' or '.join(HEADS)}",
             "use a causal language model whose transformers class has one, such as Llama, Qwen or Mistral",
         )
     keep_head_in_fp32(found)
+    _take_head(found, source.folder, loading)
     found.name_or_path = found.config._name_or_path = source.name
     found.config._commit_hash = source.commit or None
     return found
 
 
-def _require_shapes(model: object, mismatched: Iterable[tuple[str, Any, Any]]) -> None:
-    """Raise ``UserError`` if tensors (name, their shape, the shape needed) do not fit: a head of one or three labels."""
-    for name, found, needed in sorted(mismatched):
-        if name.startswith(HEAD_TENSORS):
+def _require_backbone(model: object, loading: Mapping[str, Any]) -> None:
+    """Raise ``UserError`` if tensors beside the head's are missing, or do not fit the configuration."""
+    for name, found, needed in sorted(loading["mismatched_keys"]):
+        if not name.startswith(HEAD_TENSORS):
             raise UserError(
-                f"{model} is a classifier with a head of {found[0]} labels, a value model needs 2 (wrong, right)",
-                "name the language model under it: a new head is drawn",
+                f"the weights of {model} do not fit its configuration: {name} is {tuple(found)}, the configuration needs "
+                f"{tuple(needed)}",
+                "name a model that was saved whole",
             )
+    lost = sorted(name for name in loading["missing_keys"] if not name.startswith(HEAD_TENSORS))
+    if lost:
         raise UserError(
-            f"the weights of {model} do not fit its configuration: {name} is {tuple(found)}, the configuration needs "
-            f"{tuple(needed)}",
+            f"the weights of {model} lack {', '.join(lost[:3])}: drawn at random they would give random values",
             "name a model that was saved whole",
         )
+
+
+def _take_head(model: Any, folder: Path, loading: Mapping[str, Any]) -> None:
+    """Finish the head of a classifier made from ``folder``: two layers are put in its place, the good label second."""
+    name, lost = head_name(model), set(loading["missing_keys"])
+    replaced = lost | {name for name, *_ in loading["mismatched_keys"]}
+    if f"{name}.weight" in replaced:
+        two = two_layer_head(_saved_head(folder))
+        if two is None:
+            return
+        setattr(model, name, two)
+    elif f"{name}.bias" in lost:
+        torch.nn.init.zeros_(getattr(model, name).bias)
+    if good_label_first(folder):
+        swap_labels(getattr(model, name))
+
+
+def two_layer_head(tensors: Mapping[str, torch.Tensor]) -> torch.nn.Sequential | None:
+    """Return the head of two layers with two labels that ``tensors`` are (`TWO_LAYERS`), in fp32; None if they are another."""
+    if set(tensors) != set(TWO_LAYERS) or len(tensors["2.bias"]) != 2:
+        return None
+    shapes = [tensors[f"{i}.weight"].shape for i in (0, 2)]
+    layers = [Float32Head(inner, outer, device="meta") for outer, inner in shapes]
+    found = torch.nn.Sequential(layers[0], torch.nn.ReLU(), layers[1])
+    found.load_state_dict({n: t.float() for n, t in tensors.items()}, assign=True)
+    return found.requires_grad_(True)
+
+
+def good_label_first(folder: Path) -> bool:
+    """Return whether the configuration of a two-label classifier names the good label first: it is read as the second."""
+    config = read_json(folder / "config.json", "the model's configuration")
+    names = config.get("id2label") if isinstance(config, dict) else None
+    if not isinstance(names, dict) or len(names) != 2:
+        return False
+    first, second = (str(names.get(str(i), "")).lower() for i in (0, 1))
+    return first in GOOD and second in BAD
+
+
+@torch.no_grad()
+def swap_labels(head: torch.nn.Module) -> None:
+    """Exchange the two labels of a head, in place."""
+    last: Any = head[-1] if isinstance(head, torch.nn.Sequential) else head
+    for weights in last.parameters():
+        weights.copy_(weights.flip(0))
+
+
+def _is_wrapped(folder: Path) -> bool:
+    """Return whether a folder's weights are those of a language model inside another one (`WRAPPED`)."""
+    return any(n.startswith(WRAPPED) for file in folder.glob("*.safetensors") for n in _tensor_names(file))
 
 
 def source_name(model: Any) -> str:
@@ -114,6 +179,7 @@ def _classifier_config(model: Path) -> Any:
     config = AutoConfig.from_pretrained(model, num_labels=2)
     config.id2label, config.label2id = {0: "wrong", 1: "right"}, {"wrong": 0, "right": 1}
     config.classifier_dropout = 0.0
+    config.__dict__.pop("auto_map", None)  # code of the published model, which a checkpoint does not have
     for name, value in config.to_dict().items():
         if ("dropout" in name or name.endswith("_pdrop")) and isinstance(value, float):
             setattr(config, name, 0.0)
@@ -121,14 +187,17 @@ def _classifier_config(model: Path) -> Any:
 
 
 def head_name(model: Any) -> str:
-    """Return what a token classifier calls its linear head, one of `HEADS`; "" if it has none."""
-    return next((name for name in HEADS if isinstance(getattr(model, name, None), torch.nn.Linear)), "")
+    """Return what a token classifier calls its head, one of `HEADS`; "" if it has none of linear layers."""
+    kinds = (torch.nn.Linear, torch.nn.Sequential)
+    return next((name for name in HEADS if isinstance(getattr(model, name, None), kinds)), "")
 
 
 def keep_head_in_fp32(model: Any) -> None:
     """Keep and use the head of a token classifier in fp32, whatever the precision of its other weights."""
     name = head_name(model)
-    setattr(model, name, float32_head(getattr(model, name)))
+    head = getattr(model, name)
+    if isinstance(head, torch.nn.Linear):
+        setattr(model, name, float32_head(head))
 
 
 def float32_head(head: torch.nn.Linear) -> Float32Head:
@@ -162,10 +231,17 @@ def saved_classifier(folder: Path, dtype: "torch.dtype | str" = torch.float32) -
         model, loading = AutoModelForTokenClassification.from_pretrained(
             folder, dtype=dtype, output_loading_info=True
         )
-    _require_whole(folder, loading["missing_keys"], loading["unexpected_keys"], model)
+    lost, unused = set(loading["missing_keys"]), set(loading["unexpected_keys"])
+    name, head = head_name(model), _saved_head(folder)
+    two = two_layer_head(head) if f"{name}.weight" in lost else None
+    if two is not None:
+        setattr(model, name, two)
+        lost -= {f"{name}.weight", f"{name}.bias"}
+        unused -= {f"{name}.{n}" for n in TWO_LAYERS}
+    _require_whole(folder, lost, unused, model)
     keep_head_in_fp32(model)
-    if model.dtype != torch.float32:
-        getattr(model, head_name(model)).load_state_dict(_saved_head(folder))
+    if two is None and model.dtype != torch.float32:
+        getattr(model, name).load_state_dict(head)
     return model
 
 

@@ -8,6 +8,7 @@ from rmtools.errors import UserError, reason
 from rmtools.files import claim_folder, replacing_files, write_json
 from rmtools.lm.card import CARD_FILE
 from rmtools.lm.checkpoint import MODEL_FILES, CheckpointSettings, dequantised, fingerprint, load_value_model
+from rmtools.lm.formats.recognise import head_of, tensor_shapes
 from rmtools.lm.hub import FILES, NOT_READ, find_model, is_hub_name, status
 
 if TYPE_CHECKING:
@@ -146,6 +147,8 @@ def _not_pushed(folder: Path, name: str, private: bool, error: Exception) -> Use
 
 def serving_notes(settings: CheckpointSettings, out: Path) -> str:
     """Return how to load and serve the exported model elsewhere."""
+    if head_of(tensor_shapes(out)).kind == "mlp":
+        return "its head has two layers, which transformers' token classifier has no place for: load it with rm.load_value_model"
     return (
         f'transformers: AutoModelForTokenClassification.from_pretrained("{out}"); p of a step = softmax(logits)[1] at its '
         f"last token, steps end with {settings.steps.delimiter!r}\n"

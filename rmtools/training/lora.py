@@ -11,6 +11,7 @@ import torch
 from rmtools.errors import UserError
 from rmtools.files import read_json
 from rmtools.lm.classifier import HEADS, head_name, new_token_classifier, without_renaming_notice
+from rmtools.lm.formats.beginning import beginning
 from rmtools.lm.hub import find_model
 from rmtools.training.config import library_errors
 
@@ -74,6 +75,7 @@ def build_model(
     from peft import prepare_model_for_kbit_training
 
     require_no_adapter(base)
+    beginning(base)  # whether files and configuration agree
     dtype = arguments.dtype if arguments.dtype in DTYPES else "float32"
     options: dict[str, Any] = {"dtype": getattr(torch, dtype)}
     if is_quantised(arguments):
@@ -90,13 +92,17 @@ def build_model(
 
 def require_no_adapter(folder: str) -> None:
     """Raise ``UserError`` if a model to start from is an adapter."""
-    path = find_model(folder).folder / "adapter_config.json"
+    found = find_model(folder).folder
+    path = found / "adapter_config.json"
     if path.exists():
         base = read_json(path, "the adapter's configuration").get("base_model_name_or_path") or "not known"
+        ours = (found / "rmtools.json").exists()
         raise UserError(
             f"{folder} is an adapter, not a model to start from; its base is {base}",
             "name the base; to continue the adapter's own training, set resume_from_checkpoint; to train on top of it, "
-            "merge it first: `rmtools export --merge`",
+            "merge it first: `rmtools export --merge`"
+            if ours
+            else "merge it into its base first (peft's merge_and_unload), save that with its tokenizer, and name that folder",
         )
 
 

@@ -20,6 +20,7 @@ A two-label token classifier over `{base}`, read at the last token of the prompt
 estimates the probability that the solution will be right. Steps end with `{delimiter}`; prompt and steps are
 tokenised apart and joined. The value is f + (1 - f) p with floor f = {floor:g}.
 The prompts' format is {prompts}.
+{began}
 
 Target `{target}`, divergence `{divergence}`, {steps} optimiser steps on {trajectories} trajectories; everything else is
 in `rmtools.json`.
@@ -64,6 +65,7 @@ def model_card(
         delimiter=json.dumps(settings.steps.delimiter),
         floor=settings.floor,
         prompts=settings.prompt_format,
+        began=training.get("began_from", {}).get("sentence", ""),
         target=training["target"],
         divergence=training["divergence"],
         steps=training["global_steps"],

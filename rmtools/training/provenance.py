@@ -17,9 +17,11 @@ import transformers
 
 from rmtools.codec import to_json
 from rmtools.data.rollouts import Rollout, Rollouts, rollouts_fingerprint
+from rmtools.errors import UserError
 from rmtools.files import write_json, write_text
 from rmtools.lm.card import CARD_FILE
 from rmtools.lm.checkpoint import CheckpointSettings, fingerprint
+from rmtools.lm.formats.beginning import beginning
 from rmtools.lm.hub import split_name
 from rmtools.lm.precision import quantisation
 from rmtools.training.config import PRMConfig
@@ -102,6 +104,7 @@ def checkpoint_settings(
         training={
             "target": config.target,
             "divergence": config.divergence,
+            **_begun_from(base),
             "rollouts": rollouts.source,
             "rollouts_seed": metadata.seed,
             "rollouts_fingerprint": trained_on,
@@ -112,6 +115,14 @@ def checkpoint_settings(
             "versions": {m.__name__: str(m.__version__) for m in (torch, transformers, peft)},
         },
     )
+
+
+def _begun_from(base: str) -> dict[str, Any]:
+    """Return the format of the model that training began from and whether its head was kept; {} if it is not here."""
+    try:
+        return {"began_from": to_json(beginning(base))}
+    except UserError:
+        return {}
 
 
 def _solution_tokens(rollouts: Rollouts) -> dict[str, int]:

@@ -29,6 +29,7 @@ from rmtools.lm.classifier import (
     source_name,
     unreadable_weights,
 )
+from rmtools.lm.formats.beginning import beginning
 from rmtools.lm.hub import split_name
 from rmtools.lm.memory import tokens_to_train
 from rmtools.lm.packing import pairs_per_token
@@ -72,8 +73,8 @@ class PRMTrainer(Trainer):
     Parameters
     ----------
     model : str, Path, transformers.PreTrainedModel or peft.PeftModel
-        Folder or hub name of the language model to start from, best the policy of the rollouts; or a token classifier with
-        two labels that you built.
+        Folder or hub name of the language model to start from, best the policy of the rollouts; or of a published reward model
+        (whether its head is kept is logged: `rmtools.lm.formats.beginning`); or a token classifier with two labels.
     args : PRMConfig, optional
         Default: ``PRMConfig("<model>-prm")``.
     train_dataset, eval_dataset : path, datasets.Dataset, or sequence of Rollout or dict
@@ -567,6 +568,9 @@ def _model(model: Any, peft_config: Any, args: PRMConfig) -> Any:
             args.seed,
             bool(getattr(args, CHECKPOINTING)),
         )
+        begun = beginning(source_name(model))
+        if begun.format:
+            logger.warning("%s", begun.sentence)
     if isinstance(peft_config, PeftConfig):
         model = with_adapter(model, peft_config, args.seed)
     require_trainable(model, args.objective().bootstraps)

@@ -1,5 +1,6 @@
 """Load a published PRM: the model with its own head from the files as they are published, without their code."""
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,14 @@ import torch
 from rmtools.errors import UserError
 from rmtools.files import read_json
 from rmtools.lm.classifier import (
+    WRAPPED,
     adapted,
+    good_label_first,
+    head_name,
     merged,
     new_token_classifier,
     saved_classifier,
+    swap_labels,
     unreadable_weights,
     without_notices,
 )
@@ -162,7 +167,10 @@ def _with_head(source: FoundModel, how: Convention, asked: Asked, placement: Pla
     head = head_of(tensor_shapes(source.folder))
     require_head_of(source, how.key, how.head, head)
     if head.kind == "classifier":
-        return on_device(saved_classifier(source.folder, dtype), where)
+        model = saved_classifier(source.folder, dtype)
+        if good_label_first(source.folder):
+            swap_labels(getattr(model, head_name(model)))
+        return on_device(model, where)
     with unreadable_weights(source.folder, *LOAD_ERRORS), without_notices(), torch.random.fork_rng():
         model, loading = AutoModelForTokenClassification.from_pretrained(
             **_files(source, asked),
@@ -170,7 +178,7 @@ def _with_head(source: FoundModel, how: Convention, asked: Asked, placement: Pla
             num_labels=2,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
-            key_mapping={"^pretrained_model\\.": ""},  # of trl's models with a value head
+            key_mapping={f"^{re.escape(WRAPPED)}": ""},  # of trl's models with a value head
         )
     lost = sorted(n for n in loading["missing_keys"] if not n.startswith(("score.", "classifier.")))
     if lost:
@@ -219,8 +227,8 @@ def _layers(source: FoundModel, tensors: dict[str, tuple[int, ...]]) -> list[tor
     for file in sorted(source.folder.glob("*.safetensors")):
         with safe_open(file, framework="pt") as weights:
             for name in weights.keys():  # noqa: SIM118
-                if name.removeprefix("pretrained_model.") in tensors:
-                    found[name.removeprefix("pretrained_model.")] = weights.get_tensor(name)
+                if name.removeprefix(WRAPPED) in tensors:
+                    found[name.removeprefix(WRAPPED)] = weights.get_tensor(name)
     names = sorted(n.removesuffix("weight") for n in found if n.endswith("weight"))
     return [linear(found[f"{n}weight"], found.get(f"{n}bias")) for n in names]
 

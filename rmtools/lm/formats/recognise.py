@@ -7,7 +7,7 @@ from typing import Any
 
 from rmtools.errors import UserError
 from rmtools.files import read_json
-from rmtools.lm.classifier import AGAIN
+from rmtools.lm.classifier import AGAIN, WRAPPED
 from rmtools.lm.formats.conventions import CONVENTIONS, JUDGE, OWN
 from rmtools.lm.hub import FoundModel
 
@@ -57,7 +57,7 @@ def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
 
 def head_of(shapes: Mapping[str, tuple[int, ...]]) -> Head:
     """Return the head among a model's tensors."""
-    own = {n.removeprefix("pretrained_model."): shape for n, shape in shapes.items()}
+    own = {n.removeprefix(WRAPPED): shape for n, shape in shapes.items()}
     layers = {n: s for n, s in own.items() if n.split(".")[0] in ("score", "classifier", "v_head")}
     if not layers:
         return Head("", {}, 0)
@@ -67,6 +67,13 @@ def head_of(shapes: Mapping[str, tuple[int, ...]]) -> Head:
     if any(n.startswith("v_head.") for n in layers):
         return Head("scalar", layers, labels)
     return Head("mlp" if len(weights) > 1 else "classifier", layers, labels)
+
+
+def format_of_head(head: Head) -> str:
+    """Return the key of the format whose head this is, "" without one."""
+    if head.kind == "mlp":
+        return "qwen-prm" if head.labels == 2 and any(n.endswith("bias") for n in head.tensors) else "vgs"
+    return {"scalar": "skywork", "classifier": "trl"}.get(head.kind, "")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -114,13 +121,13 @@ def recognised(source: FoundModel) -> tuple[str, str]:
     head, kind = head_of(shapes), promised(config)
     architecture = str(next(iter(config.get("architectures") or ()), "none"))
     require_promised(source, architecture, kind, head)
+    key = format_of_head(head)
     if head.kind == "scalar":
-        return "skywork", f"its tensors {_some(head)}"
+        return key, f"its tensors {_some(head)}"
     if head.kind == "mlp":
-        key = "qwen-prm" if head.labels == 2 and any(n.endswith("bias") for n in head.tensors) else "vgs"
         return key, f"its tensors {_some(head)} with {head.labels} labels"
     if head.kind == "classifier":
-        return "trl", f"its architecture {architecture} with {head.labels} labels"
+        return key, f"its architecture {architecture} with {head.labels} labels"
     if kind == "":
         return _by_name(source, architecture)
     raise UserError(
@@ -166,11 +173,18 @@ def require_head_of(source: FoundModel, key: str, wanted: str, head: Head) -> No
         )
 
 
-def _by_name(source: FoundModel, architecture: str) -> tuple[str, str]:
+def known_name(source: FoundModel) -> str:
+    """Return the key of the format that a model of this name is known to be read in, "" if it is not known."""
     name = source.name.lower().rstrip("/")
     for key, c in CONVENTIONS.items():
         if name in c.published or (not source.commit and _ends_like(name, c.published)):
-            return key, f"its architecture {architecture} and its name"
+            return key
+    return ""
+
+
+def _by_name(source: FoundModel, architecture: str) -> tuple[str, str]:
+    if key := known_name(source):
+        return key, f"its architecture {architecture} and its name"
     raise UserError(
         f"{source} is a language model ({architecture}): its files do not say how it is read as a reward model",
         f"{HOW}: {', '.join(CAUSAL)} or {JUDGE}; or a JSON file of yours",
