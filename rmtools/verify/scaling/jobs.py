@@ -24,6 +24,7 @@ from rmtools.verify.scaling.profile import (
     EPSILON,
     MODELS,
     SHARE_OF_TARGET,
+    STORY,
     TRAINED,
     Profile,
 )
@@ -140,13 +141,24 @@ class Job:
 
 
 def jobs_of(profile: Profile) -> list[Job]:
-    """Return everything that is measured, the longest horizons first."""
+    """Return everything that is measured: the models of the story first, and of them the longest horizons."""
     from rmtools.verify.scaling.baselines import available
 
     longest_first = profile.horizons[::-1]
+    told, others = (
+        [
+            Job("points", t, m, s)
+            for t in longest_first
+            for m in MODELS
+            if (m in STORY) == first
+            for s in SAMPLERS
+        ]
+        for first in (True, False)
+    )
     checkpoints = [f"default-{k}" for k in profile.curve]
     return [
-        *(Job("points", t, m, s) for t in longest_first for m in MODELS for s in SAMPLERS),
+        *told,
+        *others,
         *(Job("baselines", t, m) for t in longest_first for m in available() if profile.baseline_tokens),
         *(
             Job("families", t, f, s)

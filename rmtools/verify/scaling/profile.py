@@ -7,6 +7,7 @@ from rmtools.verify.scaling.policy import PolicySize
 MODELS = ("constant", "untrained", "mc-early", "mc-late", "default-early", "default-late", "planted", "exact")
 TRAINED = ("mc-early", "mc-late", "default-early", "default-late")
 BELLMAN = "default-late"
+STORY = ("constant", "planted", "mc-late", "default-late", "exact")
 EPSILON = 0.2  # of the planted bias
 DELTA_CV = 0.25
 SHARE_OF_TARGET = 0.9
@@ -100,9 +101,9 @@ FULL = Profile(
     updates=2000,
     early=100,
     curve=(25, 50, 200, 400, 800, 1400),
-    most_tokens=5e6,
+    most_tokens=2e6,
     most_on_tables=1 << 17,
-    baseline_tokens=3e6,
+    baseline_tokens=1e6,
     families=True,
     also=SILENT,
 )

@@ -9,9 +9,9 @@ import numpy as np
 from rmtools.plots.drawing import GREY, drawing, svg_text
 from rmtools.verify.scaling.measure import SAMPLERS
 from rmtools.verify.scaling.points import Point
-from rmtools.verify.scaling.profile import DELTA_CV, MODELS
+from rmtools.verify.scaling.profile import DELTA_CV, MODELS, STORY
 from rmtools.verify.scaling.report.growth import need_of, predicted
-from rmtools.verify.scaling.report.marks import LOOKS, PANELS, STORY, STRONG, arrow_up, legend, whiskers
+from rmtools.verify.scaling.report.marks import LOOKS, PANELS, STRONG, arrow_up, legend, whiskers
 from rmtools.verify.scaling.run import Scaling
 
 if TYPE_CHECKING:

@@ -25,7 +25,6 @@ PANELS = {
     "every-step": "resampling at every step",
     "default": "default sampler (ESS < N/2)",
 }
-STORY = ("constant", "planted", "mc-late", "default-late", "exact")
 STRONG = ("constant", "default-late", "planted", "exact")
 # Of ordered values, such as horizons; and the ends of the classes of c.
 RAMP = ("#E8A33D", "#DB6A3F", "#B83A6B", "#6F2A8C", "#1F1A66")
