@@ -14,6 +14,7 @@ import numpy as np
 
 from rmtools.auditing.enumerated import EnumeratedRollouts, Progress, enumerate_rollouts
 from rmtools.auditing.model_audit import AuditOptions, ModelAudit, audit_model
+from rmtools.auditing.next_step import next_step
 from rmtools.auditing.notes import notes, of_another, provenance_notes
 from rmtools.auditing.report import AuditReport
 from rmtools.auditing.rows import limited, provenance_of, rows_of, tokens_of
@@ -116,7 +117,9 @@ def audit(
     apart = bool(of_another(provenance_notes(metadata, known["model"], fingerprint)))
     found[0], missing = _with_pilot(found[0], run, None if apart else scored[0], delta_cv, seed, shown)
     warnings = (*notes(rows, metadata, known, found, fingerprint, outside), *missing, *_masses(models))
-    return AuditReport(tuple(found), _pairs(models, scored, seed), provenance | asked, outside, warnings)
+    provenance |= asked
+    then = next_step(found, provenance)
+    return AuditReport(tuple(found), _pairs(models, scored, seed), provenance, outside, warnings, next=then)
 
 
 def _pilots(asked: "bool | SamplerSettings") -> Callable[..., "PilotRun | None"]:

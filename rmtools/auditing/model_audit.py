@@ -44,6 +44,7 @@ from rmtools.stats.path_errors import (
 )
 from rmtools.stats.pilot import Pilot
 from rmtools.stats.prefix_errors import PrefixErrors, exact_errors, self_normalise
+from rmtools.stats.scale_check import ScaleCheck, scale_check
 from rmtools.stats.sigma2 import Sigma2, n_for_cv, n_for_tv
 
 if TYPE_CHECKING:
@@ -193,11 +194,14 @@ class CalibrationAudit:
         V(s_0) against Z; None if it was fitted.
     auc_within : Interval or None
         AUC over pairs of unfinished prefixes of one prompt and depth; NaN without a pair, None in audits before 0.2.0.
+    scale : ScaleCheck or None
+        Whether p at all prefixes is on the scale of the outcomes; None as ``prefixes``, and in audits before 0.2.0.
     """
 
     prefixes: CalibrationSummary | None
     root: ZCheck | None
     auc_within: Interval | None = None
+    scale: ScaleCheck | None = None
 
 
 @dataclass(frozen=True)
@@ -285,7 +289,10 @@ def audit_model(
         found.get("by_value", ()),
         worst_prefixes(rows, scored, errors, exact_log_error) if branching else (),
     )
-    calibration = CalibrationAudit(found["calibration"], found["root"], within_prompt_and_depth(scored))
+    scale = check_scale(scored, subject) if subject.probability else None
+    calibration = CalibrationAudit(
+        found["calibration"], found["root"], within_prompt_and_depth(scored), scale
+    )
     return ModelAudit(subject.role, subject.name, subject.terminal, error, cost, calibration, breakdowns)
 
 
@@ -375,8 +382,21 @@ def _gauge_fixed(scored: "ScoredRollouts", errors: PrefixErrors) -> Estimator[Ga
 
 def calibrate(scored: "ScoredRollouts", subject: Subject) -> Estimator[CalibrationSummary]:
     """Estimate the calibration of p at every prefix, and of the model's own value at the end."""
+    p, outcome, prompt, _ = _predictions(scored, subject)
+    return calibration_estimator(p, outcome, prompt)
+
+
+def check_scale(scored: "ScoredRollouts", subject: Subject) -> ScaleCheck:
+    """Test whether the same p are on the scale of the outcomes."""
+    return scale_check(*_predictions(scored, subject), subject.tilt.floor)
+
+
+def _predictions(
+    scored: "ScoredRollouts", subject: Subject
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return p, outcome, prompt and depth (n,) of every prefix."""
     values = [v[:-1] if subject.knows_end else v for v in scored.own_log_value]
     length = [len(v) for v in values]
     p = np.exp(subject.tilt.log_probability(np.concatenate(values)))
-    outcome, prompt = np.repeat(scored.reward, length), np.repeat(scored.prompt, length)
-    return calibration_estimator(p, outcome, prompt)
+    depth = np.concatenate([np.arange(n) for n in length])
+    return p, np.repeat(scored.reward, length), np.repeat(scored.prompt, length), depth

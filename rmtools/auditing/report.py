@@ -2,7 +2,7 @@
 
 import html
 import textwrap
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ from rmtools.auditing.figures import audit_plots
 from rmtools.auditing.first_screen import Fact, FirstScreen, first_screen
 from rmtools.auditing.metrics import records
 from rmtools.auditing.model_audit import ModelAudit
+from rmtools.auditing.next_step import NextStep
 from rmtools.auditing.notes import of_another
 from rmtools.auditing.table import WIDTH, as_text, sentences
 from rmtools.codec import load_json, save_json
@@ -32,7 +33,7 @@ LABELS = 17  # width of the labels of a printed report
 class AuditReport:
     """The audit of a model, its controls and the models it is compared with, on the same rollouts.
 
-    Printed, it answers first: a verdict and at most ten lines; `table` returns every row.
+    Printed, it answers first: a verdict, at most ten lines, and what to do next; `table` returns every row.
 
     Attributes
     ----------
@@ -49,6 +50,8 @@ class AuditReport:
         What a reader must know before trusting a figure.
     measured : MeasuredAccuracy or None
         What the sampler did at the predicted particles.
+    next : NextStep or None
+        What to do with the model: sample, calibrate, train or draw more data, why, and the command. None in audits before 0.2.0.
 
     Examples
     --------
@@ -64,6 +67,7 @@ class AuditReport:
     uncovered: dict[str, float] | None
     warnings: tuple[str, ...]
     measured: MeasuredAccuracy | None = None
+    next: NextStep | None = None
 
     @property
     def model(self) -> ModelAudit:
@@ -87,8 +91,9 @@ class AuditReport:
         return f"<AuditReport of {p['checkpoint']}: {counted(len(self.models), 'model')}, {counted(p['n_prompts'], 'prompt')}>"
 
     def first_screen(self) -> FirstScreen:
-        """Return the verdict and at most ten lines, which terminal, notebook, page and model card lay out."""
-        return first_screen(self.models, self.provenance, self.warnings, self.pairs, self.measured)
+        """Return the verdict, at most ten lines and what to do next, which terminal, notebook, page and model card lay out."""
+        found = first_screen(self.models, self.provenance, self.warnings, self.pairs, self.measured)
+        return replace(found, facts=(*found.facts, self.next.fact())) if self.next else found
 
     def __str__(self) -> str:
         return f"{self.answer()}\n{self._pointer()}"
@@ -171,11 +176,12 @@ def _lines(fact: Fact) -> list[str]:
         return [_cut(whole)]
     indent = " " * LABELS
     flags = fact.command.replace(" -", "\0-").split("\0")  # a flag and its value stay together
+    goes_on = " \\" if fact.command.startswith("rmtools ") else ""  # a whole command can be pasted
     lines = [indent + flags[0]]
     for flag in flags[1:]:
-        fits = len(lines[-1]) + 1 + len(flag) <= WIDTH
-        lines[-1:] = [f"{lines[-1]} {flag}"] if fits else [lines[-1], indent + flag]
-    return [_cut(f"{start}{fact.remark}"), *lines]
+        fits = len(lines[-1]) + 1 + len(flag) + len(goes_on) <= WIDTH
+        lines[-1:] = [f"{lines[-1]} {flag}"] if fits else [lines[-1] + goes_on, indent + flag]
+    return [*textwrap.wrap(f"{start}{fact.remark}", WIDTH, subsequent_indent=indent), *lines]
 
 
 def _cut(line: str) -> str:

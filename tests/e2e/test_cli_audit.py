@@ -73,7 +73,9 @@ def test_trajectories_without_branches(run, tmp_path, checkpoint, policy_folder,
     assert result.code == 0, result.err
     assert "mean (rho - 1)^2, at least" in result.out
     assert "lower bound" in " ".join(result.out.split())
-    assert max(map(len, result.out.splitlines()[:-1])) <= 80  # the last is the report's path
+    lines = result.out.splitlines()[:-1]  # the last is the report's path
+    assert max(len(line) for line in lines if "--policy" not in line and "--model" not in line) <= 80
+    assert audit_file(tmp_path / "a")["next"]["do"] in ("sample", "calibrate", "train", "more data")
     options = ("--model", checkpoint, "--rollouts", tmp_path / "r", "--verify")
     result = run("audit", *options, "--out", tmp_path / "b")
     assert result.code == 0, result.err
