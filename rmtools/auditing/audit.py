@@ -117,9 +117,19 @@ def audit(
     apart = bool(of_another(provenance_notes(metadata, known["model"], fingerprint)))
     found[0], missing = _with_pilot(found[0], run, None if apart else scored[0], delta_cv, seed, shown)
     warnings = (*notes(rows, metadata, known, found, fingerprint, outside), *missing, *_masses(models))
-    provenance |= asked
+    return _report(found, _pairs(models, scored, seed), provenance | asked, outside, warnings)
+
+
+def _report(
+    found: list[ModelAudit],
+    pairs: dict[str, PairedDifference],
+    provenance: dict[str, Any],
+    outside: dict[str, float] | None,
+    warnings: tuple[str, ...],
+) -> AuditReport:
+    """Return the report, with what to do next."""
     then = next_step(found, provenance)
-    return AuditReport(tuple(found), _pairs(models, scored, seed), provenance, outside, warnings, next=then)
+    return AuditReport(tuple(found), pairs, provenance, outside, warnings, next=then)
 
 
 def _pilots(asked: "bool | SamplerSettings") -> Callable[..., "PilotRun | None"]:

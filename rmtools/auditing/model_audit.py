@@ -386,8 +386,10 @@ def calibrate(scored: "ScoredRollouts", subject: Subject) -> Estimator[Calibrati
     return calibration_estimator(p, outcome, prompt)
 
 
-def check_scale(scored: "ScoredRollouts", subject: Subject) -> ScaleCheck:
-    """Test whether the same p are on the scale of the outcomes."""
+def check_scale(scored: "ScoredRollouts", subject: Subject) -> ScaleCheck | None:
+    """Test whether the same p are on the scale of the outcomes; None if values are no probabilities."""
+    if not subject.probability:
+        return None
     return scale_check(*_predictions(scored, subject), subject.tilt.floor)
 
 
