@@ -7,7 +7,20 @@ import typer
 from typer.exceptions import Abort, TyperException
 
 from rmtools import __version__
-from rmtools.cli import audit, convert, env, evaluate, export, plot, prompts, rollout, sample, train, verify
+from rmtools.cli import (
+    audit,
+    calibrate,
+    convert,
+    env,
+    evaluate,
+    export,
+    plot,
+    prompts,
+    rollout,
+    sample,
+    train,
+    verify,
+)
 from rmtools.cli.errors import INTERRUPTED, exit_on_user_error, refusal, with_flags
 
 SUMMARY = "Train, audit and sample with process reward models that are consistent in the sense of Bellman."
@@ -25,6 +38,7 @@ app.command("convert")(convert.command)
 PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 app.command("train", context_settings=PASS_THROUGH, add_help_option=False)(train.command)
 app.command("audit")(audit.command)
+app.command("calibrate")(calibrate.command)
 app.command("sample")(sample.command)
 app.add_typer(evaluate.app, name="evaluate")
 app.add_typer(plot.app, name="plot")

@@ -8,6 +8,7 @@ from rmtools.errors import UserError
 
 if TYPE_CHECKING:
     from rmtools.cli.value_server import ServedValues
+    from rmtools.lm.formats.load import Asked
     from rmtools.lm.precision import Placement
     from rmtools.lm.protocol import Scorer
     from rmtools.lm.steps import StepSettings
@@ -65,13 +66,14 @@ class PublishedOptions:
 
     def _connected(self, model: str, steps: "StepSettings | None") -> Any:
         """Return the model of the value server, if there is one."""
+        return None if self.served is None else self.served.connect(model, self.asked(steps))
+
+    def asked(self, steps: "StepSettings | None" = None) -> "Asked":
+        """Return what these options ask for."""
         from rmtools.lm.formats.load import Asked
         from rmtools.lm.formats.reading import Reading
 
-        if self.served is None:
-            return None
-        reading = Reading(self.floor, self._root(), self.aggregate)
-        return self.served.connect(model, Asked(self.prm_format, steps, reading))
+        return Asked(self.prm_format, steps, Reading(self.floor, self._root(), self.aggregate))
 
     def _root(self) -> str | float:
         try:

@@ -15,6 +15,14 @@ import torch
 from rmtools.codec import check_ranges, load_json, save_json
 from rmtools.errors import UserError
 from rmtools.files import read_json
+from rmtools.lm.calibrated import CalibratedValue, without_floor
+from rmtools.lm.calibration_file import (
+    CALIBRATION_FILE,
+    Calibration,
+    read_calibration,
+    require_weights,
+    under_map,
+)
 from rmtools.lm.classifier import adapted, merged, new_token_classifier, require_head, saved_classifier
 from rmtools.lm.hub import COMMIT, PICKLED, cached_commit, find_model, split_name, with_commit
 from rmtools.lm.policy import Policy, load_tokenizer
@@ -49,6 +57,7 @@ MODEL_FILES = (
     "adapter_config.json",
     "config.json",
     "export.json",
+    CALIBRATION_FILE,
 )
 """The files that say which model a folder holds: saving another one removes those it does not write."""
 RETRAIN = "use a checkpoint written by `rmtools train` with this release"
@@ -255,7 +264,8 @@ def load_value_model(
 ) -> tuple[Any, Any]:
     """Load a checkpoint written by rmtools (a LoRA adapter with its head, or a whole model), or a published reward model.
 
-    Returns the value model and its `CheckpointSettings`; None for a published model, which has none.
+    Returns the value model and its `CheckpointSettings`; None for a published model, which has none. A folder of
+    `rmtools calibrate` gives a `CalibratedValue`.
 
     Parameters
     ----------
@@ -293,13 +303,33 @@ def load_value_model(
     >>> settings.task, settings.steps.max_steps, value.tilt
     ('crossing', 3, Tilt(floor=0.05))
     """
-    if is_published(folder, prm_format):
-        from rmtools.lm.formats.load import Asked, load_published
-        from rmtools.lm.formats.reading import Reading
+    from rmtools.lm.formats.load import Asked, load_published
+    from rmtools.lm.formats.reading import Reading
 
-        asked = Asked(prm_format, steps, Reading(floor, root_value, aggregate), trust_remote_code)
-        return load_published(folder, asked, Placement(device_of(device), dtype)), None
-    return _load_checkpoint(folder, untrained, device_of(device) or best_device(), beside, dtype)
+    asked = Asked(prm_format, steps, Reading(floor, root_value, aggregate), trust_remote_code)
+    calibration = None if untrained else read_calibration(folder)
+    inner, settings = folder, None
+    if calibration is not None:
+        inner, asked = under_map(folder, calibration, asked)
+        require_weights(folder, weights_fingerprint(inner), calibration)
+    if is_published(inner, asked.prm_format):
+        value: Any = load_published(inner, asked, Placement(device_of(device), dtype))
+    else:
+        value, settings = _load_checkpoint(
+            inner, untrained, device_of(device) or best_device(), beside, dtype
+        )
+    return _calibrated(value, folder, calibration), settings
+
+
+def _calibrated(value: Any, folder: str | Path, calibration: Calibration | None) -> Any:
+    """Return a loaded model with its map; the model itself without one."""
+    if calibration is None:
+        return value
+    inner, _ = without_floor(value)
+    name = f"{find_model(folder)} (calibrated)"
+    return CalibratedValue(
+        inner, calibration.map, Tilt(calibration.floor), name, frozenset(calibration.prompts)
+    )
 
 
 def is_published(name: str | Path, prm_format: str | None = None) -> bool:
@@ -309,7 +339,9 @@ def is_published(name: str | Path, prm_format: str | None = None) -> bool:
 
     if prm_format is not None:
         return prm_format != OWN
-    folder = find_model(name).folder
+    folder, calibration = find_model(name).folder, read_calibration(name)
+    if calibration is not None:
+        return calibration.reading is not None
     return not (folder / SETTINGS_FILE).exists() and not is_ours(folder)
 
 
@@ -404,16 +436,26 @@ def _share_weights(model: torch.nn.Module, owner: torch.nn.Module) -> None:
 
 
 def fingerprint(model: str | Path) -> str:
-    """Return what identifies a model: a short hash of a folder's weights, the commit of a hub model.
+    """Return what identifies a model: a short hash of a folder's weights and map, the commit of a hub model.
 
     "" if neither is known: a folder without weights, a hub model that is named without its commit and not cached.
     """
+    return _fingerprint(model, Path(model) / CALIBRATION_FILE)
+
+
+def weights_fingerprint(model: str | Path) -> str:
+    """Return the same of the weights alone, whatever map stands beside them."""
+    return _fingerprint(model)
+
+
+def _fingerprint(model: str | Path, *more: Path) -> str:
     import hashlib
 
     if not Path(model).is_dir():
         return cached_commit(str(model))
     digest = hashlib.sha256()
     files = sorted(Path(model).glob("*.safetensors")) or sorted(Path(model).glob(PICKLED))
+    files += [file for file in more if file.exists()]
     for file in files:
         with file.open("rb") as stream:
             while block := stream.read(1 << 20):

@@ -1,15 +1,26 @@
 """A checkpoint as a plain transformers model: adapter merged, loadable without rmtools or peft."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rmtools.errors import UserError, reason
 from rmtools.files import claim_folder, replacing_files, write_json
+from rmtools.lm.calibration_file import Calibration, read_calibration
 from rmtools.lm.card import CARD_FILE
-from rmtools.lm.checkpoint import MODEL_FILES, CheckpointSettings, dequantised, fingerprint, load_value_model
+from rmtools.lm.checkpoint import (
+    MODEL_FILES,
+    CheckpointSettings,
+    dequantised,
+    fingerprint,
+    is_published,
+    load_value_model,
+)
+from rmtools.lm.classifier import head_name
 from rmtools.lm.formats.recognise import head_of, tensor_shapes
 from rmtools.lm.hub import FILES, NOT_READ, find_model, is_hub_name, status
+from rmtools.stats.monotone_map import MonotoneMap
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -23,8 +34,9 @@ MARK_FILE = "export.json"
 def export_merged(checkpoint: str | Path, out: str | Path) -> Path:
     """Write ``checkpoint`` as an ``AutoModelForTokenClassification`` with its tokenizer and settings; return the folder.
 
-    rmtools reads it like the checkpoint itself. The weights of a quantised base are written in fp32. Raises ``UserError`` if
-    the checkpoint cannot be loaded, or ``out`` holds something else or cannot be written.
+    rmtools reads it like the checkpoint itself. The weights of a quantised base are written in fp32. The Platt scaling of a
+    calibrated model goes into the head. Raises ``UserError`` if the checkpoint cannot be loaded, its map is no such scaling, or
+    ``out`` holds something else or cannot be written.
     """
     import torch
     from safetensors import SafetensorError
@@ -33,8 +45,14 @@ def export_merged(checkpoint: str | Path, out: str | Path) -> Path:
     checkpoint = source.folder
     if out.resolve() == checkpoint.resolve():
         raise UserError(f"the output folder {out} is the checkpoint itself", "choose another folder")
+    calibration = read_calibration(source.pinned)
+    if is_published(source.pinned):
+        raise _published(str(source), calibration)
+    scaling = None if calibration is None else _scaling(calibration.map, source.pinned)
     value, settings = load_value_model(source.pinned, device=torch.device("cpu"), dtype="float32")
     whole = dequantised(checkpoint, settings) if settings.base_quantization else value.model
+    if scaling is not None:
+        fold(whole, *scaling)
     claim_folder(out, MARK_FILE)
     with replacing_files(out, last=MARK_FILE, instead_of=MODEL_FILES) as temporary:
         try:
@@ -44,6 +62,8 @@ def export_merged(checkpoint: str | Path, out: str | Path) -> Path:
         value.steps.tokenizer.save_pretrained(str(temporary))
         settings.save(temporary, seen_from=out)
         mark = {"schema_version": 1, "merged_from": fingerprint(source.pinned), "probe": probe_of(whole)}
+        if scaling is not None:
+            mark |= {"platt_scaling": dict(zip(("slope", "intercept"), scaling, strict=True))}
         write_json(temporary / MARK_FILE, mark)
         if (checkpoint / CARD_FILE).exists():
             shutil.copy(checkpoint / CARD_FILE, temporary / CARD_FILE)
@@ -58,6 +78,61 @@ def probe_of(model: "PreTrainedModel") -> dict[str, Any]:
     with torch.inference_mode():
         logits = model(input_ids=torch.tensor([ids], device=model.device)).logits[0, -1].float()
     return {"ids": ids, "p": float(logits.softmax(-1)[1])}
+
+
+def _published(name: str, calibration: Calibration | None) -> UserError:
+    """Return the error for a published model, and how a server can apply its map."""
+    fix = "serve it as it was published"
+    found = None if calibration is None else pooler_config(calibration.map)
+    if found is not None:
+        fix += f"; if it has one logit, vLLM applies the map with --pooler-config '{json.dumps(found)}'"
+    elif calibration is not None:
+        fix += "; calibrated with `form` platt and `by_depth` none, vLLM can apply the map to one logit"
+    return UserError(f"{name} is a published reward model: there is nothing to merge or export", fix)
+
+
+def _scaling(map: MonotoneMap, name: str) -> tuple[float, float]:
+    """Return slope and intercept of a map that a head can hold; raise ``UserError`` for another one."""
+    if map.platt is None:
+        what = "differs between depths" if map.by_depth else "is not linear in log odds"
+        raise UserError(
+            f"the map of {name} ({map}) cannot be exported: it {what}, and a head reads every prefix alike by a linear layer",
+            "calibrate with `form` platt and `by_depth` none, or export the model without its map",
+        )
+    return map.platt
+
+
+def fold(model: Any, slope: float, intercept: float) -> None:
+    """Put a Platt scaling into the two-label head of a classifier, in place: its log odds are then slope * x + intercept.
+
+    vLLM's ``logit_mean`` is one number for all labels and drops out of the softmax of two; a head serves every reader.
+    """
+    import torch
+
+    head = getattr(model, head_name(model))
+    if head.bias is None:
+        raise UserError(
+            "the head of the model has no bias that could hold the intercept of its map",
+            "export the model without its map",
+        )
+    with torch.no_grad():
+        head.weight.mul_(slope)
+        head.bias.mul_(slope)
+        head.bias[1] += intercept
+
+
+def pooler_config(map: MonotoneMap) -> dict[str, float] | None:
+    """Return what vLLM needs to apply a map to the logit of a one-label head: activation((logit - mean) / sigma).
+
+    None if it cannot: the map is no Platt scaling of all depths, or it is a constant.
+
+    >>> pooler_config(MonotoneMap((-1.0,), ((0.5,),)))
+    {'logit_mean': 2.0, 'logit_sigma': 2.0}
+    """
+    if map.platt is None or map.platt[0] == 0:
+        return None
+    slope, intercept = map.platt
+    return {"logit_mean": -intercept / slope, "logit_sigma": 1 / slope}
 
 
 def push(folder: str | Path, name: str, private: bool = False) -> str:
