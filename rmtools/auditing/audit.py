@@ -15,7 +15,7 @@ import numpy as np
 from rmtools.auditing.enumerated import EnumeratedRollouts, Progress, enumerate_rollouts
 from rmtools.auditing.model_audit import AuditOptions, ModelAudit, audit_model
 from rmtools.auditing.next_step import next_step
-from rmtools.auditing.notes import notes, of_another, provenance_notes
+from rmtools.auditing.notes import UNCALIBRATED, calibration_notes, notes, of_another, provenance_notes
 from rmtools.auditing.report import AuditReport
 from rmtools.auditing.rows import limited, provenance_of, rows_of, tokens_of
 from rmtools.errors import UserError
@@ -116,7 +116,7 @@ def audit(
     asked = {"seed": seed, "delta_cv": delta_cv, "delta_tv": delta_tv, "rollouts_fingerprint": fingerprint}
     apart = bool(of_another(provenance_notes(metadata, known["model"], fingerprint)))
     found[0], missing = _with_pilot(found[0], run, None if apart else scored[0], delta_cv, seed, shown)
-    warnings = (*notes(rows, metadata, known, found, fingerprint, outside), *missing, *_masses(models))
+    warnings = (*notes(rows, metadata, known, found, fingerprint, outside), *missing, *_remarks(models, rows))
     return _report(found, _pairs(models, scored, seed), provenance | asked, outside, warnings)
 
 
@@ -209,7 +209,7 @@ def _listed(
 def _pairs(
     models: "Sequence[AuditedModel]", scored: "Sequence[Scored]", seed: int
 ) -> dict[str, PairedDifference]:
-    """Return the paired differences of the first model and every compared one."""
+    """Return the paired differences of the first model and every compared one, itself without its map included."""
     from rmtools.auditing.load_models import paired
 
     return {
@@ -217,7 +217,7 @@ def _pairs(
             (models[0], scored[0]), (model, its), np.random.default_rng([seed, 999 + k])
         )
         for k, (model, its) in enumerate(zip(models, scored, strict=True))
-        if model.subject.role.startswith("compare")
+        if model.subject.role.startswith(("compare", UNCALIBRATED))
     }
 
 
@@ -264,6 +264,7 @@ def _checkpoint(
         "checkpoint": subject.name,
         "checkpoint_fingerprint": fingerprint(source) if isinstance(source, str | Path) else "",
         **({"published": about | {"label_mass": mass_line(model.scorer)}} if about else {}),
+        **({"calibration": str(map)} if (map := getattr(model.scorer, "map", None)) else {}),
         "checkpoint_dtype": precision_of(model.scorer),
         "terminal": subject.terminal,
         "floor": subject.tilt.floor,
@@ -271,11 +272,12 @@ def _checkpoint(
     }
 
 
-def _masses(models: "Sequence[AuditedModel]") -> list[str]:
-    """Return a warning for each model whose labels have little mass."""
+def _remarks(models: "Sequence[AuditedModel]", rows: "Sequence[Rollout]") -> list[str]:
+    """Return what is to be said of a map that was fitted on these prompts, and of each model whose labels have little mass."""
     from rmtools.lm.formats.described import mass_warning
 
-    return [text for m in models if (text := mass_warning(m.scorer))]
+    fitted = calibration_notes(rows, models[0].scorer)
+    return [*fitted, *(text for m in models if (text := mass_warning(m.scorer)))]
 
 
 def _weights(**owners: Any) -> dict[str, int]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rmtools.auditing.cost import particles
-from rmtools.auditing.notes import DRAWN_BY, why_missing
+from rmtools.auditing.notes import DRAWN_BY, UNCALIBRATED, why_missing
 from rmtools.auditing.table import NOT_AVAILABLE, NOT_RESOLVED, digits, whole
 from rmtools.stats.bootstrap import Interval
 from rmtools.stats.sigma2 import Sigma2, n_for_cv
@@ -163,6 +163,7 @@ def first_screen(
     best = particles(best_of_n(model, theory, pilot), n_for_cv, delta)
     facts = [*_particles(model, theory, pilot, delta, best, why)]
     facts += _by_theory(model, theory, pilot, delta, int(provenance["n_prompts"]))
+    facts += _before_the_map(models, delta)
     facts += [_error(model, constant, warnings), *_bias(model), *_calibration(model)]
     facts += _success(measured)
     facts += _worst(model)
@@ -306,6 +307,24 @@ def _by_theory(
         yield Fact("  perfect value", "not known", "needs next steps that can be listed")
     if constant is not None:
         yield Fact("  constant value", whole(constant), "the base rate as value, likewise")
+
+
+def _before_the_map(models: "Sequence[ModelAudit]", delta: float) -> Iterator[Fact]:
+    """Yield particles, Bellman error and Brier score of a calibrated model before and after its map, all from the rollouts."""
+    before = next((m for m in models if m.role == UNCALIBRATED), None)
+    if before is not None:
+        old, new = (_in_short(m, delta) for m in (before, models[0]))
+        yield Fact("before the map", f"N {old[0]}, RMS b {old[1]}, Brier {old[2]}", f"now {', '.join(new)}")
+
+
+def _in_short(model: "ModelAudit", delta: float) -> tuple[str, str, str]:
+    needed = particles(_told(model.cost.sigma2), n_for_cv, delta)
+    sampled, found = model.error.sampled, model.calibration.prefixes
+    return (
+        "?" if needed is None else f"{math.ceil(needed.estimate)}",
+        "?" if sampled is None else f"{sampled.corrected.rms.estimate:.2g}",
+        "?" if found is None else f"{found.brier.estimate:.2g}",
+    )
 
 
 def _shortly(theory: Theory) -> str:

@@ -11,8 +11,10 @@ import numpy as np
 from rmtools.auditing.arrays import extra_completions, prompt_arrays
 from rmtools.auditing.controls import monte_carlo_oracle, position_only
 from rmtools.auditing.model_audit import Subject
+from rmtools.auditing.notes import UNCALIBRATED
 from rmtools.data.scoring import ScoredRollouts, score_rollouts
 from rmtools.errors import UserError
+from rmtools.lm.calibrated import uncalibrated
 from rmtools.lm.checkpoint import is_published, load_value_model
 from rmtools.lm.hub import find_model
 from rmtools.lm.policy import Policy, load_policy
@@ -69,12 +71,17 @@ def load_models(
     seed: int,
     placement: "Placement | None" = None,
 ) -> "tuple[list[AuditedModel], dict[str, CheckpointSettings | None]]":
-    """Return the model, those it is compared with and the controls; and the settings of checkpoints by role."""
+    """Return the model, those it is compared with and the controls; and the settings of checkpoints by role.
+
+    A calibrated model is followed by itself without its map.
+    """
     found, settings = [], {}
     for k, given in enumerate((value_model, *compare)):
         role = f"compare {k}" if k else "model"
         scorer, settings[role] = loaded(given, placement, "compare" if k else "value_model")
         found.append(_model(role, scorer, terminal))
+        if not k and (bare := uncalibrated(scorer)) is not None:
+            found.append(_model(UNCALIBRATED, bare, terminal))
     if controls:
         found += _controls(rows, value_model, found[0].scorer, settings["model"], seed, placement)
     return found, settings

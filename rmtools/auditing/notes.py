@@ -1,7 +1,7 @@
 """What a reader must know before trusting a figure: another policy, what the sample cannot resolve, how to resolve it."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -10,11 +10,15 @@ from rmtools.stats.bellman_error import BellmanSummary
 from rmtools.stats.bootstrap import Interval
 from rmtools.stats.calibration import ranking_note
 from rmtools.stats.influence import FEWEST_TRAJECTORIES
+from rmtools.summary import counted
 
 if TYPE_CHECKING:
     from rmtools.data.rollouts import Rollout, RolloutMetadata
     from rmtools.lm.checkpoint import CheckpointSettings
+    from rmtools.lm.protocol import Scorer
 
+# The role of a calibrated model without its map.
+UNCALIBRATED = "uncalibrated"
 LISTED_MUCH = 0.02
 # Figures of such an audit are of another sampler than the one the checkpoint is for.
 OTHER_POLICY, OTHER_LAW = "another policy drew the rollouts", "the rollouts were sampled at"
@@ -52,6 +56,21 @@ def notes(
         )
     about = [(role, text) for m in found for role, text in [*model_notes(m), *ranking_notes(m, found)]]
     return out + [f"{', '.join(roles)}: {text}" for text, roles in _by_text(about)]
+
+
+def calibration_notes(rows: "Sequence[Rollout]", scorer: "Scorer") -> list[str]:
+    """Return that prompts of the audit are among those that the model's map was fitted on, if it has one."""
+    from rmtools.lm.calibration_file import prompt_key
+
+    fitted_on: Collection[str] = getattr(scorer, "fitted_on", ())
+    prompts = {r.prompt for r in rows}
+    seen = sum(prompt_key(p) in fitted_on for p in prompts)
+    if not seen:
+        return []
+    return [
+        f"{seen} of {counted(len(prompts), 'prompt')} are among those that the map of p was fitted on: what the map gains is too "
+        "good here; audit on other prompts (what `rmtools calibrate` prints is of held-out ones)"
+    ]
 
 
 def of_another(warnings: Sequence[str]) -> tuple[str, ...]:
