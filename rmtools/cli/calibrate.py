@@ -110,7 +110,7 @@ def command(
     for line in _serving(fitted, value):
         print(line)
     print(f"calibrated model: {folder}")
-    print(f"next: rmtools audit --model {folder} --rollouts ROLLOUTS, of prompts that are not in {rollouts}")
+    print(f"next: rmtools audit --model {folder} --rollouts OTHERS   (of prompts it was not fitted on)")
 
 
 def _loaded(

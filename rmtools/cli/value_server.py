@@ -44,7 +44,9 @@ class ServedValues:
 
         rng, settings = generator("value server", self.seed), ServerSettings(self.model)
         scorer = connect_values(self.url, model, rng, settings, asked=asked)
-        inner: Any = getattr(scorer, "inner", scorer)  # of a published model the one that is read
+        inner: Any = scorer
+        while not hasattr(inner, "server"):  # within a map, or a published model's reading
+            inner = inner.inner
         print(f"values from {inner.server.described}")
         return scorer
 

@@ -199,6 +199,6 @@ def _same(known: Sequence[EncodedTree], trees: Sequence[EncodedTree]) -> bool:
     )
 
 
-def uncalibrated(scorer: Scorer) -> Uncalibrated | None:
-    """Return the model under a scorer's map; None if it has none."""
+def uncalibrated(scorer: Scorer) -> Any:
+    """Return an `Uncalibrated` of a scorer with a map; None of another."""
     return Uncalibrated(scorer) if isinstance(scorer, CalibratedValue) else None

@@ -12,6 +12,7 @@ from typing import Any
 
 from rmtools.codec import check_ranges, load_json
 from rmtools.errors import UserError
+from rmtools.lm.calibrated import CalibratedValue, without_floor
 from rmtools.lm.formats.load import Asked
 from rmtools.lm.formats.reading import Reading
 from rmtools.lm.hub import find_model
@@ -117,6 +118,13 @@ def under_map(folder: str | Path, calibration: Calibration, asked: Asked) -> tup
             "leave `prm_format`, `floor`, `root_value` and `aggregate` out, or calibrate the model read that way",
         )
     return model, replace(asked, prm_format=known.prm_format or None, reading=recorded)
+
+
+def with_map(value: Any, folder: str | Path, calibration: Calibration) -> CalibratedValue:
+    """Return a loaded model, which is changed, with its map; ``folder`` is that of the calibration."""
+    inner, _ = without_floor(value)
+    name, prompts = f"{find_model(folder)} (calibrated)", frozenset(calibration.prompts)
+    return CalibratedValue(inner, calibration.map, Tilt(calibration.floor), name, prompts)
 
 
 def _named(folder: Path, model: str) -> str:

@@ -15,13 +15,12 @@ import torch
 from rmtools.codec import check_ranges, load_json, save_json
 from rmtools.errors import UserError
 from rmtools.files import read_json
-from rmtools.lm.calibrated import CalibratedValue, without_floor
 from rmtools.lm.calibration_file import (
     CALIBRATION_FILE,
-    Calibration,
     read_calibration,
     require_weights,
     under_map,
+    with_map,
 )
 from rmtools.lm.classifier import adapted, merged, new_token_classifier, require_head, saved_classifier
 from rmtools.lm.hub import COMMIT, PICKLED, cached_commit, find_model, split_name, with_commit
@@ -318,18 +317,7 @@ def load_value_model(
         value, settings = _load_checkpoint(
             inner, untrained, device_of(device) or best_device(), beside, dtype
         )
-    return _calibrated(value, folder, calibration), settings
-
-
-def _calibrated(value: Any, folder: str | Path, calibration: Calibration | None) -> Any:
-    """Return a loaded model with its map; the model itself without one."""
-    if calibration is None:
-        return value
-    inner, _ = without_floor(value)
-    name = f"{find_model(folder)} (calibrated)"
-    return CalibratedValue(
-        inner, calibration.map, Tilt(calibration.floor), name, frozenset(calibration.prompts)
-    )
+    return (value if calibration is None else with_map(value, folder, calibration)), settings
 
 
 def is_published(name: str | Path, prm_format: str | None = None) -> bool:

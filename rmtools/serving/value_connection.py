@@ -7,6 +7,7 @@ import numpy as np
 
 from rmtools.errors import UserError
 from rmtools.files import read_json
+from rmtools.lm.calibration_file import read_calibration, under_map, with_map
 from rmtools.lm.checkpoint import CheckpointSettings, is_published
 from rmtools.lm.export import MARK_FILE
 from rmtools.lm.formats.load import Asked, unloaded
@@ -45,7 +46,8 @@ def connect_values(
     url : str
         The server's address, with or without ``/v1``. An API key is read from ``OPENAI_API_KEY``.
     model : str or Path
-        Checkpoint, export or published model, of which tokenizer and settings are read here, no weights.
+        Checkpoint, export or published model, of which tokenizer and settings are read here, no weights. The map of a calibrated
+        one is applied here: what is served is the model under it.
     rng : np.random.Generator
         Draws the jitter of delays.
     settings : ServerSettings, optional
@@ -66,8 +68,17 @@ def connect_values(
         raise UserError(f"there is no way {way!r} to ask for values", f"choose auto, {', '.join(WAYS)}")
     endpoint = Endpoint(url, rng, settings or ServerSettings())
     name = served_model(endpoint, endpoint.settings.model).id
-    if is_published(model, None if asked is None else asked.prm_format):
-        how = unloaded(model, asked or Asked())
+    calibration, asked = read_calibration(model), asked or Asked()
+    if calibration is None:
+        return _read_from(endpoint, name, model, asked, way)
+    under, asked = under_map(model, calibration, asked)
+    return with_map(_read_from(endpoint, name, under, asked, way), model, calibration)
+
+
+def _read_from(endpoint: Endpoint, name: str, model: str | Path, asked: Asked, way: str) -> Scorer:
+    """Return the served model ``name`` as a scorer without a map, read as ``model`` is."""
+    if is_published(model, asked.prm_format):
+        how = unloaded(model, asked)
         label_ids = how.rendering.label_ids() if how.convention.head == "labels" else None
         server = _connected(endpoint, name, None if label_ids is None else Labels(*label_ids), way)
         inner = ServedSteps(server, how.steps, branches_only=bool(how.rendering.verdict))
