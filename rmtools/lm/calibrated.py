@@ -66,6 +66,11 @@ class CalibratedValue:
         For messages and provenance.
     fitted_on : frozenset of str
         What `prompt_key` gives for the prompts that the map was fitted on.
+
+    Attributes
+    ----------
+    source : str
+        What finds the same files again: folder, or hub name with commit; "" if it was not loaded.
     """
 
     is_probability = True
@@ -83,6 +88,7 @@ class CalibratedValue:
         self.tilt = tilt
         self.name = name
         self.fitted_on = fitted_on
+        self.source = ""
         self._scored: tuple[Sequence[EncodedTree], list[TreeValues]] = ([], [])
 
     def __getattr__(self, name: str) -> Any:
@@ -100,7 +106,9 @@ class CalibratedValue:
             super().__setattr__(name, value)
 
     def _around(self, inner: Any) -> "CalibratedValue":
-        return CalibratedValue(inner, self.map, self.tilt, self.name, self.fitted_on)
+        found = CalibratedValue(inner, self.map, self.tilt, self.name, self.fitted_on)
+        found.source = self.source
+        return found
 
     def score(
         self, trees: Sequence[EncodedTree], progress: Callable[[int], object] | None = None

@@ -123,8 +123,12 @@ def under_map(folder: str | Path, calibration: Calibration, asked: Asked) -> tup
 def with_map(value: Any, folder: str | Path, calibration: Calibration) -> CalibratedValue:
     """Return a loaded model, which is changed, with its map; ``folder`` is that of the calibration."""
     inner, _ = without_floor(value)
-    name, prompts = f"{find_model(folder)} (calibrated)", frozenset(calibration.prompts)
-    return CalibratedValue(inner, calibration.map, Tilt(calibration.floor), name, prompts)
+    source, prompts = find_model(folder), frozenset(calibration.prompts)
+    found = CalibratedValue(
+        inner, calibration.map, Tilt(calibration.floor), f"{source} (calibrated)", prompts
+    )
+    found.source = source.pinned
+    return found
 
 
 def _named(folder: Path, model: str) -> str:

@@ -432,8 +432,8 @@ def fingerprint(model: str | Path) -> str:
 
 
 def weights_fingerprint(model: str | Path) -> str:
-    """Return the same of the weights alone, whatever map stands beside them."""
-    return _fingerprint(model)
+    """Return a short hash of the weights alone, whatever map stands beside them; of a hub model those in the cache."""
+    return _fingerprint(find_model(model).folder)
 
 
 def _fingerprint(model: str | Path, *more: Path) -> str:
