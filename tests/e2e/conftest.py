@@ -28,6 +28,12 @@ def exit_code(arguments, script=None):
     return 0
 
 
+@pytest.fixture(scope="session")
+def command():
+    """``command(("sample", "--model", folder))``: the exit code, for files that several tests share."""
+    return exit_code
+
+
 @pytest.fixture
 def run(capsys):
     """``run("sample", "--model", folder)``: the command in this process."""

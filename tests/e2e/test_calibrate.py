@@ -31,13 +31,11 @@ def with_map(folder, **changes):
 
 
 @pytest.fixture(scope="module")
-def platt(tmp_path_factory, value_folder, rollouts):
+def platt(tmp_path_factory, command, value_folder, rollouts):
     """The checkpoint with a Platt scaling of its p."""
-    from conftest import exit_code
-
     out = tmp_path_factory.mktemp("calibrated") / "prm"
     words = ("--model", value_folder, "--rollouts", rollouts, "--form", "platt", "--by-depth", "none")
-    assert exit_code(("calibrate", *words, "--out", out)) == 0
+    assert command(("calibrate", *words, "--out", out)) == 0
     with_map(out, slopes=[[0.6]], intercepts=[-0.4])
     return out
 
