@@ -124,9 +124,7 @@ def with_map(value: Any, folder: str | Path, calibration: Calibration) -> Calibr
     """Return a loaded model, which is changed, with its map; ``folder`` is that of the calibration."""
     inner, _ = without_floor(value)
     source, prompts = find_model(folder), frozenset(calibration.prompts)
-    found = CalibratedValue(
-        inner, calibration.map, Tilt(calibration.floor), f"{source} (calibrated)", prompts
-    )
+    found = CalibratedValue(inner, calibration.map, Tilt(calibration.floor), str(source), prompts)
     found.source = source.pinned
     return found
 
