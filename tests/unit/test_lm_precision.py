@@ -137,7 +137,17 @@ def test_a_base_whose_weights_do_not_fit_its_configuration_is_refused(policy_fol
 
 
 @pytest.fixture(scope="module")
-def quantised(policy_folder, rollouts, tmp_path_factory):
+def any_processor():
+    """4 bits computed alike on every processor: on some the library packs weights, to bfloat16 and not of narrow models."""
+    import bitsandbytes.nn.modules
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bitsandbytes.nn.modules, "has_avx512bf16", lambda: False)
+        yield
+
+
+@pytest.fixture(scope="module")
+def quantised(policy_folder, rollouts, tmp_path_factory, any_processor):
     """A checkpoint trained for a few steps on a base in 4 bits, and log values of the model in memory."""
     from trl import ModelConfig
 
