@@ -19,16 +19,22 @@ MAX_STEP_TOKENS = 1024
 # The keys of rmtools.data.readers.READERS, which takes longer to import than `--help` may.
 FormatName = Literal[
     "trl",
+    "steps",
+    "judged-steps",
+    "versaprm",
     "rlhflow",
     "processbench",
     "prmbench",
     "math-shepherd",
+    "openrlhf",
     "er-prm",
+    "math-aps",
     "prm800k",
+    "omegaprm",
     "rollouts",
+    "best-of-n",
     "gsm8k",
     "gsm8k-solutions",
-    "omegaprm",
     "vgs",
 ]
 Neutral = Annotated[
@@ -42,32 +48,64 @@ FirstStep = Annotated[
     str, data_option(help="Pattern of the first step's beginning, in formats that join question and steps.")
 ]
 
+Source = Annotated[
+    str,
+    typer.Argument(
+        metavar="IN",
+        help="JSON, CSV, parquet or Arrow file, compressed or not; a folder of them; or a hub data set, owner/name.",
+    ),
+]
+Map = Annotated[
+    str,
+    data_option(
+        "--map",
+        help="Fields under other names: prompt=question,steps=solution_steps,labels=step_labels; dots lead into objects.",
+    ),
+]
+Inner = Annotated[
+    Literal["keep", "split", "refuse"],
+    data_option(
+        help="A step that holds the delimiter before its end: keep it whole, split it, or refuse the row."
+    ),
+]
+KeepExcluded = Annotated[
+    bool,
+    data_option(
+        "--keep-excluded", help="Keep rows of prm800k that are quality control, screening or bad problems."
+    ),
+]
+
 
 def command(
-    source: Annotated[
-        Path, typer.Argument(metavar="IN", help="JSON, JSONL or parquet file, or a folder of them.")
-    ],
+    source: Source,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of rollouts to write.")],
     name: Annotated[
         FormatName | None, data_option("--from", help="Format. Default: detected from the fields.")
     ] = None,
+    fields: Map = "",
+    split: Annotated[str, data_option(help="Split of a folder or a hub data set that has several.")] = "",
     neutral: Neutral = "positive",
     segment: Segment = None,
     delimiter: Annotated[
         str, data_option(help=r"Text that ends prompts and steps; \n is a newline.")
     ] = r"\n",
     first_step: FirstStep = "Step 1:",
+    inner_delimiter: Inner = "keep",
+    keep_excluded: KeepExcluded = False,
     tokenizer: Annotated[str | None, data_option(help="For formats that store token ids (vgs).")] = None,
     limit: Annotated[int | None, data_option(min=1, max=2**62, help="Read only this many rows.")] = None,
     skip_bad: Annotated[
-        bool, data_option("--skip-bad", help="Count rows that break the format and continue.")
+        bool,
+        data_option(
+            "--skip-bad", help="Count rows that break the format, and lines that are no JSON, and continue."
+        ),
     ] = False,
     overwrite: Annotated[
         bool, output_option("--overwrite", help="Replace converted rollouts that stand at OUT.")
     ] = False,
 ) -> None:
     """Convert a public data set into rollouts; report what was read and what was dropped."""
-    from rmtools.data.readers import Options, Tally, read_public
+    from rmtools.data.readers import Options, Tally, parse_map, read_public
     from rmtools.data.rollouts import META_FILE, RolloutMetadata, write_rollouts
     from rmtools.files import claim_folder
     from rmtools.lm.steps import StepSettings
@@ -75,11 +113,22 @@ def command(
     claim_folder(out, META_FILE, holds="rollouts", overwrite=overwrite)
     if segment is not None and not segment.startswith("regex:"):
         segment = unescaped(segment)
-    options = Options(neutral, segment, unescaped(delimiter), first_step, tokenizer)
+    options = Options(
+        neutral,
+        segment,
+        unescaped(delimiter),
+        first_step,
+        tokenizer,
+        parse_map(fields),
+        keep_excluded,
+        inner_delimiter,
+    )
     # Read twice: a bad last row, or the longest solution, is known before anything is written, and no more than a
     # batch of rows is held.
     tally, found = Tally(), Summary()
-    for rollout in read_public(source, name, options, limit=limit, skip_bad=skip_bad, tally=tally):
+    for rollout in read_public(
+        source, name, options, split=split, limit=limit, skip_bad=skip_bad, tally=tally
+    ):
         found.add(rollout)
     found.show(tally)
     if not found.horizon:
@@ -96,7 +145,7 @@ def command(
         seed=0,
         source=tally.format,
     )
-    rows = read_public(source, tally.format, options, limit=limit, skip_bad=skip_bad)
+    rows = read_public(source, tally.format, options, split=split, limit=limit, skip_bad=skip_bad)
     write_rollouts(out, rows, metadata)
     print(f"rollouts in {out}")
 
@@ -128,6 +177,7 @@ class Summary:
         """Print what was read, a line each, and what was dropped."""
         lines = [
             ("format", tally.format),
+            *(("file", f"{file}: {rows} rows") for file, rows in tally.files.items()),
             ("rows", tally.rows),
             ("trajectories", self.trajectories),
             ("steps", f"{self.steps}, at most {self.horizon} a trajectory"),
@@ -135,7 +185,9 @@ class Summary:
             ("outcomes", f"{self.outcomes}{_mean(self.reward_sum, self.outcomes, 'reward')}"),
             *(("dropped", f"{n}: {reason}") for reason, n in tally.dropped.most_common()),
         ]
-        for label, value in lines if tally.dropped else [*lines, ("dropped", 0)]:
+        lines += [] if tally.dropped else [("dropped", 0)]
+        lines += [("such as", fact) for fact in tally.bad] + [("note", note) for note in tally.notes()]
+        for label, value in lines:
             print(f"{label:<14}  {value}")
 
 

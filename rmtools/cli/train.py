@@ -27,7 +27,17 @@ EPILOGUE = "All others of transformers.TrainingArguments: rmtools train --help-a
 # The arguments people set, by the panel of the help they stand in; those of the model are added there.
 PANELS: dict[str, tuple[str, ...]] = {
     "Data": (
-        *("config", "train_rollouts", "eval_rollouts", "eval_share", "data_format", "max_length"),
+        *("config", "train_rollouts", "eval_rollouts", "eval_share", "data_format", "split", "eval_split"),
+        *(
+            "skip_bad",
+            "map",
+            "first_step",
+            "neutral",
+            "keep_excluded",
+            "segment",
+            "inner_delimiter",
+            "max_length",
+        ),
         *("prompt_format", "system", "few_shot"),
     ),
     "Target and loss": (

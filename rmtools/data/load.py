@@ -6,18 +6,29 @@ r"""Rollouts from whatever holds them: a folder, a file, a data set of the hub o
 (['It is 2.\n'], [0.75], 1)
 """
 
-import contextlib
 import itertools
 import logging
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from rmtools.codec import VERSION
 from rmtools.data.messages import read_turns
-from rmtools.data.readers.files import SUFFIXES, read_rows
-from rmtools.data.readers.read import LOOK, Tally, convert, detect, require_format
+from rmtools.data.readers.file_rows import Broken, file_rows
+from rmtools.data.readers.files import find_files
+from rmtools.data.readers.hub import is_hub_name, load_hub
+from rmtools.data.readers.read import (
+    LOOK,
+    WITHIN,
+    Tally,
+    convert,
+    counted_rows,
+    detect_files,
+    detect_rows,
+    require_format,
+)
 from rmtools.data.readers.row import Options
 from rmtools.data.rollouts import (
     META_FILE,
@@ -29,9 +40,8 @@ from rmtools.data.rollouts import (
     parse_rows,
     read_rollouts,
 )
-from rmtools.data.shards import DATA, PLAN_FILE
+from rmtools.data.shards import DATA, FIELDS, PLAN_FILE
 from rmtools.errors import UserError
-from rmtools.lm.hub import ask, not_found
 from rmtools.lm.prompt_format import Turn
 from rmtools.particles.arguments import check_bool
 
@@ -40,31 +50,36 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# owner/name, owner/name/configuration, either with :split
-HUB_NAME = re.compile(r"(?P<name>\w[\w.-]*/\w[\w.-]*)(/(?P<config>\w[\w.-]*))?(:(?P<split>\w[\w.-]*))?")
-
-HOW_TO_NAME = "name a folder, a file, or a data set of the hub as owner/name, owner/name/configuration or owner/name:split"
-
 
 def load_rollouts(
     source: "str | Path | Dataset | Sequence[Rollout] | Sequence[Mapping[str, Any]]",
     data_format: str = "",
     skip_bad: bool = False,
+    *,
+    split: str = "",
+    options: Options = Options(),  # noqa: B008 - frozen
 ) -> Rollouts:
     r"""Load rollouts, with their metadata as far as it is known.
 
-    Rows of a public format that cannot be used, such as those without any label, are counted in a warning.
+    Rows of a public format that cannot be used, such as those without any label, are counted in a warning, which also names
+    the columns that were ignored.
 
     Parameters
     ----------
     source : path, datasets.Dataset, pandas.DataFrame, or sequence of Rollout or dict
-        A folder of `rmtools rollout` or `rmtools convert`; a JSON, JSONL or parquet file; a hub data set
+        A folder of `rmtools rollout` or `rmtools convert`; a JSON, CSV, parquet or Arrow file, compressed or not, a folder of
+        such files, or one that `datasets` saved; a hub data set
         (``owner/name``, with ``/configuration`` and ``:split`` if needed; default split: train); or rows. Rows have the
         schema of docs/formats.md, or one of the public formats there.
     data_format : str
-        Name of the public format; default: found from the fields of the first rows.
+        Name of the public format; default: found from the fields of the first good rows.
     skip_bad : bool
-        Leave out rows that break the schema or their public format, with their number in a warning, instead of raising.
+        Leave out rows that break the schema or their public format, and lines that are no JSON, with their number by kind in
+        a warning, instead of raising.
+    split : str
+        Of a folder with several splits, or of a hub data set.
+    options : rmtools.data.readers.Options
+        How rows of a public format are read: the names of their fields, what is filtered, where steps begin.
 
     Returns
     -------
@@ -100,58 +115,45 @@ def load_rollouts(
             )
         rows: Any = source
         if hasattr(rows, "iterrows"):  # a pandas table
-            rows = rows.to_dict("records")
-        return _from_rows(rows, data_format, skip_bad=skip_bad)
-    folder, named = Path(source), HUB_NAME.fullmatch(str(source))
-    if not folder.exists() and named and folder.suffix not in SUFFIXES:
-        return _from_rows(_from_hub(str(source), **named.groupdict()), data_format, str(source), skip_bad)
-    if not folder.exists() or any((folder / file).exists() for file in (META_FILE, PLAN_FILE, DATA)):
-        if data_format and folder.exists():
+            rows = [_plain(row) for row in rows.to_dict("records")]
+        return _from_rows(rows, data_format, "", skip_bad, options)
+    if is_hub_name(source):
+        return _from_rows(load_hub(str(source), split), data_format, str(source), skip_bad, options)
+    return _from_path(Path(source), data_format, skip_bad, split, options)
+
+
+def _from_path(folder: Path, data_format: str, skip_bad: bool, split: str, options: Options) -> Rollouts:
+    """Return the rollouts of a file or folder."""
+    source = str(folder)
+    if not folder.exists() or any((folder / file).exists() for file in (META_FILE, PLAN_FILE)):
+        if folder.exists() and (asked := data_format or split):
             raise UserError(
-                f"data_format is {data_format}, but {source} holds rollouts of rmtools",
-                "leave data_format out",
+                f"{'data_format' if data_format else 'split'} is {asked}, but {source} holds rollouts of rmtools",
+                "leave it out",
             )
-        left_out: list[UserError] = []
-        rows, metadata = read_rollouts(folder, left_out if skip_bad else None)
-        _tell(str(source), len(rows), left_out)
-        return Rollouts(rows, metadata, str(source))
-    return _read(read_rows(folder), data_format, str(source), skip_bad)
+        return _own_folder(folder, skip_bad)
+    files = find_files(folder, split)
+    if _has_own_rows(values for file in files for _, values in file_rows(file)) and not data_format:
+        if (folder / DATA).exists():
+            return _own_folder(folder, skip_bad)
+        rows = (row for file in files for row in file_rows(file))
+        return _read_own(rows, source, skip_bad)
+    tally = Tally(data_format)
+    tally.format = data_format or detect_files(files, options, _as_text)
+    return _read_public(counted_rows(files, tally), tally, source, skip_bad, options)
 
 
-def _from_hub(source: str, name: str, config: str | None, split: str | None) -> "Dataset":
-    """Return a data set of the hub; the one in the cache if the hub does not answer."""
-    from datasets import load_dataset
-    from huggingface_hub.errors import HTTPError
-
-    refused: Exception | None = None
-    try:
-        ask(name, data_set=True)
-    except (OSError, HTTPError) as error:
-        refused = error
-    try:
-        with _from_cache() if refused else contextlib.nullcontext():
-            return load_dataset(name, config, split=split or "train")
-    except (OSError, HTTPError, ValueError) as error:
-        if refused is not None and isinstance(error, OSError):
-            raise not_found(name, "", refused, "data set", HOW_TO_NAME) from refused
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"the hub's data set {source} cannot be loaded: {reason}", HOW_TO_NAME) from error
+def _own_folder(folder: Path, skip_bad: bool) -> Rollouts:
+    """Return the rollouts of a folder of `rmtools rollout` or `rmtools convert`."""
+    left_out: list[UserError] = []
+    rows, metadata = read_rollouts(folder, left_out if skip_bad else None)
+    _tell(str(folder), len(rows), left_out)
+    return Rollouts(rows, metadata, str(folder))
 
 
-@contextlib.contextmanager
-def _from_cache() -> Iterator[None]:
-    """Make `datasets` read its cache alone: it tries an unreachable hub six times."""
-    from datasets import config
-
-    before = config.HF_HUB_OFFLINE
-    config.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        config.HF_HUB_OFFLINE = before
-
-
-def _from_rows(source: Iterable[Any], data_format: str, name: str = "", skip_bad: bool = False) -> Rollouts:
+def _from_rows(
+    source: Iterable[Any], data_format: str, name: str, skip_bad: bool, options: Options
+) -> Rollouts:
     """Return the rollouts of rows in memory, or of a `datasets.Dataset`."""
     if isinstance(source, Mapping):  # of several splits
         raise UserError(
@@ -159,7 +161,9 @@ def _from_rows(source: Iterable[Any], data_format: str, name: str = "", skip_bad
             "give one of them, such as data['train']",
         )
     rows = list(source)
-    if rows and all(isinstance(row, Rollout) for row in rows):
+    if not rows:
+        raise UserError(f"there are no rollouts: {name or 'the data set'} is empty", "give at least one row")
+    if all(isinstance(row, Rollout) for row in rows):
         return Rollouts(rows, RolloutMetadata.unknown(rows), name)
     kinds = {type(row).__name__: row for row in rows if not isinstance(row, Mapping)}
     if kinds:
@@ -167,37 +171,65 @@ def _from_rows(source: Iterable[Any], data_format: str, name: str = "", skip_bad
             f"rows must be dictionaries or Rollout objects, got {', '.join(sorted(kinds))}",
             "give one kind of them, such as table.to_dict('records') of a pandas table",
         )
-    places = ((f"{name}, row {i}" if name else f"row {i}", row) for i, row in enumerate(rows))
-    return _read(places, data_format, name, skip_bad)
+    places = [(f"{name}, row {i}" if name else f"row {i}", dict(row)) for i, row in enumerate(rows)]
+    if _has_own_rows(rows) and not data_format:
+        return _read_own(places, name, skip_bad)
+    tally = Tally(data_format)
+    tally.format = data_format or detect_rows(_as_text(iter(places)), name, options)
+    return _read_public(places, tally, name, skip_bad, options)
 
 
-def _read(rows: Iterator[tuple[str, Any]], data_format: str, source: str, skip_bad: bool) -> Rollouts:
-    """Read rows of our schema or of a public format."""
+def _has_own_rows(rows: Iterable[Any]) -> bool:
+    """Return whether most of the first good rows have the schema of this package."""
+    good = (values for values in itertools.islice(rows, WITHIN) if isinstance(values, Mapping))
+    first = list(map(_is_ours, itertools.islice(good, LOOK)))
+    return any(first) and 2 * sum(first) >= len(first)
+
+
+def _read_own(rows: Iterable[tuple[str, Any]], source: str, skip_bad: bool) -> Rollouts:
+    """Read rows of our schema."""
     turns: dict[str, tuple[Turn, ...]] = {}
-    rows = ((place, _said(values, str(place), turns, skip_bad)) for place, values in rows)
-    first = list(itertools.islice(rows, LOOK))
-    if not first:
-        raise UserError(
-            f"there are no rollouts: {source or 'the data set'} is empty", "give at least one row"
-        )
-    rows, tally = itertools.chain(first, rows), Tally(data_format)
-    ours = map(_is_ours, (values for _, values in first))
-    if not data_format and (any(ours) if skip_bad else all(ours)):
-        wrong: list[UserError] = []
-        found = list(parse_rows(rows, _own_row, wrong if skip_bad else None))
-        _tell(source or "the data set", len(found), wrong)
-        return Rollouts(found, RolloutMetadata.unknown(found), source, turns)
-    tally.format = data_format or detect([values for _, values in first], source)
-    found = list(convert(rows, Options(), skip_bad, tally))
+    wrong: list[UserError] = []
+    said = ((place, _said(values, place, turns, skip_bad)) for place, values in rows)
+    found = list(parse_rows(said, _own_row, wrong if skip_bad else None))
+    _tell(source or "the data set", len(found), wrong)
+    return Rollouts(found, RolloutMetadata.unknown(found), source, turns)
+
+
+def _read_public(
+    rows: Iterable[tuple[str, Any]], tally: Tally, source: str, skip_bad: bool, options: Options
+) -> Rollouts:
+    """Read rows of the public format ``tally.format``, and warn of what was left out or ignored."""
+    turns: dict[str, tuple[Turn, ...]] = {}
+    said = ((place, _said(values, place, turns, skip_bad)) for place, values in rows)
+    found = list(convert(said, options, skip_bad, tally))
     left_out = "; ".join(f"{n}: {reason}" for reason, n in tally.dropped.most_common())
     if not found:
         raise UserError(
-            f"there are no rollouts: {source or 'the data set'} gives none ({left_out})",
+            f"there are no rollouts: {source or 'the data set'} gives none ({left_out or 'it has no rows'})",
             "give at least one row",
         )
+    name = f"{source or 'rows'} ({tally.format})"
     if left_out:
-        logger.warning("%s (%s): left out %s", source or "rows", tally.format, left_out)
-    return Rollouts(found, RolloutMetadata.unknown(found), source, turns)
+        shown = f", such as {'; '.join(tally.bad)}" if tally.bad else ""
+        logger.warning("%s: left out %s%s", name, left_out, shown)
+    for note in tally.notes():
+        logger.warning("%s: %s", name, note)
+    return Rollouts(found, RolloutMetadata.unknown(found, options.delimiter), source, turns)
+
+
+def _as_text(rows: Iterator[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
+    """Yield rows with prompts that are chat messages as what the user says last, as far as they are such."""
+    return ((place, _said(values, place, {}, True)) for place, values in rows)
+
+
+def _plain(value: Any) -> Any:
+    """Return the value of a pandas table's cell without numpy's types: its lists are arrays."""
+    if isinstance(value, dict):
+        return {name: _plain(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple | np.ndarray):
+        return [_plain(item) for item in value]
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _said(row: Any, place: str, turns: dict[str, tuple[Turn, ...]], skip_bad: bool) -> Any:
@@ -234,12 +266,19 @@ def _tell(source: str, kept: int, left_out: Sequence[UserError]) -> None:
 
 
 def _is_ours(row: Any) -> bool:
-    """Return whether a row has the schema of this package, whatever its values are."""
-    return isinstance(row, Mapping) and {"prompt", "steps"} <= row.keys() and "correctness" not in row
+    """Return whether a row has the schema of this package, whatever its values are.
+
+    Steps with labels and other columns beside are those of a public data set.
+    """
+    if not isinstance(row, Mapping) or not {"prompt", "steps"} <= row.keys() or "correctness" in row:
+        return False
+    return row.keys() <= {*FIELDS, VERSION} or not {"prompt_id", "reward"}.isdisjoint(row)
 
 
 def _own_row(row: Any, place: str) -> Rollout:
     """Return the rollout of a row of our schema; a prompt without id gets the one that `rmtools rollout` gives."""
+    if isinstance(row, Broken):
+        raise UserError(f"{place} {row.why}", "repair or remove the line")
     if not isinstance(row, Mapping):
         return parse_row(row, place)
     values = dict(row)

@@ -173,10 +173,10 @@ class RolloutMetadata:
         return SamplingLaw(self.temperature or 1.0, self.top_k, self.top_p, self.min_p)
 
     @classmethod
-    def unknown(cls, rows: Sequence[Rollout]) -> Self:
-        """Return the metadata of rows whose policy is not known: steps end with a newline, as many as the longest has."""
+    def unknown(cls, rows: Sequence[Rollout], delimiter: str = "\n") -> Self:
+        """Return the metadata of rows whose policy is not known: steps end with ``delimiter``, as many as the longest has."""
         horizon = max(len(r.steps) for r in rows)
-        return cls("", "", "", horizon, StepSettings("\n", horizon), temperature=None, seed=0)
+        return cls("", "", "", horizon, StepSettings(delimiter, horizon), temperature=None, seed=0)
 
 
 @dataclass(frozen=True, repr=False)

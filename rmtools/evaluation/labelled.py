@@ -96,7 +96,7 @@ def _rows(
                 (rollout,) = form.read(Field(row), options)
             except RowError as error:
                 raise UserError(
-                    f"{place}, {error}", f"repair the row, or leave it out; docs/formats.md has {name}"
+                    f"{place}{error}", f"repair the row, or leave it out; docs/formats.md has {name}"
                 ) from None
             if isinstance(rollout, Rollout):
                 yield row, rollout, path

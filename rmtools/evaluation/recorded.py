@@ -150,7 +150,7 @@ def _traces(rows: Iterable[tuple[str, Any]], meta: Mapping[str, Any], source: st
             found.append(_problem(Field(row), len(found), name, checker))
         except RowError as error:
             raise UserError(
-                f"{place}, {error}", "repair the record; docs/formats.md, Recorded samples, has the fields"
+                f"{place}{error}", "repair the record; docs/formats.md, Recorded samples, has the fields"
             ) from None
     _require_problems(found, source)
     policy = meta.get("model") or meta.get("policy") or ""

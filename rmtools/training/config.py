@@ -125,6 +125,28 @@ class DataArguments:
         "", "format of public files; default: found from the fields of the first rows"
     )
     eval_share: float = _argument(0.0, "without eval_rollouts: hold out this share of the prompts instead")
+    skip_bad: bool = _argument(
+        False, "leave out rows that break their format, and lines that are no JSON, counted by kind"
+    )
+    split: str = _argument("", "split of a folder or hub data set that has several")
+    eval_split: str = _argument("", "the same of eval_rollouts, or of train_rollouts if that is not given")
+    map: str = _argument(
+        "",
+        "fields of public files under other names: prompt=question,steps=solution_steps,labels=step_labels",
+    )
+    first_step: str = _argument(
+        r"Step 1:", "pattern of the first step's beginning, in formats that join question and steps"
+    )
+    neutral: str = _argument("positive", "label of a neutral rating (prm800k: 0): positive, negative or skip")
+    keep_excluded: bool = _argument(
+        False, "keep rows of prm800k that are quality control, screening or bad problems"
+    )
+    segment: str | None = _argument(
+        None, "cut whole solutions at: blank-line, newline, regex:PATTERN, or a delimiter's text"
+    )
+    inner_delimiter: str = _argument(
+        "keep", "a step that holds a newline before its end: keep it whole, split it, or refuse the row"
+    )
 
 
 @dataclass

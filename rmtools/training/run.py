@@ -1,6 +1,7 @@
 """One training from its arguments: rows, held-out part, model, output folder, trainer."""
 
 import contextlib
+import functools
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rmtools.data.load import load_rollouts
+from rmtools.data.readers.row import Options, parse_map
 from rmtools.data.rollouts import Rollout, RolloutMetadata, Rollouts
 from rmtools.errors import UserError
 from rmtools.files import left_as_found, require_writable
@@ -83,11 +85,24 @@ def load_data(arguments: DataArguments) -> tuple[Rollouts, Rollouts | None]:
 
     Raises ``UserError`` if there are no rows, a row is wrong, or the arguments contradict each other.
     """
-    found = load_rollouts(arguments.train_rollouts, arguments.data_format)
-    if arguments.eval_rollouts and arguments.eval_share:
-        raise UserError("eval_rollouts and eval_share both say what is held out", "name one of them")
-    if arguments.eval_rollouts:
-        return found, load_rollouts(arguments.eval_rollouts, arguments.data_format)
+    options = Options(
+        neutral=arguments.neutral,
+        segment=arguments.segment,
+        first_step=arguments.first_step,
+        map=parse_map(arguments.map),
+        keep_excluded=arguments.keep_excluded,
+        inner_delimiter=arguments.inner_delimiter,
+    )
+    read = functools.partial(
+        load_rollouts, data_format=arguments.data_format, skip_bad=arguments.skip_bad, options=options
+    )
+    found = read(arguments.train_rollouts, split=arguments.split)
+    apart = arguments.eval_rollouts or (arguments.eval_split and arguments.train_rollouts)
+    if apart and arguments.eval_share:
+        named = "eval_rollouts" if arguments.eval_rollouts else "eval_split"
+        raise UserError(f"{named} and eval_share both say what is held out", "name one of them")
+    if apart:
+        return found, read(apart, split=arguments.eval_split)
     rows, held_out = hold_out(found, arguments.eval_share)
     return replace(found, rows=rows), replace(found, rows=held_out) if held_out else None
 

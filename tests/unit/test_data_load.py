@@ -7,6 +7,7 @@ import datasets
 import pytest
 
 from rmtools.data.load import load_rollouts
+from rmtools.data.readers import Options
 from rmtools.data.rollouts import Child, Rollout, RolloutMetadata, Rollouts, write_rollouts
 from rmtools.errors import UserError
 from rmtools.lm.hub import SECONDS
@@ -72,9 +73,9 @@ def test_rows_of_our_schema_without_ids_get_those_of_their_prompts():
         ([{"prompt": "p", "completions": ["a"]}], ["fields completions, prompt", "lack labels"]),
         ([{"question": "p", "score": 1}], ["fields question, score"]),
         ([{"prompt": "p", "steps": ["a"], "reward": 2}], ["row 0, field reward"]),
-        ([{"prompt": "p", "steps": ["a"], "value": 1}], ["row 0", "unknown fields value", "reward"]),
+        ([{"prompt": "p", "steps": ["a"], "value": 1}], ["fields prompt, steps, value", "lack labels"]),
         ([{"prompt": "p", "steps": ["a"], "reward": 1, "schema_version": 1}], ["version 1", "reads 2"]),
-        ([TRL[0], {"prompt": "p", "labels": [1]}], ["fields labels, prompt", "lack completions"]),
+        ([TRL[0], {"prompt": "p", "labels": [1]}], ["row 1, field completions: is missing"]),
         ([{**TRL[0], "labels": [None, None]}], ["no rollouts", "without outcome or label"]),
         (["p"], ["got str"]),
         ([OURS[0], TRL[0]], ["got Rollout"]),
@@ -203,3 +204,49 @@ def test_rows_that_are_all_bad_are_an_error_in_any_case():
     for skip_bad in (False, True):
         with pytest.raises(UserError, match="row 0, field reward"):
             load_rollouts([{"prompt": "p", "steps": ["a"], "reward": 2}] * 3, skip_bad=skip_bad)
+
+
+def test_a_published_file_with_odd_rows_loads_with_one_argument(tmp_path, caplog):
+    file = tmp_path / "rows.jsonl"
+    odd = ["null", "{", json.dumps({**TRL_ROW, "labels": [1, 1]}), json.dumps({"prompt": "p"})]
+    file.write_text("\n".join([*odd, *[json.dumps({**TRL_ROW, "id": i}) for i in range(6)]]))
+    assert len(load_rollouts(file, skip_bad=True)) == 6
+    for words in ("1: row breaks the format: is no object", "1: row breaks the format: is not valid JSON",
+                  "1: row breaks the format: field labels", "1: row breaks the format: field completions",
+                  "line 3, field labels: has 2 labels for 1 steps", "ignored columns: id", "every label is 1"):  # fmt: skip
+        assert words in caplog.text
+
+
+def test_splits_and_options_of_public_rows(tmp_path):
+    saved = {
+        name: datasets.Dataset.from_list([{**TRL[i], "labels": [True] * (2 - i)}])
+        for i, name in enumerate(("train", "test"))
+    }
+    datasets.DatasetDict(saved).save_to_disk(tmp_path / "d")
+    with pytest.raises(UserError, match="several splits"):
+        load_rollouts(tmp_path / "d")
+    assert len(load_rollouts(tmp_path / "d", split="test")[0].steps) == 1
+    rows = [{"q": "1 + 1?", "parts": ["One.", "Two."], "marks": ["+", "-"]}]
+    options = Options(map=(("prompt", "q"), ("steps", "parts"), ("labels", "marks")), delimiter="|")
+    found = load_rollouts(rows, options=options)
+    assert (found[0].steps, found[0].labels) == (["One.|", "Two.|"], [1.0, 0.0])
+    assert found.metadata.steps.delimiter == "|"
+
+
+def test_a_pandas_table_with_arrays(tmp_path):
+    import pandas
+
+    table = pandas.DataFrame([{**row, "labels": [float(x) for x in row["labels"]]} for row in TRL])
+    table.to_parquet(tmp_path / "rows.parquet")
+    assert load_rollouts(pandas.read_parquet(tmp_path / "rows.parquet")).rows == load_rollouts(TRL).rows
+
+
+def test_a_folder_of_the_hub_has_its_rows_under_data(tmp_path):
+    """A repository of the hub keeps its files in ``data/``, as rollouts of rmtools do."""
+    (tmp_path / "data").mkdir()
+    datasets.Dataset.from_list([TRL[1]]).to_parquet(tmp_path / "data/train-00000-of-00001.parquet")
+    assert load_rollouts(tmp_path)[0].labels == [0.0]
+    write_rollouts(tmp_path / "r", OURS, METADATA)
+    (tmp_path / "r/metadata.json").unlink()
+    with pytest.raises(UserError, match=r"no metadata.json"):
+        load_rollouts(tmp_path / "r")

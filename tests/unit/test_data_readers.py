@@ -5,7 +5,7 @@ from dataclasses import fields
 
 import pytest
 
-from rmtools.data.readers import READERS, Tally, detect, read_public
+from rmtools.data.readers import READERS, Tally, detect, parse_map, read_public
 from rmtools.data.readers.row import Field, Options
 from rmtools.data.readers.stepwise import split_question
 from rmtools.errors import UserError
@@ -16,6 +16,12 @@ SHEPHERD = {
     "label": "Ann has 2 eggs. How many? Step 1: She has 2. <<1+1=2>>2 +\nStep 2: The answer is: 2 -",
     "task": "GSM8K",
 }
+LABELLED = {"question": "How many?", "answer": "It is 2.\n#### 2", "steps": ["a", "b"], "labels": [1, 0]}
+JUDGED = {"prompt": "How many?", "steps": "a\nb", "reward": 0.5, "reference": 2}
+VERSA = {"question": "How many?", "answer": "B", "chain_of_thoughts": ["a", "b"], "labels": [1, 0]}
+OPENRLHF = {"input": "How many? Step 1: Two. ки\nStep 2: Three. ки", "value": ["+", "-"]}
+APS = {"question": "How many?", "process": "Step 1: Two. ки\nStep 2: Three. ки", "label": ["+", "-"]}
+BEST_OF_N = {"prompt": "How many?", "answers": ["a\n\nb", "c"], "label": [1, 0]}
 ER_PRM = {"text": "How many? Step 1: Two. ки\nStep 2: Three. ки\n", "value": [1.0, 0.375]}
 RLHFLOW = {
     "conversations": [
@@ -77,6 +83,12 @@ VGS = {"problem": "How many?", "roll_in_ids": [[1]], "roll_outs_ids": [[2]], "la
 ROWS = {
     "trl": TRL,
     "math-shepherd": SHEPHERD,
+    "steps": LABELLED,
+    "judged-steps": JUDGED,
+    "versaprm": VERSA,
+    "openrlhf": OPENRLHF,
+    "math-aps": APS,
+    "best-of-n": BEST_OF_N,
     "er-prm": ER_PRM,
     "rlhflow": RLHFLOW,
     "processbench": BENCH,
@@ -167,8 +179,163 @@ def test_where_the_first_step_begins_can_be_said(read):
         read("rlhflow", row)
 
 
-def test_question_with_steps_of_its_own():
-    assert split_question(Field(None), "Q? Step 1: a Step 1: b", Options()) == ("Q?", "Step 1: a Step 1: b")
+def test_question_with_steps_of_its_own(read):
+    """The steps begin at the last mark before the first tag."""
+    assert split_question(Field(None), "Is Step 1: right? Step 1: b", Options()) == (
+        "Is Step 1: right?",
+        "Step 1: b",
+    )
+    row = {k: "Is 'Step 1: 2 + 2 = 5' right? " + SHEPHERD[k] for k in ("input", "label")}
+    (found,) = read("math-shepherd", row)
+    assert found.prompt == "Is 'Step 1: 2 + 2 = 5' right? Ann has 2 eggs. How many?\n"
+    assert found.steps[0] == "Step 1: She has 2. <<1+1=2>>2\n"
+
+
+@pytest.mark.parametrize(
+    ("values", "labels"), [(["+", "-"], [1.0, 0.0]), ([0.9, 0.1], [0.9, 0.1]), ([True, False], [1.0, 0.0])]
+)
+@pytest.mark.parametrize(("name", "text"), [("openrlhf", "input"), ("er-prm", "text")])
+def test_rows_of_openrlhf(read, name, text, values, labels):
+    (found,) = read(None, {text: OPENRLHF["input"], "value": values})
+    assert (found.prompt, found.steps) == ("How many?\n", ["Step 1: Two.\n", "Step 2: Three.\n"])
+    assert found.labels == labels
+    assert read("math-shepherd", {"input": OPENRLHF["input"], "label": values})[0].labels == labels
+
+
+def test_math_aps_and_openr(read):
+    """A single label belongs to the last step; otherwise each tag has one."""
+    (found,) = read(None, APS)
+    assert (found.prompt, found.steps) == ("How many?\n", ["Step 1: Two.\n", "Step 2: Three.\n"])
+    assert found.labels == [1.0, 0.0]
+    assert read(None, {**APS, "label": ["+"]})[0].labels == [None, 1.0]
+    openr = {"question": APS["question"], "process": APS["process"], "labels": [1, 0]}
+    assert read(None, openr)[0] == found
+    later = {**openr, "process": "Two.\n\n\n\n\nThree.\n\n\n\n\n"}
+    assert read(None, later)[0].steps == ["Two.\n", "Three.\n"]
+    with pytest.raises(UserError, match="label: has 3 labels for 2 steps"):
+        read(None, {**APS, "label": ["+", "+", "-"]})
+
+
+def test_omegaprm_as_its_code_writes_it(read):
+    row = {"question": "How many?", "final_answer": "2", "reasoning_steps": TREE}
+    found = read(None, row)
+    assert [(r.steps, r.labels) for r in found] == [(r.steps, r.labels) for r in read("omegaprm", TREE)]
+    assert {r.reference for r in found} == {"2"}
+
+
+def transposed(turns):
+    return {name: [turn[name] for turn in turns] for name in turns[0]}
+
+
+@pytest.mark.parametrize("column", ["conversations", "messages"])
+def test_conversations_in_every_spelling(read, column):
+    turns = RLHFLOW["conversations"]
+    spoken = [
+        {"from": {"user": "human", "assistant": "gpt"}[t["role"]], "value": t["content"]} for t in turns
+    ]
+    for said in (turns, spoken, transposed(turns), transposed(spoken)):
+        assert read(None, {column: said}) == read("rlhflow", RLHFLOW)
+
+
+def test_the_most_specific_format_wins_and_ignored_columns_are_named(read):
+    for row, name, ignored in (
+        (LABELLED, "steps", ["answer"]),
+        ({**VERSA, "cot_response": "..."}, "versaprm", ["answer", "cot_response"]),
+        ({**SHEPHERD, "id": 3}, "math-shepherd", ["task", "id"]),
+        (BENCH, "processbench", ["id", "generator"]),
+        ({**TRL, "correctness": [1, 1]}, "trl", ["correctness"]),
+        (TRL, "trl", []),
+    ):
+        tally = Tally()
+        found = read(None, row, tally=tally)
+        assert (tally.format, tally.ignored) == (name, ignored)
+        if "labels" in row:
+            assert found[0].labels == [1.0, row["labels"][1]]
+    assert read(None, JUDGED)[0].steps == ["a\n", "b\n"]
+    assert (read(None, JUDGED)[0].reward, read(None, JUDGED)[0].reference) == (0.5, "2")
+
+
+def test_best_of_n(read):
+    first, second = read(None, BEST_OF_N)
+    assert (first.steps, first.reward) == (["a\n\n", "b\n"], 1.0)
+    assert (second.steps, second.reward) == (["c\n"], 0.0)
+
+
+MARKED = {"meta": {"q": "How many?"}, "parts": [{"text": "a", "good": 1}, {"text": "b", "good": 0}], "id": 3}
+
+
+def test_fields_under_other_names(read):
+    tally = Tally()
+    how = {"prompt": "meta.q", "steps": "parts.text", "labels": "parts.good"}
+    (found,) = read(None, MARKED, map=tuple(how.items()), tally=tally)
+    assert (found.prompt, found.steps, found.labels) == ("How many?\n", ["a\n", "b\n"], [1.0, 0.0])
+    assert (tally.format, tally.ignored) == ("steps", ["id"])
+    row = {"q": "1 + 1?", "solution_steps": ["One.", "Two."], "marks": ["+", "-"]}
+    (found,) = read("trl", row, map=parse_map("prompt=q,completions=solution_steps,labels=marks"))
+    assert (found.steps, found.labels) == (["One.\n", "Two.\n"], [1.0, 0.0])
+    (found,) = read(None, {**row, "a.b": "4?"}, map=parse_map("prompt=a.b,steps=solution_steps,labels=marks"))
+    assert found.prompt == "4?\n"
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (
+            "prompt=question,steps=s,labels=l",
+            "prompt from question, which no row has.*there is meta.q, parts.text",
+        ),
+        ("promt=meta.q", "unknown field promt.*the fields are .*prompt"),
+        ("prompt", "says nothing of 'prompt'"),
+        ("prompt=a,prompt=b", "names prompt twice"),
+    ],
+)
+def test_a_map_that_leads_nowhere(read, given, words):
+    with pytest.raises(UserError, match=words):
+        read(None, MARKED, map=parse_map(given))
+
+
+def test_a_mapped_field_that_one_row_lacks(read):
+    other = {k: v for k, v in MARKED.items() if k != "meta"}
+    with pytest.raises(UserError, match=r"line 2, field meta.q: is missing; there is parts, id"):
+        read(None, MARKED, other, map=parse_map("prompt=meta.q,steps=parts.text,labels=parts.good"))
+
+
+INNER = {"prompt": "Q?", "completions": ["Line a\nLine b", "Line c\n\nLine d"], "labels": [1, 0]}
+
+
+def test_steps_that_hold_the_delimiter(read):
+    """They are kept and counted, or split where sampling would end them, with the label at the last piece."""
+    tally = Tally()
+    (found,) = read("trl", INNER, TRL, tally=tally)[:1]
+    assert found.steps == ["Line a\nLine b\n", "Line c\n\nLine d\n"]
+    assert list(tally.noted.values()) == [2]
+    (found,) = read("trl", INNER, inner_delimiter="split")
+    assert found.steps == ["Line a\n", "Line b\n", "Line c\n\n", "Line d\n"]
+    assert found.labels == [None, 1.0, None, 0.0]
+    with pytest.raises(UserError, match=r"line 2, field steps: step 1 holds the delimiter"):
+        read("trl", TRL, INNER, inner_delimiter="refuse")
+    assert read("trl", INNER, delimiter="|", inner_delimiter="refuse")[0].labels == [1.0, 0.0]
+
+
+def test_several_bad_rows_are_shown_with_a_count_of_each_kind(read):
+    bad = [{**TRL, "labels": [1]}, {**TRL, "labels": [0]}, {**TRL, "prompt": ""}, None, {**TRL, "labels": []}]
+    with pytest.raises(UserError) as error:
+        read("trl", TRL, *bad)
+    for words in ("line 2, field labels", "line 3, field labels", "line 4, field prompt", "5 of the 6 rows",
+                  "3 field labels", "1 field prompt", "1 is no object"):  # fmt: skip
+        assert words in error.value.fact
+    tally = Tally()
+    assert len(read(None, TRL, *bad, skip_bad=True, tally=tally)) == 1
+    assert sum(tally.dropped.values()) == 5
+    with pytest.raises(UserError, match="20 of the 20 rows read are bad"):
+        read("trl", *[bad[0]] * 99)
+
+
+def test_labels_that_say_nothing_are_noted(read):
+    tally = Tally()
+    read("trl", {**TRL, "labels": [1, 1]}, {**TRL, "labels": [None, None]}, tally=tally)
+    assert tally.dropped == {"trajectory without outcome or label": 1}
+    assert "every label is 1: they tell no step from another" in tally.notes()
 
 
 @pytest.mark.parametrize(
@@ -244,11 +411,11 @@ def test_detection(name):
 
 
 def test_detection_refuses_to_guess():
-    with pytest.raises(UserError, match="2 formats: trl, rollouts"):
-        detect([{**TRL, "correctness": [1, 1]}])
+    with pytest.raises(UserError, match="3 formats: trl, versaprm, gsm8k"):
+        detect([{**TRL, **VERSA, "question": "Q?"}])
     with pytest.raises(UserError, match=r"colour.*trl \(prompt, completions, labels\)"):
         detect([{"colour": "red"}])
-    for rows, word in (([TRL, GSM8K], "not known"), ([], "no rows"), ([3], "not objects")):
+    for rows, word in (([TRL, GSM8K], "2 formats: trl, gsm8k"), ([], "no rows"), ([3], "not objects")):
         with pytest.raises(UserError, match=word):
             detect(rows)
 
@@ -281,7 +448,7 @@ BAD = [
     ),
     ("trl", {**TRL, "prompt": ""}, "prompt: is empty"),
     ("trl", {"prompt": "a", "labels": [1]}, "completions: is missing"),
-    ("trl", [1, 2], r"prompt: is looked for in \[1, 2\], which is not an object"),
+    ("trl", {**TRL, "labels": {"a": 1}}, "labels: must be a list"),
     ("math-shepherd", {**SHEPHERD, "label": SHEPHERD["label"][:-2]}, "label: differs from input after tag 1"),
     (
         "math-shepherd",
@@ -313,7 +480,7 @@ BAD = [
     ("rlhflow", turns("Q? Step 1: a", "good"), r"conversations\[1\].content: must be \+ or -, got 'good'"),
     ("rlhflow", turns("Q? Step 1: a", "+", "", "+"), r"conversations\[2\].content: is empty"),
     ("rlhflow", {"conversations": turns("a", "+", "b")["conversations"][1:]}, r"\[0\].role: must be user"),
-    ("rlhflow", {"conversations": [{"from": "x"}, {}]}, "role: is missing"),
+    ("rlhflow", {"conversations": [{"from": "x", "value": "a"}, {}]}, "from: must be user, got 'x'"),
     ("processbench", {**BENCH, "label": 3}, "label: must be an integer from -1 to 2, got 3"),
     ("processbench", {**BENCH, "label": True}, "label: must be an integer from -1 to 2, got True"),
     ("processbench", {**BENCH, "final_answer_correct": None}, "final_answer_correct: must be true or false"),
@@ -384,7 +551,7 @@ def test_what_has_no_place_is_counted(read, name, row, reason):
 @pytest.mark.parametrize(
     ("how", "word"),
     [
-        ({"name": "xml"}, "there is no format 'xml'; fix: choose one of trl, rlhflow"),
+        ({"name": "xml"}, "there is no format 'xml'; fix: choose one of trl, steps"),
         ({"neutral": "maybe"}, "no 'maybe' for neutral ratings; fix: choose one of positive, negative, skip"),
         ({"segment": "regex:("}, "not a regular expression"),
         ({"first_step": "("}, "not a regular expression"),

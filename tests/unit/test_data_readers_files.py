@@ -1,13 +1,16 @@
 """Files of rows: JSON, JSONL, parquet and saved data sets give the same rows; what cannot be read is named."""
 
+import gzip
 import json
+import zipfile
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from rmtools.data.readers import Tally, read_public
-from rmtools.data.readers.files import BATCH, read_rows
+from rmtools.data.readers.file_rows import BATCH
+from rmtools.data.readers.files import read_rows
 from rmtools.errors import UserError
 
 ROWS = [
@@ -26,7 +29,7 @@ def save(folder, kind):
     elif kind == "split dataset":
         from datasets import Dataset, DatasetDict
 
-        parts = {"test": Dataset.from_list(FLOATS[2:]), "a": Dataset.from_list(FLOATS[:2])}
+        parts = {"test": Dataset.from_list(FLOATS[2:]), "a": Dataset.from_list(FLOATS)}
         DatasetDict(parts).save_to_disk(path)
     elif kind == "parquet":
         pq.write_table(pa.Table.from_pylist(FLOATS), path := path.with_suffix(".parquet"))
@@ -35,6 +38,33 @@ def save(folder, kind):
         (path / "README.md").write_text("# rows")
         (path / "b.json").write_text(json.dumps(ROWS[1:]))
         (path / "a.jsonl").write_text(json.dumps(ROWS[0]))
+    elif kind in ("to_json", "to_csv"):
+        from datasets import Dataset
+
+        path = path.with_suffix(f".{kind[3:]}")
+        getattr(Dataset.from_list(FLOATS), kind)(path)
+    elif kind == "stream":
+        with pa.OSFile(str(path := path.with_suffix(".arrow")), "wb") as sink:
+            table = pa.Table.from_pylist(FLOATS)
+            with pa.ipc.new_stream(sink, table.schema) as stream:
+                stream.write_table(table)
+    elif kind in ("arrow", "feather"):
+        import pandas
+
+        pandas.DataFrame(FLOATS).to_feather(path := path.with_suffix(f".{kind}"))
+    elif kind.startswith(("csv", "tsv")):
+        import pandas
+
+        path = path.with_suffix(f".{kind}")
+        pandas.DataFrame(FLOATS).to_csv(path, sep="\t" if kind[0] == "t" else ",", index=False)
+    elif kind.startswith("jsonl."):
+        import pandas
+
+        pandas.DataFrame(FLOATS).to_json(path := path.with_suffix(f".{kind}"), orient="records", lines=True)
+    elif kind in ("split", "records", "index", "columns", "table"):
+        import pandas
+
+        pandas.DataFrame(FLOATS).to_json(path := path.with_suffix(".json"), orient=kind)
     else:
         path = path.with_suffix(".jsonl" if kind == "jsonl" else ".json")
         path.write_text(
@@ -44,11 +74,36 @@ def save(folder, kind):
 
 
 @pytest.mark.parametrize(
-    "kind", ["jsonl", "array", "lines in .json", "parquet", "folder", "dataset", "split dataset"]
+    "kind",
+    [
+        *(
+            "jsonl",
+            "array",
+            "lines in .json",
+            "parquet",
+            "folder",
+            "dataset",
+            "split dataset",
+            "csv",
+            "tsv.gz",
+        ),
+        *(
+            "feather",
+            "arrow",
+            "stream",
+            "jsonl.gz",
+            "jsonl.bz2",
+            "jsonl.xz",
+            "jsonl.zip",
+            "to_json",
+            "to_csv",
+        ),
+        *("split", "records", "index", "columns", "table"),
+    ],
 )
 def test_every_kind_of_file_gives_the_same(tmp_path, kind):
     tally = Tally()
-    found = list(read_public(save(tmp_path, kind), tally=tally))
+    found = list(read_public(save(tmp_path, kind), split="a" * (kind == "split dataset"), tally=tally))
     assert [r.prompt for r in found] == ["0 + 1?\n", "1 + 1?\n", "2 + 1?\n"]
     assert [r.labels for r in found] == [[0.75, 1.0], [0.75, 0.0], [0.75, 1.0]]
     assert (tally.format, tally.rows) == ("trl", 3)
@@ -108,10 +163,18 @@ def test_a_byte_order_mark_is_no_text(tmp_path):
         ("a.jsonl", b'{"prompt": "\\ud83d"}', r"line 1 is not valid JSON: .*half a surrogate"),
         ("a.json", b'[{"prompt": "\\ud83d"}]', "a.json cannot be read: .*half a surrogate"),
         ("a.jsonl", b'{"a": ' + b"1" * 5000 + b"}", r"line 1 is not valid JSON: .*digits"),
-        ("a.jsonl", b"\xff\xfe\x00", "a.jsonl cannot be read"),
+        ("a.jsonl", b"\xff\xfe\x00", "a.jsonl, line 1 is not valid JSON: it is no text in UTF-8"),
+        ("a.json", b"[\n\xff]", "a.json cannot be read: it is no text in UTF-8"),
+        ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 99)[:-20], "a.jsonl.gz cannot be read: .*end"),
+        ("a.jsonl.gz", b"no gzip", "a.jsonl.gz cannot be read: .*gzip"),
+        ("a.jsonl.xz", b"no xz", "a.jsonl.xz cannot be read"),
+        ("a.jsonl.zip", b"no zip", "a.jsonl.zip cannot be read: .*zip"),
+        ("a.arrow", b"ARROW1 no file", "a.arrow cannot be read"),
+        ("a.pkl", b"", "a.pkl is no file of rows that is known"),
+        ("a.csv", b"", "a.csv cannot be read"),
         ("a.parquet", b"PAR1 no", "a.parquet cannot be read"),
         ("a.arrow", b"no stream", "a.arrow cannot be read"),
-        ("a.csv", b"prompt\n", r"a.csv is none of .jsonl, .json, .parquet"),
+        ("a.csv", b"prompt\n", "not known: no rows at all"),
         ("a.jsonl", b"\n", "not known: no rows at all"),
         ("a.json", b"[]", "not known: no rows at all"),
         ("a.json", b"3", "rows that are not objects"),
@@ -130,3 +193,100 @@ def test_missing_places(tmp_path):
     (tmp_path / "state.json").write_text("{}")
     with pytest.raises(UserError, match="no file of rows"):
         read_public(tmp_path)
+
+
+def test_cells_of_a_csv_that_hold_lists(tmp_path):
+    """As JSON, as Python shows a list, and as numpy shows an array: without commas, where Python would join two texts."""
+    cells = ['["a","b"]', "['a', \"it's\"]", "['a' \"it's\"\n 'c']", "[ True  False]", "[1.   0.25]", "[None, 1]", "[nan 0.5]",
+             "[see above]", "text", ""]  # fmt: skip
+    values = [["a", "b"], ["a", "it's"], ["a", "it's", "c"], [True, False], [1.0, 0.25], [None, 1], [None, 0.5],
+              "[see above]", "text", None]  # fmt: skip
+    import pandas
+
+    file = tmp_path / "rows.csv"
+    pandas.DataFrame({"i": range(len(cells)), "cell": cells}).to_csv(file, index=False)
+    assert [row["cell"] for _, row in read_rows(file)] == values
+
+
+def test_splits_of_a_folder_are_never_merged(tmp_path):
+    for name in (
+        "phase1_train.jsonl",
+        "phase2_train.jsonl.gz",
+        "phase1_test.jsonl",
+        "data/validation-00000-of-00001.jsonl",
+    ):
+        file = tmp_path / name
+        file.parent.mkdir(exist_ok=True)
+        line = json.dumps(ROWS[0]).encode()
+        file.write_bytes(gzip.compress(line) if name.endswith("gz") else line)
+    with pytest.raises(UserError, match=r"several splits, .*test \(1 files\), train \(2 files\), validation"):
+        read_public(tmp_path)
+    with pytest.raises(UserError, match="no split dev; there is test"):
+        read_public(tmp_path, split="dev")
+    tally = Tally()
+    assert len(list(read_public(tmp_path, split="train", tally=tally))) == 2
+    assert tally.files == {str(tmp_path / f"phase{i}_train.jsonl{'.gz' * (i == 2)}"): 1 for i in (1, 2)}
+    with pytest.raises(UserError, match="is one file"):
+        read_public(tmp_path / "phase1_test.jsonl", split="test")
+
+
+def test_caches_beside_a_saved_data_set_are_no_rows(tmp_path):
+    from datasets import Dataset, load_from_disk
+
+    Dataset.from_list(FLOATS).save_to_disk(tmp_path / "d")
+    load_from_disk(tmp_path / "d").map(
+        lambda row: {"more": 1}, cache_file_name=str(tmp_path / "d/cache-1.arrow")
+    )
+    assert len(list(read_rows(tmp_path / "d"))) == len(FLOATS)
+
+
+def test_two_formats_in_one_folder(tmp_path):
+    (tmp_path / "a.jsonl").write_text(json.dumps(ROWS[0]))
+    (tmp_path / "b.jsonl").write_text(json.dumps({"question": "Q?", "answer": "a\n#### 1"}))
+    with pytest.raises(UserError, match=r"2 formats: .*a.jsonl is trl, .*b.jsonl is gsm8k"):
+        read_public(tmp_path)
+
+
+def test_a_link_out_of_the_folder(tmp_path):
+    (tmp_path / "out.jsonl").write_text(json.dumps(ROWS[0]))
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d/a.jsonl").symlink_to(tmp_path / "out.jsonl")
+    with pytest.raises(UserError, match=r"a.jsonl is a link out of the folder, to .*out.jsonl"):
+        read_public(tmp_path / "d")
+    snapshot = tmp_path / "hub/snapshots/abc"
+    snapshot.mkdir(parents=True)
+    (tmp_path / "hub/blob").write_text(json.dumps(ROWS[0]))
+    (snapshot / "a.jsonl").symlink_to(tmp_path / "hub/blob")
+    assert len(list(read_public(snapshot))) == 1
+
+
+def test_what_a_compressed_file_unpacks_to_is_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr("rmtools.data.readers.file_rows.AT_LEAST", 1 << 16)
+    for name in ("a.jsonl.gz", "a.jsonl.zip", "a.json.zip"):
+        file = tmp_path / name
+        if name.endswith("gz"):
+            file.write_bytes(gzip.compress(b" " * (1 << 22)))
+        else:
+            with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+                archive.writestr("a.jsonl", b" " * (1 << 22))
+        with pytest.raises(UserError, match=r"unpacks to more than .* 100 times its size"):
+            list(read_rows(file))
+
+
+def test_more_columns_than_rows_of_steps_have(tmp_path):
+    pq.write_table(pa.table({f"c{i}": [1] for i in range(1001)}), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=r"a.parquet has 1,001 columns \(c0, c1, c2"):
+        list(read_rows(tmp_path / "a.parquet"))
+
+
+def test_bad_lines_do_not_hide_the_format(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join(["null", "{", "[1]", *map(json.dumps, ROWS), "\xff"]), encoding="latin-1")
+    with pytest.raises(UserError, match=r"line 1 is no object: None; .*line 2 is not valid JSON"):
+        list(read_public(file))
+    tally = Tally()
+    assert len(list(read_public(file, skip_bad=True, tally=tally))) == len(ROWS)
+    assert tally.dropped == {
+        "row breaks the format: is no object": 2,
+        "row breaks the format: is not valid JSON": 2,
+    }

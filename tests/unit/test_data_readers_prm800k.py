@@ -39,10 +39,10 @@ PHASE2 = solution(
 
 @pytest.fixture
 def read(tmp_path):
-    def start(*rows, neutral="positive", **how):
+    def start(*rows, neutral="positive", keep_excluded=False, **how):
         file = tmp_path / "phase2.jsonl"
         file.write_text("".join(json.dumps(r) + "\n" for r in rows))
-        return list(read_public(file, options=Options(neutral=neutral), **how))
+        return list(read_public(file, options=Options(neutral=neutral, keep_excluded=keep_excluded), **how))
 
     return start
 
@@ -153,3 +153,62 @@ def test_no_rating_is_lost_or_counted_twice(steps):
 def test_bad_rows(read, row, words):
     with pytest.raises(UserError, match=rf"phase2.jsonl, line 2, .*{words}"):
         read(PHASE2, row, name="prm800k")
+
+
+def labelled(**values):
+    step = {
+        "completions": [{"text": "a", "rating": 1, "flagged": None}],
+        "human_completion": None,
+        "chosen_completion": 0,
+    }
+    label = {"steps": [step], "finish_reason": values.pop("finish_reason", "solution")}
+    return {"question": {"problem": "Q?", "ground_truth_answer": "2"}, "label": label, **values}
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        (labelled(is_quality_control_question=True), "quality-control question"),
+        (labelled(is_initial_screening_question=True), "initial-screening question"),
+        (labelled(finish_reason="bad_problem"), "bad problem"),
+    ],
+)
+def test_rows_that_were_set_aside(read, row, reason):
+    tally = Tally()
+    kept = labelled(is_quality_control_question=False, finish_reason="give_up")
+    assert len(read(kept, row, tally=tally)) == 1
+    assert tally.dropped == {f"row set aside: {reason}": 1}
+    assert len(read(kept, row, keep_excluded=True)) == 2
+
+
+def test_numbers_as_tables_write_them(read):
+    """pandas writes a column of integers with nulls as floats, null as NaN; `datasets` a list of objects as lists."""
+    row = labelled()
+    (expected,) = read(row)
+    (step,) = row["label"]["steps"]
+    for change in (
+        {"chosen_completion": 0.0},
+        {"completions": {"text": ["a"], "rating": [1.0], "flagged": [None]}},
+    ):
+        row["label"]["steps"] = [{**step, **change}]
+        assert read(row) == [expected]
+    row["label"]["steps"] = {name: [value] for name, value in step.items()}
+    assert read(row) == [expected]
+    row["label"]["steps"] = [{**step, "chosen_completion": float("nan")}]
+    assert read(row) == [expected]
+    row["label"]["steps"] = [{**step, "chosen_completion": 0.5}]
+    with pytest.raises(UserError, match=r"must be an integer from 0 to 0, got 0\.5"):
+        read(row)
+
+
+def test_a_blank_alternative_is_dropped_and_counted(read):
+    row, tally = labelled(), Tally()
+    blank = {"text": " ", "rating": None, "flagged": None}
+    (step,) = row["label"]["steps"]
+    row["label"]["steps"] = [{**step, "completions": [blank, *step["completions"]], "chosen_completion": 1}]
+    (found,) = read(row, tally=tally)
+    assert (found.steps, found.labels) == (["a\n"], [1.0])
+    assert tally.dropped == {"blank alternative that nobody chose": 1}
+    row["label"]["steps"][0]["chosen_completion"] = 0
+    with pytest.raises(UserError, match=r"completions\[0\].text: is empty"):
+        read(row)

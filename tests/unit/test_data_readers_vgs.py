@@ -6,6 +6,7 @@ import pytest
 
 from rmtools.data.readers import Options, read_public
 from rmtools.data.readers.outcomes import ASSISTANT
+from rmtools.data.rollouts import Child
 from rmtools.errors import UserError
 from rmtools.lm.tokenizers import word_tokenizer
 
@@ -47,16 +48,37 @@ def read(tmp_path):
     return start
 
 
-def test_pairs_are_trajectories(read, row, tmp_path):
-    found = read(row, tokenizer=str(tmp_path / "tokenizer"))
-    assert [r.reward for r in found] == [1.0, 0.0, 0.0]
-    assert {r.prompt for r in found} == {f"How many? {ASSISTANT}\n"}
-    assert [r.steps for r in found] == [
-        [" <think> \nTwo \n\n", "so Two <eos>\n"],
-        [" <think> \nTwo \n\n", "so \n\n", "three <eos>\n"],
-        [" <think> \nTwo \n\n", "so Two so <eos>\n"],
+def test_pairs_with_one_roll_in_are_continuations_of_one_prefix(read, row, tmp_path):
+    """The first is the trajectory; the others are children and completions where the roll-in ends, which ends a step."""
+    (found,) = read(row, tokenizer=str(tmp_path / "tokenizer"))
+    assert found.prompt == f"How many? {ASSISTANT}\n"
+    assert (found.steps, found.reward) == ([" <think> \nTwo \n\n", "so ", "Two <eos>\n"], 1.0)
+    assert found.children == [
+        [],
+        [],
+        [Child("\n\nthree <eos>\n", True, 0.0), Child("Two so <eos>\n", True, 0.0)],
     ]
-    assert {(r.reference, r.labels) for r in found} == {("2", None)}
+    assert found.completions == [[], [], [0.0, 0.0]]
+    assert (found.reference, found.labels) == ("2", None)
+
+
+def test_distinct_roll_ins_are_rows_of_their_own(read, row, tokenizer, tmp_path):
+    longer = [*row["roll_in_ids"][0], *tokenizer("three \n\n", add_special_tokens=False)["input_ids"]]
+    heads = [row["roll_in_ids"][0], longer, row["roll_in_ids"][0]]
+    first, second = read({**row, "roll_in_ids": heads}, tokenizer=str(tmp_path / "tokenizer"))
+    assert [len(at) for at in first.children] == [0, 0, 1]
+    assert (second.children, second.completions, second.reward) == ([], [], 0.0)
+    assert second.steps == [" <think> \nTwo \n\n", "so three \n\n", "\n\nthree <eos>\n"]
+
+
+def test_roll_ins_without_text_branch_at_the_prompt(read, row, tokenizer, tmp_path):
+    head = [
+        tokenizer.bos_token_id,
+        *tokenizer(f"How many? {ASSISTANT} ", add_special_tokens=False)["input_ids"],
+    ]
+    (found,) = read({**row, "roll_in_ids": [head] * 3}, tokenizer=str(tmp_path / "tokenizer"))
+    assert found.steps == [" Two <eos>\n"]
+    assert [c.text for c in found.children[0]] == [" \n\nthree <eos>\n", " Two so <eos>\n"]
 
 
 def test_bad_rows(read, row, tmp_path):

@@ -16,6 +16,12 @@ from rmtools.testing import check_reader
 HELD = {
     "trl": ["One and one.", "Two."],
     "math-shepherd": ["She has 2.", "The answer is: 2"],
+    "steps": ["a", "b"],
+    "judged-steps": ["a", "b"],
+    "versaprm": ["a", "b"],
+    "openrlhf": ["Two.", "Three."],
+    "math-aps": ["Two.", "Three."],
+    "best-of-n": ["a", "b", "c"],
     "er-prm": ["Two.", "Three."],
     "rlhflow": ["Two.", "Three."],
     "processbench": ["a", "b\n\nc", "d"],

@@ -1,9 +1,21 @@
 """Formats of whole solutions with an outcome: rollouts, gsm8k, gsm8k-solutions, and, as token ids, vgs."""
 
 import functools
+import itertools
 from typing import TYPE_CHECKING
 
-from rmtools.data.readers.row import Dropped, Field, Found, Options, RowError, public_format, rollout, shown
+from rmtools.data.readers.row import (
+    Continuation,
+    Dropped,
+    Field,
+    Found,
+    Options,
+    RowError,
+    branched,
+    public_format,
+    rollout,
+    shown,
+)
 from rmtools.errors import UserError, reason
 
 if TYPE_CHECKING:
@@ -34,6 +46,12 @@ def rollouts(row: Field, options: Options) -> Found:
         )
     if not outcomes:
         yield Dropped("prompt without any solution")
+
+
+@public_format("best-of-n", {"prompt": "question"}, prompt=str, answers=list, label=list)
+def best_of_n(row: Field, options: Options) -> Found:
+    """Read the solutions of a best-of-N set, ``answers``, with their outcomes, ``label``."""
+    return rollouts.reader(row.under({"completions": "answers", "correctness": "label"}), options)
 
 
 def _per_solution(row: Field, name: str, count: int) -> list[Field]:
@@ -75,28 +93,41 @@ def _after(mark: str, field: Field) -> str:
 
 @public_format("vgs", problem=str, roll_in_ids=list, roll_outs_ids=list, labels=list)
 def vgs(row: Field, options: Options) -> Found:
-    """Read one problem of OpenR1-VM (value-guided search, arXiv 2505.17373): a trajectory for each pair.
+    """Read one problem of OpenR1-VM (value-guided search, arXiv 2505.17373): a trajectory for each distinct roll-in.
 
     A row has n pairs (56 there): ``roll_in_ids[i]`` (the chat prompt and the beginning of a solution by one of several
     models), ``roll_outs_ids[i]`` (its continuation by the small policy) and ``labels[i]``: 0 ended wrong, 1 ended
     right, 2 cut off. The reward is 1 for label 1 and 0 for the others, as its authors train it.
+
+    Pairs with one roll-in are independent continuations of one prefix: the first is the trajectory, the first steps of the
+    others are its children there, and their rewards its completions. A step ends where the roll-in ends.
     """
     row["problem"].text()
     heads, tails, labels = _ids(row["roll_in_ids"]), _ids(row["roll_outs_ids"]), row["labels"].items()
     if not len(heads) == len(tails) == len(labels):
         raise row["labels"].wrong(f"has {len(labels)} for {len(heads)} roll-ins and {len(tails)} roll-outs")
     answer = row.reference("processed_answer", "answer")
-    tokenizer = _load(options.tokenizer)
-    for head, tail, label in zip(heads, tails, labels, strict=True):
-        reward = float(label.index(0, UNFINISHED) == RIGHT)
-        # Joined before decoding: the cut between the two may fall inside a character.
-        whole = str(tokenizer.decode(head.value + tail.value, skip_special_tokens=False))
-        prompt, mark, solution = whole.partition(ASSISTANT)
-        if not mark or not solution.strip():
-            raise head.wrong(f"has no {ASSISTANT} with a solution behind it: wrong tokenizer?")
+    decode = functools.partial(_load(options.tokenizer).decode, skip_special_tokens=False)
+    opening = str(_load(options.tokenizer).bos_token or "")
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for i, head in enumerate(heads):
+        groups.setdefault(tuple(head.value), []).append(i)
+    for ids, members in groups.items():
+        prompt, mark, begun = str(decode(list(ids))).partition(ASSISTANT)
+        # Joined before decoding: the cut between the two may fall inside a character, which is then left to the roll-out.
+        wholes = [str(decode([*ids, *tails[i].value])).partition(ASSISTANT)[2] for i in members]
+        same = itertools.takewhile(lambda at: len(set(at)) == 1, zip(begun, *wholes, strict=False))
+        begun = "".join(first for first, *_ in same)
+        if not mark or not all(whole[len(begun) :].strip() for whole in wholes):
+            raise heads[members[0]].wrong(f"has no {ASSISTANT} with a solution behind it: wrong tokenizer?")
+        before = options.cut(begun, "blank-line") if begun.strip() else []
+        rest = [whole[len(begun) if before else 0 :] for whole in wholes]
+        own, *others = [
+            Continuation(options.cut(text, "blank-line"), float(labels[i].index(0, UNFINISHED) == RIGHT))
+            for i, text in zip(members, rest, strict=True)
+        ]
         # The opening special token is left to whoever tokenises the prompt again.
-        prompt = prompt.removeprefix(str(tokenizer.bos_token or "")) + mark
-        yield rollout(options, prompt, options.cut(solution, "blank-line"), reward=reward, reference=answer)
+        yield branched(options, prompt.removeprefix(opening) + mark, before, own, others, reference=answer)
 
 
 def _ids(field: Field) -> list[Field]:
