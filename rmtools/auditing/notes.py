@@ -43,7 +43,7 @@ def notes(
     about = [
         (role, text)
         for role, its in settings.items()
-        for text in provenance_notes(metadata, its, fingerprint)
+        for text in [*provenance_notes(metadata, its, fingerprint), *contamination_notes(rows, its)]
     ]
     out += [text if roles == ["model"] else f"{', '.join(roles)}: {text}" for text, roles in _by_text(about)]
     roles, own = {m.role for m in found}, settings.get("model")
@@ -118,6 +118,23 @@ def provenance_notes(
             f"{settings.prompt_format}"
         )
     return out
+
+
+def contamination_notes(rows: "Sequence[Rollout]", settings: "CheckpointSettings | None") -> list[str]:
+    """Return how many of the audited prompts the checkpoint was trained on, if it says which those were."""
+    from rmtools.data.contamination import shared_prompts
+
+    known = {} if settings is None else settings.training.get("prompts", {})
+    if not known:
+        return []
+    exact, normalised, prompts = shared_prompts(rows, known)
+    if not normalised:
+        return []
+    spaced = f" ({normalised - exact} of them with other white space)" if normalised > exact else ""
+    return [
+        f"{normalised} of the {prompts} audited prompts are among those the checkpoint was trained on{spaced}: figures of them "
+        "flatter it; audit prompts it has not seen"
+    ]
 
 
 def sample_notes(rows: "Sequence[Rollout]", model: ModelAudit) -> list[str]:

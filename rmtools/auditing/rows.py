@@ -93,6 +93,9 @@ def provenance_of(
         "n_trajectories": len(rows),
         "children": 1 + max((len(at) for r in rows for at in r.children), default=0),
         "completions": 1 + max((len(at) for r in rows for at in r.completions), default=0),
-        "training": {} if settings is None else settings.training,
+        # The hashes of the training prompts are as long as the training data.
+        "training": {}
+        if settings is None
+        else {k: v for k, v in settings.training.items() if k != "prompts"},
         "rmtools": rmtools.__version__,
     }

@@ -82,7 +82,7 @@ def command(
     name: Annotated[
         FormatName | None, data_option("--from", help="Format. Default: detected from the fields.")
     ] = None,
-    fields: Map = "",
+    map: Map = "",
     split: Annotated[str, data_option(help="Split of a folder or a hub data set that has several.")] = "",
     neutral: Neutral = "positive",
     segment: Segment = None,
@@ -119,7 +119,7 @@ def command(
         unescaped(delimiter),
         first_step,
         tokenizer,
-        parse_map(fields),
+        parse_map(map),
         keep_excluded,
         inner_delimiter,
     )

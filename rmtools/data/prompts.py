@@ -18,7 +18,9 @@ import numpy as np
 
 from rmtools.data.collect import prompt_id
 from rmtools.data.messages import read_turns
-from rmtools.data.readers.files import SUFFIXES, read_rows
+from rmtools.data.readers.file_rows import kind_of
+from rmtools.data.readers.files import read_rows
+from rmtools.data.readers.hub import hub_rows, is_hub_name
 from rmtools.data.rollouts import Rollout, Rollouts
 from rmtools.data.tasks import Referenced, Task, rendered_task
 from rmtools.data.tasks.extract import BOXED, marked_answer, visible
@@ -61,7 +63,8 @@ def load_prompts(path: str | Path, delimiter: str = "\n") -> list[Prompt]:
     Parameters
     ----------
     path : path
-        JSON lines, or a JSON array (``.json``) or table (``.parquet``, ``.arrow``). A row has ``prompt``, ``messages`` (a
+        JSON lines, or another file of rows (docs/formats.md: JSON, CSV, parquet, Arrow, compressed), or a data set of the hub
+        (``owner/name/configuration:split``). A row has ``prompt``, ``messages`` (a
         chat), ``question`` (GSM8K) or ``problem`` (MATH), and perhaps its right ``answer``; verl's ``reward_model`` and what
         MATH's ``solution`` has boxed are answers, too.
     delimiter : str
@@ -91,7 +94,9 @@ def load_prompts(path: str | Path, delimiter: str = "\n") -> list[Prompt]:
             "prompts in memory need no loading: pass the list itself to rmtools.sample or rmtools.collect_rollouts",
         )
     try:
-        if Path(path).suffix in SUFFIXES and Path(path).suffix != ".jsonl":
+        if is_hub_name(path):
+            rows = hub_rows(path)
+        elif kind_of(Path(path)) and Path(path).suffix != ".jsonl":
             rows = read_rows(Path(path))
         else:
             rows = ((f"{path}, line {number}", row) for number, row in read_json_lines(Path(path)))
@@ -354,7 +359,7 @@ def require_prompts(source: str) -> None:
     if source.lstrip("-").isdigit():
         if int(source) < 1:
             raise UserError(f"the number of prompts must be at least 1, got {source}", "ask for 64, say")
-    elif not Path(source).exists():
+    elif not Path(source).exists() and not is_hub_name(source):
         raise UserError(
             f"the prompts file {source} cannot be read: there is no such file",
             "name a file with a prompt per line (JSON lines) or row; `rmtools prompts` writes one",

@@ -1,7 +1,8 @@
 r"""Recorded samples: several solutions of each problem, each right or wrong, perhaps with a verifier's scores.
 
-Two layouts: a JSON object (or JSON lines) of records with ``traces`` (docs/formats.md, Recorded samples), and the records that
-`rmtools sample` writes. Answers are read from the texts as the task ``answers`` reads them.
+Three layouts: a JSON object (or JSON lines) of records with ``traces`` (docs/formats.md, Recorded samples), rows with
+``answers`` and their ``label``, and the records that `rmtools sample` writes.
+Answers are read from the texts as the task ``answers`` reads them.
 
 >>> import json, pathlib, tempfile
 >>> file = pathlib.Path(tempfile.mkdtemp()) / "recorded.json"
@@ -36,7 +37,8 @@ AGGREGATIONS = ("last", "min", "product", "mean")
 QUESTIONS = ("problem", "prompt", "question")
 LAYOUTS = (
     'a JSON object {"records": [{"problem_id": …, "traces": [{"text": …, "correct": …, "prm_score": …}, …]}, …]} or such '
-    "records as JSON lines; or the file that `rmtools sample --algorithm best-of-n` writes"
+    'records as JSON lines; rows {"prompt": …, "answers": […], "label": […]}; '
+    "or the file that `rmtools sample --algorithm best-of-n` writes"
 )
 
 
@@ -134,6 +136,8 @@ def read_recorded(path: str | Path) -> RecordedSamples:
     first = rows[0][1] if isinstance(rows[0][1], dict) else {}
     if "traces" in first:
         return _traces(rows, meta, str(path))
+    if {"answers", "label"} <= first.keys():
+        return _traces(((place, _as_traces(row)) for place, row in rows), meta, str(path))
     if "samples" in first and "sampler" in first:
         return from_records([row for _, row in rows], str(path))
     fields = f"the fields {', '.join(first)}" if first else f"{shown(rows[0][1])}"
@@ -155,6 +159,15 @@ def _traces(rows: Iterable[tuple[str, Any]], meta: Mapping[str, Any], source: st
     _require_problems(found, source)
     policy = meta.get("model") or meta.get("policy") or ""
     return RecordedSamples(tuple(found), source, str(meta.get("prm") or ""), str(policy))
+
+
+def _as_traces(row: Any) -> Any:
+    """Return a row of a best-of-N set, ``answers`` with their ``label``, as a record with traces."""
+    answers, labels = (row.get("answers"), row.get("label")) if isinstance(row, dict) else (None, None)
+    if not isinstance(answers, list) or not isinstance(labels, list) or len(answers) != len(labels):
+        return row
+    traces = [{"text": text, "correct": label} for text, label in zip(answers, labels, strict=True)]
+    return {**row, "traces": traces}
 
 
 def _problem(row: Field, number: int, name: str, checker: AnswerChecker) -> ProblemSamples:

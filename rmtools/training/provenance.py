@@ -16,6 +16,7 @@ import torch
 import transformers
 
 from rmtools.codec import to_json
+from rmtools.data.contamination import prompt_hashes
 from rmtools.data.rollouts import Rollout, Rollouts, rollouts_fingerprint
 from rmtools.errors import UserError
 from rmtools.files import write_json, write_text
@@ -109,6 +110,7 @@ def checkpoint_settings(
             "rollouts_seed": metadata.seed,
             "rollouts_fingerprint": trained_on,
             "trajectories": len(rollouts),
+            "prompts": prompt_hashes(rollouts),
             **_solution_tokens(rollouts),
             "configuration": configuration,
             "configuration_hash": configuration_hash(configuration),

@@ -73,6 +73,30 @@ def test_what_is_dropped_is_said(run, lines, tmp_path):
     assert len(read_rollouts(tmp_path / "out")[0]) == 1
 
 
+def test_rows_as_they_are_found(run, lines, tmp_path):
+    """Other names, several files and splits, lines that are no JSON: all of it is named in the summary."""
+    row = {"q": "How many?", "parts": [{"t": "One.", "ok": "+"}, {"t": "Two\nor so.", "ok": "-"}], "id": 7}
+    lines(row)
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d/train.jsonl").write_text((tmp_path / "rows.jsonl").read_text() + "null\n{\n")
+    (tmp_path / "d/test.jsonl").write_text((tmp_path / "rows.jsonl").read_text())
+    named = ("--map", "prompt=q,steps=parts.t,labels=parts.ok")
+    check_error(run("convert", tmp_path / "d", tmp_path / "out", *named), "several splits", "--split")
+    done = run("convert", tmp_path / "d", tmp_path / "out", *named, "--split", "train", "--skip-bad")
+    assert done.code == 0, done.err
+    for words in (
+        f"file            {tmp_path / 'd/train.jsonl'}: 3 rows\n",
+        "dropped         1: row breaks the format: is no object\n",
+        "dropped         1: row breaks the format: is not valid JSON\n",
+        "train.jsonl, line 2 is no object: None\n",
+        "note            ignored columns: id\n",
+        "1: steps hold the delimiter '\\n' before their end, where sampling would end them\n",
+    ):
+        assert words in done.out
+    ((found,), metadata) = read_rollouts(tmp_path / "out")
+    assert (found.steps, found.labels, metadata.source) == (["One.\n", "Two\nor so.\n"], [1.0, 0.0], "steps")
+
+
 def test_a_bad_last_row_leaves_nothing(run, lines, tmp_path):
     file = lines(GSM8K, GSM8K, {**GSM8K, "answer": "no answer"})
     before = sorted(tmp_path.iterdir())
@@ -96,7 +120,22 @@ def test_earlier_rollouts_are_kept_where_the_new_are_bad(run, lines, tmp_path):
             [],
             ["not known: rows with the fields colour", "trl (prompt, completions, labels)"],
         ),
-        ([{**TRL[0], "correctness": [1, 1]}], [], ["2 formats: trl, rollouts", "format: trl"]),
+        (
+            [{**TRL[0], "question": "a", "chain_of_thoughts": ["b", "c"]}],
+            [],
+            ["2 formats: trl, versaprm", "format: trl"],
+        ),
+        (
+            [GSM8K],
+            ["--map", "prompt=q"],
+            ["wants prompt from q, which no row has", "there is question, answer"],
+        ),
+        ([GSM8K], ["--split", "test"], ["is one file: it has no split test"]),
+        (
+            [TRL[0], 3, {**TRL[0], "labels": []}],
+            [],
+            ["line 2 is no object: 3", "2 of the 3 rows", "--skip-bad"],
+        ),
         ([GSM8K], ["--from", "xml"], ["--from has no choice 'xml'", "math-shepherd"]),
         ([GSM8K], ["--neutral", "maybe"], ["positive", "negative", "skip"]),
         ([GSM8K], ["--segment", "regex:("], ["not a regular expression"]),

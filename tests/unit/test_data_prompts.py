@@ -162,3 +162,24 @@ def test_prompts_in_tables_and_arrays(tmp_path):
     (tmp_path / "cut.parquet").write_bytes((tmp_path / "p.parquet").read_bytes()[:100])
     with pytest.raises(UserError, match=r"cut.parquet cannot be read"):
         load_prompts(tmp_path / "cut.parquet")
+
+
+def test_prompts_of_compressed_files_and_of_the_hub(tmp_path, monkeypatch):
+    import gzip
+
+    import datasets
+
+    line = {"question": "1+1?", "answer": "It is 2\n#### 2"}
+    (tmp_path / "p.jsonl.gz").write_bytes(gzip.compress(json.dumps(line).encode()))
+    datasets.Dataset.from_list([line]).to_csv(tmp_path / "p.csv")
+    asked = []
+
+    def load_dataset(name, config=None, split=None):
+        asked.append((name, config, split))
+        return datasets.Dataset.from_list([line])
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    for name in ("p.jsonl.gz", "p.csv", "openai/gsm8k/main:test"):
+        assert load_prompts(name) == [Prompt("1+1?\n", "2")]
+    assert asked == [("openai/gsm8k", "main", "test")]

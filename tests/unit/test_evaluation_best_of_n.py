@@ -301,3 +301,19 @@ def test_values_of_a_verifier_are_no_scores(tmp_path):
     found = evaluate_best_of_n(read_recorded(file), np.random.default_rng(0))
     assert found.best_of_n is None
     assert found.majority.estimate == 1.0
+
+
+def test_rows_of_a_best_of_n_set(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    row = {"prompt": "2 + 2?", "answers": ["So.\n\n#### 4", "#### 5"], "label": [1, 0]}
+    file.write_text(json.dumps(row) + "\n" + json.dumps({**row, "label": [0, 1]}))
+    found = read_recorded(file)
+    assert [[(s.right, s.answer) for s in p.solutions] for p in found.problems] == [
+        [(1.0, "4"), (0.0, "5")],
+        [(0.0, "4"), (1.0, "5")],
+    ]
+    assert [p.prompt for p in found.problems] == ["2 + 2?", "2 + 2?"]
+    assert found.problems[0].solutions[0].steps == ("So.\n\n", "#### 4")
+    file.write_text(json.dumps({**row, "label": [1]}))
+    with pytest.raises(UserError, match="field traces: is missing"):
+        read_recorded(file)
