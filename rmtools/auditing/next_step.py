@@ -38,7 +38,8 @@ CONSISTENT = 0.25
 GAP = 0.1
 FEWEST_PROMPTS = 8
 ENOUGH_PROMPTS = 16
-MORE = "more data"
+Do = Literal["sample", "calibrate", "train", "more data"]
+MORE: Literal["more data"] = "more data"
 TRAINING = "rollouts/train"
 
 
@@ -46,7 +47,7 @@ TRAINING = "rollouts/train"
 class NextStep:
     """What to do: ``do``, ``why`` in a sentence's part, and the ``command`` to copy."""
 
-    do: Literal["sample", "calibrate", "train", "more data"]
+    do: Do
     why: str
     command: str
 
@@ -64,7 +65,7 @@ def next_step(models: "Sequence[ModelAudit]", provenance: Mapping[str, Any]) -> 
 
 def _decided(
     models: "Sequence[ModelAudit]",
-) -> tuple[Literal["sample", "calibrate", "train", "more data"], str]:
+) -> tuple[Do, str]:
     model = models[0]
     within, prompts, scale = (
         model.calibration.auc_within,
