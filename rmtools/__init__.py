@@ -20,6 +20,7 @@ names                                       what they are
 `audit`                                     how inconsistent a value model is, and how many particles that costs
 `sample`                                    solutions of prompts, drawn with a value model
 `load_value_model`, `load_policy`           models, in memory
+`connect`                                   a policy behind a server
 `StepSettings`, `Tilt`                      where a step ends; from a probability of success to a value
 `smc`                                       the sampler, on anything that is `Particles`; `Step` is what an observer sees
 `FiniteModel`, `families`, `solve`          models whose every figure is known exactly
@@ -64,6 +65,7 @@ __all__ = [
     "UserError",
     "audit",
     "collect_rollouts",
+    "connect",
     "families",
     "load_policy",
     "load_prompts",
@@ -94,6 +96,7 @@ if TYPE_CHECKING:
     from rmtools.particles.smc import smc
     from rmtools.particles.tilt import Tilt
     from rmtools.sampling.samples import Samples, sample
+    from rmtools.serving.connect import connect
     from rmtools.training.config import PRMConfig
     from rmtools.training.trainer import PRMTrainer
 
@@ -116,6 +119,7 @@ _MODULES = {
     "particles.smc": ("smc",),
     "particles.tilt": ("Tilt",),
     "sampling.samples": ("Samples", "sample"),
+    "serving.connect": ("connect",),
     "training.config": ("PRMConfig",),
     "training.trainer": ("PRMTrainer",),
 }

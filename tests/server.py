@@ -3,7 +3,10 @@
 ``transformers serve`` has /v1/completions too, but takes one string for a prompt and no ``n``, hands stop strings to
 ``generate`` (which a word-level tokenizer cannot serve), and needs fastapi, uvicorn and openai. So the tests bring
 their own, which can also behave like servers of different kinds. Which kind is the first part of the path:
-``http://127.0.0.1:PORT/vllm/v1`` and so on (see KINDS).
+``http://127.0.0.1:PORT/vllm/v1`` and so on (see KINDS). What stands behind a dash is the name of one such server, which
+may die without the others.
+
+Draws of requests without a seed follow from the request's id, so that tests can be repeated.
 
 The process that is started loads the model and forks the one that serves; where that is killed, it forks another
 on the same port a moment later, as a supervisor of services would.
@@ -20,15 +23,25 @@ import socket
 import sys
 import threading
 import time
+import zlib
 from pathlib import Path
 
+import numpy
+
 KINDS = {
-    "vllm": "n, batches, seeds as seed + index, stop strings kept if asked, stop_reason",
+    "vllm": "n, batches, seeds as seed + index, stop strings kept if asked, stop_reason, filters",
+    "seedless": "as vllm on a CPU: a seed kills the engine, 500 and then nobody listens, once and for all",
+    "dying": "as seedless, but top_k does it, and what answers then is a gateway: 503",
     "reversed": "the same, choices in reverse order",
     "trimmed": "as vllm, but stop strings are never kept: only stop_reason tells",
     "sglang": "no_stop_trim, matched_stop; seeds ignored",
     "clones": "as sglang with deterministic inference: one draw n times over, for equal prompts too",
-    "llama": "ignores n, says nothing about stops, answers a list of prompts by a list",
+    "llama": "8 slots: refuses a larger n, miscounts; tells of stops at its own /completion alone; no list of prompts",
+    "oldllama": "ignores n, says nothing about stops, answers a list of prompts by a list, counts nothing",
+    "transformers": "one draw, no list of models (500), ignores unknown fields, says nothing about stops",
+    "greedy": "the most probable word, whatever the temperature",
+    "cached": "the same answer to the same request",
+    "foreign": "as vllm, but counts characters as tokens of a prompt",
     "strict": "refuses unknown fields, trims stop strings and says nothing about it",
     "brittle": "500 where a stop string is asked for",
     "unbatched": "as vllm, but answers only the first of several prompts",
@@ -54,6 +67,10 @@ KINDS = {
     "nameless": "has no list of models",
     "mortal": "is killed in the middle of every seventh answer",
 }
+SLOTS = 8
+DEAD = set()
+# They do not tell what ended a completion.
+SILENT = ("strict", "oldllama", "transformers", "greedy")
 KEY = "sk-right-1234567890"
 # What a server is probed with; the tests ask for shorter steps.
 PROBE_TOKENS = 16
@@ -78,34 +95,51 @@ class Sampler:
         self.context = self.model.config.max_position_embeddings
         self.laws = {}
 
-    def law(self, ids, temperature):
-        key = (ids, temperature)
-        if key not in self.laws:
+    def learn(self, rows, temperature):
+        """Remember the laws behind rows of ids, all of one length."""
+        new = [ids for ids in dict.fromkeys(rows) if (ids, temperature) not in self.laws]
+        if new:
             with self.torch.inference_mode():
-                logits = self.model(self.torch.tensor([ids])).logits[0, -1].double() / temperature
-            self.laws[key] = self.torch.softmax(logits, -1).cumsum(0).numpy()
-        return self.laws[key]
+                logits = self.model(self.torch.tensor(new)).logits[:, -1].double() / temperature
+            for ids, law in zip(new, self.torch.softmax(logits, -1).cumsum(1).numpy(), strict=True):
+                self.laws[ids, temperature] = law
 
-    def complete(self, ids, body, rng):
-        """Return the text, why it ended, what matched, and the number of tokens."""
+    def complete(self, ids, body, rngs):
+        """Return for each generator (None: greedy) the text, why it ended, what matched, and the number of tokens."""
         stops = body.get("stop") or []
         stops = [stops] if isinstance(stops, str) else stops
-        skip = body.get("skip_special_tokens", True)
-        new = ()
-        while len(new) < body.get("max_tokens", 16):
-            law = self.law(ids + new, body.get("temperature", 1.0))
-            token = min(int(law.searchsorted(rng.random() * law[-1], side="right")), len(law) - 1)
-            eos = token == self.tokenizer.eos_token_id
-            if eos and body.get("ignore_eos"):
-                continue
-            new += (token,)
-            text = self.tokenizer.decode(list(new), skip_special_tokens=skip)
-            if eos:
-                return text, "stop", token, len(new)
-            for stop in stops:
-                if stop in text:
-                    return text[: text.index(stop) + len(stop)], "stop", stop, len(new)
-        return text, "length", None, len(new)
+        temperature, found = body.get("temperature", 1.0), [None] * len(rngs)
+        rows = [()] * len(rngs)
+        for _ in range(body.get("max_tokens", 16)):
+            live = [i for i, f in enumerate(found) if f is None]
+            self.learn([ids + rows[i] for i in live], temperature)
+            for i in live:
+                rows[i] += (
+                    self.token(self.laws[ids + rows[i], temperature], rngs[i], body.get("ignore_eos")),
+                )
+                found[i] = self.ended(rows[i], stops, body)
+        for i, row in enumerate(rows):
+            text = self.tokenizer.decode(list(row), skip_special_tokens=body.get("skip_special_tokens", True))
+            found[i] = found[i] or (text, "length", None, len(row))
+        return found
+
+    def token(self, law, rng, onward):
+        eos, p = self.tokenizer.eos_token_id, numpy.diff(law, prepend=0.0)
+        if onward:
+            p[eos] = 0.0
+        law = p.cumsum()
+        if rng is None:
+            return int(p.argmax())
+        return min(int(law.searchsorted(rng.random() * law[-1], side="right")), len(law) - 1)
+
+    def ended(self, row, stops, body):
+        text = self.tokenizer.decode(list(row), skip_special_tokens=body.get("skip_special_tokens", True))
+        if row[-1] == self.tokenizer.eos_token_id:
+            return text, "stop", row[-1], len(row)
+        for stop in stops:
+            if stop in text:
+                return text[: text.index(stop) + len(stop)], "stop", stop, len(row)
+        return None
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -144,22 +178,34 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return False
         return True
 
+    def parse_path(self):
+        self.instance = self.path.split("/")[1]
+        self.kind = self.instance.partition("-")[0]
+
     def do_GET(self):
-        self.kind = self.path.split("/")[1]
+        self.parse_path()
         if self.stopped():
             pass
         elif self.kind == "nameless":
             self.fail(404, "no such path")
+        elif self.kind == "transformers":
+            self.fail(500, "Internal Server Error")
         else:
             names = {"several": [MODEL, "large"], "other": ["renamed"]}.get(self.kind, [MODEL])
             cards = [{"id": n, "object": "model"} for n in names]
-            if self.kind in ("vllm", "sglang", "reversed"):
+            if self.kind in ("vllm", "sglang", "reversed", "seedless", "dying"):
                 cards = [c | {"max_model_len": self.sampler.context} for c in cards]
             self.send(200, {"object": "list", "data": cards})
 
     def do_POST(self):
-        self.kind = self.path.split("/")[1]
+        self.parse_path()
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.native = self.path.endswith("/completion")
+        if self.native and self.kind == "llama":
+            body["max_tokens"] = body["n_predict"]
+        elif not self.path.endswith("/completions"):
+            self.fail(404, "no such path")
+            return
         self.request_id = self.headers.get("X-Request-Id", "")
         attempt = int(self.request_id.rpartition("-")[2])
         refused = self.refusal(body, attempt)
@@ -186,6 +232,18 @@ class Handler(http.server.BaseHTTPRequestHandler):
         """Return status, message and headers where servers of this kind refuse the request."""
         prompts = body["prompt"] if isinstance(body["prompt"], list) else [body["prompt"]]
         longest = max(len(self.sampler.tokenizer(p)["input_ids"]) for p in prompts)
+        if self.instance in DEAD or (
+            self.kind,
+            {"seedless": "seed", "dying": "top_k"}.get(self.kind),
+        ) in {(self.kind, name) for name in body}:
+            DEAD.add(self.instance)
+            return (
+                (500, "EngineCore encountered an issue")
+                if self.kind == "seedless"
+                else (503, "no healthy upstream")
+            )
+        if self.kind == "llama" and body.get("n", 1) > SLOTS:
+            return 400, f"n_cmpl cannot be greater than the number of slots, {SLOTS}"
         if body["model"] not in (MODEL, "large"):
             return 404, f"The model {body['model']} does not exist."
         if self.kind == "limited":
@@ -219,7 +277,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return
         parts = answer if isinstance(answer, list) else [answer]
         with Path(self.log).open("a") as file:
-            file.write(f"{self.kind} {self.request_id} {sum(len(p['choices']) for p in parts)}\n")
+            file.write(f"{self.kind} {self.request_id} {sum(len(p.get('choices', [p])) for p in parts)}\n")
         self.send(200, answer)
 
     def dribble(self):
@@ -232,46 +290,89 @@ class Handler(http.server.BaseHTTPRequestHandler):
             time.sleep(0.1)
 
     def completions(self, body):
-        import numpy as np
-
         prompts = body["prompt"] if isinstance(body["prompt"], list) else [body["prompt"]]
         n, seed = body.get("n", 1), body.get("seed")
         prompts = prompts[:1] if self.kind == "unbatched" else prompts
-        n = 1 if self.kind == "llama" else n
+        n = 1 if self.kind in ("oldllama", "transformers") else n
         seed = {"sglang": None, "clones": 42 if seed is None else seed, "fixed": 7}.get(self.kind, seed)
-        choices, tokens = [], 0
-        for prompt in prompts:
+        if seed is None and self.kind != "fixed":
+            seed = zlib.crc32(self.drawn_by().encode())
+            seed = zlib.crc32(json.dumps(body).encode()) if self.kind == "cached" else seed
+        filters = self.kind not in ("transformers", "strict", "oldllama") and body.get("top_k", -1) == 1
+        choices, tokens, read = [], 0, 0
+        for k, prompt in enumerate(prompts):
             ids = tuple(self.sampler.tokenizer(prompt)["input_ids"])
-            for i in range(n):
-                rng = np.random.default_rng(None if seed is None else seed + i * (self.kind != "clones"))
-                text, finish, matched, used = self.sampler.complete(ids, body, rng)
+            read += len(prompt) if self.kind == "foreign" else len(ids)
+            alike, greedy = self.kind in ("clones", "fixed"), filters or self.kind == "greedy"
+            rngs = [numpy.random.default_rng(seed if alike else [seed, k, i]) for i in range(n)]
+            for text, finish, matched, used in self.sampler.complete(
+                ids, body, [None] * n if greedy else rngs
+            ):
                 if self.kind == "halves":
                     text = "\ud83d " + text
                 if body["max_tokens"] < PROBE_TOKENS and self.kind in ("talkative", "uncounted"):
                     used = 40 * body["max_tokens"] if self.kind == "talkative" else 0
                     text = "r3 " * (100 * body["max_tokens"]) + "\n"
                 tokens += used
-                choices.append(self.choice(body, len(choices), text, finish, matched))
-        if self.kind == "llama" and len(choices) > 1:
+                last = used
+                choices.append(self.choice(body, len(choices), text, finish, matched) | {"used": used})
+        used = [c.pop("used") for c in choices]
+        if self.native:
+            found = [native(c, u) for c, u in zip(choices, used, strict=True)]
+            return found if len(found) > 1 else found[0]
+        if self.kind == "oldllama" and len(choices) > 1:
             return [{"choices": [c], "usage": {"completion_tokens": 0}} for c in choices]
+        tokens = last if self.kind == "llama" else tokens
         if self.kind == "reversed":
             choices.reverse()
-        return {"id": "cmpl", "choices": choices, "usage": {"completion_tokens": tokens}}
+        return {
+            "id": "cmpl",
+            "choices": choices,
+            "usage": {"completion_tokens": tokens, "prompt_tokens": read},
+        }
+
+    def drawn_by(self):
+        """Return the part of a request's id that is drawn, not counted: it is the same in a run that was resumed."""
+        name = self.request_id.rpartition("-")[0]
+        return name if "probe" in name else name.rpartition("-")[0]
 
     def choice(self, body, index, text, finish, matched):
         """Return a choice as servers of this kind write it."""
-        keep = {"sglang": "no_stop_trim", "clones": "no_stop_trim", "trimmed": "", "llama": "", "strict": ""}
+        keep = {"sglang": "no_stop_trim", "clones": "no_stop_trim"} | dict.fromkeys(
+            (*SILENT, "trimmed", "llama"), ""
+        )
         name = keep.get(self.kind, "include_stop_str_in_output")
         if isinstance(matched, str) and not body.get(name):
             text = text[: -len(matched)]
-        choice = {"index": index, "text": text, "logprobs": None, "finish_reason": finish}
+        logprobs = (
+            {"token_logprobs": [-1.0], "tokens": ["a"]}
+            if body.get("logprobs") and self.kind == "vllm"
+            else None
+        )
+        choice = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish}
         if self.kind == "filtered":
             choice["finish_reason"] = "content_filter"
         if self.kind in ("sglang", "clones"):
             choice["matched_stop"] = matched
-        elif self.kind not in ("llama", "strict"):
+        elif self.native:
+            choice["matched"] = matched
+        elif self.kind not in (*SILENT, "llama"):
             choice["stop_reason"] = matched if isinstance(matched, str) else None
         return choice
+
+
+def native(choice, used):
+    """Return a choice as llama.cpp's own endpoint writes it."""
+    finish, word = choice["finish_reason"], choice["matched"] if isinstance(choice["matched"], str) else ""
+    kind = "limit" if finish == "length" else "word" if word else "eos"
+    return {
+        "index": choice["index"],
+        "content": choice["text"],
+        "stop": True,
+        "stop_type": kind,
+        "stopping_word": word,
+        "tokens_predicted": used,
+    }
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -280,7 +381,8 @@ class Server(http.server.ThreadingHTTPServer):
     request_queue_size = 64
 
     def handle_error(self, request, client_address):
-        pass
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)
 
 
 def serve(server):

@@ -70,7 +70,8 @@ def enumerate_rollouts(
     Returns None if the steps cannot be listed, the policy is not the one that drew the rollouts, or no model can be
     enumerated (it needs a value at any prefix, the verifier's end, and the policy's tokens).
     """
-    if policy is None or task is None or metadata is None:
+    # Steps are enumerated from the logits of a policy in this process.
+    if not hasattr(policy, "model") or policy is None or task is None or metadata is None:
         return None
     from rmtools.data.prompts import task_of_rows
     from rmtools.lm.checkpoint import has_fingerprint

@@ -184,9 +184,9 @@ def load_policy_and_task(
         )
     if isinstance(policy, str | Path):
         policy = load_policy(policy, steps, law, placement.device, placement.dtype)
-    if not isinstance(policy, Policy | None):
+    if policy is not None and not hasattr(policy, "decode_step"):
         raise UserError(
-            f"`policy` must be a folder, a hub name or a Policy, got {type(policy).__name__}",
+            f"`policy` must be a folder, a hub name or a StepPolicy, got {type(policy).__name__}",
             "rmtools.load_policy returns one; or leave it out",
         )
     return policy, task

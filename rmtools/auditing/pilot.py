@@ -161,6 +161,8 @@ class PilotRun:
 
 def takes_hours(policy: "Policy", rows: "Sequence[Rollout]", settings: SamplerSettings) -> bool:
     """Return whether a slow processor would take more than an hour, with a value model of the policy's size."""
+    if not hasattr(policy, "model"):  # behind a server, whose pace is not known
+        return False
     islands = max(RUNS * min(len({r.prompt for r in rows}), AT_FIRST), ENOUGH)
     n = settings.n_particles * settings.pool_size // (settings.islands or 1)
     weights = 2 * sum(p.numel() for p in policy.model.parameters())

@@ -1,7 +1,7 @@
 """``rmtools audit``: how inconsistent a reward model is, and how many particles that costs."""
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -37,6 +37,17 @@ from rmtools.cli.options import (
 )
 from rmtools.cli.published import PublishedOptions
 from rmtools.cli.sample import Islands, Particles, PoolSize, Resampling, Threshold
+from rmtools.cli.server import (
+    BATCH,
+    CONCURRENCY,
+    Concurrency,
+    ServerBatch,
+    ServerModel,
+    ServerSeed,
+    ServerUrl,
+    Tokenizer,
+    policy_source,
+)
 from rmtools.cli.value_server import (
     ServedValues,
     ValueServer,
@@ -52,12 +63,13 @@ if TYPE_CHECKING:
     from rmtools.data.rollouts import RolloutMetadata
     from rmtools.data.rollouts import Rollouts as LoadedRollouts
     from rmtools.data.tasks import Task
-    from rmtools.lm.policy import Policy
     from rmtools.lm.precision import Placement
     from rmtools.lm.prompt_format import AskedFormat, PromptFormat
-    from rmtools.lm.protocol import Scorer
+    from rmtools.lm.protocol import Scorer, StepPolicy
     from rmtools.sampling.loading import Check
     from rmtools.sampling.settings import SamplerSettings
+
+    Connect = Callable[..., StepPolicy]
 
 IMPLICIT = "implicit:"
 DEFAULT_PROMPTS = "96"
@@ -156,6 +168,12 @@ def command(
     fail_above: FailAbove = None,
     card: Card = False,
     out: Folder = None,
+    server: ServerUrl = None,
+    server_model: ServerModel = None,
+    concurrency: Concurrency = CONCURRENCY,
+    server_batch: ServerBatch = BATCH,
+    server_seed: ServerSeed = False,
+    tokenizer: Tokenizer = None,
     seed: Seed = 0,
 ) -> None:
     """Audit a reward model and its controls on the same rollouts: the Bellman error and what it costs in particles.
@@ -163,7 +181,7 @@ def command(
     Exit code 1 if a threshold of --fail-above is exceeded.
     """
     from rmtools.auditing.audit import check_accuracies
-    from rmtools.auditing.metrics import not_met, thresholds
+    from rmtools.auditing.metrics import thresholds
     from rmtools.auditing.recording import is_recording
     from rmtools.cli.device import placement_for
     from rmtools.data.collect import Branching
@@ -180,20 +198,26 @@ def command(
     if prm_format == RECORDED and rollouts is not None and is_recording(rollouts):
         _audit_recording(options, model, rollouts, placement_for(device, dtype), out, seed)
         return
-    known = (policy, task, horizon, placement_for(device, dtype))
+    served = (server, server_model, concurrency, server_batch, server_seed, tokenizer)
+    known = (policy_source(policy, served, seed), task, horizon, placement_for(device, dtype))
     asked = prompt_format, system and unescaped(system), few_shot
     inputs = _inputs(model, options, known, rollouts, prompts, asked, out)
-    branching = Branching(trajectories, children, completions)
+    branching, deltas = Branching(trajectories, children, completions), (delta_cv, delta_tv)
     with left_as_found(inputs.folder):
-        if rollouts is None or verify:
-            inputs.require_policy("--verify needs" if verify else "rollouts need")
+        inputs.require_what_is_run(verify)
         piloted = _at_hand(piloted, inputs, model, asked=bool(pilot))
-        deltas = delta_cv, delta_tv
         report = _audit(inputs, compare or [], branching, prompts_limit, terminal, deltas, piloted, seed)
     try:
         report = _with_sampler(report, inputs, seed) if verify else report
     finally:  # the audit is written even if the sampler cannot be run
         _finish(report, inputs, card)
+    _exit_unless_met(report, limits)
+
+
+def _exit_unless_met(report: "AuditReport", limits: dict[str, float]) -> None:
+    """End with code 1 if a threshold of --fail-above is exceeded."""
+    from rmtools.auditing.metrics import not_met
+
     missed = not_met(report.model, limits)
     for sentence in missed:
         print(f"not met: {sentence}")
@@ -288,7 +312,7 @@ class AuditInputs:
     """
 
     value: "str | Scorer"
-    policy: "Policy | None"
+    policy: "StepPolicy | None"
     task: "Task | None"
     unknown: str
     rollouts: "LoadedRollouts | None"
@@ -298,7 +322,12 @@ class AuditInputs:
     folder: Path
     placement: "Placement"
 
-    def require_policy(self, what: str) -> "tuple[Policy, Task]":
+    def require_what_is_run(self, verify: bool) -> None:
+        """Raise ``UserError`` if rollouts are to be drawn, or --verify is given, and there is no policy or task."""
+        if self.rollouts is None or verify:
+            self.require_policy("--verify needs" if verify else "rollouts need")
+
+    def require_policy(self, what: str) -> "tuple[StepPolicy, Task]":
         """Return policy and task; raise ``UserError`` if they are unknown."""
         if self.policy is None or self.task is None:
             raise UserError(
@@ -308,8 +337,8 @@ class AuditInputs:
         return self.policy, self.task
 
 
-Named = tuple[str | None, str | None, int | None, "Placement"]
-"""The options --policy, --task, --horizon, and where models run."""
+Named = tuple["str | Connect | None", str | None, int | None, "Placement"]
+"""The options --policy (or what connects to --server), --task, --horizon, and where models run."""
 
 
 def _inputs(
@@ -390,7 +419,7 @@ def _rendered(
     return render_rows(rollouts, form, tokenizer)
 
 
-Found = tuple["str | Scorer", "Policy | None", "Task | None", str]
+Found = tuple["str | Scorer", "StepPolicy | None", "Task | None", str]
 """The audited model, its policy and task, and why they are unknown."""
 
 
@@ -436,6 +465,8 @@ def _published(model: str, options: PublishedOptions, named: Named, known: "Roll
             "name them with --policy and --task, or pass --rollouts",
         )
     scorer = options.load(model, settings, placement)
+    if callable(name):
+        return scorer, name(settings, law), chosen, "no task is named"
     if not name:
         return scorer, None, chosen, "no policy is named, and the rollouts do not record one"
     try:
@@ -459,6 +490,11 @@ def _implicit(model: str, named: Named, known: "RolloutMetadata | None") -> Foun
     from rmtools.particles.tilt import Tilt
 
     policy, task, horizon, placement = named
+    if callable(policy):
+        raise UserError(
+            "an implicit model is a ratio to the policy's probabilities, which a server does not give",
+            "name the policy with --policy",
+        )
     name = policy or (with_commit(known.policy, known.policy_fingerprint) if known else "")
     if not name:
         raise UserError(
@@ -552,14 +588,19 @@ def _with_sampler(report: "AuditReport", inputs: AuditInputs, seed: int) -> "Aud
         return replace(report, measured=measure_accuracy(policy, scorer, task, prompts, n, delta, rng, tick))
 
 
-def _same_policy(policy: "Policy", known: "RolloutMetadata") -> bool:
+def _same_policy(policy: "StepPolicy", known: "RolloutMetadata") -> bool:
     """Return whether the sampler would run the policy that drew the rollouts."""
+    from rmtools.jobs.job import served_model_of
     from rmtools.lm.checkpoint import has_fingerprint
 
-    return has_fingerprint(policy.name, known.policy_fingerprint) and policy.law == known.law
+    law = getattr(policy, "law", None)
+    if known.server or hasattr(policy, "record"):  # weights behind a server are not known
+        same = served_model_of(policy.name) == served_model_of(known.policy)
+        return same and law == known.law
+    return has_fingerprint(policy.name, known.policy_fingerprint) and law == known.law
 
 
-def _require_same_policy(policy: "Policy", known: "RolloutMetadata") -> None:
+def _require_same_policy(policy: "StepPolicy", known: "RolloutMetadata") -> None:
     """Raise ``UserError`` unless the sampler would run the policy that drew the rollouts."""
     if not _same_policy(policy, known):
         raise UserError(

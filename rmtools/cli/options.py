@@ -35,7 +35,12 @@ def _computes_in_float64(name: DeviceName) -> DeviceName:
 
 TerminalName = Literal["verifier", "model"]
 
-Policy = Annotated[str, model_option(help="Folder or hub name of the policy.")]
+Policy = Annotated[
+    str | None,
+    model_option(
+        help="Folder or hub name of the policy; with --server none, the policy is the server's model."
+    ),
+]
 TrainedPolicy = Annotated[
     str | None,
     model_option(help="Folder or hub name of the policy; default: the one the checkpoint was trained for."),

@@ -1,6 +1,7 @@
 """``rmtools rollout``: branching rollouts of a policy, for training and for audits."""
 
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -25,16 +26,30 @@ from rmtools.cli.options import (
     unescaped,
     work_option,
 )
+from rmtools.cli.server import (
+    BATCH,
+    CONCURRENCY,
+    Concurrency,
+    ServerBatch,
+    ServerModel,
+    ServerSeed,
+    ServerUrl,
+    Tokenizer,
+    policy_source,
+    summary,
+)
 from rmtools.errors import UserError
 from rmtools.jobs.processes import Process, this_process
 
 if TYPE_CHECKING:
+    from rmtools.cli.options import DeviceName, DtypeName
     from rmtools.data.collect import Branching
     from rmtools.data.tasks import Task
     from rmtools.jobs.rollouts import Sharding
-    from rmtools.lm.policy import Policy as LoadedPolicy
     from rmtools.lm.prompt_format import AskedFormat, PromptFormat
-    from rmtools.lm.steps import StepSettings
+    from rmtools.lm.protocol import StepPolicy
+    from rmtools.lm.sampling_law import SamplingLaw
+    from rmtools.lm.steps import StepSettings, StepTokenizer
 
 Depths = Annotated[
     str,
@@ -86,8 +101,8 @@ Delimiter = Annotated[
 
 
 def command(
-    policy: Policy,
     out: Out,
+    policy: Policy = None,
     task: TaskName = "crossing",
     horizon: Horizon = None,
     temperature: Annotated[float, model_option(help="Sampling temperature of the policy.")] = 1.0,
@@ -129,39 +144,63 @@ def command(
     ] = False,
     batch_size: BatchSize = None,
     shard_size: ShardSize = None,
+    server: ServerUrl = None,
+    server_model: ServerModel = None,
+    concurrency: Concurrency = CONCURRENCY,
+    server_batch: ServerBatch = BATCH,
+    server_seed: ServerSeed = False,
+    tokenizer: Tokenizer = None,
     seed: Seed = 0,
 ) -> None:
     """Sample branching rollouts: trajectories, alternatives to their steps, extra completions.
 
     Rerun an interrupted command to resume. Under `accelerate launch` the processes share the work; the rows are the same.
     """
-    from rmtools.cli.device import device_for, print_precision
     from rmtools.data.collect import Branching
     from rmtools.data.prompts import asked_format, prompts_check, require_prompts
     from rmtools.data.tasks import load_task
     from rmtools.files import require_no_file, require_writable
     from rmtools.jobs.rollouts import Sharding
-    from rmtools.lm.policy import load_policy
     from rmtools.lm.sampling_law import SamplingLaw
 
-    process = this_process()
+    options = (server, server_model, concurrency, server_batch, server_seed, tokenizer)
+    source = policy_source(policy, options, seed, needed=True)
     chosen = load_task(task or "crossing", horizon)
     asked = asked_format(prompt_format, system and unescaped(system), few_shot, chosen.delimiter)
     branching = Branching(trajectories, children, completions, _depths(depths, chosen.horizon))
-    if not process.main:
-        from transformers.utils.logging import disable_progress_bar
-
-        disable_progress_bar()
     settings = step_settings(chosen, steps, delimiter, stop, max_step_tokens)
     law = SamplingLaw(temperature, top_k, top_p, min_p)
     require_prompts(prompts)
     require_no_file(out)
     require_writable(out)
     check = prompts_check(prompts, chosen, asked)
-    loaded = load_policy(policy, settings, law, device_for(device), dtype, check)
-    print_precision(policy=loaded)
+    if callable(source):
+        loaded: StepPolicy = source(settings, law, check=check)
+    else:
+        loaded = _in_this_process(str(source), settings, law, device, dtype, check)
     sharding = Sharding(batch_size, shard_size, form, overwrite)
-    make_rollouts(loaded, chosen, prompts, branching, out, seed, sharding, process, asked=asked)
+    make_rollouts(loaded, chosen, prompts, branching, out, seed, sharding, this_process(), asked=asked)
+
+
+def _in_this_process(
+    name: str,
+    settings: "StepSettings",
+    law: "SamplingLaw",
+    device: "DeviceName",
+    dtype: "DtypeName",
+    check: "Callable[[StepTokenizer, int | None], object]",
+) -> "StepPolicy":
+    """Load the policy of ``--policy``, and print its precision."""
+    from rmtools.cli.device import device_for, print_precision
+    from rmtools.lm.policy import load_policy
+
+    if not this_process().main:
+        from transformers.utils.logging import disable_progress_bar
+
+        disable_progress_bar()
+    loaded = load_policy(name, settings, law, device_for(device), dtype, check)
+    print_precision(policy=loaded)
+    return loaded
 
 
 def step_settings(
@@ -230,7 +269,7 @@ def _depths(text: str, horizon: int) -> "int | Literal['all']":
 
 
 def make_rollouts(
-    policy: "LoadedPolicy",
+    policy: "StepPolicy",
     task: "Task",
     prompts: str,
     branching: "Branching",
@@ -255,6 +294,7 @@ def make_rollouts(
     from rmtools.lm.prompt_format import AskedFormat
     from rmtools.lm.steps import MOST_CUT
     from rmtools.seeds import generator
+    from rmtools.serving.server import ServerPolicy
 
     sharding = sharding or Sharding()
     given, removed = prompts_from(prompts, task, generator(verb, seed))
@@ -273,6 +313,8 @@ def make_rollouts(
     settings = rollout_settings(policy, task, found, branching, seed, sharding, removed, verb)
     settings = replace(settings, prompt_format=form)
     done = collect_into(out, settings, policy, task, found, progress, process, sharding.overwrite)
+    if process.main and isinstance(policy, ServerPolicy):
+        print(summary(policy))
     if process.main and done is not None:
         print(
             f"{'finished already; ' if done.already else ''}{done.metadata.rows} trajectories of {len(found)} prompts in "

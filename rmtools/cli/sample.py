@@ -27,7 +27,16 @@ from rmtools.cli.options import (
     work_option,
 )
 from rmtools.cli.published import PublishedOptions
-from rmtools.cli.server import BATCH, CONCURRENCY, Concurrency, ServerBatch, ServerModel, ServerUrl
+from rmtools.cli.server import (
+    BATCH,
+    CONCURRENCY,
+    Concurrency,
+    ServerBatch,
+    ServerModel,
+    ServerSeed,
+    ServerUrl,
+    Tokenizer,
+)
 from rmtools.cli.value_server import ValueServer, ValueServerModel, served_values
 from rmtools.errors import UserError
 from rmtools.lm.formats.conventions import RECORDED
@@ -199,6 +208,8 @@ def command(
     server_batch: ServerBatch = BATCH,
     value_server: ValueServer = None,
     value_server_model: ValueServerModel = None,
+    server_seed: ServerSeed = False,
+    tokenizer: Tokenizer = None,
     out: SampleFileName = None,
     trace: Trace = None,
     overwrite: Overwrite = False,
@@ -235,7 +246,7 @@ def command(
     source = FoundModel(model, Path(model)) if prm_format == RECORDED else find_model(model)
     if wanted is not None and audit is None and (source.commit or published):
         raise UserError(f"{model} has no folder of its audits", "name one with --audit")
-    served = server_options(server, server_model, concurrency, server_batch)
+    served = server_options(server, server_model, concurrency, server_batch, server_seed, tokenizer)
     models, asked = (source.pinned, policy, task, horizon, device, dtype), (prompt_format, system, few_shot)
     inputs = Inputs(*models, prompts, prompt or [], served, asked, published, options.served)
     audit = audit or source.folder / "audit"

@@ -111,20 +111,17 @@ class Inputs:
     def load(self, seed: int, check: "Check | None" = None) -> "Loaded":
         """Load value model, policy and task, or connect to the server; ``check`` as that of `rmtools.sampling.loading.load`."""
         from rmtools.cli.device import placement_for
-        from rmtools.cli.server import connect_policy
+        from rmtools.cli.server import connect_policy, require_one_policy
         from rmtools.sampling.loading import load, load_with
 
         placement, server = placement_for(self.device, self.dtype), self.server
         values: Any = "shared" if self.values is None else partial(self.values.connect, self.model)
+        require_one_policy(self.policy, server)
+        connect = None if server is None else partial(connect_policy, server, seed=seed)
         if self.published is not None:
-            if server is not None:
-                raise UserError(
-                    "--server needs the tokenizer of the policy, which a published reward model does not have",
-                    "sample with --policy in this process",
-                )
             outside = partial(self.published.load, self.model, placement=placement)
-            return load_with(outside, self.policy, self.task, self.horizon, placement, check)
-        if server is None:
+            return load_with(outside, connect or self.policy, self.task, self.horizon, placement, check)
+        if connect is None:
             return load(
                 self.model,
                 self.policy,
@@ -135,11 +132,9 @@ class Inputs:
                 check=check,
                 values=values,
             )
-        if self.policy is not None:
-            raise UserError("--policy and --server both name a policy", "leave one of them out")
         return load(
             self.model,
-            partial(connect_policy, server, seed=seed),
+            connect,
             self.task,
             self.horizon,
             placement=placement,
@@ -235,6 +230,7 @@ def sample(
     from rmtools.sampling.error_report import fold
     from rmtools.sampling.report import report, warning_of_cut
     from rmtools.sampling.sample_prompts import Source, usual_block
+    from rmtools.serving.server import ServerPolicy
 
     process = this_process()
     inputs.check(process)
@@ -270,7 +266,8 @@ def sample(
     source = Source(loaded.policy, loaded.value)
     plan = replace(plan, block_size=block_size or usual_block(settings, source, prompts))
     draw, bar = drawing(loaded, settings, trace is not None, judged)
-    made = SampleFile(out, plan, process, trace).make(prompts, draw, bar, overwrite)
+    server = loaded.policy.record() if isinstance(loaded.policy, ServerPolicy) else None
+    made = SampleFile(out, plan, process, trace, server).make(prompts, draw, bar, overwrite)
     if process.main:
         text = report(out, typed, lambda line: with_flags(line, REPORTED))
         finish(loaded.policy, text if kept else text.replace(f" in {out}", "", 1), trace, made)

@@ -23,9 +23,12 @@ from rmtools.data.rollouts import Child, Rollout
 from rmtools.data.tasks import Verifier
 from rmtools.errors import UserError
 from rmtools.lm.memory import USUAL_TOKENS, in_halves, prompts_that_fit
-from rmtools.lm.policy import Policy, distinct
+from rmtools.lm.policy import distinct
 from rmtools.lm.protocol import StepPolicy
 from rmtools.lm.steps import StepSettings
+
+# Prompts decoded together by a policy behind a server: what waits for the slowest one of them is soon a small share.
+WITHOUT_MODEL = 64
 
 
 @dataclass(frozen=True)
@@ -200,10 +203,10 @@ class Collector:
         return self._longer(replace(grown, state=new.state, node=new.node), drawn)
 
     def _finish(self, grown: "_Growing") -> "_Growing":
-        """Decode every trajectory to its end; only a server's policy does so step by step."""
-        if isinstance(self.policy, Policy):
-            drawn = self.policy.decode_solutions(grown.state, grown.node, self._generator())
-            return self._longer(grown, drawn)
+        """Decode every trajectory to its end, step by step if the policy knows no other way."""
+        decode = getattr(self.policy, "decode_solutions", None)
+        if decode is not None:
+            return self._longer(grown, decode(grown.state, grown.node, self._generator()))
         while not grown.ended.all():
             grown = self._step(grown)
         return grown
@@ -273,9 +276,13 @@ def _place(found: Sequence[list[Any]], at: np.ndarray, live: np.ndarray, into: l
 def prompts_per_batch(policy: StepPolicy, branching: Branching, prompts: Sequence[str]) -> int:
     """Return the number of prompts to decode together: as many as `rmtools.lm.memory` finds room for, on a CPU at most 32.
 
+    `WITHOUT_MODEL` where the model is not in this process.
+
     On a GPU every solution is taken to be as long as the settings allow, on a CPU no longer than `USUAL_TOKENS`. The same on
     every start on the same machine.
     """
+    if not hasattr(policy, "model"):
+        return WITHOUT_MODEL
     gpu, settings = policy.device.type == "cuda", policy.steps.settings
     longest = max(len(policy.steps.prompt_ids(p)) for p in prompts)
     context = getattr(policy, "context", None)

@@ -131,6 +131,8 @@ class RolloutMetadata:
         How the prompts were rendered.
     dtype : str
         Precision of the policy's weights; "" if unknown.
+    server : dict
+        Of a policy behind servers: their addresses, the model, and what was found out about them (docs/servers.md); else {}.
     """
 
     policy: str
@@ -152,6 +154,7 @@ class RolloutMetadata:
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
+    server: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         hot = self.temperature

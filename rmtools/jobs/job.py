@@ -131,9 +131,13 @@ def read_plan(folder: Path) -> dict[str, Any] | None:
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """Return what differs between two plans, as "temperature (1.0 there, 0.7 now)".
 
-    The name of a policy or a model is ignored if its weights are known: the same folder has many names.
+    The name of a policy or a model is ignored if its weights are known (the same folder has many names), and so are the
+    addresses of servers.
     """
     one, two = dict(_flat(old)), dict(_flat(new))
+    for values in (one, two):
+        if isinstance(values.get("policy"), str):
+            values["policy"] = served_model_of(values["policy"])
     for name in ("policy", "model"):
         weights = one.get(f"{name}_fingerprint")
         if weights and weights == two.get(f"{name}_fingerprint"):
@@ -143,6 +147,15 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
         for key in dict.fromkeys([*two, *one])
         if one.get(key) != two.get(key)
     ]
+
+
+def served_model_of(name: str) -> str:
+    """Return the name of a policy; of one behind servers without their addresses, which change when one is started again.
+
+    >>> served_model_of("qwen at http://localhost:8000/v1, http://host/v1"), served_model_of("models/policy")
+    ('qwen', 'models/policy')
+    """
+    return name.partition(" at http")[0]
 
 
 def _flat(values: dict[str, Any]) -> Iterable[tuple[str, Any]]:

@@ -30,12 +30,14 @@ from rmtools.errors import UserError
 from rmtools.jobs.job import Bar, Blocks, Job, Tick, drawn_from
 from rmtools.jobs.processes import Process
 from rmtools.lm.pace import prompts_in_time
-from rmtools.lm.policy import Policy, load_policy
+from rmtools.lm.policy import load_policy
 from rmtools.lm.prompt_format import RAW, AskedFormat, PromptFormat
+from rmtools.lm.protocol import StepPolicy
 from rmtools.lm.sampling_law import SamplingLaw
 from rmtools.lm.steps import MAX_STEP_TOKENS, MOST_CUT, StepSettings, StepTokenizer
 from rmtools.particles.arguments import check_count, check_seed
 from rmtools.seeds import block_generator, generator
+from rmtools.serving.server import ServerPolicy
 
 MOST_IN_SHARD = 64
 
@@ -131,14 +133,14 @@ class Collected:
         return self.metadata.truncated_steps / max(1, self.steps)
 
 
-def usual_shard(policy: Policy, branching: Branching, batch: int) -> int:
+def usual_shard(policy: StepPolicy, branching: Branching, batch: int) -> int:
     """Return the default number of prompts of a shard: 64, or a larger batch; fewer on a slow machine, `rmtools.lm.pace`."""
     most = max(MOST_IN_SHARD, batch)
     return min(most, prompts_in_time([policy], branching.tokens(policy.steps.settings), batch, policy.device))
 
 
 def rollout_settings(
-    policy: Policy,
+    policy: StepPolicy,
     task: Task,
     prompts: Sequence[str],
     branching: Branching,
@@ -163,7 +165,7 @@ def rollout_settings(
 def collect_into(
     folder: Path,
     settings: RolloutSettings,
-    policy: Policy,
+    policy: StepPolicy,
     task: Task,
     prompts: Sequence[str],
     bar: Bar,
@@ -190,7 +192,7 @@ def collect_into(
         counts = job.counts()
         if not counts:
             return None
-        metadata = metadata_of(settings, counts)
+        metadata = metadata_of(settings, counts, policy)
         if not _says(folder, metadata):
             job.write(folder / META_FILE, lambda path: path.write_text(metadata_text(metadata), "utf-8"))
         reward = sum(c.reward for c in counts) / metadata.rows
@@ -198,7 +200,7 @@ def collect_into(
 
 
 def collect_shard(
-    settings: RolloutSettings, policy: Policy, task: Task, prompts: Sequence[str], shard: int, tick: Tick
+    settings: RolloutSettings, policy: StepPolicy, task: Task, prompts: Sequence[str], shard: int, tick: Tick
 ) -> tuple[list[Rollout], ShardCounts]:
     """Return the rows of one shard, the same whoever collects it."""
     rng = block_generator(settings.verb, settings.seed, shard)
@@ -211,7 +213,9 @@ def collect_shard(
     return rows, ShardCounts(len(rows), reward, tally.tokens, tally.truncated, tally.steps)
 
 
-def metadata_of(settings: RolloutSettings, counts: Sequence[ShardCounts]) -> RolloutMetadata:
+def metadata_of(
+    settings: RolloutSettings, counts: Sequence[ShardCounts], policy: StepPolicy
+) -> RolloutMetadata:
     """Return the metadata of finished rollouts."""
     same = {f.name for f in fields(RolloutMetadata)} & {f.name for f in fields(settings)} - {"branching"}
     return RolloutMetadata(
@@ -221,6 +225,7 @@ def metadata_of(settings: RolloutSettings, counts: Sequence[ShardCounts]) -> Rol
         branching=to_json(settings.branching),
         rows=sum(c.rows for c in counts),
         shards=settings.shards.count,
+        server=policy.record() if isinstance(policy, ServerPolicy) else {},
     )
 
 
@@ -232,7 +237,7 @@ def _says(folder: Path, metadata: RolloutMetadata) -> bool:
 
 
 def collect_rollouts(
-    policy: str | Path | Policy,
+    policy: str | Path | StepPolicy,
     prompts: int | Sequence[str | Prompt | dict[str, Any]],
     *,
     task: str | Task,
@@ -257,8 +262,8 @@ def collect_rollouts(
 
     Parameters
     ----------
-    policy : path or Policy
-        Folder, hub name, or a loaded policy, which keeps its own temperature and step settings.
+    policy : path or StepPolicy
+        Folder, hub name, or a policy (loaded, or of `rmtools.connect`), which keeps its own temperature and step settings.
     prompts : int, or sequence of str, Prompt or dict
         How many to draw from the task; or texts, or items of `load_prompts`.
     task : str or Task
@@ -325,7 +330,7 @@ def _check_early(
     check_before_loading(texts, task, steps, context)
 
 
-def _warn_of_cut(share: float, policy: Policy) -> None:
+def _warn_of_cut(share: float, policy: StepPolicy) -> None:
     """Warn if many steps were cut before they ended: their values are of pieces, and their solutions may be."""
     if share > MOST_CUT:
         logger.warning(
@@ -337,7 +342,7 @@ def _warn_of_cut(share: float, policy: Policy) -> None:
         )
 
 
-def _task(task: str | Task, policy: str | Path | Policy) -> Task:
+def _task(task: str | Task, policy: str | Path | StepPolicy) -> Task:
     """Return the task, if it is named with the steps of a policy that is given."""
     if not isinstance(task, str):
         return task
@@ -355,7 +360,7 @@ def _given_or_drawn(prompts: int | Sequence[Any], task: Task, seed: int) -> tupl
 
 
 def _collect_in_memory(
-    settings: RolloutSettings, policy: Policy, task: Task, prompts: Sequence[str], bar: Bar
+    settings: RolloutSettings, policy: StepPolicy, task: Task, prompts: Sequence[str], bar: Bar
 ) -> Rollouts:
     rows: list[Rollout] = []
     counts: list[ShardCounts] = []
@@ -364,6 +369,6 @@ def _collect_in_memory(
             own, count = collect_shard(settings, policy, task, prompts, shard, tick)
             rows += own
             counts.append(count)
-    found = metadata_of(settings, counts)
+    found = metadata_of(settings, counts, policy)
     _warn_of_cut(found.truncated_steps / max(1, sum(c.steps for c in counts)), policy)
     return Rollouts(rows, found)

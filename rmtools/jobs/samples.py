@@ -112,10 +112,21 @@ class BlockCounts:
 
 
 class SampleFile:
-    """A file of samples in the making, and one of traces if the plan has any."""
+    """A file of samples in the making, and one of traces if the plan has any.
 
-    def __init__(self, out: Path, plan: SamplePlan, process: Process, trace: Path | None = None) -> None:
+    ``server`` is what was found out about the servers that draw, for the records; it may change between the starts of a run.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        plan: SamplePlan,
+        process: Process,
+        trace: Path | None = None,
+        server: dict[str, Any] | None = None,
+    ) -> None:
         self.out, self.plan, self.process, self.trace = out, plan, process, trace
+        self.server = server
         self.folder = out.parent / f".{out.name}.parts"
         what = f"samples for {out}"
         self.job = Job(self.folder, plan, plan.blocks, BlockCounts, process, what, over=lambda: self.finished)
@@ -204,7 +215,7 @@ class SampleFile:
         return True
 
     def _run(self, prompts: Sequence[str], draw: Draw, bar: Bar) -> None:
-        provenance = self.plan.provenance()
+        provenance = self.plan.provenance() | ({} if self.server is None else {"server": self.server})
 
         def compute(index: int, tick: Tick) -> tuple[BlockCounts, Callable[[Path], object]]:
             of_block = self.plan.blocks.of(index)

@@ -32,7 +32,7 @@ class Loaded:
 
 def load_with(
     outside: "Callable[[StepSettings], Scorer]",
-    policy: str | None,
+    policy: "str | Callable[..., StepPolicy] | None",
     task: str | None,
     horizon: int | None,
     placement: "Placement",
@@ -40,11 +40,13 @@ def load_with(
 ) -> Loaded:
     """Return a published reward model, which remembers neither policy nor task, with those that are named.
 
-    ``outside(steps)`` loads it. Steps end as the task says; without one at blank lines. ``check`` as that of `load`.
+    ``outside(steps)`` loads it. A function as ``policy`` connects to one: ``policy(steps, law)``. Steps end as the task says;
+    without one at blank lines. ``check`` as that of `load`.
     """
     from rmtools.data.tasks import load_task
     from rmtools.lm.formats.load import STEPS
     from rmtools.lm.policy import load_policy
+    from rmtools.lm.sampling_law import SamplingLaw
     from rmtools.lm.steps import StepSettings
 
     if policy is None:
@@ -53,6 +55,8 @@ def load_with(
     steps = STEPS if horizon is None else StepSettings(STEPS.delimiter, horizon)
     if chosen is not None:
         steps = StepSettings(chosen.delimiter, chosen.horizon)
+    if callable(policy):
+        return Loaded(outside(steps), None, policy(steps, SamplingLaw()), chosen)
     early = None if check is None else partial(check, chosen, None)
     source = load_policy(policy, steps, 1.0, placement.device, placement.dtype, early)
     return Loaded(outside(steps), None, source, chosen)

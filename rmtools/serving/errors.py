@@ -16,6 +16,7 @@ from rmtools.files import parse_json
 KEY_VARIABLE = "OPENAI_API_KEY"
 BASE_URL = "name its base URL, such as http://localhost:8000/v1"
 LOG = "look at the server's log"
+NAME_MODEL = f"name the model with `server_model`, or another server: {BASE_URL}"
 PASSING = (408, 409, 425)
 # What a server, or a gateway before it, says while it loads its model.
 LOADING = (502, 503, 504)
@@ -47,20 +48,20 @@ class PassingError(Exception):
 
 
 class ServerErrors:
-    """Makes the errors of the server at ``url``; ``key`` may be empty, a request may take ``timeout`` seconds."""
+    """Makes the errors of the server at ``url``; ``key`` may be empty."""
 
-    def __init__(self, url: str, key: str, timeout: float) -> None:
-        self.url, self.key, self.timeout = url, key, timeout
+    def __init__(self, url: str, key: str) -> None:
+        self.url, self.key = url, key
 
-    def unreachable(self, error: httpx2.RequestError) -> PassingError:
-        """Return the failure of a request without an answer."""
+    def unreachable(self, error: httpx2.RequestError, limit: float) -> PassingError:
+        """Return the failure of a request without an answer within ``limit`` seconds."""
         reason = self.clean(str(error))
         if isinstance(error, httpx2.ConnectTimeout | httpx2.ConnectError):
             fact = f"no server answers at {self.url}: {reason or 'the connection failed'}"
             fix = "start it (vllm serve MODEL, for example), or check its address and port"
             return PassingError(UserError(fact, fix), "absent")
         if isinstance(error, httpx2.TimeoutException):
-            fact = f"the server at {self.url} did not answer within {self.timeout:g} s"
+            fact = f"the server at {self.url} did not answer within {limit:g} s"
             return PassingError(UserError(fact, f"lower `concurrency`, or {LOG}"), "slow")
         fact = f"the connection to the server at {self.url} broke: {reason or type(error).__name__}"
         return PassingError(UserError(fact, f"check that the server still runs, and {LOG}"), "broken")
@@ -86,8 +87,11 @@ class ServerErrors:
             fact = f"{server} {'refused the' if self.key else 'asks for an'} API key ({status})"
             return UserError(fact, f"set {KEY_VARIABLE} in the environment to a valid one")
         if status == 404:
-            what = "list of models" if path == "/models" else "completions, or not of the model asked for"
-            return RefusedError(f"{server} has no {what} (404){said}", BASE_URL)
+            if path == "/models":
+                return RefusedError(f"{server} has no list of models (404){said}", NAME_MODEL)
+            return RefusedError(
+                f"{server} has no completions, or not of the model asked for (404){said}", BASE_URL
+            )
         if status == 429:
             fact = f"{server} limits the rate of requests (429){asks}{said}"
             error = UserError(fact, "lower `concurrency`, or run again later")

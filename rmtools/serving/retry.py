@@ -6,7 +6,8 @@
   the server's ``Retry-After``.
 - A request is given up when the next attempt would start more than ``patience`` seconds after its first failure.
 - At the first contact with a server a failure rather means a wrong address: only a busy server is waited for, and a
-  broken connection, which may have been a kept one, is tried twice more.
+  broken connection, which may have been a kept one, is tried twice more. A server that answered before, or failed otherwise,
+  is not waited for at all while it is probed: a request of ours may have stopped its engine.
 """
 
 import threading
@@ -46,10 +47,12 @@ class RetryPolicy:
         stop: threading.Event,
         *,
         first: bool,
+        suspect: bool = False,
     ) -> T:
         """Return the result of ``send(attempt)``, attempt 0, 1, …; call ``retrying`` before each further attempt.
 
-        Raises ``UserError`` where patience runs out or ``stop`` is set; ``first`` marks the first contact.
+        Raises ``UserError`` where patience runs out or ``stop`` is set. ``first`` marks the first contact, ``suspect`` that a
+        request of this process may have stopped the server.
         """
         deadline, attempt = None, 0
         while True:
@@ -58,7 +61,10 @@ class RetryPolicy:
             except PassingError as failure:
                 deadline = deadline or time.monotonic() + self.patience
                 delay = self.delay(attempt, failure.wait)
-                may_pass = failure.busy or (failure.kind == "broken" and attempt < BROKEN_AT_FIRST)
+                loads = failure.busy and not suspect
+                broke = failure.kind == "broken" and attempt < BROKEN_AT_FIRST
+                may_pass = failure.kind == "limited" or loads or broke
+                suspect = suspect or not failure.busy
                 if (first and not may_pass) or time.monotonic() + delay > deadline:
                     raise failure.error from None
                 retrying(failure)

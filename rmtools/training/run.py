@@ -114,6 +114,11 @@ def require_base(arguments: "ModelConfig", metadata: RolloutMetadata) -> str:
     a folder.
     """
     named, revision = arguments.model_name_or_path or metadata.policy, arguments.model_revision
+    if metadata.server and not arguments.model_name_or_path:
+        raise UserError(
+            f"the rollouts were drawn from a server ({metadata.policy}), which gives no weights to start from",
+            "name the model with model_name_or_path, best the one that was served",
+        )
     if not named:
         raise UserError(
             "the training data do not say which policy made them, and no model is named",

@@ -202,6 +202,7 @@ def test_a_policy_behind_a_server(sample, server):
         assert len(record["samples"]) == 4
         assert all(len(s["steps"]) <= 3 for s in record["samples"])
     assert server.url("vllm") in read(out)[0]["provenance"]["policy"]
+    assert read(out)[0]["provenance"]["server"]["choices"] == 16
 
 
 def test_a_server_that_is_not_there(sample, policy_folder):

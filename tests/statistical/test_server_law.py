@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from rmtools.core import solve
+from rmtools.data.collect import Branching, Collector
 from rmtools.lm.enumerate import tabulate
 from rmtools.lm.particles import LMParticles
 from rmtools.lm.policy import Policy
@@ -32,19 +33,35 @@ def p_value(paths, table):
     return test["p_value"]
 
 
-# Stop strings kept; named but trimmed; neither, so that completions are cut here; one choice a request; batches.
+# Stop strings kept; named but trimmed; neither, so that completions are cut here; told elsewhere; one choice a request; batches.
 @pytest.mark.parametrize(
-    ("kind", "batch"), [("vllm", 1), ("trimmed", 1), ("strict", 1), ("llama", 8), ("reversed", 8)]
+    ("kind", "batch"),
+    [("vllm", 1), ("trimmed", 1), ("strict", 1), ("llama", 1), ("oldllama", 8), ("reversed", 8)],
 )
 def test_paths_have_the_enumerated_law(server, value, task, prompts, table, kind, batch):
     """Three steps in a row, 1,000 or 2,000 trajectories; the chance of a right one failing is 1e-5."""
     source = connect(
         server.url(kind), value.steps, np.random.default_rng(0), ServerSettings(prompts_per_request=batch)
     )
-    n = 1000 if kind == "llama" else 2000
+    n = 1000 if kind == "oldllama" else 2000
     paths = paths_through(source, value, task, prompts[2], n)
     assert len(paths) == n
     assert p_value(paths, table) > 1e-5
+
+
+@pytest.mark.parametrize("kind", ["vllm", "llama", "oldllama"])
+def test_rollouts_have_the_enumerated_law(server, value, task, prompts, table, kind):
+    """Whole solutions in one request, and the completions behind the prompt: chi-square, and the mean reward within 4.5 SE."""
+    source = connect(server.url(kind), value.steps, np.random.default_rng(0))
+    n = 600 if kind == "oldllama" else 2000
+    rows = Collector(source, task, Branching(n), np.random.default_rng(5)).collect([prompts[2]])
+    assert p_value([tuple(r.steps) for r in rows], table) > 1e-5
+    assert source.requests == -(-n // source.template.can.choices)
+    mean = float(table.path_probability @ table.rewards)
+    few = Collector(source, task, Branching(n // 20, 2, 3, 1), np.random.default_rng(6))
+    rewards = np.asarray([x for r in few.collect([prompts[2]]) for x in r.completions[0]])
+    se = np.sqrt(mean * (1 - mean) / len(rewards))
+    assert abs(rewards.mean() - mean) < 4.5 * se + table.uncovered
 
 
 @pytest.mark.slow

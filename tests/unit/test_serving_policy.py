@@ -1,5 +1,6 @@
 """A policy behind a real server: what it draws, how it copes with servers of every kind, and a server that dies."""
 
+import time
 from collections import Counter
 from dataclasses import replace
 
@@ -46,32 +47,80 @@ def step_texts(policy, step):
 
 
 @pytest.mark.parametrize(
-    ("kind", "extras", "stops", "choices", "batches"),
+    ("kind", "filters", "stops", "choices", "batches", "counts"),
     [
-        ("vllm", True, True, 16, True),
-        ("reversed", True, True, 16, True),
-        ("trimmed", True, True, 16, True),
-        ("sglang", True, True, 16, True),
-        ("clones", True, True, 1, False),
-        ("llama", True, False, 1, True),
-        ("strict", False, False, 16, True),
-        ("brittle", True, False, 16, True),
-        ("unbatched", True, True, 16, False),
+        ("vllm", "applied", "text", 16, True, "right"),
+        ("reversed", "applied", "text", 16, True, "right"),
+        ("trimmed", "applied", "field", 16, True, "right"),
+        ("sglang", "applied", "text", 16, True, "right"),
+        ("llama", "applied", "native", 8, True, "right"),
+        ("oldllama", "ignored", "", 1, True, "right"),
+        ("transformers", "ignored", "", 1, False, "right"),
+        ("strict", "refused", "", 16, True, "right"),
+        ("brittle", "applied", "", 16, True, "right"),
+        ("unbatched", "applied", "text", 16, False, "right"),
     ],
 )
-def test_what_a_server_can_do_is_seen(server, to, kind, extras, stops, choices, batches):
+def test_what_a_server_can_do_is_seen(server, to, kind, filters, stops, choices, batches, counts):
+    """No seed is among the questions: the stand-in draws by a request's id without one."""
     seen = len(server.log())
-    can = to(kind, prompts_per_request=4).template.can
-    assert 3 < len(server.log()) - seen <= 32, "connecting costs too much"
-    assert (bool(can.extras), can.stops, can.choices, can.batches) == (extras, stops, choices, batches)
+    policy = to(kind, prompts_per_request=4, model="tiny")
+    can = policy.template.can
+    assert 3 < len(server.log()) - seen <= 40, "connecting costs too much"
+    assert (can.filters, can.stops, can.choices, can.batches) == (filters, stops, choices, batches)
+    assert (can.counts, can.seeds, can.tokenizer) == (counts, False, "same")
+    assert can.logprobs == (kind == "vllm")
+    assert policy.record()["stops"] == stops
+    assert policy.record()["urls"] == [server.url(kind)]
+    report = policy.report()
+    assert report.startswith("tiny at http://127.0.0.1")
+    assert "seeds are not sent" in report
+    assert len(report.splitlines()) == 5
+    assert ("up to 8 in one request" in report) == (kind == "llama")
 
 
-def test_completions_that_are_no_draws_are_refused(to):
-    with pytest.raises(UserError, match="whatever the seed"):
-        to("fixed")
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("fixed", "alike every time.*fixed seed.*greedy decoding"),
+        ("greedy", "alike every time.*it is greedy.*do_sample"),
+        ("clones", "alike every time.*`server_seed` sends one"),
+        ("cached", "from a cache.*switch off the cache"),
+        ("foreign", r"reads a sentence as 37 tokens.*another tokenizer.*`tokenizer`"),
+    ],
+)
+def test_completions_that_are_no_draws_are_refused(to, kind, message):
+    with pytest.raises(UserError, match=message):
+        to(kind)
 
 
-@pytest.mark.parametrize("kind", ["vllm", "trimmed", "sglang", "clones", "llama", "strict"])
+def test_a_server_that_draws_by_the_seed_alone_is_sent_seeds_on_demand(to):
+    can = to("clones", seeds=True).template.can
+    assert (can.seeds, can.choices, can.stops) == (True, 1, "text")
+
+
+@pytest.mark.parametrize(
+    ("kind", "asked", "message"),
+    [
+        (
+            "seedless",
+            {"seeds": True},
+            r"after a request with a seed \(.*500.*engine has stopped.*leave `server_seed` out",
+        ),
+        ("dying", {}, r"after a request with top_k, min_p and penalties \(.*503.*engine has stopped"),
+    ],
+)
+def test_a_server_that_a_question_kills_is_not_waited_for(server, to, kind, asked, message):
+    """The patience of 300 s is for servers that this process cannot have killed."""
+    begun = time.monotonic()
+    with pytest.raises(UserError, match=message):
+        to(f"{kind}-1", **asked)
+    assert time.monotonic() - begun < 5
+    if kind == "seedless":
+        assert to("seedless-2").template.can.choices == 16
+
+
+@pytest.mark.parametrize("kind", ["vllm", "trimmed", "sglang", "llama", "oldllama", "strict"])
 def test_draws_are_counted_and_their_tokens_are_those_of_the_text(to, kind, prompts, generator):
     policy = to(kind)
     node = torch.tensor([0] * 20 + [1] * 3 + [0] * 5 + [2])
@@ -143,7 +192,7 @@ def test_the_same_seed_draws_the_same(to, prompts, generator):
     node = torch.arange(3).repeat_interleave(20)
     texts = []
     for seed, concurrency in ((0, 8), (0, 1), (1, 8)):
-        policy = to("vllm", concurrency=concurrency)
+        policy = to("vllm", concurrency=concurrency, seeds=True)
         texts.append(
             step_texts(policy, policy.decode_step(start(policy, prompts[:3]), node, generator(seed)))
         )
@@ -159,7 +208,7 @@ def test_seeds_are_different(generator):
 
 @pytest.mark.parametrize(
     ("kind", "wrongly", "truly"),
-    [("llama", {"choices": 8}, {"choices": 1}), ("unbatched", {"batches": True}, {"batches": False})],
+    [("oldllama", {"choices": 8}, {"choices": 1}), ("unbatched", {"batches": True}, {"batches": False})],
 )
 @pytest.mark.parametrize("together", [1, 4])
 def test_a_server_that_can_do_less_than_it_seemed_is_asked_again(
@@ -187,7 +236,7 @@ def test_a_server_killed_and_restarted_loses_nothing(server, to, value, task, pr
     """Killed in the middle of every seventh answer: every request used was answered whole once, and no other."""
     monkeypatch.setattr(retry, "FIRST_DELAY", 0.1)
     policy = to("vllm", concurrency=4)
-    policy.endpoint.url = server.url("mortal")
+    policy.endpoint.urls[0] = server.url("mortal")
     seen = len(server.log())
     before = policy.endpoint.repeated
     live, decode = [], policy.decode_step
@@ -267,7 +316,7 @@ def test_a_step_that_the_tokenizer_cannot_read_is_refused(to, task, settings, pr
 
 def test_what_ended_a_step(step_tokenizer):
     def read(text, finish="stop", matched=None, stops=True):
-        return read_step(Choice(text, finish, matched), step_tokenizer, stops)
+        return read_step(Choice(text, finish, matched), step_tokenizer, ("\n",) if stops else ())
 
     line = StepText("u r3 \n", End.DELIMITER)
     assert read("u r3 \n") == read("u r3 ", matched="\n") == read("u r3 \nd r2", "length") == line
@@ -288,7 +337,7 @@ def test_what_ended_a_step(step_tokenizer):
 
 def test_a_filtered_completion_is_no_draw(to, prompts, generator):
     policy = to("filtered")
-    policy.template = replace(policy.template, can=replace(policy.template.can, stops=False))
+    policy.template = replace(policy.template, can=replace(policy.template.can, stops=""))
     policy.steps = StepTokenizer(policy.steps.tokenizer, StepSettings("\n", 3, 1))
     with pytest.raises(UserError, match="content_filter"):
         policy.decode_step(start(policy, prompts[:1]), torch.zeros(8, dtype=torch.long), generator(0))
@@ -302,7 +351,7 @@ def test_a_server_that_does_not_keep_to_max_tokens_is_refused(to, prompts, gener
 
 
 def test_what_the_command_line_connects_with(server, step_tokenizer, prompts, generator):
-    options = Server(server.url("several"), "large", 16, 1)
+    options = Server((server.url("several"),), "large", 16, 1)
     policy = connect_policy(options, step_tokenizer, SamplingLaw(0.7), seed=3)
     assert (policy.temperature, policy.template.model, policy.device.type) == (0.7, "large", "cpu")
     policy.decode_step(start(policy, prompts[:1]), torch.zeros(20, dtype=torch.long), generator(0))

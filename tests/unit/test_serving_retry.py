@@ -134,3 +134,30 @@ def test_retry_after_is_a_number_or_a_date():
     assert 85 < retry_after(format_datetime(soon, usegmt=True)) <= 90
     assert retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == retry_after("-3") == retry_after("nan") == 0.0
     assert retry_after("2.5") == 2.5
+
+
+@pytest.mark.parametrize(
+    ("suspect", "kinds", "waits"),
+    [
+        (False, ["loading", "loading"], 2),
+        (True, ["loading"], 0),
+        (True, ["limited", "limited"], 2),
+        (False, ["broken", "loading"], 1),
+    ],
+)
+def test_a_server_that_a_request_may_have_stopped_is_not_waited_for(clock, suspect, kinds, waits):
+    """At the first contact one that loads is waited for, unless it answered before or failed otherwise."""
+
+    def send(attempt):
+        if attempt < len(kinds):
+            busy = kinds[attempt] != "broken"
+            raise PassingError(UserError("no", "wait"), kinds[attempt], busy=busy)
+        return "done"
+
+    policy = RetryPolicy(300.0, np.random.default_rng(0))
+    if waits == len(kinds):
+        assert policy.call(send, lambda f: None, clock, first=True, suspect=suspect) == "done"
+    else:
+        with pytest.raises(UserError):
+            policy.call(send, lambda f: None, clock, first=True, suspect=suspect)
+    assert len(clock.waits) == waits
