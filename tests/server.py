@@ -242,6 +242,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 if self.kind == "seedless"
                 else (503, "no healthy upstream")
             )
+        if self.kind == "transformers" and isinstance(body["prompt"], list):
+            return 422, "prompt: a string is expected"
         if self.kind == "llama" and body.get("n", 1) > SLOTS:
             return 400, f"n_cmpl cannot be greater than the number of slots, {SLOTS}"
         if body["model"] not in (MODEL, "large"):

@@ -210,6 +210,7 @@ def require_recorded(checkpoint: str | Path, role: str, model: str, revision: st
         find_model(model, revision)
     except UserError as error:
         other = ", or pass `policy`" if role == "policy" else ""
+        other += " or `server`" if " at http" in model else ""
         raise UserError(
             f"{checkpoint}/{SETTINGS_FILE} records {model} as the {role} of the checkpoint, and it is not there: "
             f"{error.fact}",
