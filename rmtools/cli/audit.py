@@ -73,6 +73,8 @@ if TYPE_CHECKING:
 
 IMPLICIT = "implicit:"
 DEFAULT_PROMPTS = "96"
+# The options that set the sampler of the pilot.
+PILOT = ("n_particles", "islands", "pool_size", "resampling", "ess_threshold")
 # Floor of the potentials that controls of an implicit model are compared with; its own values have none.
 DEFAULT_FLOOR = 0.01
 
@@ -188,11 +190,10 @@ def command(
     from rmtools.files import left_as_found
 
     limits = thresholds(fail_above or [])
-    check_accuracies(delta_cv, delta_tv)
-    given = {"n_particles": n, "islands": islands, "pool_size": pool_size, "resampling": resampling}
-    piloted = _piloted(pilot, {**given, "ess_threshold": ess_threshold}, terminal)
-    terminal = terminal or "verifier"
-    _check_models(model, compare or [], terminal, verify, card)
+    check_accuracies(*(deltas := (delta_cv, delta_tv)))
+    given = dict(zip(PILOT, (n, islands, pool_size, resampling, ess_threshold), strict=True))
+    piloted = _piloted(pilot, given, terminal)
+    _check_models(model, compare or [], terminal := terminal or "verifier", verify, card)
     reading = prm_format, root_value, aggregate, floor, trust_remote_code
     options = PublishedOptions(*reading, served_values(value_server, value_server_model, seed))
     if prm_format == RECORDED and rollouts is not None and is_recording(rollouts):
@@ -202,7 +203,7 @@ def command(
     known = (policy_source(policy, served, seed), task, horizon, placement_for(device, dtype))
     asked = prompt_format, system and unescaped(system), few_shot
     inputs = _inputs(model, options, known, rollouts, prompts, asked, out)
-    branching, deltas = Branching(trajectories, children, completions), (delta_cv, delta_tv)
+    branching = Branching(trajectories, children, completions)
     with left_as_found(inputs.folder):
         inputs.require_what_is_run(verify)
         piloted = _at_hand(piloted, inputs, model, asked=bool(pilot))

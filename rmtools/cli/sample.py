@@ -226,9 +226,7 @@ def command(
     from rmtools.lm.hub import FoundModel, find_model
 
     given = {
-        "n_particles": n,
-        "islands": islands,
-        "pool_size": pool_size,
+        **{"n_particles": n, "islands": islands, "pool_size": pool_size},
         "resampling": resampling,
         "ess_threshold": ess_threshold,
         "mh_steps": mh_steps,
