@@ -2,12 +2,18 @@
 
 import json
 
+import numpy as np
 import pytest
 
+from rmtools.adapters.prefix_scoring import advance_prefixes, answer_text, score_trees, start_prefixes
+from rmtools.auditing import audit
+from rmtools.core import Tilt
+from rmtools.data.load import load_rollouts
 from rmtools.data.readers import Options, read_public
 from rmtools.data.readers.outcomes import ASSISTANT
 from rmtools.data.rollouts import Child
 from rmtools.errors import UserError
+from rmtools.lm.steps import StepSettings, StepTokenizer
 from rmtools.lm.tokenizers import word_tokenizer
 
 WORDS = ["How ", "many? ", f"{ASSISTANT} ", "<think> ", "Two ", "so ", "three ", "\n"]
@@ -99,3 +105,45 @@ def test_without_a_tokenizer(read, row):
         read(row)
     with pytest.raises(UserError, match="/nowhere"):
         read(row, tokenizer="/nowhere")
+
+
+class ByWords:
+    """A reward model without weights: .5 but for solutions that end with a word it knows."""
+
+    name, is_probability = "by words", True
+
+    def __init__(self, steps):
+        self.steps, self.tilt = steps, Tilt(0)
+
+    def log_values(self, prompts, prefixes):
+        texts = (answer_text(self.steps, steps).split() for steps in prefixes)
+        return np.log([{"Two": 0.9, "three": 0.6}.get((words or [""])[-1], 0.5) for words in texts])
+
+    def score(self, trees, progress=None):
+        return score_trees(trees, self.steps, self.log_values, progress)
+
+    def start(self, prompts):
+        return start_prefixes(prompts, self.steps, self.log_values)
+
+    def advance(self, state, tokens):
+        return advance_prefixes(state, tokens, self.log_values)
+
+
+def test_an_audit_of_public_data_has_a_bellman_error(row, tokenizer, tmp_path):
+    """Ratios 1.8, 1.2 and 1.2 at every branched prefix: the mean of (r_i - 1)(r_j - 1) over pairs is .12."""
+
+    def ids(text):
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    outs = [[*ids(f"{word} \n\nso "), tokenizer.eos_token_id] for word in ("Two", "three", "three")]
+    given = []
+    for i in range(6):
+        head = [tokenizer.bos_token_id, *ids("How " * (i + 1) + f"{ASSISTANT} so \n\n")]
+        given.append({**row, "roll_in_ids": [head] * 3, "roll_outs_ids": outs, "labels": [i % 2, 0, 2]})
+    options = Options(tokenizer=str(tmp_path / "tokenizer"))
+    rollouts = load_rollouts(given, "vgs", options=options)
+    assert (len(rollouts), [len(at) for at in rollouts[0].children]) == (6, [0, 2, 0])
+    report = audit(rollouts, ByWords(StepTokenizer(tokenizer, StepSettings("\n", 3))))
+    sampled = report.model.error.sampled
+    assert sampled.counts.n_resolved == 6
+    assert sampled.ratio_error.mean_square.estimate == pytest.approx(0.12)
