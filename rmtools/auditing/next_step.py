@@ -114,7 +114,13 @@ def _added(model: "ModelAudit") -> float | None:
 
 def _summed(summary: "BellmanSummary") -> float | None:
     square: Interval = summary.ratio_error.mean_square
-    if square.high is None or math.isnan(square.estimate) or not summary.by_depth:
+    # Rows that branch at some depths only, as public ones do, do not tell how many steps a solution has.
+    if (
+        square.high is None
+        or math.isnan(square.estimate)
+        or not summary.by_depth
+        or not summary.by_depth[0].n_prefixes
+    ):
         return None
     steps = sum(d.n_prefixes for d in summary.by_depth) / summary.by_depth[0].n_prefixes
     return max(square.high, 0.0) * steps

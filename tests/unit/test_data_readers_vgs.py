@@ -14,7 +14,7 @@ from rmtools.data.readers.outcomes import ASSISTANT
 from rmtools.data.rollouts import Child
 from rmtools.errors import UserError
 from rmtools.lm.steps import StepSettings, StepTokenizer
-from rmtools.lm.tokenizers import word_tokenizer
+from rmtools.lm.tokenizers import bpe_tokenizer, word_tokenizer
 
 WORDS = ["How ", "many? ", f"{ASSISTANT} ", "<think> ", "Two ", "so ", "three ", "\n"]
 
@@ -113,7 +113,7 @@ class ByWords:
     name, is_probability = "by words", True
 
     def __init__(self, steps):
-        self.steps, self.tilt = steps, Tilt(0)
+        self.steps, self.tilt = steps, Tilt(0.01)
 
     def log_values(self, prompts, prefixes):
         texts = (answer_text(self.steps, steps).split() for steps in prefixes)
@@ -129,8 +129,10 @@ class ByWords:
         return advance_prefixes(state, tokens, self.log_values)
 
 
-def test_an_audit_of_public_data_has_a_bellman_error(row, tokenizer, tmp_path):
+def test_an_audit_of_public_data_has_a_bellman_error(row, tmp_path):
     """Ratios 1.8, 1.2 and 1.2 at every branched prefix: the mean of (r_i - 1)(r_j - 1) over pairs is .12."""
+    tokenizer = bpe_tokenizer([f"How {ASSISTANT} so Two three"], 300)
+    tokenizer.save_pretrained(tmp_path / "closed")
 
     def ids(text):
         return tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -138,9 +140,9 @@ def test_an_audit_of_public_data_has_a_bellman_error(row, tokenizer, tmp_path):
     outs = [[*ids(f"{word} \n\nso "), tokenizer.eos_token_id] for word in ("Two", "three", "three")]
     given = []
     for i in range(6):
-        head = [tokenizer.bos_token_id, *ids("How " * (i + 1) + f"{ASSISTANT} so \n\n")]
+        head = [tokenizer.bos_token_id, *ids("How " * (i + 1) + f"{ASSISTANT}so \n\n")]
         given.append({**row, "roll_in_ids": [head] * 3, "roll_outs_ids": outs, "labels": [i % 2, 0, 2]})
-    options = Options(tokenizer=str(tmp_path / "tokenizer"))
+    options = Options(tokenizer=str(tmp_path / "closed"))
     rollouts = load_rollouts(given, "vgs", options=options)
     assert (len(rollouts), [len(at) for at in rollouts[0].children]) == (6, [0, 2, 0])
     report = audit(rollouts, ByWords(StepTokenizer(tokenizer, StepSettings("\n", 3))))
