@@ -1,13 +1,15 @@
 r"""Does calibrating a bad reward model save particles? PRMs of the task crossing before and after their map, on held-out prompts.
 
     python benchmarks/calibrate.py --out runs/calibrate
+    python benchmarks/calibrate.py --out runs/calibrate --horizon 8 --method full --policy runs/scaling/policy
+        --checkpoints runs/scaling/models/*/checkpoint-*       # with what `rmtools verify scaling --full` trained
     python benchmarks/calibrate.py --out runs/calibrate --table
 
-Reward models of the quick start's size: trained on step labels, stopped after a few optimiser steps, and distortions of one of
-them. Each is calibrated on rollouts of prompts it was not trained on (the defaults of `rmtools calibrate`), and measured on
-others: particles for a coefficient of variation of .25 (sigma^2 of the policy written out as tables, as the audit counts
-them), RMS of log rho over enumerated next steps, Brier score. The policy is the quick start's recipe with fewer optimiser
-steps (``--iterations 600``: the recipe's own). A line of JSON a model, appended: a rerun resumes.
+Reward models of the quick start's size: trained on step labels, stopped after a few optimiser steps (or checkpoints that
+are there), and distortions of the last of these. Each is calibrated on rollouts of prompts it was not trained on (the
+defaults of `rmtools calibrate`), and measured on others: particles for a coefficient of variation of .25 (sigma^2 of the
+policy written out as tables, as the audit counts them), RMS of log rho over enumerated next steps, Brier score. A line of
+JSON a model, appended: a rerun resumes.
 """
 
 import argparse
@@ -29,10 +31,10 @@ DELTA_CV, FLOOR, TABLES = 0.25, 0.01, 12
 EQUAL = 1e-4  # relative rounding below which particles are the same
 # Name, target, divergence, seed, optimiser steps.
 TRAINED = (
-    ("labels 1", "labels", "bce", 1, 40),
-    ("labels 2", "labels", "bce", 2, 80),
-    ("labels 3", "labels", "pqm", 3, 40),
-    ("labels 4", "labels", "pqm", 4, 80),
+    ("labels 1", "labels", "bce", 1, 20),
+    ("labels 2", "labels", "bce", 2, 40),
+    ("labels 3", "labels", "pqm", 3, 20),
+    ("labels 4", "labels", "pqm", 4, 40),
     ("early 1", "mc", "bce", 1, 10),
     ("early 2", "mc", "bce", 2, 20),
     ("early 3", "td", "itakura_saito", 3, 20),
@@ -77,7 +79,7 @@ class Setting:
         return self.tables
 
 
-def setting(out: Path, horizon: int, iterations: int) -> Setting:
+def setting(args: argparse.Namespace) -> Setting:
     """Make the policy if it is not there, and draw the rollouts."""
     import torch
 
@@ -86,47 +88,59 @@ def setting(out: Path, horizon: int, iterations: int) -> Setting:
     from rmtools.lm.policy import load_policy
     from rmtools.lm.steps import StepSettings
 
-    task, folder = Crossing(horizon), out / f"policy-{horizon}"
-    if not (folder / "config.json").exists():
+    task, folder = Crossing(args.horizon), args.policy or args.out / f"policy-{args.horizon}"
+    if args.policy is None and not (folder / "config.json").exists():
         recipe = Path(__file__).parents[1] / "recipes" / "train_policy.py"
-        words = ["--out", folder, "--horizon", horizon, "--iterations", iterations, "--gate-samples", 0]
-        command = [recipe, *words, "--care", losses.CARE.get(horizon, 0.5)]
+        words = ["--out", folder, "--horizon", args.horizon, "--iterations", args.iterations]
+        command = [recipe, *words, "--gate-samples", 0, "--care", losses.CARE.get(args.horizon, 0.5)]
         subprocess.run([sys.executable, *map(str, command)], check=True, stdout=sys.stderr)
-    policy = load_policy(folder, StepSettings(task.delimiter, horizon), device=torch.device("cpu"))
+    policy = load_policy(folder, StepSettings(task.delimiter, args.horizon), device=torch.device("cpu"))
     rng = np.random.default_rng(0)
-    prompts = list(dict.fromkeys(task.prompts(440, rng)[0]))
+    prompts = list(dict.fromkeys(task.prompts(280, rng)[0]))
     parts = (
-        (prompts[:256], Branching(8)),
-        (prompts[256:320], Branching(8, 1, 4)),
-        (prompts[320:352], Branching(8)),
+        (prompts[:128], Branching(8)),
+        (prompts[128:192], Branching(8, 1, 3)),
+        (prompts[192:216], Branching(4)),
     )
     drawn = [Collector(policy, task, how, rng).collect(some) for some, how in parts]
     return Setting(folder, policy, task, *drawn)
 
 
-def models(its: Setting, out: Path, wanted: list[str]) -> Iterator[tuple[str, str, Any]]:
-    """Yield name, kind and scorer of every model that is ``wanted``."""
+def models(its: Setting, args: argparse.Namespace, done: list[str]) -> Iterator[tuple[str, str, Any]]:
+    """Yield name, kind and scorer of every model that is not ``done``."""
     from rmtools.lm.calibrated import CalibratedValue, without_floor
+    from rmtools.lm.checkpoint import load_value_model
+    from rmtools.lm.value import ValueModel
+    from rmtools.particles.tilt import Tilt
     from rmtools.stats.monotone_map import MonotoneMap
 
-    last: Any = None
-    for name, target, divergence, seed, steps in TRAINED:
-        distorts = name == TRAINED[-1][0] and any(d in wanted for d in DISTORTED)
-        if name in wanted or distorts:
+    bent_from: Any = None
+    for folder in args.checkpoints:
+        model = load_value_model(folder)[0].model
+        bent_from = ValueModel(model, its.policy.steps, Tilt(FLOOR), "/".join(folder.parts[-2:]))
+        if bent_from.name not in done:
+            yield bent_from.name, "a checkpoint", bent_from
+    trained = [t for t in TRAINED if t[1] == "labels" or not args.checkpoints]
+    for name, target, divergence, seed, steps in trained:
+        if name not in done or (bent_from is None and name == trained[-1][0]):
             spec = {"target": target, "divergence": divergence, "seed": seed, "steps": steps}
-            last, _ = losses.train(its, {**spec, "floor": FLOOR, "method": "lora"}, out)  # type: ignore[arg-type]
-            if name in wanted:
-                yield name, f"{target}, {divergence}, {steps} steps", last
+            found, _ = losses.train(its, {**spec, "floor": FLOOR, "method": args.method}, args.out)  # type: ignore[arg-type]
+            if name not in done:
+                yield name, f"{target}, {divergence}, {steps} steps", found
+            bent_from = found if not args.checkpoints else bent_from
+    bare, _ = without_floor(bent_from)
     for name, (slopes, intercepts) in DISTORTED.items():
-        if name in wanted:
-            bare, tilt = without_floor(last)
+        if name not in done:
             depths = max(len(slopes), len(intercepts))
             bent = MonotoneMap(
                 tuple(np.resize(intercepts, depths).tolist()),
-                tuple((s,) for s in np.resize(slopes, depths).tolist()),
+                tuple((float(s),) for s in np.resize(slopes, depths)),
             )
-            found = CalibratedValue(bare, bent, tilt if tilt.floor == FLOOR else type(tilt)(FLOOR), name)
-            yield name, "the model above, distorted", found
+            yield (
+                name,
+                f"{bent_from.name or 'the model above'}, distorted",
+                CalibratedValue(bare, bent, Tilt(FLOOR), name),
+            )
 
 
 def measured(its: Setting, scorer: Any) -> dict[str, float]:
@@ -146,11 +160,10 @@ def run(args: argparse.Namespace) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     log = args.out / "calibrate.jsonl"
     done = [json.loads(line)["name"] for line in log.read_text().splitlines()] if log.exists() else []
-    names = [*(t[0] for t in TRAINED), *DISTORTED]
-    its = setting(args.out, args.horizon, args.iterations)
+    its = setting(args)
     rate = float(np.mean([r.outcome for r in its.rows]))
     print(f"T = {args.horizon}, success {rate:.3f}", flush=True)
-    for name, kind, scorer in models(its, args.out, [n for n in names if n not in done]):
+    for name, kind, scorer in models(its, args, done):
         before = measured(its, scorer)
         fitted = calibrate(its.calibrate, scorer, np.random.default_rng(0))
         inner, tilt = without_floor(scorer)
@@ -190,6 +203,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/calibrate"))
     parser.add_argument("--horizon", type=int, default=8)
     parser.add_argument("--iterations", type=int, default=300, help="optimiser steps of the policy")
+    parser.add_argument("--policy", type=Path, help="one that is there; default: trained here")
+    parser.add_argument("--method", choices=["lora", "full"], default="lora")
+    parser.add_argument("--checkpoints", type=Path, nargs="*", default=[], help="instead of the early ones")
     parser.add_argument("--table", action="store_true", help="print what was measured")
     args = parser.parse_args()
     table(args) if args.table else run(args)
