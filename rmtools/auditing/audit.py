@@ -32,9 +32,8 @@ if TYPE_CHECKING:
     from rmtools.data.rollouts import Rollout, RolloutMetadata
     from rmtools.data.scoring import ScoredRollouts
     from rmtools.data.tasks import Task
-    from rmtools.lm.policy import Policy
     from rmtools.lm.precision import Dtype
-    from rmtools.lm.protocol import Scorer
+    from rmtools.lm.protocol import Scorer, StepPolicy
     from rmtools.sampling.settings import SamplerSettings
 
 
@@ -44,7 +43,7 @@ def audit(
     *,
     controls: bool = True,
     compare: "str | Path | Scorer | Sequence[str | Path | Scorer]" = (),
-    policy: "str | Path | Policy | None" = None,
+    policy: "str | Path | StepPolicy | None" = None,
     task: "str | Task | None" = None,
     terminal: str = "verifier",
     delta_cv: float = 0.25,
@@ -251,7 +250,7 @@ def _audited(
 
 
 def _checkpoint(
-    model: "AuditedModel", value_model: "str | Path | Scorer", policy: "Policy | None"
+    model: "AuditedModel", value_model: "str | Path | Scorer", policy: "StepPolicy | None"
 ) -> dict[str, Any]:
     """Return the provenance of the audited model; a scorer has no fingerprint."""
     from rmtools.lm.checkpoint import fingerprint

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rmtools.data.tasks import Task
     from rmtools.lm.enumerate import Enumeration, ExactRatios
     from rmtools.lm.policy import Policy
-    from rmtools.lm.protocol import Scorer
+    from rmtools.lm.protocol import Scorer, StepPolicy
 
 Progress = Callable[[str, int], Any]
 MIN_PROBABILITY, MOST_PROMPTS, MOST_PATHS = 3e-3, 24, 50_000
@@ -61,7 +61,7 @@ def enumerate_rollouts(
     rows: "Sequence[Rollout]",
     metadata: "RolloutMetadata | None",
     models: "Sequence[AuditedModel]",
-    policy: "Policy | None",
+    policy: "StepPolicy | None",
     task: "Task | None",
     progress: Progress,
 ) -> EnumeratedRollouts | None:
@@ -70,8 +70,10 @@ def enumerate_rollouts(
     Returns None if the steps cannot be listed, the policy is not the one that drew the rollouts, or no model can be
     enumerated (it needs a value at any prefix, the verifier's end, and the policy's tokens).
     """
+    from rmtools.lm.policy import Policy
+
     # Steps are enumerated from the logits of a policy in this process.
-    if not hasattr(policy, "model") or policy is None or task is None or metadata is None:
+    if not isinstance(policy, Policy) or task is None or metadata is None:
         return None
     from rmtools.data.prompts import task_of_rows
     from rmtools.lm.checkpoint import has_fingerprint

@@ -17,7 +17,7 @@ from rmtools.errors import UserError
 from rmtools.lm.calibrated import uncalibrated
 from rmtools.lm.checkpoint import is_published, load_value_model
 from rmtools.lm.hub import find_model
-from rmtools.lm.policy import Policy, load_policy
+from rmtools.lm.policy import load_policy
 from rmtools.lm.precision import Placement
 from rmtools.lm.sampling_law import SamplingLaw
 from rmtools.lm.scorer_checks import AUDITED, require_scorer
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from rmtools.data.rollouts import Rollout, RolloutMetadata
     from rmtools.data.tasks import Task
     from rmtools.lm.checkpoint import CheckpointSettings
-    from rmtools.lm.protocol import Scorer
+    from rmtools.lm.protocol import Scorer, StepPolicy
 
 Scored = tuple["Sequence[Rollout]", ScoredRollouts]
 
@@ -160,12 +160,12 @@ def _controls(
 
 
 def load_policy_and_task(
-    policy: "str | Path | Policy | None",
+    policy: "str | Path | StepPolicy | None",
     task: "str | Task | None",
     known: "RolloutMetadata | None",
     steps: StepSettings,
     placement: Placement,
-) -> "tuple[Policy | None, Task | None]":
+) -> "tuple[StepPolicy | None, Task | None]":
     """Return the policy and the task, loaded if they are named, as the rollouts (or else ``steps``) say.
 
     Raises ``UserError`` if one is neither a name nor such an object.

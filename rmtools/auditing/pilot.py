@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from rmtools.lm.checkpoint import CheckpointSettings
     from rmtools.lm.policy import Policy
     from rmtools.lm.precision import Placement
-    from rmtools.lm.protocol import Scorer
+    from rmtools.lm.protocol import Scorer, StepPolicy
 
 AT_FIRST, MOST_PROMPTS = (
     256,
@@ -159,13 +159,14 @@ class PilotRun:
         return replace(found, one_solution=one_solution, best_of_n=times)
 
 
-def takes_hours(policy: "Policy", rows: "Sequence[Rollout]", settings: SamplerSettings) -> bool:
+def takes_hours(policy: "StepPolicy", rows: "Sequence[Rollout]", settings: SamplerSettings) -> bool:
     """Return whether a slow processor would take more than an hour, with a value model of the policy's size."""
     if not hasattr(policy, "model"):  # behind a server, whose pace is not known
         return False
     islands = max(RUNS * min(len({r.prompt for r in rows}), AT_FIRST), ENOUGH)
     n = settings.n_particles * settings.pool_size // (settings.islands or 1)
-    weights = 2 * sum(p.numel() for p in policy.model.parameters())
+    model: Any = policy.model
+    weights = 2 * sum(p.numel() for p in model.parameters())
     work = islands * n * tokens_of(rows, policy) * weights
     return policy.device.type == "cpu" and work > HOUR * SLOW_CORE
 

@@ -14,8 +14,7 @@ if TYPE_CHECKING:
 
     from rmtools.data.rollouts import Rollout, RolloutMetadata
     from rmtools.lm.checkpoint import CheckpointSettings
-    from rmtools.lm.policy import Policy
-    from rmtools.lm.protocol import Scorer
+    from rmtools.lm.protocol import Scorer, StepPolicy
 
     Source: TypeAlias = str | Path | Dataset | Sequence[Rollout] | Sequence[Mapping[str, Any]]
     Rollouts: TypeAlias = Source | tuple[Source, RolloutMetadata]
@@ -69,7 +68,7 @@ def limited(rows: "list[Rollout]", limit: int | None) -> "list[Rollout]":
     return [r for r in rows if r.prompt_id in kept]
 
 
-def tokens_of(rows: "Sequence[Rollout]", model: "Scorer | Policy") -> float:
+def tokens_of(rows: "Sequence[Rollout]", model: "Scorer | StepPolicy") -> float:
     """Return the mean number of tokens of a solution."""
     return float(np.mean([sum(len(model.steps.step_ids(s)) for s in r.steps) for r in rows]))
 

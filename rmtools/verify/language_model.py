@@ -19,7 +19,7 @@ from rmtools.exact.solution import solve
 from rmtools.lm.enumerate import tabulate
 from rmtools.lm.particles import LMParticles
 from rmtools.lm.policy import Policy
-from rmtools.lm.protocol import Scorer
+from rmtools.lm.protocol import Scorer, StepPolicy
 from rmtools.particles.smc import smc
 from rmtools.stats.bootstrap import Interval, cluster_bootstrap
 from rmtools.stats.empirical_sigma2 import measured_sigma2
@@ -202,7 +202,7 @@ def _pooled(
 
 
 def measure_accuracy(
-    policy: Policy,
+    policy: StepPolicy,
     value: Scorer,
     task: Task,
     prompts: Sequence[str],
@@ -259,7 +259,7 @@ def measure_accuracy(
 
 
 def repeated_runs(
-    policy: Policy, value: Scorer, task: Task, prompt: str, n: int, runs: int, rng: np.random.Generator
+    policy: StepPolicy, value: Scorer, task: Task, prompt: str, n: int, runs: int, rng: np.random.Generator
 ) -> np.ndarray:
     """Return log Z-hat (runs,) nats of independent runs on one prompt, many to a batch."""
     most = max(1, PARTICLES_PER_BATCH // n)
@@ -270,7 +270,7 @@ def repeated_runs(
 
 
 def _run_sampler(
-    policy: Policy, value: Scorer, task: Task, prompts: list[str], n: int, rng: np.random.Generator
+    policy: StepPolicy, value: Scorer, task: Task, prompts: list[str], n: int, rng: np.random.Generator
 ) -> "SMCResult[LMParticles]":
     root = LMParticles.start(policy, value, prompts, terminal="verifier", reward=task.reward)
     return smc(root, n, resampling="multinomial", ess_threshold=1.0, rng=rng, islands=1)

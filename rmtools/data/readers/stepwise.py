@@ -151,7 +151,8 @@ def math_aps(row: Field, options: Options) -> Found:
     pieces = text.text().split(TAG if TAG in text.text() else OPENR_TAG)
     steps, n_tags = _stripped(pieces, text), max(len(pieces) - 1, 1)
     alone = len(given.items()) == 1
-    labels = [None] * (n_tags - 1) + given.labels(1) if alone else given.labels(n_tags)
+    before: list[float | None] = [None] * (n_tags - 1) if alone else []
+    labels = before + given.labels(1 if alone else n_tags)
     yield rollout(options, question, steps, labels=_padded(labels, steps))
 
 
