@@ -18,6 +18,7 @@ def program() -> None:
     steps, tilt = rm.StepSettings("\n", 8), rm.Tilt(0.01)
     rollouts: rm.Rollouts = rm.load_rollouts("rollouts")
     policy: rm.StepPolicy = rm.load_policy("policy", steps)
+    policy = rm.connect(["http://localhost:8000/v1"], "policy", steps)
     scorer: rm.Scorer = rm.load_value_model("prm")[0]
     more: rm.Rollouts = rm.collect_rollouts("policy", 4, task="crossing")
     trainer = rm.PRMTrainer("policy", train_dataset=rollouts, args=rm.PRMConfig(output_dir="prm"))
