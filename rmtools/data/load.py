@@ -127,9 +127,10 @@ def _from_path(folder: Path, data_format: str, skip_bad: bool, split: str, optio
     source = str(folder)
     if not folder.exists() or any((folder / file).exists() for file in (META_FILE, PLAN_FILE)):
         if folder.exists() and (asked := data_format or split):
+            name = "data_format" if data_format else "split"
             raise UserError(
-                f"{'data_format' if data_format else 'split'} is {asked}, but {source} holds rollouts of rmtools",
-                "leave it out",
+                f"{name} is {asked}, but {source} holds rollouts of rmtools",
+                f"leave {name} out",
             )
         return _own_folder(folder, skip_bad)
     files = find_files(folder, split)

@@ -90,7 +90,7 @@ def read_calibration(model: str | Path) -> Calibration | None:
     UserError
         If the file cannot be read, has another schema version, lacks a field, or its map is not monotone.
     """
-    if Path(model).is_file():
+    if isinstance(model, str | Path) and Path(model).is_file():
         return None
     file = find_model(model).folder / CALIBRATION_FILE
     if not file.exists():

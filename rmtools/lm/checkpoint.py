@@ -303,11 +303,12 @@ def load_value_model(
     >>> settings.task, settings.steps.max_steps, value.tilt
     ('crossing', 3, Tilt(floor=0.05))
     """
+    from rmtools.lm.formats.conventions import RECORDED
     from rmtools.lm.formats.load import Asked, load_published
     from rmtools.lm.formats.reading import Reading
 
     asked = Asked(prm_format, steps, Reading(floor, root_value, aggregate), trust_remote_code)
-    calibration = None if untrained else read_calibration(folder)
+    calibration = None if untrained or prm_format == RECORDED else read_calibration(folder)
     inner, settings = folder, None
     if calibration is not None:
         inner, asked = under_map(folder, calibration, asked)

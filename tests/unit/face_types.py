@@ -20,6 +20,7 @@ def program() -> None:
     policy: rm.StepPolicy = rm.load_policy("policy", steps)
     policy = rm.connect(["http://localhost:8000/v1"], "policy", steps)
     scorer: rm.Scorer = rm.load_value_model("prm")[0]
+    served: rm.StepPolicy = rm.connect("http://localhost:8000/v1", "policy", steps)
     more: rm.Rollouts = rm.collect_rollouts("policy", 4, task="crossing")
     trainer = rm.PRMTrainer("policy", train_dataset=rollouts, args=rm.PRMConfig(output_dir="prm"))
     report: rm.AuditReport = rm.audit(rollouts, scorer)
@@ -28,5 +29,5 @@ def program() -> None:
     assert_type(samples[0].best, str | None)
     assert_type(result.log_z, np.ndarray | None)
     assert_type(rm.load_prompts("prompts.jsonl"), list[Prompt])
-    print(exact, tilt, more, trainer, report.model.cost.n_for_cv, error)
+    print(exact, tilt, more, served, trainer, report.model.cost.n_for_cv, error)
     rm.sample(3, ["a"])  # type: ignore[arg-type]  # an error, or the comment is one

@@ -368,7 +368,7 @@ def test_results_print_in_a_few_lines(name, workspace, policy, value):
     }[name]()
     assert type(result) is getattr(rm, name)
     for text in (str(result), repr(result)):
-        assert 0 < len(text.splitlines()) <= (16 if name == "AuditReport" else 12)
+        assert 0 < len(text.splitlines()) <= (20 if name == "AuditReport" else 12)
         assert max(map(len, text.splitlines())) <= 160
     assert result._repr_html_().startswith("<")
     assert len(result.to_frame()) > 0

@@ -131,6 +131,6 @@ def test_the_end_of_the_context_ends_solutions(policy, generator):
     steps = StepTokenizer(policy.steps.tokenizer, StepSettings("u \n", 50, 40))
     free = Policy(policy.model, steps)
     state = free.start([[4] * 55])
-    found = free.decode_solutions(state, torch.zeros(5, dtype=torch.long), generator(0))
+    found = free.decode_solutions(state, torch.zeros(200, dtype=torch.long), generator(0))
     assert all(sum(map(len, s)) <= 64 - 55 for s in found)
     assert any(sum(map(len, s)) == 64 - 55 for s in found)
