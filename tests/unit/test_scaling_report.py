@@ -390,3 +390,11 @@ def test_audits_stand_beside_the_tables():
     assert rows["mc-early", "2"][6] == "–"
     known = found.consistency["default-late at 8"]
     assert rows["default-late", "8"][3] == f"{known.rms_policy:.3f}"
+
+
+def test_a_need_beyond_the_tables_is_above_the_largest_n_tried_there():
+    point = next(p for p in made().points if p.censored)
+    beyond = dataclasses.replace(point, n_on_tables=None)
+    assert need_of(beyond).source == "bound"
+    assert need_of(beyond).n == pytest.approx(max(t.n_particles for t in point.trials_on_tables))
+    assert need_of(dataclasses.replace(beyond, trials_on_tables=[])).n == pytest.approx(point.n_largest)

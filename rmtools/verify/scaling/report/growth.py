@@ -44,7 +44,8 @@ def need_of(point: Point) -> Need:
     elif point.n_on_tables is not None:
         n, trials, source = point.n_on_tables, point.trials_on_tables, "tables"
     else:
-        n, trials, source = float(point.n_largest), [], "bound"
+        tried = [point.n_largest, *(t.n_particles for t in point.trials_on_tables)]
+        n, trials, source = float(max(tried)), [], "bound"
     step = _step(n, trials)
     half = step
     if source == "runs":
