@@ -42,7 +42,7 @@ def story(found: Scaling, title: str) -> str:
             ax.set_xlabel("reasoning steps T", fontsize=14)
             ax.set_ylim(*drawn)
         axes[0].set_ylabel(f"particles N for a CV(Ẑ) of {DELTA_CV:g}", fontsize=14)
-        figure.suptitle(title, fontsize=17, fontweight="bold", x=0.01, ha="left")
+        figure.suptitle(title, fontsize=15, fontweight="bold", x=0.01, ha="left")
         _key(figure, found, STORY, 12)
         return svg_text(figure)
 
