@@ -103,6 +103,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.server.bodies.append(body)
 
 
+def settle(*servers):
+    """Wait until requests that were answered are counted."""
+    end = time.monotonic() + 10
+    while any(s.in_flight for s in servers) and time.monotonic() < end:
+        time.sleep(0.002)
+
+
 @contextlib.contextmanager
 def serving(*args, **more):
     """Serve in a thread; yield the `StandIn`."""

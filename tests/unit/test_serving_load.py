@@ -6,7 +6,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from stand_in import WAYS, choice, often_failing, serving
+from stand_in import WAYS, choice, often_failing, serving, settle
 
 from rmtools.errors import UserError
 from rmtools.serving import retry, window
@@ -83,6 +83,7 @@ def test_requests_adapt_to_a_server_that_takes_few():
         source = endpoint(server.url, concurrency=32)
         ask(source, range(300))
         assert source.windows.each[0].size < FIRST_WINDOW
+        settle(server)
         assert sum(server.sent.values()) == 300
         source.close()
 
@@ -105,6 +106,7 @@ def survive(total, share, rounds):
             server.bodies.clear()
             used.append(tracemalloc.get_traced_memory()[0])
         tracemalloc.stop()
+        settle(server)
         assert len(server.sent) == sum(server.sent.values()) == total, "lost, or answered twice"
         assert ways == {"", *WAYS}
         assert server.connections < total / 4, "connections are kept"
@@ -125,14 +127,21 @@ def test_ten_thousand_requests_with_one_in_twenty_failing():
 
 def test_several_servers_share_the_work_and_one_may_die():
     died = threading.Event()
-    with serving(echo) as one, serving(echo) as two:
+
+    def write(body, name):  # slowly: of servers that answer at once the first is always free
+        time.sleep(0.02)
+        return echo(body, name)
+
+    with serving(write) as one, serving(write) as two:
         two.fails = lambda name, attempt: "cut" if died.is_set() else ""
         source = endpoint(one.url, two.url, concurrency=4)
         ask(source, range(100))
+        settle(one, two)
         assert min(sum(s.sent.values()) for s in (one, two)) > 25
         died.set()
         before = sum(two.sent.values())
         ask(source, range(100, 200))
+        settle(one, two)
         assert sum(one.sent.values()) + before == 200
         assert len(one.sent + two.sent) == 200
         source.close()
