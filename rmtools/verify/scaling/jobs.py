@@ -159,7 +159,7 @@ def jobs_of(profile: Profile) -> list[Job]:
     return [
         *told,
         *others,
-        *(Job("baselines", t, m) for t in longest_first for m in available() if profile.baseline_tokens),
+        *(Job("consistency", t, m) for t in longest_first for m in (*MODELS, *checkpoints)),
         *(
             Job("families", t, f, s)
             for f, steps in FAMILIES.items()
@@ -167,8 +167,8 @@ def jobs_of(profile: Profile) -> list[Job]:
             for s in SAMPLERS
             if profile.families
         ),
-        *(Job("consistency", t, m) for t in longest_first for m in (*MODELS, *checkpoints)),
         *(Job("audits", t, "trained") for t in longest_first),
+        *(Job("baselines", t, m) for t in longest_first for m in available() if profile.baseline_tokens),
     ]
 
 
