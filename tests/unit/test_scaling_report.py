@@ -398,3 +398,19 @@ def test_a_need_beyond_the_tables_is_above_the_largest_n_tried_there():
     assert need_of(beyond).source == "bound"
     assert need_of(beyond).n == pytest.approx(max(t.n_particles for t in point.trials_on_tables))
     assert need_of(dataclasses.replace(beyond, trials_on_tables=[])).n == pytest.approx(point.n_largest)
+
+
+def test_a_bound_decides_only_for_the_exponential():
+    """Of 4, 8, 16 on a power of T: a bound far above its continuation says exponential, one below it nothing."""
+
+    def law(model, t, sampler):
+        return 2.0 * t**1.2 if t < 32 else 1e6
+
+    points = made(law, budget=20_000).points
+    seen = growth_of(points, "exact", "default")
+    assert (seen.bounds, seen.shape) == (1, "exponential")
+    low = [
+        dataclasses.replace(p, n_largest=16, trials_on_tables=[]) if p.horizon == 32 else p for p in points
+    ]
+    found = growth_of(low, "exact", "default")
+    assert (found.bounds, found.shape) == (1, "not resolved")

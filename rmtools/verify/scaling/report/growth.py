@@ -103,6 +103,8 @@ class Growth:
         Further horizons, of which only a bound is known; they are in no line.
     exponential, polynomial : Line or None
         Log N on T, and on log T; None with fewer than three horizons.
+    shape : str
+        Which of the two is nearer to the points; not resolved with fewer than three horizons from 4 on.
     """
 
     model: str
@@ -111,28 +113,41 @@ class Growth:
     bounds: int
     exponential: Line | None
     polynomial: Line | None
-
-    @property
-    def shape(self) -> str:
-        """Which of the two lines is nearer to the points; not resolved with fewer than three horizons from 4 on."""
-        late = [t for t in self.horizons if t >= FROM]
-        if self.exponential is None or self.polynomial is None or len(late) < FEWEST_HORIZONS:
-            return "not resolved"
-        return "exponential" if self.exponential.residual < self.polynomial.residual else "polynomial"
+    shape: str
 
 
 def growth_of(points: Sequence[Point], model: str, sampler: str) -> Growth:
-    """Fit both laws."""
+    """Fit both laws.
+
+    A bound counts with its value where that already makes the exponential nearer: a larger N would, too. Where it makes the
+    polynomial nearer nothing is resolved.
+    """
     found = needs_of(points, model, sampler)
     known = [n for n in found if n.source != "bound"]
     late = [n for n in known if n.horizon >= FROM]
     used = late if len(late) >= FEWEST_HORIZONS else known
-    t = [n.horizon for n in used]
-    lines: list[Line | None] = [None, None]
-    if len(used) >= FEWEST_HORIZONS:
-        y, sd = [n.log_n for n in used], [n.sd for n in used]
-        lines = [line(t, y, sd), line([math.log(x) for x in t], y, sd)]
-    return Growth(model, sampler, tuple(t), len(found) - len(known), *lines)
+    exponential, polynomial = _both(used)
+    shape = "not resolved" if len(late) < FEWEST_HORIZONS else _nearer(exponential, polynomial)
+    bounds = [n for n in found if n.source == "bound"]
+    if bounds and shape != "not resolved":
+        last = all(n.horizon > used[-1].horizon for n in bounds)
+        with_bounds = _nearer(*_both([*used, *bounds])) if last else ""
+        shape = with_bounds if with_bounds == "exponential" else "not resolved"
+    return Growth(model, sampler, tuple(n.horizon for n in used), len(bounds), exponential, polynomial, shape)
+
+
+def _both(needs: Sequence[Need]) -> tuple[Line | None, Line | None]:
+    """Return the lines of log N on T and on log T."""
+    if len(needs) < FEWEST_HORIZONS:
+        return None, None
+    t, y, sd = [n.horizon for n in needs], [n.log_n for n in needs], [n.sd for n in needs]
+    return line(t, y, sd), line([math.log(x) for x in t], y, sd)
+
+
+def _nearer(exponential: Line | None, polynomial: Line | None) -> str:
+    if exponential is None or polynomial is None:
+        return "not resolved"
+    return "exponential" if exponential.residual < polynomial.residual else "polynomial"
 
 
 def power(needs: Sequence[Need]) -> tuple[Interval, bool] | None:
