@@ -130,7 +130,7 @@ def growth_of(points: Sequence[Point], model: str, sampler: str) -> Growth:
     shape = "not resolved" if len(late) < FEWEST_HORIZONS else _nearer(exponential, polynomial)
     bounds = [n for n in found if n.source == "bound"]
     if bounds and shape != "not resolved":
-        last = all(n.horizon > used[-1].horizon for n in bounds)
+        last = all(n.horizon > used[-1].horizon and n.log_n > used[-1].log_n for n in bounds)
         with_bounds = _nearer(*_both([*used, *bounds])) if last else ""
         shape = with_bounds if with_bounds == "exponential" else "not resolved"
     return Growth(model, sampler, tuple(n.horizon for n in used), len(bounds), exponential, polynomial, shape)
