@@ -89,7 +89,7 @@ def constant_variances(found: Scaling) -> list[Variance]:
     """Return N CV(Zhat)^2 over sigma^2 of the constant at every step, by horizon.
 
     From the language model's runs with N of at least 25 sigma^2, from those on tables where the budget ends before, and else
-    from the largest N of the language model.
+    from the largest N of either.
     """
     result = []
     for p in found.points:
@@ -98,7 +98,8 @@ def constant_variances(found: Scaling) -> list[Variance]:
             continue
         options = [("runs", p.trials), ("tables", p.trials_on_tables)]
         large = [(s, [t for t in own if t.n_particles >= ASYMPTOTIC * known.sigma2]) for s, own in options]
-        source, used = next((x for x in large if x[1]), ("runs", p.trials[:1]))
+        largest = max(options, key=lambda x: max((t.n_particles for t in x[1]), default=0))
+        source, used = next((x for x in large if x[1]), (largest[0], largest[1][:1]))
         if used and all(t.cv > 0 for t in used):
             result.append(variance_of(p.horizon, known.sigma2, used, source))
     return result
