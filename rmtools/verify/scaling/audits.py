@@ -10,7 +10,7 @@ from rmtools.lm.protocol import Scorer
 from rmtools.stats.bootstrap import Interval
 from rmtools.verify.scaling.profile import DELTA_CV
 
-TRAJECTORIES, CHILDREN = 8, 4
+TRAJECTORIES, CHILDREN, COMPLETIONS = 8, 4, 4
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,13 @@ def audit_trained(
 ) -> list[Audited]:
     """Roll out the policy on ``prompts`` and audit ``scorers``, by name, on the same rollouts."""
     rollouts = rm.collect_rollouts(
-        policy, list(prompts), task=task, trajectories=TRAJECTORIES, children=CHILDREN, seed=seed
+        policy,
+        list(prompts),
+        task=task,
+        trajectories=TRAJECTORIES,
+        children=CHILDREN,
+        completions=COMPLETIONS,
+        seed=seed,
     )
     first, *others = scorers.values()
     report = rm.audit(rollouts, first, compare=others, controls=False, delta_cv=DELTA_CV, seed=seed)

@@ -29,10 +29,14 @@ def audit_sentence(found: Scaling) -> str:
     pairs = _pairs(found)
     rms = [a.rms.contains(rms) for a, rms, _ in pairs]
     resolved = [a.n_for_cv.contains(n) for a, _, n in pairs if a.n_for_cv is not None]
+    particles = (
+        f"and the particles for resampling at every step for {sum(resolved)} of the {len(resolved)} that it resolves"
+        if resolved
+        else "particles are not resolved by so few rollouts"
+    )
     return (
         f"What `rmtools audit` says of the trained models from rollouts with sampled children, beside the exact figures: its "
-        f"95% interval holds the root mean square of b for {sum(rms)} of {len(rms)} models and horizons, and the particles for "
-        f"resampling at every step for {sum(resolved)} of the {len(resolved)} that it resolves."
+        f"95% interval holds the root mean square of b for {sum(rms)} of {len(rms)} models and horizons, {particles}."
     )
 
 
