@@ -51,7 +51,7 @@ def new_token_classifier(
     """Return the weights of ``model`` under a two-label fp32 head, dropout off.
 
     A head of two labels (one linear layer, or two with a ReLU between them) is kept, with the good label second; any other is
-    replaced by one drawn with ``seed``, as where there is none (`rmtools.lm.formats.beginning` says which).
+    replaced by a new one, drawn with ``seed``; so is a missing head (`rmtools.lm.formats.beginning` says which).
     ``revision`` is that of a hub model (default: its newest), ``device`` where quantised weights are read; ``options`` are
     those of ``from_pretrained``, such as ``dtype`` and ``quantization_config``.
 
@@ -187,7 +187,7 @@ def _classifier_config(model: Path) -> Any:
 
 
 def head_name(model: Any) -> str:
-    """Return what a token classifier calls its head, one of `HEADS`; "" if it has none of linear layers."""
+    """Return what a token classifier calls its head, one of `HEADS`; "" without a head of linear layers."""
     kinds = (torch.nn.Linear, torch.nn.Sequential)
     return next((name for name in HEADS if isinstance(getattr(model, name, None), kinds)), "")
 

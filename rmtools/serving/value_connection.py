@@ -22,6 +22,8 @@ from rmtools.serving.errors import RefusedError
 from rmtools.serving.server import served_model
 from rmtools.serving.values import WAYS, Ids, Labels, ServedSteps, ServedValueModel, ValueServer, Way
 
+# Token ids, of any tokenizer.
+PROBES: tuple[Ids, Ids] = ((5, 6, 7), (8, 9, 5, 6))
 # Differences in p that the precision of a server explains: bfloat16 has 8 bits.
 SAME_P = 0.03
 SERVE = (
@@ -126,9 +128,6 @@ def _connected(endpoint: Endpoint, name: str, labels: Labels | None, way: str) -
     server = ValueServer(endpoint, name, labels, last, whole)
     _check(server)
     return server
-
-
-PROBES: tuple[Ids, Ids] = ((5, 6, 7), (8, 9, 5, 6))
 
 
 def _check(server: ValueServer) -> None:

@@ -34,7 +34,6 @@ Ids = tuple[int, ...]
 TREES = 32
 # Of a request: enough to keep a server busy, few enough to be sent again.
 SEQUENCES = 16
-PROBE = (1, 2, 3)
 TINY = 1e-38
 NUMBERS = itertools.count()
 
