@@ -17,7 +17,7 @@ from rmtools.particles.tilt import Tilt
 from rmtools.seeds import generator
 from rmtools.verify.scaling.exact_families import FAMILIES, measure_family
 from rmtools.verify.scaling.measure import SAMPLERS
-from rmtools.verify.scaling.points import Setting, consistency, measure_point
+from rmtools.verify.scaling.points import Setting, consistency, measure_point, measure_variance
 from rmtools.verify.scaling.profile import (
     BELLMAN,
     DELTA_CV,
@@ -127,7 +127,7 @@ def trained_scorer(out: Path, profile: Profile, name: str, policy: Any, tilt: Ti
 
 @dataclass(frozen=True)
 class Job:
-    """What is measured: ``kind`` points, consistency, baselines, families or audits; ``name`` a model, method or family."""
+    """What is measured: ``kind`` as of `jobs_of`; ``name`` a model, method or family."""
 
     kind: str
     horizon: int
@@ -159,6 +159,7 @@ def jobs_of(profile: Profile) -> list[Job]:
     return [
         *told,
         *others,
+        *(Job("variances", t, "constant", "every-step") for t in longest_first),
         *(Job("consistency", t, m) for t in longest_first for m in (*MODELS, *checkpoints)),
         *(
             Job("families", t, f, s)
@@ -221,6 +222,8 @@ def _measure(out: Path, profile: Profile, device: str, job: Job, rng: np.random.
         profile.most_tokens,
         profile.most_on_tables,
     )
+    if job.kind == "variances":
+        return measure_variance(setting, scorer, models, at.merged, rng)
     if job.kind == "baselines":
         return measure_baseline(setting, job.name, name, scorer, profile.baseline_tokens, rng)
     return measure_point(setting, name, scorer, models, job.sampler, rng)

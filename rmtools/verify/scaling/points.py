@@ -23,6 +23,11 @@ from rmtools.verify.scaling.tables import Table
 PILOT_PARTICLES = 16
 # Of a step of the task.
 STEP_TOKENS = 3
+# N Var(Zhat / Z) is at its limit from about this many sigma^2 on (docs/equations.md, section 5).
+ASYMPTOTIC, LEAST_FOR_LIMIT = 25, 64
+# Runs of `measure_variance`: what this many steps of particles allow.
+PARTICLE_STEPS, FEWEST_OF_VARIANCE, MOST_OF_VARIANCE = 4e9, 16, 128
+RESAMPLES = 400
 
 
 @dataclass(frozen=True)
@@ -149,6 +154,21 @@ class Trial:
 
 
 @dataclass(frozen=True)
+class Variance:
+    """N CV(Zhat)^2 of the constant under resampling at every step, beside the sigma^2 of its tables.
+
+    ``relative`` is the ratio of the two with a 95% interval, ``source`` what was run: "runs" of the language model, or "tables".
+    """
+
+    horizon: int
+    sigma2: float
+    n_particles: int
+    runs: int
+    relative: Interval
+    source: str
+
+
+@dataclass(frozen=True)
 class Point:
     """A reward model under a sampler at one horizon.
 
@@ -258,6 +278,40 @@ def _predicted(
         if not found.resolved
         else PILOT_PARTICLES * max(found.uncut.estimate, 0.0) / setting.delta_cv**2
     )
+
+
+def measure_variance(
+    setting: Setting, value: Scorer, models: Sequence[FiniteModel], merged: bool, rng: np.random.Generator
+) -> Variance:
+    """Run enough particles for the limit of N Var(Zhat / Z), and enough runs to tell 10%; on tables if states are merged.
+
+    The interval resamples runs, not prompts: sigma^2 is of the same prompts.
+    """
+    sampler, sigma2 = SAMPLERS["every-step"], consistency(models).sigma2
+    n = max(LEAST_FOR_LIMIT, math.ceil(ASYMPTOTIC * sigma2))
+    work = n * len(models) * setting.task.horizon
+    runs = int(np.clip(PARTICLE_STEPS / work, FEWEST_OF_VARIANCE, MOST_OF_VARIANCE))
+    run = (
+        run_tables(models, setting.tilt, sampler, rng)
+        if merged
+        else run_models(setting.policy, value, setting.task, setting.prompts, sampler, rng)
+    )
+    log_z = run(n, runs).log_z
+    z = np.exp(log_z - log_z.max())
+    again = np.stack(
+        [_cv2(np.take_along_axis(z, rng.integers(runs, size=z.shape), 1)) for _ in range(RESAMPLES)]
+    )
+    # Of resampled runs the variance is 1 - 1/K of its own: corrected, as moments are by `ddof`.
+    low, high = np.quantile(again, [0.025, 0.975]) * runs / (runs - 1)
+    scale = n / sigma2
+    relative = Interval(scale * _cv2(z), scale * float(low), scale * float(high))
+    return Variance(setting.task.horizon, sigma2, n, runs, relative, "tables" if merged else "runs")
+
+
+def _cv2(z: np.ndarray) -> float:
+    """Return CV(Zhat)^2, pooled over prompts, of Zhat (P, K)."""
+    variance = z.var(axis=1, ddof=1)
+    return float(variance.sum() / (z.mean(axis=1) ** 2 - variance / z.shape[1]).sum())
 
 
 def _estimate(need: Interval | None) -> float | None:

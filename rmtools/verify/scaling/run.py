@@ -34,7 +34,7 @@ from rmtools.verify.scaling.jobs import (
     task_of,
 )
 from rmtools.verify.scaling.measure import FEWEST_RUNS
-from rmtools.verify.scaling.points import STEP_TOKENS, Consistency, Point
+from rmtools.verify.scaling.points import STEP_TOKENS, Consistency, Point, Variance
 from rmtools.verify.scaling.profile import MODELS, TRAINED, Profile
 from rmtools.verify.scaling.prompts import alike_prompts
 from rmtools.verify.scaling.stages import Stages
@@ -212,6 +212,8 @@ class Scaling:
     families : list of FamilyPoint
     audits : list of Audited
         Of the trained models.
+    variances : list of Variance
+        Of the constant at every step.
     also : Scaling or None
         The further run of the profile.
     """
@@ -223,6 +225,7 @@ class Scaling:
     baselines: list[Baseline]
     families: list[FamilyPoint]
     audits: list[Audited]
+    variances: list[Variance]
     also: "Scaling | None" = None
 
 
@@ -266,4 +269,5 @@ def read_scaling(stages: Stages, profile: Profile) -> Scaling:
             (from_json(Audited, row) for rows in results("audits").values() for row in rows),
             key=lambda a: (TRAINED.index(a.model), a.horizon),
         ),
+        sorted((from_json(Variance, row) for row in results("variances").values()), key=lambda v: v.horizon),
     )

@@ -12,9 +12,6 @@ from rmtools.verify.scaling.points import Consistency, Point, Trial
 from rmtools.verify.scaling.report.growth import Z95, Need, need_of, needs_of
 from rmtools.verify.scaling.run import Scaling
 
-# N Var(Zhat / Z) is at its limit from about this many sigma^2 on (docs/equations.md, section 5).
-ASYMPTOTIC = 25
-
 
 @dataclass(frozen=True)
 class Ratio:
@@ -25,22 +22,6 @@ class Ratio:
     horizon: int
     found: Interval
     bound: bool
-
-
-@dataclass(frozen=True)
-class Variance:
-    """N CV(Zhat)^2 of the constant at every step over sigma^2; ``least`` is the smallest N used, of ``source`` runs or tables."""
-
-    horizon: int
-    sigma2: float
-    found: Interval
-    least: int
-    source: str
-
-    @property
-    def asymptotic(self) -> bool:
-        """Whether N is large enough for the limit."""
-        return self.least >= ASYMPTOTIC * self.sigma2
 
 
 def ratios_to_exact(points: Sequence[Point], model: str, sampler: str) -> list[Ratio]:
@@ -68,7 +49,7 @@ def variance_ratios(points: Sequence[Point], model: str, sampler: str) -> list[R
     for horizon in sorted(own.keys() & exact.keys()):
         pair = [_near_need(own[horizon]), _near_need(exact[horizon])]
         if all(pair):
-            a, b = (variance_of(horizon, 1.0, trials, "runs").found for trials in pair)
+            a, b = map(n_cv2, pair)
             sd = math.hypot(*(((x.high or x.estimate) / x.estimate - 1) / Z95 for x in (a, b)))
             ratio = a.estimate / b.estimate
             ends = ratio * math.exp(-Z95 * sd), ratio * math.exp(Z95 * sd)
@@ -85,33 +66,12 @@ def _near_need(point: Point) -> list[Trial]:
     ]
 
 
-def constant_variances(found: Scaling) -> list[Variance]:
-    """Return N CV(Zhat)^2 over sigma^2 of the constant at every step, by horizon.
-
-    From the language model's runs with N of at least 25 sigma^2, from those on tables where the budget ends before, and else
-    from the largest N of either.
-    """
-    result = []
-    for p in found.points:
-        known = found.consistency.get(f"constant at {p.horizon}")
-        if (p.model, p.sampler) != ("constant", "every-step") or known is None or known.sigma2 <= 0:
-            continue
-        options = [("runs", p.trials), ("tables", p.trials_on_tables)]
-        large = [(s, [t for t in own if t.n_particles >= ASYMPTOTIC * known.sigma2]) for s, own in options]
-        largest = max(options, key=lambda x: max((t.n_particles for t in x[1]), default=0))
-        source, used = next((x for x in large if x[1]), (largest[0], largest[1][:1]))
-        if used and all(t.cv > 0 for t in used):
-            result.append(variance_of(p.horizon, known.sigma2, used, source))
-    return result
-
-
-def variance_of(horizon: int, sigma2: float, trials: Sequence[Trial], source: str) -> Variance:
-    """Return N CV(Zhat)^2 over ``sigma2``, the mean over trials by the precision of each."""
-    ratio = np.asarray([t.n_particles * t.cv**2 / sigma2 for t in trials])
+def n_cv2(trials: Sequence[Trial]) -> Interval:
+    """Return N CV(Zhat)^2, the mean over trials by the precision of each."""
+    ratio = np.asarray([t.n_particles * t.cv**2 for t in trials])
     weight = np.asarray([(t.cv / max(2 * t.cv_error, 1e-12)) ** 2 for t in trials])
     middle, half = float(weight @ ratio / weight.sum()), Z95 / math.sqrt(float(weight.sum()))
-    interval = Interval(middle, middle * (1 - half), middle * (1 + half))
-    return Variance(horizon, sigma2, interval, min(t.n_particles for t in trials), source)
+    return Interval(middle, middle * (1 - half), middle * (1 + half))
 
 
 def trigger_saving(points: Sequence[Point], model: str) -> list[tuple[int, float, bool]]:
