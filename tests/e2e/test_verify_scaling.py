@@ -1,6 +1,7 @@
 """`rmtools verify scaling`: every stage once, resumed, and refused where its folder was changed."""
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -66,6 +67,11 @@ def test_all_stages(tiny, run):
     assert exact["rms_policy"] < 1e-6
     assert exact["sigma2"] == pytest.approx(exact["sigma2_perfect"])
     assert "default-1 at 2" in found["consistency"]
+    variance = found["variances"][0]
+    assert (variance["source"], variance["runs"]) == ("runs", 128)
+    assert variance["n_particles"] == math.ceil(25 * variance["sigma2"])
+    assert variance["relative"]["low"] < 1.2
+    assert variance["relative"]["high"] > 0.8
     audits = {a["model"]: a for a in found["audits"]}
     assert set(audits) == {"mc-early", "mc-late", "default-early", "default-late"}
     b = audits["default-early"]["rms"]["estimate"]

@@ -20,7 +20,7 @@ from rmtools.particles.tilt import Tilt
 from rmtools.verify.scaling.baselines import measure_baseline
 from rmtools.verify.scaling.exact_families import measure_family
 from rmtools.verify.scaling.measure import SAMPLERS, Runs, run_models, run_tables, search
-from rmtools.verify.scaling.points import Setting, consistency
+from rmtools.verify.scaling.points import Setting, consistency, measure_variance
 from rmtools.verify.scaling.policy import _point_at_columns
 from rmtools.verify.scaling.prompts import alike_prompts, random_success
 from rmtools.verify.scaling.stages import Stages
@@ -268,6 +268,18 @@ def test_consistency_against_paths():
     other = families.random_tree(4, 2, 0.1, 0.05, np.random.default_rng(3))
     z2, each = np.exp([2 * solve(m).log_z for m in (model, other)]), [solve(m).sigma2 for m in (model, other)]
     assert consistency([model, other]).sigma2 == pytest.approx(z2 @ each / z2.sum())
+
+
+def test_variances_are_those_of_theory(setting):
+    """N Var(Zhat / Z) of exact models is sigma^2, pooled; the interval covers it, and is as wide as the runs say."""
+    models = [families.random_tree(4, 2, 0.4, 0.05, np.random.default_rng(seed)) for seed in range(8)]
+    found = measure_variance(setting, None, models, True, np.random.default_rng(5))
+    assert (found.source, found.runs) == ("tables", 128)
+    assert found.n_particles >= 25 * found.sigma2 == 25 * consistency(models).sigma2
+    assert found.relative.low < 1 < found.relative.high
+    assert found.relative.estimate == pytest.approx(1, abs=0.15)
+    # Eight variances of 128 runs each: a standard error of at least (2 / (8 * 127))^(1/2).
+    assert found.relative.high - found.relative.low > 3 * math.sqrt(2 / (8 * 127))
 
 
 def test_prompts_are_alike(task):

@@ -12,7 +12,7 @@ from rmtools.verify.scaling.audits import Audited
 from rmtools.verify.scaling.baselines import METHODS, Baseline, BaselineTrial
 from rmtools.verify.scaling.exact_families import FAMILIES, FamilyPoint
 from rmtools.verify.scaling.jobs import Horizon
-from rmtools.verify.scaling.points import Consistency, Point, Trial
+from rmtools.verify.scaling.points import Consistency, Point, Trial, Variance
 from rmtools.verify.scaling.profile import FULL, MODELS, TRAINED
 from rmtools.verify.scaling.report.bellman import audit_sentence, audit_table
 from rmtools.verify.scaling.report.claims import conclusions
@@ -86,7 +86,25 @@ def made(law=variance_of, horizons=T, budget=BUDGET, predicted=None, interval=1.
             )
     of = [Horizon(t, P[t], P[t] / 10, 0.9, 1e-4, 1000, t > 8) for t in horizons]
     profile = dataclasses.replace(FULL, horizons=tuple(horizons))
-    return Scaling(profile, of, points, found, baselines(horizons), exact_families(), audits(found, horizons))
+    return Scaling(
+        profile,
+        of,
+        points,
+        found,
+        baselines(horizons),
+        exact_families(),
+        audits(found, horizons),
+        variances(found, horizons),
+    )
+
+
+def variances(found, horizons):
+    """Variances within 3% of sigma^2, of the language model up to T = 8."""
+    return [
+        Variance(t, v, max(64, round(25 * v)), 64, Interval(0.97, 0.92, 1.03), "tables" if t > 8 else "runs")
+        for t in horizons
+        for v in [found[f"constant at {t}"].sigma2]
+    ]
 
 
 def audits(found, horizons):
@@ -155,7 +173,8 @@ def test_known_laws_are_found():
     assert found["trained, every-step"].found.estimate == pytest.approx(1.05)
     assert found["trained, default"].found.estimate == pytest.approx(0.8)
     assert found["near exact, default"].found.estimate == pytest.approx(1.1)
-    assert found["constant's variance"].found.estimate == pytest.approx(1, rel=0.01)
+    assert found["constant's variance"].found.estimate == 0.97
+    assert "0.97 [0.92, 1.03] at T = 16 on tables" in found["constant's variance"].detail
     # The same slope from N CV^2, which the grid of N does not round.
     assert "of all its runs the ratio is 1.00" in found["no reward model"].detail
     assert found["rank correlation"].found.estimate == pytest.approx(1)
@@ -188,15 +207,12 @@ FAILING = {
     "prediction within ×2": lambda: off(made(), lambda p: 3.0),
     "rank correlation": lambda: off(made(), lambda p: p.n_predicted**-2),
     "near exact, default": lambda: made(law_with(default_late=lambda law, t, s: 1.6 * law("exact", t, s))),
-    "constant's variance": lambda: changed(
-        made(),
-        lambda p: dataclasses.replace(
-            p,
-            trials=[dataclasses.replace(t, cv=t.cv * 1.08) for t in p.trials],
-            trials_on_tables=[dataclasses.replace(t, cv=t.cv * 1.08) for t in p.trials_on_tables],
-        ),
-        model=["constant"],
-        horizon=[8],
+    "constant's variance": lambda: dataclasses.replace(
+        found := made(),
+        variances=[
+            dataclasses.replace(v, relative=Interval(1.16, 1.05, 1.3)) if v.horizon == 8 else v
+            for v in found.variances
+        ],
     ),
 }
 
@@ -318,7 +334,7 @@ def test_two_horizons_are_no_law():
 
 
 def test_nothing_measured_is_not_resolved():
-    empty = dataclasses.replace(made(), points=[], consistency={})
+    empty = dataclasses.replace(made(), points=[], consistency={}, variances=[])
     assert {c.verdict for c in conclusions(empty).claims} == {"not resolved"}
 
 

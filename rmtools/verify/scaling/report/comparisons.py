@@ -1,4 +1,4 @@
-"""Particles of one model beside those of another, of one sampler beside the other, and variances beside sigma^2."""
+"""Particles of one model beside those of another, of one sampler beside the other."""
 
 import math
 from collections.abc import Sequence
