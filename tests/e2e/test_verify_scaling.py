@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from rmtools.verify.scaling import QUICK, baselines, jobs, policy, report
+from rmtools.verify.scaling import QUICK, baselines, jobs, points, policy, report
 from rmtools.verify.scaling import run as stages
 from rmtools.verify.scaling.policy import PolicySize
 
@@ -36,6 +36,7 @@ def tiny(tmp_path_factory):
         patch.setattr(policy, "STEP_SUCCESS", (0.0, 1.0))
         patch.setattr(jobs, "MODELS", ("constant", "default-early", "exact"))
         patch.setattr(stages, "GATE_SOLUTIONS", 8)
+        patch.setattr(points, "PARTICLE_STEPS", 1.0)
         patch.setattr(baselines, "METHODS", {m: baselines.METHODS[m] for m in ("rejection", "smc")})
         yield tmp_path_factory.mktemp("scaling") / "out"
 
@@ -52,15 +53,15 @@ def test_all_stages(tiny, run):
     assert "<svg" in (tiny / "scaling.svg").read_text()
     page = (tiny / "scaling.html").read_text()
     assert "rmtools verify scaling --quick --seed 0" in page
-    points = found["points"]
-    assert {(p["model"], p["sampler"]) for p in points} == {
+    measured = found["points"]
+    assert {(p["model"], p["sampler"]) for p in measured} == {
         (m, s) for m in ("constant", "default-early", "exact") for s in ("every-step", "default")
     }
-    assert all(p["n_predicted"] > 0 for p in points if p["sampler"] == "every-step")
-    for p in points:
+    assert all(p["n_predicted"] > 0 for p in measured if p["sampler"] == "every-step")
+    for p in measured:
         assert p["censored"] == (p["n_measured"] is None)
         assert p["trials"][0]["n_particles"] == p["n_largest"]
-    by = {(p["model"], p["sampler"]): p for p in points}
+    by = {(p["model"], p["sampler"]): p for p in measured}
     assert by["constant", "default"]["resampled"] == 0
     assert by["constant", "every-step"]["resampled"] == 1
     exact = found["consistency"]["exact at 2"]
@@ -68,10 +69,10 @@ def test_all_stages(tiny, run):
     assert exact["sigma2"] == pytest.approx(exact["sigma2_perfect"])
     assert "default-1 at 2" in found["consistency"]
     variance = found["variances"][0]
-    assert (variance["source"], variance["runs"]) == ("runs", 128)
+    assert (variance["source"], variance["runs"]) == ("runs", 16)
     assert variance["n_particles"] == math.ceil(25 * variance["sigma2"])
-    assert variance["relative"]["low"] < 1.2
-    assert variance["relative"]["high"] > 0.8
+    assert variance["relative"]["low"] < 1.5
+    assert variance["relative"]["high"] > 0.7
     audits = {a["model"]: a for a in found["audits"]}
     assert set(audits) == {"mc-early", "mc-late", "default-early", "default-late"}
     b = audits["default-early"]["rms"]["estimate"]
@@ -80,6 +81,7 @@ def test_all_stages(tiny, run):
 
 def test_a_second_run_repeats_nothing_and_a_lost_point_is_made_alone(tiny, run, monkeypatch):
     monkeypatch.setattr(report, "write_report", lambda *args: None)
+    assert run(*scaling(tiny)).code == 0  # of another process, where tests are spread
     before = json.loads((tiny / "stages.json").read_text())
     assert run(*scaling(tiny)).code == 0
     assert json.loads((tiny / "stages.json").read_text()) == before
@@ -99,6 +101,7 @@ def test_a_second_run_repeats_nothing_and_a_lost_point_is_made_alone(tiny, run, 
 
 
 def test_what_was_changed_or_is_of_another_size_is_refused(tiny, run):
+    assert run(*scaling(tiny)).code == 0
     other = run(*scaling(tiny, "--seed", "3"))
     assert other.code == 2
     assert "another configuration" in other.err
