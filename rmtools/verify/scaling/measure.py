@@ -262,6 +262,21 @@ def _cv2(runs: Runs) -> tuple[float, float]:
     return cv2, cv2 * math.sqrt(2 / (carrying * (runs.log_z.shape[1] - 1)))
 
 
+def cv2_over_runs(runs: Runs, rng: np.random.Generator) -> Interval:
+    """Return CV(Zhat)^2 with a 95% percentile interval over the runs of each prompt; the prompts are kept as they are."""
+    k = runs.log_z.shape[1]
+
+    def drawn() -> Runs:
+        index = rng.integers(k, size=runs.log_z.shape)
+        log_z, right = (np.take_along_axis(x, index, axis=1) for x in (runs.log_z, runs.right))
+        return replace(runs, log_z=log_z, right=right)
+
+    # A variance of resampled runs is 1 - 1/K of their own, on average.
+    again = np.asarray([_cv2(drawn())[0] for _ in range(RESAMPLES)]) * k / (k - 1)
+    low, high = np.quantile(again, [0.025, 0.975])
+    return Interval(_cv2(runs)[0], float(low), float(high))
+
+
 Reached = Callable[[np.ndarray], bool]
 
 

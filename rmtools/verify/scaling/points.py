@@ -17,7 +17,15 @@ from rmtools.sampling.settings import settings_for
 from rmtools.sampling.source import Source
 from rmtools.stats.bootstrap import Interval
 from rmtools.stats.pilot import PilotSampler, pilot
-from rmtools.verify.scaling.measure import FEWEST_RUNS, SAMPLERS, Search, run_models, run_tables, search
+from rmtools.verify.scaling.measure import (
+    FEWEST_RUNS,
+    SAMPLERS,
+    Search,
+    cv2_over_runs,
+    run_models,
+    run_tables,
+    search,
+)
 from rmtools.verify.scaling.tables import Table
 
 PILOT_PARTICLES = 16
@@ -27,7 +35,6 @@ STEP_TOKENS = 3
 ASYMPTOTIC, LEAST_FOR_LIMIT = 25, 64
 # Runs of `measure_variance`: what this many steps of particles allow.
 PARTICLE_STEPS, FEWEST_OF_VARIANCE, MOST_OF_VARIANCE = 4e9, 16, 128
-RESAMPLES = 400
 
 
 @dataclass(frozen=True)
@@ -155,9 +162,18 @@ class Trial:
 
 @dataclass(frozen=True)
 class Variance:
-    """N CV(Zhat)^2 of the constant under resampling at every step, beside the sigma^2 of its tables.
+    """N CV(Zhat)^2 of the constant under resampling at every step, beside sigma^2.
 
-    ``relative`` is the ratio of the two with a 95% interval, ``source`` what was run: "runs" of the language model, or "tables".
+    Attributes
+    ----------
+    sigma2 : float
+        Of the tables, pooled over prompts.
+    n_particles, runs : int
+        Of each of the runs, and how many there are of a prompt.
+    relative : Interval
+        N CV(Zhat)^2 over sigma^2, 95% over runs.
+    source : str
+        What was run: "runs" of the language model, or "tables".
     """
 
     horizon: int
@@ -283,9 +299,9 @@ def _predicted(
 def measure_variance(
     setting: Setting, value: Scorer, models: Sequence[FiniteModel], merged: bool, rng: np.random.Generator
 ) -> Variance:
-    """Run enough particles for the limit of N Var(Zhat / Z), and enough runs to tell 10%; on tables if states are merged.
+    """Run enough particles for the limit of N Var(Zhat / Z), on the tables if their states are merged.
 
-    The interval resamples runs, not prompts: sigma^2 is of the same prompts.
+    The runs are as many as `PARTICLE_STEPS` allows.
     """
     sampler, sigma2 = SAMPLERS["every-step"], consistency(models).sigma2
     n = max(LEAST_FOR_LIMIT, math.ceil(ASYMPTOTIC * sigma2))
@@ -296,22 +312,8 @@ def measure_variance(
         if merged
         else run_models(setting.policy, value, setting.task, setting.prompts, sampler, rng)
     )
-    log_z = run(n, runs).log_z
-    z = np.exp(log_z - log_z.max())
-    again = np.stack(
-        [_cv2(np.take_along_axis(z, rng.integers(runs, size=z.shape), 1)) for _ in range(RESAMPLES)]
-    )
-    # Of resampled runs the variance is 1 - 1/K of its own: corrected, as moments are by `ddof`.
-    low, high = np.quantile(again, [0.025, 0.975]) * runs / (runs - 1)
-    scale = n / sigma2
-    relative = Interval(scale * _cv2(z), scale * float(low), scale * float(high))
+    relative = cv2_over_runs(run(n, runs), rng).map(lambda cv2: n * cv2 / sigma2)
     return Variance(setting.task.horizon, sigma2, n, runs, relative, "tables" if merged else "runs")
-
-
-def _cv2(z: np.ndarray) -> float:
-    """Return CV(Zhat)^2, pooled over prompts, of Zhat (P, K)."""
-    variance = z.var(axis=1, ddof=1)
-    return float(variance.sum() / (z.mean(axis=1) ** 2 - variance / z.shape[1]).sum())
 
 
 def _estimate(need: Interval | None) -> float | None:
